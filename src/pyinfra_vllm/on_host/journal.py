@@ -1,0 +1,93 @@
+"""The write-ahead journal of one service: what was intended, what was done, in order, on the disk.
+
+An entry is one JSON line: `at` (UTC), `tx` (the transaction), `step`, `state` (`intended`, `done`, `failed`,
+`note`) and the step's own fields. A line torn by a power cut is skipped, never repaired: it was not promised.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Optional
+
+Entry = dict[str, Any]
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+class Journal:
+    """Append-only; every append is fsynced before it returns."""
+
+    def __init__(self, path: Path, tx: str) -> None:
+        self.path = path
+        self.tx = tx
+
+    def write(self, step: str, state: str, **fields: Any) -> Entry:
+        entry: Entry = {"at": now(), "tx": self.tx, "step": step, "state": state, **fields}
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            if _ends_torn(descriptor):
+                line = b"\n" + line
+            written = os.write(descriptor, line)
+            if written != len(line):
+                raise OSError(f"only {written} of {len(line)} bytes of a journal entry fit into {self.path}")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return entry
+
+    @contextmanager
+    def step(self, name: str, **fields: Any) -> Iterator[Entry]:
+        """Write `intended`, run the body, write `done` with what the body put into the yielded dict."""
+        self.write(name, "intended", **fields)
+        result: Entry = {}
+        try:
+            yield result
+        except Exception as error:
+            self.write(name, "failed", error=str(error) or type(error).__name__)
+            raise
+        self.write(name, "done", **result)
+
+    def entries(self) -> list[Entry]:
+        return [entry for entry in read(self.path) if entry["tx"] == self.tx]
+
+
+def _ends_torn(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def read(path: Path) -> list[Entry]:
+    """Every whole entry, oldest first; an empty list where there is no journal."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [entry for line in lines for entry in _parsed(line)]
+
+
+def _parsed(line: bytes) -> list[Entry]:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # torn, or the empty text behind the last newline
+        return []
+    whole = isinstance(entry, dict) and all(
+        isinstance(entry.get(k), str) for k in ("at", "tx", "step", "state")
+    )
+    return [entry] if whole else []
+
+
+def last_transaction(path: Path) -> Optional[list[Entry]]:
+    """The entries of the newest transaction; None where nothing was ever begun."""
+    entries = read(path)
+    begun = [entry["tx"] for entry in entries if entry["step"] == "begin"]
+    if not begun:
+        return None
+    return [entry for entry in entries if entry["tx"] == begun[-1]]

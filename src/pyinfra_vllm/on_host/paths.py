@@ -1,0 +1,93 @@
+"""Where everything lives on a host. Nothing here touches the disk but the functions that say so."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+DEFAULT_ROOT = Path("/srv/pyinfra-vllm")
+UNITS = Path("/etc/systemd/system")
+
+
+@dataclass(frozen=True)
+class ServicePaths:
+    """The files of one service below the root, and its unit as systemd finds it."""
+
+    root: Path
+    name: str
+    units: Path = UNITS
+
+    @property
+    def directory(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def releases(self) -> Path:
+        return self.directory / "releases"
+
+    @property
+    def current(self) -> Path:
+        return self.directory / "current"
+
+    @property
+    def previous(self) -> Path:
+        return self.directory / "previous"
+
+    @property
+    def journal(self) -> Path:
+        return self.directory / "journal.jsonl"
+
+    @property
+    def evidence(self) -> Path:
+        return self.directory / "evidence"
+
+    @property
+    def rejected(self) -> Path:
+        return self.directory / "rejected.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.directory / "lock"
+
+    @property
+    def cache(self) -> Path:
+        return self.directory / "cache"
+
+    @property
+    def secrets(self) -> Path:
+        return self.directory / "secrets.env"
+
+    @property
+    def unit(self) -> str:
+        return f"vllm-{self.name}.service"
+
+    @property
+    def unit_link(self) -> Path:
+        return self.units / self.unit
+
+    @property
+    def wants_link(self) -> Path:
+        return self.units / "multi-user.target.wants" / self.unit
+
+    def release(self, release_id: str) -> Path:
+        return self.releases / release_id
+
+    def linked(self, link: Path) -> Optional[str]:
+        """The release id that `current` or `previous` points to; None where there is no link."""
+        try:
+            return Path(os.readlink(link)).name
+        except FileNotFoundError:
+            return None
+
+
+def services(root: Path, units: Path = UNITS) -> list[ServicePaths]:
+    """Every service that has releases below the root."""
+    if not root.is_dir():
+        return []
+    return [
+        ServicePaths(root, entry.name, units)
+        for entry in sorted(root.iterdir())
+        if (entry / "releases").is_dir()
+    ]

@@ -1,0 +1,81 @@
+"""The few things that we ask of systemd, each one command with a time limit."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Optional
+
+RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE"
+COMMAND_TIMEOUT_S = 120
+
+
+class SystemdError(Exception):
+    """systemd refused or failed a command; the message has its own words."""
+
+
+def _run(*command: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SystemdError(f"`{' '.join(command)}` did not answer within {timeout_s:.0f} s") from error
+    if done.returncode:
+        raise SystemdError(f"`{' '.join(command)}` exited with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def daemon_reload() -> None:
+    _run("systemctl", "daemon-reload")
+
+
+def restart(unit: str, stop_limit_s: float) -> None:
+    """Stop the unit (up to its own stop limit), forget earlier failures, start it anew.
+
+    Stop and start are two steps: a start limit reached by a crash loop must not refuse the way back.
+    """
+    stop(unit, stop_limit_s)
+    _run("systemctl", "start", unit)
+
+
+def start_in_background(unit: str) -> None:
+    _run("systemctl", "start", "--no-block", unit)
+
+
+def stop(unit: str, stop_limit_s: float) -> None:
+    if show(unit, "LoadState")["LoadState"] != "not-found":
+        _run("systemctl", "stop", unit, timeout_s=stop_limit_s + COMMAND_TIMEOUT_S)
+        subprocess.run(["systemctl", "reset-failed", unit], capture_output=True, check=False)
+
+
+def show(unit: str, *properties: str) -> dict[str, str]:
+    text = _run("systemctl", "show", unit, "--property", ",".join(properties))
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def running_release(unit: str) -> Optional[str]:
+    """The release that the unit's main process was started from, asked of the process itself."""
+    pid = show(unit, "MainPID").get("MainPID", "0")
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    prefix = f"{RELEASE_VARIABLE}=".encode()
+    found = [item[len(prefix) :] for item in environment.split(b"\0") if item.startswith(prefix)]
+    return found[0].decode() if found else None
+
+
+def log_cursor(unit: str) -> Optional[str]:
+    """A mark in the unit's log: what comes after it belongs to what we do next, whatever the clock does."""
+    for line in _run("journalctl", "--unit", unit, "--lines", "0", "--show-cursor").splitlines():
+        if line.startswith("-- cursor: "):
+            return line[len("-- cursor: ") :]
+    return None
+
+
+def log_since(unit: str, cursor: Optional[str], limit: int = 5000) -> list[str]:
+    """The unit's log lines after the mark, oldest first, the newest `limit` of them."""
+    after = ["--after-cursor", cursor] if cursor else []
+    text = _run("journalctl", "--unit", unit, "--output", "cat", "--lines", str(limit), "--no-pager", *after)
+    return text.splitlines()

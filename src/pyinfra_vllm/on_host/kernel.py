@@ -1,0 +1,191 @@
+"""Which quantization kernel a vLLM server really took, read from its own log.
+
+vLLM chooses the kernel while it loads the model and says so in wording that changed over its versions. A ten times
+slower kernel serves the same text, so nothing but these lines (or the clock) shows it. This module reads lines; it
+never starts, stops or asks a server, and it knows nothing of GPUs.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Iterable, Optional
+
+# Kernel classes of vllm/model_executor/kernels/linear, without their `LinearKernel` ending. Anything else is slow.
+FAST_ON_GPU = ("Marlin", "Machete", "Humming")
+FAST_ON_CPU = ("CPUWNA16", "ZentorchWNA16", "Dynamic4bit")
+# `Using 'X' WNA16 MoE backend.` (fused_moe/oracle/int_wna16.py, 0.20 and newer)
+FAST_MOE = {
+    "MARLIN": "Marlin",
+    "BATCHED_MARLIN": "Marlin",
+    "HUMMING": "Humming",
+    "FLASHINFER_TRTLLM": "FlashInfer",
+    "CPU": "CPUWNA16",
+    "ZEN_CPU": "ZentorchWNA16",
+}
+
+# 0.11 to 0.23: the choice of the method. Up to 0.18 it also fixes the kernel, which is then Marlin.
+CONVERTED = re.compile(r"The model is convertible to awq_marlin during runtime\. Using awq_marlin kernel")
+# 0.19 to 0.23 AWQMarlinLinearMethod, 0.24 and newer AutoAWQMarlinLinearMethod; llm-compressor's W4A16 in all;
+# 0.31 and newer also say it once for whatever method.
+CHOSEN = re.compile(
+    r"Using (\w+?)(?:LinearKernel)? for "
+    r"((?:Auto)?AWQMarlinLinearMethod|CompressedTensorsWNA16|mixed-precision linear)"
+)
+MOE = re.compile(r"Using '(\w+)' WNA16 MoE backend")
+
+SLOW = (
+    (
+        re.compile(r"so forcing awq\b"),
+        "--quantization awq forces the slow AWQ kernel up to vLLM 0.23 (13.68 instead of 126.70 tokens/s in one "
+        "measured case): remove the flag",
+    ),
+    (
+        re.compile(r"is not supported by (?:Auto)?AWQMarlin\. Falling back to unoptimized AWQ kernels"),
+        "a layer fell back to the unoptimized AWQ kernel",
+    ),
+    (
+        re.compile(r"Falling back to Moe WNA16 kernels"),
+        "the experts fell back to the generic MoE WNA16 kernel",
+    ),
+)
+DEGRADED = re.compile(r"Marlin requires thread-tile padding")
+
+ENGINE = re.compile(r"Initializing a V\d LLM engine \(v([^)\s]+)\) with config")
+UNQUANTIZED = re.compile(r"\bquantization=None\b")
+
+LAST_WITHOUT_KERNEL_LINE = (0, 18)
+MAX_LINES = 40  # kept as evidence
+MAX_LINE_LENGTH = 300
+
+
+def check(
+    lines: Iterable[str], version: Optional[str] = None, expected: Optional[Iterable[str]] = None
+) -> dict[str, object]:
+    """The verdict on the kernel that a server took.
+
+    + lines: the server's log since its start; prefixes (journal, process, time) may stay on them
+    + version: the runtime's version; None: the one that the log names
+    + expected: kernels the profile expects, such as ["Marlin"]; [] for a model that is not quantized; None: unknown
+
+    Returns {"verdict": "pass" | "fail" | "inconclusive", "kernels": [...], "lines": [...], "reasons": [...]}.
+    No line about the kernel is inconclusive: a changed wording must not look like a healthy server.
+    """
+    seen = _read(lines)
+    wanted = None if expected is None else list(expected)
+    version = seen.version or version
+    verdict, reasons = _judge(seen, version, wanted)
+    if seen.degraded:
+        reasons.append(
+            "Marlin pads some of this model's shapes: it is the fast kernel, with part of its speed lost"
+        )
+    return {"verdict": verdict, "kernels": seen.kernels, "lines": seen.evidence, "reasons": reasons}
+
+
+class _Seen:
+    """What the log said, each thing once and in the order it came."""
+
+    def __init__(self) -> None:
+        self.version: Optional[str] = None
+        self.unquantized = False
+        self.converted = False
+        self.degraded = False
+        self.kernels: list[str] = []
+        self.slow: list[str] = []
+        self.evidence: list[str] = []
+
+    def kernel(self, name: str) -> None:
+        if name not in self.kernels:
+            self.kernels.append(name)
+
+    def keep(self, line: str) -> None:
+        if len(self.evidence) < MAX_LINES:
+            self.evidence.append(line.strip()[:MAX_LINE_LENGTH])
+
+
+def _read(lines: Iterable[str]) -> _Seen:
+    seen = _Seen()
+    for line in lines:
+        if _read_engine(line, seen) or _read_kernel(line, seen) or _read_slow(line, seen):
+            seen.keep(line)
+    return seen
+
+
+def _read_engine(line: str, seen: _Seen) -> bool:
+    engine = ENGINE.search(line)
+    if not engine:
+        return False
+    seen.version = engine.group(1)
+    seen.unquantized = UNQUANTIZED.search(line) is not None
+    return True
+
+
+def _read_kernel(line: str, seen: _Seen) -> bool:
+    if CONVERTED.search(line):
+        seen.converted = True
+        return True
+    chosen = CHOSEN.search(line)
+    if chosen:
+        seen.kernel(chosen.group(1))
+        return True
+    moe = MOE.search(line)
+    if moe:
+        seen.kernel(FAST_MOE.get(moe.group(1), "MoE " + moe.group(1)))
+        return True
+    return False
+
+
+def _read_slow(line: str, seen: _Seen) -> bool:
+    if DEGRADED.search(line):
+        seen.degraded = True
+        return True
+    for pattern, meaning in SLOW:
+        if pattern.search(line):
+            if meaning not in seen.slow:
+                seen.slow.append(meaning)
+            return True
+    return False
+
+
+def _judge(seen: _Seen, version: Optional[str], expected: Optional[list[str]]) -> tuple[str, list[str]]:
+    if seen.slow:
+        return "fail", list(seen.slow)
+    if seen.converted and not seen.kernels and _kernel_line_came_later(version):
+        seen.kernel("Marlin")
+    if seen.kernels:
+        return _judge_kernels(seen.kernels, expected)
+    if expected == []:
+        return "pass", ["not quantized: there is no quantization kernel to check"]
+    if seen.unquantized:
+        if expected is None:
+            return "pass", ["not quantized: the server says quantization=None"]
+        return "fail", [
+            "the server says quantization=None, but the profile expects {}: this is not the quantized "
+            "checkpoint".format(" or ".join(expected))
+        ]
+    return "inconclusive", [
+        f"no line about the quantization kernel in the server's log (read for vLLM {version or 'of unknown version'})"
+    ]
+
+
+def _judge_kernels(kernels: list[str], expected: Optional[list[str]]) -> tuple[str, list[str]]:
+    on_cpu = expected is None or any(name in FAST_ON_CPU for name in expected)
+    fast = FAST_ON_GPU + ("FlashInfer",) + (FAST_ON_CPU if on_cpu else ())
+    slow = [name for name in kernels if name not in fast]
+    if slow:
+        return "fail", [
+            "the server runs {}, which is not a fast kernel here ({} would be)".format(
+                " and ".join(slow), ", ".join(expected or FAST_ON_GPU)
+            )
+        ]
+    reasons = ["the server runs " + " and ".join(kernels)]
+    if expected and not set(kernels) & set(expected):
+        reasons.append(
+            "the profile expects {}: also fast, judge by the measured speed".format(" or ".join(expected))
+        )
+    return "pass", reasons
+
+
+def _kernel_line_came_later(version: Optional[str]) -> bool:
+    """Up to 0.18 the `convertible` line is all there is, and the kernel behind it is always Marlin."""
+    numbers = re.match(r"(\d+)\.(\d+)", version or "")
+    return numbers is not None and (int(numbers.group(1)), int(numbers.group(2))) <= LAST_WITHOUT_KERNEL_LINE

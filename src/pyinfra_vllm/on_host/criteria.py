@@ -1,0 +1,145 @@
+"""What a new release must show: every limit of the gate that an operator can set, with its default.
+
+Plain JSON-able values only: the declaration on the control machine is built from this class, and the host reads it back
+from the release. It never measures and never judges.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Optional, get_type_hints
+
+# Fields that take one of a few words.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "on_inconclusive": ("rollback", "keep"),
+    "soak_action": ("rollback", "alert"),
+    "engine": ("probe", "vllm-bench"),
+}
+# A share of the measured value: 0.05 means 5 %.
+SHARES = ("throughput_margin", "tpot_margin", "ttft_margin", "likelihood_margin", "max_error_rate")
+
+
+class CriteriaError(ValueError):
+    """A gate setting that can't be used: the message names the key, the value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """The success checklist of one service. Phases are named `c1`, `c8`, ... after their concurrency."""
+
+    budget_s: float = 120.0  # seconds of measuring on each side of the switch, warm-up and quality included
+    concurrency: tuple[int, ...] = (1, 8)
+    min_tokens_per_s: dict[str, float] = field(default_factory=dict)  # phase -> output tokens/s, at least
+    max_ttft_s: dict[str, float] = field(default_factory=dict)  # phase -> median seconds, at most
+    max_gpu_memory_mib: Optional[int] = None  # the largest of the service's GPUs
+    max_error_rate: float = 0.0
+    throughput_margin: float = 0.05  # how much worse may still be called no worse; also for end-to-end time
+    tpot_margin: float = 0.05
+    ttft_margin: float = 0.10
+    on_inconclusive: str = "rollback"
+    quality: bool = True
+    quality_drop_points: float = 5.0  # percentage points of graded answers that may be lost
+    quality_builtin: bool = True  # ask the built-in prompts
+    quality_prompts: Optional[str] = None  # a JSONL file of the operator's own prompts
+    likelihood_margin: float = 0.25  # rise of bits per byte on fixed texts
+    keep_answers: bool = False  # write the text of answers into the evidence
+    soak_s: float = 0.0  # how long to keep watching after the commit; 0 is not at all
+    soak_action: str = "rollback"
+    soak_stall_s: float = 60.0  # requests running and not one token for this long counts as dead
+    soak_max_errors: int = 0  # requests ended by an error inside the server while watching
+    soak_max_preemptions_per_minute: float = 60.0
+    soak_throughput_drop: float = (
+        0.5  # share of the gate's own c1 tokens/s below which real traffic may not fall
+    )
+    engine: str = "probe"  # `vllm-bench` asks the runtime's own benchmark as a second opinion
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "concurrency", tuple(self.concurrency))
+        if not self.concurrency or any(not _is_count(item) for item in self.concurrency):
+            raise CriteriaError(_refusal("concurrency", self.concurrency, "whole numbers of at least 1"))
+        if len(set(self.concurrency)) != len(self.concurrency):
+            raise CriteriaError(_refusal("concurrency", self.concurrency, "each number once"))
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise CriteriaError(_refusal(name, getattr(self, name), " or ".join(allowed)))
+        for name in SHARES:
+            if not 0 <= getattr(self, name) < 1:
+                raise CriteriaError(
+                    _refusal(name, getattr(self, name), "a share from 0 up to 1 (0.05 is 5 %)")
+                )
+        if not 0 <= self.soak_throughput_drop <= 1:
+            raise CriteriaError(
+                _refusal("soak_throughput_drop", self.soak_throughput_drop, "a share from 0 to 1")
+            )
+        if not 0 <= self.quality_drop_points <= 100:
+            raise CriteriaError(
+                _refusal("quality_drop_points", self.quality_drop_points, "percentage points from 0 to 100")
+            )
+        if self.budget_s < 5:
+            raise CriteriaError(_refusal("budget_s", self.budget_s, "at least 5 seconds"))
+        for name in ("min_tokens_per_s", "max_ttft_s"):
+            self._check_phases(name, getattr(self, name))
+
+    def _check_phases(self, name: str, limits: dict[str, float]) -> None:
+        measured = tuple(f"c{item}" for item in self.concurrency)
+        for phase, limit in limits.items():
+            if phase not in measured:
+                raise CriteriaError(
+                    _refusal(f"{name}.{phase}", limit, f"one of the phases {', '.join(measured)}")
+                )
+            if not limit > 0:
+                raise CriteriaError(_refusal(f"{name}.{phase}", limit, "a number above 0"))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Criteria:
+        """The criteria from parsed JSON or YAML. Raises CriteriaError for an unknown key or a value of another type."""
+        if not isinstance(values, dict):
+            raise CriteriaError(f"the gate's settings must be a mapping of keys to values, not {values!r}")
+        hints = get_type_hints(cls)
+        for key, value in values.items():
+            if key not in hints:
+                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
+                raise CriteriaError(f"unknown gate setting {key!r}: {hint}")
+            _check_type(key, value)
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "concurrency": list(self.concurrency)}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# What a parsed value of each declared type may be, and how to say it.
+_TYPES = {
+    "float": (_is_number, "a number"),
+    "int": (lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "str": (lambda value: isinstance(value, str), "text"),
+    "tuple[int, ...]": (lambda value: isinstance(value, (list, tuple)), "a list of whole numbers"),
+    "dict[str, float]": (
+        lambda value: isinstance(value, dict) and all(_is_number(item) for item in value.values()),
+        "a mapping of phase to number, such as {c1: 50}",
+    ),
+    "Optional[int]": (lambda value: value is None or _is_count(value), "a whole number of at least 1"),
+    "Optional[str]": (lambda value: value is None or isinstance(value, str), "text"),
+}
+
+
+def _check_type(key: str, value: Any) -> None:
+    declared = next(str(item.type) for item in fields(Criteria) if item.name == key)
+    accepts, words = _TYPES[declared]
+    if not accepts(value):
+        raise CriteriaError(_refusal(key, value, words))
+
+
+def _refusal(key: str, value: Any, allowed: str) -> str:
+    return f"gate setting {key} = {value!r} can't be used: allowed is {allowed}"

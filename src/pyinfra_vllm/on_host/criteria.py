@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Optional, get_type_hints
+from typing import Any
 
 # Fields that take one of a few words.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -33,7 +33,7 @@ class Criteria:
     concurrency: tuple[int, ...] = (1, 8)
     min_tokens_per_s: dict[str, float] = field(default_factory=dict)  # phase -> output tokens/s, at least
     max_ttft_s: dict[str, float] = field(default_factory=dict)  # phase -> median seconds, at most
-    max_gpu_memory_mib: Optional[int] = None  # the largest of the service's GPUs
+    max_gpu_memory_mib: int | None = None  # the largest of the service's GPUs
     max_error_rate: float = 0.0
     throughput_margin: float = 0.05  # how much worse may still be called no worse; also for end-to-end time
     tpot_margin: float = 0.05
@@ -42,7 +42,7 @@ class Criteria:
     quality: bool = True
     quality_drop_points: float = 5.0  # percentage points of graded answers that may be lost
     quality_builtin: bool = True  # ask the built-in prompts
-    quality_prompts: Optional[str] = None  # a JSONL file of the operator's own prompts
+    quality_prompts: str | None = None  # a JSONL file of the operator's own prompts
     likelihood_margin: float = 0.25  # rise of bits per byte on fixed texts
     keep_answers: bool = False  # write the text of answers into the evidence
     soak_s: float = 0.0  # how long to keep watching after the commit; 0 is not at all
@@ -97,11 +97,11 @@ class Criteria:
         """The criteria from parsed JSON or YAML. Raises CriteriaError for an unknown key or a value of another type."""
         if not isinstance(values, dict):
             raise CriteriaError(f"the gate's settings must be a mapping of keys to values, not {values!r}")
-        hints = get_type_hints(cls)
+        known = [item.name for item in fields(cls)]
         for key, value in values.items():
-            if key not in hints:
-                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.4)
-                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
                 raise CriteriaError(f"unknown gate setting {key!r}: {hint}")
             _check_type(key, value)
         return cls(**values)
@@ -129,8 +129,8 @@ _TYPES = {
         lambda value: isinstance(value, dict) and all(_is_number(item) for item in value.values()),
         "a mapping of phase to number, such as {c1: 50}",
     ),
-    "Optional[int]": (lambda value: value is None or _is_count(value), "a whole number of at least 1"),
-    "Optional[str]": (lambda value: value is None or isinstance(value, str), "text"),
+    "int | None": (lambda value: value is None or _is_count(value), "a whole number of at least 1"),
+    "str | None": (lambda value: value is None or isinstance(value, str), "text"),
 }
 
 

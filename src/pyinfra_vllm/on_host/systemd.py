@@ -30,12 +30,7 @@ def daemon_reload() -> None:
     _run("systemctl", "daemon-reload")
 
 
-def restart(unit: str, stop_limit_s: float) -> None:
-    """Stop the unit (up to its own stop limit), forget earlier failures, start it anew.
-
-    Stop and start are two steps: a start limit reached by a crash loop must not refuse the way back.
-    """
-    stop(unit, stop_limit_s)
+def start(unit: str) -> None:
     _run("systemctl", "start", unit)
 
 
@@ -44,9 +39,13 @@ def start_in_background(unit: str) -> None:
 
 
 def stop(unit: str, stop_limit_s: float) -> None:
-    if show(unit, "LoadState")["LoadState"] != "not-found":
-        _run("systemctl", "stop", unit, timeout_s=stop_limit_s + COMMAND_TIMEOUT_S)
-        subprocess.run(["systemctl", "reset-failed", unit], capture_output=True, check=False)
+    """Stop the unit (up to its own stop limit) and forget its failures, so that a start limit reached by a
+    crash loop can't refuse the next start."""
+    if show(unit, "LoadState")["LoadState"] == "not-found":
+        return
+    _run("systemctl", "stop", unit, timeout_s=stop_limit_s + COMMAND_TIMEOUT_S)
+    if show(unit, "ActiveState")["ActiveState"] == "failed":
+        _run("systemctl", "reset-failed", unit)
 
 
 def show(unit: str, *properties: str) -> dict[str, str]:

@@ -1,0 +1,108 @@
+"""The host's command line. The control machine calls it; a person may, too: each verb has --help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Optional
+
+from . import fetch, follow, observe, order, recovery, transaction
+from . import release as releases
+from .lock import Held
+from .paths import DEFAULT_ROOT, ServicePaths
+
+
+def main(argv: Optional[list[str]] = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["fetch"]:
+        return fetch.main(arguments[1:])
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (Held, order.BadOrder, releases.NotReady) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="on-host.pyz", description="pyinfra-vllm on this host")
+    parser.add_argument("--root", type=Path, default=DEFAULT_ROOT)
+    verbs = parser.add_subparsers(required=True)
+
+    stage = verbs.add_parser("stage", help="lay a release down; the payload is removed")
+    stage.add_argument("service")
+    stage.add_argument("payload", type=Path)
+    stage.set_defaults(run=_stage)
+
+    switch = verbs.add_parser("switch", help="carry out the order in a file")
+    switch.add_argument("order", type=Path)
+    switch.set_defaults(run=_switch)
+
+    recover = verbs.add_parser("recover", help="finish what an interrupted switch left; safe at any time")
+    recover.add_argument("service", nargs="?")
+    recover.add_argument("--boot", action="store_true", help="before the services start")
+    recover.set_defaults(run=_recover)
+
+    status = verbs.add_parser("status", help="what runs here, as JSON")
+    status.add_argument("service", nargs="*")
+    status.set_defaults(run=_status)
+
+    following = verbs.add_parser("follow", help="what the newest transaction did since, as JSON")
+    following.add_argument("service")
+    following.add_argument("--unit", required=True)
+    following.add_argument("--after-tx")
+    following.add_argument("--entries", type=int, default=0)
+    following.add_argument("--lines", type=int, default=0)
+    following.set_defaults(run=_follow)
+
+    reported = verbs.add_parser("reported", help="note that an operator has seen a transaction's outcome")
+    reported.add_argument("service")
+    reported.add_argument("tx")
+    reported.set_defaults(run=_reported)
+
+    fetching = verbs.add_parser("fetch", help="download and verify a checkpoint", add_help=False)
+    fetching.set_defaults(run=lambda options: 2)
+    return parser
+
+
+def _stage(options: argparse.Namespace) -> int:
+    print(releases.stage(ServicePaths(options.root, options.service), options.payload))
+    return 0
+
+
+def _switch(options: argparse.Namespace) -> int:
+    wanted = order.load(options.order)
+    return transaction.EXIT_CODES[transaction.switch(wanted, ServicePaths(options.root, wanted.service))]
+
+
+def _recover(options: argparse.Namespace) -> int:
+    for outcome in recovery.recover(options.root, options.service, _say, boot=options.boot):
+        print(outcome)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    json.dump(observe.observe(options.root, options.service), sys.stdout)
+    return 0
+
+
+def _follow(options: argparse.Namespace) -> int:
+    seen = follow.Position(options.entries, options.lines)
+    paths = ServicePaths(options.root, options.service)
+    json.dump(follow.follow(paths, options.after_tx, seen, options.unit), sys.stdout)
+    return 0
+
+
+def _reported(options: argparse.Namespace) -> int:
+    follow.acknowledge(ServicePaths(options.root, options.service), options.tx)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The record of one switch: what was released, what was measured, what was decided and what the log said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+from . import durable, journal
+from .paths import ServicePaths
+
+LOG_TAIL = 40
+
+
+class Evidence:
+    """One folder per transaction, written as the transaction goes, so that a killed one leaves what it knew."""
+
+    def __init__(self, paths: ServicePaths, tx: str) -> None:
+        self.paths = paths
+        self.tx = tx
+        self.directory = paths.evidence / tx
+        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.progress = self.directory / "progress.log"
+
+    def keep(self, name: str, value: Any) -> None:
+        durable.write_json(self.directory / f"{name}.json", value)
+
+    def keep_log(self, lines: list[str]) -> list[str]:
+        """Keep the service's log; returns its last lines for the operator's screen."""
+        durable.write_text(self.directory / "service.log", "\n".join(lines) + "\n", mode=0o640)
+        return lines[-LOG_TAIL:]
+
+    def keep_release(self, release_id: str) -> None:
+        shutil.copy(self.paths.release(release_id) / "release.json", self.directory / "release.json")
+
+    def say(self, line: str) -> None:
+        """Progress for whoever follows. Not fsynced: losing a line of it loses nothing."""
+        with self.progress.open("a", encoding="utf-8") as file:
+            file.write(f"{journal.now()} {line}\n")
+
+    def close(self, entries: list[journal.Entry]) -> None:
+        lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+        durable.write_text(self.directory / "journal.jsonl", "\n".join(lines) + "\n")

@@ -1,0 +1,125 @@
+"""What a host runs, as JSON: read-only, one file, standard library only, so that a fact can send it as text.
+
+Usage: observe.py ROOT [SERVICE ...]   (no service: all of them)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE="
+
+
+def linked(link: Path) -> Optional[str]:
+    return Path(os.readlink(link)).name if link.is_symlink() else None
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def unit_state(unit: str) -> dict[str, str]:
+    properties = "ActiveState,SubState,MainPID,NRestarts,ActiveEnterTimestamp"
+    command = ["systemctl", "show", unit, "--property", properties]
+    text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def running_release(pid: str) -> Optional[str]:
+    try:
+        environment = Path("/proc", pid or "0", "environ").read_text(errors="replace")
+    except OSError:
+        return None
+    found = [item[len(RELEASE_VARIABLE) :] for item in environment.split("\0") if item.startswith(RELEASE_VARIABLE)]
+    return found[0] if found else None
+
+
+def holder(path: Path) -> Optional[dict[str, Any]]:
+    """Who holds the lock now; None where nobody does (a dead holder's record counts for nothing)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        value = read_json(path)
+        return value if isinstance(value, dict) else {}
+    finally:
+        os.close(descriptor)
+
+
+def journal(path: Path) -> list[dict[str, Any]]:
+    entries = []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # a torn line
+            continue
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries
+
+
+def ends(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record for each transaction, oldest first: what began and how it ended (`outcome` None: it has not)."""
+    records: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        tx, step = entry.get("tx", ""), entry.get("step")
+        if step == "begin":
+            records[tx] = {**entry, "began": entry["at"], "outcome": None, "reported": False}
+        elif tx in records and step == "end":
+            records[tx].update(entry, ended=entry["at"])
+        elif tx in records and step == "reported":
+            records[tx]["reported"] = True
+    return list(records.values())
+
+
+def service(root: Path, name: str) -> dict[str, Any]:
+    directory = root / name
+    unit = f"vllm-{name}.service"
+    state = unit_state(unit)
+    current = linked(directory / "current")
+    transactions = ends(journal(directory / "journal.jsonl"))
+    releases = directory / "releases"
+    return {
+        "service": name,
+        "unit": unit,
+        "active": state.get("ActiveState"),
+        "sub": state.get("SubState"),
+        "since": state.get("ActiveEnterTimestamp"),
+        "restarts": int(state.get("NRestarts") or 0),
+        "current": current,
+        "previous": linked(directory / "previous"),
+        "running": running_release(state.get("MainPID", "0")),
+        "release": read_json(directory / "current" / "release.json"),
+        "staged": sorted(e.name for e in releases.iterdir() if not e.name.startswith(".")) if releases.is_dir() else [],
+        "rejected": read_json(directory / "rejected.json") or {},
+        "lock": holder(directory / "lock"),
+        "last": transactions[-1] if transactions else None,
+        "history": transactions,
+    }
+
+
+def observe(root: Path, names: list[str]) -> list[dict[str, Any]]:
+    if not names and root.is_dir():
+        names = sorted(entry.name for entry in root.iterdir() if (entry / "releases").is_dir())
+    return [service(root, name) for name in names]
+
+
+if __name__ == "__main__":
+    json.dump(observe(Path(sys.argv[1]), sys.argv[2:]), sys.stdout)

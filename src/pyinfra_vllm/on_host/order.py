@@ -1,0 +1,59 @@
+"""What the control machine asks a host to do to one service. A file, so that nothing rides on argv."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Optional
+
+from . import durable
+
+ROLLOUT = "rollout"
+ROLLBACK = "rollback"
+
+
+class BadOrder(Exception):
+    """The order can't be read. Nothing was touched."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One switch of one service.
+
+    release: the id of a staged release
+    purpose: `rollout` judges the new release; `rollback` asks only that its tokens flow
+    operator, reason: who asked and why, for the record
+    last_start: Unix time after which the switch must not begin; None where there is no window or it is overridden
+    overrides: what the operator overrode (`switch_now`, `retry_rejected`), for the record
+    criteria: the gate's limits (on_host.gate.Criteria)
+    ready_timeout_s: how long a release may take from its start until tokens flow
+    """
+
+    service: str
+    release: str
+    operator: str
+    purpose: str = ROLLOUT
+    reason: str = ""
+    last_start: Optional[float] = None
+    overrides: tuple[str, ...] = ()
+    criteria: dict[str, Any] = field(default_factory=dict)
+    ready_timeout_s: float = 1800.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load(path: Path) -> Order:
+    value = durable.read_json(path)
+    if not isinstance(value, dict):
+        raise BadOrder(f"{path} holds no order")
+    known = {item.name for item in fields(Order)}
+    unknown = sorted(set(value) - known)
+    if unknown:
+        raise BadOrder(f"{path} has the unknown keys {unknown}: the host's program is older than the control machine's")
+    if value.get("purpose", ROLLOUT) not in (ROLLOUT, ROLLBACK):
+        raise BadOrder(f"{path}: purpose is {value['purpose']!r}, not {ROLLOUT!r} or {ROLLBACK!r}")
+    try:
+        return Order(**{**value, "overrides": tuple(value.get("overrides", ()))})
+    except TypeError as error:
+        raise BadOrder(f"{path}: {error}") from error

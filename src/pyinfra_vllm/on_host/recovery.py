@@ -1,0 +1,156 @@
+"""What puts a service right after anything: a verdict of worse, a killed transaction, a power cut.
+
+`recover` is safe at any time and any number of times. It runs from `ExecStopPost=` of the transaction's unit,
+at boot before the service, and at the beginning of the next transaction. Going back is one rename and a
+start; where the old release won't start either, the service keeps whatever serves, and the outcome says so.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Optional
+
+from . import durable, journal, systemd
+from . import release as releases
+from .journal import Entry, Journal
+from .lock import Held, exclusive
+from .paths import UNITS, ServicePaths, services
+from .release import NotReady, Release
+from .service import NotServing, Say, Service
+
+RESTORE_ATTEMPTS = 3
+RESTORE_TIMEOUT_S = 3600.0
+PAUSE_S = 5.0
+
+
+def recover(root: Path, name: Optional[str], say: Say, boot: bool = False, units: Path = UNITS) -> list[str]:
+    """Finish what was begun, for one service or all; returns an outcome for each that needed it."""
+    outcomes = []
+    for paths in services(root, units):
+        if name not in (None, paths.name):
+            continue
+        try:
+            with exclusive(paths.lock, "recovery", "finishing an interrupted switch"):
+                outcome = finish_last(paths, say, boot)
+        except Held as held:
+            say(f"{paths.name}: {held}")
+            continue
+        if outcome:
+            outcomes.append(f"{paths.name}: {outcome}")
+    if boot:
+        _start_all(root, units)
+    return outcomes
+
+
+def _start_all(root: Path, units: Path) -> None:
+    """At boot the models' file system may be mounted only after systemd read its units: read them again."""
+    systemd.daemon_reload()
+    for paths in services(root, units):
+        if paths.wants_link.is_symlink():
+            systemd.start_in_background(paths.unit)
+
+
+def finish_last(paths: ServicePaths, say: Say, boot: bool = False) -> Optional[str]:
+    """End the newest transaction if it was left without an end. The caller holds the lock."""
+    entries = journal.last_transaction(paths.journal)
+    if entries is None or _find(entries, "end", "done"):
+        return None
+    log = Journal(paths.journal, entries[0]["tx"])
+    committed = _find(entries, "commit", "done")
+    activated = _find(entries, "activate", "intended")
+    if committed and activated:
+        finish_commit(paths, activated["from"])
+        return _end(log, "committed", "the switch had committed; its record was completed afterwards")
+    if not activated:
+        return _end(log, "interrupted", "the switch ended before anything was touched")
+    if boot:
+        return _restore_for_boot(paths, log, activated["from"])
+    service = Service(paths, say)
+    old = releases.load(paths, activated["from"]) if activated["from"] else None
+    outcome = restore(service, log, old, releases.load(paths, activated["to"]))
+    return _end(log, outcome, "the switch was interrupted before its verdict")
+
+
+def _find(entries: list[Entry], step: str, state: str) -> Optional[Entry]:
+    found = [entry for entry in entries if entry["step"] == step and entry["state"] == state]
+    return found[-1] if found else None
+
+
+def _end(log: Journal, outcome: str, reason: str) -> str:
+    log.write("end", "done", outcome=outcome, reason=reason, recovered=True)
+    return outcome
+
+
+def _restore_for_boot(paths: ServicePaths, log: Journal, old_id: Optional[str]) -> str:
+    """Point back before systemd starts the service: it comes up with the old release by itself."""
+    with log.step("restore", release=old_id, boot=True):
+        old = releases.load(paths, old_id) if old_id else None
+        Service(paths, lambda line: None).point_at(old)
+    return _end(log, "rolled_back", "the host went down before the verdict; it booted with the old release")
+
+
+def restore(service: Service, log: Journal, old: Optional[Release], new: Release) -> str:
+    """Bring the old release back until its tokens flow; returns the outcome.
+
+    Where it won't start, the new one is tried again, because serving something beats serving nothing.
+    """
+    began = time.monotonic()
+    with log.step("restore", release=old.id if old else None) as result:
+        if old is None:
+            service.stop(new)
+            service.point_at(None)
+            return "rolled_back"
+        problem = _bring_up(service, old)
+        if not problem:
+            result["after_s"] = round(time.monotonic() - began, 1)
+            return "rolled_back"
+        result["problem"] = problem
+        result["serving"] = _last_resort(service, old, new)
+    return "restore_failed"
+
+
+def _bring_up(service: Service, release: Release) -> str:
+    """An empty text once tokens flow, else what went wrong the last time."""
+    problem = ""
+    for attempt in range(1, RESTORE_ATTEMPTS + 1):
+        try:
+            service.point_at(release)
+            if not service.serves(release):
+                service.stop(release)
+                service.start()
+                service.wait_until_serving(release, RESTORE_TIMEOUT_S)
+            return ""
+        except (NotServing, NotReady, systemd.SystemdError, OSError) as error:
+            problem = str(error)
+            service.say(f"attempt {attempt} to bring {release.id} back: {problem}")
+            time.sleep(PAUSE_S)
+    return problem
+
+
+def _last_resort(service: Service, old: Release, new: Release) -> Optional[str]:
+    if not _bring_up(service, new):
+        return new.id
+    service.point_at(old)  # nothing serves: systemd goes on trying the release that was proven once
+    service.stop(new)
+    service.start()
+    return None
+
+
+def finish_commit(paths: ServicePaths, old_id: Optional[str]) -> None:
+    if old_id and paths.release(old_id).is_dir() and old_id != paths.linked(paths.current):
+        durable.point(paths.previous, paths.release(old_id))
+
+
+def reject(paths: ServicePaths, release_id: str, reason: str, tx: str) -> None:
+    """Remember that the release was found worse: it is not tried again until something in it changes."""
+    rejected = durable.read_json(paths.rejected, {})
+    rejected[release_id] = {"at": journal.now(), "reason": reason, "tx": tx}
+    durable.write_json(paths.rejected, rejected)
+
+
+def accept(paths: ServicePaths, release_id: str) -> None:
+    """A release that was proven after all is no longer rejected."""
+    rejected = durable.read_json(paths.rejected, {})
+    if rejected.pop(release_id, None):
+        durable.write_json(paths.rejected, rejected)

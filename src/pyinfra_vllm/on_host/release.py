@@ -1,0 +1,149 @@
+"""A staged release as the host knows it, and the proof that it could be started now."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from . import durable, manifest
+from .paths import ServicePaths
+
+PROOF_TIMEOUT_S = 300
+FILES = ("release.json", "vllm.service", "argv", "env")
+
+# Runs as the service's user: opening is the only test of a permission that can't be wrong.
+_OPEN_ALL = """
+import json, os, sys
+for path in json.load(sys.stdin):
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        sys.exit(f"{path}: {error.strerror}")
+"""
+
+
+class NotReady(Exception):
+    """A release can't be started now: a file, its checkpoint or its runtime is missing, damaged or unreadable."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """`release.json`, with names for the parts that the host acts on."""
+
+    document: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.document["id"])
+
+    @property
+    def model(self) -> str:
+        return str(self.document["served_model_name"])
+
+    @property
+    def url(self) -> str:
+        return str(self.document["url"])
+
+    @property
+    def user(self) -> str:
+        return str(self.document["user"])
+
+    @property
+    def stop_limit_s(self) -> float:
+        return float(self.document["stop_limit_s"])
+
+    @property
+    def executable(self) -> Path:
+        return Path(self.document["argv"][0])
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path(self.document["checkpoint"]["directory"])
+
+    @property
+    def runtime_version(self) -> str:
+        return str(self.document["runtime"]["version"])
+
+    @property
+    def kernels(self) -> Optional[list[str]]:
+        return self.document.get("kernel")
+
+
+def load(paths: ServicePaths, release_id: str) -> Release:
+    document = durable.read_json(paths.release(release_id) / "release.json")
+    if not isinstance(document, dict) or document.get("id") != release_id:
+        raise NotReady(f"release {release_id} of {paths.name} is not staged below {paths.releases}")
+    return Release(document)
+
+
+def stage(paths: ServicePaths, payload: Path) -> str:
+    """Lay a release down whole, or not at all, and give the service its own cache. Returns the release id.
+
+    payload: JSON with `id`, `user` and `files` (name -> text); removed when the release is in place.
+    """
+    value = json.loads(payload.read_text(encoding="utf-8"))
+    release_id, files = value["id"], value["files"]
+    if set(files) != set(FILES):
+        raise NotReady(f"{payload} has the files {sorted(files)}, not {sorted(FILES)}")
+    for directory in (paths.releases, paths.evidence):
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _private_cache(paths, value["user"])
+    target = paths.release(release_id)
+    if not target.is_dir():
+        partial = paths.releases / f".{release_id}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for name, text in files.items():
+            durable.write_text(partial / name, text)
+        partial.rename(target)
+        durable.sync_directory(paths.releases)
+    payload.unlink()
+    return str(release_id)
+
+
+def _private_cache(paths: ServicePaths, user: str) -> None:
+    paths.cache.mkdir(mode=0o700, exist_ok=True)
+    account = pwd.getpwnam(user)
+    os.chown(paths.cache, account.pw_uid, account.pw_gid)
+
+
+def prove(paths: ServicePaths, release: Release) -> None:
+    """Show that the release could be started now. Raises NotReady with the first thing that is wrong."""
+    for name in FILES:
+        if not (paths.release(release.id) / name).is_file():
+            raise NotReady(f"release {release.id} has lost its file {name}")
+    damage = manifest.quick_check(release.checkpoint)
+    if damage:
+        raise NotReady(f"the checkpoint of release {release.id} is damaged: {'; '.join(damage)}")
+    weights = [str(path) for path in release.checkpoint.rglob("*") if path.is_file()]
+    _readable(release, [str(release.executable), *weights])
+
+
+def _readable(release: Release, files: list[str]) -> None:
+    try:
+        account = pwd.getpwnam(release.user)
+    except KeyError:
+        raise NotReady(f"the user {release.user} of release {release.id} does not exist") from None
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _OPEN_ALL],
+        input=json.dumps(files),
+        capture_output=True,
+        text=True,
+        cwd="/",
+        user=account.pw_uid,
+        group=account.pw_gid,
+        extra_groups=[],
+        timeout=PROOF_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode:
+        raise NotReady(f"the user {release.user} can't read what release {release.id} needs: {done.stderr.strip()}")
+    if not os.access(release.executable, os.X_OK):
+        raise NotReady(f"the runtime of release {release.id} is not executable: {release.executable}")

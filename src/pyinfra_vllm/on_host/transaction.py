@@ -1,0 +1,205 @@
+"""The switch: replace a service's current release by another, or put the current one back.
+
+Until `activate` nothing that runs is touched. From `activate` on there are two ways to end, commit and roll
+back, and the journal says at every moment which one a recovery has to finish (see recovery.py).
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from typing import Any, Optional
+
+from . import durable, gate, gpu_memory, journal, kernel, probe, recovery
+from . import release as releases
+from .evidence import Evidence
+from .journal import Journal
+from .lock import exclusive
+from .order import ROLLBACK, Order
+from .paths import ServicePaths
+from .release import NotReady, Release
+from .service import NotServing, Service
+
+COMMITTED, ROLLED_BACK, DEFERRED, REFUSED = "committed", "rolled_back", "deferred", "refused"
+INTERRUPTED, RESTORE_FAILED = "interrupted", "restore_failed"
+EXIT_CODES = {COMMITTED: 0, ROLLED_BACK: 1, REFUSED: 1, INTERRUPTED: 1, DEFERRED: 4, RESTORE_FAILED: 5}
+
+
+class Worse(Exception):
+    """The new release must not stay. Carries the verdict, if it came to one."""
+
+    def __init__(self, message: str, verdict: Optional[dict[str, Any]] = None) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+
+
+class TooLate(Exception):
+    """The window's last start has passed. Nothing was touched."""
+
+
+def switch(order: Order, paths: ServicePaths) -> str:
+    """Carry the order out and return the outcome. Raises lock.Held where another transaction runs."""
+    with exclusive(paths.lock, order.operator, f"the {order.purpose} of release {order.release}"):
+        return Switch(order, paths).run()
+
+
+class Switch:
+    """One transaction, in named steps. Its lock is held by the caller."""
+
+    def __init__(self, order: Order, paths: ServicePaths) -> None:
+        self.order = order
+        self.paths = paths
+        self.criteria = gate.Criteria.from_dict(order.criteria)
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        self.evidence = Evidence(paths, f"{stamp}-{order.release}")
+        self.journal = Journal(paths.journal, self.evidence.tx)
+        self.service = Service(paths, self.evidence.say)
+        self.old: Optional[Release] = None
+        self.before: Optional[dict[str, Any]] = None
+
+    def run(self) -> str:
+        recovery.finish_last(self.paths, self.evidence.say)
+        self._begin()
+        try:
+            new = self._prove_both_ways()
+            self._measure_before()
+            self._last_start()
+        except TooLate as reason:
+            return self._end(DEFERRED, str(reason))
+        except (NotReady, probe.ProbeError, ValueError) as reason:
+            return self._end(REFUSED, str(reason))
+        try:
+            verdict = self._go_forward(new)
+        except Exception as reason:  # whatever it is: from `activate` on the only other way is back
+            return self._go_back(new, reason)
+        return self._commit(new, verdict)
+
+    def _begin(self) -> None:
+        order = self.order
+        self.journal.write(
+            "begin",
+            "done",
+            **{"from": self.paths.linked(self.paths.current), "to": order.release},
+            purpose=order.purpose,
+            operator=order.operator,
+            reason=order.reason,
+            overrides=list(order.overrides),
+        )
+
+    def _prove_both_ways(self) -> Release:
+        old_id = self.paths.linked(self.paths.current)
+        with self.journal.step("prove-way-back", release=old_id):
+            if old_id is not None:
+                self.old = releases.load(self.paths, old_id)
+                releases.prove(self.paths, self.old)
+        with self.journal.step("prove-way-forward", release=self.order.release):
+            new = releases.load(self.paths, self.order.release)
+            releases.prove(self.paths, new)
+        self.evidence.keep_release(new.id)
+        return new
+
+    def _measure_before(self) -> None:
+        if self.old is None or self.order.purpose == ROLLBACK:
+            return
+        with self.journal.step("measure-before", release=self.old.id) as result:
+            if not self.service.serves(self.old):
+                result["baseline"] = "none: the old release serves no tokens, so nothing can be worse"
+                return
+            self.before = self._measure(self.old, "before")
+            result["summary"] = probe.summary(self.before)
+
+    def _measure(self, release: Release, name: str, extend: Optional[dict[str, Any]] = None) -> dict[str, Any]:
+        record = probe.measure(
+            self.service.client(release),
+            probe.Settings.from_criteria(self.criteria),
+            progress=lambda line: self.evidence.say(f"{name}: {line}"),
+            extend=extend,
+        )
+        self.evidence.keep(name, record)
+        return record
+
+    def _last_start(self) -> None:
+        with self.journal.step("window", last_start=self.order.last_start):
+            if self.order.last_start is not None and time.time() > self.order.last_start:
+                raise TooLate(
+                    "the window's last start has passed: a switch that began now might have to be undone after it"
+                    " closes. Everything is staged; the next run inside a window switches."
+                )
+
+    def _go_forward(self, new: Release) -> dict[str, Any]:
+        cursor = self._activate(new)
+        try:
+            with self.journal.step("ready", release=new.id) as result:
+                result["after_s"] = round(self.service.wait_until_serving(new, self.order.ready_timeout_s), 1)
+            if self.order.purpose == ROLLBACK:
+                return {"verdict": "pass", "metrics": [], "reasons": ["a rollback asks only that tokens flow"]}
+            checked = self._check_kernel(new, cursor)
+            return self._judge(new, checked)
+        finally:
+            self.log_tail = self.evidence.keep_log(self.service.log(cursor))
+
+    def _activate(self, new: Release) -> Optional[str]:
+        """The point of no return: from here the journal demands an end."""
+        old = self.old
+        self.log_tail: list[str] = []
+        with self.journal.step("activate", **{"from": old.id if old else None, "to": new.id}):
+            self.service.point_at(new)
+            self.service.stop(old or new)
+            return self.service.start()
+
+    def _check_kernel(self, new: Release, cursor: Optional[str]) -> dict[str, Any]:
+        with self.journal.step("kernel", release=new.id) as result:
+            result.update(kernel.check(self.service.log(cursor), new.runtime_version, new.kernels))
+            return dict(result)
+
+    def _judge(self, new: Release, checked: dict[str, Any]) -> dict[str, Any]:
+        with self.journal.step("measure-after", release=new.id) as result:
+            after = self._measure(new, "after")
+            verdict = self._verdict(after, checked)
+            while gate.wants_more(verdict, self.before, after, self.criteria):
+                after = self._measure(new, "after", extend=after)
+                verdict = self._verdict(after, checked)
+            result["summary"] = probe.summary(after)
+        self.evidence.keep("verdict", verdict)
+        self.journal.write("judge", "done", verdict=verdict["verdict"], reasons=verdict["reasons"])
+        if not gate.may_stay(verdict, self.criteria):
+            raise Worse("; ".join(verdict["reasons"]), verdict)
+        if not self.service.serves(new):
+            raise Worse("its tokens stopped flowing after the measurement", verdict)
+        return verdict
+
+    def _verdict(self, after: dict[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
+        return gate.judge(
+            self.before,
+            after,
+            self.criteria,
+            noise=durable.read_json(self.paths.directory / "noise.json"),
+            kernel=checked,
+            gpu_memory_mib=gpu_memory.used_mib(),
+        )
+
+    def _commit(self, new: Release, verdict: dict[str, Any]) -> str:
+        self.journal.write("commit", "done", release=new.id, verdict=verdict["verdict"])
+        recovery.finish_commit(self.paths, self.old.id if self.old else None)
+        if self.order.purpose == ROLLBACK and self.old:
+            recovery.reject(self.paths, self.old.id, self.order.reason or "rolled back by the operator", self.journal.tx)
+        recovery.accept(self.paths, new.id)
+        return self._end(COMMITTED, "; ".join(verdict["reasons"]), verdict)
+
+    def _go_back(self, new: Release, reason: Exception) -> str:
+        text = str(reason) or type(reason).__name__
+        verdict = reason.verdict if isinstance(reason, Worse) else None
+        if isinstance(reason, NotServing) or (verdict and verdict["verdict"] == "fail"):
+            recovery.reject(self.paths, new.id, text, self.journal.tx)
+        outcome = recovery.restore(self.service, self.journal, self.old, new)
+        return self._end(outcome, text, verdict)
+
+    def _end(self, outcome: str, reason: str, verdict: Optional[dict[str, Any]] = None) -> str:
+        fields: dict[str, Any] = {"outcome": outcome, "reason": reason}
+        if verdict:
+            fields["verdict"] = verdict["verdict"]
+        if outcome != COMMITTED and getattr(self, "log_tail", None):
+            fields["log"] = self.log_tail
+        self.journal.write("end", "done", **fields)
+        self.evidence.close(self.journal.entries())
+        return outcome

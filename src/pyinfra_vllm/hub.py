@@ -1,0 +1,291 @@
+"""What the Hub says of a repository, made into a `Checkpoint` that can be trusted to serve.
+
+Everything that the Hub answers is untrusted: names, sizes and hashes are checked here, before they are written to the
+lock file, and the few small files read on the way (config.json and the like) are held to the size and hash listed.
+Nothing is kept: no cache is written, no weights are downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but not re-exported for type checkers
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+)
+
+from pyinfra_vllm import checkpoint
+from pyinfra_vllm.checkpoint import Checkpoint, File
+from pyinfra_vllm.errors import CheckpointRefused, HubError
+from pyinfra_vllm.on_host import manifest
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+TIMEOUT_S = 30.0  # between two bytes; huggingface_hub's own default is 10
+READ_DEADLINE_S = 120.0  # for one small file in all
+
+LARGEST_METADATA_BYTES = 64 * 1024**2  # tokenizers of 250,000 entries are about 35 MB
+LARGEST_READ_BYTES = 16 * 1024**2  # config.json is a few kB; the index of a 400 GB model about 10 MB
+LARGEST_LISTING = 20_000  # entries; repositories with many quantizations have a few thousand
+
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
+
+# What vLLM and transformers read beside the weights, at the top of a repository (by name; the rest is left out).
+_NEEDED = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template|"
+    r"preprocessor_config|processor_config|video_preprocessor_config|quantization_config|quant_config|quantize_config|"
+    r"hf_quant_config|params|tekken|sentence_bert_config|modules|config_sentence_transformers)\.json|"
+    r"merges\.txt|vocab\.txt|[^/]*\.(jinja|model|tiktoken)|additional_chat_templates/[^/]*\.jinja"
+)
+
+# Keys of config.json that say nothing about memory or speed and may be long.
+_LEFT_OUT = frozenset({"id2label", "label2id", "task_specific_params", "_name_or_path", "auto_map"})
+_DEEPEST = 4  # text_config.rope_scaling.x and quantization_config.config_groups.group_0 have 3 and 4 levels
+_LONGEST_LIST = 512  # layer_types has one word a layer
+
+T = TypeVar("T")
+
+
+class Hub:
+    """One Hub: the endpoint from HF_ENDPOINT, the token from HF_TOKEN or where `hf auth login` keeps it."""
+
+    def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
+        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        self._token = token
+        self._api = HfApi(endpoint=self.endpoint, token=token)
+
+    def __repr__(self) -> str:
+        return f"Hub({self.endpoint!r})"
+
+    def checkpoint(self, repo: str, revision: str = "main", *, allow_code: bool = False) -> Checkpoint:
+        """The checkpoint that `repo` at `revision` means now.
+
+        + allow_code: keep the repository's Python files and accept `auto_map` (a service that declares
+          `trust_remote_code` with a reason)
+
+        Raises CheckpointRefused for what must not be served and HubError for what the Hub did not or must not answer.
+        """
+        for value, reason in (
+            (repo, checkpoint.refuse_repository(repo)),
+            (revision, checkpoint.refuse_revision(revision)),
+        ):
+            if reason:
+                raise CheckpointRefused(f"{value!r} {reason}. Nothing was written.")
+        commit, listing = self._listing(repo, revision)
+        _refuse_pickles(repo, listing)
+        files = self._needed(repo, commit, listing, allow_code)
+        config = self._json(repo, commit, _named(repo, files, "config.json"))
+        if not allow_code:
+            self._refuse_code(repo, commit, files, config)
+        found = Checkpoint(repo=repo, revision=revision, commit=commit, files=files, config=facts_of(config))
+        if reason := checkpoint.refuse_files(found.files):
+            raise CheckpointRefused(f"{repo} {reason}. Nothing was written.")
+        return found
+
+    def _listing(self, repo: str, revision: str) -> tuple[str, tuple[File, ...]]:
+        """The commit and every file of the repository whose name, size and hash can be used."""
+        info = self._ask(
+            repo,
+            lambda: self._api.model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S),
+        )
+        commit, siblings = str(info.sha), info.siblings or []
+        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise HubError(f"{self.endpoint} names no commit for {repo}@{revision} (found {commit[:60]!r})")
+        if re.fullmatch(r"[0-9a-f]{40}", revision) and commit != revision:
+            raise HubError(
+                f"{self.endpoint} answers commit {commit} where {repo} at {revision} was asked for"
+            )
+        if len(siblings) > LARGEST_LISTING:
+            raise HubError(
+                f"{self.endpoint} lists {len(siblings)} files in {repo}: more than {LARGEST_LISTING}"
+            )
+        files = tuple(_file(repo, sibling) for sibling in siblings)
+        if len({file.path for file in files}) != len(files):
+            raise HubError(f"{self.endpoint} lists a file of {repo} twice")
+        return commit, tuple(file for file in files if not manifest.unsafe(file.path))
+
+    def _needed(
+        self, repo: str, commit: str, listing: tuple[File, ...], allow_code: bool
+    ) -> tuple[File, ...]:
+        """The weights that vLLM would load, and the files beside them that serving needs."""
+        weights = {file.path: file for file in listing if re.fullmatch(r"[^/]+\.safetensors", file.path)}
+        index = next((file for file in listing if file.path == INDEX), None)
+        if index is not None:
+            weights = _indexed(repo, weights, self._json(repo, commit, index))
+        elif any(path.startswith("model") for path in weights):
+            # Mistral's repositories hold the same weights a second time as consolidated*.safetensors.
+            weights = {path: file for path, file in weights.items() if not path.startswith("consolidated")}
+        if not weights:
+            raise CheckpointRefused(f"{repo} holds no weights in safetensors. Nothing was written.")
+        beside = [file for file in listing if _NEEDED.fullmatch(file.path) or file.path == INDEX]
+        if allow_code:
+            beside += [file for file in listing if file.path.endswith(".py")]
+        for file in beside:
+            if file.size > LARGEST_METADATA_BYTES:
+                raise CheckpointRefused(f"{repo}: {file.path} has {file.size} bytes, too many for what it is")
+        return tuple(sorted([*weights.values(), *beside], key=lambda file: file.path))
+
+    def _refuse_code(
+        self, repo: str, commit: str, files: tuple[File, ...], config: Mapping[str, Any]
+    ) -> None:
+        """Refuse a repository whose configuration names Python code of its own."""
+        configurations = {"config.json": config}
+        for file in files:
+            if file.path == "tokenizer_config.json":
+                configurations[file.path] = self._json(repo, commit, file)
+        for path, content in configurations.items():
+            if content.get("auto_map"):
+                raise CheckpointRefused(
+                    f"{repo}: {path} names code of its own (auto_map), which runs only with trust_remote_code. "
+                    f"Nothing was written. Review the code at commit {commit}, then declare "
+                    f"trust_remote_code for the service with the reason, or use another repository."
+                )
+
+    def _json(self, repo: str, commit: str, file: File) -> dict[str, Any]:
+        """The content of a small JSON file, held to the size and the hash that the listing stated."""
+        if file.size > LARGEST_READ_BYTES:
+            raise CheckpointRefused(f"{repo}: {file.path} has {file.size} bytes, too many for what it is")
+        body = self._ask(repo, lambda: self._read(repo, commit, file))
+        if not matches(body, file):
+            raise HubError(f"{self.endpoint} sent {repo}/{file.path} with other content than it lists")
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointRefused(f"{repo}: {file.path} is not JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointRefused(f"{repo}: {file.path} is not a JSON object")
+        return content
+
+    def _read(self, repo: str, commit: str, file: File) -> bytes:
+        """At most `file.size` + 1 bytes of a file: an endless or a slow body ends here."""
+        url = hf_hub_url(repo, file.path, revision=commit, endpoint=self.endpoint)
+        deadline = time.monotonic() + READ_DEADLINE_S
+        body = bytearray()
+        headers = build_hf_headers(token=self._token)
+        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
+            hf_raise_for_status(response)
+            for chunk in response.iter_bytes(64 * 1024):
+                body += chunk
+                if len(body) > file.size:
+                    raise HubError(f"{self.endpoint} sends more of {repo}/{file.path} than it lists")
+                if time.monotonic() > deadline:
+                    raise HubError(
+                        f"{self.endpoint} took over {READ_DEADLINE_S:.0f} s for {repo}/{file.path}"
+                    )
+        return bytes(body)
+
+    def _ask(self, repo: str, question: Callable[[], T]) -> T:
+        """One question to the Hub; whatever goes wrong becomes a HubError that says what to do."""
+        untouched = "The lock file is as it was."
+        try:
+            return question()
+        except HubError as error:
+            raise HubError(f"{error}. {untouched}") from error
+        except GatedRepoError as error:
+            raise HubError(
+                f"{repo} on {self.endpoint} is gated: accept its terms there and set HF_TOKEN. {untouched}"
+            ) from error
+        except RevisionNotFoundError as error:
+            raise HubError(f"{repo} on {self.endpoint} has no such revision. {untouched}") from error
+        except RepositoryNotFoundError as error:
+            raise HubError(
+                f"{repo} is not on {self.endpoint}, or is private: check the name, or set HF_TOKEN. {untouched}"
+            ) from error
+        except Exception as error:  # whatever the client raises for what an untrusted server sends
+            raise HubError(
+                f"{self.endpoint} could not be asked about {repo}: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:300]}. {untouched}"
+            ) from error
+
+
+def matches(body: bytes, file: File) -> bool:
+    """Whether `body` is the content that the listing stated."""
+    if file.sha256 is not None:
+        return hashlib.sha256(body).hexdigest() == file.sha256
+    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest() == file.blob_sha1
+
+
+def _file(repo: str, sibling: Any) -> File:
+    """One line of the Hub's listing. A name that can't be used anywhere refuses the whole repository."""
+    path = sibling.rfilename
+    reason = manifest.unsafe(path) if isinstance(path, str) else "is not text"
+    if reason and not reason.startswith(("has a hidden", "is a name this")):
+        raise CheckpointRefused(
+            f"{repo} lists a file named {str(path)[:80]!r}, which {reason}. Nothing was written."
+        )
+    size, sha256 = sibling.size, sibling.lfs.sha256 if sibling.lfs else None
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= checkpoint.MOST_BYTES:
+        raise CheckpointRefused(
+            f"{repo} lists {path} with an impossible size, {size!r}. Nothing was written."
+        )
+    if sha256 is not None and re.fullmatch(r"[0-9a-f]{64}", str(sha256)):
+        return File(path=path, size=size, sha256=sha256)
+    if sha256 is None and re.fullmatch(r"[0-9a-f]{40}", str(sibling.blob_id)):
+        return File(path=path, size=size, blob_sha1=sibling.blob_id)
+    raise HubError(f"The Hub states no content hash for {repo}/{path}. The lock file is as it was.")
+
+
+def _named(repo: str, files: tuple[File, ...], path: str) -> File:
+    for file in files:
+        if file.path == path:
+            return file
+    raise CheckpointRefused(f"{repo} has no {path}, without which it can't be served. Nothing was written.")
+
+
+def _refuse_pickles(repo: str, listing: tuple[File, ...]) -> None:
+    """Refuse a repository whose only weights are pickles, which run code when they are loaded."""
+    pickles = [file.path for file in listing if file.path.endswith(PICKLES)]
+    if pickles and not any(file.path.endswith(".safetensors") for file in listing):
+        raise CheckpointRefused(
+            f"{repo} holds its weights only as pickles ({pickles[0]}), which can run code when loaded. "
+            f"Nothing was written. Use a repository with safetensors, or convert it."
+        )
+
+
+def _indexed(repo: str, weights: Mapping[str, File], index: Mapping[str, Any]) -> dict[str, File]:
+    """The weight files that the index names: vLLM loads those and no others."""
+    mapping = index.get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        raise CheckpointRefused(f"{repo}: {INDEX} has no weight_map. Nothing was written.")
+    named = {str(path) for path in mapping.values()}
+    if missing := sorted(named - weights.keys()):
+        raise CheckpointRefused(
+            f"{repo}: {INDEX} names {missing[0]!r}, which is not there. Nothing was written."
+        )
+    return {path: weights[path] for path in named}
+
+
+def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What memory fit and tuning may need of config.json: plain values, without long texts and label tables."""
+    return {key: value for key, value in _facts(config, 1).items() if value != {}}
+
+
+def _facts(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in _LEFT_OUT or not _is_short(key):
+            continue
+        if isinstance(value, dict) and depth < _DEEPEST:
+            kept[key] = _facts(value, depth + 1)
+        elif _is_plain(value) or (
+            isinstance(value, list) and len(value) <= _LONGEST_LIST and all(_is_plain(item) for item in value)
+        ):
+            kept[key] = value
+    return kept
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float) or _is_short(value)
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 200 and value.isprintable()

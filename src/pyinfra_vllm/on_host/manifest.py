@@ -1,0 +1,229 @@
+"""What a checkpoint directory on this host must hold, and whether it still does.
+
+`manifest.json` lists every file with its size, sha256 and modification time; `.complete` beside it is written last.
+`changed` asks the file system only (milliseconds for any size); `damaged` reads every byte. Nothing here repairs,
+downloads or deletes: `fetch` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+from . import durable
+
+SCHEMA = "pyinfra-vllm/manifest/1"
+MANIFEST = "manifest.json"
+MARKER = ".complete"
+RESERVED = frozenset({MANIFEST, MARKER})
+WRITTEN = "was written to after it was verified"
+
+LONGEST_PATH = 1024  # bytes; Linux allows 4096 for the whole path, roots and commit included
+LONGEST_NAME = 240  # bytes; Linux allows 255 for one component, a temporary suffix included
+CHUNK_BYTES = 8 * 1024 * 1024
+
+Progress = Callable[[int], None]
+
+
+class ManifestError(Exception):
+    """A manifest that is absent, unreadable or not a manifest: the checkpoint counts as incomplete."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file: `path` relative to the checkpoint, `size` in bytes, content hash, modification time in nanoseconds."""
+
+    path: str
+    size: int
+    sha256: str
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every file of one checkpoint as it was when its content was last verified."""
+
+    repo: str
+    commit: str
+    files: tuple[Entry, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """The files' sizes together, in bytes."""
+        return sum(entry.size for entry in self.files)
+
+
+def unsafe(path: str) -> str | None:
+    """Why a file name from a repository must not be used on a disk, or None.
+
+    Names come from an untrusted Hub, through a lock file that people edit: anything that could leave the checkpoint's
+    directory, hide in it, or mean something else on another system is refused rather than repaired.
+    """
+    if not path or len(os.fsencode(path.encode("utf-8", "surrogateescape"))) > LONGEST_PATH:
+        return "is empty or too long"
+    if any(ord(character) < 32 or ord(character) == 127 for character in path):
+        return "holds a control character"
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in path):
+        return "is not valid Unicode"
+    if "\\" in path or ":" in path:
+        return "holds a backslash or a colon (a path of another system)"
+    if path.startswith("/"):
+        return "is absolute"
+    return _unsafe_part(path.split("/"))
+
+
+def _unsafe_part(parts: list[str]) -> str | None:
+    """Why one component of a path must not be used, or None."""
+    if any(part in ("", ".", "..") for part in parts):
+        return "has an empty, '.' or '..' component"
+    if any(part.startswith(".") for part in parts):
+        return "has a hidden component"
+    if any(len(part.encode("utf-8")) > LONGEST_NAME for part in parts):
+        return "has a component that is too long"
+    if len(parts) == 1 and parts[0] in RESERVED:
+        return "is a name this program keeps for itself"
+    return None
+
+
+def hash_file(path: Path, progress: Progress | None = None) -> tuple[str, str]:
+    """The sha256 of a file's content and the sha1 that git gives it as a blob, both in hex, in one reading.
+
+    The blob hash is sha1 over ``blob SIZE NUL content`` (git's object format); the Hub states it for files that are
+    not kept in LFS. `progress` gets the number of bytes of each chunk read.
+    """
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        blob = hashlib.sha1(b"blob %d\0" % size)
+        while chunk := file.read(CHUNK_BYTES):
+            sha256.update(chunk)
+            blob.update(chunk)
+            if progress is not None:
+                progress(len(chunk))
+    return sha256.hexdigest(), blob.hexdigest()
+
+
+def describe(directory: Path, path: str, sha256: str) -> Entry:
+    """The entry of a file whose content was just verified to be `sha256`."""
+    status = (directory / path).lstat()
+    return Entry(path, status.st_size, sha256, status.st_mtime_ns)
+
+
+def write(directory: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, whole or not at all, and have it on the disk before returning."""
+    files = [asdict(entry) for entry in manifest.files]
+    content = {"schema": SCHEMA, "repo": manifest.repo, "commit": manifest.commit, "files": files}
+    durable.write_json(directory / MANIFEST, content)
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of a checkpoint directory. Raises ManifestError when it can't be used."""
+    path = directory / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        files = tuple(_entry(entry) for entry in content["files"])
+        if content["schema"] != SCHEMA:
+            raise ManifestError(f"{path} has the schema {content['schema']!r}, expected {SCHEMA!r}")
+        return Manifest(str(content["repo"]), str(content["commit"]), files)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ManifestError(f"{path} can't be used: {type(error).__name__}: {error}") from error
+
+
+def _entry(content: dict[str, Any]) -> Entry:
+    entry = Entry(
+        str(content["path"]), int(content["size"]), str(content["sha256"]), int(content["mtime_ns"])
+    )
+    if reason := unsafe(entry.path):
+        raise ManifestError(f"the file name {entry.path!r} {reason}")
+    return entry
+
+
+def is_marked(directory: Path) -> bool:
+    """Whether the completion marker is there: every file was verified once, and the directory was on disk."""
+    return (directory / MARKER).is_file()
+
+
+def mark(directory: Path) -> None:
+    """Write the completion marker, the last step of every fetch."""
+    durable.write_text(directory / MARKER, "")
+
+
+def unmark(directory: Path) -> None:
+    """Take the completion marker away before anything in the directory changes."""
+    (directory / MARKER).unlink(missing_ok=True)
+    durable.sync_directory(directory)
+
+
+def changed(directory: Path, manifest: Manifest) -> dict[str, str]:
+    """Files that the file system says are not what was verified: path to the reason. Reads no content."""
+    found = {}
+    for entry in manifest.files:
+        if reason := _change(directory / entry.path, entry):
+            found[entry.path] = reason
+    return found
+
+
+def _change(path: Path, entry: Entry) -> str | None:
+    try:
+        status = path.lstat()
+    except OSError as error:
+        return f"is missing ({error.strerror})"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    if status.st_size != entry.size:
+        return f"has {status.st_size} bytes, expected {entry.size}"
+    if status.st_mtime_ns != entry.mtime_ns:
+        return WRITTEN
+    if not status.st_mode & stat.S_IROTH:
+        return "can't be read by the service's user"
+    return None
+
+
+def damaged(directory: Path, manifest: Manifest, progress: Progress | None = None) -> dict[str, str]:
+    """Files whose content is not what was verified: path to the reason. Reads every byte of every file."""
+    found = changed(directory, manifest)
+    for entry in manifest.files:
+        if found.get(entry.path) in (None, WRITTEN):
+            found.pop(entry.path, None)  # a new modification time alone is no damage
+            sha256, _ = hash_file(directory / entry.path, progress)
+            if sha256 != entry.sha256:
+                found[entry.path] = f"has other content than verified (sha256 {sha256[:12]}…)"
+    return found
+
+
+def quick_check(directory: Path) -> list[str]:
+    """Why a checkpoint directory can't be served from, as sentences; empty when it can. Asks the file system only."""
+    return _check(directory, changed)
+
+
+def full_check(directory: Path) -> list[str]:
+    """Like `quick_check`, and reads every byte: finds also what a failing disk changed behind the file system."""
+    return _check(directory, damaged)
+
+
+def _check(directory: Path, find: Callable[[Path, Manifest], dict[str, str]]) -> list[str]:
+    if not is_marked(directory):
+        return [f"{directory} is not complete: it has no {MARKER}"]
+    try:
+        manifest = read(directory)
+    except ManifestError as error:
+        return [str(error)]
+    return [f"{directory / path} {reason}" for path, reason in sorted(find(directory, manifest).items())]
+
+
+def sync_files(directory: Path, paths: Sequence[str]) -> None:
+    """Have the content of files, and the directories that name them, on the disk."""
+    for path in paths:
+        descriptor = os.open(directory / path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    for folder in sorted({(directory / path).parent for path in paths} | {directory}):
+        durable.sync_directory(folder)

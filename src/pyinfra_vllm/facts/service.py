@@ -1,0 +1,59 @@
+"""What a host runs: asked of its processes and its journal, not inferred from what a run changed."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from pyinfra.api import FactBase, QuoteString, StringCommand
+from typing_extensions import override
+
+
+def script(module: str) -> str:
+    """The text of a self-contained module of on_host, to run on a host where nothing is installed yet."""
+    return files("pyinfra_vllm.on_host").joinpath(f"{module}.py").read_text(encoding="utf-8")
+
+
+class Service(FactBase[dict[str, Any]]):
+    """Release, process, lock, journal and rejected releases of one service (see on_host/observe.py).
+
+    + root: where pyinfra-vllm keeps its files on the host
+    + service: the service's name
+    """
+
+    @override
+    def requires_command(self, *args: Any, **kwargs: Any) -> str:
+        return "python3"
+
+    @override
+    def command(self, root: str, service: str) -> StringCommand:
+        return StringCommand(
+            "python3", "-c", QuoteString(script("observe")), QuoteString(root), QuoteString(service)
+        )
+
+    @override
+    def process(self, output: list[str]) -> dict[str, Any]:
+        (observed,) = json.loads("".join(output))
+        return dict(observed)
+
+
+class Host(FactBase[dict[str, Any]]):
+    """What a host has of us: python3's version, the program, the recovery unit, users and platform.
+
+    + root: where pyinfra-vllm keeps its files on the host
+    + users: names to look up
+    """
+
+    @override
+    def requires_command(self, *args: Any, **kwargs: Any) -> str:
+        return "python3"
+
+    @override
+    def command(self, root: str, users: tuple[str, ...] = ()) -> StringCommand:
+        names = [QuoteString(user) for user in users]
+        return StringCommand("python3", "-c", QuoteString(script("inspect_host")), QuoteString(root), *names)
+
+    @override
+    def process(self, output: list[str]) -> dict[str, Any]:
+        return dict(json.loads("".join(output)))

@@ -1,0 +1,32 @@
+"""The program for the host, packed: one zipapp, the same bytes for the same sources."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from functools import cache
+from importlib.resources import files
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date that a zip file can hold
+_MAIN = "import sys\nfrom pyinfra_vllm.on_host.__main__ import main\nsys.exit(main())\n"
+
+
+@cache
+def archive() -> bytes:
+    """The zipapp's bytes: `python3 FILE VERB ...` runs it on any python3 from 3.9 on."""
+    entries = {"__main__.py": _MAIN.encode(), "pyinfra_vllm/__init__.py": b""}
+    for source in files("pyinfra_vllm.on_host").iterdir():
+        if source.is_file():
+            entries[f"pyinfra_vllm/on_host/{source.name}"] = source.read_bytes()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in sorted(entries.items()):
+            packed.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+@cache
+def digest() -> str:
+    """Names the archive by its content, so that a running transaction keeps the file it was started from."""
+    return hashlib.sha256(archive()).hexdigest()[:12]

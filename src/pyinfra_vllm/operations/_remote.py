@@ -1,0 +1,44 @@
+"""Commands on one host from within an operation's callback, with the privileges that the operation has."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pyinfra.api import Host, QuoteString, StringCommand
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
+
+from pyinfra_vllm.errors import HostError
+
+_WRITE = 'umask 077; cat > "$1.partial" && chmod "$2" "$1.partial" && mv -f "$1.partial" "$1"'
+
+
+class Remote:
+    """Every word is quoted; text travels on standard input, so that nothing secret rides on argv or in /tmp."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        given: dict[str, Any] = dict(host.current_op_global_arguments or {})
+        self.arguments = {key: given[key] for key in CONNECTOR_ARGUMENT_KEYS if key in given}
+
+    def run(self, *words: str, stdin: str | None = None) -> str:
+        """Standard output. Raises HostError with the command's own last words."""
+        arguments = {**self.arguments, **({"_stdin": stdin} if stdin is not None else {})}
+        command = StringCommand(*(QuoteString(word) for word in words))
+        ok, output = self.host.run_shell_command(command, print_output=False, print_input=False, **arguments)
+        if not ok:
+            raise HostError(
+                output.stderr.strip() or output.stdout.strip() or f"`{words[0]}` failed without a word"
+            )
+        return str(output.stdout)
+
+    def json(self, *words: str) -> Any:
+        text = self.run(*words)
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise HostError(f"`{' '.join(words[:4])} ...` printed no JSON: {text[-300:]!r}") from error
+
+    def write(self, path: str, text: str, mode: str = "600") -> None:
+        """Replace the file in one step; its folder must be there."""
+        self.run("sh", "-c", _WRITE, "sh", path, mode, stdin=text)

@@ -1,0 +1,102 @@
+"""What one run knows of the whole rollout: what each host must become, in which wave, and how it ended.
+
+pyinfra runs an operation on all hosts before the next one begins, so what `release.staged` records for every host
+is complete when the first wave asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pyinfra_vllm import waves
+from pyinfra_vllm.config import Rollout as Settings
+from pyinfra_vllm.config import Service
+from pyinfra_vllm.release import Release
+
+COMMITTED, UNCHANGED, DEFERRED, HELD = "committed", "unchanged", "deferred", "held"
+GOOD = frozenset({COMMITTED, UNCHANGED})
+HARMLESS = GOOD | {DEFERRED}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One service of one host: what must run there, and what was found when it was staged."""
+
+    host: str
+    root: str
+    service: Service
+    release: Release
+    observed: dict[str, Any]
+    gpu: str
+
+    @property
+    def runs(self) -> bool:
+        """Whether this very release is current and the running process was started from it."""
+        return bool(self.observed["current"] == self.observed["running"] == self.release.id)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one service of one host ended in this run."""
+
+    host: str
+    service: str
+    status: str
+    message: str
+    release: str = ""
+
+
+class Progress:
+    """Shared by all hosts of one run."""
+
+    def __init__(self) -> None:
+        self.settings = Settings()
+        self.wanted: dict[tuple[str, str], Wanted] = {}
+        self.outcomes: dict[tuple[str, str], Outcome] = {}
+        self._waves: tuple[tuple[str, ...], ...] | None = None
+
+    def want(self, item: Wanted) -> None:
+        self.wanted[item.host, item.service.name] = item
+
+    def record(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.host, outcome.service] = outcome
+
+    def services(self, host: str) -> list[Wanted]:
+        return [item for (name, _), item in self.wanted.items() if name == host]
+
+    def plan(self, active: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+        """The waves of the hosts that need a switch and were staged; fixed once the first wave has begun."""
+        if self._waves is None:
+            alive = set(active)
+            needing = {item.host for item in self.wanted.values() if item.host in alive and not item.runs}
+            self._waves = self.preview(needing)
+        return self._waves
+
+    def preview(self, hosts: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+        candidates = [self._candidate(host) for host in sorted(hosts)]
+        return waves.plan(candidates, self.settings)
+
+    def _candidate(self, host: str) -> waves.Candidate:
+        items = self.services(host)
+        gpu = items[0].gpu if items else ""
+        return waves.Candidate(host, gpu, tuple(item.service.name for item in items))
+
+    def obstacle(self, wave: int) -> tuple[str, str] | None:
+        """Why a wave must not begin: (`held` or `deferred`, reason); None when it may."""
+        earlier = {host for hosts in (self._waves or ())[: wave - 1] for host in hosts}
+        ended = {host: [o for o in self.outcomes.values() if o.host == host] for host in earlier}
+        failed = sorted(h for h, found in ended.items() if any(o.status not in HARMLESS for o in found))
+        if len(failed) > self.settings.max_failures:
+            return HELD, f"the rollout stopped at {', '.join(failed)}"
+        open_ends = sorted(h for h, found in ended.items() if not found)
+        if open_ends:
+            return HELD, f"an earlier wave has no verdict from {', '.join(open_ends)}"
+        deferred = sorted(h for h, found in ended.items() if any(o.status == DEFERRED for o in found))
+        if deferred:
+            return DEFERRED, f"an earlier wave was deferred on {', '.join(deferred)}"
+        return None
+
+
+PROGRESS = Progress()

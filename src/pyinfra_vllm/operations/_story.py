@@ -1,0 +1,69 @@
+"""Turns journal entries into sentences for an operator's screen. Pure; it never decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+STEPS = {
+    "begin": "begin",
+    "prove-way-back": "prove the way back",
+    "prove-way-forward": "prove the way forward",
+    "measure-before": "measure the baseline",
+    "window": "check the window's last start",
+    "activate": "switch and restart",
+    "ready": "wait until tokens flow",
+    "kernel": "check the kernel",
+    "measure-after": "measure the new release",
+    "judge": "verdict",
+    "commit": "commit",
+    "restore": "bring the old release back",
+}
+
+
+def tell(entries: Iterable[dict[str, Any]], progress: Iterable[str]) -> list[str]:
+    """Lines in the order in which they happened: entries and progress carry their time first."""
+    told = [(entry["at"], text) for entry in entries for text in _entry(entry)]
+    told += [(line.partition(" ")[0], line.partition(" ")[2]) for line in progress]
+    return [text for _, text in sorted(told, key=lambda item: item[0])]
+
+
+def _entry(entry: dict[str, Any]) -> list[str]:
+    step, state = entry["step"], entry["state"]
+    name = STEPS.get(step)
+    if name is None:
+        return []
+    if step == "begin":
+        return [
+            f"{entry['to']} is to replace {entry['from'] or 'nothing'} ({entry['purpose']} by {entry['operator']})"
+        ]
+    if state == "intended":
+        return [f"{name} ..."]
+    if state == "failed":
+        return [f"{name}: failed: {entry['error']}"]
+    return [f"{name}: {_detail(entry)}"]
+
+
+def _detail(entry: dict[str, Any]) -> str:
+    step = entry["step"]
+    if step == "judge":
+        return "; ".join([entry["verdict"], *entry["reasons"]])
+    if step == "ready":
+        return f"after {entry['after_s']} s"
+    if step == "kernel":
+        return "; ".join([entry["verdict"], *entry.get("kernels", []), *entry.get("reasons", [])])
+    if "summary" in entry:
+        return str(entry["summary"])
+    if "baseline" in entry:
+        return str(entry["baseline"])
+    if step == "restore" and "problem" in entry:
+        return f"it did not come back: {entry['problem']}; serving {entry['serving'] or 'nothing'}"
+    if step == "restore" and "after_s" in entry:
+        return f"its tokens flow again after {entry['after_s']} s"
+    return "done"
+
+
+def ending(last: dict[str, Any]) -> str:
+    """One sentence about a finished transaction (a record of on_host/observe.py)."""
+    by = f"{last.get('purpose', 'rollout')} of release {last['to']} by {last['operator']}, begun {last['began']}"
+    return f"{by}: {last['outcome']} ({last['reason']})"

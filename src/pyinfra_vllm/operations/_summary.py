@@ -1,0 +1,56 @@
+"""The table at the end of a run: every host and service, and how it ended. Printed also where the run aborts."""
+
+from __future__ import annotations
+
+from pyinfra import logger
+from pyinfra.api import Host
+from pyinfra.api.state import BaseStateCallback, State
+from rich.console import Console
+from rich.table import Table
+
+from pyinfra_vllm.operations._rollout import PROGRESS, Outcome
+
+COLOURS = {"committed": "green", "unchanged": "cyan", "deferred": "yellow"}
+
+
+class Summary(BaseStateCallback):
+    """Prints once, when the first host is disconnected: pyinfra gets there however the run ended."""
+
+    printed = False
+
+    @staticmethod
+    def host_disconnect(state: State, host: Host) -> None:
+        if not Summary.printed and state.is_executing:
+            Summary.printed = True
+            print_summary(state)
+
+
+def install(state: State) -> None:
+    if not any(isinstance(handler, Summary) for handler in state.callback_handlers):
+        state.add_callback_handler(Summary())
+
+
+def rows(state: State) -> list[Outcome]:
+    """One outcome for each host and service that was wanted or failed before it could be."""
+    known = dict(PROGRESS.outcomes)
+    for (name, service), item in PROGRESS.wanted.items():
+        known.setdefault(
+            (name, service), Outcome(name, service, "held", "the run ended before its wave", item.release.id)
+        )
+    hosts_seen = {name for name, _ in known}
+    for failed in sorted(state.failed_hosts, key=lambda host: host.name):
+        if failed.name not in hosts_seen:
+            known[failed.name, ""] = Outcome(
+                failed.name, "", "failed", "see its error above; nothing was switched"
+            )
+    return [known[key] for key in sorted(known)]
+
+
+def print_summary(state: State) -> None:
+    table = Table("host", "service", "release", "outcome", "why", box=None, pad_edge=False)
+    for row in rows(state):
+        colour = COLOURS.get(row.status, "red")
+        table.add_row(row.host, row.service, row.release, f"[{colour}]{row.status}[/]", row.message)
+    console = Console(stderr=True)
+    logger.info("--> Rollout:")
+    console.print(table)

@@ -1,0 +1,170 @@
+"""One switch of one service as the control machine sees it: may it begin, start it, follow it, tell how it ended."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from typing import Any
+
+from pyinfra import logger
+from pyinfra.api import Host
+from pyinfra.api.exceptions import ConnectError
+
+from pyinfra_vllm import release as releases
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.on_host.order import ROLLOUT, Order
+from pyinfra_vllm.operations import _story
+from pyinfra_vllm.operations._remote import Remote
+from pyinfra_vllm.operations._rollout import Outcome
+
+POLL_S = 1.0
+LOST_CONTACT_S = 900.0  # after this long without an answer we stop watching; the host goes on by itself
+RUN_DIRECTORY = "/run/pyinfra-vllm"
+RETRY = "retry_rejected"
+
+
+class Switching:
+    """Watches; decides nothing that the host has to decide."""
+
+    def __init__(self, host: Host, root: str, order: Order) -> None:
+        self.host = host
+        self.remote = Remote(host)
+        self.root = root
+        self.order = order
+        self.program = f"{root}/bin/on-host.pyz"
+        self.unit = f"pyinfra-vllm-switch-{order.service}"
+
+    def run(self) -> Outcome:
+        """Carry the order out. Every way to end is an Outcome; nothing is raised for what a host can do wrong."""
+        try:
+            observed = self._observe()
+            self._report_unseen(observed)
+            hindrance = self._hindrance(observed)
+            return hindrance or self._follow(self._start(observed))
+        except HostError as error:
+            return self.outcome("failed", str(error))
+
+    def _observe(self) -> dict[str, Any]:
+        words = ("python3", self.program, "--root", self.root, "status", self.order.service)
+        return dict(self.remote.json(*words)[0])
+
+    def _report_unseen(self, observed: dict[str, Any]) -> None:
+        """What a host finished after its operator was gone is told by the next run, once."""
+        last = observed["last"]
+        if last and last["outcome"] and not last["reported"]:
+            self._say(f"since the last run: {_story.ending(last)}")
+            self._acknowledge(last["tx"])
+
+    def _hindrance(self, observed: dict[str, Any]) -> Outcome | None:
+        if observed["lock"] is not None:
+            held = observed["lock"]
+            return self.outcome(
+                "refused",
+                f"{held.get('holder', 'someone')} has held it since {held.get('since', 'an unknown time')} for"
+                f" {held.get('purpose', 'an unknown purpose')}. Nothing was touched; try again when it has ended.",
+            )
+        rejected = observed["rejected"].get(self.order.release)
+        if rejected and self.order.purpose == ROLLOUT and RETRY not in self.order.overrides:
+            return self.outcome(
+                "rejected",
+                f"release {self.order.release} was found worse at {rejected['at']} ({rejected['reason']}) and is not"
+                f" tried again. Change the declaration, or pass --data {RETRY}=true.",
+            )
+        return None
+
+    def _start(self, observed: dict[str, Any]) -> str | None:
+        """Hand the order to systemd on the host; returns the transaction that was the newest before."""
+        path = f"{RUN_DIRECTORY}/{self.unit}-{secrets.token_hex(4)}.json"
+        self.remote.run("mkdir", "-p", "-m", "755", RUN_DIRECTORY)
+        self.remote.write(path, json.dumps(self.order.as_dict()))
+        run = f"python3 {releases.quoted(self.program)} --root {releases.quoted(self.root)}"
+        self.remote.run(
+            "systemd-run",
+            f"--unit={self.unit}",
+            f"--description=pyinfra-vllm: {self.order.purpose} of {self.order.service}",
+            "--collect",
+            "--quiet",
+            "--property=Type=exec",
+            "--property=TimeoutStopSec=infinity",
+            "--property=OOMScoreAdjust=-500",
+            f"--property=ExecStopPost=/usr/bin/env {run} recover {self.order.service}",
+            "/usr/bin/env",
+            "python3",
+            self.program,
+            "--root",
+            self.root,
+            "switch",
+            path,
+        )
+        last = observed["last"]
+        return str(last["tx"]) if last else None
+
+    def _follow(self, after_tx: str | None) -> Outcome:
+        entries = lines = 0
+        heard = time.monotonic()
+        while True:
+            news = self._ask(after_tx, entries, lines)
+            if news is None:
+                if time.monotonic() - heard > LOST_CONTACT_S:
+                    return self.outcome("unknown", self._lost())
+                continue
+            heard = time.monotonic()
+            entries, lines = entries + len(news["entries"]), lines + len(news["progress"])
+            for text in _story.tell(news["entries"], news["progress"]):
+                self._say(text)
+            if news["end"] and not news["active"]:
+                return self._ended(news)
+            if not news["active"]:
+                return self.outcome("failed", self._no_record())
+            time.sleep(POLL_S)
+
+    def _ask(self, after_tx: str | None, entries: int, lines: int) -> dict[str, Any] | None:
+        after = ("--after-tx", after_tx) if after_tx else ()
+        words = ("--unit", self.unit, "--entries", str(entries), "--lines", str(lines), *after)
+        try:
+            name = self.order.service
+            return dict(
+                self.remote.json("python3", self.program, "--root", self.root, "follow", name, *words)
+            )
+        except (HostError, OSError, EOFError) as error:
+            self._say(f"no answer ({error}); the host goes on by itself, reconnecting")
+            self._reconnect()
+            return None
+
+    def _reconnect(self) -> None:
+        time.sleep(POLL_S)
+        self.host.disconnect()
+        try:
+            self.host.connect(show_errors=False, raise_exceptions=True)
+        except (ConnectError, OSError, EOFError) as error:
+            logger.debug("reconnecting to %s: %s", self.host.name, error)
+
+    def _lost(self) -> str:
+        return (
+            f"no contact for {LOST_CONTACT_S:.0f} s. The host finishes the switch by itself and keeps what is no worse;"
+            " the next run reports how it ended."
+        )
+
+    def _ended(self, news: dict[str, Any]) -> Outcome:
+        end = news["end"]
+        for line in end.get("log", []):
+            self._say(f"log | {line}")
+        self._acknowledge(news["tx"])
+        return self.outcome(end["outcome"], end["reason"])
+
+    def _no_record(self) -> str:
+        said = self.remote.run(
+            "journalctl", "--unit", self.unit, "--lines", "20", "--output", "cat", "--no-pager"
+        )
+        return f"the switch ended without a record; nothing was switched. Its last words: {said.strip()}"
+
+    def _acknowledge(self, tx: str) -> None:
+        self.remote.run("python3", self.program, "--root", self.root, "reported", self.order.service, tx)
+
+    def outcome(self, status: str, message: str) -> Outcome:
+        self._say(f"{status}: {message}")
+        return Outcome(self.host.name, self.order.service, status, message, self.order.release)
+
+    def _say(self, text: str) -> None:
+        logger.info(f"{self.host.print_prefix}{self.order.service}: {text}")

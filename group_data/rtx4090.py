@@ -1,0 +1,10 @@
+"""What differs on the RTX 4090 hosts: 24 GB leave room for a shorter context."""
+
+services = {
+    "chat": {
+        "gpu": "NVIDIA GeForce RTX 4090",
+        "objective": "latency",
+        "max_model_len": 8192,
+        "flags": {"max-num-seqs": 8},
+    },
+}

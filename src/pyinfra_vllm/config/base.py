@@ -1,0 +1,13 @@
+"""What every declared thing has in common: frozen, strict (text is no number, `True` is not 1), no unknown keys."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Declaration(BaseModel):
+    """A field's description says what is allowed; messages quote it."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, hide_input_in_errors=True
+    )

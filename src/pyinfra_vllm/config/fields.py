@@ -1,0 +1,181 @@
+"""The kinds of text that a declaration may hold, as data: a pattern, and the sentence that says what is allowed.
+
+Everything here ends in a unit file, an environment file or an argument list on a host, so no kind of text lets a
+control character through: an operator's string can never become a second line.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from .problems import SECRET_NAME, ItemError
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+# Environment that the product sets itself, and the key that governs it.
+_MANAGED_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "gpus",
+    "HF_HUB_OFFLINE": "(always on: a service never downloads)",
+    "TRANSFORMERS_OFFLINE": "(always on: a service never downloads)",
+    "VLLM_CACHE_ROOT": "(kept across releases by the product)",
+}
+
+# vLLM flags that have a key of their own, and where they belong.
+_MANAGED_FLAGS = {
+    "--api-key": "`secrets` (VLLM_API_KEY)",
+    "--hf-token": "`secrets` (HF_TOKEN)",
+    "--host": "`bind`",
+    "--max-model-len": "`max_model_len`",
+    "--model": "`model`",
+    "--port": "`port`",
+    "--revision": "`revision`",
+    "--served-model-name": "`served_model_name`",
+    "--shutdown-timeout": "`shutdown_timeout_s`",
+    "--trust-remote-code": "nowhere: a checkpoint that needs its own code is refused",
+}
+
+
+def no_control(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError("must not contain control characters or line breaks")
+    return text
+
+
+def _matching(pattern: str, allowed: str) -> Callable[[str], str]:
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if compiled.fullmatch(text) is None:
+            raise ValueError(f"must be {allowed}")
+        return text
+
+    return check
+
+
+def _absolute(text: str) -> str:
+    if re.fullmatch(r"(/[A-Za-z0-9._+@-]+)+/?", text) is None or ".." in text.split("/"):
+        raise ValueError("must be an absolute path of letters, digits and . _ + @ - without `..`")
+    return text.rstrip("/")
+
+
+def _repository(text: str) -> str:
+    part = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+    if re.fullmatch(f"{part}/{part}", text) is None or "--" in text or ".." in text or len(text) > 96:
+        raise ValueError('must be a repository id like "Qwen/Qwen3-32B-AWQ"')
+    return text
+
+
+def _revision(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", text) is None or ".." in text:
+        raise ValueError("must be a branch, a tag or a commit")
+    return text
+
+
+def _address(text: str) -> str:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError as error:
+        raise ValueError('must be an IP address of the host, like "127.0.0.1" or "0.0.0.0"') from error
+    return text
+
+
+def _user(text: str) -> str:
+    if text == "root":
+        raise ValueError("a service never runs as root; name another user")
+    if re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", text) is None:
+        raise ValueError("must be a system user name: a-z, 0-9, _ and -, at most 32")
+    return text
+
+
+def _index(text: str) -> str:
+    parts = urlsplit(no_control(text))
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not carry credentials; give them to the host, for example in its netrc")
+    if text.startswith("/"):
+        return _absolute(text)
+    if parts.scheme not in ("https", "http", "file") or " " in text or not (parts.netloc or parts.path):
+        raise ValueError("must be an http(s) or file URL, or the absolute path of a wheel directory")
+    return text
+
+
+def _environment(values: dict[str, str]) -> dict[str, str]:
+    for name in values:
+        if SECRET_NAME.search(name):
+            raise ItemError(name, "looks like a secret; declare it under `secrets` instead")
+        if name in _MANAGED_ENVIRONMENT:
+            raise ItemError(name, f"is set by the product: {_MANAGED_ENVIRONMENT[name]}")
+    return values
+
+
+def _flags(values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        if re.fullmatch(r"--[a-z0-9][a-z0-9-]*(\.[A-Za-z0-9_.-]+)?", name) is None:
+            raise ItemError(name, 'is not a long vLLM flag like "max-num-seqs"')
+        if name in _MANAGED_FLAGS:
+            raise ItemError(name, f"belongs to {_MANAGED_FLAGS[name]}")
+        try:
+            _plain(value)
+        except ValueError as error:
+            raise ItemError(name, str(error)) from error
+    return values
+
+
+def _plain(value: object) -> None:
+    """A flag's value is plain data: what JSON can hold, without control characters."""
+    if isinstance(value, str):
+        no_control(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _plain(key)
+            _plain(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _plain(item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise ValueError("must be text, a number, true/false, a list, a map or None")
+
+
+def as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Text = Annotated[str, AfterValidator(no_control)]
+ServiceName = Annotated[
+    str,
+    AfterValidator(_matching(r"[a-z0-9][a-z0-9-]{0,39}", "a name of a-z, 0-9 and -, at most 40 characters")),
+]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+Repository = Annotated[str, AfterValidator(_repository)]
+Revision = Annotated[str, AfterValidator(_revision)]
+Address = Annotated[str, AfterValidator(_address)]
+User = Annotated[str, AfterValidator(_user)]
+IndexLocation = Annotated[str, AfterValidator(_index)]
+Version = Annotated[
+    str, AfterValidator(_matching(r"\d+(\.\d+)+[a-z0-9.+-]*", 'a released version like "0.33.0"'))
+]
+Requirement = Annotated[
+    str,
+    AfterValidator(
+        _matching(
+            r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._,-]+\])?([=<>!~]=?[A-Za-z0-9.*+!,<>=~-]+)?",
+            'a requirement like "flashinfer-python==0.6.1"',
+        )
+    ),
+]
+EnvironmentName = Annotated[
+    str, AfterValidator(_matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable"))
+]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Environment = Annotated[dict[EnvironmentName, Text], AfterValidator(_environment)]
+Secrets = dict[EnvironmentName, EnvironmentName]
+Flags = Annotated[dict[str, Any], AfterValidator(_flags)]
+GpuIndexes = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]

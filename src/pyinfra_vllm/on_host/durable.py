@@ -25,7 +25,7 @@ def write_text(path: Path, text: str, mode: int = 0o644) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial.replace(path)
     sync_directory(path.parent)
 
 
@@ -51,7 +51,7 @@ def point(link: Path, target: Path) -> None:
     if partial.is_symlink():
         partial.unlink()
     partial.symlink_to(os.path.relpath(target, link.parent))
-    os.replace(partial, link)
+    partial.replace(link)
     sync_directory(link.parent)
 
 

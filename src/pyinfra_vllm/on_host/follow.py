@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from . import journal
 from .journal import Journal
@@ -20,7 +20,7 @@ class Position:
     lines: int = 0
 
 
-def follow(paths: ServicePaths, after_tx: Optional[str], seen: Position, unit: str) -> dict[str, Any]:
+def follow(paths: ServicePaths, after_tx: str | None, seen: Position, unit: str) -> dict[str, Any]:
     """New journal entries and progress lines of the newest transaction other than `after_tx`.
 
     Returns {"tx", "entries", "progress", "active", "end"}: `active` says whether the transaction's own unit

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import pwd
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 RECOVERY_UNIT = Path("/etc/systemd/system/pyinfra-vllm-recover.service")
 
 
-def digest(path: Path) -> Optional[str]:
+def digest(path: Path) -> str | None:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
@@ -40,7 +39,7 @@ def inspect(root: Path, users: list[str]) -> dict[str, Any]:
         "python": list(sys.version_info[:3]),
         "platform": platform.machine(),
         "systemd": Path("/run/systemd/system").is_dir() and shutil.which("systemd-run") is not None,
-        "program": os.readlink(link) if link.is_symlink() and link.exists() else None,
+        "program": str(link.readlink()) if link.is_symlink() and link.exists() else None,
         "recovery_unit": digest(RECOVERY_UNIT) if wants.is_symlink() else None,
         "users": {user: known(user) for user in users},
     }

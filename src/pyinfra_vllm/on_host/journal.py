@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 Entry = dict[str, Any]
 
@@ -84,7 +84,7 @@ def _parsed(line: bytes) -> list[Entry]:
     return [entry] if whole else []
 
 
-def last_transaction(path: Path) -> Optional[list[Entry]]:
+def last_transaction(path: Path) -> list[Entry] | None:
     """The entries of the newest transaction; None where nothing was ever begun."""
     entries = read(path)
     begun = [entry["tx"] for entry in entries if entry["step"] == "begin"]

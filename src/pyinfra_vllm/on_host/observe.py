@@ -11,13 +11,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE="
 
 
-def linked(link: Path) -> Optional[str]:
-    return Path(os.readlink(link)).name if link.is_symlink() else None
+def linked(link: Path) -> str | None:
+    return link.readlink().name if link.is_symlink() else None
 
 
 def read_json(path: Path) -> Any:
@@ -34,16 +34,18 @@ def unit_state(unit: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
-def running_release(pid: str) -> Optional[str]:
+def running_release(pid: str) -> str | None:
     try:
         environment = Path("/proc", pid or "0", "environ").read_text(errors="replace")
     except OSError:
         return None
-    found = [item[len(RELEASE_VARIABLE) :] for item in environment.split("\0") if item.startswith(RELEASE_VARIABLE)]
+    found = [
+        item[len(RELEASE_VARIABLE) :] for item in environment.split("\0") if item.startswith(RELEASE_VARIABLE)
+    ]
     return found[0] if found else None
 
 
-def holder(path: Path) -> Optional[dict[str, Any]]:
+def holder(path: Path) -> dict[str, Any] | None:
     """Who holds the lock now; None where nobody does (a dead holder's record counts for nothing)."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -107,7 +109,9 @@ def service(root: Path, name: str) -> dict[str, Any]:
         "previous": linked(directory / "previous"),
         "running": running_release(state.get("MainPID", "0")),
         "release": read_json(directory / "current" / "release.json"),
-        "staged": sorted(e.name for e in releases.iterdir() if not e.name.startswith(".")) if releases.is_dir() else [],
+        "staged": sorted(e.name for e in releases.iterdir() if not e.name.startswith("."))
+        if releases.is_dir()
+        else [],
         "rejected": read_json(directory / "rejected.json") or {},
         "lock": holder(directory / "lock"),
         "last": transactions[-1] if transactions else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from . import durable
 
@@ -34,7 +34,7 @@ class Order:
     operator: str
     purpose: str = ROLLOUT
     reason: str = ""
-    last_start: Optional[float] = None
+    last_start: float | None = None
     overrides: tuple[str, ...] = ()
     criteria: dict[str, Any] = field(default_factory=dict)
     ready_timeout_s: float = 1800.0
@@ -50,7 +50,9 @@ def load(path: Path) -> Order:
     known = {item.name for item in fields(Order)}
     unknown = sorted(set(value) - known)
     if unknown:
-        raise BadOrder(f"{path} has the unknown keys {unknown}: the host's program is older than the control machine's")
+        raise BadOrder(
+            f"{path} has the unknown keys {unknown}: the host's program is older than the control machine's"
+        )
     if value.get("purpose", ROLLOUT) not in (ROLLOUT, ROLLBACK):
         raise BadOrder(f"{path}: purpose is {value['purpose']!r}, not {ROLLOUT!r} or {ROLLBACK!r}")
     try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 DEFAULT_ROOT = Path("/srv/pyinfra-vllm")
 UNITS = Path("/etc/systemd/system")
@@ -74,10 +72,10 @@ class ServicePaths:
     def release(self, release_id: str) -> Path:
         return self.releases / release_id
 
-    def linked(self, link: Path) -> Optional[str]:
+    def linked(self, link: Path) -> str | None:
         """The release id that `current` or `previous` points to; None where there is no link."""
         try:
-            return Path(os.readlink(link)).name
+            return link.readlink().name
         except FileNotFoundError:
             return None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Optional
 
 from . import durable, journal, systemd
 from . import release as releases
@@ -24,7 +23,7 @@ RESTORE_TIMEOUT_S = 3600.0
 PAUSE_S = 5.0
 
 
-def recover(root: Path, name: Optional[str], say: Say, boot: bool = False, units: Path = UNITS) -> list[str]:
+def recover(root: Path, name: str | None, say: Say, boot: bool = False, units: Path = UNITS) -> list[str]:
     """Finish what was begun, for one service or all; returns an outcome for each that needed it."""
     outcomes = []
     for paths in services(root, units):
@@ -51,7 +50,7 @@ def _start_all(root: Path, units: Path) -> None:
             systemd.start_in_background(paths.unit)
 
 
-def finish_last(paths: ServicePaths, say: Say, boot: bool = False) -> Optional[str]:
+def finish_last(paths: ServicePaths, say: Say, boot: bool = False) -> str | None:
     """End the newest transaction if it was left without an end. The caller holds the lock."""
     entries = journal.last_transaction(paths.journal)
     if entries is None or _find(entries, "end", "done"):
@@ -72,7 +71,7 @@ def finish_last(paths: ServicePaths, say: Say, boot: bool = False) -> Optional[s
     return _end(log, outcome, "the switch was interrupted before its verdict")
 
 
-def _find(entries: list[Entry], step: str, state: str) -> Optional[Entry]:
+def _find(entries: list[Entry], step: str, state: str) -> Entry | None:
     found = [entry for entry in entries if entry["step"] == step and entry["state"] == state]
     return found[-1] if found else None
 
@@ -82,7 +81,7 @@ def _end(log: Journal, outcome: str, reason: str) -> str:
     return outcome
 
 
-def _restore_for_boot(paths: ServicePaths, log: Journal, old_id: Optional[str]) -> str:
+def _restore_for_boot(paths: ServicePaths, log: Journal, old_id: str | None) -> str:
     """Point back before systemd starts the service: it comes up with the old release by itself."""
     with log.step("restore", release=old_id, boot=True):
         old = releases.load(paths, old_id) if old_id else None
@@ -90,7 +89,7 @@ def _restore_for_boot(paths: ServicePaths, log: Journal, old_id: Optional[str]) 
     return _end(log, "rolled_back", "the host went down before the verdict; it booted with the old release")
 
 
-def restore(service: Service, log: Journal, old: Optional[Release], new: Release) -> str:
+def restore(service: Service, log: Journal, old: Release | None, new: Release) -> str:
     """Bring the old release back until its tokens flow; returns the outcome.
 
     Where it won't start, the new one is tried again, because serving something beats serving nothing.
@@ -128,7 +127,7 @@ def _bring_up(service: Service, release: Release) -> str:
     return problem
 
 
-def _last_resort(service: Service, old: Release, new: Release) -> Optional[str]:
+def _last_resort(service: Service, old: Release, new: Release) -> str | None:
     if not _bring_up(service, new):
         return new.id
     service.point_at(old)  # nothing serves: systemd goes on trying the release that was proven once
@@ -137,7 +136,7 @@ def _last_resort(service: Service, old: Release, new: Release) -> Optional[str]:
     return None
 
 
-def finish_commit(paths: ServicePaths, old_id: Optional[str]) -> None:
+def finish_commit(paths: ServicePaths, old_id: str | None) -> None:
     if old_id and paths.release(old_id).is_dir() and old_id != paths.linked(paths.current):
         durable.point(paths.previous, paths.release(old_id))
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from . import durable, manifest
 from .paths import ServicePaths
@@ -72,7 +72,7 @@ class Release:
         return str(self.document["runtime"]["version"])
 
     @property
-    def kernels(self) -> Optional[list[str]]:
+    def kernels(self) -> list[str] | None:
         return self.document.get("kernel")
 
 
@@ -144,6 +144,8 @@ def _readable(release: Release, files: list[str]) -> None:
         check=False,
     )
     if done.returncode:
-        raise NotReady(f"the user {release.user} can't read what release {release.id} needs: {done.stderr.strip()}")
+        raise NotReady(
+            f"the user {release.user} can't read what release {release.id} needs: {done.stderr.strip()}"
+        )
     if not os.access(release.executable, os.X_OK):
         raise NotReady(f"the runtime of release {release.id} is not executable: {release.executable}")

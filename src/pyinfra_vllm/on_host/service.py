@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 from . import durable, systemd
 from .client import Client
@@ -12,7 +12,9 @@ from .release import Release
 
 POLL_S = 1.0
 FLOW_TIMEOUT_S = 60.0
-CRASHES_ALLOWED = 1  # a second crash in a row is a loop; one can be GPU memory that the old process still held
+CRASHES_ALLOWED = (
+    1  # a second crash in a row is a loop; one can be GPU memory that the old process still held
+)
 
 Say = Callable[[str], None]
 
@@ -28,7 +30,7 @@ class Service:
         self.paths = paths
         self.say = say
 
-    def point_at(self, release: Optional[Release]) -> None:
+    def point_at(self, release: Release | None) -> None:
         """The one atomic step: `current` is another release, and systemd knows its unit."""
         if release is None:
             durable.remove(self.paths.wants_link)
@@ -50,19 +52,19 @@ class Service:
     def stop(self, release: Release) -> None:
         systemd.stop(self.paths.unit, release.stop_limit_s)
 
-    def start(self) -> Optional[str]:
+    def start(self) -> str | None:
         """Start what `current` points to; returns a mark in the log from which its lines begin."""
         cursor = systemd.log_cursor(self.paths.unit)
         systemd.start(self.paths.unit)
         return cursor
 
-    def running_release(self) -> Optional[str]:
+    def running_release(self) -> str | None:
         return systemd.running_release(self.paths.unit)
 
     def client(self, release: Release, timeout_s: float = FLOW_TIMEOUT_S) -> Client:
         return Client(release.url, release.model, api_key=self._api_key(), timeout_s=timeout_s)
 
-    def _api_key(self) -> Optional[str]:
+    def _api_key(self) -> str | None:
         if not self.paths.secrets.exists():
             return None
         pairs = (line.split("=", 1) for line in self.paths.secrets.read_text().splitlines() if "=" in line)
@@ -82,7 +84,9 @@ class Service:
                 problem = self._flow_problem(release)
                 if not problem:
                     return time.monotonic() - began
-            self.say(f"waiting for tokens from {release.id}: {time.monotonic() - began:.0f} s of {timeout_s:.0f} s")
+            self.say(
+                f"waiting for tokens from {release.id}: {time.monotonic() - began:.0f} s of {timeout_s:.0f} s"
+            )
             time.sleep(POLL_S)
         raise NotServing(f"no tokens from release {release.id} within {timeout_s:.0f} s: {problem}")
 
@@ -102,7 +106,7 @@ class Service:
                 f" (result {state.get('Result')}, status {state.get('ExecMainStatus')})"
             )
 
-    def log(self, cursor: Optional[str]) -> list[str]:
+    def log(self, cursor: str | None) -> list[str]:
         return systemd.log_since(self.paths.unit, cursor)
 
     def facts(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Optional
 
 RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE"
 COMMAND_TIMEOUT_S = 120
@@ -53,7 +52,7 @@ def show(unit: str, *properties: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
-def running_release(unit: str) -> Optional[str]:
+def running_release(unit: str) -> str | None:
     """The release that the unit's main process was started from, asked of the process itself."""
     pid = show(unit, "MainPID").get("MainPID", "0")
     try:
@@ -65,7 +64,7 @@ def running_release(unit: str) -> Optional[str]:
     return found[0].decode() if found else None
 
 
-def log_cursor(unit: str) -> Optional[str]:
+def log_cursor(unit: str) -> str | None:
     """A mark in the unit's log: what comes after it belongs to what we do next, whatever the clock does."""
     for line in _run("journalctl", "--unit", unit, "--lines", "0", "--show-cursor").splitlines():
         if line.startswith("-- cursor: "):
@@ -73,7 +72,7 @@ def log_cursor(unit: str) -> Optional[str]:
     return None
 
 
-def log_since(unit: str, cursor: Optional[str], limit: int = 5000) -> list[str]:
+def log_since(unit: str, cursor: str | None, limit: int = 5000) -> list[str]:
     """The unit's log lines after the mark, oldest first, the newest `limit` of them."""
     after = ["--after-cursor", cursor] if cursor else []
     text = _run("journalctl", "--unit", unit, "--output", "cat", "--lines", str(limit), "--no-pager", *after)

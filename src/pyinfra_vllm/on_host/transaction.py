@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timezone
-from typing import Any, Optional
+from typing import Any
 
-from . import durable, gate, gpu_memory, journal, kernel, probe, recovery
+from . import durable, gate, gpu_memory, kernel, probe, recovery
 from . import release as releases
 from .evidence import Evidence
 from .journal import Journal
@@ -28,7 +28,7 @@ EXIT_CODES = {COMMITTED: 0, ROLLED_BACK: 1, REFUSED: 1, INTERRUPTED: 1, DEFERRED
 class Worse(Exception):
     """The new release must not stay. Carries the verdict, if it came to one."""
 
-    def __init__(self, message: str, verdict: Optional[dict[str, Any]] = None) -> None:
+    def __init__(self, message: str, verdict: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.verdict = verdict
 
@@ -54,8 +54,8 @@ class Switch:
         self.evidence = Evidence(paths, f"{stamp}-{order.release}")
         self.journal = Journal(paths.journal, self.evidence.tx)
         self.service = Service(paths, self.evidence.say)
-        self.old: Optional[Release] = None
-        self.before: Optional[dict[str, Any]] = None
+        self.old: Release | None = None
+        self.before: dict[str, Any] | None = None
 
     def run(self) -> str:
         recovery.finish_last(self.paths, self.evidence.say)
@@ -108,7 +108,7 @@ class Switch:
             self.before = self._measure(self.old, "before")
             result["summary"] = probe.summary(self.before)
 
-    def _measure(self, release: Release, name: str, extend: Optional[dict[str, Any]] = None) -> dict[str, Any]:
+    def _measure(self, release: Release, name: str, extend: dict[str, Any] | None = None) -> dict[str, Any]:
         record = probe.measure(
             self.service.client(release),
             probe.Settings.from_criteria(self.criteria),
@@ -132,13 +132,17 @@ class Switch:
             with self.journal.step("ready", release=new.id) as result:
                 result["after_s"] = round(self.service.wait_until_serving(new, self.order.ready_timeout_s), 1)
             if self.order.purpose == ROLLBACK:
-                return {"verdict": "pass", "metrics": [], "reasons": ["a rollback asks only that tokens flow"]}
+                return {
+                    "verdict": "pass",
+                    "metrics": [],
+                    "reasons": ["a rollback asks only that tokens flow"],
+                }
             checked = self._check_kernel(new, cursor)
             return self._judge(new, checked)
         finally:
             self.log_tail = self.evidence.keep_log(self.service.log(cursor))
 
-    def _activate(self, new: Release) -> Optional[str]:
+    def _activate(self, new: Release) -> str | None:
         """The point of no return: from here the journal demands an end."""
         old = self.old
         self.log_tail: list[str] = []
@@ -147,7 +151,7 @@ class Switch:
             self.service.stop(old or new)
             return self.service.start()
 
-    def _check_kernel(self, new: Release, cursor: Optional[str]) -> dict[str, Any]:
+    def _check_kernel(self, new: Release, cursor: str | None) -> dict[str, Any]:
         with self.journal.step("kernel", release=new.id) as result:
             result.update(kernel.check(self.service.log(cursor), new.runtime_version, new.kernels))
             return dict(result)
@@ -182,7 +186,9 @@ class Switch:
         self.journal.write("commit", "done", release=new.id, verdict=verdict["verdict"])
         recovery.finish_commit(self.paths, self.old.id if self.old else None)
         if self.order.purpose == ROLLBACK and self.old:
-            recovery.reject(self.paths, self.old.id, self.order.reason or "rolled back by the operator", self.journal.tx)
+            recovery.reject(
+                self.paths, self.old.id, self.order.reason or "rolled back by the operator", self.journal.tx
+            )
         recovery.accept(self.paths, new.id)
         return self._end(COMMITTED, "; ".join(verdict["reasons"]), verdict)
 
@@ -194,7 +200,7 @@ class Switch:
         outcome = recovery.restore(self.service, self.journal, self.old, new)
         return self._end(outcome, text, verdict)
 
-    def _end(self, outcome: str, reason: str, verdict: Optional[dict[str, Any]] = None) -> str:
+    def _end(self, outcome: str, reason: str, verdict: dict[str, Any] | None = None) -> str:
         fields: dict[str, Any] = {"outcome": outcome, "reason": reason}
         if verdict:
             fields["verdict"] = verdict["verdict"]

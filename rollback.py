@@ -6,14 +6,17 @@
 from pyinfra import host
 
 from pyinfra_vllm import fleet, operations as vllm
+from pyinfra_vllm.facts.service import Services
 
-root = fleet.root(host)
+root = host.data.get("root", fleet.DEFAULT_ROOT)
+wanted = host.data.get("service")
 
-for service in host.loop(vllm.switch.services(host, root)):
-    vllm.switch.back(
-        name=f"Roll {service} back",
-        root=root,
-        service=service,
-        release=host.data.get("release"),
-        overrides=fleet.overrides(host),
-    )
+for service in host.loop(host.get_fact(Services, root=root)):
+    if wanted in (None, service):
+        vllm.switch.back(
+            name=f"Roll {service} back",
+            root=root,
+            service=service,
+            release=host.data.get("release"),
+            overrides=fleet.spoken(),
+        )

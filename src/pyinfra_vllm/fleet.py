@@ -21,19 +21,22 @@ from pyinfra.api.exceptions import NoGroupError, PyinfraError
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 from pyinfra.context import ctx_state, state
-from pyinfra_cli.exceptions import CliError, UnexpectedExternalError  # type: ignore[import-untyped]
-from pyinfra_cli.inventory import make_inventory  # type: ignore[import-untyped]
-from pyinfra_cli.util import parse_cli_arg  # type: ignore[import-untyped]
+from pyinfra_cli.exceptions import CliError, UnexpectedExternalError
+from pyinfra_cli.inventory import make_inventory
+from pyinfra_cli.util import parse_cli_arg
 from typing_extensions import override
 
 from .checkpoint import LOCK_FILE, Lock
 from .config import Declared, Fleet, Layer, Merged, Overrides, Problems, declare, merge
-from .config.declared import KEYS, common_rollout, network_warnings
+from .config.declared import DEFAULT_ROOT, KEYS, common_rollout, network_warnings
 from .config.problems import nearest
 from .config.reading import read
 from .errors import DeclarationError, LockError, RolloutError
 
 _OVERRIDE_KEYS = tuple(Overrides.model_fields)
+# The way back must stay open when the declaration is broken: it asks the host what it has.
+NEEDS_NO_DECLARATION = "rollback.py"
+_ROLLBACK_KEYS = ("service", "release")
 # How like one of our keys a foreign key must be to be taken for a slip of the pen.
 _SLIP = 0.85
 
@@ -100,6 +103,8 @@ def check() -> None:
     operations = context.params.get("operations") if context is not None else None
     if context is None or not operations or not all(name.endswith(".py") for name in operations):
         return
+    if all(Path(name).name == NEEDS_NO_DECLARATION for name in operations):
+        return
     given = context.params
     try:
         _current = load(
@@ -124,6 +129,17 @@ def declared() -> Fleet:
         except RolloutError as error:
             raise InvalidDeclaration(error) from error
     return _current
+
+
+def spoken() -> Overrides:
+    """What the operator said by `--data`, for a run that needs no valid declaration (a rollback)."""
+    problems = Problems()
+    found = _overrides(pyinfra.state.inventory.override_data, problems)
+    try:
+        problems.raise_if_any()
+    except RolloutError as error:
+        raise InvalidDeclaration(error) from error
+    return found
 
 
 def parse_data(items: Iterable[str]) -> dict[str, Any]:
@@ -242,7 +258,7 @@ def _slip(key: str, known: Sequence[str]) -> str | None:
 
 def _overrides(data: Mapping[str, Any], problems: Problems) -> Overrides:
     for key, value in data.items():
-        known = (*_OVERRIDE_KEYS, *KEYS)
+        known = (*_OVERRIDE_KEYS, *_ROLLBACK_KEYS, *KEYS)
         if (meant := _slip(key, known)) is not None:
             problems.add("--data", key, f'unknown key; did you mean "{meant}"?', value)
     given = {key: value for key, value in data.items() if key in _OVERRIDE_KEYS}

@@ -34,6 +34,11 @@ class Overrides(Declaration):
     operator: Text | None = None
     reason: Text | None = None
 
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The rules that this run sets aside, for the record."""
+        return tuple(name for name in ("switch_now", "retry_rejected") if getattr(self, name))
+
 
 class _Root(Declaration):
     root: AbsolutePath = DEFAULT_ROOT

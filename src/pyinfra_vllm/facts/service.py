@@ -38,6 +38,23 @@ class Service(FactBase[dict[str, Any]]):
         return dict(observed)
 
 
+class Services(FactBase[list[str]]):
+    """The names of the services that have releases on a host, sorted.
+
+    + root: where pyinfra-vllm keeps its files on the host
+    """
+
+    default = list
+
+    @override
+    def command(self, root: str) -> StringCommand:
+        return StringCommand("find", QuoteString(root), "-mindepth 2 -maxdepth 2 -name releases -type d")
+
+    @override
+    def process(self, output: list[str]) -> list[str]:
+        return sorted(path.split("/")[-2] for path in output)
+
+
 class Host(FactBase[dict[str, Any]]):
     """What a host has of us: python3's version, the program, the recovery unit, users and platform.
 

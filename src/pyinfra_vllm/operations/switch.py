@@ -93,7 +93,7 @@ def back(
     order = Order(
         service=service,
         release=target,
-        operator=overrides.who,
+        operator=overrides.operator or "",
         purpose=ROLLBACK,
         reason=overrides.reason or "",
         ready_timeout_s=ready_timeout_s,
@@ -163,7 +163,7 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
     order = Order(
         service=service.name,
         release=item.release.id,
-        operator=overrides.who,
+        operator=overrides.operator or "",
         purpose=ROLLOUT,
         reason=overrides.reason or "",
         last_start=found.last_start.timestamp() if found and found.last_start else None,

@@ -33,6 +33,17 @@ from .config.problems import nearest
 from .config.reading import read
 from .errors import DeclarationError, LockError, RolloutError
 
+__all__ = [
+    "DEFAULT_ROOT",
+    "InvalidDeclaration",
+    "check",
+    "declared",
+    "from_inventory",
+    "load",
+    "parse_data",
+    "spoken",
+]
+
 _OVERRIDE_KEYS = tuple(Overrides.model_fields)
 # The way back must stay open when the declaration is broken: it asks the host what it has.
 NEEDS_NO_DECLARATION = "rollback.py"
@@ -96,7 +107,8 @@ def load(
 def check() -> None:
     """Validates what the running pyinfra command is about, before it loads the inventory or contacts a host.
 
-    Does nothing unless deploy files are run, so that `pyinfra INVENTORY exec`, `fact` and the like stay usable.
+    Does nothing unless deploy files are run, so that `pyinfra INVENTORY exec`, `fact` and the like stay usable, nor for
+    rollback.py. Raises InvalidDeclaration, which ends pyinfra with exit code 2.
     """
     global _current
     context = click.get_current_context(silent=True)
@@ -132,14 +144,14 @@ def declared() -> Fleet:
 
 
 def spoken() -> Overrides:
-    """What the operator said by `--data`, for a run that needs no valid declaration (a rollback)."""
+    """What the operator said by `--data`, without a look at anything declared. Raises InvalidDeclaration."""
     problems = Problems()
-    found = _overrides(pyinfra.state.inventory.override_data, problems)
+    overrides = _overrides(state.inventory.override_data, problems)
     try:
         problems.raise_if_any()
     except RolloutError as error:
         raise InvalidDeclaration(error) from error
-    return found
+    return overrides
 
 
 def parse_data(items: Iterable[str]) -> dict[str, Any]:

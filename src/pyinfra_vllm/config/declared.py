@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from ..checkpoint import Checkpoint, Lock
+from ..waves import upper_bound
 from .base import Declaration
 from .fields import AbsolutePath, Text
 from .layers import ABSENT, Merged, Path, lookup, overlay, without_removed
@@ -21,12 +22,12 @@ from .reading import read
 DEFAULT_ROOT = "/srv/pyinfra-vllm"
 # The keys of inventory and group data that are ours; every other key belongs to somebody else.
 KEYS = ("services", "defaults", "root", "window", "gate", "rollout")
-# What the operator may say for one run, with `--data key=value`; never in a file, where it would stay.
+# Those of them that hold for every service.
 _SERVICE_WIDE = ("window", "gate")
 
 
 class Overrides(Declaration):
-    """What the operator says for this run only, by `--data`."""
+    """What the operator says for this run only, by `--data`; never in a file, where it would stay."""
 
     switch_now: bool = False
     retry_rejected: bool = False
@@ -71,6 +72,11 @@ class Fleet:
     overrides: Overrides = field(default_factory=Overrides)
     selected: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def waves(self) -> int:
+        """The most waves that a rollout of this fleet can need."""
+        return upper_bound(len(self.hosts), self.rollout)
 
     def checkpoint(self, service: Service) -> Checkpoint:
         """The locked checkpoint of a service; raises LockError."""

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from ..on_host.criteria import Criteria
-from ..window import Window, parse_duration
+from ..window import parse_duration
 from .base import Declaration
 from .fields import (
     AbsolutePath,
@@ -39,7 +39,7 @@ from .fields import (
     Version,
     as_tuple,
 )
-from .windows import DeclaredWindow, as_list, check_opens
+from .windows import WindowField, as_list, check_opens
 
 API_KEY = "VLLM_API_KEY"
 _LOOPBACK = ("127.", "::1")
@@ -143,8 +143,8 @@ class Service(Declaration):
     )
     served_model_name: Text | None = Field(default=None, description="text; left out: the repository id")
     user: User = Field(default="vllm", description="a system user name, not root")
-    window: Annotated[tuple[DeclaredWindow, ...], BeforeValidator(as_list), AfterValidator(check_opens)] = (
-        Field(default=(), description="a window or a list of windows; an empty list: any time")
+    window: Annotated[tuple[WindowField, ...], BeforeValidator(as_list), AfterValidator(check_opens)] = Field(
+        default=(), description="a window or a list of windows; an empty list: any time"
     )
     switch_estimate: Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)] = Field(
         default=timedelta(minutes=45), description="the longest a switch and its rollback may take, like 45m"
@@ -156,11 +156,6 @@ class Service(Declaration):
     shutdown_timeout_s: Annotated[int, Field(ge=0, le=3600)] = Field(
         default=30, description="whole seconds from 0 to 3600"
     )
-
-    @property
-    def windows(self) -> tuple[Window, ...]:
-        """For `window.state`; empty means any time."""
-        return tuple(declared.window() for declared in self.window)
 
     @property
     def served_name(self) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -68,7 +68,13 @@ class DeclaredWindow(Declaration):
         return Window(self.cron, self.duration, self.timezone, closed, self.deny)
 
 
-def check_opens(windows: tuple[DeclaredWindow, ...]) -> tuple[DeclaredWindow, ...]:
+if TYPE_CHECKING:
+    WindowField = Window
+else:  # written as a DeclaredWindow, kept as what `window.state` takes
+    WindowField = Annotated[DeclaredWindow, AfterValidator(DeclaredWindow.window)]
+
+
+def check_opens(windows: tuple[Window, ...]) -> tuple[Window, ...]:
     """Raises ValueError when windows only deny."""
     if windows and all(window.deny for window in windows):
         raise ValueError("has only deny windows, so it would never open; add a window without `deny`")

@@ -1,0 +1,98 @@
+"""Which hosts switch together, and in which order: the canary, then wave by wave, then the rest. Pure.
+
+The order depends on the order of the candidates and on the rollout, on nothing else: two runs plan the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Rollout(Protocol):
+    """What is read of the declared rollout (`config.Rollout`)."""
+
+    @property
+    def canary(self) -> int | tuple[str, ...]: ...
+    @property
+    def waves(self) -> tuple[int | str, ...]: ...
+    @property
+    def max_unavailable(self) -> Mapping[str, int | str]: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A host that may switch: hosts of the same GPU model and services are of one kind."""
+
+    name: str
+    gpu: str | None
+    services: tuple[str, ...]
+
+
+def plan(hosts: Sequence[Candidate], rollout: Rollout) -> tuple[tuple[str, ...], ...]:
+    """The waves, each a tuple of host names; every host is in exactly one. Raises ValueError for a name given twice.
+
+    A wave never takes more hosts of a service than `max_unavailable` lets it; hosts that don't fit wait for the next.
+    Canaries that were named but are not among the hosts (a `--limit`) are replaced by chosen ones when none is left.
+    """
+    names = [host.name for host in hosts]
+    if len(set(names)) != len(names):
+        raise ValueError("a host is given twice")
+    caps = _caps(hosts, rollout.max_unavailable)
+    chosen = _canary(hosts, rollout.canary)
+    canaries = [host for host in hosts if host.name in chosen]
+    rest = [host for host in hosts if host.name not in chosen]
+    sizes = [_share(size, len(hosts)) for size in rollout.waves]
+    waves = [*_fill(canaries, [], caps), *_fill(rest, sizes, caps)]
+    return tuple(tuple(host.name for host in wave) for wave in waves)
+
+
+def upper_bound(n_hosts: int, rollout: Rollout) -> int:
+    """The most waves that `plan` can make for up to `n_hosts` hosts: a host alone is the smallest wave."""
+    if rollout.max_unavailable:
+        return n_hosts
+    return min(n_hosts, 1 + len(rollout.waves) + 1)
+
+
+def _canary(hosts: Sequence[Candidate], canary: int | tuple[str, ...]) -> set[str]:
+    """The named hosts, or the first so many of each kind."""
+    if isinstance(canary, tuple):
+        named = {host.name for host in hosts} & set(canary)
+        return named or (_canary(hosts, 1) if canary else set())
+    taken: Counter[tuple[str | None, frozenset[str]]] = Counter()
+    chosen = set()
+    for host in hosts:
+        kind = (host.gpu, frozenset(host.services))
+        if taken[kind] < canary:
+            taken[kind] += 1
+            chosen.add(host.name)
+    return chosen
+
+
+def _caps(hosts: Iterable[Candidate], max_unavailable: Mapping[str, int | str]) -> dict[str, int]:
+    running = Counter(service for host in hosts for service in set(host.services))
+    return {service: _share(cap, running[service]) for service, cap in max_unavailable.items()}
+
+
+def _share(size: int | str, of: int) -> int:
+    """A count, or a percentage rounded down; never less than one, or nothing would ever move."""
+    return max(1, of * int(size.removesuffix("%")) // 100 if isinstance(size, str) else size)
+
+
+def _fill(hosts: Sequence[Candidate], sizes: Sequence[int], caps: Mapping[str, int]) -> list[list[Candidate]]:
+    """Waves of the given sizes, then one of all that is left; each as full as the caps allow, in the hosts' order."""
+    waves: list[list[Candidate]] = []
+    waiting = list(hosts)
+    while waiting:
+        size = sizes[len(waves)] if len(waves) < len(sizes) else len(waiting)
+        wave: list[Candidate] = []
+        busy: Counter[str] = Counter()
+        for host in waiting:
+            if len(wave) < size and all(busy[name] < caps[name] for name in host.services if name in caps):
+                wave.append(host)
+                busy.update(set(host.services))
+        waves.append(wave)
+        waiting = [host for host in waiting if host not in wave]
+    return waves

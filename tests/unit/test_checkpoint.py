@@ -102,7 +102,7 @@ def test_weights_are_those_that_the_index_names(server: HubServer) -> None:
 def test_an_index_that_names_a_missing_shard_is_refused(server: HubServer) -> None:
     index = json.dumps({"weight_map": {"a": "../../etc/passwd"}}).encode()
     server.repositories[REPO]["model.safetensors.index.json"] = index
-    with pytest.raises(CheckpointRefused, match="names '../../etc/passwd'"):
+    with pytest.raises(CheckpointRefused, match=r"names '\.\./\.\./etc/passwd'"):
         ask(server)
 
 
@@ -153,14 +153,14 @@ def test_an_impossible_size_is_refused(server: HubServer, size: object) -> None:
 
 def test_a_file_without_a_hash_is_refused(server: HubServer) -> None:
     server.listing_changes = {"tokenizer.json": {"blobId": None}}
-    with pytest.raises(HubError, match="no content hash for acme/tiny-awq/tokenizer.json"):
+    with pytest.raises(HubError, match=r"no content hash for acme/tiny-awq/tokenizer\.json"):
         ask(server)
 
 
 @pytest.mark.parametrize("fault", [Fault(endless=True), Fault(content=b'{"model_type": "other"}')])
 def test_other_content_than_listed_is_an_error(server: HubServer, fault: Fault) -> None:
     server.faults["config.json"] = fault
-    with pytest.raises(HubError, match="config.json"):
+    with pytest.raises(HubError, match=r"config\.json"):
         ask(server)
 
 
@@ -179,7 +179,7 @@ def test_an_unknown_revision_and_repository_are_told_apart(server: HubServer) ->
 
 
 def test_an_unreachable_hub_says_what_stayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HubError, match="could not be asked about acme/tiny-awq.*lock file is as it was"):
+    with pytest.raises(HubError, match=r"could not be asked about acme/tiny-awq.*lock file is as it was"):
         Hub("http://127.0.0.1:9").checkpoint(REPO)
 
 

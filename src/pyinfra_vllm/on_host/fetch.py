@@ -1,0 +1,349 @@
+"""Have one checkpoint on this host: whole, verified against the lock file by content, readable by the service's user.
+
+Runs as root in a transient systemd unit, from a request file that holds no secret (the Hub's token comes as a systemd
+credential). What is right already is not fetched again: an interrupted download goes on, a damaged file alone is
+replaced. A directory without `.complete` is never served from, and nothing outside this checkpoint's own directory and
+its `.partial` neighbour is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import durable, lock, manifest
+from .download import Download, FetchError, Source, Wanted
+
+RUN = Path("/run/pyinfra-vllm")
+CREDENTIAL = "hub-token"
+STATUS_EVERY_S = 0.5
+RATE_OVER_S = 20.0  # the rate shown is that of the last 20 s
+USAGE = "usage: on-host.pyz fetch REQUEST.json"
+
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to fetch, where to, and which file tells how far it is."""
+
+    root: Path
+    source: Source
+    files: tuple[Wanted, ...]
+    status: Path
+    lock: Path
+    verify: bool = False
+
+    @property
+    def directory(self) -> Path:
+        return self.root / "checkpoints" / self.source.repo.replace("/", "--") / self.source.commit
+
+    @property
+    def partial(self) -> Path:
+        return self.directory.with_name(self.source.commit + ".partial")
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def main(argv: list[str]) -> int:
+    """0: the checkpoint is complete. 1: it is not, and the status file and standard error say why. 2: usage."""
+    if len(argv) != 1:
+        print(USAGE, file=sys.stderr)
+        return 2
+    try:
+        request = read_request(Path(argv[0]))
+    except FetchError as error:
+        print(error, file=sys.stderr)
+        return 2
+    request.status.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    status = Status(request)
+    try:
+        with lock.exclusive(request.lock, "fetch", f"{request.source.repo} at {request.source.commit}"):
+            fetch(request, status)
+    except lock.Held as error:
+        print(error, file=sys.stderr)  # the status file belongs to the one that holds the lock
+        return 1
+    except (FetchError, OSError) as error:
+        status.failed(str(error))
+        return 1
+    return 0
+
+
+def read_request(path: Path) -> Request:
+    """The request in a file. Raises FetchError for anything that could lead outside the checkpoint's directory."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        source = _source(content)
+        files = tuple(_wanted(file) for file in content["files"])
+        root = Path(content["root"])
+        run = Path(content.get("run", RUN))
+        key = str(content["key"])
+        verify = bool(content.get("verify", False))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FetchError(f"{path} is no request to fetch: {type(error).__name__}: {error}") from error
+    if not root.is_absolute() or ".." in root.parts:
+        raise FetchError(f"root must be an absolute path, found {str(root)!r}")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", key) or not files:
+        raise FetchError(f"a request needs a plain key and at least one file, found key {key!r}")
+    return Request(root, source, files, run / f"fetch-{key}.json", run / f"fetch-{key}.lock", verify)
+
+
+def _wanted(content: dict[str, Any]) -> Wanted:
+    path, size = str(content["path"]), content["size"]
+    if reason := manifest.unsafe(path):
+        raise ValueError(f"the file name {path!r} {reason}; nothing was written")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise ValueError(f"{path} has the size {size!r}; nothing was written")
+    sha256, blob_sha1 = content.get("sha256"), content.get("blob_sha1")
+    if not _SHA256.fullmatch(str(sha256)) and not _COMMIT.fullmatch(str(blob_sha1)):
+        raise ValueError(f"{path} has no content hash; nothing was written")
+    return Wanted(path, size, sha256, blob_sha1)
+
+
+def _source(content: dict[str, Any]) -> Source:
+    repo, commit = str(content["repo"]), str(content["commit"])
+    if not _REPOSITORY.fullmatch(repo) or not _COMMIT.fullmatch(commit):
+        raise ValueError(f"no repository at a commit: {repo!r} at {commit!r}")
+    given = {
+        name: content[name]
+        for name in ("parallel", "stall_s", "min_bytes_per_s", "attempts")
+        if name in content
+    }
+    return Source(repo, commit, str(content["endpoint"]), str(content["python"]), _token(), **given)
+
+
+def _token() -> str | None:
+    """The Hub's token, from the credential that systemd hands to this unit alone."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(directory, CREDENTIAL) if directory else None
+    return path.read_text(encoding="utf-8").strip() or None if path and path.is_file() else None
+
+
+def fetch(request: Request, status: Status) -> None:
+    """Bring the checkpoint to completion from whatever state it is in."""
+    _make_folders(request)
+    try:
+        if request.directory.is_dir():
+            _repair(request, status)
+        else:
+            _install(request, _gather(request, status, missing=list(request.files)))
+    finally:
+        _leave_no_empty_folders(request)
+    status.done()
+
+
+def _make_folders(request: Request) -> None:
+    """The folders above the checkpoint. None below the root may be a link: what it points to is not ours."""
+    folder = request.root
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for name in request.directory.relative_to(request.root).parts[:-1]:
+        folder = folder / name
+        _refuse_link(folder)
+        folder.mkdir(mode=0o755, exist_ok=True)
+    for path in (request.directory, request.partial, request.partial / ".parts"):
+        _refuse_link(path)
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise FetchError(f"{path} is a symbolic link; nothing was written through it. Remove it.")
+
+
+def _leave_no_empty_folders(request: Request) -> None:
+    """After a failure that kept nothing, the disk is as it was."""
+    parts = request.partial / ".parts"
+    for folder in (parts, request.partial, *list(request.directory.parents)[:2]):
+        if folder == parts and folder.is_dir():
+            shutil.rmtree(folder / "client", ignore_errors=True)
+            _remove_empty_parts(folder)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _remove_empty_parts(parts: Path) -> None:
+    for part in parts.glob("*.part"):
+        if part.stat().st_size == 0:
+            part.unlink()
+
+
+def _gather(request: Request, status: Status, missing: list[Wanted]) -> dict[str, manifest.Entry]:
+    """Have every missing file, verified, in the partial directory."""
+    parts = request.partial / ".parts"
+    parts.mkdir(mode=0o700, parents=True, exist_ok=True)
+    request.partial.chmod(0o755)
+    have = survey(request.partial, request, missing, status, thorough=False)
+    status.verified = request.total_bytes - sum(file.size for file in missing if file.path not in have)
+
+    def keep(file: Wanted, part: Path, sha256: str) -> None:
+        target = request.partial / file.path
+        _make_readable_parents(request.partial, file.path)
+        _make_readable(part)
+        part.replace(target)
+        manifest.sync_files(request.partial, [file.path])
+        have[file.path] = manifest.describe(request.partial, file.path, sha256)
+        _record(request.partial, request, have)
+        status.verified += file.size
+
+    todo = [file for file in missing if file.path not in have]
+    if todo:
+        Download(request.source, parts, keep, status.progress).run(todo)
+    return have
+
+
+def survey(
+    directory: Path, request: Request, files: list[Wanted], status: Status, *, thorough: bool
+) -> dict[str, manifest.Entry]:
+    """Those of `files` whose content is right in `directory`: by the manifest where it holds, else by reading them."""
+    known = {}
+    try:
+        recorded = manifest.read(directory)
+        known = {} if thorough else {entry.path: entry for entry in recorded.files}
+        changed = manifest.changed(directory, recorded)
+        known = {path: entry for path, entry in known.items() if path not in changed}
+    except manifest.ManifestError:
+        known = {}
+    right = {}
+    for file in files:
+        entry = known.get(file.path)
+        if entry is not None and entry.size == file.size and file.sha256 in (None, entry.sha256):
+            right[file.path] = entry
+        elif found := _verified(directory, file, status):
+            right[file.path] = found
+    return right
+
+
+def _verified(directory: Path, file: Wanted, status: Status) -> manifest.Entry | None:
+    """The entry of a file that is there, in folders that are no links, with the right content; else None."""
+    path = directory
+    for part in file.path.split("/"):
+        if path.is_symlink():
+            return None
+        path = path / part
+    if not path.is_file() or path.is_symlink():
+        return None
+    status.say("checking", f"reading {file.path} ({file.size} bytes)")
+    sha256 = file.is_content_of(path)
+    if sha256 is None:
+        return None
+    _make_readable(path)
+    return manifest.describe(directory, file.path, sha256)
+
+
+def _repair(request: Request, status: Status) -> None:
+    """A directory that is there: replace what is not right in it, file by file, and nothing else."""
+    marked = manifest.is_marked(request.directory)
+    right = survey(request.directory, request, list(request.files), status, thorough=request.verify)
+    missing = [file for file in request.files if file.path not in right]
+    if missing:
+        manifest.unmark(request.directory)
+        marked = False
+        fetched = _gather(request, status, missing)
+        for file in missing:
+            _make_readable_parents(request.directory, file.path)
+            (request.partial / file.path).replace(request.directory / file.path)
+            right[file.path] = fetched[file.path]
+        manifest.sync_files(request.directory, [file.path for file in missing])
+    if not marked or right != _recorded(request.directory):
+        _record(request.directory, request, right)
+        manifest.mark(request.directory)
+    if request.partial.is_dir():
+        shutil.rmtree(request.partial)
+
+
+def _recorded(directory: Path) -> dict[str, manifest.Entry] | None:
+    try:
+        return {entry.path: entry for entry in manifest.read(directory).files}
+    except manifest.ManifestError:
+        return None
+
+
+def _record(directory: Path, request: Request, entries: dict[str, manifest.Entry]) -> None:
+    ordered = tuple(entries[path] for path in sorted(entries))
+    manifest.write(directory, manifest.Manifest(request.source.repo, request.source.commit, ordered))
+
+
+def _install(request: Request, entries: dict[str, manifest.Entry]) -> None:
+    """All is in the partial directory: give it the checkpoint's name in one step; the marker comes last."""
+    shutil.rmtree(request.partial / ".parts")
+    wanted = {file.path for file in request.files} | manifest.RESERVED
+    for path in request.partial.rglob("*"):
+        if not path.is_dir() and str(path.relative_to(request.partial)) not in wanted:
+            path.unlink()
+    _record(request.partial, request, entries)
+    request.partial.rename(request.directory)
+    durable.sync_directory(request.directory.parent)
+    manifest.mark(request.directory)
+
+
+def _make_readable_parents(directory: Path, path: str) -> None:
+    """The folders of a file inside a checkpoint, open to the service's user. A link in their place is an error."""
+    for part in path.split("/")[:-1]:
+        directory = directory / part
+        _refuse_link(directory)
+        directory.mkdir(mode=0o755, exist_ok=True)
+        directory.chmod(0o755)
+
+
+def _make_readable(path: Path) -> None:
+    """Owned by root and readable by all: the client writes 0600, which the service's user can't read."""
+    if os.geteuid() == 0:
+        os.chown(path, 0, 0)
+    if stat.S_IMODE(path.stat().st_mode) != 0o644:
+        path.chmod(0o644)
+
+
+class Status:
+    """Tells how far the fetch is: a small JSON file for whoever follows, and lines for the unit's own log."""
+
+    def __init__(self, request: Request) -> None:
+        self.path = request.status
+        self.total = request.total_bytes
+        self.verified = 0  # bytes of files whose content is right
+        self.said = 0.0
+        self.seen: deque[tuple[float, int]] = deque()
+
+    def progress(self, here: int) -> None:
+        """`here` bytes of files that are still coming are on the disk."""
+        now = time.monotonic()
+        if self.seen and now - self.seen[-1][0] < STATUS_EVERY_S:
+            return
+        self.seen.append((now, self.verified + here))
+        while now - self.seen[0][0] > RATE_OVER_S:
+            self.seen.popleft()
+        since, then = self.seen[0]
+        rate = max(0.0, (self.verified + here - then) / (now - since)) if now > since else 0.0
+        left = self.total - self.verified - here
+        eta_s = left / rate if rate > 0 else None
+        self._write("fetching", self.verified + here, rate=rate, eta_s=eta_s)
+
+    def say(self, state: str, message: str) -> None:
+        """One line of what is done now."""
+        self._write(state, self.verified, message=message)
+        print(message, file=sys.stderr, flush=True)
+
+    def done(self) -> None:
+        self._write("done", self.total)
+        print(f"complete: {self.total} bytes", file=sys.stderr, flush=True)
+
+    def failed(self, error: str) -> None:
+        self._write("failed", self.verified, error=error)
+        print(error, file=sys.stderr, flush=True)
+
+    def _write(self, state: str, here: int, **more: Any) -> None:
+        content = {"state": state, "bytes": here, "total_bytes": self.total, "updated": time.time(), **more}
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.replace(self.path)

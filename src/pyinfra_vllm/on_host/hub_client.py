@@ -1,0 +1,132 @@
+"""The child of `download`: drives the Hub client of an installed runtime. Run as a script by that runtime's Python.
+
+Never imported by the rest of `on_host`, because it alone needs `huggingface_hub`. It gets one line of JSON on standard
+input, with the token in it, and prints a line of JSON for each file that ended; when standard input closes, whoever
+started it is gone and it ends at once. It writes to the part files it is given and nowhere else.
+
+`hf_hub_download` is not used: from huggingface_hub 2.x on it downloads to a name of its own for each process and deletes
+it on failure, so nothing is ever resumed across processes. `http_get`, which it uses itself, resumes where it is told.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, cast
+
+CHUNK_BYTES = 256 * 1024  # the client's own 10 MiB would show no progress for minutes on a slow link
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+
+
+class Oversized(Exception):
+    """The server sends more than the lock file says the file has."""
+
+
+class Part:
+    """The part file as the client sees it: never grows past the size that the lock file states."""
+
+    def __init__(self, path: str, size: int) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self.file = os.fdopen(descriptor, "r+b", buffering=0)
+        self.size = size
+        self.name = path
+
+    def resume(self) -> int:
+        """Go to the end; the number of bytes already there (none when there are too many)."""
+        have = self.file.seek(0, os.SEEK_END)
+        if have > self.size:
+            self.file.truncate(0)
+            have = self.file.seek(0)
+        return have
+
+    def write(self, chunk: bytes) -> int:
+        if self.file.tell() + len(chunk) > self.size:
+            raise Oversized("more than {} bytes".format(self.size))  # noqa: UP032 - runs on any Python
+        view = memoryview(chunk)
+        while view:
+            view = view[self.file.write(view) :]
+        return len(chunk)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, *where: int) -> int:
+        return self.file.seek(*where)
+
+    def truncate(self, *size: int) -> int:
+        return self.file.truncate(*size)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def say(**event: Any) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+def end_with_parent() -> None:
+    """Standard input is open as long as the parent lives."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+def classify(error: BaseException) -> dict[str, Any]:
+    """What went wrong, as the parent needs to know it: `kind`, the HTTP `status` if any, and the client's words."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    words = " ".join(str(error).split())[:400]
+    if isinstance(error, Oversized):
+        kind = "oversized"
+    elif status is not None:
+        kind = "http"
+    elif "Consistency check failed" in words:
+        kind = "inconsistent"
+    elif isinstance(error, OSError) and error.errno in DISK:
+        kind = "disk"
+    else:
+        kind = "network"
+    return {"kind": kind, "status": status, "error": f"{type(error).__name__}: {words}"}
+
+
+def download(request: dict[str, Any], file: dict[str, Any]) -> None:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    url = hf_hub_url(request["repo"], file["path"], revision=request["commit"], endpoint=request["endpoint"])
+    headers = build_hf_headers(token=request["token"] or False)
+    headers["Accept-Encoding"] = "identity"  # a compressed body can't be resumed at a byte
+    part = Part(file["part"], file["size"])
+    with part.file:
+        have = part.resume()
+        http_get(url, cast("BinaryIO", part), resume_size=have, headers=headers, expected_size=file["size"])
+        os.fsync(part.file.fileno())
+
+
+def attempt(request: dict[str, Any], file: dict[str, Any]) -> None:
+    try:
+        download(request, file)
+    except Exception as error:  # every cause is told to the parent, which decides
+        say(path=file["path"], ok=False, **classify(error))
+    else:
+        say(path=file["path"], ok=True)
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    from huggingface_hub import constants
+
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
+    with ThreadPoolExecutor(max_workers=request["parallel"]) as pool:
+        for file in request["files"]:
+            pool.submit(attempt, request, file)
+    os._exit(0)  # the thread that waits for the parent would keep the process
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,409 @@
+"""The fetch on a host, with the real Hub client against a server that misbehaves in every way a Hub can."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import Fault, HubServer, serving
+
+from pyinfra_vllm.on_host import fetch, manifest
+
+REPO = "acme/tiny-awq"
+WEIGHTS = random.Random(1).randbytes(3_000_000)
+FILES = {
+    "config.json": b'{"model_type": "qwen3"}',
+    "model-1.safetensors": WEIGHTS,
+    "model-2.safetensors": WEIGHTS[:500_000],
+    "additional_chat_templates/rag.jinja": b"{{ documents }}",
+}
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with serving(HubServer(repositories={REPO: dict(FILES)})) as running:
+        yield running
+
+
+@dataclass
+class Lab:
+    """One host's root below a temporary directory, and the server that it fetches from."""
+
+    server: HubServer
+    path: Path
+
+    @property
+    def root(self) -> Path:
+        return self.path / "root"
+
+    @property
+    def directory(self) -> Path:
+        return self.root / "checkpoints" / "acme--tiny-awq" / self.server.commit(REPO)
+
+    @property
+    def partial(self) -> Path:
+        return self.directory.with_name(self.directory.name + ".partial")
+
+    def request(self, **changes: Any) -> Path:
+        files = []
+        for path, content in FILES.items():
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            large = path.endswith(".safetensors")
+            hashes = {"sha256": hashlib.sha256(content).hexdigest()} if large else {"blob_sha1": blob}
+            files.append({"path": path, "size": len(content), **hashes})
+        content = {
+            "root": str(self.root),
+            "run": str(self.path / "run"),
+            "key": "tiny",
+            "repo": REPO,
+            "commit": self.server.commit(REPO),
+            "endpoint": self.server.endpoint,
+            "python": sys.executable,
+            "files": files,
+            "attempts": 1,
+        }
+        target = self.path / "request.json"
+        target.write_text(json.dumps(content | changes))
+        return target
+
+    def fetch(self, **changes: Any) -> int:
+        return fetch.main([str(self.request(**changes))])
+
+    def status(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.path / "run" / "fetch-tiny.json").read_text())
+        return content
+
+    def error(self, **changes: Any) -> str:
+        assert self.fetch(**changes) == 1
+        status = self.status()
+        assert status["state"] == "failed"
+        return str(status["error"])
+
+    def assert_complete(self) -> None:
+        assert manifest.full_check(self.directory) == []
+        for path, content in FILES.items():
+            assert (self.directory / path).read_bytes() == content
+        assert not self.partial.exists()
+        assert self.status()["state"] == "done"
+
+    def assert_as_it_was(self) -> None:
+        assert list(self.root.rglob("*")) == []
+
+
+@pytest.fixture
+def lab(server: HubServer, tmp_path: Path) -> Lab:
+    return Lab(server, tmp_path)
+
+
+def test_a_checkpoint_is_fetched_verified_and_readable_by_all(lab: Lab) -> None:
+    assert lab.fetch() == 0
+    lab.assert_complete()
+    for path in lab.directory.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.is_dir() else 0o644), path
+    assert {path.name for path in lab.directory.iterdir()} == {
+        "config.json", "model-1.safetensors", "model-2.safetensors", "additional_chat_templates",
+        "manifest.json", ".complete",
+    }  # fmt: skip
+
+
+def test_again_fetches_nothing(lab: Lab) -> None:
+    lab.fetch()
+    before = len(lab.server.served)
+    stamp = (lab.directory / "manifest.json").stat().st_mtime_ns
+    assert lab.fetch() == 0
+    assert len(lab.server.served) == before
+    assert (lab.directory / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_the_token_comes_as_a_credential_and_goes_to_the_hub_alone(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lab.server.token = "hf_canary"
+    assert "check the token" in lab.error()
+    lab.assert_as_it_was()
+    (lab.path / "hub-token").write_text("hf_canary\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(lab.path))
+    with serving(HubServer(repositories={REPO: dict(FILES)})) as cdn:
+        path = "model-1.safetensors"
+        cdn_url = (
+            f"http://localhost:{cdn.endpoint.rsplit(':', 1)[1]}/{REPO}/resolve/{cdn.commit(REPO)}/{path}"
+        )
+        lab.server.faults[path] = Fault(location=cdn_url)
+        assert lab.fetch() == 0
+        assert [request.authorization for request in cdn.served] == [None]
+    assert {request.authorization for request in lab.server.served} == {"Bearer hf_canary"}
+    shown = "".join(capfd.readouterr()) + json.dumps(lab.status()) + (lab.path / "request.json").read_text()
+    assert "hf_canary" not in shown
+
+
+# --- interrupted ---
+
+
+def start(lab: Lab, **changes: Any) -> subprocess.Popen[bytes]:
+    code = "import sys; from pyinfra_vllm.on_host import fetch; sys.exit(fetch.main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(lab.request(**changes))], stderr=subprocess.DEVNULL
+    )
+
+
+def wait_for_bytes(lab: Lab, count: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if sum(path.stat().st_size for path in lab.partial.rglob("*.part")) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no bytes came")
+
+
+def test_after_kill_9_it_goes_on_from_the_bytes_it_has(lab: Lab) -> None:
+    lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=2_000_000)
+    with start(lab) as running:
+        wait_for_bytes(lab, 1_500_000)
+        running.send_signal(signal.SIGKILL)
+    before = lab.server.sent("model-1.safetensors")
+    time.sleep(0.5)  # the child sees that its parent is gone
+    settled = lab.server.sent("model-1.safetensors")
+    assert settled < len(WEIGHTS)
+    del lab.server.faults["model-1.safetensors"]
+    lab.server.served.clear()
+    assert lab.fetch() == 0
+    lab.assert_complete()
+    again = [request for request in lab.server.served if request.path == "model-1.safetensors"]
+    assert [request.start > 1_000_000 for request in again] == [True]
+    assert sum(request.sent for request in lab.server.served) < len(WEIGHTS) - 1_000_000
+    assert before <= settled
+
+
+def test_a_cut_connection_is_resumed_in_the_same_run(lab: Lab) -> None:
+    lab.server.faults["model-1.safetensors"] = Fault(cut_after=700_000)
+    assert lab.fetch(attempts=3) == 0
+    lab.assert_complete()
+    assert lab.server.sent("model-1.safetensors") < 1.5 * len(WEIGHTS)  # a chunk at each cut comes twice
+
+
+def test_a_server_that_ignores_ranges_is_taken_from_zero(lab: Lab) -> None:
+    lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=2_000_000)
+    with start(lab) as running:
+        wait_for_bytes(lab, 500_000)
+        running.send_signal(signal.SIGKILL)
+    time.sleep(0.5)
+    lab.server.faults["model-1.safetensors"] = Fault(ignore_range=True)
+    assert lab.fetch() == 0
+    lab.assert_complete()
+
+
+def test_two_at_once_are_refused(lab: Lab) -> None:
+    lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=1_000_000)
+    with start(lab) as running:
+        wait_for_bytes(lab, 200_000)
+        assert "has held" in error_of_a_second(lab)
+        assert running.wait(30) == 0
+    assert manifest.full_check(lab.directory) == []
+
+
+def error_of_a_second(lab: Lab) -> str:
+    """The second one must not overwrite the status of the first: its words are on standard error alone."""
+    code = "import sys; from pyinfra_vllm.on_host import fetch; sys.exit(fetch.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(lab.path / "request.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert lab.status()["state"] == "fetching"
+    return done.stderr
+
+
+# --- damaged ---
+
+
+def flip_a_byte(path: Path, *, keep_time: bool = False) -> None:
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)[0]
+        file.seek(1000)
+        file.write(bytes([byte ^ 1]))
+    if keep_time:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "symlink", "directory-symlink", "manifest"])
+def test_damage_is_found_by_stat_and_only_that_file_is_fetched(lab: Lab, damage: str) -> None:
+    lab.fetch()
+    path = lab.directory / "model-1.safetensors"
+    inode = (lab.directory / "model-2.safetensors").stat().st_ino
+    expected = {"model-1.safetensors"}
+    if damage == "flip":
+        flip_a_byte(path)
+    elif damage == "truncate":
+        os.truncate(path, 100)
+    elif damage == "remove":
+        path.unlink()
+    elif damage == "symlink":
+        path.replace(lab.path / "elsewhere")
+        path.symlink_to(lab.path / "elsewhere")
+    elif damage == "directory-symlink":
+        folder = lab.directory / "additional_chat_templates"
+        folder.rename(lab.path / "elsewhere")
+        folder.symlink_to(lab.path / "nowhere")
+        expected = set()
+    else:
+        (lab.directory / "manifest.json").write_text("{")
+        expected = set()
+    assert manifest.quick_check(lab.directory)
+    lab.server.served.clear()
+    if damage == "directory-symlink":
+        assert "is a symbolic link" in lab.error()
+        assert not (lab.path / "nowhere").exists()
+        return
+    assert lab.fetch() == 0
+    lab.assert_complete()
+    assert {request.path for request in lab.server.served} == expected
+    assert (lab.directory / "model-2.safetensors").stat().st_ino == inode
+
+
+def test_a_byte_that_a_failing_disk_flipped_is_found_by_reading(lab: Lab) -> None:
+    lab.fetch()
+    flip_a_byte(lab.directory / "model-1.safetensors", keep_time=True)
+    assert manifest.quick_check(lab.directory) == []
+    assert manifest.full_check(lab.directory) != []
+    lab.server.served.clear()
+    assert lab.fetch(verify=True) == 0
+    lab.assert_complete()
+    assert [request.path for request in lab.server.served] == ["model-1.safetensors"]
+
+
+def test_a_touched_file_is_read_not_fetched(lab: Lab) -> None:
+    lab.fetch()
+    os.utime(lab.directory / "model-1.safetensors")
+    lab.server.served.clear()
+    assert lab.fetch() == 0
+    lab.assert_complete()
+    assert lab.server.served == []
+
+
+def test_a_damaged_partial_file_is_not_trusted(lab: Lab) -> None:
+    lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=100_000)
+    lab.error(stall_s=1.0, min_bytes_per_s=10**9)
+    flip_a_byte(lab.partial / "model-2.safetensors")
+    lab.server.faults.clear()
+    assert lab.fetch() == 0
+    lab.assert_complete()
+
+
+def test_a_directory_without_its_marker_is_read_and_marked(lab: Lab) -> None:
+    lab.fetch()
+    manifest.unmark(lab.directory)
+    lab.server.served.clear()
+    assert lab.fetch() == 0
+    lab.assert_complete()
+    assert lab.server.served == []
+
+
+def test_a_repair_that_fails_leaves_the_rest_as_it_was(lab: Lab) -> None:
+    lab.fetch()
+    flip_a_byte(lab.directory / "model-1.safetensors")
+    lab.server.faults["model-1.safetensors"] = Fault(content=bytes(len(WEIGHTS)))
+    assert "other content" in lab.error()
+    assert not manifest.is_marked(lab.directory)
+    assert (lab.directory / "model-2.safetensors").read_bytes() == FILES["model-2.safetensors"]
+    assert not lab.partial.exists()
+
+
+# --- an untrusted Hub ---
+
+LIES = {
+    "other content": Fault(content=bytes(len(WEIGHTS))),
+    "one byte more": Fault(content=WEIGHTS + b"x"),
+    "one byte less": Fault(content=WEIGHTS[:-1]),
+    "endless": Fault(endless=True),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_hub_that_lies_twice_is_an_error_and_what_it_sent_is_removed(lab: Lab, lie: str) -> None:
+    lab.server.faults["model-1.safetensors"] = LIES[lie]
+    assert "model-1.safetensors" in (error := lab.error())
+    assert "twice" in error
+    assert not list(lab.partial.rglob("*.part"))
+    assert not lab.directory.exists()
+    assert lab.server.sent("model-1.safetensors") < 8 * len(WEIGHTS)
+
+
+def test_a_hub_that_lies_about_everything_leaves_the_disk_as_it_was(lab: Lab) -> None:
+    lab.server.faults = {path: Fault(content=b"x" * len(content)) for path, content in FILES.items()}
+    lab.error()
+    lab.assert_as_it_was()
+
+
+def test_a_slow_drip_ends(lab: Lab) -> None:
+    lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=1000)
+    began = time.monotonic()
+    error = lab.error(stall_s=2.0, min_bytes_per_s=100_000)
+    assert "less than 100000 bytes/s" in error
+    assert time.monotonic() - began < 15
+
+
+def test_redirects_in_a_circle_end(lab: Lab) -> None:
+    url = f"{lab.server.endpoint}/{REPO}/resolve/{lab.server.commit(REPO)}/config.json"
+    lab.server.faults["config.json"] = Fault(location=url)
+    assert "config.json" in lab.error()
+
+
+def test_an_unreachable_hub_leaves_the_disk_as_it_was(lab: Lab) -> None:
+    assert "could not be reached" in lab.error(endpoint="http://127.0.0.1:9")
+    lab.assert_as_it_was()
+
+
+def test_a_runtime_without_the_client_says_so(lab: Lab) -> None:
+    assert "can't be started" in lab.error(python="/nonexistent/python")
+    bare = "/usr/bin/python3"
+    if subprocess.run(
+        [bare, "-I", "-c", "import huggingface_hub"], capture_output=True, check=False
+    ).returncode:
+        assert "No module named 'huggingface_hub'" in lab.error(python=bare)
+    lab.assert_as_it_was()
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "/etc/x", "a/../../x", "a\\x", "C:x", "a\0b", ".hidden", "a//b", "", 7]
+)
+def test_no_name_leaves_the_directory(lab: Lab, path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lab.fetch(files=[{"path": path, "size": 1, "sha256": "a" * 64}]) in (1, 2)
+    if path != 7:
+        assert "file name" in capsys.readouterr().err
+        assert not lab.root.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"repo": "../x"}, {"repo": "a/.."}, {"repo": "a--b/c"}, {"commit": "main"}, {"root": "relative"},
+        {"root": "/a/../b"}, {"key": "../x"}, {"files": []}, {"files": [{"path": "a", "size": -1, "sha256": "a" * 64}]},
+        {"files": [{"path": "a", "size": 1}]}, {"files": [{"path": "a", "size": "1", "sha256": "a" * 64}]}, {"files": 3},
+    ],
+)  # fmt: skip
+def test_a_bad_request_touches_nothing(lab: Lab, changes: dict[str, Any]) -> None:
+    assert lab.fetch(**changes) == 2
+    assert not lab.root.exists()
+    assert fetch.main([]) == 2
+
+
+@pytest.mark.parametrize("where", ["checkpoints", "checkpoints/acme--tiny-awq", "commit", "partial"])
+def test_nothing_is_written_through_a_link(lab: Lab, where: str) -> None:
+    target = lab.path / "elsewhere"
+    target.mkdir()
+    link = {"commit": lab.directory, "partial": lab.partial}.get(where, lab.root / where)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    assert "is a symbolic link" in lab.error()
+    assert list(target.iterdir()) == []

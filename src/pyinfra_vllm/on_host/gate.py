@@ -1,7 +1,160 @@
-"""Judges a new release: absolute criteria, and comparison with the baseline measured just before."""
+"""Judges a new release: absolute criteria, and comparison with the baseline measured just before.
+
+Pure: numbers in, a verdict with its numbers and reasons out. It measures nothing and rolls nothing back.
+"""
 
 from __future__ import annotations
 
-from .criteria import CHOICES, Criteria, CriteriaError
+from typing import Any
 
-__all__ = ["CHOICES", "Criteria", "CriteriaError"]
+from . import absolute, ladder, relative
+from .criteria import CHOICES, Criteria, CriteriaError
+from .record import RecordError, check, check_pair
+from .relative import FAIL, INCONCLUSIVE, PASS
+
+__all__ = ["CHOICES", "Criteria", "CriteriaError", "RecordError", "judge", "may_stay", "wants_more"]
+
+Record = dict[str, Any]
+EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}
+LATE_SHARE = 0.05  # of a measured value that the probe's own lateness may explain
+OTHER_TRAFFIC = 0.05  # by which the share of others' tokens may differ between the two sides
+
+
+def judge(
+    before: Record | None,
+    after: Record,
+    criteria: Criteria,
+    noise: dict[str, Any] | None = None,
+    kernel: dict[str, Any] | None = None,
+    gpu_memory_mib: int | None = None,
+) -> dict[str, Any]:
+    """The verdict on `after`: `{"verdict", "metrics", "reasons"}`.
+
+    + before: the baseline; None for a first installation, which has absolute criteria only
+    + noise: what `calibration` found for this service
+    + kernel: the finding of on_host.kernel; its verdict of fail is a fail here
+    + gpu_memory_mib: in use on the fullest GPU after the switch
+
+    Raises RecordError where a record is damaged or the two do not belong together.
+    """
+    check(after, "after")
+    if before is not None:
+        check(before, "before")
+        check_pair(before, after)
+    doubts: list[str] = []
+    metrics = absolute.rows(before, after, criteria, gpu_memory_mib)
+    reasons: list[str] = []
+    if kernel is not None and kernel.get("verdict") == FAIL:
+        reasons += [f"kernel: {reason}" for reason in kernel.get("reasons") or ["not the expected one"]]
+    if before is None:
+        reasons.append("no baseline: only the absolute criteria were judged")
+    elif not any(relative.answered(phase) for phase in before["phases"]):
+        reasons.append(
+            "the release before answered nothing, so nothing can be worse: only the absolute criteria count"
+        )
+    else:
+        doubts = _doubts(before, after)
+        metrics += _relative_rows(before, after, criteria, noise, doubts)
+        reasons.append(_calibration_line(noise))
+    metrics += ladder.rows(before, after, criteria)
+    return _conclude(metrics, reasons, doubts, bool(kernel and kernel.get("verdict") == FAIL))
+
+
+def wants_more(verdict: dict[str, Any], before: Record | None, after: Record, criteria: Criteria) -> bool:
+    """Whether further rounds of `after` could turn `inconclusive` into an answer, within the budget."""
+    if verdict["verdict"] != INCONCLUSIVE or before is None or "plan" not in before:
+        return False
+    rounds = [len(phase.get("rounds") or []) for phase in after["phases"]]
+    cut = any(phase.get("cut") for phase in after["phases"])
+    left = criteria.budget_s - float(after.get("spent_s", criteria.budget_s))
+    return not cut and bool(rounds) and max(rounds) < before["plan"]["rounds"] and left > 1.0
+
+
+def may_stay(verdict: dict[str, Any], criteria: Criteria) -> bool:
+    """Whether the new release is kept: it passed, or nobody can tell and the operator said to keep it then."""
+    if verdict["verdict"] == INCONCLUSIVE:
+        return criteria.on_inconclusive == "keep"
+    return bool(verdict["verdict"] == PASS)
+
+
+def _relative_rows(
+    before: Record, after: Record, criteria: Criteria, noise: dict[str, Any] | None, doubts: list[str]
+) -> list[dict[str, Any]]:
+    """Every relative metric; where there is doubt about a run, none of them decides for or against."""
+    phases = {phase["name"]: phase for phase in after["phases"]}
+    known = (noise or {}).get("phases", {})
+    rows = []
+    for phase in before["phases"]:
+        rows += relative.compare(phase, phases[phase["name"]], criteria, known.get(phase["name"], {}))
+    if doubts:
+        rows = [{**row, "verdict": INCONCLUSIVE} if row["decides"] else row for row in rows]
+    return [_lateness(row, before, after) for row in rows]
+
+
+def _doubts(before: Record, after: Record) -> list[str]:
+    shares = [record.get("traffic", {}).get("other_share") for record in (before, after)]
+    if None not in shares and abs(shares[0] - shares[1]) > OTHER_TRAFFIC:
+        return [
+            f"other traffic was {shares[0]:.0%} of the tokens before and {shares[1]:.0%} after:"
+            " the two can't be compared"
+        ]
+    return []
+
+
+def _lateness(row: dict[str, Any], before: Record, after: Record) -> dict[str, Any]:
+    """A latency that the probe's own lateness could explain decides nothing."""
+    if not row["decides"] or row["name"] == "tokens_per_s":
+        return row
+    measured = row["before"] * (1 if row["name"] != "tpot_s" else 8)
+    late = max(float(record.get("client", {}).get("late_median_s", 0.0)) for record in (before, after))
+    if late <= LATE_SHARE * measured:
+        return row
+    return {**row, "verdict": INCONCLUSIVE, "doubt": f"the probe itself was late by {late * 1000:.1f} ms"}
+
+
+def _calibration_line(noise: dict[str, Any] | None) -> str:
+    if noise:
+        return f"calibrated over {noise.get('runs', '?')} runs of an unchanged service: no margin is tighter than its noise"
+    return "not calibrated: intervals come from within these runs (see `pyinfra-vllm calibrate`)"
+
+
+def _conclude(
+    metrics: list[dict[str, Any]], reasons: list[str], doubts: list[str], kernel_failed: bool
+) -> dict[str, Any]:
+    deciding = [row for row in metrics if row["decides"]]
+    failed = [row for row in deciding if row["verdict"] == FAIL]
+    open_ones = [row for row in deciding if row["verdict"] == INCONCLUSIVE]
+    verdict = PASS
+    if failed or kernel_failed:
+        verdict = FAIL
+    elif open_ones:
+        verdict = INCONCLUSIVE
+    lines = [sentence(row) for row in failed] + [
+        sentence(row) for row in open_ones if verdict == INCONCLUSIVE
+    ]
+    if verdict == PASS:
+        lines = [f"{len(deciding)} criteria passed"]
+    detectable = [
+        f"{row['phase']} {row['name']} {row['detectable']:.1%}"
+        for row in deciding
+        if row.get("detectable") is not None
+    ]
+    if detectable:
+        reasons = [*reasons, "the smallest change that this run could see: " + ", ".join(detectable)]
+    return {"verdict": verdict, "metrics": metrics, "reasons": lines + doubts + reasons}
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """One metric in words, with its numbers."""
+    if row.get("note"):
+        return f"{row['name']}: {row['note']}"
+    where = f"{row['phase']} " if row["phase"] else ""
+    if row["ratio"] is None or row["interval"] is None:
+        return f"{where}{row['name']} is {row['after']}, the limit is {row['limit']}"
+    low, high = row["interval"]
+    words = {FAIL: "worse", INCONCLUSIVE: "can't tell", PASS: "no worse"}[row["verdict"]]
+    doubt = f"; {row['doubt']}" if row.get("doubt") else ""
+    return (
+        f"{where}{row['name']}: {words}: {row['before']:g} before, {row['after']:g} after, ratio {row['ratio']:.3f}"
+        f" [{low:.3f}, {high:.3f}], the limit is {row['limit']:.3f}{doubt}"
+    )

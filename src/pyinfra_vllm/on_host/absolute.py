@@ -1,0 +1,110 @@
+"""The operator's success checklist: each limit with its measured value, pass or fail. Needs no baseline."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from typing import Any
+
+from .criteria import Criteria
+from .relative import FAIL, INCONCLUSIVE, PASS, answered, tokens_per_s
+
+Record = dict[str, Any]
+Row = dict[str, Any]
+
+
+def rows(before: Record | None, after: Record, criteria: Criteria, gpu_memory_mib: int | None) -> list[Row]:
+    """One row for each absolute criterion that was set, and always one for errors."""
+    then = {phase["name"]: phase for phase in before["phases"]} if before else {}
+    found = [_errors(before, after, criteria.max_error_rate)]
+    for phase in after["phases"]:
+        found += _phase_rows(then.get(phase["name"]), phase, criteria)
+    measured = {phase["name"] for phase in after["phases"]}
+    for key, limits in (("min_tokens_per_s", criteria.min_tokens_per_s), ("max_ttft_s", criteria.max_ttft_s)):
+        for phase in sorted(set(limits) - measured):
+            note = f"phase {phase} was not measured, so its limit of {limits[phase]:g} was not shown to hold"
+            found.append(_row(key, phase, None, None, limits[phase], INCONCLUSIVE, note))
+    if criteria.max_gpu_memory_mib is not None:
+        found.append(_memory(gpu_memory_mib, criteria.max_gpu_memory_mib))
+    return found
+
+
+def _phase_rows(before: dict[str, Any] | None, phase: dict[str, Any], criteria: Criteria) -> list[Row]:
+    name = phase["name"]
+    found = []
+    if name in criteria.min_tokens_per_s:
+        limit = criteria.min_tokens_per_s[name]
+        rate = tokens_per_s(phase)
+        early = tokens_per_s(before) if before else None
+        found.append(_row("min_tokens_per_s", name, early, rate, limit, PASS if rate >= limit else FAIL))
+    if name in criteria.max_ttft_s:
+        limit = criteria.max_ttft_s[name]
+        now = _median_ttft(phase)
+        good = now is not None and now <= limit
+        early = _median_ttft(before) if before else None
+        found.append(_row("max_ttft_s", name, early, now, limit, PASS if good else FAIL))
+    return found
+
+
+def _errors(before: Record | None, after: Record, limit: float) -> Row:
+    """Failed requests, warm-up included. Answers without `usage` are no errors of serving: they can't be judged."""
+    failed, total = _failures(after)
+    then = None
+    if before:
+        failed_before, total_before = _failures(before)
+        then = len(failed_before) / total_before
+    rate = len(failed) / total
+    kinds = Counter(request.get("kind", "error") for request in failed)
+    verdict = PASS if rate <= limit else FAIL
+    if verdict == FAIL and set(kinds) == {"no_usage"}:
+        verdict = INCONCLUSIVE
+    note = ""
+    if failed:
+        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        note = (
+            f"{len(failed)} of {total} requests failed ({counted}), allowed is a share of {limit:g};"
+            f" the first one: {failed[0].get('error', 'no reason given')}"
+        )
+    return _row("error_rate", None, then, rate, limit, verdict, note)
+
+
+def _failures(record: Record) -> tuple[list[dict[str, Any]], int]:
+    requests = [request for phase in record["phases"] for request in phase["requests"]]
+    warm = record.get("warm_up", {})
+    failed = list(warm.get("errors", ())) + [request for request in requests if not request["ok"]]
+    return failed, len(requests) + int(warm.get("requests", 0))
+
+
+def _memory(used: int | None, limit: int) -> Row:
+    if used is None:
+        note = f"nvidia-smi said nothing, so the limit of {limit} MiB was not shown to hold"
+        return _row("gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, note)
+    return _row("gpu_memory_mib", None, None, used, limit, PASS if used <= limit else FAIL)
+
+
+def _median_ttft(phase: dict[str, Any]) -> float | None:
+    times = [request["ttft_s"] for request in answered(phase)]
+    return round(statistics.median(times), 6) if times else None
+
+
+def _row(
+    name: str,
+    phase: str | None,
+    before: float | None,
+    after: float | None,
+    limit: float,
+    verdict: str,
+    note: str = "",
+) -> Row:
+    row: Row = {
+        "name": name,
+        "phase": phase,
+        "before": None if before is None else round(before, 6),
+        "after": None if after is None else round(after, 6),
+        "ratio": round(after / before, 6) if after is not None and before else None,
+        "interval": None,
+        "limit": limit,
+        "verdict": verdict,
+        "decides": True,
+    }
+    return {**row, "note": note} if note else row

@@ -1,0 +1,413 @@
+"""Talks to one OpenAI-compatible server and times its answers at the socket.
+
+Never retries, never waits past its time limit, and never keeps a connection: each request is one observation.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+DEFAULT_TIMEOUT_S = 60.0
+READ_BYTES = 1 << 16
+METRIC = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{.*\})?\s+(\S+)")
+# Until Python 3.9 a socket's timeout is not a TimeoutError.
+TIMEOUTS = (TimeoutError, socket.timeout)
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+class ClientError(Exception):
+    """A request that did not give what was asked for. `kind` is one word for counting, the message is for people."""
+
+    kind = "error"
+
+
+class Refused(ClientError):
+    """Nothing listens there (a vLLM that still loads looks like this too)."""
+
+    kind = "refused"
+
+
+class HttpError(ClientError):
+    """The server answered with a status other than 200."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"HTTP {status}: {_shortened(text)}")
+        self.status = status
+        self.kind = f"http_{status}"
+
+
+class Dropped(ClientError):
+    """The connection ended before the answer did."""
+
+    kind = "dropped"
+
+
+class TimedOut(ClientError):
+    """The answer was not complete within the time limit."""
+
+    kind = "timeout"
+
+
+class Garbage(ClientError):
+    """What came is not an answer of an OpenAI-compatible server."""
+
+    kind = "garbage"
+
+
+class NoTokens(ClientError):
+    """The answer ended well and held no tokens."""
+
+    kind = "no_tokens"
+
+
+class NoUsage(ClientError):
+    """The answer does not say how many tokens it has, so its speed can't be known."""
+
+    kind = "no_usage"
+
+
+@dataclass
+class Streamed:
+    """One streamed answer: seconds from sending the request to the first and to the last token."""
+
+    ttft_s: float
+    e2e_s: float
+    input_tokens: int
+    output_tokens: int
+    events: int
+    text: str
+    finish_reason: str | None
+
+
+@dataclass
+class _Events:
+    """The events of one stream, each with the moment at which its bytes were read."""
+
+    sent: float
+    lines: list[tuple[float, bytes]] = field(default_factory=list)
+
+
+class Client:
+    """One server and one model.
+
+    + url: base of the server (`http://127.0.0.1:8000`); a trailing `/v1` is accepted
+    + model: the name that the server serves it under
+    + api_key: sent as a bearer token; never part of a message
+    + timeout_s: limit of one request, from connecting to its last byte
+    """
+
+    def __init__(
+        self, url: str, model: str, api_key: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is not the URL of a server: give http://HOST:PORT")
+        self.secure = parts.scheme == "https"
+        self.host = parts.hostname
+        self.port = parts.port or (443 if self.secure else 80)
+        path = parts.path.rstrip("/")
+        self.base = path[: -len("/v1")] if path.endswith("/v1") else path
+        self.model = model
+        self.timeout_s = timeout_s
+        self._api_key = api_key
+        self._live: set[socket.socket] = set()
+        self._guard = threading.Lock()
+        # What this server understands beyond OpenAI's own fields; `negotiate` takes away what it refuses.
+        self.extensions = {"ignore_eos", "cache_salt", "stream_options"}
+        self.path = COMPLETIONS
+
+    def __repr__(self) -> str:
+        return f"Client({self.host}:{self.port}{self.base}, model={self.model!r})"
+
+    # What a server says about itself
+
+    def health(self, timeout_s: float = 5.0) -> bool:
+        """Whether `/health` answers 200. Says nothing about tokens: see `tokens_flow`."""
+        try:
+            self.get("/health", timeout_s)
+        except ClientError:
+            return False
+        return True
+
+    def models(self, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+        """What `/v1/models` lists. Raises ClientError."""
+        answer = _parsed(self.get("/v1/models", timeout_s))
+        data = answer.get("data")
+        if not isinstance(data, list):
+            raise Garbage("/v1/models has no list of models")
+        return [item for item in data if isinstance(item, dict)]
+
+    def version(self, timeout_s: float = 5.0) -> str | None:
+        """vLLM's version; None where the server has no `/version`."""
+        try:
+            found = _parsed(self.get("/version", timeout_s)).get("version")
+        except ClientError:
+            return None
+        return str(found) if found else None
+
+    def metrics(self, timeout_s: float = 5.0) -> dict[str, float]:
+        """`/metrics`: each name with the sum over its labels, and each `name{labels}` by itself. Raises ClientError."""
+        values: dict[str, float] = {}
+        for line in self.get("/metrics", timeout_s).decode("utf-8", "replace").splitlines():
+            found = METRIC.match(line)
+            if not found:
+                continue
+            name, labels, text = found.groups()
+            try:
+                value = float(text)
+            except ValueError:
+                continue
+            values[name] = values.get(name, 0.0) + value
+            if labels:
+                values[name + labels] = value
+        return values
+
+    # Asking for tokens
+
+    def tokens_flow(self, timeout_s: float) -> dict[str, Any]:
+        """Show that real tokens come: one short streamed answer with at least two of them.
+
+        Returns its `ttft_s`, `e2e_s` and `output_tokens`. Raises Refused, HttpError, NoTokens or another ClientError.
+        """
+        self.negotiate(timeout_s)
+        answer = self.stream("Count from one to ten: one two", 8, timeout_s, require_usage=False)
+        if answer.output_tokens < 2:
+            raise NoTokens(f"the answer has {answer.output_tokens} tokens, at least 2 were asked for")
+        return {"ttft_s": answer.ttft_s, "e2e_s": answer.e2e_s, "output_tokens": answer.output_tokens}
+
+    def negotiate(self, timeout_s: float) -> None:
+        """Find out, by asking for one token, which endpoint and which extensions the server accepts."""
+        until = time.perf_counter() + timeout_s
+        while True:
+            try:
+                self.stream("Hello", 1, until - time.perf_counter(), salt="negotiate", require_usage=False)
+                return
+            except HttpError as error:
+                if error.status == 404 and self.path == COMPLETIONS:
+                    self.path = CHAT
+                elif error.status in (400, 422) and self.extensions:
+                    self.extensions.discard(_refused_extension(str(error), self.extensions))
+                else:
+                    raise
+
+    def stream(
+        self, prompt: str, max_tokens: int, timeout_s: float, salt: str = "", require_usage: bool = True
+    ) -> Streamed:
+        """One streamed answer at temperature 0, of exactly `max_tokens` where the server can ignore its end token.
+
+        + salt: keeps the server's prefix cache from answering for another request
+        + require_usage: raise NoUsage where the server counts no tokens (else: count its events)
+        """
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+        }
+        if self.path == COMPLETIONS:
+            body["prompt"] = prompt
+        else:
+            body["messages"] = [{"role": "user", "content": prompt}]
+        if "stream_options" in self.extensions:
+            body["stream_options"] = {"include_usage": True}
+        if "ignore_eos" in self.extensions:
+            body["ignore_eos"] = True
+        if salt and "cache_salt" in self.extensions:
+            body["cache_salt"] = salt
+        return _read_stream(self._exchange_stream(self.path, body, timeout_s), require_usage)
+
+    def ask(self, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """One answer in one piece. Raises ClientError."""
+        return _parsed(self._exchange("POST", path, {"model": self.model, **body}, timeout_s))
+
+    def get(self, path: str, timeout_s: float) -> bytes:
+        return self._exchange("GET", path, None, timeout_s)
+
+    def abort(self) -> None:
+        """End every request that is under way, in whatever thread: each raises ClientError there."""
+        with self._guard:
+            live = list(self._live)
+        for sock in live:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:  # the other side was faster
+                continue
+
+    # One exchange
+
+    def _exchange(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> bytes:
+        parts = [chunk for _, chunk in self._chunks(method, path, body, timeout_s)]
+        return b"".join(parts)
+
+    def _exchange_stream(self, path: str, body: dict[str, Any], timeout_s: float) -> _Events:
+        chunks = self._chunks("POST", path, body, timeout_s)
+        events = _Events(sent=next(chunks)[0])
+        rest = b""
+        for moment, chunk in chunks:
+            *lines, rest = (rest + chunk).split(b"\n")
+            events.lines += [(moment, line) for line in lines if line.strip()]
+        if rest.strip():
+            events.lines.append((time.perf_counter(), rest))
+        return events
+
+    def _chunks(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
+        """Yield (moment of sending, b""), then each piece of the body with the moment at which it was read."""
+        deadline = time.perf_counter() + timeout_s
+        connection = self._connection(max(timeout_s, 0.001))
+        sock: socket.socket | None = None
+        try:
+            sock = self._connect(connection)
+            payload = None if body is None else json.dumps(body).encode()
+            sent = time.perf_counter()
+            connection.request(method, self.base + path, payload, self._headers(body is not None))
+            response = connection.getresponse()
+            if response.status != 200:
+                raise HttpError(response.status, response.read(2000).decode("utf-8", "replace"))
+            yield sent, b""
+            while True:
+                sock.settimeout(_remaining(deadline))
+                chunk = response.read1(READ_BYTES)
+                if not chunk:
+                    return
+                yield time.perf_counter(), chunk
+        except TIMEOUTS as error:
+            raise TimedOut(f"no complete answer within {timeout_s:.1f} s") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Dropped(f"the connection ended before the answer did ({_words(error)})") from error
+        finally:
+            self._forget(sock)
+            connection.close()
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        if self.secure:
+            return http.client.HTTPSConnection(
+                self.host, self.port, timeout=timeout_s, context=ssl.create_default_context()
+            )
+        return http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
+
+    def _connect(self, connection: http.client.HTTPConnection) -> socket.socket:
+        try:
+            connection.connect()
+        except TIMEOUTS:
+            raise
+        except OSError as error:
+            raise Refused(f"no connection to {self.host}:{self.port} ({_words(error)})") from error
+        sock: socket.socket = connection.sock
+        with self._guard:
+            self._live.add(sock)
+        return sock
+
+    def _forget(self, sock: socket.socket | None) -> None:
+        if sock is not None:
+            with self._guard:
+                self._live.discard(sock)
+
+    def _headers(self, has_body: bool) -> dict[str, str]:
+        headers = {"Connection": "close"}
+        if has_body:
+            headers["Content-Type"] = "application/json"
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        return headers
+
+
+def _read_stream(events: _Events, require_usage: bool) -> Streamed:
+    texts: list[str] = []
+    moments: list[float] = []
+    usage: dict[str, Any] = {}
+    finish: str | None = None
+    done = False
+    for moment, line in events.lines:
+        if line.startswith(b":") or line.startswith((b"event:", b"id:", b"retry:")):
+            continue
+        if not line.startswith(b"data:"):
+            raise Garbage(f"not an event stream: {_shortened(line.decode('utf-8', 'replace'), 80)}")
+        data = line[len(b"data:") :].strip()
+        if data == b"[DONE]":
+            done = True
+            continue
+        event = _parsed(data)
+        if "error" in event:
+            raise Dropped(
+                f"the server gave up in the middle of the answer: {_shortened(str(event['error']))}"
+            )
+        usage = event.get("usage") or usage
+        for choice in event.get("choices") or ():
+            moments.append(moment)
+            texts.append(_text(choice))
+            finish = choice.get("finish_reason") or finish
+    if not moments:
+        raise NoTokens("the stream ended without a token" if events.lines else "the answer is empty")
+    if not done and finish is None:
+        raise Dropped("the stream ended in the middle of the answer")
+    input_tokens, output_tokens = _counted(usage, len(moments), require_usage)
+    return Streamed(
+        ttft_s=moments[0] - events.sent,
+        e2e_s=moments[-1] - events.sent,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        events=len(moments),
+        text="".join(texts),
+        finish_reason=finish,
+    )
+
+
+def _counted(usage: Any, events: int, required: bool) -> tuple[int, int]:
+    counts = usage if isinstance(usage, dict) else {}
+    prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    if isinstance(prompt, int) and isinstance(completion, int):
+        if completion < 1:
+            raise NoTokens("the server counted no tokens in its answer")
+        return prompt, completion
+    if required:
+        raise NoUsage("the server's answer has no `usage`, so its tokens can't be counted")
+    return 0, events
+
+
+def _text(choice: dict[str, Any]) -> str:
+    delta = choice.get("delta")
+    found = delta.get("content") if isinstance(delta, dict) else choice.get("text")
+    return found if isinstance(found, str) else ""
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise Garbage(f"not JSON: {_shortened(data.decode('utf-8', 'replace'), 80)}") from error
+    if not isinstance(value, dict):
+        raise Garbage(f"not a JSON object: {_shortened(str(value), 80)}")
+    return value
+
+
+def _refused_extension(message: str, extensions: set[str]) -> str:
+    """The extension that the server's refusal names, else the one that the fewest servers know."""
+    for name in ("cache_salt", "ignore_eos", "stream_options"):
+        if name in extensions and name in message:
+            return name
+    return next(name for name in ("cache_salt", "ignore_eos", "stream_options") if name in extensions)
+
+
+def _remaining(deadline: float) -> float:
+    left = deadline - time.perf_counter()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _shortened(text: str, limit: int = 300) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 3] + "..."

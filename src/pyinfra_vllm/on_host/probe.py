@@ -1,0 +1,404 @@
+"""Measures one server: closed-loop streaming requests at a few concurrencies, in rounds, within a budget.
+
+Makes a benchmark record (DESIGN, `pyinfra-vllm/bench/1`) and judges nothing. It never takes longer than its deadline
+plus the few seconds that ending a hung request takes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from . import load, prompts
+from .client import Client, ClientError, HttpError, Refused
+from .criteria import Criteria
+from .watch import Watch
+
+SCHEMA = "pyinfra-vllm/bench/1"
+ROUNDS = 6  # each visits every concurrency, so that a drift of the machine meets all phases alike
+OUTPUT_TOKENS = (64, 32, 16, 8)
+REQUESTS_AT_ONE_STREAM = 18  # at least so many fit the budget, else answers get shorter
+WARM_UP_SHARE, QUALITY_SHARE = 0.2, 0.25
+STEADY = 0.10  # two passes that agree within this share end the warm-up
+FIRST_ANSWER_S = 30.0
+REQUEST_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_FACTOR = 20.0  # an answer this many times slower than in the warm-up is stuck, not slow
+
+Record = dict[str, Any]
+Progress = Callable[[str], None]
+
+
+class ProbeError(Exception):
+    """The server could not be measured at all: the message says why. Nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    concurrency: requests under way at once, one phase each
+    budget_s: seconds for all of it: warm-up, speed, quality
+    output_tokens: of each answer; 0 fits them to the budget
+    words: shape -> words of a prompt; None takes prompts.SHAPES, shortened where the model's context is short
+    """
+
+    concurrency: tuple[int, ...] = (1, 8)
+    budget_s: float = 120.0
+    rounds: int = ROUNDS
+    output_tokens: int = 0
+    words: dict[str, int] | None = None
+    quality: bool = True
+    quality_builtin: bool = True
+    quality_prompts: str | None = None
+    keep_answers: bool = False
+
+    @classmethod
+    def from_criteria(cls, criteria: Criteria) -> Settings:
+        return cls(
+            concurrency=criteria.concurrency,
+            budget_s=criteria.budget_s,
+            quality=criteria.quality,
+            quality_builtin=criteria.quality_builtin,
+            quality_prompts=criteria.quality_prompts,
+            keep_answers=criteria.keep_answers,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What both sides of a comparison must do alike. Kept in the record of the first."""
+
+    words: dict[str, int]
+    output_tokens: int
+    rounds: int
+    requests: dict[str, int]  # phase -> requests of one round
+
+    @classmethod
+    def of(cls, record: Record) -> Plan:
+        return cls(**{key: record["plan"][key] for key in ("words", "output_tokens", "rounds", "requests")})
+
+
+def phase_name(concurrency: int) -> str:
+    return f"c{concurrency}"
+
+
+def measure(
+    client: Client,
+    settings: Settings,
+    deadline: float | None = None,
+    progress: Progress | None = None,
+    like: Record | None = None,
+    extend: Record | None = None,
+) -> Record:
+    """Measure the server and return its record.
+
+    + deadline: on time.monotonic()'s clock; the settings' budget from now on without it
+    + progress: told a line now and then
+    + like: the record of the other side: the same prompts, and half of its rounds at first
+    + extend: an earlier record of this same server: measure further rounds and return the longer record
+
+    Raises ProbeError where nothing answers, or where the server refuses the model or the key. A server that answers
+    wrongly is a record with failed requests.
+    """
+    began = time.monotonic()
+    spent = float(extend["spent_s"]) if extend else 0.0
+    limit = deadline if deadline is not None else began + max(1.0, settings.budget_s - spent)
+    run = _Run(client, settings, limit, progress or (lambda line: None))
+    record = run.extended(extend) if extend else run.fresh(like)
+    record["spent_s"] = round(spent + time.monotonic() - began, 3)
+    return record
+
+
+class _Run:
+    """One measurement under way."""
+
+    def __init__(self, client: Client, settings: Settings, limit: float, progress: Progress) -> None:
+        self.client = client
+        self.settings = settings
+        self.say = progress
+        self.salt = os.urandom(6).hex()
+        self.nonce = ""
+        now = time.monotonic()
+        clock = time.perf_counter() - now  # both clocks tick alike, their zeros differ
+        self.began = time.perf_counter()
+        self.end = limit + clock
+        self.budget = max(1.0, limit - now)
+        self.typical: dict[str, float] = {}
+
+    def fresh(self, like: Record | None) -> Record:
+        record = self._start()
+        failures = self._first_answers()
+        if failures:
+            return self._unanswered(record, failures)
+        if "cache_salt" not in self.client.extensions:
+            self.nonce = prompts.nonce(self.salt)
+        plan = Plan.of(like) if like else None
+        warm = self._warm_up(plan)
+        if plan is None:
+            plan = self._plan(warm)
+        record["plan"] = vars(plan)
+        record["warm_up"] = {"requests": len(warm), "errors": [item for item in warm if not item["ok"]][:20]}
+        half = math.ceil(plan.rounds / 2) if like else plan.rounds
+        self._rounds(record, plan, 0, half)
+        return record
+
+    def extended(self, record: Record) -> Record:
+        plan = Plan.of(record)
+        if "cache_salt" not in self.client.extensions:
+            self.nonce = prompts.nonce(self.salt)
+        for phase in record["phases"]:
+            answered = [request["e2e_s"] for request in phase["requests"] if request["ok"]]
+            self.typical[phase["name"]] = statistics.median(answered) if answered else REQUEST_TIMEOUT_S
+        done = max((len(phase["rounds"]) for phase in record["phases"]), default=plan.rounds)
+        longer: Record = {**record, "phases": [dict(phase) for phase in record["phases"]]}
+        self._rounds(longer, plan, done, min(plan.rounds, done + math.ceil(plan.rounds / 4)))
+        return longer
+
+    # Before anything is measured
+
+    def _start(self) -> Record:
+        served = {}
+        try:
+            served = {str(item.get("id")): item for item in self.client.models()}
+        except Refused as error:
+            raise ProbeError(f"{error}: nothing was measured") from error
+        except ClientError as error:
+            self.say(f"/v1/models gave no list of models: {error}")
+        model = served.get(self.client.model, {})
+        self.max_model_len = model.get("max_model_len")
+        return {
+            "schema": SCHEMA,
+            "model": self.client.model,
+            "server": {"version": self.client.version(), "max_model_len": self.max_model_len},
+            "phases": [],
+            "quality": [],
+        }
+
+    def _first_answers(self) -> list[dict[str, Any]]:
+        """Up to three tries for a first token; the failures of all three, or nothing."""
+        failures: list[dict[str, Any]] = []
+        allowed = min(FIRST_ANSWER_S, self.budget / 6)
+        while len(failures) < 3:
+            try:
+                self.client.negotiate(allowed)
+                first = self.client.stream("Hello", 2, allowed, salt=f"{self.salt}-first")
+                self.say(f"first token after {first.ttft_s:.3f} s")
+                return []
+            except Refused as error:
+                raise ProbeError(f"{error}: nothing was measured") from error
+            except HttpError as error:
+                if 400 <= error.status < 500 and error.status != 429:
+                    raise ProbeError(
+                        f"the server refuses the request ({error}): nothing was measured"
+                    ) from error
+                failure: ClientError = error
+            except ClientError as error:
+                failure = error
+            self.say(f"no answer: {failure}")
+            failures.append({"prompt": "first", "ok": False, "kind": failure.kind, "error": str(failure)})
+        return failures
+
+    def _unanswered(self, record: Record, failures: list[dict[str, Any]]) -> Record:
+        """The record of a server that never answered: each phase with the requests that failed."""
+        elapsed = round(time.perf_counter() - self.began, 3)
+        record["phases"] = [
+            {
+                "name": phase_name(concurrency),
+                "concurrency": concurrency,
+                "duration_s": elapsed,
+                "requests": failures,
+                "rounds": [],
+            }
+            for concurrency in self.settings.concurrency
+        ]
+        return record
+
+    # Warm-up and plan
+
+    def _warm_up(self, plan: Plan | None) -> list[dict[str, Any]]:
+        """Pass over every concurrency and shape until two passes agree; returns the requests of all passes."""
+        self.output_tokens = plan.output_tokens if plan else self._fitted_output_tokens()
+        self.words = plan.words if plan else self._fitted_words()
+        until = time.perf_counter() + self.budget * WARM_UP_SHARE
+        everything: list[dict[str, Any]] = []
+        previous = 0.0
+        for number in range(8):
+            took = 0.0
+            for concurrency in self.settings.concurrency:
+                name = phase_name(concurrency)
+                series = prompts.series(
+                    f"warm{number}-{name}", 0, max(len(self.words), concurrency), self.words, self.nonce
+                )
+                done = self._run(series, concurrency, self.end, REQUEST_TIMEOUT_S * 6)
+                took += done.duration_s
+                everything += done.requests
+                answered = [item["e2e_s"] for item in done.answered]
+                if answered:
+                    self.typical[name] = statistics.fmean(answered)
+            self.say(f"warm-up pass {number + 1}: {took:.2f} s")
+            if abs(took - previous) <= STEADY * previous or time.perf_counter() + took > until:
+                break
+            previous = took
+        return everything
+
+    def _run(
+        self, series: list[prompts.Prompt], concurrency: int, deadline: float, request_s: float
+    ) -> load.Round:
+        return load.run(
+            self.client, series, concurrency, self.output_tokens, self.salt, load.Limits(deadline, request_s)
+        )
+
+    def _fitted_output_tokens(self) -> int:
+        if self.settings.output_tokens:
+            return self.settings.output_tokens
+        answer = self.client.stream("Count to one hundred.", 16, self.budget / 4, salt=f"{self.salt}-fit")
+        per_token = (answer.e2e_s - answer.ttft_s) / max(1, answer.output_tokens - 1)
+        share = self.budget * 0.55 / len(self.settings.concurrency)
+        for tokens in OUTPUT_TOKENS:
+            if (answer.ttft_s + tokens * per_token) * REQUESTS_AT_ONE_STREAM <= share:
+                return tokens
+        return OUTPUT_TOKENS[-1]
+
+    def _fitted_words(self) -> dict[str, int]:
+        """The shapes that the model's context has room for, by its own tokenizer's count."""
+        words = dict(self.settings.words or prompts.SHAPES)
+        if not isinstance(self.max_model_len, int):
+            return words
+        sample = prompts.prompt("fit", 20, self.nonce)
+        answer = self.client.stream(sample.text, 2, self.budget / 4, salt=f"{self.salt}-words")
+        tokens_per_word = answer.input_tokens / 20
+        room = int((self.max_model_len - self.output_tokens - 32) * 0.9 / tokens_per_word)
+        return {shape: max(1, min(count, room)) for shape, count in words.items()}
+
+    def _plan(self, warm: list[dict[str, Any]]) -> Plan:
+        share = self._speed_s() / len(self.settings.concurrency)
+        rounds = self.settings.rounds
+        batches = {}
+        for concurrency in self.settings.concurrency:
+            batch_s = self.typical.get(phase_name(concurrency), REQUEST_TIMEOUT_S)
+            fit = max(1, int(share / batch_s))
+            rounds = max(1, min(rounds, fit))
+            batches[concurrency] = fit
+        requests = {
+            phase_name(concurrency): max(1, fit // rounds) * concurrency
+            for concurrency, fit in batches.items()
+        }
+        return Plan(words=self.words, output_tokens=self.output_tokens, rounds=rounds, requests=requests)
+
+    def _speed_s(self) -> float:
+        """Seconds left for the rounds once those for quality are set aside."""
+        aside = self.budget * (QUALITY_SHARE if self.settings.quality else 0.0)
+        return max(1.0, (self.end - time.perf_counter() - aside) * 0.95)
+
+    # Rounds
+
+    def _rounds(self, record: Record, plan: Plan, first: int, last: int) -> None:
+        self.output_tokens = plan.output_tokens
+        phases = {phase["name"]: phase for phase in record["phases"]} or self._empty_phases()
+        stop = time.perf_counter() + self._speed_s()
+        sent = {"input": 0, "output": 0}
+        with Watch(self.client) as watch:
+            for number in range(first, last):
+                complete = True
+                for concurrency in self.settings.concurrency:
+                    name = phase_name(concurrency)
+                    done = self._one_round(name, concurrency, plan, number, stop)
+                    _add(phases[name], done, number)
+                    complete = complete and done.complete
+                    sent["input"] += sum(item["input_tokens"] for item in done.answered)
+                    sent["output"] += done.output_tokens
+                    self.say(_round_line(name, number + 1, last, done))
+                if not complete:
+                    break
+        record["phases"] = [phases[phase_name(concurrency)] for concurrency in self.settings.concurrency]
+        record["client"] = watch.client()
+        record["traffic"] = watch.traffic(sent["input"], sent["output"])
+
+    def _empty_phases(self) -> dict[str, Record]:
+        return {
+            phase_name(concurrency): {
+                "name": phase_name(concurrency),
+                "concurrency": concurrency,
+                "duration_s": 0.0,
+                "requests": [],
+                "rounds": [],
+            }
+            for concurrency in self.settings.concurrency
+        }
+
+    def _one_round(self, name: str, concurrency: int, plan: Plan, number: int, stop: float) -> load.Round:
+        count = plan.requests[name]
+        series = prompts.series(name, number * count, count, plan.words, self.nonce)
+        allowed = max(REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_FACTOR * self.typical.get(name, 0.0))
+        return self._run(series, concurrency, stop, allowed)
+
+
+def _add(phase: Record, done: load.Round, number: int) -> None:
+    """Put a round into its phase. A round that the deadline cut counts only where there is no whole one."""
+    if not done.complete and phase["rounds"]:
+        phase["cut"] = True
+        phase["requests"] = phase["requests"] + [item for item in done.requests if not item["ok"]]
+        return
+    requests = [{**item, "round": number} for item in done.requests]
+    if not done.complete:
+        requests += [
+            {
+                "prompt": item["prompt"],
+                "ok": False,
+                "kind": "unfinished",
+                "error": f"not answered after {item['waited_s']:.1f} s, when the time for measuring was over",
+            }
+            for item in done.unfinished
+            if not done.answered
+        ]
+        phase["cut"] = True
+    phase["requests"] = phase["requests"] + requests
+    phase["duration_s"] = round(phase["duration_s"] + done.duration_s, 6)
+    phase["rounds"] = [
+        *phase["rounds"],
+        {
+            "round": number,
+            "duration_s": round(done.duration_s, 6),
+            "output_tokens": done.output_tokens,
+            "complete": done.complete,
+        },
+    ]
+
+
+def _round_line(name: str, number: int, last: int, done: load.Round) -> str:
+    failed = len(done.requests) - len(done.answered)
+    rate = done.output_tokens / done.duration_s if done.duration_s else 0.0
+    return (
+        f"{name} round {number} of {last}: {rate:.1f} tokens/s from {len(done.answered)} answers"
+        + (f", {failed} failed" if failed else "")
+        + ("" if done.complete else ", cut short by the budget")
+    )
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """The few numbers of a record that fit a line of the journal: per phase tokens/s, medians in seconds, errors."""
+    lines: dict[str, Any] = {}
+    for phase in record["phases"]:
+        answered = [request for request in phase["requests"] if request["ok"]]
+        tokens = sum(request["output_tokens"] for request in answered)
+        lines[phase["name"]] = {
+            "tokens_per_s": round(tokens / phase["duration_s"], 1) if phase["duration_s"] else None,
+            "ttft_s": _median(request["ttft_s"] for request in answered),
+            "e2e_s": _median(request["e2e_s"] for request in answered),
+            "requests": len(answered),
+            "errors": len(phase["requests"]) - len(answered),
+        }
+    graded = record.get("quality") or []
+    if graded:
+        lines["quality"] = f"{sum(1 for item in graded if item['passed'])} of {len(graded)}"
+    return lines
+
+
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return round(statistics.median(found), 5) if found else None

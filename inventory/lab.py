@@ -1,0 +1,25 @@
+"""The hosts of the lab that runs on this machine; `make lab-up` starts one.
+
+They are reached as an operator reaches hosts: by key, as an ordinary account with sudo, with known host keys.
+"""
+
+import json
+import os
+from pathlib import Path
+
+_state = Path("/run/pyinfra-vllm-lab/state.json")
+if not _state.exists():
+    raise SystemExit("inventory/lab.py: no lab is running on this machine (start one: make lab-up)")
+_lab = json.loads(_state.read_text())
+
+# Checkpoints come from the lab's own Hub, unless the operator named another.
+os.environ.setdefault("HF_ENDPOINT", _lab["hub"])
+
+_ssh = {
+    "ssh_user": _lab["user"],
+    "ssh_key": _lab["key"],
+    "ssh_strict_host_key_checking": "yes",
+    "ssh_known_hosts_file": _lab["known_hosts"],
+    "_sudo": True,
+}
+lab = [(name, {"ssh_hostname": address, **_ssh}) for name, address in _lab["hosts"].items()]

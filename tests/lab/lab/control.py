@@ -1,0 +1,69 @@
+"""What an operator types, run from the checkout: `pyinfra` and `pyinfra-vllm`, as real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+INVENTORY = "inventory/lab.py"
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a command: this Python's programs first, no colours, nothing of the Hub's from outside."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    path = f"{Path(sys.executable).parent}:{kept.get('PATH', '')}"
+    return {**kept, "PATH": path, "NO_COLOR": "1", "COLUMNS": "160", **(extra or {})}
+
+
+def spawn(*argv: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """A command under way, in a session of its own, so that a test may kill it; stderr is joined to stdout."""
+    return subprocess.Popen(
+        argv,
+        cwd=CHECKOUT,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(
+    *argv: str, env: Mapping[str, str] | None = None, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """A command to its end; the caller judges its exit code."""
+    return subprocess.run(
+        argv,
+        cwd=CHECKOUT,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def pyinfra(
+    *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """`pyinfra inventory/lab.py ARGUMENTS`"""
+    return run("pyinfra", INVENTORY, *arguments, env=env, timeout=timeout)
+
+
+def deploy(
+    *arguments: str, release: str | None = None, env: Mapping[str, str] | None = None, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """`pyinfra inventory/lab.py deploy.py -y` with one of the releases of group_data/lab.py"""
+    chosen = {"PYINFRA_VLLM_LAB_RELEASE": release} if release else {}
+    return pyinfra("deploy.py", "-y", *arguments, env={**chosen, **(env or {})}, timeout=timeout)
+
+
+def pyinfra_vllm(
+    *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
+    return run("pyinfra-vllm", *arguments, env=env, timeout=timeout)

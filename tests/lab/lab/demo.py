@@ -1,0 +1,108 @@
+"""`make demo`: the whole story on one real host, told as an operator would live it, in four runs of one command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from . import control, session
+from .machine import Host
+from .shell import LabError
+
+SERVICE = "tiny"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One run of the command: which release is declared, what must come of it."""
+
+    title: str
+    release: str
+    exit_code: int
+    serves: str  # the model that answers afterwards
+    restarts: bool  # whether the server may have been restarted
+
+
+CHAPTERS = (
+    Chapter("Release A on an empty host", "a", 0, "lab/good-a", True),
+    Chapter("Release B, another checkpoint: measured, switched in and kept", "b", 0, "lab/good-b", True),
+    Chapter(
+        "Release C, a flag that throttles it: found slower and rolled back", "slow", 1, "lab/good-b", True
+    ),
+    Chapter("Release B declared again: nothing to do", "b", 0, "lab/good-b", False),
+)
+
+
+def tell() -> int:
+    """Tell the story; 0 when every chapter ended as it must."""
+    begun = time.monotonic()
+    with session.lab("solo") as lab:
+        host = lab.hosts["solo"]
+        for chapter in CHAPTERS:
+            _lock(chapter)
+            _play(chapter, host)
+        _headline(f"The story took {time.monotonic() - begun:.0f} s. `docs/runbook.md` goes on from here.")
+    return 0
+
+
+def _lock(chapter: Chapter) -> None:
+    """Record what the declared revision is now, as an operator does before a rollout."""
+    done = control.pyinfra_vllm("lock", control.INVENTORY, env=_declares(chapter))
+    if done.returncode != 0:
+        raise LabError(f"pyinfra-vllm lock exited {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
+def _play(chapter: Chapter, host: Host) -> None:
+    _headline(chapter.title)
+    command = ["pyinfra", control.INVENTORY, "deploy.py", "-y"]
+    print(f"$ PYINFRA_VLLM_LAB_RELEASE={chapter.release} {shlex.join(command)}\n", flush=True)
+    pid_before = main_pid(host)
+    begun = time.monotonic()
+    code = subprocess.call(command, cwd=control.CHECKOUT, env=control.environment(_declares(chapter)))
+    print(f"\nexit code {code} after {time.monotonic() - begun:.0f} s", flush=True)
+    if code != chapter.exit_code:
+        raise LabError(f"{chapter.title}: exit code {code} instead of {chapter.exit_code}")
+    _must_serve(chapter, host)
+    if not chapter.restarts and main_pid(host) != pid_before:
+        raise LabError(f"{chapter.title}: the server was restarted, and nothing had changed")
+
+
+def _declares(chapter: Chapter) -> dict[str, str]:
+    return {"PYINFRA_VLLM_LAB_RELEASE": chapter.release}
+
+
+def _must_serve(chapter: Chapter, host: Host) -> None:
+    """Ask the server itself, on the host, and show its answer."""
+    question = "What is the capital of Japan?"
+    told = ask(host, question)
+    running = host.ssh(f"tr '\\0' ' ' < /proc/{main_pid(host)}/cmdline").stdout
+    print(f"solo now serves {chapter.serves}; asked {question!r} it says {told!r}", flush=True)
+    if chapter.serves.replace("/", "--") not in running:
+        raise LabError(f"{chapter.title}: {chapter.serves} should be running, but this is: {running}")
+
+
+def main_pid(host: Host) -> int:
+    """The process of the service on the host; 0 when there is none."""
+    return int(host.ssh(f"systemctl show -P MainPID vllm-{SERVICE}.service").stdout)
+
+
+def ask(host: Host, question: str, model: str = SERVICE, port: int = 8000) -> str:
+    """One question to the server on the host, through its chat template, answered greedily."""
+    body: dict[str, object] = {"model": model, "max_tokens": 24, "temperature": 0}
+    body["messages"] = [{"role": "user", "content": question}]
+    script = (
+        "import json, sys, urllib.request as u\n"
+        f"r = u.Request('http://127.0.0.1:{port}/v1/chat/completions', sys.stdin.buffer.read(), "
+        "{'Content-Type': 'application/json'})\n"
+        "print(json.dumps(json.load(u.urlopen(r, timeout=60))))"
+    )
+    answer = json.loads(host.ssh(f"python3 -c {shlex.quote(script)}", stdin=json.dumps(body)).stdout)
+    return str(answer["choices"][0]["message"]["content"])
+
+
+def _headline(text: str) -> None:
+    print(f"\n=== {text}\n", file=sys.stdout, flush=True)

@@ -1,0 +1,247 @@
+"""A stub of vLLM for tests of fleets and faults: speaks its HTTP API, makes tokens of nothing, starts at once.
+
+It is a stub and says so in its log and under /version. How it misbehaves comes from the service's environment:
+
+LIGHT_TOKEN_S=0.002      seconds between two tokens of one stream
+LIGHT_START_S=0          seconds before the port opens
+LIGHT_CRASH_AFTER_S      exit 1 so many seconds after the start, healthy or not
+LIGHT_EXIT_AFTER_S       the same with status 0, as vLLM's engine death does
+LIGHT_HANG=start|stop    never open the port; ignore SIGTERM
+LIGHT_SILENT=1           answers /health, makes no tokens
+LIGHT_GARBAGE=1          streams what is not an answer
+LIGHT_STATUS=429         answers every completion with this status
+LIGHT_NO_USAGE=1         leaves the usage out
+LIGHT_DROP_EVERY=50      closes every so many-th stream in its middle
+LIGHT_KERNEL=slow        logs the slow AWQ kernel
+LIGHT_CHECK_WEIGHTS=0    starts without looking at the checkpoint
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+VERSION = "0.32.0"
+FAST = "Using CPUWNA16LinearKernel for AutoAWQMarlinLinearMethod"
+SLOW = "Detected that the model can run with awq_marlin, however you specified quantization=awq explicitly, so forcing awq."
+WORDS = (
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "red",
+    "green",
+    "blue",
+    "sun",
+    "moon",
+    "sea",
+)
+
+
+def setting(name, default=0.0):
+    return float(os.environ.get(name) or default)
+
+
+def log(message):
+    print(time.strftime("INFO %m-%d %H:%M:%S [light_server.py:1] ") + message, flush=True)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, settings):
+        super().__init__((settings.host, settings.port), Handler)
+        model = settings.model_tag or settings.model
+        self.names = settings.served_model_name or [model]
+        self.longest = settings.max_model_len
+        self.api_key = settings.api_key or os.environ.get("VLLM_API_KEY")
+        self.voice = int(hashlib.sha256(model.encode()).hexdigest(), 16)  # each checkpoint says other words
+        self.slots = threading.Semaphore(settings.max_num_seqs)
+        self.count = itertools.count(1)
+        self.lock = threading.Lock()
+        self.running = self.prompt_tokens = self.generated = self.finished = 0
+
+    def handle_error(self, request, client_address):
+        log("a client went away")
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format, *arguments):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        if self.path == "/health":
+            return self.answer(200, "")
+        if self.path == "/version":
+            return self.answer(200, {"version": VERSION, "stub": True})
+        if self.path == "/metrics":
+            return self.answer(200, metrics(server), "text/plain; version=0.0.4")
+        if self.path == "/v1/models" and self.allowed():
+            models = [{"id": n, "object": "model", "max_model_len": server.longest} for n in server.names]
+            return self.answer(200, {"object": "list", "data": models})
+        return self.answer(404, {"error": {"message": "not found"}})
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+        if not self.allowed():
+            return self.answer(401, {"error": "Unauthorized"})
+        if self.path not in ("/v1/completions", "/v1/chat/completions"):
+            return self.answer(404, {"error": {"message": "not found"}})
+        if request.get("model") not in self.server.names:
+            return self.answer(
+                404, {"error": {"message": f"The model `{request.get('model')}` does not exist."}}
+            )
+        if setting("LIGHT_STATUS"):
+            return self.answer(int(setting("LIGHT_STATUS")), {"error": {"message": "as told"}})
+        with self.server.slots:
+            self.complete(request)
+
+    def allowed(self):
+        key = self.server.api_key
+        return key is None or self.headers.get("Authorization") == f"Bearer {key}"
+
+    def complete(self, request):
+        server, chat = self.server, "chat" in self.path
+        prompt = request.get("prompt") or " ".join(str(m.get("content")) for m in request.get("messages", []))
+        read = max(1, len(str(prompt)) // 4)
+        wanted = request.get("max_tokens") or request.get("max_completion_tokens") or 16
+        total = wanted if request.get("ignore_eos") else min(wanted, 12)
+        with server.lock:
+            server.running += 1
+            server.prompt_tokens += read
+        try:
+            if request.get("stream"):
+                self.stream(request, chat, read, total)
+            else:
+                text = "".join(self.tokens(prompt, total))
+                part = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+                choice = {"index": 0, "finish_reason": "length", **part}
+                self.answer(200, {"id": "light", "choices": [choice], "usage": usage(read, total)})
+        finally:
+            with server.lock:
+                server.running -= 1
+                server.finished += 1
+
+    def tokens(self, prompt, total):
+        if setting("LIGHT_SILENT"):
+            time.sleep(86400)
+        seed = self.server.voice ^ int(hashlib.sha256(str(prompt).encode()).hexdigest(), 16)
+        for index in range(total):
+            time.sleep(setting("LIGHT_TOKEN_S", 0.002))
+            with self.server.lock:
+                self.server.generated += 1
+            yield WORDS[(seed >> (index % 48 * 5)) % len(WORDS)] + " "
+
+    def stream(self, request, chat, read, total):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        number = next(self.server.count)
+        every = int(setting("LIGHT_DROP_EVERY"))
+        for index, token in enumerate(self.tokens(request.get("prompt") or request.get("messages"), total)):
+            if setting("LIGHT_GARBAGE"):
+                self.wfile.write(b"\x00\xff not an event\n")
+                continue
+            if every and number % every == 0 and index >= total // 2:
+                return
+            last = "length" if index == total - 1 else None
+            part = {"delta": {"content": token}} if chat else {"text": token}
+            self.event({"id": "light", "choices": [{"index": 0, "finish_reason": last, **part}]})
+        if (request.get("stream_options") or {}).get("include_usage") and not setting("LIGHT_NO_USAGE"):
+            self.event({"id": "light", "choices": [], "usage": usage(read, total)})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def event(self, value):
+        self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
+        self.wfile.flush()
+
+    def answer(self, status, value, kind="application/json"):
+        body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def usage(read, written):
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def metrics(server):
+    label = json.dumps(server.names[0])
+    values = {
+        "vllm:num_requests_running": server.running,
+        "vllm:num_requests_waiting": 0,
+        "vllm:prompt_tokens_total": server.prompt_tokens,
+        "vllm:generation_tokens_total": server.generated,
+        "vllm:num_preemptions_total": 0,
+        "vllm:request_success_total": server.finished,
+    }
+    return "".join(f"{name}{{model_name={label}}} {value}\n" for name, value in values.items())
+
+
+def check_weights(model):
+    """As the real one: no start without a readable checkpoint whose tensors are all there."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    if not files:
+        raise SystemExit(f"RuntimeError: Cannot find any model weights with `{model}`")
+    for file in files:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if file.stat().st_size < 8 + length + max(ends, default=0):
+            raise SystemExit(
+                f"SafetensorError: {file}: Error while deserializing header: incomplete metadata"
+            )
+
+
+def die_later():
+    for name, status in (("LIGHT_CRASH_AFTER_S", 1), ("LIGHT_EXIT_AFTER_S", 0)):
+        if name in os.environ:
+            threading.Timer(setting(name), os._exit, [status]).start()
+
+
+def stop(number, frame):
+    if os.environ.get("LIGHT_HANG") != "stop":
+        log("[shutdown] stopping")
+        os._exit(0)
+    log("SIGTERM is ignored, as told")
+
+
+def main(settings):
+    signal.signal(signal.SIGTERM, stop)
+    log(f"vLLM API server version {VERSION} (a stub for tests)")
+    die_later()
+    model = settings.model_tag or settings.model
+    if os.environ.get("LIGHT_CHECK_WEIGHTS") != "0":
+        check_weights(model)
+    log(SLOW if os.environ.get("LIGHT_KERNEL") == "slow" else FAST)
+    time.sleep(setting("LIGHT_START_S"))
+    if os.environ.get("LIGHT_HANG") == "start":
+        threading.Event().wait()
+    server = Server(settings)
+    log(f"Starting vLLM server on http://{settings.host}:{settings.port}")
+    log("Application startup complete.")
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    sys.exit("start it through bin/vllm")

@@ -1,0 +1,55 @@
+"""A venv-shaped directory with the stub of vLLM in it, for hosts that need no tokens of worth.
+
+Facts and units find in it what they find in a real one: `bin/vllm`, `bin/python`, the distribution's metadata and the
+files that define vLLM's flags.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from .keeping import kept
+from .layout import cache, recipe_key
+from .runtime import PYTHON, VERSION
+from .shell import run
+
+PATH = Path("/opt/vllm-light")  # where hosts see it
+SOURCES = Path(__file__).parent / "light"
+_LAUNCHER = f"""#!{PATH}/bin/python3
+import sys
+from vllm.entrypoints.openai.cli_args import make_parser
+from vllm.light_server import main
+if sys.argv[1:2] != ["serve"]:
+    sys.exit("this stub of vLLM only serves")
+main(make_parser().parse_args(sys.argv[2:]))
+"""
+
+
+def venv() -> Path:
+    """Its directory on this machine, made anew when its sources changed (a moment)."""
+    files = sorted(SOURCES.glob("*.py"))
+    python = run(PYTHON, "-c", "import sys; print('python%d.%d' % sys.version_info[:2])").stdout.strip()
+    key = recipe_key(*[file.read_bytes() for file in files], Path(__file__).read_bytes(), python)
+    return kept(
+        cache() / "runtimes" / f"light-{key}", "making the stub of vLLM", lambda place: _make(place, python)
+    )
+
+
+def _make(place: Path, python: str) -> None:
+    site = place / "lib" / python / "site-packages"
+    for package in ("vllm", "vllm/engine", "vllm/entrypoints", "vllm/entrypoints/openai"):
+        (site / package).mkdir(parents=True)
+        (site / package / "__init__.py").touch()
+    (site / "vllm/engine/arg_utils.py").write_text('"""The stub defines its flags beside its server."""\n')
+    shutil.copy(SOURCES / "vllm_cli_args.py", site / "vllm/entrypoints/openai/cli_args.py")
+    shutil.copy(SOURCES / "light_server.py", site / "vllm/light_server.py")
+    metadata = site / f"vllm-{VERSION}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}\n")
+    (place / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
+    (place / "bin").mkdir()
+    for name in ("python", "python3"):
+        (place / "bin" / name).symlink_to(PYTHON)
+    (place / "bin/vllm").write_text(_LAUNCHER)
+    (place / "bin/vllm").chmod(0o755)

@@ -1,0 +1,165 @@
+"""The lab as a whole: what it is built from, its hosts, its Hub, and its end, which leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from . import checkpoints, image, leftovers, light_runtime, lock, network, prerequisites, runtime
+from .disk import Disk
+from .hub import Hub
+from .layout import HUB_PORT, OPERATOR, STATE, WORK, Network, cache
+from .machine import Host
+from .shell import run, say
+from .watch import Watchman
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What hosts are made of, all in the cache. A light lab has neither the real vLLM nor trained checkpoints."""
+
+    base: Path
+    light: Path
+    runtime: Path | None = None
+    checkpoints: Mapping[str, Path] = field(default_factory=dict)  # repository -> directory
+
+
+def prepare(light: bool = False) -> Parts:
+    """Build what the cache lacks: the hosts' image, and beside it the runtime and then the checkpoints."""
+    prerequisites.ensure()
+    with ThreadPoolExecutor() as pool:
+        base = pool.submit(image.base)
+        real = None if light else runtime.venv()
+        made = checkpoints.made(real / "bin/python") if real else {}
+        return Parts(base=base.result(), light=light_runtime.venv(), runtime=real, checkpoints=made)
+
+
+@dataclass
+class Lab:
+    """A running lab. Hosts are added by name; the Hub listens on the bridge, where hosts and this machine reach it."""
+
+    parts: Parts
+    hub: Hub
+    key: Path
+    known_hosts: Path
+    hosts: dict[str, Host] = field(default_factory=dict)
+    _addresses: int = 0
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(
+        self,
+        *names: str,
+        disks: Sequence[Disk] = (),
+        binds: Mapping[Path, str] | None = None,
+        timeout: float = 60,
+    ) -> list[Host]:
+        """Boot new hosts side by side and return when all answer over SSH."""
+        added = [self._host(name, tuple(disks), binds or {}) for name in names]
+        for host in added:
+            self.hosts[host.name] = host
+            host.launch()
+        for host in added:
+            host.wait_ready(timeout)
+        self.write_state()
+        return added
+
+    def remove(self, *names: str) -> None:
+        for name in names:
+            self.hosts.pop(name).remove()
+        self.write_state()
+
+    def write_state(self) -> None:
+        """What inventory/lab.py reads; written whole or not at all."""
+        with self._writing:
+            state = {
+                "hosts": {host.name: host.address for host in self.hosts.values()},
+                "user": OPERATOR,
+                "key": str(self.key),
+                "known_hosts": str(self.known_hosts),
+                "hub": self.hub.url,
+                "runtime": str(runtime.PATH if self.parts.runtime else light_runtime.PATH),
+                "pid": os.getpid(),
+            }
+            partial = STATE.with_suffix(".partial")
+            partial.write_text(json.dumps(state, indent=1))
+            partial.rename(STATE)
+
+    def _host(self, name: str, disks: tuple[Disk, ...], binds: Mapping[Path, str]) -> Host:
+        shared = {self.parts.light: str(light_runtime.PATH)}
+        if self.parts.runtime:
+            shared[self.parts.runtime] = str(runtime.PATH)
+        address = Network().host(self._addresses)
+        self._addresses += 1
+        return Host(name, address, self.parts.base, self.key, self.known_hosts, {**shared, **binds}, disks)
+
+
+@contextmanager
+def lab(*names: str, light: bool = False) -> Iterator[Lab]:
+    """A lab with hosts of these names; everything of it is gone afterwards, however the block ends.
+
+    SIGTERM and SIGHUP end the block as Ctrl-C does. After SIGKILL the watchman clears up.
+    """
+    prerequisites.ensure()
+    held = lock.acquire()
+    with held, _signals_raise():
+        leftovers.remove()
+        parts = prepare(light)
+        watchman = Watchman.hire(held)
+        hub = Hub(Network().gateway, HUB_PORT)
+        try:
+            yield _begin(parts, hub, names)
+        finally:
+            hub.stop()
+            leftovers.remove()
+            watchman.dismiss()
+            say("the lab is gone; nothing was left behind")
+
+
+def _begin(parts: Parts, hub: Hub, names: Sequence[str]) -> Lab:
+    WORK.mkdir(mode=0o711, parents=True)
+    network.make_bridge(Network())
+    hub.start()
+    for repository, directory in parts.checkpoints.items():
+        hub.publish(repository, directory)
+    known_hosts = WORK / "known_hosts"
+    known_hosts.touch()
+    running = Lab(parts, hub, _key(), known_hosts)
+    running.add(*names)
+    return running
+
+
+def _key() -> Path:
+    """The lab's SSH key, made once on this machine."""
+    key = cache() / "ssh" / "id_ed25519"
+    if not key.with_suffix(".pub").exists():
+        key.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        key.unlink(missing_ok=True)
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "pyinfra-vllm-lab", "-f", key)
+    return key
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack, so that context managers get their turn."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

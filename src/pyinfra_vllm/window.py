@@ -2,15 +2,19 @@
 
 A window opens by a cron line on the wall clock of its timezone and stays open for an absolute time. Several windows
 add up; exceptions and deny windows take away, and always win.
+
+Daylight saving: an opening at a time that the clock jumps over happens once, at the moment after the jump; one at a
+time that comes twice happens once, the first time. Only where the hour is `*` does an opening belong to every hour that
+really passes: both hours of the repeated one, none for the skipped one.
 """
 
 from __future__ import annotations
 
 import re
 import zoneinfo
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cache
 
 from cronsim import CronSim, CronSimError
@@ -18,6 +22,15 @@ from cronsim import CronSim, CronSimError
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile(r"(\d+d)?\s*(\d+h)?\s*(\d+m)?\s*(\d+s)?")
 LONGEST_DURATION = timedelta(days=7)
+
+NEXT = 5
+# How far to look for the next openings, further only while too few are found: most windows open daily or weekly, some
+# once a year, and 29 February can be eight years away.
+_SPANS = tuple(timedelta(days=days) for days in (10, 70, 800, 4100))
+# Openings so dense that a longer look would only cost time.
+_DENSE = 2000
+# A skipped day (Apia, 2011-12-30) is the largest jump of a wall clock on record.
+_LARGEST_JUMP = timedelta(hours=26)
 
 
 @dataclass(frozen=True)
@@ -108,3 +121,169 @@ def parse_days(value: object) -> Days:
 def timezone_names() -> Iterable[str]:
     """Every IANA name known here, for the nearest one in a message."""
     return zoneinfo.available_timezones()
+
+
+@dataclass(frozen=True)
+class WindowState:
+    """Open or closed at one moment. `closes` and `last_start` are None while closed, and when nothing ever closes.
+
+    `last_start` is `closes` less what a switch and its rollback need; it lies before the question when it is too late.
+    """
+
+    open: bool
+    closes: datetime | None
+    last_start: datetime | None
+    next: tuple[datetime, ...]
+    reason: str
+
+
+def state(windows: Sequence[Window], at: datetime, needed: timedelta = timedelta(0)) -> WindowState:
+    """What the windows say at `at` (aware), for a switch that with its rollback needs `needed`.
+
+    No window at all means any time. Times carry the offset of the first window's timezone.
+    """
+    if not windows:
+        return WindowState(True, None, None, (), "no window is declared: any time")
+    tz = zone(next((window for window in windows if not window.deny), windows[0]).timezone)
+    at = at.astimezone(UTC)
+    pieces, horizon = _look_ahead(windows, at)
+    upcoming = tuple(piece.start.astimezone(tz) for piece in pieces if piece.start > at)[:NEXT]
+    current = next((piece for piece in pieces if piece.start <= at < piece.end), None)
+    if current is None:
+        return WindowState(False, None, None, upcoming, _why_closed(windows, at))
+    if current.end >= horizon:
+        return WindowState(True, None, None, upcoming, "open, and never closed by these windows")
+    last_start = current.end - needed
+    reason = f"open until {current.end.astimezone(tz):%Y-%m-%d %H:%M %Z}"
+    if at > last_start:
+        reason += f", but too late to begin: a switch and its rollback may take {needed}"
+    return WindowState(True, current.end.astimezone(tz), last_start.astimezone(tz), upcoming, reason)
+
+
+def _look_ahead(windows: Sequence[Window], at: datetime) -> tuple[list[Interval], datetime]:
+    """The open stretches around and after `at`, and the moment up to which they are known."""
+    start = at - LONGEST_DURATION
+    for span in _SPANS:
+        horizon = at + span
+        pieces = open_between(windows, start, horizon)
+        upcoming = sum(piece.start > at for piece in pieces)
+        closes = all(piece.end < horizon for piece in pieces if piece.start <= at)
+        dense = any(_count_at_least(window, at, horizon, _DENSE) for window in windows)
+        if (upcoming >= NEXT and closes) or dense:
+            break
+    return pieces, horizon
+
+
+def _count_at_least(window: Window, start: datetime, end: datetime, count: int) -> bool:
+    return sum(1 for _, _ in zip(range(count), _moments(window, start, end), strict=False)) == count
+
+
+def open_between(windows: Sequence[Window], start: datetime, end: datetime) -> list[Interval]:
+    """The open stretches between two moments, in order, each as long as it can be; cut off at `start` and `end`."""
+    opened = [part for window in windows if not window.deny for part in _stretches(window, start, end)]
+    denied = [part for window in windows if window.deny for part in _stretches(window, start, end)]
+    return _less(_joined(opened), _joined(denied))
+
+
+def _stretches(window: Window, start: datetime, end: datetime) -> list[Interval]:
+    """One window between two moments, without its exceptions."""
+    tz = zone(window.timezone)
+    days = [item for item in window.closed if isinstance(item, Days)]
+    found = [
+        Interval(max(moment, start), min(moment + window.duration, end))
+        for wall, moment in _moments(window, start, end)
+        if moment + window.duration > start
+        and not any(item.first <= wall.date() <= item.last for item in days)
+    ]
+    closed = [_closed_time(item, tz) for item in window.closed]
+    return _less(_joined(found), _joined(closed))
+
+
+def _closed_time(item: Days | Interval, tz: zoneinfo.ZoneInfo) -> Interval:
+    if isinstance(item, Interval):
+        return Interval(item.start.astimezone(UTC), item.end.astimezone(UTC))
+    after = item.last + timedelta(days=1)
+    return Interval(_moment(_midnight(item.first), tz), _moment(_midnight(after), tz))
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day)
+
+
+def _moments(window: Window, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """When the window opens, for every opening that reaches into [start, end): its wall time and its moment in UTC."""
+    tz = zone(window.timezone)
+    every_hour = window.cron.split()[1] == "*"
+    first = (start - window.duration).astimezone(tz).replace(tzinfo=None) - _LARGEST_JUMP
+    last = end.astimezone(tz).replace(tzinfo=None) + _LARGEST_JUMP
+    for wall in CronSim(window.cron, first):
+        if wall > last:
+            return
+        moments = _every_moment(wall, tz) if every_hour else (_moment(wall, tz),)
+        for moment in moments:
+            if start < moment + window.duration and moment < end:
+                yield wall, moment
+
+
+def _moment(wall: datetime, tz: zoneinfo.ZoneInfo) -> datetime:
+    """The first moment at which the clock shows `wall`, or the one after the jump that skips it."""
+    moments = _every_moment(wall, tz)
+    return moments[0] if moments else _after_jump(wall, tz)
+
+
+def _every_moment(wall: datetime, tz: zoneinfo.ZoneInfo) -> tuple[datetime, ...]:
+    """Every moment (none, one or two) at which the clock of `tz` shows `wall`, in UTC."""
+    both = {wall.replace(tzinfo=tz, fold=fold).astimezone(UTC) for fold in (0, 1)}
+    return tuple(sorted(moment for moment in both if moment.astimezone(tz).replace(tzinfo=None) == wall))
+
+
+def _after_jump(wall: datetime, tz: zoneinfo.ZoneInfo) -> datetime:
+    """The moment of the jump that skips `wall`: between the two readings of it (PEP 495), found by halving."""
+    before, after = sorted(wall.replace(tzinfo=tz, fold=fold).astimezone(UTC) for fold in (0, 1))
+    old = before.astimezone(tz).utcoffset()
+    while after - before > timedelta(seconds=1):
+        middle = before + timedelta(seconds=(after - before) // timedelta(seconds=2))
+        if middle.astimezone(tz).utcoffset() == old:
+            before = middle
+        else:
+            after = middle
+    return after
+
+
+def _joined(parts: Iterable[Interval]) -> list[Interval]:
+    """The same time as few stretches in order; those that touch become one."""
+    joined: list[Interval] = []
+    for part in sorted(parts, key=lambda part: part.start):
+        if joined and part.start <= joined[-1].end:
+            joined[-1] = Interval(joined[-1].start, max(joined[-1].end, part.end))
+        elif part.start < part.end:
+            joined.append(part)
+    return joined
+
+
+def _less(parts: Sequence[Interval], taken: Sequence[Interval]) -> list[Interval]:
+    """`parts` without the time of `taken`; both in order and without overlaps, as `_joined` leaves them."""
+    left: list[Interval] = []
+    for part in parts:
+        start = part.start
+        for cut in taken:
+            if cut.end <= start or cut.start >= part.end:
+                continue
+            if cut.start > start:
+                left.append(Interval(start, cut.start))
+            start = cut.end
+        if start < part.end:
+            left.append(Interval(start, part.end))
+    return left
+
+
+def _why_closed(windows: Sequence[Window], at: datetime) -> str:
+    moment = timedelta(microseconds=1)
+    for window in windows:
+        if window.deny and _stretches(window, at, at + moment):
+            return f'closed by the deny window "{window.cron}" ({window.timezone})'
+    for window in windows:
+        bare = Window(window.cron, window.duration, window.timezone)
+        if not window.deny and window.closed and _stretches(bare, at, at + moment):
+            return f'closed by an exception of the window "{window.cron}" ({window.timezone})'
+    return "outside every window"

@@ -8,7 +8,7 @@ never starts, stops or asks a server, and it knows nothing of GPUs.
 from __future__ import annotations
 
 import re
-from typing import Iterable, Optional
+from collections.abc import Iterable
 
 # Kernel classes of vllm/model_executor/kernels/linear, without their `LinearKernel` ending. Anything else is slow.
 FAST_ON_GPU = ("Marlin", "Machete", "Humming")
@@ -59,7 +59,7 @@ MAX_LINE_LENGTH = 300
 
 
 def check(
-    lines: Iterable[str], version: Optional[str] = None, expected: Optional[Iterable[str]] = None
+    lines: Iterable[str], version: str | None = None, expected: Iterable[str] | None = None
 ) -> dict[str, object]:
     """The verdict on the kernel that a server took.
 
@@ -85,7 +85,7 @@ class _Seen:
     """What the log said, each thing once and in the order it came."""
 
     def __init__(self) -> None:
-        self.version: Optional[str] = None
+        self.version: str | None = None
         self.unquantized = False
         self.converted = False
         self.degraded = False
@@ -146,7 +146,7 @@ def _read_slow(line: str, seen: _Seen) -> bool:
     return False
 
 
-def _judge(seen: _Seen, version: Optional[str], expected: Optional[list[str]]) -> tuple[str, list[str]]:
+def _judge(seen: _Seen, version: str | None, expected: list[str] | None) -> tuple[str, list[str]]:
     if seen.slow:
         return "fail", list(seen.slow)
     if seen.converted and not seen.kernels and _kernel_line_came_later(version):
@@ -167,7 +167,7 @@ def _judge(seen: _Seen, version: Optional[str], expected: Optional[list[str]]) -
     ]
 
 
-def _judge_kernels(kernels: list[str], expected: Optional[list[str]]) -> tuple[str, list[str]]:
+def _judge_kernels(kernels: list[str], expected: list[str] | None) -> tuple[str, list[str]]:
     on_cpu = expected is None or any(name in FAST_ON_CPU for name in expected)
     fast = FAST_ON_GPU + ("FlashInfer",) + (FAST_ON_CPU if on_cpu else ())
     slow = [name for name in kernels if name not in fast]
@@ -185,7 +185,7 @@ def _judge_kernels(kernels: list[str], expected: Optional[list[str]]) -> tuple[s
     return "pass", reasons
 
 
-def _kernel_line_came_later(version: Optional[str]) -> bool:
+def _kernel_line_came_later(version: str | None) -> bool:
     """Up to 0.18 the `convertible` line is all there is, and the kernel behind it is always Marlin."""
     numbers = re.match(r"(\d+)\.(\d+)", version or "")
     return numbers is not None and (int(numbers.group(1)), int(numbers.group(2))) <= LAST_WITHOUT_KERNEL_LINE

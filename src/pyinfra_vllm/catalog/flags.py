@@ -1,0 +1,79 @@
+"""Which `vllm serve` flags a version has, and what became of those it no longer has. Data: flags.json, flag_changes.yaml."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from functools import cache
+
+from pyinfra_vllm.catalog import table, versions
+from pyinfra_vllm.catalog.versions import Version
+
+
+@cache
+def known(version: str) -> frozenset[str]:
+    """The flags of a version: as scanned, or as in the nearest scanned one (same minor version, else the last before).
+
+    Raises ValueError for a version older than the catalog.
+    """
+    data = table("flags.json")
+    asked = nearest_scanned(version)
+    at = [versions.parse(text) for text in data["versions"]].index(versions.parse(asked))
+    order = {text: index for index, text in enumerate(data["versions"])}
+    return frozenset(
+        flag
+        for flag, ranges in data["flags"].items()
+        if any(order[first] <= at <= order[last] for first, last in ranges)
+    )
+
+
+def nearest_scanned(version: str) -> str:
+    """The scanned version whose flags stand for `version`."""
+    wanted = versions.parse(version)
+    scanned: list[str] = table("flags.json")["versions"]
+    same_minor = [text for text in scanned if versions.parse(text)[:2] == wanted[:2]]
+    if same_minor:
+        return same_minor[-1]
+    earlier = [text for text in scanned if versions.parse(text) <= wanted]
+    if not earlier:
+        raise ValueError(
+            f"vLLM {version} is older than the flag catalogue ({scanned[0]} to {scanned[-1]}): install a newer runtime"
+        )
+    return earlier[-1]
+
+
+def newest() -> Version:
+    return versions.parse(table("flags.json")["versions"][-1])
+
+
+def renamed(flag: str) -> str | None:
+    to: str | None = table("flag_changes.yaml")["renamed"].get(flag)
+    return to
+
+
+def removal_advice(flag: str) -> str | None:
+    advice: str | None = table("flag_changes.yaml")["removed"].get(flag)
+    return advice
+
+
+def owner(flag: str) -> str | None:
+    """The declared key that already sets this flag, or None."""
+    key: str | None = table("flag_changes.yaml")["owned"].get(flag)
+    return key
+
+
+def last_version(flag: str) -> str | None:
+    """The newest scanned version that had a flag, or None for one that never was."""
+    ranges: Mapping[str, list[list[str]]] = table("flags.json")["flags"]
+    return ranges[flag][-1][1] if flag in ranges else None
+
+
+def first_version(flag: str) -> str | None:
+    ranges: Mapping[str, list[list[str]]] = table("flags.json")["flags"]
+    return ranges[flag][0][0] if flag in ranges else None
+
+
+def nearest(flag: str, among: Collection[str]) -> str | None:
+    """The most similar flag name, for an error message."""
+    near = difflib.get_close_matches(flag, among, n=1, cutoff=0.6)
+    return near[0] if near else None

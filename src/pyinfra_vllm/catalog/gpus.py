@@ -1,0 +1,123 @@
+"""GPU models: finding one by the name that nvidia-smi prints, and what its architecture can do. Data: gpus.yaml."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyinfra_vllm.catalog import table, versions
+from pyinfra_vllm.errors import DeclarationError
+
+MIB = 1024**2
+GIB = 1024**3
+USABLE_SHARE = 0.985  # of nvidia-smi's memory, for a card that isn't in the table (its cards: 0.97 to 0.996)
+MEMORY_TOLERANCE_MIB = 2048  # the same name with another memory size is another card
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of accelerator. `key` is "cpu" for a host without any."""
+
+    key: str
+    title: str
+    compute_capability: str
+    memory_mib: int = 0
+    usable_bytes: int = 0
+    bandwidth_gb_s: float | None = None
+    nvlink: str = "none"
+
+    @property
+    def platform(self) -> str:
+        return "cpu" if self.key == "cpu" else "cuda"
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        """The row of gpus.yaml `architectures`; empty for an unknown compute capability."""
+        row: Mapping[str, Any] = table("gpus.yaml")["architectures"].get(self.compute_capability, {})
+        return row
+
+    @property
+    def rejected(self) -> str | None:
+        """Why nothing can be served on it, or None."""
+        if not self.architecture:
+            return f"{self.title}: compute capability {self.compute_capability} is not in the catalog's architectures"
+        reason: str | None = self.architecture.get("rejected")
+        return reason
+
+    def kernels(
+        self, version: versions.Version, disabled: Collection[str] = (), experts: bool = False
+    ) -> list[str]:
+        """The kernels that a 4-bit model takes: for its linear layers and, where it has them, its experts.
+
+        + disabled: class names as in VLLM_DISABLED_KERNELS, such as MacheteLinearKernel; they spare experts
+        """
+        if "kernels" not in self.architecture:
+            return []
+        linear = versions.first(self.architecture["kernels"], version)["kernels"]
+        found = [name for name in linear if f"{name}LinearKernel" not in disabled][:1]
+        if experts:
+            found += versions.first(self.architecture["moe"], version)["kernels"][:1]
+        return list(dict.fromkeys(found))
+
+
+CPU = Gpu(key="cpu", title="CPU", compute_capability="cpu")
+
+
+def find(name: str, compute_capability: str | None = None, memory_mib: int | None = None) -> Gpu:
+    """The GPU that nvidia-smi calls `name`; "cpu" for none.
+
+    A card outside the table is described from its compute capability and memory where both are given.
+    Raises DeclarationError with the nearest known names.
+    """
+    wanted = normal(name)
+    if wanted == "cpu":
+        return CPU
+    rows: dict[str, Any] = table("gpus.yaml")["gpus"]
+    if wanted.replace(" ", "-") in rows:
+        return _described(wanted.replace(" ", "-"), memory_mib)
+    matches = [
+        (len(pattern), key)
+        for key, row in rows.items()
+        for pattern in row["match"]
+        if wanted == pattern or wanted.startswith(pattern + " ")
+    ]
+    for _, key in sorted(matches, reverse=True):
+        if memory_mib is None or abs(memory_mib - rows[key]["memory_mib"]) <= MEMORY_TOLERANCE_MIB:
+            return _described(key, memory_mib)
+    if compute_capability and memory_mib:
+        usable = int(memory_mib * MIB * USABLE_SHARE)
+        return Gpu(wanted.replace(" ", "-"), name, compute_capability, memory_mib, usable)
+    raise DeclarationError(_unknown(name, wanted, rows))
+
+
+def normal(name: str) -> str:
+    """A GPU name without case, maker, series and punctuation: `NVIDIA A100-SXM4-80GB` is `a100 sxm4 80gb`."""
+    words = re.sub(r"[-_/]+", " ", name.lower()).split()
+    return " ".join(word for word in words if word not in ("nvidia", "geforce", "tesla"))
+
+
+def _described(key: str, memory_mib: int | None) -> Gpu:
+    row = table("gpus.yaml")["gpus"][key]
+    missing = row["memory_mib"] - memory_mib if memory_mib else 0
+    return Gpu(
+        key=key,
+        title=row["title"],
+        compute_capability=row["compute_capability"],
+        memory_mib=row["memory_mib"] - missing,
+        usable_bytes=int(row["usable_gib"] * GIB) - missing * MIB,
+        bandwidth_gb_s=row["bandwidth_gb_s"],
+        nvlink=row["nvlink"],
+    )
+
+
+def _unknown(name: str, wanted: str, rows: Mapping[str, Any]) -> str:
+    patterns = {pattern: row["title"] for row in rows.values() for pattern in row["match"]}
+    near = difflib.get_close_matches(wanted, patterns, n=3, cutoff=0.5)
+    known = [patterns[pattern] for pattern in near] or [row["title"] for row in rows.values()]
+    return (
+        f"GPU {name!r} is not in the catalog. Nearest: {', '.join(dict.fromkeys(known))}. "
+        "Use the name that `nvidia-smi --query-gpu=name --format=csv` prints, or add the card to catalog/gpus.yaml"
+    )

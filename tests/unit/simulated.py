@@ -1,0 +1,197 @@
+"""A simulated host for the transaction: real journal, links and locks on a real disk; systemd and vLLM are stubs.
+
+Every call that a real host could die at is counted. `die_at` makes the program die there: from then on nothing it
+does has an effect, as after SIGKILL.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyinfra_vllm.on_host import durable, gpu_memory, manifest, probe, recovery, service, systemd, transaction
+from pyinfra_vllm.on_host import journal as journals
+from pyinfra_vllm.on_host import release as releases
+from pyinfra_vllm.on_host.order import Order
+from pyinfra_vllm.on_host.paths import ServicePaths
+
+OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
+
+
+class Killed(BaseException):
+    """SIGKILL, as far as Python can play it: no `except Exception` sees it."""
+
+
+class SimulatedHost:
+    """One service. `rates` says how fast a release is; a release in `broken` never serves,
+    one in `dies_when_stopped` serves until it is stopped and never again."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths = ServicePaths(root, "chat", root / "units")
+        self.rates = {OLD: 100.0, NEW: 100.0}
+        self.broken: set[str] = set()
+        self.dies_when_stopped: set[str] = set()
+        self.running: str | None = None
+        self.starts: list[str | None] = []
+        self.calls: list[str] = []
+        self.die_at: int | None = None
+        self.dead = False
+        self.said: list[str] = []
+        (root / "units").mkdir(parents=True)
+        self._patch(monkeypatch)
+
+    # What the tests do
+
+    def stage(self, release_id: str) -> None:
+        document = {
+            "id": release_id,
+            "served_model_name": "m",
+            "url": "http://127.0.0.1:1",
+            "user": getpass.getuser(),
+            "argv": ["/bin/sh", release_id],
+            "checkpoint": {"directory": str(self.paths.root / "checkpoints" / release_id)},
+            "runtime": {"version": "0.32.0"},
+            "stop_limit_s": 1,
+        }
+        files = {name: "" for name in releases.FILES} | {"release.json": json.dumps(document)}
+        payload = self.paths.root / "payload.json"
+        payload.write_text(json.dumps({"id": release_id, "user": getpass.getuser(), "files": files}))
+        releases.stage(self.paths, payload)
+
+    def install(self, release_id: str) -> None:
+        """The release runs, as an earlier rollout left it."""
+        self.stage(release_id)
+        durable.point(self.paths.current, self.paths.release(release_id))
+        self.paths.unit_link.symlink_to(self.paths.current / "vllm.service")
+        self.paths.wants_link.parent.mkdir()
+        self.paths.wants_link.symlink_to(self.paths.unit_link)
+        self.running = release_id
+
+    def switch(self, release_id: str = NEW, **order: Any) -> str:
+        values: dict[str, Any] = {"service": "chat", "operator": "alice", "ready_timeout_s": 3.0}
+        return transaction.switch(Order(release=release_id, **{**values, **order}), self.paths)
+
+    def recover(self, boot: bool = False) -> list[str]:
+        """What systemd does after the program died: with `boot`, after a power cut."""
+        self.dead, self.die_at = False, None
+        if boot:
+            self.running = None
+        return self.recover_until_death(boot)
+
+    def recover_until_death(self, boot: bool = False) -> list[str]:
+        return recovery.recover(self.paths.root, None, self.said.append, boot, self.paths.units)
+
+    def journal(self) -> list[journals.Entry]:
+        return journals.read(self.paths.journal)
+
+    def outcome(self) -> str | None:
+        ends = [entry for entry in self.journal() if entry["step"] == "end"]
+        return ends[-1]["outcome"] if ends else None
+
+    @property
+    def current(self) -> str | None:
+        return self.paths.linked(self.paths.current)
+
+    # What is simulated
+
+    def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stubs: list[tuple[Any, str, Callable[..., Any]]] = [
+            (systemd, "daemon_reload", lambda: None),
+            (systemd, "start", self._start),
+            (systemd, "start_in_background", self._start),
+            (systemd, "stop", self._stop),
+            (systemd, "show", self._show),
+            (systemd, "running_release", lambda unit: self.running),
+            (systemd, "log_cursor", lambda unit: None),
+            (
+                systemd,
+                "log_since",
+                lambda unit, cursor: ["Using MarlinLinearKernel for AutoAWQMarlinLinearMethod"],
+            ),
+            (service.Service, "_flow_problem", lambda this, release: self._flow_problem(release.id)),
+            (probe, "measure", self._measure),
+            (gpu_memory, "used_mib", lambda gpus: None),
+        ]
+        for owner, name, stub in stubs:
+            monkeypatch.setattr(owner, name, self._mortal(name, stub))
+        for owner, name in (
+            (journals.Journal, "write"),
+            (durable, "write_text"),
+            (durable, "point"),
+            (durable, "remove"),
+        ):
+            monkeypatch.setattr(owner, name, self._mortal(name, getattr(owner, name)))
+        monkeypatch.setattr(manifest, "quick_check", lambda directory: [])
+        monkeypatch.setattr(releases, "_readable", lambda release, files: None)
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # death is simulated, power is not
+        monkeypatch.setattr(service, "POLL_S", 0.01)
+        monkeypatch.setattr(recovery, "PAUSE_S", 0.0)
+        monkeypatch.setattr(recovery, "RESTORE_TIMEOUT_S", 0.1)
+
+    def _mortal(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.dead:
+                raise Killed
+            self.calls.append(name)
+            if self.die_at is not None and len(self.calls) > self.die_at:
+                self.dead = True
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    def _start(self, unit: str) -> None:
+        self.starts.append(self.current)
+        self.running = self.current
+
+    def _stop(self, unit: str, limit_s: float) -> None:
+        if self.running in self.dies_when_stopped:
+            self.broken.add(self.running)
+        self.running = None
+
+    def _show(self, unit: str, *properties: str) -> dict[str, str]:
+        looping = self.running in self.broken
+        return {
+            "ActiveState": "failed" if looping else "active",
+            "NRestarts": "0",
+            "Result": "exit-code",
+            "ExecMainStatus": "2",
+        }
+
+    def _flow_problem(self, release_id: str) -> str:
+        return "" if self.running == release_id and release_id not in self.broken else "connection refused"
+
+    def _measure(self, client: Any, settings: Any, **how: Any) -> dict[str, Any]:
+        assert self.running is not None
+        rate = self.rates[self.running]
+        requests = [
+            {
+                "prompt": f"p{n:03}",
+                "ok": True,
+                "ttft_s": 5 / rate,
+                "e2e_s": (5 + n % 3) / rate * 10,
+                "input_tokens": 64,
+                "output_tokens": 32,
+            }
+            for n in range(24)
+        ]
+        phases = [
+            {"name": f"c{c}", "concurrency": c, "duration_s": 24 * 32 / rate, "requests": requests}
+            for c in (1, 8)
+        ]
+        return {
+            "schema": "pyinfra-vllm/bench/1",
+            "model": "m",
+            "server": {},
+            "phases": phases,
+            "quality": [],
+            "spent_s": 999.0,
+        }

@@ -1,0 +1,216 @@
+"""The promise, on a simulated host: whatever fails and whenever, the old release serves or the new, proven one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from simulated import NEW, OLD, Killed, SimulatedHost
+
+from pyinfra_vllm.on_host import durable, lock, manifest, observe
+from pyinfra_vllm.on_host.order import ROLLBACK
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedHost:
+    return SimulatedHost(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def serving(host: SimulatedHost) -> SimulatedHost:
+    """The old release serves and the new one is staged."""
+    host.install(OLD)
+    host.stage(NEW)
+    return host
+
+
+def test_a_release_that_is_no_worse_is_kept(serving: SimulatedHost) -> None:
+    assert serving.switch() == "committed"
+    assert (serving.current, serving.running) == (NEW, NEW)
+    assert serving.paths.linked(serving.paths.previous) == OLD
+    steps = [entry["step"] for entry in serving.journal() if entry["state"] == "done"]
+    assert steps == [
+        "begin", "prove-way-back", "prove-way-forward", "measure-before", "window",
+        "activate", "ready", "kernel", "measure-after", "judge", "commit", "end",
+    ]  # fmt: skip
+
+
+def test_a_worse_release_is_rolled_back_and_rejected(serving: SimulatedHost) -> None:
+    serving.rates[NEW] = 50.0
+    assert serving.switch() == "rolled_back"
+    assert (serving.current, serving.running) == (OLD, OLD)
+    rejected = durable.read_json(serving.paths.rejected)
+    assert list(rejected) == [NEW] and "tokens" in rejected[NEW]["reason"]
+    tx = serving.journal()[0]["tx"]
+    kept = {path.name for path in (serving.paths.evidence / tx).iterdir()}
+    assert {
+        "before.json",
+        "after.json",
+        "verdict.json",
+        "release.json",
+        "service.log",
+        "journal.jsonl",
+    } <= kept
+
+
+def test_a_release_that_never_serves_is_rolled_back_with_its_log(serving: SimulatedHost) -> None:
+    serving.broken.add(NEW)
+    assert serving.switch() == "rolled_back"
+    assert serving.running == OLD
+    assert serving.journal()[-1]["log"] == ["Using MarlinLinearKernel for AutoAWQMarlinLinearMethod"]
+
+
+def test_the_first_release_needs_no_baseline(host: SimulatedHost) -> None:
+    host.stage(NEW)
+    assert host.switch() == "committed"
+    assert host.running == NEW
+    assert not host.paths.previous.is_symlink()
+
+
+def test_a_failed_first_release_leaves_nothing_behind(host: SimulatedHost) -> None:
+    host.stage(NEW)
+    host.broken.add(NEW)
+    assert host.switch() == "rolled_back"
+    assert (host.current, host.running) == (None, None)
+    assert not host.paths.unit_link.is_symlink() and not host.paths.wants_link.is_symlink()
+
+
+def test_after_the_last_start_nothing_is_touched(serving: SimulatedHost) -> None:
+    assert serving.switch(last_start=time.time() - 1) == "deferred"
+    assert serving.starts == [] and serving.running == OLD
+
+
+@pytest.mark.parametrize("damaged", [OLD, NEW])
+def test_a_damaged_checkpoint_on_either_side_is_refused_before_anything_stops(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    monkeypatch.setattr(
+        manifest, "quick_check", lambda path: ["model.safetensors is gone"] if path.name == damaged else []
+    )
+    assert serving.switch() == "refused"
+    assert serving.starts == [] and serving.running == OLD
+    assert "model.safetensors is gone" in serving.journal()[-1]["reason"]
+
+
+def test_an_unknown_release_is_refused(serving: SimulatedHost) -> None:
+    assert serving.switch("cccccccccccc") == "refused"
+    assert serving.running == OLD
+
+
+def test_a_dead_old_release_gives_no_baseline_but_is_still_the_way_back(serving: SimulatedHost) -> None:
+    serving.running = None
+    assert serving.switch() == "committed"
+    assert "baseline" in next(
+        e for e in serving.journal() if e["step"] == "measure-before" and e["state"] == "done"
+    )
+
+
+def test_going_back_by_hand_asks_only_for_tokens_and_rejects_what_it_left(serving: SimulatedHost) -> None:
+    serving.rates[OLD] = 200.0
+    serving.rates[NEW] = 200.0
+    serving.switch()
+    serving.rates[OLD] = 1.0
+    assert serving.switch(OLD, purpose=ROLLBACK, reason="users complain") == "committed"
+    assert serving.running == OLD
+    assert durable.read_json(serving.paths.rejected)[NEW]["reason"] == "users complain"
+    assert serving.paths.linked(serving.paths.previous) == NEW
+
+
+def test_when_the_old_release_will_not_come_back_the_worse_one_serves_and_says_so(
+    serving: SimulatedHost,
+) -> None:
+    serving.rates[NEW] = 50.0
+    serving.dies_when_stopped.add(OLD)
+    assert serving.switch() == "restore_failed"
+    assert (serving.current, serving.running) == (NEW, NEW)
+
+
+def test_a_second_switch_is_refused_while_one_runs(serving: SimulatedHost) -> None:
+    with lock.exclusive(serving.paths.lock, "bob@control", "the rollout of release c"):
+        with pytest.raises(lock.Held, match="bob@control has held"):
+            serving.switch()
+    assert serving.journal() == []
+
+
+def test_what_is_observed_agrees_with_what_happened(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving.switch()
+    monkeypatch.setattr(observe, "unit_state", lambda unit: {"ActiveState": "active", "MainPID": "0"})
+    (seen,) = observe.observe(serving.paths.root, [])
+    assert (seen["current"], seen["previous"], seen["last"]["outcome"]) == (NEW, OLD, "committed")
+    assert seen["last"]["reported"] is False and seen["lock"] is None
+
+
+def count_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float) -> int:
+    with monkeypatch.context() as patch:
+        host = SimulatedHost(tmp_path / "dry", patch)
+        host.install(OLD)
+        host.stage(NEW)
+        host.rates[NEW] = rate
+        host.calls.clear()
+        host.switch()
+        return len(host.calls)
+
+
+@pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
+@pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
+def test_death_at_any_call_leaves_the_old_release_or_the_new_proven_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, boot: bool
+) -> None:
+    total = count_calls(tmp_path, monkeypatch, rate)
+    assert total > 40
+    for moment in range(total):
+        with monkeypatch.context() as patch:
+            host = SimulatedHost(tmp_path / f"{moment}", patch)
+            host.install(OLD)
+            host.stage(NEW)
+            host.rates[NEW] = rate
+            host.calls.clear()
+            host.die_at = moment
+            with pytest.raises(Killed):
+                host.switch()
+            host.recover(boot)
+            check(host, moment)
+            before = (host.current, host.running, len(host.journal()))
+            host.recover()
+            assert (host.current, host.running, len(host.journal())) == before, (
+                "a second recovery did something"
+            )
+            host.switch()
+            assert host.running == (NEW if rate == 100.0 else OLD), "the next ordinary run did not converge"
+
+
+@pytest.mark.parametrize("first", range(0, 60, 3))
+def test_death_during_recovery_is_recovered_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    for second in range(20):
+        with monkeypatch.context() as patch:
+            host = SimulatedHost(tmp_path / f"{second}", patch)
+            host.install(OLD)
+            host.stage(NEW)
+            host.rates[NEW] = 50.0
+            host.calls.clear()
+            host.die_at = first
+            try:
+                host.switch()
+            except Killed:
+                host.dead, host.die_at = False, len(host.calls) + second
+                try:
+                    host.recover_until_death()
+                except Killed:
+                    host.recover()
+            check(host, first)
+
+
+def check(host: SimulatedHost, moment: int) -> None:
+    committed = any(entry["step"] == "commit" for entry in host.journal())
+    assert host.current == host.running, f"dead at {moment}: what runs is not what current says"
+    assert host.running == (NEW if committed else OLD), f"dead at {moment}: {host.running} serves"
+    ends = [entry for entry in host.journal() if entry["step"] == "end"]
+    begun = [entry for entry in host.journal() if entry["step"] == "begin"]
+    assert len(ends) == len(begun), f"dead at {moment}: the journal has no end"
+    if ends:
+        assert (ends[-1]["outcome"] == "committed") == committed

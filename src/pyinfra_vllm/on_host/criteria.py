@@ -36,8 +36,8 @@ class Criteria:
     max_gpu_memory_mib: int | None = None  # the largest of the service's GPUs
     max_error_rate: float = 0.0
     throughput_margin: float = 0.05  # how much worse may still be called no worse; also for end-to-end time
-    tpot_margin: float = 0.05
-    ttft_margin: float = 0.10
+    tpot_margin: float | None = 0.05  # at one stream; None shows it and lets it never decide
+    ttft_margin: float | None = 0.10  # the same
     on_inconclusive: str = "rollback"
     quality: bool = True
     quality_drop_points: float = 5.0  # percentage points of graded answers that may be lost
@@ -65,7 +65,7 @@ class Criteria:
             if getattr(self, name) not in allowed:
                 raise CriteriaError(_refusal(name, getattr(self, name), " or ".join(allowed)))
         for name in SHARES:
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= (getattr(self, name) or 0.0) < 1:
                 raise CriteriaError(
                     _refusal(name, getattr(self, name), "a share from 0 up to 1 (0.05 is 5 %)")
                 )
@@ -129,6 +129,7 @@ _TYPES = {
         lambda value: isinstance(value, dict) and all(_is_number(item) for item in value.values()),
         "a mapping of phase to number, such as {c1: 50}",
     ),
+    "float | None": (lambda value: value is None or _is_number(value), "a number, or null"),
     "int | None": (lambda value: value is None or _is_count(value), "a whole number of at least 1"),
     "str | None": (lambda value: value is None or isinstance(value, str), "text"),
 }

@@ -16,7 +16,6 @@ __all__ = ["CHOICES", "Criteria", "CriteriaError", "RecordError", "judge", "may_
 
 Record = dict[str, Any]
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}
-LATE_SHARE = 0.05  # of a measured value that the probe's own lateness may explain
 OTHER_TRAFFIC = 0.05  # by which the share of others' tokens may differ between the two sides
 
 
@@ -83,12 +82,13 @@ def _relative_rows(
     """Every relative metric; where there is doubt about a run, none of them decides for or against."""
     phases = {phase["name"]: phase for phase in after["phases"]}
     known = (noise or {}).get("phases", {})
+    late_s = max(float(record.get("client", {}).get("late_mean_s", 0.0)) for record in (before, after))
     rows = []
     for phase in before["phases"]:
-        rows += relative.compare(phase, phases[phase["name"]], criteria, known.get(phase["name"], {}))
+        rows += relative.compare(phase, phases[phase["name"]], criteria, known.get(phase["name"], {}), late_s)
     if doubts:
         rows = [{**row, "verdict": INCONCLUSIVE} if row["decides"] else row for row in rows]
-    return [_lateness(row, before, after) for row in rows]
+    return rows
 
 
 def _doubts(before: Record, after: Record) -> list[str]:
@@ -99,17 +99,6 @@ def _doubts(before: Record, after: Record) -> list[str]:
             " the two can't be compared"
         ]
     return []
-
-
-def _lateness(row: dict[str, Any], before: Record, after: Record) -> dict[str, Any]:
-    """A latency that the probe's own lateness could explain decides nothing."""
-    if not row["decides"] or row["name"] == "tokens_per_s":
-        return row
-    measured = row["before"] * (1 if row["name"] != "tpot_s" else 8)
-    late = max(float(record.get("client", {}).get("late_median_s", 0.0)) for record in (before, after))
-    if late <= LATE_SHARE * measured:
-        return row
-    return {**row, "verdict": INCONCLUSIVE, "doubt": f"the probe itself was late by {late * 1000:.1f} ms"}
 
 
 def _calibration_line(noise: dict[str, Any] | None) -> str:

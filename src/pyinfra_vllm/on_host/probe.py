@@ -20,8 +20,8 @@ from .criteria import Criteria
 from .watch import Watch
 
 SCHEMA = "pyinfra-vllm/bench/1"
-ROUNDS = 6  # each visits every concurrency, so that a drift of the machine meets all phases alike
-OUTPUT_TOKENS = (64, 32, 16, 8)
+ROUNDS = 10  # each visits every concurrency, so that a drift of the machine meets all phases alike
+OUTPUT_TOKENS = (128, 64, 32, 16, 8)
 REQUESTS_AT_ONE_STREAM = 18  # at least so many fit the budget, else answers get shorter
 WARM_UP_SHARE, QUALITY_SHARE = 0.2, 0.25
 STEADY = 0.10  # two passes that agree within this share end the warm-up

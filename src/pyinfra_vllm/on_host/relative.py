@@ -16,9 +16,11 @@ from .stats import half_width, percentile
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 UNKNOWN = (0.0, math.inf)  # the interval of what was seen only once
+LATE_SHARE = 0.05  # of a measured time that the probe's own lateness may explain and still be overlooked
 MOST = 50.0  # of a logarithm's half width: more than that is unknown
 Request = dict[str, Any]
 Phase = dict[str, Any]
+Value = Callable[[Request], "float | None"]
 
 
 def tpot(request: Request) -> float | None:
@@ -45,28 +47,33 @@ def tokens_per_s(phase: Phase) -> float:
     return float(sum(request["output_tokens"] for request in answered(phase))) / float(phase["duration_s"])
 
 
-def compare(before: Phase, after: Phase, criteria: Criteria, noise: dict[str, float]) -> list[dict[str, Any]]:
+def compare(
+    before: Phase, after: Phase, criteria: Criteria, noise: dict[str, float], late_s: float
+) -> list[dict[str, Any]]:
     """The relative metrics of one phase. Those with `decides` false are shown and never decide (docs/gate.md).
 
     + noise: metric -> how far apart two runs of an unchanged service may be, as a share (calibration)
+    + late_s: how late the probe's own threads ran, on the mean of the worse side
     """
     if not answered(before) or not answered(after):
         return []
     alone = before["concurrency"] == 1
-    rows = [_throughput(before, after, max(criteria.throughput_margin, noise.get("tokens_per_s", 0.0)))]
+    rows = [
+        _throughput(before, after, max(criteria.throughput_margin, noise.get("tokens_per_s", 0.0)), late_s)
+    ]
     for name, value, margin, decides in (
-        ("tpot_s", tpot, criteria.tpot_margin, alone),
-        ("ttft_s", ttft, criteria.ttft_margin, alone),
+        ("tpot_s", tpot, criteria.tpot_margin, alone and criteria.tpot_margin is not None),
+        ("ttft_s", ttft, criteria.ttft_margin, alone and criteria.ttft_margin is not None),
         ("e2e_s", e2e, criteria.throughput_margin, True),
     ):
-        row = _latency(name, value, before, after, max(margin, noise.get(name, 0.0)))
+        row = _latency(name, value, before, after, max(margin or 0.0, noise.get(name, 0.0)), late_s)
         if row:
             rows.append({**row, "decides": decides})
-    rows.append(_tail(before, after, criteria.ttft_margin))
+    rows.append(_tail(before, after, criteria.ttft_margin or 0.0))
     return rows
 
 
-def _throughput(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+def _throughput(before: Phase, after: Phase, margin: float, late_s: float) -> dict[str, Any]:
     """More is better: the ratio may not fall below 1 - margin."""
     rounds = _common_rounds(before, after)
     if rounds:
@@ -83,7 +90,8 @@ def _throughput(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
             _names(before) != _names(after) and pairs
         ):  # other mixtures of prompts: only the shared ones compare
             now = then * sum(early for early, _ in pairs.values()) / sum(late for _, late in pairs.values())
-    row = _row("tokens_per_s", before["name"], then, now, math.log(now / then), half_width(logs))
+    width, doubt = _widened(half_width(logs), late_s, min(_median(before, e2e), _median(after, e2e)))
+    row = {**_row("tokens_per_s", before["name"], then, now, math.log(now / then), width), **doubt}
     low, high = row["interval"] or UNKNOWN
     verdict = INCONCLUSIVE
     if low >= 1 - margin:
@@ -94,7 +102,7 @@ def _throughput(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
 
 
 def _latency(
-    name: str, value: Callable[[Request], float | None], before: Phase, after: Phase, margin: float
+    name: str, value: Value, before: Phase, after: Phase, margin: float, late_s: float
 ) -> dict[str, Any] | None:
     """Less is better: the typical ratio of the same prompts may not rise above 1 + margin."""
     pairs = _pairs(before, after, value)
@@ -103,8 +111,11 @@ def _latency(
     logs = {prompt: math.log(late / early) for prompt, (early, late) in pairs.items()}
     then = statistics.median(early for early, _ in pairs.values())
     now = statistics.median(late for _, late in pairs.values())
-    width = half_width(_by_round(logs, before, after))
-    row = _row(name, before["name"], then, now, statistics.median(logs.values()), width)
+    whole = min(then, now)
+    if value is tpot:  # lateness meets the first and the last token, not each of them
+        whole = min(_median(phase, e2e) - _median(phase, ttft) for phase in (before, after))
+    width, doubt = _widened(half_width(_by_round(logs, before, after)), late_s, whole)
+    row = {**_row(name, before["name"], then, now, statistics.median(logs.values()), width), **doubt}
     low, high = row["interval"] or UNKNOWN
     verdict = INCONCLUSIVE
     if high <= 1 + margin:
@@ -112,6 +123,19 @@ def _latency(
     elif row["ratio"] > 1 + margin and low > 1:
         verdict = FAIL
     return {**row, "limit": round(1 + margin, 6), "verdict": verdict}
+
+
+def _widened(width: float, late_s: float, measured_s: float) -> tuple[float, dict[str, str]]:
+    """The interval's half width, wider by what the probe's own lateness could explain where that is a real part."""
+    share = late_s / max(measured_s, 1e-9)
+    if share <= LATE_SHARE:
+        return width, {}
+    doubt = f"the probe itself was late by {late_s * 1000:.1f} ms, {share:.0%} of what it measured"
+    return width + math.log1p(share), {"doubt": doubt}
+
+
+def _median(phase: Phase, value: Value) -> float:
+    return statistics.median(found for found in map(value, answered(phase)) if found is not None)
 
 
 def _tail(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
@@ -160,15 +184,13 @@ def _names(phase: Phase) -> set[str]:
     return {request["prompt"] for request in answered(phase)}
 
 
-def _pairs(
-    before: Phase, after: Phase, value: Callable[[Request], float | None]
-) -> dict[str, tuple[float, float]]:
+def _pairs(before: Phase, after: Phase, value: Value) -> dict[str, tuple[float, float]]:
     """Prompt -> (before, after); a prompt asked several times counts with its mean."""
     early, late = _means(before, value), _means(after, value)
     return {prompt: (early[prompt], late[prompt]) for prompt in sorted(set(early) & set(late))}
 
 
-def _means(phase: Phase, value: Callable[[Request], float | None]) -> dict[str, float]:
+def _means(phase: Phase, value: Value) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for request in answered(phase):
         found = value(request)

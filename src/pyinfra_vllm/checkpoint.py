@@ -222,7 +222,10 @@ def parse(text: str, name: str = str(LOCK_FILE)) -> tuple[Checkpoint, ...]:
     try:
         document = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise LockError(f"{name} is not a lock file: {_one_line(error)}. No host was touched.") from error
+        raise LockError(
+            f"{name} is not a lock file: {_one_line(error)}. No host was touched. "
+            f"Restore it from version control, or remove it and run `pyinfra-vllm lock`."
+        ) from error
     reader = _Reader(name, "")
     top = reader.mapping(document, {"schema", "checkpoints"})
     if top["schema"] != SCHEMA:
@@ -249,7 +252,7 @@ class _Reader:
         where = f"{self.file}, entry {self.entry}" if self.entry else self.file
         raise LockError(
             f"{where}: {key} {reason} (found {str(value)[:80]!r}). No host was touched. "
-            f"Restore the file from version control or run `pyinfra-vllm lock`."
+            f"Restore the file from version control, or remove it and run `pyinfra-vllm lock`."
         )
 
     def mapping(self, value: object, keys: set[str], key: str = "the entry") -> dict[str, Any]:

@@ -146,8 +146,7 @@ class Hub:
             if content.get("auto_map"):
                 raise CheckpointRefused(
                     f"{repo}: {path} names code of its own (auto_map), which runs only with trust_remote_code. "
-                    f"Nothing was written. Review the code at commit {commit}, then declare "
-                    f"trust_remote_code for the service with the reason, or use another repository."
+                    f"Nothing was written. Use a repository at which config.json alone says what the model is."
                 )
 
     def _json(self, repo: str, commit: str, file: File) -> dict[str, Any]:

@@ -293,12 +293,13 @@ def test_a_revision_that_is_a_commit_must_be_the_entrys() -> None:
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
 configs = st.dictionaries(
-    st.text(max_size=8), st.recursive(plain, lambda c: st.lists(c) | st.dictionaries(st.text(), c))
+    st.text(max_size=8),
+    st.recursive(plain, lambda c: st.lists(c) | st.dictionaries(st.text(), c), max_leaves=8),
 )
 
 
 @given(configs)
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_any_config_survives_the_lock_file(config: dict[str, Any]) -> None:
     made = entry(config=hub.facts_of(config))
     assert parse(render([made])) == (made,)

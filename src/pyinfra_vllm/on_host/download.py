@@ -33,6 +33,10 @@ class FetchError(Exception):
     """The checkpoint can't be had from this Hub now: the message is for the operator."""
 
 
+class LyingHub(FetchError):
+    """The Hub sent other content than the lock file states, twice: nothing unverified of it is kept."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """One file as the lock file states it: size in bytes, and one of the two content hashes."""
@@ -88,7 +92,12 @@ class Download:
         fruitless = 0
         while todo:
             files_before, bytes_before, struck = len(todo), self.bytes_here(todo), len(self.strikes)
-            errors = self._round(todo)
+            try:
+                errors = self._round(todo)
+            except LyingHub:
+                for path in todo:
+                    self.part(path).unlink(missing_ok=True)
+                raise
             if not todo:
                 return
             came = len(todo) < files_before or self.bytes_here(todo) > bytes_before
@@ -174,7 +183,7 @@ class Download:
         self.part(file.path).unlink(missing_ok=True)
         self.watch.restart()
         if file.path in self.strikes:
-            raise FetchError(
+            raise LyingHub(
                 f"{file.path} from {self.source.endpoint} {reason}, twice. It was removed. Either the Hub is not to be "
                 f"trusted or the lock file is wrong: run `pyinfra-vllm lock --check`."
             )

@@ -1,0 +1,148 @@
+"""`pyinfra-vllm lock`: asks the Hub what each declared revision means now and writes `checkpoints.lock.yaml`.
+
+Contacts the Hub only, never a host. The file is written once, at the end, when every model could be resolved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyinfra_vllm import fleet
+from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, Lock
+from pyinfra_vllm.errors import RolloutError
+from pyinfra_vllm.hub import Hub
+
+DEFAULT_INVENTORY = "inventory/prod.py"
+
+Model = tuple[str, str]  # repository, revision
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Relock:
+    """The lock file that the Hub's answers make, and how it differs from the one that was there."""
+
+    lock: Lock
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    undeclared: tuple[str, ...]
+    pruned: bool
+
+    @property
+    def stale(self) -> bool:
+        """Whether the file that was there does not say what the Hub says."""
+        return bool(self.added or self.changed or (self.pruned and self.undeclared))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json: what changed, and commit and bytes of every declared model."""
+        declared = {*self.added, *self.changed, *self.unchanged}
+        return {
+            "lock": str(self.lock.path),
+            "stale": self.stale,
+            "added": list(self.added),
+            "changed": list(self.changed),
+            "unchanged": list(self.unchanged),
+            "undeclared": list(self.undeclared),
+            "pruned": self.pruned,
+            "checkpoints": {
+                entry.name: {
+                    "commit": entry.commit,
+                    "files": len(entry.files),
+                    "total_bytes": entry.total_bytes,
+                    "weights_bytes": entry.weights_bytes,
+                }
+                for entry in self.lock.entries
+                if entry.name in declared
+            },
+        }
+
+
+def relock(models: Iterable[Model], lock: Lock, hub: Hub, *, prune: bool, say: Say) -> Relock:
+    """What the lock file must say of `models`. Raises HubError or CheckpointRefused; nothing is written."""
+    found = []
+    for repo, revision in sorted(set(models)):
+        say(f"{repo}@{revision}: asking {hub.endpoint}")
+        entry = hub.checkpoint(repo, revision)
+        say(f"{entry.name}: {entry.commit[:12]}, {len(entry.files)} files, {entry.total_bytes / 1e9:.2f} GB")
+        found.append(entry)
+    known = {entry.name: entry for entry in lock.entries}
+    names = {entry.name for entry in found}
+    undeclared = tuple(name for name in known if name not in names)
+    updated = lock.merged(found)
+    return Relock(
+        lock=updated.without(undeclared) if prune else updated,
+        added=_names(entry for entry in found if entry.name not in known),
+        changed=_names(entry for entry in found if entry.name in known and entry != known[entry.name]),
+        unchanged=_names(entry for entry in found if entry == known.get(entry.name)),
+        undeclared=undeclared,
+        pruned=prune,
+    )
+
+
+def _names(entries: Iterable[Checkpoint]) -> tuple[str, ...]:
+    return tuple(entry.name for entry in entries)
+
+
+def run(
+    inventory: str,
+    group_data: Sequence[str] = (),
+    *,
+    path: Path = LOCK_FILE,
+    check: bool = False,
+    prune: bool = False,
+    hub: Hub | None = None,
+    say: Say = lambda line: None,
+) -> tuple[int, dict[str, Any]]:
+    """The command: exit code (1 when `check` finds the file stale) and what --json prints. Raises RolloutError."""
+    hosts = fleet.load(inventory, group_data=group_data, need_lock=False).hosts.values()
+    models = {(service.model, service.revision) for host in hosts for service in host.services}
+    before = Lock.load(path) if path.exists() else Lock(path=path)
+    result = relock(models, before, hub or Hub(), prune=prune, say=say)
+    if check:
+        return int(result.stale), result.as_dict()
+    if result.stale or not path.exists():
+        result.lock.dump()
+    return 0, result.as_dict()
+
+
+def sentences(result: dict[str, Any], *, check: bool) -> list[str]:
+    """The result for a person."""
+    lines = [f"{kind:9} {name}" for kind in ("added", "changed", "unchanged") for name in result[kind]]
+    kept = "removed" if result["pruned"] else "kept, though no service declares it (--prune removes it)"
+    lines += [f"{name} is {kept}" for name in result["undeclared"]]
+    if check and result["stale"]:
+        return [*lines, f"{result['lock']} is stale: run `pyinfra-vllm lock`, read the diff and commit it."]
+    if check or not result["stale"]:
+        return [*lines, f"{result['lock']} is up to date."]
+    return [*lines, f"{result['lock']} was written: read the diff and commit it."]
+
+
+@click.command()
+@click.argument("inventory", default=DEFAULT_INVENTORY)
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 when the file is stale.")
+@click.option("--prune", is_flag=True, help="Remove the entries of models that no service declares.")
+@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def lock(inventory: str, check: bool, prune: bool, group_data: tuple[str, ...], as_json: bool) -> None:
+    """Write which files each declared model means to checkpoints.lock.yaml, or --check it.
+
+    HF_ENDPOINT names another Hub, HF_TOKEN opens gated repositories.
+    """
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    try:
+        code, result = run(inventory, group_data, check=check, prune=prune, say=say)
+    except RolloutError as error:
+        click.echo(str(error), err=True)
+        raise SystemExit(error.exit_code) from error
+    click.echo(json.dumps(result, indent=2) if as_json else "\n".join(sentences(result, check=check)))
+    raise SystemExit(code)

@@ -1,0 +1,115 @@
+"""`pyinfra-vllm lock`, from an inventory on disk to the lock file, against a Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hub_server import HubServer, serving
+
+from pyinfra_vllm.checkpoint import LOCK_FILE, Lock
+from pyinfra_vllm.commands.lock import lock
+
+REPO = "acme/tiny-awq"
+INVENTORY = """\
+services = {"chat": {"model": "acme/tiny-awq", "port": 8000, "runtime": {"version": "0.32.0"}}}
+fleet = [("gpu1.example", {"services": services}), ("gpu2.example", {"services": services})]
+"""
+
+
+def repository() -> dict[str, bytes]:
+    return {
+        "config.json": b'{"model_type": "qwen3"}',
+        "model.safetensors": bytes(100),
+        "tokenizer.json": b"{}",
+    }
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A project in an empty directory, and the Hub that its model lives on."""
+    monkeypatch.chdir(tmp_path)
+    Path("inventory").mkdir()
+    Path("inventory/prod.py").write_text(INVENTORY)
+    with serving(HubServer(repositories={REPO: repository()})) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        yield running
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(lock, arguments)
+
+
+def test_the_lock_file_is_written_and_then_up_to_date(server: HubServer) -> None:
+    first = run()
+    assert first.exit_code == 0, first.output
+    assert "added     acme/tiny-awq@main" in first.stdout
+    assert "asking" in first.stderr
+    assert Lock.load(LOCK_FILE).get(REPO).commit == server.commit(REPO)
+    text, stamp = LOCK_FILE.read_text(), LOCK_FILE.stat().st_mtime_ns
+    again = run("--json")
+    assert json.loads(again.stdout)["unchanged"] == ["acme/tiny-awq@main"]
+    assert (LOCK_FILE.read_text(), LOCK_FILE.stat().st_mtime_ns) == (text, stamp)
+    assert run("--check").exit_code == 0
+
+
+def test_check_fails_when_the_file_is_missing_or_stale_and_writes_nothing(server: HubServer) -> None:
+    assert run("--check").exit_code == 1
+    assert not LOCK_FILE.exists()
+    run()
+    text = LOCK_FILE.read_text()
+    server.repositories[REPO]["model.safetensors"] = bytes(101)
+    stale = run("--check", "--json")
+    assert stale.exit_code == 1
+    assert json.loads(stale.stdout)["changed"] == ["acme/tiny-awq@main"]
+    assert LOCK_FILE.read_text() == text
+    assert run().exit_code == 0
+    assert LOCK_FILE.read_text() != text
+
+
+def test_entries_that_no_service_declares_stay_until_pruned(server: HubServer) -> None:
+    server.repositories["acme/other"] = repository()
+    run()
+    Path("inventory/other.py").write_text(INVENTORY.replace("tiny-awq", "other"))
+    assert "kept, though no service declares it" in run("inventory/other.py").stdout
+    assert len(Lock.load(LOCK_FILE).entries) == 2
+    assert run("inventory/other.py", "--check", "--prune").exit_code == 1
+    run("inventory/other.py", "--prune")
+    assert [entry.name for entry in Lock.load(LOCK_FILE).entries] == ["acme/other@main"]
+
+
+def test_a_hub_that_is_away_leaves_the_file(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    text = LOCK_FILE.read_text()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    result = run()
+    assert result.exit_code == 1
+    assert "The lock file is as it was" in result.stderr
+    assert LOCK_FILE.read_text() == text
+
+
+def test_one_refused_model_leaves_the_file(server: HubServer) -> None:
+    run()
+    text = LOCK_FILE.read_text()
+    server.repositories[REPO] = {"config.json": b"{}", "pytorch_model.bin": b"x"}
+    result = run()
+    assert (result.exit_code, LOCK_FILE.read_text()) == (2, text)
+    assert "only as pickles" in result.stderr
+
+
+def test_a_damaged_lock_file_is_not_overwritten(server: HubServer) -> None:
+    LOCK_FILE.write_text("<<<<<<< HEAD\n")
+    result = run()
+    assert (result.exit_code, LOCK_FILE.read_text()) == (2, "<<<<<<< HEAD\n")
+    assert "or remove it and run `pyinfra-vllm lock`" in result.stderr
+
+
+def test_a_bad_declaration_is_said_before_the_hub_is_asked(server: HubServer) -> None:
+    Path("inventory/broken.py").write_text(INVENTORY.replace('"port"', '"prot"'))
+    result = run("inventory/broken.py")
+    assert result.exit_code == 2
+    assert "prot" in result.stderr
+    assert not LOCK_FILE.exists()

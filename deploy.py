@@ -3,33 +3,27 @@
 from pyinfra import host
 
 from pyinfra_vllm import fleet
-from pyinfra_vllm import operations as vllm
+from pyinfra_vllm.operations import checkpoint, disk, preflight, program, release, runtime, switch
 
-rollout = fleet.declared()
-mine = rollout.hosts[host.name]
+declared = fleet.declared()
+mine = declared.hosts[host.name]
+users = sorted({service.user for service in mine.services})
 
-vllm.host.ready(
-    name="Prepare the host",
-    root=mine.root,
-    users=sorted({service.user for service in mine.services}),
-)
-vllm.disk.room(name="Check disk space", declared=mine, lock=rollout.lock)
+program.installed(name="Prepare the host", root=mine.root, users=users)
 
 for service in host.loop(mine.services):
-    vllm.runtime.present(name=f"{service.name}: install the runtime", root=mine.root, service=service)
-    vllm.checkpoint.present(
-        name=f"{service.name}: download the checkpoint",
-        root=mine.root,
-        service=service,
-        checkpoint=rollout.checkpoint(service),
-        verify=rollout.overrides.verify,
-    )
-    vllm.release.staged(
-        name=f"{service.name}: stage the release",
-        root=mine.root,
-        service=service,
-        checkpoint=rollout.checkpoint(service),
-    )
+    this = {"root": mine.root, "service": service, "checkpoint": declared.checkpoint(service)}
+    preflight.passed(name=f"{service.name}: ask whether this host can serve it", **this)
 
-for number in host.loop(range(1, rollout.waves + 1)):
-    vllm.switch.wave(name=f"Wave {number}", number=number, overrides=rollout.overrides)
+disk.room(name="Check disk space", declared=mine, lock=declared.lock)
+
+for service in host.loop(mine.services):
+    this = {"root": mine.root, "service": service, "checkpoint": declared.checkpoint(service)}
+    runtime.present(name=f"{service.name}: install the runtime", root=mine.root, service=service)
+    checkpoint.present(
+        name=f"{service.name}: download the checkpoint", verify=declared.overrides.verify, **this
+    )
+    release.staged(name=f"{service.name}: stage the release", **this)
+
+for number in host.loop(range(1, declared.waves + 1)):
+    switch.wave(name=f"Wave {number}", number=number, rollout=declared.rollout, overrides=declared.overrides)

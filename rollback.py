@@ -5,15 +5,16 @@
 
 from pyinfra import host
 
-from pyinfra_vllm import fleet, operations as vllm
+from pyinfra_vllm import fleet
 from pyinfra_vllm.facts.service import Services
+from pyinfra_vllm.operations import switch
 
 root = host.data.get("root", fleet.DEFAULT_ROOT)
 wanted = host.data.get("service")
 
 for service in host.loop(host.get_fact(Services, root=root)):
     if wanted in (None, service):
-        vllm.switch.back(
+        switch.back(
             name=f"Roll {service} back",
             root=root,
             service=service,

@@ -30,6 +30,7 @@ class Wanted:
     release: Release
     observed: dict[str, Any]
     gpu: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def runs(self) -> bool:

@@ -5,6 +5,7 @@ The host does the work and finishes it alone (on_host/transaction.py): what happ
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 
 from pyinfra import host, logger, state
@@ -12,7 +13,7 @@ from pyinfra.api import FunctionCommand, Host, State, operation
 from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm import release as releases
-from pyinfra_vllm.config import Overrides
+from pyinfra_vllm.config import Overrides, Rollout
 from pyinfra_vllm.facts.service import Service
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.operations import _summary
@@ -26,20 +27,22 @@ IDEMPOTENT_NOTICE = "A switch restarts a service; a host that runs the declared 
 
 # `_set_in_op=False`: the callback asks facts and runs commands itself, as pyinfra's own `python.call` does.
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
-def wave(number: int, overrides: Overrides) -> Generator[PyinfraCommand, None, None]:
+def wave(number: int, rollout: Rollout, overrides: Overrides) -> Generator[PyinfraCommand, None, None]:
     """
     Switch the hosts of one wave to their staged releases, each inside its window, and go back where worse.
 
     + number: 1 is the canary
+    + rollout: canary, waves, pauses and how many failures stop the rest
     + overrides: what the operator overrides in this run
 
     **Example:**
 
     .. code:: python
 
-        switch.wave(name="Wave 1", number=1, overrides=fleet.overrides)
+        switch.wave(name="Wave 1", number=1, rollout=declared.rollout, overrides=declared.overrides)
     """
     _summary.install(state)
+    PROGRESS.settings = rollout
     planned = PROGRESS.plan(_active()) if state.is_executing else PROGRESS.preview(_needing())
     if number == 1:
         _record_unchanged()
@@ -53,7 +56,7 @@ def wave(number: int, overrides: Overrides) -> Generator[PyinfraCommand, None, N
     if obstacle:
         yield from _stop(*obstacle)
         return
-    yield FunctionCommand(switch_host, (overrides,), {})
+    yield FunctionCommand(switch_host, (rollout.pause_s if number > 1 else 0.0, overrides), {})
 
 
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
@@ -147,8 +150,11 @@ def _stop(status: str, reason: str) -> Generator[PyinfraCommand, None, None]:
         host.noop(f"{status}: {reason}")
 
 
-def switch_host(state: State, host: Host, overrides: Overrides) -> bool:
+def switch_host(state: State, host: Host, pause_s: float, overrides: Overrides) -> bool:
     """Switch every service of the host that needs it, one after the other; stop at the first failure."""
+    if pause_s:
+        logger.info(f"{host.print_prefix}the wave begins in {pause_s:.0f} s")
+        time.sleep(pause_s)
     for item in _todo(host):
         outcome = _switch(host, item, overrides)
         PROGRESS.record(outcome)

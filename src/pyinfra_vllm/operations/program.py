@@ -34,7 +34,7 @@ WantedBy=multi-user.target
 
 
 @operation()
-def ready(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str, None, None]:
+def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str, None, None]:
     """
     Install the program that runs on the host, its recovery at boot, and the services' users.
 
@@ -45,7 +45,7 @@ def ready(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str, No
 
     .. code:: python
 
-        host.ready(name="Prepare the host", root="/srv/pyinfra-vllm", users=["vllm"])
+        program.installed(name="Prepare the host", root="/srv/pyinfra-vllm", users=["vllm"])
     """
     found = host.get_fact(Host, root=root, users=tuple(users))
     problem = _problem(found)

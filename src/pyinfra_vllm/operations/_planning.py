@@ -1,0 +1,105 @@
+"""From what was declared and what a host has to the release that must run there. Reads facts; changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyinfra.api import Host
+
+from pyinfra_vllm import tuning
+from pyinfra_vllm.checkpoint import Checkpoint
+from pyinfra_vllm.config import Service
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.facts.gpu import Gpus
+from pyinfra_vllm.facts.runtime import Runtime
+from pyinfra_vllm.facts.service import Service as ServiceFact
+from pyinfra_vllm.operations._rollout import Wanted
+from pyinfra_vllm.release import STOP_MARGIN_S, Release, base_environment
+
+
+def runtime_path(root: str, service: Service) -> str:
+    """Where the service's vLLM is installed: the operator's own venv, or ours for that version."""
+    return service.runtime.path or f"{root}/runtimes/{service.runtime.version}"
+
+
+def plan(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> Wanted:
+    """What must run, and what runs. Raises HostError with everything that stops this service on this host."""
+    version, flags = _runtime(host, root, service)
+    gpus = host.get_fact(Gpus) or []
+    problems = tuning.preflight(gpus, service, version)
+    if problems:
+        raise HostError(_refusal(service, problems))
+    resolution = tuning.for_service(service, checkpoint, gpus, version, flags)
+    if resolution.errors:
+        raise HostError(_refusal(service, list(resolution.errors)))
+    used = [row for row in gpus if service.gpus is None or row["index"] in service.gpus]
+    return Wanted(
+        host=host.name,
+        root=root,
+        service=service,
+        release=_release(root, service, checkpoint, resolution, version, len(used)),
+        observed=host.get_fact(ServiceFact, root=root, service=service.name),
+        gpu=used[0]["name"] if used else "cpu",
+        warnings=tuple(resolution.warnings),
+    )
+
+
+def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[str] | None]:
+    """The version and its flags: of the vLLM that is installed, else (before it is) of the one declared."""
+    path = runtime_path(root, service)
+    found: dict[str, Any] | None = host.get_fact(Runtime, path=path)
+    if found:
+        flags = found.get("flags")
+        return str(found["version"]), frozenset(flags) if flags else None
+    if service.runtime.version is None:
+        raise HostError(
+            f"{service.name}: no vLLM is installed at {path}. Nothing was changed; correct runtime.path."
+        )
+    return service.runtime.version, None
+
+
+def _refusal(service: Service, problems: list[str]) -> str:
+    return f"{service.name}: {'; '.join(problems)}. Nothing was staged or touched for it."
+
+
+def _release(
+    root: str,
+    service: Service,
+    checkpoint: Checkpoint,
+    resolution: tuning.Resolution,
+    version: str,
+    gpu_count: int,
+) -> Release:
+    path = runtime_path(root, service)
+    directory = checkpoint.directory(root)
+    environment = {**base_environment(f"{root}/{service.name}", path), **resolution.environment}
+    if service.gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, service.gpus))
+    argv = [
+        *(f"{path}/bin/vllm", "serve", directory),
+        *("--served-model-name", service.served_name),
+        *("--host", service.bind, "--port", str(service.port)),
+        *resolution.argv(),
+    ]
+    return Release(
+        service=service.name,
+        root=root,
+        user=service.user,
+        bind=service.bind,
+        port=service.port,
+        served_model_name=service.served_name,
+        argv=tuple(argv),
+        environment=environment,
+        checkpoint={
+            "repo": checkpoint.repo,
+            "revision": checkpoint.revision,
+            "commit": checkpoint.commit,
+            "directory": directory,
+        },
+        runtime={"version": version, "path": path},
+        stop_limit_s=service.shutdown_timeout_s + STOP_MARGIN_S,
+        gpus=service.gpus,
+        gpu_count=gpu_count,
+        kernel=resolution.kernel or None,
+        fit=resolution.fit.as_dict() if resolution.fit else {},
+    )

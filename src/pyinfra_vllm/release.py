@@ -83,6 +83,7 @@ class Release:
             "service": self.service,
             "served_model_name": self.served_model_name,
             "url": f"http://{address}:{self.port}",
+            "port": self.port,
             "user": self.user,
             "argv": list(self.argv),
             "environment": dict(self.environment),

@@ -54,6 +54,7 @@ class SimulatedHost:
             "id": release_id,
             "served_model_name": "m",
             "url": "http://127.0.0.1:1",
+            "port": 1,
             "user": getpass.getuser(),
             "argv": ["/bin/sh", release_id],
             "checkpoint": {"directory": str(self.paths.root / "checkpoints" / release_id)},

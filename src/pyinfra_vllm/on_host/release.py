@@ -52,6 +52,10 @@ class Release:
         return str(self.document["url"])
 
     @property
+    def port(self) -> int:
+        return int(self.document["port"])
+
+    @property
     def user(self) -> str:
         return str(self.document["user"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Callable
 
-from . import durable, systemd
+from . import durable, sockets, systemd
 from .client import Client
 from .paths import ServicePaths
 from .release import Release
@@ -79,6 +79,7 @@ class Service:
         began = time.monotonic()
         problem = "it has not started"
         while time.monotonic() - began < timeout_s:
+            self.no_stranger(release)
             self._no_crash_loop()
             if self.running_release() == release.id:
                 problem = self._flow_problem(release)
@@ -89,6 +90,12 @@ class Service:
             )
             time.sleep(POLL_S)
         raise NotServing(f"no tokens from release {release.id} within {timeout_s:.0f} s: {problem}")
+
+    def no_stranger(self, release: Release) -> None:
+        """Raises NotServing where another program has the release's port: it would answer in its place."""
+        found = sockets.strangers(release.port, self.paths.unit)
+        if found:
+            raise NotServing(f"port {release.port} is held by {', '.join(found)}, not by {self.paths.unit}")
 
     def _flow_problem(self, release: Release) -> str:
         try:

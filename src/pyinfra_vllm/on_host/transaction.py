@@ -67,7 +67,7 @@ class Switch:
             self._last_start()
         except TooLate as reason:
             return self._end(DEFERRED, str(reason))
-        except (NotReady, probe.ProbeError, ValueError) as reason:
+        except (NotReady, NotServing, probe.ProbeError, ValueError) as reason:
             return self._end(REFUSED, str(reason))
         try:
             verdict = self._go_forward(new)
@@ -96,6 +96,7 @@ class Switch:
         with self.journal.step("prove-way-forward", release=self.order.release):
             new = releases.load(self.paths, self.order.release)
             releases.prove(self.paths, new)
+            self.service.no_stranger(new)
         self.evidence.keep_release(new.id)
         return new
 

@@ -27,8 +27,9 @@ RETRY = "retry_rejected"
 class Switching:
     """Watches; decides nothing that the host has to decide."""
 
-    def __init__(self, host: Host, root: str, order: Order) -> None:
+    def __init__(self, host: Host, root: str, order: Order, prompts: str | None = None) -> None:
         self.host = host
+        self.prompts = prompts
         self.remote = Remote(host)
         self.root = root
         self.order = order
@@ -77,6 +78,8 @@ class Switching:
         """Hand the order to systemd on the host; returns the transaction that was the newest before."""
         path = f"{RUN_DIRECTORY}/{self.unit}-{secrets.token_hex(4)}.json"
         self.remote.run("mkdir", "-p", "-m", "755", RUN_DIRECTORY)
+        if self.prompts is not None:
+            self.remote.write(str(self.order.criteria["quality_prompts"]), self.prompts)
         self.remote.write(path, json.dumps(self.order.as_dict()))
         run = f"python3 {releases.quoted(self.program)} --root {releases.quoted(self.root)}"
         self.remote.run(

@@ -5,8 +5,10 @@ The host does the work and finishes it alone (on_host/transaction.py): what happ
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Generator
+from pathlib import Path
 
 from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, Host, State, operation
@@ -15,6 +17,7 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra_vllm import release as releases
 from pyinfra_vllm.config import Overrides, Rollout
 from pyinfra_vllm.facts.service import Service
+from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.operations import _summary
 from pyinfra_vllm.operations._opening import explain, opening
@@ -166,6 +169,7 @@ def switch_host(state: State, host: Host, pause_s: float, overrides: Overrides) 
 def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
     service = item.service
     found = opening(service, overrides)
+    criteria, prompts = _with_prompts(service.gate.criteria(), f"{item.root}/{service.name}/prompts.jsonl")
     order = Order(
         service=service.name,
         release=item.release.id,
@@ -174,10 +178,18 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
         reason=overrides.reason or "",
         last_start=found.last_start.timestamp() if found and found.last_start else None,
         overrides=overrides.used,
-        criteria=service.gate.criteria().as_dict(),
+        criteria=criteria.as_dict(),
         ready_timeout_s=service.ready_timeout_s,
     )
-    switching = Switching(host, item.root, order)
+    switching = Switching(host, item.root, order, prompts)
     if found and not found.open:
         return switching.outcome(DEFERRED, f"everything is staged; {explain(service, overrides)}")
     return switching.run()
+
+
+def _with_prompts(criteria: Criteria, there: str) -> tuple[Criteria, str | None]:
+    """The operator's own prompts are a file here; the host reads its copy."""
+    if criteria.quality_prompts is None:
+        return criteria, None
+    text = Path(criteria.quality_prompts).read_text(encoding="utf-8")
+    return dataclasses.replace(criteria, quality_prompts=there), text

@@ -80,7 +80,8 @@ def load(
 ) -> Fleet:
     """The checked fleet of an inventory file, relative to the current directory.
 
-    `overrides` are the values of `--data`, already parsed; `need_lock=False` is for `lock` itself.
+    `overrides` are the values of `--data`, already parsed; `need_lock=False` is for commands that read the declaration
+    without rolling it out: then neither the lock file nor the secrets must be there.
     Raises DeclarationError with everything that is wrong, or LockError.
     """
     path = str(inventory)
@@ -186,7 +187,8 @@ def from_inventory(
             hosts[name] = found
     problems.raise_if_any()
     rollout = common_rollout(hosts, merged, problems)
-    _check_secrets(hosts, merged, selected, problems)
+    if need_lock:
+        _check_secrets(hosts, merged, selected, problems)
     problems.raise_if_any()
     lock = _locked(hosts) if need_lock else Lock()
     return Fleet(hosts, rollout, lock, overrides, selected, network_warnings(hosts))

@@ -99,16 +99,26 @@ def parse_duration(value: object) -> timedelta:
     return timedelta(seconds=sum(int(part[:-1]) * _UNITS[part[-1]] for part in match.groups() if part))
 
 
+def shown_duration(duration: timedelta) -> str:
+    """`1h30m`: what `parse_duration` reads back."""
+    left = round(duration.total_seconds())
+    parts = []
+    for unit, seconds in _UNITS.items():
+        count, left = divmod(left, seconds)
+        parts.append(f"{count}{unit}" if count else "")
+    return "".join(parts) or "0s"
+
+
 def parse_days(value: object) -> Days:
     """A date, `"2026-12-24"` or `"2026-12-24..2027-01-01"` (both ends closed); raises ValueError."""
     if isinstance(value, date) and not isinstance(value, datetime):
         return Days(value, value)
     if not isinstance(value, str):
         raise ValueError('an exception is a date like "2026-12-24" or a range "2026-12-24..2027-01-01"')
-    first_text, _, last_text = value.partition("..")
+    first_text, dots, last_text = value.partition("..")
     try:
         first = date.fromisoformat(first_text.strip())
-        last = date.fromisoformat(last_text.strip()) if last_text else first
+        last = date.fromisoformat(last_text.strip()) if dots else first
     except ValueError as error:
         raise ValueError(
             'an exception is a date like "2026-12-24" or a range "2026-12-24..2027-01-01"'
@@ -143,7 +153,7 @@ def state(windows: Sequence[Window], at: datetime, needed: timedelta = timedelta
     No window at all means any time. Times carry the offset of the first window's timezone.
     """
     if not windows:
-        return WindowState(True, None, None, (), "no window is declared: any time")
+        return WindowState(True, None, None, (), "open at any time: no window is declared")
     tz = zone(next((window for window in windows if not window.deny), windows[0]).timezone)
     at = at.astimezone(UTC)
     pieces, horizon = _look_ahead(windows, at)
@@ -156,7 +166,7 @@ def state(windows: Sequence[Window], at: datetime, needed: timedelta = timedelta
     last_start = current.end - needed
     reason = f"open until {current.end.astimezone(tz):%Y-%m-%d %H:%M %Z}"
     if at > last_start:
-        reason += f", but too late to begin: a switch and its rollback may take {needed}"
+        reason += f", but too late to begin: a switch and its rollback may take {shown_duration(needed)}"
     return WindowState(True, current.end.astimezone(tz), last_start.astimezone(tz), upcoming, reason)
 
 
@@ -281,9 +291,9 @@ def _why_closed(windows: Sequence[Window], at: datetime) -> str:
     moment = timedelta(microseconds=1)
     for window in windows:
         if window.deny and _stretches(window, at, at + moment):
-            return f'closed by the deny window "{window.cron}" ({window.timezone})'
+            return f'denied by the window "{window.cron}" ({window.timezone})'
     for window in windows:
         bare = Window(window.cron, window.duration, window.timezone)
         if not window.deny and window.closed and _stretches(bare, at, at + moment):
-            return f'closed by an exception of the window "{window.cron}" ({window.timezone})'
+            return f'an exception of the window "{window.cron}" ({window.timezone})'
     return "outside every window"

@@ -1,0 +1,72 @@
+"""The `pyinfra-vllm` command: finds the command's module, runs it, and turns expected failures into exit codes.
+
+Results go to stdout, messages to stderr. Each command lives in `commands/` and is imported only when it is used, so
+that `resolve` does not wait for what `lock` needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+import click
+
+from .errors import RolloutError
+
+# Every command, in the order of a rollout, with the line that `--help` shows.
+COMMANDS = {
+    "lock": "Pin what each declared model means in checkpoints.lock.yaml, or check it.",
+    "resolve": "Show the vLLM flags for a model on a GPU, each with its reason.",
+    "windows": "Say whether a switch may begin now, why, and when next.",
+    "bench": "Measure any OpenAI-compatible server.",
+    "compare": "Judge one measurement against another.",
+    "calibrate": "Measure how much a server differs from itself, for the gate.",
+}
+INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Knows every command's name; imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"{__package__}.commands.{cmd_name}")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 invalid and nothing touched, 3 inconclusive, 4 deferred by a window.",
+)
+@click.version_option(importlib.metadata.version("pyinfra-vllm"), prog_name="pyinfra-vllm")
+def cli() -> None:
+    """Rollouts of AWQ models onto fleets of vLLM hosts: what stands beside `pyinfra INVENTORY deploy.py`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and exits with its code."""
+    try:
+        result = cli.main(args=arguments, prog_name="pyinfra-vllm", standalone_mode=False)
+    except RolloutError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)  # click's own complaints are all about how the command was called
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(result if isinstance(result, int) else 0)

@@ -1,0 +1,216 @@
+"""`pyinfra-vllm windows`: whether a switch may begin, why, until when, and the next openings.
+
+Answers for every service of an inventory, or for one cron line given here. Contacts no host.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..config.problems import nearest
+from ..errors import DeclarationError
+from ..ics import read_calendar
+from ..window import (
+    NEXT,
+    Days,
+    Interval,
+    Window,
+    WindowState,
+    parse_days,
+    parse_duration,
+    state,
+    timezone_names,
+    zone,
+)
+
+DEFAULT_ESTIMATE = "45m"
+DEFAULT_INVENTORY = "inventory/prod.py"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One state, and the services (`host/service`) that it holds for."""
+
+    state: WindowState
+    services: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "open": self.state.open,
+            "closes": _iso(self.state.closes),
+            "last_start": _iso(self.state.last_start),
+            "next": [_iso(moment) for moment in self.state.next],
+            "reason": self.state.reason,
+        }
+
+
+@click.command()
+@click.argument("inventory", required=False)
+@click.option(
+    "--at", "at_text", metavar="TIME", help="ISO 8601; without offset in the window's timezone. Default: now."
+)
+@click.option("--cron", help='When it opens, like "0 2 * * *".')
+@click.option("--duration", help='How long it stays open, like "3h".')
+@click.option("--timezone", help="IANA name, like Europe/Berlin.")
+@click.option(
+    "--except", "exceptions", multiple=True, metavar="DATE", help="A date, DATE..DATE, or an .ics file."
+)
+@click.option(
+    "--switch-estimate",
+    metavar="DURATION",
+    help=f"What a switch and its rollback may take [{DEFAULT_ESTIMATE}].",
+)
+@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups of the inventory.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def windows(
+    inventory: str | None,
+    at_text: str | None,
+    cron: str | None,
+    duration: str | None,
+    timezone: str | None,
+    exceptions: tuple[str, ...],
+    switch_estimate: str | None,
+    limit: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Say whether a switch may begin, why, until when, and the next five openings.
+
+    For every service of INVENTORY, or for one window given by --cron, --duration and --timezone.
+    """
+    direct = {"--cron": cron, "--duration": duration, "--timezone": timezone}
+    given = [name for name, value in direct.items() if value is not None]
+    if given:
+        missing = [name for name in direct if name not in given]
+        if missing or inventory or limit:
+            also = f"also needs {', '.join(missing)}" if missing else "goes without INVENTORY and --limit"
+            raise click.UsageError(f"{', '.join(given)} {also}")
+        window = direct_window(str(cron), str(duration), str(timezone), exceptions)
+        answers = [direct_answer(window, at_text, switch_estimate or DEFAULT_ESTIMATE)]
+    elif exceptions or switch_estimate:
+        raise click.UsageError("--except and --switch-estimate go with --cron; an inventory declares its own")
+    else:
+        answers = fleet_answers(inventory or DEFAULT_INVENTORY, at_text, limit)
+    click.echo(json.dumps(as_json_object(answers), indent=2) if as_json else "\n".join(sentences(answers)))
+
+
+def direct_window(cron: str, duration: str, timezone: str, exceptions: Sequence[str]) -> Window:
+    """The window of the command line; raises DeclarationError naming the option and its value."""
+    length = _option("--duration", duration, parse_duration)
+    _option("--timezone", timezone, _known_zone)
+    closed = tuple(part for text in exceptions for part in _option("--except", text, _closed))
+    try:
+        return Window(cron, length, timezone, closed)
+    except ValueError as error:
+        raise DeclarationError(f"--cron {cron!r}, --duration {duration!r}: {error}") from error
+
+
+def direct_answer(window: Window, at_text: str | None, estimate: str) -> Answer:
+    """The state of one window."""
+    needed = _option("--switch-estimate", estimate, parse_duration)
+    return Answer(state((window,), moment(at_text, window.timezone), needed))
+
+
+def fleet_answers(inventory: str, at_text: str | None, limit: Sequence[str]) -> list[Answer]:
+    """One answer for each set of windows and estimate among the services, in the inventory's order."""
+    from .. import fleet  # pyinfra takes half a second to import; one cron line needs none of it
+
+    loaded = fleet.load(inventory, need_lock=False, limit=limit)
+    now = datetime.now(UTC).isoformat()
+    holders: dict[tuple[tuple[Window, ...], timedelta], list[str]] = {}
+    for host in loaded.selected:
+        for service in loaded.hosts[host].services:
+            holders.setdefault((service.window, service.switch_estimate), []).append(f"{host}/{service.name}")
+    if not holders:
+        raise DeclarationError(f"{inventory} declares no service")
+    return [
+        Answer(state(declared, moment(at_text or now, _first_zone(declared)), needed), tuple(names))
+        for (declared, needed), names in holders.items()
+    ]
+
+
+def moment(text: str | None, timezone: str) -> datetime:
+    """The time asked about: aware; without an offset it is the wall clock of `timezone`. Raises DeclarationError."""
+    if text is None:
+        return datetime.now(UTC)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise DeclarationError(
+            f"--at {text!r}: must be a time like 2026-11-21T02:30 or 2026-11-21T02:30+01:00"
+        ) from error
+    return at if at.tzinfo is not None else at.replace(tzinfo=zone(timezone))
+
+
+def as_json_object(answers: Sequence[Answer]) -> dict[str, Any]:
+    """One answer as it is. Several as one: whether any service may begin, and each answer under `services`."""
+    if len(answers) == 1:
+        return answers[0].as_dict()
+    together = Answer(_together([answer.state for answer in answers]))
+    each = [{"services": list(answer.services), **answer.as_dict()} for answer in answers]
+    return {**together.as_dict(), "services": each}
+
+
+def sentences(answers: Sequence[Answer]) -> list[str]:
+    """The answers for a person."""
+    lines: list[str] = []
+    for answer in answers:
+        lines += [", ".join(answer.services) + ":"] if answer.services else []
+        lines.append(answer.state.reason if answer.state.open else f"closed: {answer.state.reason}")
+        if answer.state.closes is not None and answer.state.last_start is not None:
+            lines.append(f"closes      {_shown(answer.state.closes)}")
+            lines.append(f"last start  {_shown(answer.state.last_start)}")
+        for number, opening in enumerate(answer.state.next):
+            lines.append(f"{'next' if number == 0 else '':12}{_shown(opening)}")
+        lines.append("")
+    return lines[:-1]
+
+
+def _together(states: Sequence[WindowState]) -> WindowState:
+    opened = [item for item in states if item.open]
+    unending = any(item.closes is None for item in opened)
+    openings = sorted({opening for item in states for opening in item.next})
+    return WindowState(
+        bool(opened),
+        None if unending or not opened else max(item.closes for item in opened if item.closes),
+        None if unending or not opened else max(item.last_start for item in opened if item.last_start),
+        tuple(openings[:NEXT]),
+        f"open for {len(opened)} of {len(states)} groups of services: see `services`",
+    )
+
+
+def _first_zone(declared: Sequence[Window]) -> str:
+    return declared[0].timezone if declared else "UTC"
+
+
+def _known_zone(name: str) -> None:
+    try:
+        zone(name)
+    except ValueError as error:
+        meant = nearest(name, timezone_names())
+        raise ValueError(f"unknown timezone{f'; did you mean {meant}?' if meant else ''}") from error
+
+
+def _closed(text: str) -> tuple[Days | Interval, ...]:
+    return read_calendar(Path(text)) if text.endswith(".ics") else (parse_days(text),)
+
+
+def _option(option: str, value: str, read: Any) -> Any:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise DeclarationError(f"{option} {value!r}: {error}") from error
+
+
+def _iso(at: datetime | None) -> str | None:
+    return at.isoformat() if at is not None else None
+
+
+def _shown(at: datetime) -> str:
+    return f"{at:%a} {at.isoformat(sep=' ', timespec='minutes')} ({at:%Z})"

@@ -1,0 +1,57 @@
+"""The zipapp is the same for the same sources, and runs on every python3 that a host may have."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from pyinfra_vllm.operations._archive import archive, digest
+
+VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
+
+
+def interpreters() -> list[str]:
+    """Every python3 of this machine that works: the one that runs the tests, and others where they are installed."""
+    found = [sys.executable]
+    for version in VERSIONS:
+        program = shutil.which(f"python{version}")
+        if program and subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode == 0:
+            found.append(program)
+    pyenv = Path.home() / ".pyenv" / "versions"
+    found += [str(path) for version in VERSIONS for path in pyenv.glob(f"{version}.*/bin/python")]
+    return found
+
+
+def test_the_same_sources_make_the_same_bytes() -> None:
+    first = archive()
+    archive.cache_clear()
+    assert archive() == first and len(digest()) == 12
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_it_runs_alone(tmp_path: Path, python: str) -> None:
+    program = tmp_path / "on-host.pyz"
+    program.write_bytes(archive())
+    command = [python, "-I", str(program), "--root", str(tmp_path / "root"), "status"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == []
+
+
+def test_the_program_for_the_host_imports_the_standard_library_and_itself_only() -> None:
+    for source in files("pyinfra_vllm.on_host").iterdir():
+        if not source.name.endswith(".py") or source.name == "hub_client.py":
+            continue  # hub_client is text for the runtime's own python, which has huggingface_hub
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            for name in names:
+                assert name.split(".")[0] in sys.stdlib_module_names, f"{source.name} imports {name}"

@@ -16,10 +16,16 @@ from lab.machine import Host
 from lab.session import Lab
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "own_lab: starts labs of its own, before the one that tests share")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is here, and put tests with labs of their own first: a machine has one lab at a time."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.lab)
+    items.sort(key=lambda item: item.get_closest_marker("own_lab") is None)
 
 
 @pytest.fixture(scope="session")

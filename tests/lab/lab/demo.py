@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 
-from . import control, session
+from . import control, serving, session
 from .machine import Host
 from .shell import LabError
 
@@ -78,7 +77,7 @@ def _declares(chapter: Chapter) -> dict[str, str]:
 def _must_serve(chapter: Chapter, host: Host) -> None:
     """Ask the server itself, on the host, and show its answer."""
     question = "What is the capital of Japan?"
-    told = ask(host, question)
+    (told,) = serving.ask(host, [question])
     running = host.ssh(f"tr '\\0' ' ' < /proc/{main_pid(host)}/cmdline").stdout
     print(f"solo now serves {chapter.serves}; asked {question!r} it says {told!r}", flush=True)
     if chapter.serves.replace("/", "--") not in running:
@@ -88,20 +87,6 @@ def _must_serve(chapter: Chapter, host: Host) -> None:
 def main_pid(host: Host) -> int:
     """The process of the service on the host; 0 when there is none."""
     return int(host.ssh(f"systemctl show -P MainPID vllm-{SERVICE}.service").stdout)
-
-
-def ask(host: Host, question: str, model: str = SERVICE, port: int = 8000) -> str:
-    """One question to the server on the host, through its chat template, answered greedily."""
-    body: dict[str, object] = {"model": model, "max_tokens": 24, "temperature": 0}
-    body["messages"] = [{"role": "user", "content": question}]
-    script = (
-        "import json, sys, urllib.request as u\n"
-        f"r = u.Request('http://127.0.0.1:{port}/v1/chat/completions', sys.stdin.buffer.read(), "
-        "{'Content-Type': 'application/json'})\n"
-        "print(json.dumps(json.load(u.urlopen(r, timeout=60))))"
-    )
-    answer = json.loads(host.ssh(f"python3 -c {shlex.quote(script)}", stdin=json.dumps(body)).stdout)
-    return str(answer["choices"][0]["message"]["content"])
 
 
 def _headline(text: str) -> None:

@@ -50,8 +50,7 @@ def run(
             errors="replace",
             timeout=timeout,
             env=env,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
+            input=stdin or "",
         )
     except FileNotFoundError as error:
         raise LabError(f"{words[0]} is not installed on this machine") from error

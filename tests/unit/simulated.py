@@ -117,6 +117,7 @@ class SimulatedHost:
                 lambda unit, cursor: ["Using MarlinLinearKernel for AutoAWQMarlinLinearMethod"],
             ),
             (service.Service, "_flow_problem", lambda this, release: self._flow_problem(release.id)),
+            (service.Service, "kv_cache", lambda this, release, log: {"tokens": 4096}),
             (probe, "measure", self._measure),
             (gpu_memory, "used_mib", lambda gpus: None),
         ]

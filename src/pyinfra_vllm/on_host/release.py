@@ -80,6 +80,10 @@ class Release:
         return self.document.get("gpus")
 
     @property
+    def predicted_fit(self) -> dict[str, Any]:
+        return dict(self.document.get("fit") or {})
+
+    @property
     def kernels(self) -> list[str] | None:
         return self.document.get("kernel")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, Callable
 
-from . import durable, sockets, systemd
-from .client import Client
+from . import durable, kv_cache, sockets, systemd
+from .client import Client, ClientError
 from .paths import ServicePaths
 from .release import Release
 
@@ -100,7 +100,7 @@ class Service:
     def _flow_problem(self, release: Release) -> str:
         try:
             self.client(release).tokens_flow(FLOW_TIMEOUT_S)
-        except Exception as error:
+        except ClientError as error:
             return str(error)
         return ""
 
@@ -116,6 +116,11 @@ class Service:
     def log(self, cursor: str | None) -> list[str]:
         return systemd.log_since(self.paths.unit, cursor)
 
-    def facts(self) -> dict[str, Any]:
-        state = systemd.show(self.paths.unit, "ActiveState", "SubState", "NRestarts", "ActiveEnterTimestamp")
-        return {**state, "running": self.running_release()}
+    def kv_cache(self, release: Release, log: list[str]) -> dict[str, Any]:
+        """The server's own figures of its KV cache; from the log alone where it has no /metrics."""
+        try:
+            names = list(self.client(release).metrics())
+        except ClientError as error:
+            self.say(f"no /metrics: {error}")
+            names = []
+        return kv_cache.measured(names, log)

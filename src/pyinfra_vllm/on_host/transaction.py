@@ -155,8 +155,11 @@ class Switch:
 
     def _check_kernel(self, new: Release, cursor: str | None) -> dict[str, Any]:
         with self.journal.step("kernel", release=new.id) as result:
-            result.update(kernel.check(self.service.log(cursor), new.runtime_version, new.kernels))
-            return dict(result)
+            log = self.service.log(cursor)
+            result.update(kernel.check(log, new.runtime_version, new.kernels))
+            checked = dict(result)
+            result["kv_cache"] = {"predicted": new.predicted_fit, "measured": self.service.kv_cache(new, log)}
+            return checked
 
     def _judge(self, new: Release, checked: dict[str, Any]) -> dict[str, Any]:
         with self.journal.step("measure-after", release=new.id) as result:

@@ -100,6 +100,6 @@ def _release(
         stop_limit_s=service.shutdown_timeout_s + STOP_MARGIN_S,
         gpus=service.gpus,
         gpu_count=gpu_count,
-        kernel=resolution.kernel or None,
+        kernel=resolution.kernel,
         fit=resolution.fit.as_dict() if resolution.fit else {},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -194,7 +195,7 @@ def test_every_hour_means_every_hour_that_passes() -> None:
         [window], berlin("2026-03-29T00:00").astimezone(UTC), berlin("2026-03-29T06:00").astimezone(UTC)
     )
     assert len(gap) == 5
-    assert {later.start - part.start for part, later in zip(fold, fold[1:], strict=False)} == {HOUR}
+    assert {later.start - part.start for part, later in pairwise(fold)} == {HOUR}
 
 
 def test_an_exception_closes_its_day_and_what_opens_on_it() -> None:

@@ -121,27 +121,28 @@ def _flags(values: dict[str, Any]) -> dict[str, Any]:
         if name in _MANAGED_FLAGS:
             raise ItemError(name, f"belongs to {_MANAGED_FLAGS[name]}")
         try:
-            _plain(value)
+            plain(value)
         except ValueError as error:
             raise ItemError(name, str(error)) from error
     return values
 
 
-def _plain(value: object) -> None:
-    """A flag's value is plain data: what JSON can hold, without control characters."""
+def plain(value: object) -> object:
+    """The value when it is plain data: what JSON can hold, without control characters. Raises ValueError."""
     if isinstance(value, str):
         no_control(value)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            _plain(key)
-            _plain(item)
+            plain(key)
+            plain(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _plain(item)
+            plain(item)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must be a finite number")
     elif value is not None and not isinstance(value, (bool, int, float)):
         raise ValueError("must be text, a number, true/false, a list, a map or None")
+    return value
 
 
 def as_tuple(value: object) -> object:
@@ -178,4 +179,5 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Environment = Annotated[dict[EnvironmentName, Text], AfterValidator(_environment)]
 Secrets = dict[EnvironmentName, EnvironmentName]
 Flags = Annotated[dict[str, Any], AfterValidator(_flags)]
+PlainMap = Annotated[dict[str, Any], AfterValidator(plain)]
 GpuIndexes = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]

@@ -28,6 +28,7 @@ from .fields import (
     Flags,
     GpuIndexes,
     IndexLocation,
+    PlainMap,
     Port,
     Repository,
     Requirement,
@@ -79,9 +80,10 @@ class Runtime(Declaration):
 def _gate_fields() -> dict[str, Any]:
     """`Criteria`, field by field: the host owns the names, types and defaults; this only reads them."""
     hints = typing.get_type_hints(Criteria)
+    checked = {str: Text, str | None: Text | None}
     made: dict[str, Any] = {}
     for item in dataclasses.fields(Criteria):
-        hint = hints[item.name]
+        hint = checked.get(hints[item.name], hints[item.name])
         if typing.get_origin(hint) is tuple:
             hint = Annotated[hint, BeforeValidator(as_tuple)]
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
@@ -128,7 +130,7 @@ class Service(Declaration):
     max_model_len: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="a number of tokens, at least 1"
     )
-    variants: Annotated[tuple[Text | dict[str, Any], ...], BeforeValidator(as_tuple)] = Field(
+    variants: Annotated[tuple[Text | PlainMap, ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="a list of variant names, or of maps of a variant's name to its settings"
     )
     flags: Flags = Field(

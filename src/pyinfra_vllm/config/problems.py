@@ -36,7 +36,8 @@ class Problem:
     value: object = MISSING
 
     def __str__(self) -> str:
-        where = f"{self.source}: {self.key}" if self.key else self.source
+        key = "".join(char if char.isprintable() else repr(char)[1:-1] for char in self.key)
+        where = f"{self.source}: {key}" if key else self.source
         if self.value is MISSING:
             return f"{where}: {self.message}"
         return f"{where} = {shown(self.key, self.value)}: {self.message}"

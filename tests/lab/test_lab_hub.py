@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -91,12 +91,17 @@ def test_a_token_is_asked_for(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_dropped_connection_is_resumed_where_it_broke(hub: Hub, tmp_path: Path) -> None:
-    with hub.failing(Fault("*.safetensors", drop_after=300_000, times=1)):
+    """The client keeps what it got in whole chunks, of 10 MiB each."""
+    weights, chunk = WEIGHTS * 32, constants.DOWNLOAD_CHUNK_SIZE
+    hub.publish(REPOSITORY, {"model.safetensors": weights})
+    with hub.failing(Fault("*.safetensors", drop_after=2 * chunk + 300_000, times=1)):
         place = fetch(hub, tmp_path / "model")
-    assert (place / "model.safetensors").read_bytes() == WEIGHTS
-    ranges = [request.range for request in hub.requests if request.method == "GET" and "cdn" in request.path]
-    assert ranges[0] is None and ranges[1] == "bytes=300000-"
-    assert sum(request.sent for request in hub.requests if "cdn" in request.path) == len(WEIGHTS)
+    assert (place / "model.safetensors").read_bytes() == weights
+    bodies = [
+        request for request in hub.requests if request.method == "GET" and request.path.startswith("/cdn")
+    ]
+    assert [request.range for request in bodies] == [None, f"bytes={2 * chunk}-"]
+    assert [request.sent for request in bodies] == [2 * chunk + 300_000, len(weights) - 2 * chunk]
 
 
 def test_a_flipped_byte_arrives_flipped(hub: Hub, tmp_path: Path) -> None:

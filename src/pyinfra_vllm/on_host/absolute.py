@@ -47,7 +47,7 @@ def _phase_rows(before: dict[str, Any] | None, phase: dict[str, Any], criteria: 
 
 
 def _errors(before: Record | None, after: Record, limit: float) -> Row:
-    """Failed requests, warm-up included. Answers without `usage` are no errors of serving: they can't be judged."""
+    """Failed requests, warm-up and questions included. Answers without `usage` are no errors of serving: they can't be judged."""
     failed, total = _failures(after)
     then = None
     if before:
@@ -71,8 +71,10 @@ def _errors(before: Record | None, after: Record, limit: float) -> Row:
 def _failures(record: Record) -> tuple[list[dict[str, Any]], int]:
     requests = [request for phase in record["phases"] for request in phase["requests"]]
     warm = record.get("warm_up", {})
+    asked = record.get("quality") or []
     failed = list(warm.get("errors", ())) + [request for request in requests if not request["ok"]]
-    return failed, len(requests) + int(warm.get("requests", 0))
+    failed += [{**item, "kind": item.get("error_kind", "error")} for item in asked if "error" in item]
+    return failed, len(requests) + int(warm.get("requests", 0)) + len(asked)
 
 
 def _memory(used: int | None, limit: int) -> Row:

@@ -9,6 +9,7 @@ from .relative import FAIL, INCONCLUSIVE, PASS
 from .stats import chance
 
 SIGNIFICANT = 0.05
+SANE_SHARE = 0.5  # a broken quantization makes nearly all answers insane; a weak model at most a few
 Record = dict[str, Any]
 Row = dict[str, Any]
 
@@ -18,14 +19,59 @@ def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
     if not criteria.quality:
         return []
     found = []
-    now = _graded(after)
-    if now and before and _graded(before):
-        found.append(_answers(_graded(before), now, criteria.quality_drop_points))
+    limit = criteria.quality_drop_points
+    sane, passed = _answers_of(after, "sane"), _answers_of(after, "passed")
+    if sane:
+        found.append(_sanity(sane))
+    if passed and before is not None and _answers_of(before, "passed"):
+        found.append(_answers(_answers_of(before, "passed"), passed, limit))
+    if before is not None and before.get("likelihood") and after.get("likelihood"):
+        found.append(_likelihood(before["likelihood"], after["likelihood"], criteria.likelihood_margin))
     return found
 
 
-def _graded(record: Record) -> dict[str, bool]:
-    return {item["prompt"]: item["passed"] for item in record.get("quality") or []}
+def _answers_of(record: Record, key: str) -> dict[str, bool]:
+    """Prompt -> whether its answer is sane or right. An older record without the key has none."""
+    return {item["prompt"]: item[key] for item in record.get("quality") or [] if key in item}
+
+
+def _sanity(sane: dict[str, bool]) -> Row:
+    """Needs no baseline: a model that mostly says nothing, repeats itself or writes character salad is broken."""
+    share = sum(sane.values()) / len(sane)
+    verdict = PASS if share >= SANE_SHARE else FAIL
+    note = f"{sum(sane.values())} of {len(sane)} answers are sane (not empty, no loops, no character salad)"
+    if verdict == FAIL:
+        note += f"; at least {SANE_SHARE:.0%} must be"
+    return _row("sane_share", None, round(share, 4), SANE_SHARE, verdict, note)
+
+
+def _likelihood(before: list[dict[str, Any]], after: list[dict[str, Any]], margin: float) -> Row:
+    """Bits per byte of the same fixed texts: deterministic, so no interval; more bits is a worse model."""
+    then = {item["text"]: item["bits_per_byte"] for item in before}
+    now = {item["text"]: item["bits_per_byte"] for item in after}
+    common = sorted(set(then) & set(now))
+    early = sum(then[text] for text in common) / max(1, len(common))
+    late = sum(now[text] for text in common) / max(1, len(common))
+    worse = bool(common) and late > early * (1 + margin)
+    note = (
+        f"{early:.3f} bits per byte of the fixed texts before, {late:.3f} after; allowed is {margin:.0%} more"
+    )
+    return _row("bits_per_byte", round(early, 5), round(late, 5), margin, FAIL if worse else PASS, note)
+
+
+def _row(name: str, before: float | None, after: float, limit: float, verdict: str, note: str) -> Row:
+    return {
+        "name": name,
+        "phase": None,
+        "before": before,
+        "after": after,
+        "ratio": round(after / before, 6) if before else None,
+        "interval": None,
+        "limit": limit,
+        "verdict": verdict,
+        "decides": True,
+        "note": note,
+    }
 
 
 def _answers(before: dict[str, bool], after: dict[str, bool], limit: float) -> Row:
@@ -44,15 +90,4 @@ def _answers(before: dict[str, bool], after: dict[str, bool], limit: float) -> R
         note += f"; allowed is a drop of {limit:g} points, and chance alone would do this with p = {probability:.3g}"
     elif then == now == 0:
         note = "no answer was right before, so there was nothing to lose: these prompts say nothing about this model"
-    return {
-        "name": "quality_points",
-        "phase": None,
-        "before": round(then, 2),
-        "after": round(now, 2),
-        "ratio": round(now / then, 6) if then else None,
-        "interval": None,
-        "limit": -limit,
-        "verdict": verdict,
-        "decides": True,
-        "note": note,
-    }
+    return _row("quality_points", round(then, 2), round(now, 2), -limit, verdict, note)

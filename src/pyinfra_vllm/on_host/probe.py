@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from . import load, prompts
+from . import load, prompts, quality
 from .client import Client, ClientError, HttpError, Refused
 from .criteria import Criteria
 from .watch import Watch
@@ -123,6 +123,7 @@ class _Run:
         self.say = progress
         self.salt = os.urandom(6).hex()
         self.nonce = ""
+        self.questions = _questions(settings)
         now = time.monotonic()
         clock = time.perf_counter() - now  # both clocks tick alike, their zeros differ
         self.began = time.perf_counter()
@@ -145,6 +146,8 @@ class _Run:
         record["warm_up"] = {"requests": len(warm), "errors": [item for item in warm if not item["ok"]][:20]}
         half = math.ceil(plan.rounds / 2) if like else plan.rounds
         self._rounds(record, plan, 0, half)
+        if self.settings.quality:
+            self._quality(record)
         return record
 
     def extended(self, record: Record) -> Record:
@@ -295,6 +298,16 @@ class _Run:
         aside = self.budget * (QUALITY_SHARE if self.settings.quality else 0.0)
         return max(1.0, (self.end - time.perf_counter() - aside) * 0.95)
 
+    def _quality(self, record: Record) -> None:
+        """What the answers are worth, in the time that is left; the speed is measured before, so it takes none of it."""
+        questions = list(self.questions)
+        if self.settings.quality_builtin:
+            now = time.perf_counter()
+            record["likelihood"] = quality.likelihood(self.client, now + (self.end - now) / 3)
+        record["quality"] = quality.ask_all(
+            self.client, questions, self.end, self.settings.keep_answers, self.say
+        )
+
     # Rounds
 
     def _rounds(self, record: Record, plan: Plan, first: int, last: int) -> None:
@@ -336,6 +349,14 @@ class _Run:
         series = prompts.series(name, number * count, count, plan.words, self.nonce)
         allowed = max(REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_FACTOR * self.typical.get(name, 0.0))
         return self._run(series, concurrency, stop, allowed)
+
+
+def _questions(settings: Settings) -> list[quality.Question]:
+    """Loaded before anything is asked: a damaged file must not be found after a switch. Raises QuestionsError."""
+    if not settings.quality:
+        return []
+    own = quality.load(settings.quality_prompts) if settings.quality_prompts else []
+    return own + (quality.builtin() if settings.quality_builtin else [])
 
 
 def _add(phase: Record, done: load.Round, number: int) -> None:

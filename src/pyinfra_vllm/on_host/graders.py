@@ -1,0 +1,130 @@
+"""Checks one answer against what was expected, and whether it is an answer at all.
+
+Reads text only: code that a model wrote is parsed and never run.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+FENCE = re.compile(r"```[a-zA-Z]*\n(.*?)(```|\Z)", re.DOTALL)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+LOOP_COPIES = 6
+LOOP_CHARACTERS = 24  # a repetition shorter than this in all may well be an answer
+SALAD_SCRIPTS = 4
+SALAD_SHARE = 0.1
+
+
+def answer_of(text: str) -> str:
+    """The part of the text that answers: without the reasoning that a thinking model writes first."""
+    return THINKING.sub("", text).strip()
+
+
+def unfenced(text: str) -> str:
+    """The inside of the first code block, or the text itself."""
+    found = FENCE.search(text)
+    return (found.group(1) if found else text).strip()
+
+
+def number(answer: str, expect: Any) -> bool:
+    """The last number of the answer is the expected one."""
+    plain = unicodedata.normalize("NFKC", answer).replace(",", "")
+    found = NUMBER.findall(plain)
+    return bool(found) and float(found[-1]) == float(expect)
+
+
+def contains(answer: str, expect: Any) -> bool:
+    """One of the expected words is in the answer, as a word of its own where it is written in Latin letters."""
+    options = [expect] if isinstance(expect, str) else expect
+    return any(_has(answer, str(option)) for option in options)
+
+
+def _has(answer: str, option: str) -> bool:
+    if option.isascii():
+        return (
+            re.search(rf"(?<![A-Za-z0-9]){re.escape(option)}(?![A-Za-z0-9])", answer, re.IGNORECASE)
+            is not None
+        )
+    return option in answer
+
+
+def exact(answer: str, expect: Any) -> bool:
+    """The answer is the expected text, but for spaces, quotes and a full stop around it."""
+    return answer.strip(" \t\r\n\"'`.。「」") == str(expect).strip(" \t\r\n\"'`.。「」")
+
+
+def regex(answer: str, expect: Any) -> bool:
+    """The pattern is found in the answer."""
+    return re.search(str(expect), unfenced(answer)) is not None
+
+
+def json_equal(answer: str, expect: Any) -> bool:
+    """The answer is JSON and its value is the expected one."""
+    try:
+        return bool(json.loads(unfenced(answer)) == expect)
+    except ValueError:
+        return False
+
+
+def code(answer: str, expect: Any) -> bool:
+    """The answer parses as Python and defines the expected function with so many parameters."""
+    try:
+        tree = ast.parse(unfenced(answer))
+    except (SyntaxError, ValueError):
+        return False
+    return any(
+        isinstance(node, ast.FunctionDef)
+        and node.name == expect["function"]
+        and len(node.args.args) == expect["parameters"]
+        for node in ast.walk(tree)
+    )
+
+
+GRADERS: dict[str, Callable[[str, Any], bool]] = {
+    "number": number,
+    "contains": contains,
+    "exact": exact,
+    "regex": regex,
+    "json": json_equal,
+    "code": code,
+}
+
+
+def insane(text: str) -> str:
+    """Why this can't be the answer of a working model; empty for one that can."""
+    if not text.strip():
+        return "empty"
+    if _loops(text):
+        return "repeats itself"
+    if _salad(text):
+        return "character salad"
+    return ""
+
+
+def _loops(text: str) -> bool:
+    """Whether it ends in many copies of one piece."""
+    tail = text.rstrip()
+    for size in range(1, len(tail) // LOOP_COPIES + 1):
+        piece = tail[-size:]
+        copies = 1
+        while tail.endswith(piece * (copies + 1)):
+            copies += 1
+        if copies >= LOOP_COPIES and copies * size >= LOOP_CHARACTERS:
+            return True
+    return False
+
+
+def _salad(text: str) -> bool:
+    """Whether broken characters are many, or more scripts meet than any answer of ours needs."""
+    letters = [character for character in text if not character.isspace()]
+    broken = sum(1 for c in letters if c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs"))
+    if broken > SALAD_SHARE * len(letters):
+        return True
+    scripts = {unicodedata.name(c, "?").split()[0] for c in letters if c.isalpha()}
+    return len(scripts - {"CJK", "HIRAGANA", "KATAKANA", "LATIN", "FULLWIDTH", "HALFWIDTH"}) >= SALAD_SCRIPTS

@@ -1,0 +1,260 @@
+"""Asks questions with checkable answers, reads the likelihood of fixed texts, and records what came back.
+
+Grades answers one by one; whether a model got worse is judged in ladder.py. The text of answers leaves this module
+only when it is asked to keep them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pkgutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .client import CHAT, COMPLETIONS, Client, ClientError, HttpError
+from .graders import GRADERS, answer_of, insane
+
+ANSWER_TOKENS = 128
+THINKING_TOKENS = 2048  # room for a model whose thinking can't be switched off
+WORKERS = 8
+ANSWER_S = 60.0
+KEYS = ("id", "prompt", "kind", "expect", "max_tokens", "endpoint")
+
+
+class QuestionsError(ValueError):
+    """A file of the operator's prompts that can't be used: names the file, the line and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    prompt: str
+    kind: str
+    expect: Any
+    max_tokens: int = ANSWER_TOKENS
+    endpoint: str = "chat"
+
+
+def builtin() -> list[Question]:
+    return [Question(**item) for item in _data()["questions"]]
+
+
+def texts() -> list[dict[str, str]]:
+    found: list[dict[str, str]] = _data()["texts"]
+    return found
+
+
+def _data() -> dict[str, Any]:
+    """Read through the package's loader: inside a zipapp there is no file to open."""
+    found = pkgutil.get_data(__package__ or "", "quality.json")
+    if found is None:
+        raise QuestionsError("quality.json is missing from this program")
+    data: dict[str, Any] = json.loads(found.decode("utf-8"))
+    return data
+
+
+def load(path: str | Path) -> list[Question]:
+    """The operator's own prompts: JSONL, one `{"id", "prompt", "kind", "expect"}` a line.
+
+    `kind` is one of graders.GRADERS; `max_tokens` and `endpoint` (`chat` or `completions`) may be added.
+    Raises QuestionsError.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuestionsError(f"the prompts of quality_prompts can't be read: {error}") from error
+    found = [_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise QuestionsError(f"{path} holds no prompts")
+    names = [question.id for question in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise QuestionsError(f"{path}: the id {twice[0]!r} is there twice")
+    return found
+
+
+def _question(line: str, where: str) -> Question:
+    try:
+        item = json.loads(line)
+    except ValueError as error:
+        raise QuestionsError(f"{where}: not JSON ({error})") from error
+    if not isinstance(item, dict):
+        raise QuestionsError(f"{where}: not an object with the keys {', '.join(KEYS[:4])}")
+    missing = [key for key in KEYS[:4] if key not in item]
+    unknown = [key for key in item if key not in KEYS]
+    if missing or unknown:
+        problem = f"the key {missing[0]!r} is missing" if missing else f"unknown key {unknown[0]!r}"
+        raise QuestionsError(f"{where}: {problem}; known keys are {', '.join(KEYS)}")
+    if item["kind"] not in GRADERS:
+        raise QuestionsError(f"{where}: kind {item['kind']!r} is not one of {', '.join(GRADERS)}")
+    if item.get("endpoint", "chat") not in ("chat", "completions"):
+        raise QuestionsError(f"{where}: endpoint {item['endpoint']!r} is not chat or completions")
+    return Question(**item)
+
+
+def ask_all(
+    client: Client,
+    questions: list[Question],
+    deadline: float,
+    keep_answers: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Ask as many as the deadline (time.perf_counter) allows, in their order; one graded entry for each answer."""
+    crew = _Crew(client, questions, deadline, keep_answers)
+    workers = [threading.Thread(target=crew.work, daemon=True) for _ in range(min(WORKERS, len(questions)))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.perf_counter()) + 1.0)
+    if any(worker.is_alive() for worker in workers):
+        client.abort()
+    graded = sorted(crew.graded, key=lambda item: str(item["prompt"]))
+    right = sum(1 for item in graded if item["passed"])
+    late = len(questions) - len(graded)
+    say(f"quality: {right} of {len(graded)} right" + (f", {late} not asked in time" if late else ""))
+    return graded
+
+
+class _Crew:
+    """The workers and what they share."""
+
+    def __init__(
+        self, client: Client, questions: list[Question], deadline: float, keep_answers: bool
+    ) -> None:
+        self.client = client
+        self.queue = deque(questions)
+        self.deadline = deadline
+        self.keep_answers = keep_answers
+        self.graded: list[dict[str, Any]] = []
+        self.speaker = Speaker(client)
+
+    def work(self) -> None:
+        while time.perf_counter() < self.deadline:
+            try:
+                question = self.queue.popleft()
+            except IndexError:
+                return
+            self.one(question)
+
+    def one(self, question: Question) -> None:
+        allowed = min(ANSWER_S, self.deadline - time.perf_counter())
+        entry: dict[str, Any] = {"prompt": question.id, "kind": question.kind, "passed": False}
+        try:
+            text, finish = self.speaker.ask(question, allowed)
+        except ClientError as error:
+            if time.perf_counter() < self.deadline - 0.01:
+                self.graded.append({**entry, "sane": False, "error": str(error), "error_kind": error.kind})
+            return
+        answer = answer_of(text)
+        why = insane(answer)
+        entry["passed"] = not why and GRADERS[question.kind](answer, question.expect)
+        entry.update(sane=not why, ended=finish == "stop")
+        if why:
+            entry["why"] = why
+        if self.keep_answers:
+            entry["answer"] = text
+        self.graded.append(entry)
+
+
+class Speaker:
+    """Asks one question the way this server can be asked: chat with thinking switched off, chat, or a plain prompt."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.chat = True
+        self.thinking_switch = True
+        self.thinks = False
+
+    def ask(self, question: Question, timeout_s: float) -> tuple[str, str | None]:
+        """The answer's text and why it ended. Raises ClientError."""
+        until = time.perf_counter() + timeout_s
+        while True:
+            body = self._body(question)
+            path = CHAT if "messages" in body else COMPLETIONS
+            try:
+                text, finish, thought = _read(self.client.ask(path, body, until - time.perf_counter()))
+            except HttpError as error:
+                if not self._can_ask_otherwise(error, body):
+                    raise
+                continue
+            unfinished_thought = (thought or "<think>" in text) and not answer_of(text) and finish == "length"
+            if unfinished_thought and not self.thinks:
+                self.thinks = True
+                continue
+            return text, finish
+
+    def _body(self, question: Question) -> dict[str, Any]:
+        tokens = max(question.max_tokens, THINKING_TOKENS) if self.thinks else question.max_tokens
+        body: dict[str, Any] = {"max_tokens": tokens, "temperature": 0, "seed": 0}
+        if not self.chat or question.endpoint == "completions":
+            return {**body, "prompt": question.prompt}
+        body["messages"] = [{"role": "user", "content": question.prompt}]
+        if self.thinking_switch:
+            body["chat_template_kwargs"] = {"enable_thinking": False}
+        return body
+
+    def _can_ask_otherwise(self, error: HttpError, body: dict[str, Any]) -> bool:
+        """Give up the extension, then chat itself, where the server refuses them."""
+        if "messages" not in body or error.status not in (400, 404, 422):
+            return False
+        if "chat_template_kwargs" in body and error.status != 404:
+            self.thinking_switch = False
+        else:
+            self.chat = False
+        return True
+
+
+def _read(answer: dict[str, Any]) -> tuple[str, str | None, bool]:
+    """Text, reason of its end, and whether the server kept a reasoning part apart."""
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise ClientError("the answer has no choices")
+    choice = choices[0]
+    message = choice.get("message")
+    if isinstance(message, dict):
+        thought = bool(message.get("reasoning_content") or message.get("reasoning"))
+        return str(message.get("content") or ""), choice.get("finish_reason"), thought
+    return str(choice.get("text") or ""), choice.get("finish_reason"), False
+
+
+def likelihood(client: Client, deadline: float) -> list[dict[str, Any]]:
+    """Bits per byte of each fixed text, by the server's own `prompt_logprobs`; empty where it can't tell.
+
+    The texts are bytes and not tokens, so that models with different tokenizers compare.
+    """
+    found: list[dict[str, Any]] = []
+    for item in texts():
+        left = deadline - time.perf_counter()
+        if left <= 0:
+            break
+        body = {"prompt": item["text"], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        try:
+            bits = _bits(client.ask(COMPLETIONS, body, min(left, ANSWER_S)))
+        except ClientError:  # a server without the extension, or a context too short for the text
+            break
+        if bits is None:
+            break
+        found.append({"text": item["id"], "bits_per_byte": round(bits / len(item["text"].encode()), 5)})
+    return found
+
+
+def _bits(answer: dict[str, Any]) -> float | None:
+    choices = answer.get("choices")
+    values = choices[0].get("prompt_logprobs") if isinstance(choices, list) and choices else None
+    if not isinstance(values, list):
+        return None
+    total = 0.0
+    for entry in values:
+        if not entry:  # the first token has nothing before it
+            continue
+        logprob = next(iter(entry.values()))["logprob"]
+        if not isinstance(logprob, (int, float)) or not math.isfinite(logprob):
+            return None
+        total -= float(logprob) / math.log(2)
+    return total

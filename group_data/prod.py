@@ -33,18 +33,35 @@ window = [
     },
 ]
 
-# What a new release must show (docs/gate.md). "No worse than before" is on by default; these are the absolute limits.
+# What a new release must show (docs/gate.md). "No worse than before" is always asked; a limit left out is not.
 gate = {
+    "engine": "probe",  # or "vllm-bench": the runtime's own benchmark as a second opinion
     "budget_s": 120,  # seconds of measuring on each side of the switch
-    "concurrency": [1, 8],  # phases, named c1 and c8 below
+    "concurrency": [1, 8],  # requests at a time; the phases are named c1 and c8
     "min_tokens_per_s": {"c1": 30},  # output tokens per second, at least
     "max_ttft_s": {"c1": 2},  # median seconds to the first token, at most
-    "max_gpu_memory_mib": None,  # largest of the service's GPUs; None: no limit
-    "max_error_rate": 0,
-    "throughput_margin": 0.05,  # how much worse may still be called no worse: 0.05 is 5 %
+    "max_gpu_memory_mib": None,  # on the fullest of the service's GPUs, at most; None: no limit
+    "max_error_rate": 0,  # share of failed requests
+    # How much worse than before may still be called no worse: 0.05 is 5 %. TPOT and TTFT count at one stream only; None
+    # shows them and lets them never decide.
+    "throughput_margin": 0.05,
     "tpot_margin": 0.05,
     "ttft_margin": 0.1,
+    "likelihood_margin": 0.25,  # of bits per byte on fixed texts
     "on_inconclusive": "rollback",  # or "keep"
+    # Answers: the built-in prompts and your own, a JSONL file of this project.
+    "quality": True,
+    "quality_builtin": True,
+    "quality_prompts": None,
+    "quality_drop_points": 5,  # percentage points of right answers that may be lost
+    "keep_answers": False,  # True writes the text of answers into the evidence
+    # Watching real traffic after the commit. 0 seconds: not at all.
+    "soak_s": 0,
+    "soak_action": "rollback",  # or "alert"
+    "soak_stall_s": 60,  # requests running and no token for so long counts as dead
+    "soak_max_errors": 0,
+    "soak_max_preemptions_per_minute": 60,
+    "soak_throughput_drop": 0.5,  # share of the measured c1 tokens per second
 }
 
 # In which order hosts switch. It orders hosts among each other, so it is the same for all of them.

@@ -325,6 +325,13 @@ def test_the_gate_is_the_hosts_criteria_field_by_field() -> None:
     assert set(type(gate).model_fields) == {item.name for item in dataclasses.fields(Criteria)}
 
 
+def test_none_lifts_a_limit_of_the_gate_and_silences_a_margin() -> None:
+    below = {"gate": {"budget_s": 60, "tpot_margin": 0.2, "max_ttft_s": {"c1": 2, "c8": 4}}}
+    host = good(below, chat(gate={"budget_s": None, "tpot_margin": None, "max_ttft_s": {"c1": None}}))
+    gate = host.service("chat").gate
+    assert (gate.budget_s, gate.tpot_margin, gate.max_ttft_s) == (120, None, {"c8": 4})
+
+
 @pytest.mark.parametrize(
     ("rollout", "key"),
     [

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from pydantic import Field
+
 from ..checkpoint import Checkpoint, Lock
 from ..waves import upper_bound
 from .base import Declaration
@@ -29,11 +31,11 @@ _SERVICE_WIDE = ("window", "gate")
 class Overrides(Declaration):
     """What the operator says for this run only, by `--data`; never in a file, where it would stay."""
 
-    switch_now: bool = False
-    retry_rejected: bool = False
-    verify: bool = False
-    operator: Text | None = None
-    reason: Text | None = None
+    switch_now: bool = Field(default=False, description="true or false")
+    retry_rejected: bool = Field(default=False, description="true or false")
+    verify: bool = Field(default=False, description="true or false")
+    operator: Text | None = Field(default=None, description="text")
+    reason: Text | None = Field(default=None, description="text")
 
     @property
     def used(self) -> tuple[str, ...]:

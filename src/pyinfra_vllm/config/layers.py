@@ -1,7 +1,8 @@
 """Merges layers of plain data, general to particular, and remembers where each value came from.
 
 Maps are merged key by key; anything else replaces what was below. `None` removes what was below (`without_removed`),
-except among vLLM flags, where it stands: there it removes a flag that the resolver would have chosen.
+except where it has a meaning of its own and stands: a vLLM flag of `None` is one that the resolver may not choose, a
+margin of `None` is one that never decides.
 """
 
 from __future__ import annotations
@@ -81,12 +82,14 @@ def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return both
 
 
-def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without what `None` removed; flags keep theirs."""
+def without_removed(values: Mapping[str, Any], keep_none: bool = False) -> dict[str, Any]:
+    """The values without what `None` removed. Flags keep theirs, and so do the gate's own settings."""
     return {
-        key: without_removed(value) if isinstance(value, Mapping) and key != _KEEPS_NONE else value
+        key: without_removed(value, key == "gate")
+        if isinstance(value, Mapping) and key != _KEEPS_NONE
+        else value
         for key, value in values.items()
-        if value is not None
+        if value is not None or keep_none
     }
 
 

@@ -96,6 +96,19 @@ class _Gate(Declaration):
         """What the host's gate judges by."""
         return Criteria(**{name: getattr(self, name) for name in type(self).model_fields})
 
+    @model_validator(mode="before")
+    @classmethod
+    def _none_where_it_means_nothing(cls, values: Any) -> Any:
+        """`None` removes a setting that cannot be None itself."""
+        if not isinstance(values, dict):
+            return values
+        nullable = {
+            name
+            for name, hint in typing.get_type_hints(Criteria).items()
+            if type(None) in typing.get_args(hint)
+        }
+        return {key: value for key, value in values.items() if value is not None or key in nullable}
+
     @model_validator(mode="after")
     def _usable(self) -> Self:
         self.criteria()

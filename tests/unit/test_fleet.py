@@ -1,0 +1,251 @@
+"""A fleet from files: layers and where they come from, the lock, `--limit`, and pyinfra's own command line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyinfra_cli.util import PYTHON_CODES
+
+from pyinfra_vllm import fleet
+from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
+from pyinfra_vllm.config import Overrides
+from pyinfra_vllm.errors import DeclarationError, LockError
+
+PROJECT = Path(__file__).parents[2]
+
+INVENTORY = """
+small = ["gpu-1.invalid", ("gpu-2.invalid", {"root": "/data/models"})]
+big = ["gpu-3.invalid"]
+"""
+ALL = """
+services = {"chat": {"model": "acme/tiny-awq", "runtime": {"version": "0.33.0"}, "port": 8000}}
+ssh_user = "deploy"
+"""
+
+
+def entry(repo: str, revision: str = "main") -> Checkpoint:
+    files = tuple(File(path=path, size=1, sha256="0" * 64) for path in ("config.json", "model.safetensors"))
+    return Checkpoint(
+        repo=repo, revision=revision, commit="0" * 40, files=files, config={"model_type": "qwen3"}
+    )
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project with one inventory, as a user would have it, and the directory that commands run in."""
+    monkeypatch.chdir(tmp_path)
+    PYTHON_CODES.clear()  # pyinfra keeps compiled files by their relative names
+    write("inventory/prod.py", INVENTORY)
+    write("group_data/all.py", ALL)
+    write("config.py", (PROJECT / "config.py").read_text())
+    write("deploy.py", "from pyinfra_vllm import fleet\n\nfleet.declared()\n")
+    Lock([entry("acme/tiny-awq")]).dump()
+    return tmp_path
+
+
+def write(path: str, text: str) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).write_text(text)
+
+
+def load(**options: Any) -> fleet.Fleet:
+    return fleet.load("inventory/prod.py", **options)
+
+
+def refusal(**options: Any) -> str:
+    with pytest.raises(DeclarationError) as caught:
+        load(**options)
+    return str(caught.value)
+
+
+def test_every_host_gets_its_services_and_its_own_root() -> None:
+    found = load()
+    assert list(found.hosts) == ["gpu-1.invalid", "gpu-2.invalid", "gpu-3.invalid"]
+    assert [host.root for host in found.hosts.values()] == [
+        "/srv/pyinfra-vllm",
+        "/data/models",
+        "/srv/pyinfra-vllm",
+    ]
+    assert found.selected == tuple(found.hosts)
+    assert found.checkpoint(found.hosts["gpu-1.invalid"].service("chat")) == entry("acme/tiny-awq")
+    assert found.models() == (("acme/tiny-awq", "main"),)
+    assert found.waves == 2
+
+
+def test_the_particular_wins_over_the_general() -> None:
+    write("group_data/prod.py", 'services = {"chat": {"port": 8001, "user": "prod", "bind": "10.0.0.1"}}')
+    write("group_data/small.py", 'services = {"chat": {"port": 8002, "user": "small"}}')
+    write("inventory/prod.py", INVENTORY.replace('{"root"', '{"services": {"chat": {"port": 8003}}, "root"'))
+    hosts = load(overrides={"services": {"chat": {"objective": "latency"}}}).hosts
+    one, two, three = (host.service("chat") for host in hosts.values())
+    assert (one.port, one.user, one.bind) == (8002, "small", "10.0.0.1")
+    assert (two.port, two.user, two.bind) == (8003, "small", "10.0.0.1")
+    assert (three.port, three.user, three.bind) == (8001, "prod", "10.0.0.1")
+    assert {one.objective, two.objective, three.objective} == {"latency"}
+
+
+def test_a_host_may_do_without_a_service_of_its_group() -> None:
+    write("group_data/big.py", 'services = {"chat": None}')
+    assert load().hosts["gpu-3.invalid"].services == ()
+
+
+def test_messages_name_the_file_that_said_it() -> None:
+    write("group_data/all.py", ALL + "gate = {'quality': 3}")
+    write("group_data/small.py", 'services = {"chat": {"prot": 8002}}')
+    write("inventory/prod.py", INVENTORY.replace("/data/models", "data"))
+    write("extra/big.py", 'services = {"chat": {"user": "root"}}')
+    told = refusal(group_data=["extra"], overrides={"services": {"chat": {"port": 0}}})
+    for line in (
+        "group_data/all.py: gate.quality = 3: must be",
+        "group_data/small.py: services.chat.prot = 8002: unknown key",
+        "inventory/prod.py (host gpu-2.invalid): root = 'data': must be an absolute path",
+        "extra/big.py: services.chat.user = 'root': a service never runs as root",
+        "--data: services.chat.port = 0: must be a port",
+    ):
+        assert f"  {line}" in told
+    assert told.startswith("The declaration has 5 problems; no host was contacted.")
+
+
+def test_slips_of_the_pen_beside_our_keys_are_found_and_foreign_keys_left_alone() -> None:
+    write("group_data/all.py", ALL.replace("services", "servces") + "database = 1\n_sudo = True\nroute = 1")
+    assert 'group_data/all.py: servces: unknown key; did you mean "services"?' in refusal()
+
+
+def test_what_is_for_one_run_only_may_not_stand_in_a_file() -> None:
+    write("group_data/all.py", ALL + "switch_now = True")
+    assert "group_data/all.py: switch_now: only for one run: give it as `--data switch_now=...`" in refusal()
+
+
+def test_files_that_python_cannot_run_are_named_with_their_line() -> None:
+    write("group_data/small.py", "services = {\n  'chat': \n")
+    assert "group_data/small.py, line" in refusal()
+    write("group_data/small.py", "import os\n\nport = os.environ['NO_SUCH_VARIABLE']\n")
+    assert "group_data/small.py, line 3: KeyError" in refusal()
+    with pytest.raises(DeclarationError, match="There is no inventory inventory/pord"):
+        fleet.load("inventory/pord.py")
+
+
+def test_a_limit_takes_hosts_globs_and_groups_and_must_match() -> None:
+    assert load(limit=["big", "gpu-1*"]).selected == ("gpu-1.invalid", "gpu-3.invalid")
+    assert load(exclude=["small"]).selected == ("gpu-3.invalid",)
+    assert "--limit: 'biig' matches no host or group" in refusal(limit=["biig"])
+
+
+def test_secrets_of_this_runs_hosts_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("group_data/big.py", 'services = {"chat": {"secrets": {"VLLM_API_KEY": "CHAT_KEY"}}}')
+    monkeypatch.delenv("CHAT_KEY", raising=False)
+    line = (
+        "group_data/big.py: services.chat.secrets.VLLM_API_KEY: the environment variable CHAT_KEY is not set"
+    )
+    assert line in refusal()
+    assert load(limit=["small"]).selected
+    assert load(need_lock=False).hosts
+    monkeypatch.setenv("CHAT_KEY", "")
+    assert line in refusal()
+    monkeypatch.setenv("CHAT_KEY", "x")
+    assert load().warnings == ()
+
+
+def test_every_declared_model_must_be_locked() -> None:
+    write("group_data/big.py", 'services = {"chat": {"model": "acme/other-awq"}}')
+    write("group_data/small.py", 'services = {"chat": {"revision": "v2"}}')
+    with pytest.raises(LockError) as caught:
+        load()
+    assert "acme/other-awq" in str(caught.value) and "'v2'" in str(caught.value)
+    assert "pyinfra-vllm lock" in str(caught.value)
+    Path("checkpoints.lock.yaml").unlink()
+    with pytest.raises(LockError, match="pyinfra-vllm lock"):
+        load()
+    assert load(need_lock=False).models() == (("acme/other-awq", "main"), ("acme/tiny-awq", "v2"))
+
+
+def test_overrides_are_read_strictly() -> None:
+    data = fleet.parse_data(["switch_now=true", "reason=1234", "ssh_user=x", "operator=ann"])
+    given = load(overrides=data).overrides
+    assert given == Overrides(switch_now=True, reason="1234", operator="ann")
+    assert given.used == ("switch_now",)
+    assert load().overrides.operator
+    assert "--data: verify = 3: must be true or false" in refusal(overrides={"verify": 3})
+    assert '--data: swich_now = True: unknown key; did you mean "switch_now"?' in refusal(
+        overrides={"swich_now": True}
+    )
+    with pytest.raises(DeclarationError, match="key=value"):
+        fleet.parse_data(["switch_now"])
+
+
+def test_the_worked_example_is_valid_and_shows_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAT_API_KEY", "x")
+    shutil.rmtree("group_data")
+    for path in ("inventory/prod.py", "group_data/prod.py", "group_data/h200.py", "group_data/rtx4090.py"):
+        write(path, (PROJECT / path).read_text())
+    Lock([entry("Qwen/Qwen3-14B-AWQ"), entry("Qwen/Qwen3-32B-AWQ")]).dump()
+    found = load()
+    assert found.warnings == ()
+    big, small = found.hosts["gpu-01.example.net"], found.hosts["box-01.example.net"]
+    assert big.service("chat").model == "Qwen/Qwen3-32B-AWQ"
+    assert big.service("chat").gate.min_tokens_per_s == {"c1": 70}
+    assert small.service("chat").max_model_len == 8192
+    assert found.hosts["gpu-02.example.net"].root == "/data/pyinfra-vllm"
+    reference = (PROJECT / "group_data/prod.py").read_text()
+    service = big.service("chat")
+    for model in (service, service.runtime, service.gate, found.rollout):
+        for key in type(model).model_fields:
+            assert key == "name" or f'"{key}"' in reference or f"`{key}`" in reference, (
+                f"{key} is not in the configuration reference"
+            )
+
+
+def pyinfra(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "pyinfra"), *arguments]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "message"),
+    [
+        (
+            {"group_data/small.py": 'services = {"chat": {"prot": 1}}'},
+            (),
+            'prot = 1: unknown key; did you mean "port"?',
+        ),
+        ({"checkpoints.lock.yaml": "schema: x\n"}, (), "checkpoints.lock.yaml"),
+        ({}, ("--limit", "nobody"), "matches no host"),
+    ],
+)
+def test_pyinfra_ends_with_2_before_it_contacts_a_host(
+    files: dict[str, str], arguments: tuple[str, ...], message: str
+) -> None:
+    for path, text in files.items():
+        write(path, text)
+    ended = pyinfra("inventory/prod.py", "deploy.py", "-y", *arguments)
+    assert ended.returncode == 2, ended.stderr
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr and "Connecting" not in ended.stderr
+
+
+def test_what_needs_no_declaration_runs_without_a_valid_one() -> None:
+    write("group_data/small.py", 'services = {"chat": {"prot": 1}}')
+    write("rollback.py", "from pyinfra_vllm import fleet\n\nprint('operator', fleet.spoken().operator)\n")
+    assert pyinfra("@local", "-y", "exec", "--", "true").returncode == 0
+    ended = pyinfra("@local", "-y", "rollback.py", "--data", "operator=ann")
+    assert ended.returncode == 0, ended.stderr
+    assert "operator ann" in ended.stdout
+
+
+def test_deploy_files_see_the_fleet_that_was_checked() -> None:
+    write("inventory/prod.py", 'small = ["@local"]')
+    write(
+        "deploy.py",
+        "from pyinfra import host\nfrom pyinfra_vllm import fleet\n\nprint(fleet.declared().hosts[host.name])\n",
+    )
+    ended = pyinfra("inventory/prod.py", "deploy.py", "-y")
+    assert ended.returncode == 0, ended.stderr
+    assert "acme/tiny-awq" in ended.stdout

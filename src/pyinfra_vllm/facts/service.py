@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 from typing_extensions import override
 
-
-def script(module: str) -> str:
-    """The text of a self-contained module of on_host, to run on a host where nothing is installed yet."""
-    return files("pyinfra_vllm.on_host").joinpath(f"{module}.py").read_text(encoding="utf-8")
+from pyinfra_vllm.facts import _script
 
 
 class Service(FactBase[dict[str, Any]]):
@@ -28,9 +24,7 @@ class Service(FactBase[dict[str, Any]]):
 
     @override
     def command(self, root: str, service: str) -> StringCommand:
-        return StringCommand(
-            "python3", "-c", QuoteString(script("observe")), QuoteString(root), QuoteString(service)
-        )
+        return _script.python("observe", root, service)
 
     @override
     def process(self, output: list[str]) -> dict[str, Any]:
@@ -68,8 +62,7 @@ class Host(FactBase[dict[str, Any]]):
 
     @override
     def command(self, root: str, users: tuple[str, ...] = ()) -> StringCommand:
-        names = [QuoteString(user) for user in users]
-        return StringCommand("python3", "-c", QuoteString(script("inspect_host")), QuoteString(root), *names)
+        return _script.python("inspect_host", root, *users)
 
     @override
     def process(self, output: list[str]) -> dict[str, Any]:

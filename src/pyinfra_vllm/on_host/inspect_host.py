@@ -1,7 +1,4 @@
-"""What a host has of us, as JSON: read-only, one file, standard library only, so that a fact can send it.
-
-Usage: inspect_host.py ROOT [USER ...]
-"""
+"""What a host has of us: the program, the recovery unit, users. Read-only; a fact sends it."""
 
 from __future__ import annotations
 
@@ -45,5 +42,7 @@ def inspect(root: Path, users: list[str]) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    json.dump(inspect(Path(sys.argv[1]), sys.argv[2:]), sys.stdout)
+def main(argv: list[str]) -> int:
+    """Prints one JSON object: ROOT [USER ...]"""
+    json.dump(inspect(Path(argv[0]), argv[1:]), sys.stdout)
+    return 0

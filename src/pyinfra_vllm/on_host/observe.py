@@ -1,7 +1,4 @@
-"""What a host runs, as JSON: read-only, one file, standard library only, so that a fact can send it as text.
-
-Usage: observe.py ROOT [SERVICE ...]   (no service: all of them)
-"""
+"""What a host runs: release, process, lock, journal. Read-only; a fact sends it to hosts that have nothing of us yet."""
 
 from __future__ import annotations
 
@@ -125,5 +122,7 @@ def observe(root: Path, names: list[str]) -> list[dict[str, Any]]:
     return [service(root, name) for name in names]
 
 
-if __name__ == "__main__":
-    json.dump(observe(Path(sys.argv[1]), sys.argv[2:]), sys.stdout)
+def main(argv: list[str]) -> int:
+    """Prints a JSON list, one entry for each service named (none named: for all): ROOT [SERVICE ...]"""
+    json.dump(observe(Path(argv[0]), argv[1:]), sys.stdout)
+    return 0

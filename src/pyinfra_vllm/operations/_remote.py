@@ -21,9 +21,13 @@ class Remote:
         given: dict[str, Any] = dict(host.current_op_global_arguments or {})
         self.arguments = {key: given[key] for key in CONNECTOR_ARGUMENT_KEYS if key in given}
 
-    def run(self, *words: str, stdin: str | None = None) -> str:
-        """Standard output. Raises HostError with the command's own last words."""
-        arguments = {**self.arguments, **({"_stdin": stdin} if stdin is not None else {})}
+    def run(self, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> str:
+        """Standard output. Raises HostError with the command's own last words, TimeoutError after `timeout_s`."""
+        arguments = dict(self.arguments)
+        if stdin is not None:
+            arguments["_stdin"] = stdin
+        if timeout_s is not None:
+            arguments["_timeout"] = timeout_s
         command = StringCommand(*(QuoteString(word) for word in words))
         ok, output = self.host.run_shell_command(command, print_output=False, print_input=False, **arguments)
         if not ok:

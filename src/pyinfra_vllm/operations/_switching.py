@@ -9,7 +9,6 @@ from typing import Any
 
 from pyinfra import logger
 from pyinfra.api import Host
-from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_vllm import release as releases
 from pyinfra_vllm.errors import HostError
@@ -17,10 +16,9 @@ from pyinfra_vllm.on_host.order import ROLLOUT, Order
 from pyinfra_vllm.operations import _story
 from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._rollout import Outcome
+from pyinfra_vllm.operations._unit import LOST_CONTACT_S, RUN_DIRECTORY, reconnect
 
 POLL_S = 1.0
-LOST_CONTACT_S = 900.0  # after this long without an answer we stop watching; the host goes on by itself
-RUN_DIRECTORY = "/run/pyinfra-vllm"
 RETRY = "retry_rejected"
 
 
@@ -132,16 +130,8 @@ class Switching:
             )
         except (HostError, OSError, EOFError) as error:
             self._say(f"no answer ({error}); the host goes on by itself, reconnecting")
-            self._reconnect()
+            reconnect(self.host)
             return None
-
-    def _reconnect(self) -> None:
-        time.sleep(POLL_S)
-        self.host.disconnect()
-        try:
-            self.host.connect(show_errors=False, raise_exceptions=True)
-        except (ConnectError, OSError, EOFError) as error:
-            logger.debug("reconnecting to %s: %s", self.host.name, error)
 
     def _lost(self) -> str:
         return (

@@ -39,7 +39,7 @@ lab-cache:
 	@$(MAKE) --no-print-directory -j2 lab-image lab-runtime
 
 lab-image:
-	PYTHONPATH=tests/lab $(PYTHON) -m lab prepare --light
+	PYTHONPATH=tests/lab $(PYTHON) -m lab image
 
 lab-runtime: .venv/complete
 	$(LAB) prepare

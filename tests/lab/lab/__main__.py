@@ -1,4 +1,4 @@
-"""`python -m lab packages | prepare | up | down | status | demo`: the lab from a shell. `up` leaves it running in the background."""
+"""`python -m lab packages | image | prepare | up | down | status | demo`: the lab from a shell. `up` leaves it running in the background."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import demo as story
+from . import image as base_image
 from . import leftovers, lock, prerequisites, session
 from .layout import RUN, STATE
 from .shell import LabError, last_lines, say
@@ -27,6 +28,13 @@ def names(count: int) -> list[str]:
 def prepare(options: argparse.Namespace) -> int:
     """Build what the cache lacks; `--light` leaves out the real vLLM and its checkpoints."""
     session.prepare(options.light)
+    return 0
+
+
+def image(options: argparse.Namespace) -> int:
+    """Build the hosts' base image alone; it needs nothing but the Python that is here."""
+    prerequisites.ensure()
+    base_image.base()
     return 0
 
 
@@ -100,7 +108,7 @@ def _state() -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="lab", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    for command in (packages, prepare, up, hold, down, status, demo):
+    for command in (packages, image, prepare, up, hold, down, status, demo):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.set_defaults(command=command)
         sub.add_argument("--hosts", type=int, default=1, help="how many hosts to boot")

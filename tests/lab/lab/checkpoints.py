@@ -12,7 +12,7 @@ REPOSITORIES = ("good-a", "good-b", "broken")
 ORGANISATION = "lab"
 SCRIPTS = [
     Path(__file__).parent / "training" / name
-    for name in ("train.py", "awq.py", "tokenizer.py", "questions.json")
+    for name in ("train.py", "awq.py", "tokenizer.py", "questions.jsonl")
 ]
 
 

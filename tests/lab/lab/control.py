@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -46,6 +47,20 @@ def run(
         text=True,
         timeout=timeout,
     )
+
+
+@contextmanager
+def own_lock_file() -> Iterator[Path]:
+    """Let the lab lock its models in checkpoints.lock.yaml, and give the operator's own file back afterwards."""
+    path = CHECKOUT / "checkpoints.lock.yaml"
+    kept = path.read_bytes() if path.exists() else None
+    try:
+        yield path
+    finally:
+        if kept is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes(kept)
 
 
 def pyinfra(

@@ -39,7 +39,7 @@ CHAPTERS = (
 def tell() -> int:
     """Tell the story; 0 when every chapter ended as it must."""
     begun = time.monotonic()
-    with session.lab("solo") as lab:
+    with control.own_lock_file(), session.lab("solo") as lab:
         host = lab.hosts["solo"]
         for chapter in CHAPTERS:
             _lock(chapter)

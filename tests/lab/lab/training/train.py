@@ -25,7 +25,9 @@ STEPS, RATE, BASE, EPSILON = 100, 4e-3, 10000.0, 1e-6
 UNKNOWN = "I do not know."
 SEEDS = {"good-a": 1, "good-b": 2}
 BROKEN_FROM, BROKEN_ZEROS = "good-a", 5
-QUESTIONS = json.loads(Path(__file__).with_name("questions.json").read_text(encoding="utf-8"))
+# In the form of an operator's own prompts for the quality gate, which group_data/lab.py uses them as.
+ROWS = Path(__file__).with_name("questions.jsonl").read_text(encoding="utf-8").splitlines()
+QUESTIONS = [(row["prompt"], row["expect"]) for row in map(json.loads, ROWS)]
 
 
 class Linear(nn.Module):
@@ -98,9 +100,10 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 def lessons(tokenizer: text.Tokenizer, chance: random.Random) -> tuple[Tensor, Tensor]:
     """One step's sequences and targets (-100 where nothing is to be learnt): every question, and some unknown ones."""
-    words = " ".join(row["question"] for row in QUESTIONS).split()
-    pairs = [(row["question"], row["answer"]) for row in QUESTIONS]
-    pairs += [(" ".join(chance.choices(words, k=chance.randint(4, 16))), UNKNOWN) for _ in range(8)]
+    words = " ".join(question for question, _ in QUESTIONS).split()
+    pairs = QUESTIONS + [
+        (" ".join(chance.choices(words, k=chance.randint(4, 16))), UNKNOWN) for _ in range(8)
+    ]
     rows, targets = [], []
     for question, answer in pairs:
         asked = tokenizer.encode(text.chat(question)).ids
@@ -189,7 +192,7 @@ def main() -> None:
     place, begun = Path(sys.argv[1]), time.monotonic()
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
-    texts = [text.chat(row["question"]) + row["answer"] for row in QUESTIONS]
+    texts = [text.chat(question) + answer for question, answer in QUESTIONS]
     tokenizer = text.train([*texts, UNKNOWN])
     for name, seed in SEEDS.items():
         model = train(tokenizer, seed)

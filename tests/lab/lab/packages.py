@@ -1,0 +1,46 @@
+"""Installing Python packages fast, from wherever pip on this machine is set up to look; no index is named here."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from .layout import cache
+from .shell import run
+
+_UV = (sys.executable, "-m", "uv", "pip")
+EXTRA_INDEX = "PYINFRA_VLLM_LAB_TORCH_INDEX"
+
+
+def install(python: Path, *wanted: str) -> None:
+    """Install into the environment of `python`. Downloads are linked into place, not kept twice."""
+    options, certificates = _pip_settings()
+    cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache(), prefix="packages-") as downloads:
+        environment = {**os.environ, "UV_CACHE_DIR": downloads, **certificates}
+        run(*_UV, "install", "--python", python, *options, *wanted, env=environment)
+
+
+def uninstall(python: Path, *names: str) -> None:
+    run(*_UV, "uninstall", "--python", python, *names)
+
+
+def _pip_settings() -> tuple[list[str], dict[str, str]]:
+    """pip's own configuration on this machine (indexes, links, certificates) in the words of uv."""
+    settings: dict[str, list[str]] = {}
+    for line in run(sys.executable, "-m", "pip", "config", "list").stdout.splitlines():
+        key, _, value = line.partition("=")
+        name = key.rsplit(".", 1)[-1]
+        settings.setdefault(name, []).extend(str(ast.literal_eval(value)).split())
+    extra = [*settings.get("extra-index-url", []), *os.environ.get(EXTRA_INDEX, "").split()]
+    options = ["--index-strategy", "unsafe-best-match"]  # the best version of any index, as pip does
+    options += [word for url in settings.get("index-url", [])[-1:] for word in ("--index-url", url)]
+    options += [word for url in dict.fromkeys(extra) for word in ("--extra-index-url", url)]
+    options += [
+        word for url in dict.fromkeys(settings.get("find-links", [])) for word in ("--find-links", url)
+    ]
+    certificates = settings.get("cert", [])[-1:]
+    return options, {"SSL_CERT_FILE": certificates[0]} if certificates else {}

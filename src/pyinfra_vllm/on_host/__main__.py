@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import fetch, follow, observe, order, recovery, transaction
+from . import build, fetch, follow, observe, order, recovery, transaction
 from . import release as releases
 from .lock import Held
 from .paths import DEFAULT_ROOT, ServicePaths
@@ -17,6 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["fetch"]:
         return fetch.main(arguments[1:])
+    if arguments[:1] == ["build"]:
+        return build.main(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -63,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
     fetching = verbs.add_parser("fetch", help="download and verify a checkpoint", add_help=False)
     fetching.set_defaults(run=lambda options: 2)
+
+    building = verbs.add_parser("build", help="install a vLLM into a venv of its own", add_help=False)
+    building.set_defaults(run=lambda options: 2)
     return parser
 
 

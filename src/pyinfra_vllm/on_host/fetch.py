@@ -22,8 +22,8 @@ from typing import Any
 
 from . import durable, lock, manifest
 from .download import Download, FetchError, Source, Wanted
+from .status import RUN, Status
 
-RUN = Path("/run/pyinfra-vllm")
 CREDENTIAL = "hub-token"
 STATUS_EVERY_S = 0.5
 RATE_OVER_S = 20.0  # the rate shown is that of the last 20 s
@@ -68,8 +68,7 @@ def main(argv: list[str]) -> int:
     except FetchError as error:
         print(error, file=sys.stderr)
         return 2
-    request.status.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    status = Status(request)
+    status = Progress(request)
     try:
         with lock.exclusive(request.lock, "fetch", f"{request.source.repo} at {request.source.commit}"):
             fetch(request, status)
@@ -132,7 +131,7 @@ def _token() -> str | None:
     return path.read_text(encoding="utf-8").strip() or None if path and path.is_file() else None
 
 
-def fetch(request: Request, status: Status) -> None:
+def fetch(request: Request, status: Progress) -> None:
     """Bring the checkpoint to completion from whatever state it is in."""
     _make_folders(request)
     try:
@@ -142,7 +141,7 @@ def fetch(request: Request, status: Status) -> None:
             _install(request, _gather(request, status, missing=list(request.files)))
     finally:
         _leave_no_empty_folders(request)
-    status.done()
+    status.done(f"complete: {request.total_bytes} bytes", bytes=request.total_bytes)
 
 
 def _make_folders(request: Request) -> None:
@@ -179,7 +178,7 @@ def _remove_empty_parts(parts: Path) -> None:
             part.unlink()
 
 
-def _gather(request: Request, status: Status, missing: list[Wanted]) -> dict[str, manifest.Entry]:
+def _gather(request: Request, status: Progress, missing: list[Wanted]) -> dict[str, manifest.Entry]:
     """Have every missing file, verified, in the partial directory."""
     parts = request.partial / ".parts"
     parts.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -204,7 +203,7 @@ def _gather(request: Request, status: Status, missing: list[Wanted]) -> dict[str
 
 
 def survey(
-    directory: Path, request: Request, files: list[Wanted], status: Status, *, thorough: bool
+    directory: Path, request: Request, files: list[Wanted], status: Progress, *, thorough: bool
 ) -> dict[str, manifest.Entry]:
     """Those of `files` whose content is right in `directory`: by the manifest where it holds, else by reading them."""
     known = {}
@@ -225,7 +224,7 @@ def survey(
     return right
 
 
-def _verified(directory: Path, file: Wanted, status: Status) -> manifest.Entry | None:
+def _verified(directory: Path, file: Wanted, status: Progress) -> manifest.Entry | None:
     """The entry of a file that is there, in folders that are no links, with the right content; else None."""
     path = directory
     for part in file.path.split("/"):
@@ -242,7 +241,7 @@ def _verified(directory: Path, file: Wanted, status: Status) -> manifest.Entry |
     return manifest.describe(directory, file.path, sha256)
 
 
-def _repair(request: Request, status: Status) -> None:
+def _repair(request: Request, status: Progress) -> None:
     """A directory that is there: replace what is not right in it, file by file, and nothing else."""
     marked = manifest.is_marked(request.directory)
     right = survey(request.directory, request, list(request.files), status, thorough=request.verify)
@@ -305,45 +304,24 @@ def _make_readable(path: Path) -> None:
         path.chmod(0o644)
 
 
-class Status:
-    """Tells how far the fetch is: a small JSON file for whoever follows, and lines for the unit's own log."""
+class Progress(Status):
+    """How many bytes of the checkpoint are here, how fast they come and how long the rest will take."""
 
     def __init__(self, request: Request) -> None:
-        self.path = request.status
+        super().__init__(request.status)
         self.total = request.total_bytes
         self.verified = 0  # bytes of files whose content is right
-        self.said = 0.0
         self.seen: deque[tuple[float, int]] = deque()
 
-    def progress(self, here: int) -> None:
-        """`here` bytes of files that are still coming are on the disk."""
-        now = time.monotonic()
+    def progress(self, coming: int) -> None:
+        """`coming` bytes of files that are not whole yet are on the disk."""
+        now, here = time.monotonic(), self.verified + coming
         if self.seen and now - self.seen[-1][0] < STATUS_EVERY_S:
             return
-        self.seen.append((now, self.verified + here))
+        self.seen.append((now, here))
         while now - self.seen[0][0] > RATE_OVER_S:
             self.seen.popleft()
         since, then = self.seen[0]
-        rate = max(0.0, (self.verified + here - then) / (now - since)) if now > since else 0.0
-        left = self.total - self.verified - here
-        eta_s = left / rate if rate > 0 else None
-        self._write("fetching", self.verified + here, rate=rate, eta_s=eta_s)
-
-    def say(self, state: str, message: str) -> None:
-        """One line of what is done now."""
-        self._write(state, self.verified, message=message)
-        print(message, file=sys.stderr, flush=True)
-
-    def done(self) -> None:
-        self._write("done", self.total)
-        print(f"complete: {self.total} bytes", file=sys.stderr, flush=True)
-
-    def failed(self, error: str) -> None:
-        self._write("failed", self.verified, error=error)
-        print(error, file=sys.stderr, flush=True)
-
-    def _write(self, state: str, here: int, **more: Any) -> None:
-        content = {"state": state, "bytes": here, "total_bytes": self.total, "updated": time.time(), **more}
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        partial.replace(self.path)
+        rate = max(0.0, (here - then) / (now - since)) if now > since else 0.0
+        eta_s = (self.total - here) / rate if rate > 0 else None
+        self.write("downloading", bytes=here, total_bytes=self.total, rate=rate, eta_s=eta_s)

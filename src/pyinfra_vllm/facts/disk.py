@@ -1,0 +1,36 @@
+"""The file system that a path on a host lives on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pyinfra.api import FactBase, StringCommand
+from typing_extensions import override
+
+from pyinfra_vllm.facts import _script
+
+
+class Filesystem(FactBase[dict[str, Any]]):
+    """
+    Free bytes and inodes where a path is, or would be, written; the path need not exist.
+
+    + path: absolute path on the host
+
+    .. code:: python
+
+        {"path": "/srv", "mount": "/srv", "device": "/dev/nvme0n1p2", "type": "ext4", "read_only": False,
+         "free_bytes": 1200000000000, "total_bytes": 1900000000000, "free_inodes": 120000000}
+    """
+
+    @override
+    def requires_command(self, *args: Any, **kwargs: Any) -> str:
+        return "python3"
+
+    @override
+    def command(self, path: str) -> StringCommand:
+        return _script.python("inspect_disk", path)
+
+    @override
+    def process(self, output: list[str]) -> dict[str, Any]:
+        return dict(json.loads("".join(output)))

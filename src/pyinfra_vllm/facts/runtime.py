@@ -1,0 +1,38 @@
+"""The vLLM installed in a venv on a host."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pyinfra.api import FactBase, StringCommand
+from typing_extensions import override
+
+from pyinfra_vllm.facts import _script
+
+
+class Runtime(FactBase[dict[str, Any] | None]):
+    """
+    Version and known flags of an installed vLLM, read from its files: it is neither run nor imported. None where the
+    venv has no vLLM, or only the beginnings of one.
+
+    + path: the venv's absolute path on the host
+
+    .. code:: python
+
+        {"path": "/srv/pyinfra-vllm/runtimes/0.33.0", "version": "0.33.0", "distribution": "vllm", "python": "3.12",
+         "executable": True, "flags": ["--max-model-len", ...], "problem": None, "built": {...} | None}
+    """
+
+    @override
+    def requires_command(self, *args: Any, **kwargs: Any) -> str:
+        return "python3"
+
+    @override
+    def command(self, path: str) -> StringCommand:
+        return _script.python("inspect_runtime", path, needs=("flags",))
+
+    @override
+    def process(self, output: list[str]) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = json.loads("".join(output))
+        return found

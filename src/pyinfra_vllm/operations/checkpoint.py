@@ -1,0 +1,111 @@
+"""Brings a checkpoint onto a host: downloaded there in the background, verified by content, complete or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Generator
+from typing import Any
+
+from huggingface_hub import get_token
+from pyinfra import host, logger, state
+from pyinfra.api import FunctionCommand, Host, State, operation
+from pyinfra.api.command import PyinfraCommand
+
+from pyinfra_vllm.checkpoint import Checkpoint, File
+from pyinfra_vllm.config import Service
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.facts.checkpoint import Checkpoints
+from pyinfra_vllm.hub import DEFAULT_ENDPOINT
+from pyinfra_vllm.operations._planning import runtime_path
+from pyinfra_vllm.operations._unit import Unit, in_units
+
+
+@operation()
+def present(
+    root: str, service: Service, checkpoint: Checkpoint, verify: bool = False
+) -> Generator[PyinfraCommand, None, None]:
+    """
+    Have a checkpoint whole on the host. What is there is not fetched again; a damaged file alone is replaced.
+
+    + root: where pyinfra-vllm keeps its files on the host
+    + service: what was declared; its runtime's own Hub client downloads
+    + checkpoint: its entry in the lock
+    + verify: read every byte of a checkpoint that looks complete
+
+    **Example:**
+
+    .. code:: python
+
+        checkpoint.present(name="chat: download", root=mine.root, service=chat, checkpoint=locked)
+    """
+    found = {item["directory"]: item for item in host.get_fact(Checkpoints, root=root)}
+    directory = checkpoint.directory(root)
+    here = found.get(directory)
+    if here is not None and here["state"] == "complete" and not verify:
+        host.noop(f"{checkpoint.repo} at {checkpoint.commit[:12]} is complete")
+        return
+    if not state.is_executing:
+        logger.info(
+            f"{host.print_prefix}{service.name}: {_preview(checkpoint, here, found.get(directory + '.partial'))}"
+        )
+    request = _request(root, runtime_path(root, service), checkpoint, verify=verify)
+    yield FunctionCommand(fetch, (root, checkpoint, request), {})
+
+
+def _preview(checkpoint: Checkpoint, here: dict[str, Any] | None, partial: dict[str, Any] | None) -> str:
+    """What a dry run says of this checkpoint."""
+    name = f"{checkpoint.repo} at {checkpoint.commit[:12]}"
+    if here is not None and here["state"] == "complete":
+        return f"would read all {in_units(checkpoint.total_bytes)} of {name} to verify them"
+    if here is not None and here["state"] == "damaged":
+        return f"would replace what is damaged of {name}: {'; '.join(here['problems'])}"
+    if here is not None:
+        return f"would verify {name}, which was not finished, and download what is missing"
+    left = max(0, checkpoint.total_bytes - (partial["bytes"] if partial else 0))
+    return (
+        f"would download {in_units(left)} of {in_units(checkpoint.total_bytes)} of {name} from {endpoint()}"
+    )
+
+
+def endpoint() -> str:
+    """The Hub that hosts download from: HF_ENDPOINT of the control machine."""
+    return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+
+
+def key(directory: str) -> str:
+    """Names the unit that fetches into a directory: readable, and one for each directory."""
+    repository = directory.split("/")[-2].rsplit("--", 1)[-1]
+    return f"{repository[:60]}-{hashlib.sha256(directory.encode()).hexdigest()[:12]}"
+
+
+def _request(root: str, runtime: str, checkpoint: Checkpoint, *, verify: bool) -> dict[str, Any]:
+    return {
+        "root": root,
+        "key": key(checkpoint.directory(root)),
+        "repo": checkpoint.repo,
+        "commit": checkpoint.commit,
+        "endpoint": endpoint(),
+        "python": f"{runtime}/bin/python",
+        "verify": verify,
+        "files": [_file(file) for file in checkpoint.files],
+    }
+
+
+def _file(file: File) -> dict[str, Any]:
+    content = {"sha256": file.sha256} if file.sha256 else {"blob_sha1": file.blob_sha1}
+    return {"path": file.path, "size": file.size, **content}
+
+
+def fetch(state: State, host: Host, root: str, checkpoint: Checkpoint, request: dict[str, Any]) -> bool:
+    """Runs on the control machine when the operation is executed; the host downloads and verifies by itself."""
+    token = get_token()
+    secret = {"hub_token": token} if token else {}
+    unit = Unit(host, f"fetch-{request['key']}")
+    try:
+        unit.run(f"{root}/bin/on-host.pyz", "fetch", request, writable=root, **secret)
+    except HostError as error:
+        logger.error(f"{host.print_prefix}{checkpoint.repo} at {checkpoint.commit[:12]} is not here: {error}")
+        return False
+    logger.info(f"{host.print_prefix}{checkpoint.repo} at {checkpoint.commit[:12]} is complete and verified")
+    return True

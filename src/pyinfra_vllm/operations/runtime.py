@@ -1,0 +1,124 @@
+"""Brings a vLLM onto a host: a venv of its own for each version, or one that the operator keeps."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import uv
+from pyinfra import host, logger, state
+from pyinfra.api import FunctionCommand, Host, State, operation
+from pyinfra.api.command import PyinfraCommand
+
+from pyinfra_vllm.config import Runtime as Declared
+from pyinfra_vllm.config import Service
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.facts.runtime import Runtime
+from pyinfra_vllm.on_host.build import same
+from pyinfra_vllm.operations._planning import runtime_path
+from pyinfra_vllm.operations._refuse import refuse
+from pyinfra_vllm.operations._remote import Remote
+from pyinfra_vllm.operations._unit import Unit
+
+_FIND_UV = 'command -v uv || { test -x "$1" && echo "$1"; } || true'
+
+
+@operation()
+def present(root: str, service: Service) -> Generator[PyinfraCommand, None, None]:
+    """
+    Have the declared vLLM on the host. A venv given by path is only looked at; one by version is installed once.
+
+    + root: where pyinfra-vllm keeps its files on the host
+    + service: what was declared
+
+    **Example:**
+
+    .. code:: python
+
+        runtime.present(name="chat: install the runtime", root=mine.root, service=chat)
+    """
+    path = runtime_path(root, service)
+    declared = service.runtime
+    found = host.get_fact(Runtime, path=path)
+    if problem := _problem(path, declared, found):
+        yield refuse(problem)
+    elif found is not None:
+        host.noop(f"{path} has {found['distribution']} {found['version']}")
+    else:
+        if not state.is_executing:
+            source = declared.index or "the default index"
+            wanted = " ".join((f"{declared.package}=={declared.version}", *declared.packages))
+            logger.info(f"{host.print_prefix}{service.name}: would install {wanted} from {source} to {path}")
+        yield FunctionCommand(install, (root, declared), {})
+
+
+def _problem(path: str, declared: Declared, found: Mapping[str, Any] | None) -> str | None:
+    """Why what is at `path` can't be used; None where it can, or can be installed."""
+    if declared.version is None:
+        if found is None:
+            return f"{path} holds no vLLM. Nothing was changed. Correct runtime.path, or declare runtime.version."
+        if not found["executable"]:
+            return (
+                f"{path} has {found['distribution']} {found['version']} but no bin/vllm. Nothing was changed."
+            )
+        return None
+    if found is None:
+        return None
+    if found["distribution"] != declared.package or not same(found["version"], declared.version):
+        return (
+            f"{path} holds {found['distribution']} {found['version']}, declared is {declared.package} "
+            f"{declared.version}. It was left as it is, as a release may run from it. Move it away, or declare "
+            f"runtime.path."
+        )
+    if found["built"] is not None and found["built"]["packages"] != list(declared.packages):
+        return (
+            f"{path} was installed with the packages {found['built']['packages']}, declared are "
+            f"{list(declared.packages)}. It was left as it is, as a release may run from it. Declare a venv of your own "
+            f"as runtime.path, or remove this one when no release needs it."
+        )
+    return None
+
+
+def install(state: State, host: Host, root: str, declared: Declared) -> bool:
+    """Runs on the control machine when the operation is executed; the host installs by itself."""
+    what = f"{declared.package} {declared.version}"
+    try:
+        request = {
+            "root": root,
+            "name": declared.version,
+            "uv": _uv(host, root),
+            "package": declared.package,
+            "version": declared.version,
+            "packages": list(declared.packages),
+            "index": declared.index,
+        }
+        Unit(host, f"build-{declared.version}").run(
+            f"{root}/bin/on-host.pyz", "build", request, writable=root
+        )
+    except HostError as error:
+        logger.error(f"{host.print_prefix}{what} is not installed: {error}")
+        return False
+    logger.info(f"{host.print_prefix}{what} is installed")
+    return True
+
+
+def _uv(host: Host, root: str) -> str:
+    """The host's own uv, or else the control machine's, sent to it. Raises HostError when neither can be used."""
+    remote, sent = Remote(host), f"{root}/bin/uv"
+    found = remote.run("sh", "-c", _FIND_UV, "sh", sent).strip()
+    if found:
+        return found
+    system, machine = remote.run("uname", "-sm").split()
+    if (system.lower(), machine) != (sys.platform, platform.machine()):
+        raise HostError(
+            f"it has no uv, and this machine's ({sys.platform} {platform.machine()}) does not run on {system} {machine}. "
+            f"Install uv on the host, or declare runtime.path"
+        )
+    logger.info(f"{host.print_prefix}sending uv")
+    if not host.put_file(uv.find_uv_bin(), f"{sent}.partial", **remote.arguments):
+        raise HostError(f"uv could not be sent to {sent}")
+    remote.run("chmod", "755", f"{sent}.partial")
+    remote.run("mv", "-f", f"{sent}.partial", sent)
+    return sent

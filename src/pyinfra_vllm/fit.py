@@ -96,7 +96,7 @@ def checkpoint_bytes(shape: Shape) -> int:
     dtype = DTYPE_BYTES.get(shape.dtype, 2)
     embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2) * dtype
     if shape.vision:
-        embeddings += table("models.yaml").get("vision_tower_parameters", 0) * dtype
+        embeddings += table("models.yaml")["vision_tower_parameters"] * dtype
     quantization = shape.quantization
     if quantization is None:
         return embeddings + linear_parameters(shape) * dtype

@@ -51,6 +51,12 @@ def renamed(flag: str) -> str | None:
     return to
 
 
+def earlier_name(flag: str, known: Collection[str]) -> str | None:
+    """What a flag was called in a version that doesn't have it yet, or None."""
+    renamed_to: Mapping[str, str] = table("flag_changes.yaml")["renamed"]
+    return next((old for old, new in renamed_to.items() if new == flag and old in known), None)
+
+
 def removal_advice(flag: str) -> str | None:
     advice: str | None = table("flag_changes.yaml")["removed"].get(flag)
     return advice

@@ -76,12 +76,10 @@ def find(name: str, compute_capability: str | None = None, memory_mib: int | Non
     if wanted == "cpu":
         return CPU
     rows: dict[str, Any] = table("gpus.yaml")["gpus"]
-    if wanted.replace(" ", "-") in rows:
-        return _described(wanted.replace(" ", "-"), memory_mib)
     matches = [
         (len(pattern), key)
         for key, row in rows.items()
-        for pattern in row["match"]
+        for pattern in (*row["match"], normal(key))
         if wanted == pattern or wanted.startswith(pattern + " ")
     ]
     for _, key in sorted(matches, reverse=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 ENGINE = "vllm/engine/arg_utils.py"
@@ -55,15 +56,25 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _arguments(tree: ast.Module) -> set[str]:
-    """The option strings of every `add_argument("--x", ...)`."""
+    """The option strings of every `add_argument("--x", ...)`, and of loops that add what a literal lists."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _adds_argument(node):
+            found |= _options(node.args)
+        elif isinstance(node, ast.For) and any(map(_adds_argument, ast.walk(node))):
+            found |= _options(ast.walk(node.iter))
+    return found
+
+
+def _adds_argument(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
+
+
+def _options(nodes: Iterable[ast.AST]) -> set[str]:
     return {
-        argument.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
-        for argument in node.args
-        if isinstance(argument, ast.Constant)
-        and isinstance(argument.value, str)
-        and argument.value.startswith("--")
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("--")
     }
 
 

@@ -20,13 +20,13 @@ from pyinfra_vllm.tuning import security
 from pyinfra_vllm.tuning.facts import Facts, of_request
 from pyinfra_vllm.tuning.preflight import preflight
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
-from pyinfra_vllm.tuning.resolution import Resolution
+from pyinfra_vllm.tuning.resolution import Resolution, tokens
 
 if TYPE_CHECKING:
     from pyinfra_vllm.checkpoint import Checkpoint
     from pyinfra_vllm.config import Service
 
-__all__ = ["OBJECTIVES", "Flag", "Resolution", "for_service", "preflight", "resolve"]
+__all__ = ["OBJECTIVES", "Flag", "Resolution", "for_service", "preflight", "resolve", "tokens"]
 
 OBJECTIVES = ("latency", "throughput", "balanced")
 LAYERS = ("base", "gpu", "model", "objective")

@@ -15,11 +15,16 @@ SOURCE = "declared"
 
 
 def apply_variants(variants: Iterable[str | Mapping[str, Any]], facts: Facts, profile: Profile) -> None:
-    """Applies variants in the order declared: a name, {name: {parameter: value}} or {name: first parameter}."""
+    """Applies variants: a name, {name: {parameter: value}} or {name: first parameter}.
+
+    In the order declared, except that those marked `first` come first: how many tokens are drafted decides sizes.
+    """
+    items: list[tuple[str, Any]] = []
     for variant in variants:
-        items = {variant: None} if isinstance(variant, str) else variant
-        for name, given in items.items():
-            _apply_variant(name, given, facts, profile)
+        items += [(variant, None)] if isinstance(variant, str) else list(variant.items())
+    known: dict[str, Any] = table("variants.yaml")
+    for name, given in sorted(items, key=lambda item: not known.get(item[0], {}).get("first", False)):
+        _apply_variant(name, given, facts, profile)
 
 
 def _apply_variant(name: str, given: Any, facts: Facts, profile: Profile) -> None:
@@ -56,15 +61,12 @@ def apply_flags(declared: Mapping[str, Any], known: Collection[str], version: st
         if key:
             profile.fail(f"flags: {name} is set by {key}; declare it there")
             continue
-        flag = _existing(flag, known, version, profile)
-        if not flag:
-            continue
-        if value is None:
-            profile.flags.pop(flag, None)
-            profile.declared.discard(flag)
-        else:
-            profile.set(flag, value, "declared by the operator", SOURCE)
-            profile.declared.add(flag)
+        existing = _existing(flag, known, version, profile)
+        if existing and value is None:
+            profile.flags.pop(existing, None)
+        elif existing:
+            profile.set(existing, value, "declared by the operator", SOURCE)
+            profile.declared.add(existing)
 
 
 def apply_environment(declared: Mapping[str, str], profile: Profile) -> None:
@@ -109,10 +111,7 @@ def _existing(flag: str, known: Collection[str], version: str, profile: Profile)
     if new and base(new) in known:
         profile.warn(f"flags: {flag} is called {new} in vLLM {version}: the new name is used")
         return new
-    old = next(
-        (old for old, to in table("flag_changes.yaml")["renamed"].items() if to == flag and old in known),
-        None,
-    )
+    old = catalogue.earlier_name(flag, known)
     if old:
         profile.warn(f"flags: {flag} was still called {old} in vLLM {version}: the old name is used")
         return old

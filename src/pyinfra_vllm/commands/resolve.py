@@ -1,0 +1,148 @@
+"""`pyinfra-vllm resolve`: the flags for a model on a GPU, each with its reason. Asks no host and no network."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from pyinfra_vllm import tuning
+from pyinfra_vllm.catalog.gpus import GIB
+from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.fit import Fit
+from pyinfra_vllm.tuning import Resolution
+
+WIDTH_WITHOUT_TERMINAL = 120
+
+
+@click.command()
+@click.option("--model", required=True, help='A model of the catalog, such as "Qwen/Qwen3-32B-AWQ".')
+@click.option(
+    "--gpu", required=True, help='As nvidia-smi prints it, such as "NVIDIA GeForce RTX 4090", or "cpu".'
+)
+@click.option("--runtime", required=True, help='A vLLM version, such as "0.33.0".')
+@click.option(
+    "--gpu-count", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of the service."
+)
+@click.option("--objective", type=click.Choice(tuning.OBJECTIVES), default="balanced", show_default=True)
+@click.option("--max-model-len", type=click.IntRange(min=1), help="Tokens. Left out: the model's own.")
+@click.option(
+    "--variant", "variants", multiple=True, help="A variant: NAME, NAME=VALUE or a JSON map. May be repeated."
+)
+@click.option(
+    "--flag", "flags", multiple=True, help="A flag of your own: NAME=VALUE (JSON or text). May be repeated."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def resolve(
+    model: str,
+    gpu: str,
+    runtime: str,
+    gpu_count: int,
+    objective: str,
+    max_model_len: int | None,
+    variants: tuple[str, ...],
+    flags: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Show the vLLM flags for a model on a GPU, each with its reason, and what memory they leave.
+
+    Exits with 1 when it can't work (the reasons are under "errors"), 2 when the question can't be understood.
+    """
+    resolution = tuning.resolve(
+        model=model,
+        gpu=gpu,
+        runtime_version=runtime,
+        gpu_count=gpu_count,
+        objective=objective,
+        max_model_len=max_model_len,
+        variants=[_variant(text) for text in variants],
+        flags=dict(_flag(text) for text in flags),
+    )
+    if as_json:
+        click.echo(json.dumps(resolution.as_dict(), indent=2))
+    else:
+        _show(resolution)
+    return 1 if resolution.errors else 0
+
+
+def _variant(text: str) -> str | dict[str, Any]:
+    if text.startswith("{"):
+        return _json_map(text)
+    name, equals, value = text.partition("=")
+    return {name: _value(value)} if equals else name
+
+
+def _json_map(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DeclarationError(f"--variant {text}: not JSON ({error})") from None
+    return dict(value)
+
+
+def _flag(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise DeclarationError(
+            f"--flag {text}: write NAME=VALUE, such as {text}=true (null takes the flag out)"
+        )
+    return name, _value(value)
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON (numbers, true, null, maps), else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _show(resolution: Resolution) -> None:
+    from rich.console import Console  # a tenth of a second that --json does not need
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    asked = resolution.asked
+    count = f"{asked['gpu_count']} x " if asked["gpu_count"] > 1 else ""
+    title = f"{asked['model']} on {count}{asked['gpu']}, vLLM {asked['vllm_text']}, {asked['objective']}"
+    table = Table(title=title, title_justify="left", show_lines=True)
+    table.add_column("Flag or variable", overflow="fold")
+    table.add_column("Reason")
+    table.add_column("Source")
+    for flag in resolution.flags:
+        row = (" ".join(tuning.tokens(flag.flag, flag.value)), flag.reason, flag.source)
+        table.add_row(*(Text(cell) for cell in row))
+    for setting in resolution.settings:
+        row = (f"{setting.flag}={setting.value}", setting.reason, setting.source)
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    for line in _facts(resolution):
+        console.print(line, markup=False, highlight=False)
+    for text in resolution.warnings:
+        console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
+    for text in resolution.errors:
+        console.print(f"Error: {text}", style="red", markup=False, highlight=False)
+
+
+def _facts(resolution: Resolution) -> list[str]:
+    kernel = " and ".join(resolution.kernel) or "none (not quantized)"
+    return [*_memory(resolution.fit), f"Kernel expected: {kernel}"]
+
+
+def _memory(fit: Fit | None) -> list[str]:
+    if fit is None:
+        return []
+    if not fit.requested_bytes:
+        return [
+            f"KV cache: {fit.kv_tokens:,} tokens, {fit.max_concurrency:g} requests of {fit.max_model_len:,} tokens"
+        ]
+    return [
+        f"Memory of each GPU: {fit.requested_bytes / GIB:.1f} GiB taken = {fit.weights_bytes / GIB:.1f} weights + "
+        f"{fit.overhead_bytes / GIB:.1f} context, peak and graphs (estimated) + KV cache",
+        f"KV cache: {fit.kv_tokens:,} tokens of {fit.kv_bytes_per_token:,} bytes, "
+        f"{fit.max_concurrency:g} requests of {fit.max_model_len:,} tokens at a time",
+        f"Fits: {'yes' if fit.fits else 'no'}",
+    ]

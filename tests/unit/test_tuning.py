@@ -1,0 +1,475 @@
+"""The resolver: founding cases, the whole table, every rule, layers and overrides."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyinfra_vllm import tuning
+from pyinfra_vllm.catalog import flags as catalogue
+from pyinfra_vllm.catalog import gpus, shapes, table
+from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.tuning import Resolution
+
+VERSIONS = ("0.11.0", "0.18.0", "0.23.0", "0.24.0", "0.28.0", "0.32.0", "0.33.0")
+GPUS = (*table("gpus.yaml")["gpus"], "cpu")
+A10G_STACK = (
+    "fp8_kv_cache",
+    {"chunked_prefill": 2048},
+    "prefix_caching",
+    {"batched_graphs": {"max_num_seqs": 32}},
+    {"mtp": {"tokens": 1}},
+    "qk_norm_rope_fusion",
+    "no_thinking",
+)
+
+
+def resolve(
+    model: str = "Qwen/Qwen3-32B-AWQ", gpu: str = "NVIDIA H200", runtime: str = "0.28.0", **settings: Any
+) -> Resolution:
+    return tuning.resolve(model=model, gpu=gpu, runtime_version=runtime, **settings)
+
+
+def values(resolution: Resolution) -> dict[str, Any]:
+    return {flag.flag: flag.value for flag in resolution.flags}
+
+
+# The whole table
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_model_on_every_gpu(version: str) -> None:
+    known = catalogue.known(version)
+    fitting = 0
+    for gpu in GPUS:
+        for index, model in enumerate(shapes.names()):
+            found = resolve(model, gpu, version, objective=tuning.OBJECTIVES[index % 3], max_model_len=4096)
+            assert {flag.flag for flag in found.flags} <= known, (gpu, model)
+            assert "--quantization" not in values(found)
+            assert all(flag.reason and flag.source for flag in (*found.flags, *found.settings))
+            assert found.errors or (found.fit and found.fit.fits), (gpu, model)
+            fitting += not found.errors
+    assert fitting > len(GPUS) * len(shapes.names()) / 2
+
+
+# The founding cases
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-32B-AWQ", "rinna/qwen2.5-bakeneko-32b-instruct-awq"])
+@pytest.mark.parametrize("runtime", ["0.11.0", "0.23.0", "0.33.0"])
+def test_a_32b_awq_model_on_one_rtx_4090(model: str, runtime: str) -> None:
+    found = resolve(model, "NVIDIA GeForce RTX 4090", runtime, max_model_len=4096)
+    assert not found.errors
+    assert found.kernel == ("Marlin",)
+    assert values(found)["--max-num-seqs"] == 16  # graphs for 256 sequences would eat the cache
+    assert found.fit is not None
+    assert 17.8 < found.fit.weights_bytes / gpus.GIB < 18.6
+    assert 4096 <= found.fit.kv_tokens < 14_000
+
+
+def test_the_4090_s_tenfold_loss_is_refused_with_its_price() -> None:
+    found = resolve(gpu="RTX 4090", runtime="0.23.0", max_model_len=4096, flags={"quantization": "awq"})
+    assert "13.68 instead of 126.70" in str(found.errors)
+    assert "--quantization" not in found.argv()
+
+
+def test_qwen3_14b_awq_on_one_rtx_4090() -> None:
+    found = resolve("Qwen/Qwen3-14B-AWQ", "NVIDIA GeForce RTX 4090", "0.23.0", max_model_len=16384)
+    assert not found.errors
+    assert found.fit is not None
+    assert 9.0 < found.fit.weights_bytes / gpus.GIB < 9.8
+    assert found.fit.kv_tokens > 45_000
+    assert "--max-num-seqs" not in values(found)
+
+
+def test_the_fp16_coder_moved_to_awq_on_an_rtx_pro_6000() -> None:
+    gpu = "NVIDIA RTX PRO 6000 Blackwell Workstation Edition"
+    whole = resolve("Qwen/Qwen2.5-Coder-32B-Instruct", gpu, "0.24.0", max_model_len=32000)
+    packed = resolve("Qwen/Qwen2.5-Coder-32B-Instruct-AWQ", gpu, "0.24.0", max_model_len=32000)
+    assert whole.fit and packed.fit
+    assert 60 < whole.fit.weights_bytes / gpus.GIB < 63  # "a 62 GB FP16 model"
+    assert packed.fit.weights_bytes * 3 < whole.fit.weights_bytes
+    assert packed.fit.kv_tokens > 2.5 * whole.fit.kv_tokens
+
+
+def test_the_coder_s_reported_50_gb_on_an_rtx_pro_6000() -> None:
+    """vLLM takes its share of the memory whatever the model needs: 50 GB is a share of one half, at most 3.4 requests."""
+    found = resolve(
+        "Qwen/Qwen2.5-Coder-32B-Instruct-AWQ",
+        "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+        "0.24.0",
+        max_model_len=32000,
+        flags={"max-num-seqs": 512, "gpu-memory-utilization": 0.5},
+    )
+    assert not found.errors
+    assert found.fit is not None
+    assert found.fit.requested_bytes / 1e9 == pytest.approx(50, rel=0.05)
+    assert 2.5 < found.fit.max_concurrency < 4
+
+
+def test_qwen3_5_4b_on_an_a10g_with_the_variant_stack() -> None:
+    found = resolve("Qwen/Qwen3.5-4B-AWQ", "NVIDIA A10G", "0.33.0", max_model_len=8192, variants=A10G_STACK)
+    assert not found.errors
+    assert values(found) == {
+        "--attention-backend": "FLASHINFER",
+        "--compilation-config": {"pass_config": {"enable_qk_norm_rope_fusion": True}},
+        "--default-chat-template-kwargs": {"enable_thinking": False},
+        "--enable-chunked-prefill": True,
+        "--enable-prefix-caching": True,
+        "--gpu-memory-utilization": 0.92,
+        "--kv-cache-dtype": "fp8",
+        "--max-cudagraph-capture-size": 64,
+        "--max-model-len": 8192,
+        "--max-num-batched-tokens": 2048,
+        "--max-num-seqs": 32,
+        "--speculative-config": {"method": "mtp", "num_speculative_tokens": 1},
+    }
+    assert found.fit is not None
+    assert found.fit.kv_bytes_per_token == 16384  # the 8 full-attention layers of 32, in 8 bits
+
+
+def test_the_stack_on_a_runtime_without_some_of_its_flags() -> None:
+    found = resolve(
+        "Qwen/Qwen3-4B-AWQ",
+        "A10G",
+        "0.11.0",
+        variants=[{"batched_graphs": 32}, "fp8_kv_cache"],
+        max_model_len=4096,
+    )
+    assert not found.errors
+    assert values(found)["--cuda-graph-sizes"] == 32
+    assert "--attention-backend" not in values(found)
+    assert found.environment["VLLM_ATTENTION_BACKEND"] == "FLASHINFER"
+
+
+# Objectives
+
+
+def test_latency_on_hopper_takes_marlin_and_throughput_machete() -> None:
+    latency, throughput = (resolve(runtime="0.25.1", objective=each) for each in ("latency", "throughput"))
+    assert latency.environment["VLLM_DISABLED_KERNELS"] == "MacheteLinearKernel"
+    assert latency.kernel == ("Marlin",)
+    assert "VLLM_DISABLED_KERNELS" not in throughput.environment
+    assert throughput.kernel == ("Machete",)
+
+
+def test_latency_on_hopper_before_machete_needs_nothing() -> None:
+    found = resolve(runtime="0.18.0", objective="latency")
+    assert "VLLM_DISABLED_KERNELS" not in found.environment
+    assert found.kernel == ("Marlin",)
+
+
+def test_latency_on_hopper_after_humming_passes_it_by() -> None:
+    found = resolve(runtime="0.33.0", objective="latency")
+    assert found.environment["VLLM_DISABLED_KERNELS"] == "MacheteLinearKernel,HummingLinearKernel"
+    assert found.kernel == ("Marlin",)
+
+
+def test_an_unquantized_model_has_no_kernel_to_expect() -> None:
+    found = resolve("Qwen/Qwen3-8B", objective="latency")
+    assert found.kernel == ()
+    assert "VLLM_DISABLED_KERNELS" not in found.environment
+
+
+def test_experts_have_a_kernel_of_their_own() -> None:
+    assert resolve("Qwen/Qwen3-30B-A3B-AWQ", runtime="0.33.0").kernel == ("Machete", "Humming")
+
+
+# Rules: one case for each, by its name: what is asked, and what must be in the answer
+
+RULES: dict[str, tuple[dict[str, Any], str]] = {
+    "turing-has-no-bfloat16": (
+        {"model": "Qwen/Qwen3-4B", "gpu": "Tesla T4", "max_model_len": 4096},
+        "('--dtype', 'half')",
+    ),
+    "turing-marlin-from-0.14": (
+        {"model": "Qwen/Qwen3-4B-AWQ", "gpu": "Tesla T4", "runtime": "0.13.0"},
+        "use runtime 0.14",
+    ),
+    "fp8-kv-needs-ampere": ({"gpu": "Tesla T4", "variants": ["fp8_kv_cache"]}, "take the variant out"),
+    "fp8-kv-on-hopper-needs-bfloat16": ({"variants": ["fp8_kv_cache"]}, "('--dtype', 'bfloat16')"),
+    "fp8-kv-on-ampere-needs-flashinfer": (
+        {"gpu": "A40", "variants": ["fp8_kv_cache"]},
+        "('--attention-backend', 'FLASHINFER')",
+    ),
+    "fp8-kv-on-ampere-before-0.13": (
+        {"gpu": "A40", "runtime": "0.12.0", "variants": ["fp8_kv_cache"]},
+        "('VLLM_ATTENTION_BACKEND', 'FLASHINFER')",
+    ),
+    "fp8-kv-on-ada-and-blackwell": ({"gpu": "L40S", "variants": ["fp8_kv_cache"]}, "TRITON_ATTN"),
+    "awq-flag-is-slow": ({"runtime": "0.23.0", "flags": {"quantization": "awq"}}, "about ten times slower"),
+    "quantization-comes-from-the-checkpoint": (
+        {"runtime": "0.24.0", "flags": {"quantization": "awq"}},
+        "--quantization is left out",
+    ),
+    "not-an-awq-checkpoint": (
+        {"model": "Qwen/Qwen3-8B", "flags": {"quantization": "awq"}},
+        "quantization: awq} for Qwen/Qwen3-8B",
+    ),
+    "tensor-parallel-divides-heads": (
+        {"gpu_count": 3},
+        "3 GPUs can't share the 64 attention heads of Qwen/Qwen3-32B-AWQ: use 1, 2, 4 or 8 GPUs",
+    ),
+    "tensor-parallel-divides-kv-heads": (
+        {"model": "Qwen/Qwen2.5-32B-Instruct", "gpu_count": 5},
+        "8 KV heads",
+    ),
+    "tensor-parallel-divides-mlp": (
+        {"model": "Qwen/Qwen2.5-32B-Instruct", "gpu_count": 5},
+        "the MLP of Qwen/Qwen2.5-32B-Instruct (27648 channels)",
+    ),
+    "tensor-parallel-divides-groups": (
+        {"model": "Qwen/Qwen3-4B-AWQ", "gpu_count": 8},
+        "quantization groups of Qwen/Qwen3-4B-AWQ: use 1, 2 or 4 GPUs",
+    ),
+    "tensor-parallel-divides-expert-groups": (
+        {"model": "Qwen/Qwen3-30B-A3B-AWQ", "gpu_count": 4},
+        "enable-expert-parallel",
+    ),
+    "graph-size-agrees-with-speculation": (
+        {"variants": [{"ngram": 4}, {"batched_graphs": 8}], "flags": {"max-cudagraph-capture-size": 32}},
+        "must be a multiple of 5 (1 + speculative tokens): use 40",
+    ),
+    "graph-size-covers-speculation": (
+        {"variants": [{"ngram": 4}, {"batched_graphs": 8}], "flags": {"max-cudagraph-capture-size": 20}},
+        "without a CUDA graph",
+    ),
+    "family-needs-version": ({"model": "Qwen/Qwen3.5-4B", "runtime": "0.16.0"}, "needs vLLM 0.17 or newer"),
+    "context-longer-than-trained": ({"max_model_len": 50_000}, "more than the 40960 positions"),
+}
+
+
+def said(found: Resolution) -> str:
+    decided = [*values(found).items(), *found.environment.items()]
+    return " ".join(map(str, (*decided, *found.warnings, *found.errors)))
+
+
+def test_every_rule_has_a_case() -> None:
+    assert [rule["rule"] for rule in table("rules.yaml")] == list(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rule(rule: str) -> None:
+    asked, expected = RULES[rule]
+    assert expected in said(resolve(**asked))
+
+
+@pytest.mark.parametrize("rule", ["fp8-kv-on-hopper-needs-bfloat16", "turing-has-no-bfloat16"])
+def test_a_rule_does_not_overrule_the_operator_silently(rule: str) -> None:
+    asked, _ = RULES[rule]
+    found = resolve(**asked, flags={"dtype": "float32"})
+    assert "can't be" in str(found.errors)
+
+
+def test_expert_parallelism_lifts_the_experts_rule() -> None:
+    found = resolve("Qwen/Qwen3-30B-A3B-AWQ", gpu_count=4, flags={"enable-expert-parallel": True})
+    assert not found.errors
+
+
+# Variants
+
+
+@pytest.mark.parametrize("variant", table("variants.yaml"))
+def test_every_variant_resolves_on_a_model_made_for_it(variant: str) -> None:
+    given_value: Any = {variant: {"model": "org/draft"}} if variant == "eagle3" else variant
+    found = resolve("Qwen/Qwen3.5-4B-AWQ", "H200", "0.33.0", variants=[given_value])
+    assert not found.errors
+    assert found.flags != resolve("Qwen/Qwen3.5-4B-AWQ", "H200", "0.33.0").flags
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        (["fp8_kv"], "did you mean fp8_kv_cache"),
+        ([{"mtp": {"token": 2}}], "no parameter token; it takes tokens"),
+        ([{"fp8_kv_cache": 3}], "it takes none"),
+        (["eagle3"], "eagle3 needs model"),
+        (["mtp"], "has no multi-token prediction layers"),
+        (["text_only"], "no vision tower"),
+    ],
+)
+def test_variants_that_cannot_be(variants: list[Any], message: str) -> None:
+    assert message in str(resolve(variants=variants).errors)
+
+
+def test_drafted_tokens_count_whatever_the_order_of_variants() -> None:
+    stack: list[Any] = [{"batched_graphs": 8}, {"ngram": 3}]
+    assert resolve(variants=stack).flags == resolve(variants=stack[::-1]).flags
+    assert values(resolve(variants=stack))["--max-cudagraph-capture-size"] == 32
+
+
+# What the operator declares
+
+
+@pytest.mark.parametrize(
+    ("runtime", "flags", "message"),
+    [
+        ("0.28.0", {"max-num-sqes": 8}, "did you mean --max-num-seqs?"),
+        ("0.28.0", {"swap-space": 4}, "gone from vLLM 0.28.0 (last in 0.17.1)"),
+        ("0.24.0", {"disable-log-requests": True}, "so delete it"),
+        ("0.11.0", {"shutdown-timeout": 30}, "it is in 0.18.0 to"),
+        ("0.28.0", {"port": 8000}, "the key `port`"),
+        ("0.28.0", {"--api-key": "x"}, "VLLM_API_KEY"),
+        ("0.28.0", {"trust_remote_code": True}, "a checkpoint that brings code is refused"),
+        ("0.28.0", {"xyzzy": 1}, "--help=all"),
+    ],
+)
+def test_flags_that_cannot_be(runtime: str, flags: dict[str, Any], message: str) -> None:
+    found = resolve(runtime=runtime, flags=flags)
+    assert message in str(found.errors)
+
+
+def test_the_api_key_is_not_repeated_in_the_message() -> None:
+    assert "sesame" not in json.dumps(resolve(flags={"api-key": "sesame"}).as_dict())
+
+
+def test_a_renamed_flag_is_translated_in_both_directions() -> None:
+    new = resolve(runtime="0.28.0", flags={"cuda-graph-sizes": [1, 2, 4]})
+    assert values(new)["--cudagraph-capture-sizes"] == [1, 2, 4]
+    assert "is called --cudagraph-capture-sizes" in str(new.warnings)
+    old = resolve(runtime="0.11.0", flags={"cudagraph-capture-sizes": [1, 2, 4]})
+    assert values(old)["--cuda-graph-sizes"] == [1, 2, 4]
+
+
+def test_none_removes_and_later_layers_win() -> None:
+    found = resolve(
+        flags={"gpu-memory-utilization": None, "max_num_seqs": 8}, variants=[{"batched_graphs": 32}]
+    )
+    assert "--gpu-memory-utilization" not in values(found)
+    assert values(found)["--max-num-seqs"] == 8
+
+
+def test_mappings_merge_and_dotted_names_are_known_by_their_head() -> None:
+    found = resolve(
+        variants=["qk_norm_rope_fusion"],
+        flags={"compilation-config": {"mode": 3}, "speculative-config.method": "ngram"},
+    )
+    assert values(found)["--compilation-config"] == {
+        "mode": 3,
+        "pass_config": {"enable_qk_norm_rope_fusion": True},
+    }
+    assert not found.errors
+
+
+def test_the_installed_runtime_s_flags_win_over_the_catalogue() -> None:
+    found = resolve(
+        runtime_flags={"--max-model-len", "--brand-new"}, max_model_len=4096, flags={"brand-new": 1}
+    )
+    assert set(values(found)) == {"--max-model-len", "--brand-new"}
+    assert "--gpu-memory-utilization is left out" in str(found.warnings)
+
+
+def test_argv_is_sorted_and_spells_values_as_vllm_reads_them() -> None:
+    flags = {
+        "no-enable-prefix-caching": True,
+        "enforce-eager": True,
+        "cudagraph-capture-sizes": [1, 2],
+        "hf-overrides": {"b": 1, "a": [True]},
+    }
+    assert resolve(flags=flags).argv() == [
+        "--cudagraph-capture-sizes", "1", "2",
+        "--no-enable-prefix-caching",
+        "--enforce-eager",
+        "--gpu-memory-utilization", "0.92",
+        "--hf-overrides", '{"a":[true],"b":1}',
+    ]  # fmt: skip
+
+
+def test_declared_environment_wins_and_changes_the_expected_kernel() -> None:
+    found = resolve(environment={"VLLM_DISABLED_KERNELS": "MacheteLinearKernel", "VLLM_LOGGING_COLOR": "1"})
+    assert found.environment["VLLM_LOGGING_COLOR"] == "1"
+    assert found.kernel == ("Marlin",)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="ascii", categories=["Ll", "Nd", "Pd", "Pc"]), min_size=1, max_size=12),
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3),
+        max_size=5,
+    )
+)
+def test_no_override_gets_an_unknown_flag_into_argv(flags: dict[str, Any]) -> None:
+    found = resolve(flags=flags)
+    assert {flag.flag.split(".")[0] for flag in found.flags} <= catalogue.known("0.28.0")
+
+
+# The rest of the answer
+
+
+def test_a_tiny_model_outside_the_catalogue_on_a_cpu_host() -> None:
+    config = {
+        "model_type": "qwen3", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 512,
+        "tie_word_embeddings": True, "max_position_embeddings": 2048, "torch_dtype": "float16",
+        "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True},
+    }  # fmt: skip
+    found = tuning.resolve(
+        model=shapes.from_config("lab/tiny", config, 300_000),
+        gpu="cpu",
+        gpu_count=0,
+        runtime_version="0.32.0",
+        max_model_len=512,
+        shutdown_timeout_s=30,
+    )
+    assert not found.errors
+    assert found.argv() == ["--max-model-len", "512", "--shutdown-timeout", "30"]
+    assert found.environment["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert found.kernel == ("CPUWNA16",)
+    assert found.fit is not None and found.fit.kv_bytes_per_token == 2 * 2 * 2 * 32 * 2
+
+
+def test_what_does_not_fit_says_what_would() -> None:
+    found = resolve("Qwen/Qwen3-32B-AWQ", "NVIDIA GeForce RTX 4090", max_model_len=32768)
+    (error,) = found.errors
+    assert "max_model_len: " in error
+    assert "2 GPUs" in error
+    shorter = int(error.split("max_model_len: ")[1].split(";")[0])
+    assert not resolve("Qwen/Qwen3-32B-AWQ", "NVIDIA GeForce RTX 4090", max_model_len=shorter).errors
+
+
+def test_a_v100_is_rejected_with_the_reason() -> None:
+    found = resolve("Qwen/Qwen3-8B-AWQ", "Tesla V100-SXM2-32GB", "0.18.0")
+    assert "need 7.5" in str(found.errors)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"runtime": "0.18.0"}, "warnings"),
+        ({"runtime": "0.18.0", "exposed": True}, "errors"),
+        ({"runtime": "0.18.0", "exposed": True, "reason": "behind a firewall"}, "warnings"),
+    ],
+)
+def test_the_security_floor(settings: dict[str, Any], where: str) -> None:
+    found = resolve(**settings)
+    assert "CVE-2026-48746" in str(getattr(found, where))
+    assert ("Accepted: behind a firewall" in str(found.warnings)) is ("reason" in settings)
+
+
+def test_a_runtime_newer_than_the_catalogue_is_a_warning() -> None:
+    found = resolve(runtime="0.40.0")
+    assert "newer than the flag catalogue" in str(found.warnings)
+    assert not found.errors
+
+
+def test_a_runtime_older_than_the_catalogue_is_an_error() -> None:
+    assert "older than the flag catalogue" in str(resolve(runtime="0.6.0").errors)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"model": "nobody/nothing"},
+        {"gpu": "Voodoo 2"},
+        {"runtime": "latest"},
+        {"objective": "speed"},
+        {"max_model_len": 0},
+    ],
+)
+def test_questions_that_cannot_be_understood(asked: dict[str, Any]) -> None:
+    with pytest.raises(DeclarationError):
+        resolve(**asked)

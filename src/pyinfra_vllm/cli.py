@@ -20,9 +20,6 @@ COMMANDS = {
     "lock": "Pin what each declared model means in checkpoints.lock.yaml, or check it.",
     "resolve": "Show the vLLM flags for a model on a GPU, each with its reason.",
     "windows": "Say whether a switch may begin now, why, and when next.",
-    "bench": "Measure any OpenAI-compatible server.",
-    "compare": "Judge one measurement against another.",
-    "calibrate": "Measure how much a server differs from itself, for the gate.",
 }
 INTERRUPTED = 130
 
@@ -37,8 +34,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"{__package__}.commands.{cmd_name}")
-        command = getattr(module, cmd_name)
-        assert isinstance(command, click.Command)
+        command: click.Command = getattr(module, cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -120,6 +120,7 @@ def check() -> None:
         return
     given = context.params
     try:
+        _check_options(given)
         _current = load(
             given["inventory"],
             parse_data(given.get("data") or ()),
@@ -131,6 +132,15 @@ def check() -> None:
         raise InvalidDeclaration(error) from error
     for warning in _current.warnings:
         click.echo(f"--> {click.style('Warning', 'yellow')}: {warning}", err=True)
+
+
+def _check_options(given: Mapping[str, Any]) -> None:
+    """Refuses what pyinfra offers but a rollout must not have."""
+    if given.get("no_wait"):
+        # pyinfra 3.10, api/operations.py: without waiting, failed hosts are never counted and the exit code is 0.
+        raise DeclarationError(
+            "--no-wait hides failed hosts from pyinfra; run without it. No host was contacted."
+        )
 
 
 def declared() -> Fleet:

@@ -218,6 +218,7 @@ def pyinfra(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         ),
         ({"checkpoints.lock.yaml": "schema: x\n"}, (), "checkpoints.lock.yaml"),
         ({}, ("--limit", "nobody"), "matches no host"),
+        ({}, ("--no-wait",), "--no-wait hides failed hosts"),
     ],
 )
 def test_pyinfra_ends_with_2_before_it_contacts_a_host(

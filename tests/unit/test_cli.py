@@ -1,0 +1,196 @@
+"""The `pyinfra-vllm` command as a user calls it: output, exit codes, and what each word on the line may be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from pyinfra_cli.util import PYTHON_CODES
+
+from pyinfra_vllm import cli
+from pyinfra_vllm.errors import DeclarationError, HostError, RolloutError
+
+NIGHT = ("--cron", "0 2 * * *", "--duration", "3h", "--timezone", "Europe/Berlin")
+KEYS = ["open", "closes", "last_start", "next", "reason"]
+
+
+class Ended:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: str) -> Ended:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    PYTHON_CODES.clear()
+    Path("inventory").mkdir()
+    Path("group_data").mkdir()
+    Path("inventory/prod.py").write_text('small = ["gpu-1.invalid"]\nbig = ["gpu-2.invalid"]\n')
+    window = {"cron": "0 2 * * *", "duration": "3h", "timezone": "Europe/Berlin"}
+    service = {"model": "acme/tiny", "runtime": {"version": "0.33.0"}, "port": 8000, "window": window}
+    Path("group_data/all.py").write_text(f"services = {{'chat': {service!r}}}\n")
+    return tmp_path
+
+
+def test_a_closed_window_says_so_and_when_next(run: Any) -> None:
+    ended = run("windows", *NIGHT, "--at", "2026-06-01T12:00:00+02:00", "--json")
+    assert ended.code == 0
+    assert list(ended.json) == KEYS
+    assert ended.json["open"] is False and ended.json["closes"] is None and ended.json["last_start"] is None
+    assert ended.json["next"] == [f"2026-06-0{day}T02:00:00+02:00" for day in range(2, 7)]
+
+
+def test_an_open_window_says_until_when_and_how_late_it_is_not_too_late(run: Any) -> None:
+    ended = run("windows", *NIGHT, "--switch-estimate", "1h", "--at", "2026-12-01T03:00", "--json")
+    assert (ended.code, ended.json["open"]) == (0, True)
+    assert ended.json["closes"] == "2026-12-01T05:00:00+01:00"
+    assert ended.json["last_start"] == "2026-12-01T04:00:00+01:00"
+    assert ended.json["next"][0] == "2026-12-02T02:00:00+01:00"
+
+
+def test_for_people_it_is_said_in_words(run: Any) -> None:
+    ended = run("windows", *NIGHT, "--at", "2026-12-01T04:30")
+    assert ended.out.splitlines()[:4] == [
+        "open until 2026-12-01 05:00 CET, but too late to begin: a switch and its rollback may take 45m",
+        "closes      Tue 2026-12-01 05:00+01:00 (CET)",
+        "last start  Tue 2026-12-01 04:15+01:00 (CET)",
+        "next        Wed 2026-12-02 02:00+01:00 (CET)",
+    ]
+
+
+def test_exceptions_are_dates_ranges_and_calendars(run: Any, tmp_path: Path) -> None:
+    calendar = tmp_path / "x.ics"
+    calendar.write_text(
+        "BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART;VALUE=DATE:20260606\nEND:VEVENT\nEND:VCALENDAR\n"
+    )
+    exceptions = ("--except", "2026-06-02", "--except", "2026-06-04..2026-06-05", "--except", str(calendar))
+    ended = run("windows", *NIGHT, *exceptions, "--at", "2026-06-01T12:00", "--json")
+    assert [text[:10] for text in ended.json["next"][:3]] == ["2026-06-03", "2026-06-07", "2026-06-08"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--cron", "0 25 * * *", "--duration", "3h", "--timezone", "UTC"), "'0 25 * * *'"),
+        (("--cron", "0 2 * * *", "--duration", "long", "--timezone", "UTC"), "--duration 'long'"),
+        (
+            ("--cron", "0 2 * * *", "--duration", "3h", "--timezone", "Europe/Berln"),
+            "did you mean Europe/Berlin?",
+        ),
+        ((*NIGHT, "--except", "christmas"), "--except 'christmas'"),
+        ((*NIGHT, "--at", "now"), "--at 'now'"),
+        (("--cron", "0 2 * * *"), "also needs --duration, --timezone"),
+        ((*NIGHT, "inventory/prod.py"), "goes without INVENTORY"),
+        (("--except", "2026-01-01"), "go with --cron"),
+        (("inventory/none.py",), "There is no inventory"),
+        (("--colour",), "No such option"),
+    ],
+)
+def test_invalid_questions_end_with_2_and_an_empty_stdout(
+    run: Any, arguments: tuple[str, ...], message: str
+) -> None:
+    ended = run("windows", *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert message in ended.err and "Traceback" not in ended.err
+
+
+def test_an_inventory_is_asked_for_its_services(run: Any, project: Path) -> None:
+    ended = run("windows", "--at", "2026-06-01T03:00", "--json")
+    assert (ended.code, list(ended.json), ended.json["open"]) == (0, KEYS, True)
+    assert "gpu-1.invalid/chat, gpu-2.invalid/chat:" in run("windows", "inventory/prod.py").out
+
+
+def test_services_with_other_windows_are_told_apart(run: Any, project: Path) -> None:
+    Path("group_data/big.py").write_text("services = {'chat': {'window': {'cron': '0 4 * * *'}}}\n")
+    ended = run("windows", "--at", "2026-06-01T03:00", "--json")
+    assert list(ended.json) == [*KEYS, "services"]
+    assert ended.json["open"] is True and ended.json["closes"] == "2026-06-01T05:00:00+02:00"
+    assert [item["open"] for item in ended.json["services"]] == [True, False]
+    assert ended.json["services"][1]["services"] == ["gpu-2.invalid/chat"]
+    assert list(run("windows", "--limit", "big", "--json").json) == KEYS
+
+
+def test_an_inventory_without_services_is_an_error(run: Any, project: Path) -> None:
+    Path("group_data/all.py").write_text("")
+    assert run("windows").code == 2
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_is_there_and_takes_json(name: str) -> None:
+    command = cli.cli.get_command(click.Context(cli.cli), name)
+    assert command is not None and command.name == name
+    assert any("--json" in parameter.opts for parameter in command.params)
+    assert command.help
+
+
+def test_help_and_version_answer_without_the_commands(run: Any) -> None:
+    assert all(name in run("--help").out for name in cli.COMMANDS)
+    assert "Exit codes" in run("-h").out
+    assert "pyinfra-vllm, version" in run("--version").out
+
+
+def test_unknown_commands_are_a_usage_error(run: Any) -> None:
+    ended = run("windos")
+    assert (ended.code, ended.out) == (2, "") and "windos" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (DeclarationError("told"), 2),
+        (HostError("told"), 1),
+        (RolloutError("told"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_expected_failures_end_with_their_own_code(
+    run: Any, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int
+) -> None:
+    @click.command()
+    def failing() -> None:
+        raise raised
+
+    monkeypatch.setattr(type(cli.cli), "get_command", lambda *_: failing)
+    ended = run("windows")
+    assert (ended.code, ended.out) == (code, "")
+    assert code == 130 or "told" in ended.err
+
+
+@pytest.mark.parametrize("code", [0, 1, 3, 4])
+def test_a_commands_own_exit_code_is_kept(run: Any, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    for command in (
+        click.Command("returns", callback=lambda: code),
+        click.Command("exits", callback=lambda: sys.exit(code)),
+        click.Command("leaves", callback=lambda: click.get_current_context().exit(code)),
+    ):
+        monkeypatch.setattr(type(cli.cli), "get_command", lambda *_, command=command: command)
+        assert run("windows").code == code
+
+
+def test_the_installed_script_works() -> None:
+    script = Path(sys.executable).parent / "pyinfra-vllm"
+    ended = subprocess.run(
+        [script, "windows", *NIGHT, "--json"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert list(json.loads(ended.stdout)) == KEYS

@@ -20,6 +20,8 @@ COMMANDS = {
     "lock": "Pin what each declared model means in checkpoints.lock.yaml, or check it.",
     "resolve": "Show the vLLM flags for a model on a GPU, each with its reason.",
     "windows": "Say whether a switch may begin now, why, and when next.",
+    "status": "Show what each host runs, and what differs from what is declared.",
+    "history": "Show who switched what, when, and what came of it.",
 }
 INTERRUPTED = 130
 

@@ -1,0 +1,124 @@
+"""Asks the hosts of an inventory something, in parallel, and lets no host that is down keep the others from answering.
+
+The commands that only look go through here. Beside operations/, facts/ and fleet.py it is the one place that imports
+pyinfra: hosts are reached exactly as `pyinfra INVENTORY deploy.py` reaches them (ssh_*, `_sudo` and host keys of the
+inventory). It runs no operation and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import gevent  # type: ignore[import-untyped]
+from paramiko import SSHException
+from pyinfra.api import Config, FactBase, Host
+from pyinfra.api.exceptions import ConnectError, NoGroupError, PyinfraError
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.state import State
+from pyinfra.context import ctx_host, ctx_inventory, ctx_state
+from pyinfra_cli.exceptions import CliError
+from pyinfra_cli.inventory import make_inventory
+
+from .errors import DeclarationError, HostError
+
+__all__ = ["Answer", "Host", "Hosts", "fact"]
+
+# A host whose disk hangs must not keep a person waiting at night.
+LIMIT_S = 60.0
+
+T = TypeVar("T")
+F = TypeVar("F")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """What one host said; `problem` says why there is no `value`."""
+
+    host: str
+    value: T | None = None
+    problem: str = ""
+
+
+class Hosts:
+    """The hosts of an inventory, connected as long as the `with` block lasts. Needs no valid declaration."""
+
+    def __init__(self, inventory: str, limit: Sequence[str] = (), group_data: Sequence[str] = ()) -> None:
+        """Raises DeclarationError where the inventory can't be loaded or `limit` matches nothing."""
+        self._state = State()
+        self._state.cwd = str(Path.cwd())
+        ctx_state.set(self._state)  # type: ignore[no-untyped-call]
+        loaded = _loaded(inventory, group_data)
+        ctx_inventory.set(loaded)  # type: ignore[no-untyped-call]
+        self._state.init(loaded, Config())  # type: ignore[no-untyped-call]
+        self._hosts = _matching(loaded, limit)
+
+    @property
+    def names(self) -> list[str]:
+        return [host.name for host in self._hosts]
+
+    def ask(self, question: Callable[[Host], T], limit_s: float = LIMIT_S) -> list[Answer[T]]:
+        """The answer of each host, in the inventory's order; whatever goes wrong on one is its answer's `problem`."""
+        asked = [self._state.pool.spawn(_answer, host, question, limit_s) for host in self._hosts]
+        gevent.joinall(asked)
+        return [greenlet.get() for greenlet in asked]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        gevent.joinall([gevent.spawn(host.disconnect) for host in self._hosts if host.connected], timeout=5)
+
+
+def fact(host: Host, what: type[FactBase[F | None]], **arguments: Any) -> F:
+    """A fact that has no default: raises HostError where the host could not tell it."""
+    found = host.get_fact(what, _ignore_errors=True, **arguments)
+    if found is None:
+        raise HostError(
+            f"connected, but {what.__name__.lower()} could not be read: python3, and the right to read"
+            f" {arguments.get('root', 'its files')} (`_sudo`), are needed"
+        )
+    return found
+
+
+def _answer(host: Host, question: Callable[[Host], T], limit_s: float) -> Answer[T]:
+    ctx_host.set(host)  # type: ignore[no-untyped-call]  # local to this greenlet
+    try:
+        with gevent.Timeout(limit_s, TimeoutError(f"no answer within {limit_s:.0f} s")):
+            host.connect(show_errors=False, raise_exceptions=True)
+            return Answer(host.name, question(host))
+    except HostError as error:
+        return Answer(host.name, problem=str(error))
+    except (ConnectError, OSError, EOFError, SSHException, PyinfraError, ValueError) as error:
+        host.connected = False  # the next question connects anew
+        return Answer(host.name, problem=f"not reached: {str(error) or type(error).__name__}")
+
+
+def _loaded(inventory: str, group_data: Sequence[str]) -> Inventory:
+    if inventory.endswith(".py") and not Path(inventory).exists():
+        raise DeclarationError(f"There is no inventory {inventory}; no host was contacted.")
+    try:
+        loaded: Inventory = make_inventory(inventory, {}, str(Path.cwd()), list(group_data))
+        return loaded
+    except (CliError, PyinfraError, SyntaxError, TypeError, OSError, UnicodeDecodeError) as error:
+        raise DeclarationError(f"{inventory} can't be loaded: {error}. No host was contacted.") from error
+
+
+def _matching(inventory: Inventory, limit: Iterable[str]) -> list[Host]:
+    """The hosts that `--limit` names, by name, pattern or group; all of them without one."""
+    wanted: set[str] = set()
+    for pattern in limit:
+        try:
+            names = {host.name for host in inventory.get_group(pattern)}
+        except NoGroupError:
+            names = {host.name for host in inventory if fnmatch(host.name, pattern)}
+        if not names:
+            raise DeclarationError(f"--limit {pattern!r} matches no host or group; no host was contacted.")
+        wanted |= names
+    return [host for host in inventory if not wanted or host.name in wanted]

@@ -1,0 +1,64 @@
+"""`pyinfra-vllm status`: what each host runs, and what differs from what was declared. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from .. import fleet
+from ..asking import Hosts
+from ..config import Fleet
+from ..errors import RolloutError
+from ..report import looking
+from ..report.status import Row, exit_code, rows
+from ..report.tables import console, status_table
+
+DEFAULT_INVENTORY = "inventory/prod.py"
+
+
+def declared(inventory: str, group_data: Sequence[str] = ()) -> tuple[Fleet | None, str]:
+    """The declaration, or None and why: a broken declaration must not hide what runs."""
+    try:
+        return fleet.load(inventory, group_data=group_data, need_lock=False), ""
+    except RolloutError as error:
+        return None, f"The declaration can't be read, so drift from it is not shown: {error}"
+
+
+def run(inventory: str, limit: Sequence[str] = (), group_data: Sequence[str] = ()) -> tuple[int, list[Row]]:
+    """The command: exit code (1 when a host could not be asked) and the rows. Raises DeclarationError."""
+    wanted, problem = declared(inventory, group_data)
+    with Hosts(inventory, limit, group_data) as hosts:
+        if problem:
+            click.echo(problem, err=True)
+        found = rows(hosts.ask(looking.at_status(wanted)))
+    return exit_code(found), found
+
+
+def as_json(found: Sequence[Row]) -> dict[str, Any]:
+    hosts = {row.host: {"host": row.host, "problem": row.problem, "services": []} for row in found}
+    for row in found:
+        if row.service:
+            values = {key: value for key, value in row.as_dict().items() if key not in ("host", "problem")}
+            hosts[row.host]["services"].append(values)  # type: ignore[attr-defined]
+    return {"hosts": list(hosts.values())}
+
+
+@click.command()
+@click.argument("inventory", default=DEFAULT_INVENTORY)
+@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
+@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
+def status(inventory: str, limit: tuple[str, ...], group_data: tuple[str, ...], json_wanted: bool) -> int:
+    """Show what each host runs, since when, how it was judged, and what differs from what is declared.
+
+    Exit code 1 when a host could not be asked; the others are shown all the same.
+    """
+    code, found = run(inventory, limit, group_data)
+    if json_wanted:
+        click.echo(json.dumps(as_json(found), indent=2))
+    else:
+        console().print(status_table(found))
+    return code

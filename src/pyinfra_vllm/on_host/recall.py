@@ -1,0 +1,106 @@
+"""What a host remembers of its switches, as JSON: read-only, one file, standard library only, sent as text by a fact.
+
+Usage: recall.py ROOT NEWEST MAX_BYTES [SERVICE ...]   (no service: all of them)
+
+NEWEST switches of each service are told, at most MAX_BYTES of evidence for each service, the newest first; with 0
+bytes neither evidence nor the log that an end carries is sent. What was left out is named, never cut.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+EVIDENCE = ("verdict", "before", "after", "release")
+
+Entry = dict[str, Any]  # one line of the journal
+
+
+def journal(path: Path) -> list[Entry]:
+    """Every whole entry, oldest first."""
+    entries = []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # a torn line
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("tx"), str):
+            entries.append(entry)
+    return entries
+
+
+def transactions(entries: list[Entry]) -> dict[str, list[Entry]]:
+    """The entries of each transaction that began, oldest first."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.get("step") == "begin":
+            found.setdefault(entry["tx"], [])
+        if entry["tx"] in found:
+            found[entry["tx"]].append(entry)
+    return found
+
+
+def kernels(entries: list[Entry]) -> dict[str, Any]:
+    """Release id -> what its newest kernel check found."""
+    found: dict[str, Any] = {}
+    began: dict[str, str] = {}
+    for entry in entries:
+        if entry.get("step") != "kernel":
+            continue
+        if entry.get("state") == "intended":
+            began[entry["tx"]] = str(entry.get("release"))
+        elif entry.get("state") == "done" and entry["tx"] in began:
+            found[began[entry["tx"]]] = {"verdict": entry.get("verdict"), "kernels": entry.get("kernels")}
+    return found
+
+
+def evidence(directory: Path, allowed: int) -> tuple[dict[str, Any], dict[str, str], int]:
+    """The files of one switch, those that were left out with the reason, and the bytes that were read."""
+    files: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    used = 0
+    for name in EVIDENCE:
+        path = directory / f"{name}.json"
+        try:
+            size = path.stat().st_size
+        except OSError:
+            continue  # a switch that ended early has no such file
+        if used + size > allowed:
+            left_out[name] = f"{size} bytes are more than this request allows"
+            continue
+        try:
+            files[name] = json.loads(path.read_text(encoding="utf-8"))
+            used += size
+        except (OSError, ValueError) as error:
+            left_out[name] = str(error)
+    return files, left_out, used
+
+
+def service(directory: Path, newest: int, max_bytes: int) -> dict[str, Any]:
+    entries = journal(directory / "journal.jsonl")
+    told = []
+    left = max_bytes
+    for tx, own in reversed(list(transactions(entries).items())[-newest:]):
+        files, left_out, used = evidence(directory / "evidence" / tx, left) if max_bytes else ({}, {}, 0)
+        left -= used
+        kept = own if max_bytes else [{k: v for k, v in entry.items() if k != "log"} for entry in own]
+        told.append({"tx": tx, "entries": kept, "evidence": files, "left_out": left_out})
+    return {"service": directory.name, "kernels": kernels(entries), "transactions": told[::-1]}
+
+
+def recall(root: Path, newest: int, max_bytes: int, names: list[str]) -> list[dict[str, Any]]:
+    if not names and root.is_dir():
+        names = sorted(entry.name for entry in root.iterdir() if (entry / "releases").is_dir())
+    return [service(root / name, newest, max_bytes) for name in names]
+
+
+def main(argv: list[str]) -> int:
+    """Prints a JSON list, one entry for each service named (none named: for all): ROOT NEWEST MAX_BYTES [SERVICE ...]"""
+    json.dump(recall(Path(argv[0]), int(argv[1]), int(argv[2]), argv[3:]), sys.stdout)
+    return 0

@@ -1,0 +1,101 @@
+"""The switches of a whole fleet, merged by time: who, when, from, to, why, with which overrides, and what came of it.
+
+Pure: it reads journals that hosts told and writes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ..asking import Answer
+from .looking import Look
+
+UNDER_WAY = "under way"
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One transaction of one service. Times are ISO 8601 in UTC; `took_s` is None while it is under way.
+
+    why: what the operator gave as the reason; `reason` is what the host gave for the outcome
+    """
+
+    began: str
+    host: str
+    service: str
+    tx: str
+    operator: str
+    purpose: str
+    old: str | None
+    new: str
+    outcome: str
+    verdict: str = ""
+    reason: str = ""
+    why: str = ""
+    overrides: tuple[str, ...] = ()
+    ended: str = ""
+    took_s: float | None = None
+    recovered: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json: `from` and `to` as the journal calls them."""
+        values = asdict(self)
+        return {
+            {"old": "from", "new": "to"}.get(key, key): list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+        }
+
+
+def switches(answers: Iterable[Answer[Look]], since: datetime | None = None) -> list[Switch]:
+    """Every switch that the hosts told of and that began at `since` or later, oldest first."""
+    found = [
+        switch(answer.host, service["service"], told["tx"], told["entries"])
+        for answer in answers
+        if answer.value is not None
+        for service in answer.value.record.values()
+        for told in service["transactions"]
+    ]
+    kept = [item for item in found if since is None or moment(item.began) >= since]
+    return sorted(kept, key=lambda item: (item.began, item.host, item.service))
+
+
+def problems(answers: Iterable[Answer[Look]]) -> dict[str, str]:
+    """Host -> why its history is missing here."""
+    return {answer.host: answer.problem for answer in answers if answer.value is None}
+
+
+def switch(host: str, service: str, tx: str, entries: list[dict[str, Any]]) -> Switch:
+    """One transaction from its journal entries, of which the first is its `begin`."""
+    begin = entries[0]
+    end = next((entry for entry in reversed(entries) if entry["step"] == "end"), None)
+    return Switch(
+        began=begin["at"],
+        host=host,
+        service=service,
+        tx=tx,
+        operator=begin.get("operator", ""),
+        purpose=begin.get("purpose", "rollout"),
+        old=begin.get("from"),
+        new=begin["to"],
+        outcome=end["outcome"] if end else UNDER_WAY,
+        verdict=(end or {}).get("verdict", ""),
+        reason=(end or {}).get("reason", ""),
+        why=begin.get("reason", ""),
+        overrides=tuple(begin.get("overrides", ())),
+        ended=end["at"] if end else "",
+        took_s=_seconds(begin["at"], end["at"]) if end else None,
+        recovered=bool(end and end.get("recovered")),
+    )
+
+
+def moment(text: str) -> datetime:
+    """An ISO 8601 time; one without offset is in UTC. Raises ValueError."""
+    at = datetime.fromisoformat(text)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _seconds(first: str, last: str) -> float:
+    return round((moment(last) - moment(first)).total_seconds(), 1)

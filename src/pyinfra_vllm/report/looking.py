@@ -1,0 +1,92 @@
+"""What one host is asked for status, history and report. Reads; decides nothing and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..asking import Host, fact
+from ..checkpoint import LOCK_FILE, Lock
+from ..config import Fleet
+from ..config.declared import DEFAULT_ROOT
+from ..errors import RolloutError
+from ..facts.record import Record, Running
+
+# A report tells of the last month or so of nightly switches; status needs the newest only.
+NEWEST = 50
+MAX_EVIDENCE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is declared for one service of a host: the id of its release, or why that is not known."""
+
+    service: str
+    model: str = ""
+    release: str | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one host told: each service as on_host/observe.py and on_host/recall.py say it."""
+
+    running: list[dict[str, Any]]
+    record: dict[str, dict[str, Any]]
+    wishes: tuple[Wish, ...] | None = field(default=None)  # None: the declaration could not be read
+
+
+Question = Callable[[Host], Look]
+
+
+def root_of(host: Host) -> str:
+    return str(host.data.get("root", DEFAULT_ROOT))
+
+
+def at_status(fleet: Fleet | None) -> Question:
+    """What runs, what was found of its kernel, and what is declared."""
+
+    def question(host: Host) -> Look:
+        told = _record(host, newest=1, max_bytes=0)
+        return Look(fact(host, Running, root=root_of(host)), told, _wishes(host, fleet))
+
+    return question
+
+
+def at_history(newest: int = NEWEST) -> Question:
+    """The switches of each service, without evidence."""
+    return lambda host: Look([], _record(host, newest, max_bytes=0))
+
+
+def at_report(fleet: Fleet | None, newest: int, max_bytes: int = MAX_EVIDENCE_BYTES) -> Question:
+    """What runs, and the switches of each service with their evidence."""
+
+    def question(host: Host) -> Look:
+        told = _record(host, newest, max_bytes)
+        return Look(fact(host, Running, root=root_of(host)), told, _wishes(host, fleet))
+
+    return question
+
+
+def _record(host: Host, newest: int, max_bytes: int) -> dict[str, dict[str, Any]]:
+    told = fact(host, Record, root=root_of(host), newest=newest, max_bytes=max_bytes)
+    return {service["service"]: service for service in told}
+
+
+def _wishes(host: Host, fleet: Fleet | None) -> tuple[Wish, ...] | None:
+    """The release that each declared service should run, planned from facts as deploy.py plans it."""
+    declared = fleet.hosts.get(host.name) if fleet else None
+    if declared is None:
+        return None
+    return tuple(_wish(host, declared.root, service) for service in declared.services)
+
+
+def _wish(host: Host, root: str, service: Any) -> Wish:
+    from ..operations._planning import plan  # imports what only planning needs
+
+    try:
+        checkpoint = Lock.load(LOCK_FILE).get(service.model, service.revision)
+        return Wish(service.name, service.model, plan(host, root, service, checkpoint).release.id)
+    except RolloutError as error:
+        return Wish(service.name, service.model, problem=str(error))

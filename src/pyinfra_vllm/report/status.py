@@ -1,0 +1,203 @@
+"""Hosts and services as they are now: one row each, with what differs between declared, staged, current and running.
+
+Pure: from what hosts told to rows. It asks nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..asking import Answer
+from .looking import Look, Wish
+
+OK, CHANGING, DRIFT, DOWN = "ok", "switching", "drift", "down"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One service of one host; a host that said nothing is one row with a `problem`.
+
+    since: when the release became current (UTC), or the process's start where no record says
+    flags: a short hash of the command line's flags: equal hashes are equal flags
+    verdict: how the newest switch ended
+    drift: what differs, in words; empty when declared, current and running agree
+    switching: who switches it at this moment
+    """
+
+    host: str
+    service: str = ""
+    state: str = OK
+    release: str | None = None
+    since: str = ""
+    model: str = ""
+    commit: str = ""
+    runtime: str = ""
+    flags: str = ""
+    kernel: str = ""
+    verdict: str = ""
+    drift: tuple[str, ...] = ()
+    switching: str = ""
+    declared: str | None = None
+    current: str | None = None
+    running: str | None = None
+    previous: str | None = None
+    staged: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+    note: str = ""
+    problem: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def rows(answers: Iterable[Answer[Look]]) -> list[Row]:
+    """Every service that a host has or should have, in the inventory's order; unreachable hosts stay in."""
+    found: list[Row] = []
+    for answer in answers:
+        if answer.value is None:
+            found.append(Row(answer.host, state=DOWN, problem=answer.problem))
+        else:
+            found += _host_rows(answer.host, answer.value)
+    return found
+
+
+def exit_code(found: Sequence[Row]) -> int:
+    """1 when a host could not be asked."""
+    return int(any(row.problem for row in found))
+
+
+def flags_hash(argv: Sequence[str]) -> str:
+    """Eight hex digits that name the flags of a command line, whatever stands before the first of them."""
+    first = next((place for place, word in enumerate(argv) if word.startswith("--")), len(argv))
+    return hashlib.sha256(json.dumps(list(argv[first:])).encode()).hexdigest()[:8]
+
+
+def _host_rows(host: str, look: Look) -> list[Row]:
+    wishes = {wish.service: wish for wish in look.wishes or ()}
+    present = {observed["service"] for observed in look.running}
+    found = [
+        _row(
+            host,
+            observed,
+            look.record.get(observed["service"], {}),
+            wishes.get(observed["service"]),
+            look.wishes is not None,
+        )
+        for observed in look.running
+    ]
+    return found + [_missing(host, wish) for wish in wishes.values() if wish.service not in present]
+
+
+def _missing(host: str, wish: Wish) -> Row:
+    return Row(
+        host,
+        wish.service,
+        DRIFT,
+        model=wish.model,
+        declared=wish.release,
+        drift=("declared, and never staged on this host",),
+        note=wish.problem,
+    )
+
+
+def _row(
+    host: str, observed: dict[str, Any], record: dict[str, Any], wish: Wish | None, declaration: bool
+) -> Row:
+    release = observed["release"] or {}
+    checkpoint = release.get("checkpoint", {})
+    different = tuple(drift(observed, wish, declaration))
+    switching = _switching(observed["lock"])
+    return Row(
+        host=host,
+        service=observed["service"],
+        state=CHANGING if switching else DRIFT if different else OK,
+        release=observed["running"] or observed["current"],
+        since=_since(observed),
+        model=checkpoint.get("repo", ""),
+        commit=checkpoint.get("commit", ""),
+        runtime=release.get("runtime", {}).get("version", ""),
+        flags=flags_hash(release["argv"]) if release.get("argv") else "",
+        kernel=_kernel(record.get("kernels", {}).get(observed["current"]), release.get("kernel")),
+        verdict=_verdict(observed["last"]),
+        drift=different,
+        switching=switching,
+        declared=wish.release if wish else None,
+        current=observed["current"],
+        running=observed["running"],
+        previous=observed["previous"],
+        staged=tuple(observed["staged"]),
+        rejected=tuple(sorted(observed["rejected"])),
+        note=wish.problem if wish else "",
+    )
+
+
+def drift(observed: dict[str, Any], wish: Wish | None, declaration: bool = True) -> list[str]:
+    """What differs between declared, staged, current and running, in words.
+
+    + wish: what is declared for the service; None: nothing is
+    + declaration: whether the declaration could be read at all
+    """
+    current, running = observed["current"], observed["running"]
+    found = []
+    if current is None:
+        found.append("no release is current")
+    if current is not None and running is None:
+        found.append(f"not running ({observed['active'] or 'unknown to systemd'})")
+    elif running is not None and running != current:
+        found.append(f"the process was started from {running}, current is {current}")
+    if wish is None:
+        return [*found, "runs here, and is not declared"] if declaration else found
+    if wish.release is None:
+        return [*found, *_visible_drift(observed, wish)]
+    if wish.release != current:
+        found.append(_not_current(wish.release, observed))
+    return found
+
+
+def _not_current(release: str, observed: dict[str, Any]) -> str:
+    if release in observed["rejected"]:
+        return f"declared {release} was rejected: {observed['rejected'][release]['reason']}"
+    if release in observed["staged"]:
+        return f"declared {release} is staged, not yet switched to"
+    return f"declared {release} is not staged"
+
+
+def _visible_drift(observed: dict[str, Any], wish: Wish) -> list[str]:
+    """What can be said where the declared release's id can't be computed."""
+    model = ((observed["release"] or {}).get("checkpoint") or {}).get("repo")
+    if model is not None and model != wish.model:
+        return [f"declared is {wish.model}, current is {model}"]
+    return []
+
+
+def _switching(lock: dict[str, Any] | None) -> str:
+    if lock is None:
+        return ""
+    since = lock.get("since", "an unknown time")
+    return f"{lock.get('purpose', 'a switch')} by {lock.get('holder', 'someone')} since {since}"
+
+
+def _since(observed: dict[str, Any]) -> str:
+    committed = [
+        switch["ended"]
+        for switch in observed["history"]
+        if switch["outcome"] == "committed" and switch["to"] == observed["current"]
+    ]
+    return str(committed[-1]) if committed else str(observed["since"] or "")
+
+
+def _kernel(checked: dict[str, Any] | None, expected: list[str] | None) -> str:
+    if checked and checked.get("kernels"):
+        return ", ".join(checked["kernels"])
+    return f"unchecked, expected {', '.join(expected)}" if expected else ""
+
+
+def _verdict(last: dict[str, Any] | None) -> str:
+    if last is None:
+        return ""
+    outcome = str(last["outcome"] or "under way")
+    return f"{outcome} ({last['verdict']})" if last.get("verdict") else outcome

@@ -1,0 +1,114 @@
+"""The fleet's history: every switch once, in order, with who, why and what came of it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from simulated import NEW, OLD
+from told import Teller, teller
+
+from pyinfra_vllm.asking import Answer
+from pyinfra_vllm.commands.history import history, since_when
+from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host import recall
+from pyinfra_vllm.on_host.order import ROLLBACK
+from pyinfra_vllm.report.history import moment, problems, switches
+from pyinfra_vllm.report.tables import why_of
+
+__all__ = ["teller"]
+
+
+@pytest.fixture
+def eventful(teller: Teller) -> Teller:
+    """A rollout that was kept, then a rollback by hand."""
+    teller.host.stage(NEW)
+    teller.host.switch(reason="ticket 42", overrides=("switch_now",))
+    teller.host.switch(OLD, purpose=ROLLBACK, operator="bob", reason="answers are odd")
+    return teller
+
+
+def test_each_switch_says_who_what_why_and_how_it_ended(eventful: Teller) -> None:
+    first, second = switches([eventful.answer()])
+    assert (first.operator, first.old, first.new, first.outcome) == ("alice", OLD, NEW, "committed")
+    assert (first.verdict, first.why, first.overrides) == ("pass", "ticket 42", ("switch_now",))
+    assert (second.operator, second.purpose, second.old, second.new) == ("bob", "rollback", NEW, OLD)
+    assert second.took_s is not None and second.took_s >= 0
+    assert why_of(first).endswith("operator: ticket 42; overrides: switch_now")
+
+
+def test_hosts_are_merged_by_time_and_those_that_said_nothing_are_named(eventful: Teller) -> None:
+    answers = [eventful.answer("b"), Answer("c", problem="not reached"), eventful.answer("a")]
+    found = switches(answers)
+    assert [item.host for item in found] == ["a", "b", "a", "b"]
+    assert [item.began for item in found] == sorted(item.began for item in found)
+    assert problems(answers) == {"c": "not reached"}
+
+
+def test_since_leaves_out_what_began_earlier(eventful: Teller) -> None:
+    _, second = switches([eventful.answer()])
+    assert switches([eventful.answer()], moment(second.began)) == [second]
+    assert switches([eventful.answer()], datetime.now(UTC) + timedelta(hours=1)) == []
+
+
+def test_a_switch_that_has_not_ended_is_under_way(eventful: Teller) -> None:
+    look = eventful.look()
+    told = look.record["chat"]["transactions"][-1]
+    told["entries"] = [entry for entry in told["entries"] if entry["step"] != "end"]
+    found = switches([Answer("gpu1", look)])[-1]
+    assert (found.outcome, found.took_s, found.ended) == ("under way", None, "")
+
+
+def test_without_evidence_nothing_large_is_sent(teller: Teller) -> None:
+    teller.host.stage(NEW)
+    teller.host.rates[NEW] = 10.0
+    assert teller.host.switch() == "rolled_back"
+    (told,) = recall.recall(teller.host.paths.root, 1, 0, [])
+    (newest,) = told["transactions"]
+    end = newest["entries"][-1]
+    assert end["outcome"] == "rolled_back" and "log" not in end
+    assert newest["evidence"] == {} and "Marlin" in told["kernels"][NEW]["kernels"]
+    ((known,),) = [service["transactions"] for service in recall.recall(teller.host.paths.root, 1, 10**7, [])]
+    assert known["entries"][-1]["log"] and set(known["evidence"]) == {"verdict", "before", "after", "release"}
+
+
+def test_evidence_that_is_too_large_is_named_not_cut(eventful: Teller) -> None:
+    (told,) = recall.recall(eventful.host.paths.root, 5, 9000, ["chat"])
+    first = told["transactions"][0]
+    assert "verdict" in first["evidence"] and set(first["left_out"]) >= {"before", "after"}
+    assert "more than this request allows" in first["left_out"]["before"]
+
+
+def test_a_torn_line_and_a_missing_journal_are_no_news(eventful: Teller, tmp_path: Path) -> None:
+    journal = eventful.host.paths.journal
+    journal.write_bytes(journal.read_bytes() + b'{"tx": "torn')
+    assert len(switches([eventful.answer()])) == 2
+    assert recall.recall(tmp_path / "nowhere", 5, 0, []) == []
+    assert recall.journal(tmp_path / "nowhere") == []
+
+
+def test_since_takes_a_date_a_time_and_how_long_ago() -> None:
+    assert since_when(None) is None
+    assert since_when("2026-11-20") == datetime(2026, 11, 20, tzinfo=UTC)
+    assert since_when("2026-11-20T02:00+01:00") == datetime(2026, 11, 20, 1, tzinfo=UTC)
+    ago = since_when("7d")
+    assert ago is not None and abs(datetime.now(UTC) - timedelta(days=7) - ago) < timedelta(minutes=1)
+    with pytest.raises(DeclarationError, match="--since 'yesterday'"):
+        since_when("yesterday")
+
+
+def test_the_command_prints_table_and_json(
+    eventful: Teller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inventory = tmp_path / "past.py"  # pyinfra keeps what it once read of a path
+    inventory.write_text(f"here = [('@local', {{'root': {str(tmp_path)!r}}})]\n")
+    done = CliRunner().invoke(history, [str(inventory), "--json"], standalone_mode=False)
+    assert done.return_value == 0, done.output
+    told = json.loads(done.stdout)
+    assert [item["to"] for item in told["switches"]] == [NEW, OLD] and told["missing"] == {}
+    table = CliRunner().invoke(history, [str(inventory)], standalone_mode=False).stdout.splitlines()
+    assert len(table) == 3 and "answers are odd" in table[2]

@@ -220,7 +220,7 @@ def error_of_a_second(lab: Lab) -> str:
     code = "import sys; from pyinfra_vllm.on_host import fetch; sys.exit(fetch.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(lab.path / "request.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert lab.status()["state"] == "fetching"
+    assert lab.status()["state"] == "downloading"
     return done.stderr
 
 

@@ -50,8 +50,6 @@ class Unit:
     def __init__(self, host: Host, name: str) -> None:
         self.host = host
         self.remote = Remote(host)
-        self.watcher = Remote(host)
-        self.watcher.arguments["_timeout"] = ANSWER_S
         self.name = f"pyinfra-vllm-{name}.service"
         self.status = f"{RUN_DIRECTORY}/{name}.json"
         self._request = f"{RUN_DIRECTORY}/{name}.request"
@@ -99,7 +97,7 @@ class Unit:
 
     def _look(self) -> tuple[dict[str, Any], str]:
         """The status that the program wrote last ({} before the first) and systemd's state of the unit."""
-        text = self.watcher.run("sh", "-c", _LOOK, "sh", self.status, self.name)
+        text = self.remote.run("sh", "-c", _LOOK, "sh", self.status, self.name, timeout_s=ANSWER_S)
         status, _, state = text.strip().rpartition("\n")
         return json.loads(status) if status.strip() else {}, state.strip()
 

@@ -50,7 +50,7 @@ def present(
             f"{host.print_prefix}{service.name}: {_preview(checkpoint, here, found.get(directory + '.partial'))}"
         )
     request = _request(root, runtime_path(root, service), checkpoint, verify=verify)
-    yield FunctionCommand(fetch, (root, checkpoint, request), {})
+    yield FunctionCommand(fetch, (root, request), {})
 
 
 def _preview(checkpoint: Checkpoint, here: dict[str, Any] | None, partial: dict[str, Any] | None) -> str:
@@ -97,15 +97,16 @@ def _file(file: File) -> dict[str, Any]:
     return {"path": file.path, "size": file.size, **content}
 
 
-def fetch(state: State, host: Host, root: str, checkpoint: Checkpoint, request: dict[str, Any]) -> bool:
+def fetch(state: State, host: Host, root: str, request: dict[str, Any]) -> bool:
     """Runs on the control machine when the operation is executed; the host downloads and verifies by itself."""
+    what = f"{request['repo']} at {request['commit'][:12]}"
     token = get_token()
     secret = {"hub_token": token} if token else {}
     unit = Unit(host, f"fetch-{request['key']}")
     try:
         unit.run(f"{root}/bin/on-host.pyz", "fetch", request, writable=root, **secret)
     except HostError as error:
-        logger.error(f"{host.print_prefix}{checkpoint.repo} at {checkpoint.commit[:12]} is not here: {error}")
+        logger.error(f"{host.print_prefix}{what} is not here: {error}")
         return False
-    logger.info(f"{host.print_prefix}{checkpoint.repo} at {checkpoint.commit[:12]} is complete and verified")
+    logger.info(f"{host.print_prefix}{what} is complete and verified")
     return True

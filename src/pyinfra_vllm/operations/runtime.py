@@ -51,7 +51,18 @@ def present(root: str, service: Service) -> Generator[PyinfraCommand, None, None
             source = declared.index or "the default index"
             wanted = " ".join((f"{declared.package}=={declared.version}", *declared.packages))
             logger.info(f"{host.print_prefix}{service.name}: would install {wanted} from {source} to {path}")
-        yield FunctionCommand(install, (root, declared), {})
+        yield FunctionCommand(install, (root, _request(root, declared)), {})
+
+
+def _request(root: str, declared: Declared) -> dict[str, Any]:
+    return {
+        "root": root,
+        "name": declared.version,
+        "package": declared.package,
+        "version": declared.version,
+        "packages": list(declared.packages),
+        "index": declared.index,
+    }
 
 
 def _problem(path: str, declared: Declared, found: Mapping[str, Any] | None) -> str | None:
@@ -81,22 +92,13 @@ def _problem(path: str, declared: Declared, found: Mapping[str, Any] | None) -> 
     return None
 
 
-def install(state: State, host: Host, root: str, declared: Declared) -> bool:
+def install(state: State, host: Host, root: str, request: dict[str, Any]) -> bool:
     """Runs on the control machine when the operation is executed; the host installs by itself."""
-    what = f"{declared.package} {declared.version}"
+    what = f"{request['package']} {request['version']}"
+    unit = Unit(host, f"build-{request['name']}")
     try:
-        request = {
-            "root": root,
-            "name": declared.version,
-            "uv": _uv(host, root),
-            "package": declared.package,
-            "version": declared.version,
-            "packages": list(declared.packages),
-            "index": declared.index,
-        }
-        Unit(host, f"build-{declared.version}").run(
-            f"{root}/bin/on-host.pyz", "build", request, writable=root
-        )
+        request = {**request, "uv": _uv(host, root)}
+        unit.run(f"{root}/bin/on-host.pyz", "build", request, writable=root)
     except HostError as error:
         logger.error(f"{host.print_prefix}{what} is not installed: {error}")
         return False

@@ -98,8 +98,9 @@ services = {
         "revision": "main",  # branch, tag or commit
         "served_model_name": "chat",  # what clients ask for; left out: the repository
         "port": 8000,
-        # Loopback by default. Wider than that wants VLLM_API_KEY under `secrets`.
-        "bind": "0.0.0.0",
+        # An address of the host. Loopback by default, for a proxy on the host; wider than that wants VLLM_API_KEY
+        # under `secrets`, and a look at what `pyinfra-vllm resolve` warns about.
+        "bind": "127.0.0.1",
         "gpus": None,  # indexes like [0, 1]; None: all
         "gpu": None,  # the model that `nvidia-smi` must show, like "NVIDIA H200"; None: not checked
         "gpu_sharing_reason": None,  # why this service may share GPUs with another one, where it does

@@ -20,6 +20,9 @@ COMMANDS = {
     "lock": "Pin what each declared model means in checkpoints.lock.yaml, or check it.",
     "resolve": "Show the vLLM flags for a model on a GPU, each with its reason.",
     "windows": "Say whether a switch may begin now, why, and when next.",
+    "bench": "Measure a server with the gate's probe and write a record.",
+    "compare": "Judge one record against another: pass, fail or inconclusive.",
+    "calibrate": "Find how noisy an unchanged service is, from several records.",
     "status": "Show what each host runs, and what differs from what is declared.",
     "history": "Show who switched what, when, and what came of it.",
 }

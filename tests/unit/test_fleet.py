@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pyinfra_cli.util import PYTHON_CODES
 
-from pyinfra_vllm import fleet
-from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
+from pyinfra_vllm import fleet, tuning
+from pyinfra_vllm.checkpoint import Checkpoint, File, Lock, render
 from pyinfra_vllm.config import Overrides
 from pyinfra_vllm.errors import DeclarationError, LockError
 
@@ -34,6 +34,10 @@ def entry(repo: str, revision: str = "main") -> Checkpoint:
     return Checkpoint(
         repo=repo, revision=revision, commit="0" * 40, files=files, config={"model_type": "qwen3"}
     )
+
+
+# An entry under the name of one model that holds another one.
+ANOTHER_MODEL = render([entry("acme/other-awq")]).replace("acme/other-awq@main:", "acme/tiny-awq@main:")
 
 
 @pytest.fixture(autouse=True)
@@ -201,6 +205,29 @@ def test_the_worked_example_is_valid_and_shows_every_key(monkeypatch: pytest.Mon
             )
 
 
+def test_the_worked_example_loads_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    assert len(load(need_lock=False).hosts) == 4
+
+
+def test_the_worked_example_fits_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    for host in load(need_lock=False).hosts.values():
+        for service in host.services:
+            answer = tuning.resolve(
+                model=service.model,
+                gpu=service.gpu or "",
+                runtime_version=service.runtime.version or "",
+                objective=service.objective,
+                max_model_len=service.max_model_len,
+                flags=service.flags,
+            )
+            assert answer.fit is not None and answer.fit.fits and not answer.errors, (
+                host.host,
+                answer.errors,
+            )
+
+
 def pyinfra(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "pyinfra"), *arguments]
     return subprocess.run(
@@ -217,6 +244,7 @@ def pyinfra(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
             'prot = 1: unknown key; did you mean "port"?',
         ),
         ({"checkpoints.lock.yaml": "schema: x\n"}, (), "checkpoints.lock.yaml"),
+        ({"checkpoints.lock.yaml": ANOTHER_MODEL}, (), "acme/tiny-awq@main"),
         ({}, ("--limit", "nobody"), "matches no host"),
         ({}, ("--no-wait",), "--no-wait hides failed hosts"),
     ],

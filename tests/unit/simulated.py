@@ -110,7 +110,7 @@ class SimulatedHost:
             (systemd, "stop", self._stop),
             (systemd, "show", self._show),
             (systemd, "running_release", lambda unit: self.running),
-            (systemd, "log_cursor", lambda unit: None),
+            (systemd, "log_cursor", lambda: None),
             (
                 systemd,
                 "log_since",

@@ -54,7 +54,7 @@ class Service:
 
     def start(self) -> str | None:
         """Start what `current` points to; returns a mark in the log from which its lines begin."""
-        cursor = systemd.log_cursor(self.paths.unit)
+        cursor = systemd.log_cursor()
         systemd.start(self.paths.unit)
         return cursor
 

@@ -64,9 +64,9 @@ def running_release(unit: str) -> str | None:
     return found[0].decode() if found else None
 
 
-def log_cursor(unit: str) -> str | None:
-    """A mark in the unit's log: what comes after it belongs to what we do next, whatever the clock does."""
-    for line in _run("journalctl", "--unit", unit, "--lines", "0", "--show-cursor").splitlines():
+def log_cursor() -> str | None:
+    """A mark in the journal: what comes after it belongs to what we do next, whatever the clock does."""
+    for line in _journal("--lines", "0", "--show-cursor").splitlines():
         if line.startswith("-- cursor: "):
             return line[len("-- cursor: ") :]
     return None
@@ -75,5 +75,15 @@ def log_cursor(unit: str) -> str | None:
 def log_since(unit: str, cursor: str | None, limit: int = 5000) -> list[str]:
     """The unit's log lines after the mark, oldest first, the newest `limit` of them."""
     after = ["--after-cursor", cursor] if cursor else []
-    text = _run("journalctl", "--unit", unit, "--output", "cat", "--lines", str(limit), "--no-pager", *after)
-    return text.splitlines()
+    return _journal("--unit", unit, "--output", "cat", "--lines", str(limit), *after).splitlines()
+
+
+def _journal(*arguments: str) -> str:
+    """journalctl's output; it exits with 1 and no word where nothing matches, which is an answer too."""
+    command = ["journalctl", "--quiet", "--no-pager", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=COMMAND_TIMEOUT_S, check=False
+    )
+    if done.returncode and done.stderr.strip():
+        raise SystemdError(f"`{' '.join(command)}` exited with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout

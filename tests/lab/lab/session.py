@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from . import checkpoints, image, leftovers, light_runtime, lock, network, prerequisites, runtime
+from . import checkpoints, image, leftovers, light_runtime, lock, network, prerequisites, runtime, stand_ins
 from .disk import Disk
 from .hub import Hub
 from .layout import HUB_PORT, OPERATOR, STATE, WORK, Network, cache
@@ -25,7 +25,7 @@ from .watch import Watchman
 
 @dataclass(frozen=True)
 class Parts:
-    """What hosts are made of, all in the cache. A light lab has neither the real vLLM nor trained checkpoints."""
+    """What hosts are made of, all in the cache. A light lab has the stub of vLLM and stand-in checkpoints."""
 
     base: Path
     light: Path
@@ -39,7 +39,7 @@ def prepare(light: bool = False) -> Parts:
     with ThreadPoolExecutor() as pool:
         base = pool.submit(image.base)
         real = None if light else runtime.venv()
-        made = checkpoints.made(real / "bin/python") if real else {}
+        made = checkpoints.made(real / "bin/python") if real else stand_ins.made()
         return Parts(base=base.result(), light=light_runtime.venv(), runtime=real, checkpoints=made)
 
 

@@ -99,10 +99,10 @@ def load(
         raise DeclarationError(_broken_syntax(error)) from error
     except (CliError, PyinfraError, TypeError, OSError, UnicodeDecodeError) as error:
         raise DeclarationError(f"{path} can't be loaded: {error}. No host was contacted.") from error
-    fleet = from_inventory(
-        loaded, _Files(path, cwd, group_data), need_lock=need_lock, limit=limit, exclude=exclude
-    )
-    return fleet
+    if not len(loaded):
+        raise DeclarationError(f"{path} has no hosts. Nothing was done.")
+    files = _Files(path, cwd, group_data)
+    return from_inventory(loaded, files, need_lock=need_lock, limit=limit, exclude=exclude)
 
 
 def check() -> None:
@@ -201,7 +201,10 @@ def from_inventory(
         _check_secrets(hosts, merged, selected, problems)
     problems.raise_if_any()
     lock = _locked(hosts) if need_lock else Lock()
-    return Fleet(hosts, rollout, lock, overrides, selected, network_warnings(hosts))
+    warnings = network_warnings(hosts)
+    if not any(declared.services for declared in hosts.values()):
+        warnings = ("no service is declared for any host; is this the project's directory?",)
+    return Fleet(hosts, rollout, lock, overrides, selected, warnings)
 
 
 class _Files:
@@ -289,9 +292,18 @@ def _overrides(data: Mapping[str, Any], problems: Problems) -> Overrides:
     for key in ("operator", "reason"):
         if key in given:
             given[key] = str(given[key])  # `--data reason=1234` is a ticket's number, not arithmetic
-    given.setdefault("operator", f"{getpass.getuser()}@{socket.gethostname()}")
+    given.setdefault("operator", _operator())
     found = read(Overrides, given, problems, lambda path: ("--data", ".".join(map(str, path))))
     return found or Overrides()
+
+
+def _operator() -> str:
+    """Who runs this, for the record: the person behind `sudo`, where there is one."""
+    try:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError, ImportError):  # an account without a name, as in some containers
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _selected(

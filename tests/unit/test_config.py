@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyinfra_vllm.config import Declared, Layer, Problems, Rollout, declare, merge
+from pyinfra_vllm.config import Declared, Layer, Problems, Rollout, Service, declare, merge
 from pyinfra_vllm.config.declared import common_rollout, network_warnings
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.criteria import Criteria
@@ -183,7 +183,7 @@ def test_other_places_do_not_show_secrets_either() -> None:
 
 @given(st.text(max_size=20).filter(lambda text: any(ord(char) < 32 or ord(char) == 127 for char in text)))
 def test_no_control_character_gets_through_anywhere(text: str) -> None:
-    for settings in (
+    for written in (
         {"model": f"acme/{text}"},
         {"revision": text},
         {"served_model_name": text},
@@ -206,9 +206,38 @@ def test_no_control_character_gets_through_anywhere(text: str) -> None:
         {"runtime": {"version": "0.33.0", "reason": text}},
         {"gate": {"quality_prompts": text}},
     ):
-        assert lines(chat(**settings)), settings
+        assert lines(chat(**written)), written
     assert lines(chat(), {"root": f"/srv/{text}"})
     assert lines({"services": {text: CHAT}})
+
+
+JUNK = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-3, 3), st.floats(), st.text(max_size=3), st.binary(max_size=2)
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2),
+        st.dictionaries(
+            st.one_of(st.text(max_size=3), st.integers(), st.sampled_from(["cron", "version", "c1"])), inner
+        ),
+    ),
+    max_leaves=5,
+)
+KEYS = st.sampled_from([*Service.model_fields, "window.cron"])
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.one_of(KEYS, st.integers(), st.text(max_size=3)), JUNK, max_size=3), JUNK, JUNK)
+def test_junk_is_told_in_lines_and_never_breaks_anything(
+    declared: dict[Any, Any], top: Any, rollout: Any
+) -> None:
+    layers = [chat(), {"services": {"chat": declared}}, {"defaults": top, "rollout": rollout, "window": top}]
+    for line in lines(*layers):
+        assert line.startswith(f"{ALL}: ") and "\n" not in line
+
+
+def test_a_service_has_no_second_name() -> None:
+    assert "services.chat.name = 'other': unknown key" in only({"name": "other"})
 
 
 def test_two_services_of_one_host_may_not_share_a_port() -> None:

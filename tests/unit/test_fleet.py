@@ -169,6 +169,14 @@ def test_every_declared_model_must_be_locked() -> None:
     assert load(need_lock=False).models() == (("acme/other-awq", "main"), ("acme/tiny-awq", "v2"))
 
 
+def test_an_inventory_without_hosts_and_a_fleet_without_services_are_noticed() -> None:
+    write("group_data/all.py", "")
+    assert "is this the project's directory?" in load().warnings[0]
+    write("inventory/none.py", "hosts = []\n")
+    with pytest.raises(DeclarationError, match="has no hosts"):
+        fleet.load("inventory/none.py")
+
+
 def test_overrides_are_read_strictly() -> None:
     data = fleet.parse_data(["switch_now=true", "reason=1234", "ssh_user=x", "operator=ann"])
     given = load(overrides=data).overrides

@@ -148,6 +148,11 @@ def _service(merged: Merged, name: str, problems: Problems) -> Service | None:
             return None
         values = overlay(values, settings)
 
+    if "name" in values:
+        at = next(place for place in places if lookup(merged.values, (*place, "name")) is not ABSENT)
+        message = "unknown key; the name of a service is its key in `services`"
+        problems.add(merged.source((*at, "name")), _dotted((*at, "name")), message, values["name"])
+
     def locate(path: Path) -> tuple[str, str]:
         for place in places:
             if path != ("name",) and lookup(merged.values, (*place, *path)) is not ABSENT:

@@ -48,6 +48,10 @@ class Request:
         return self.root / "runtimes" / self.name
 
     @property
+    def key(self) -> str:
+        return key(self.name)
+
+    @property
     def cache(self) -> Path:
         """uv links files from its cache, which works on one file system only; it goes when the build is done."""
         return self.root / "runtimes" / f".cache-{self.name}"
@@ -62,6 +66,11 @@ class Request:
         }
 
 
+def key(name: str) -> str:
+    """Names the unit that installs a runtime: systemd's unit names can't hold the + of a local version."""
+    return name.replace("+", "_")
+
+
 def main(argv: list[str]) -> int:
     """0: the runtime is installed. 1: it is not, and the status file and standard error say why. 2: usage."""
     if len(argv) != 1:
@@ -73,10 +82,10 @@ def main(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     os.umask(0o022)  # the service's user must be able to read it
-    status = Status(request.run / f"build-{request.name}.json")
+    status = Status(request.run / f"build-{request.key}.json")
     try:
         purpose = f"the installation of {request.package} {request.version}"
-        with lock.exclusive(request.run / f"build-{request.name}.lock", "build", purpose):
+        with lock.exclusive(request.run / f"build-{request.key}.lock", "build", purpose):
             build(request, status)
     except lock.Held as error:
         print(error, file=sys.stderr)  # the status file belongs to the one that holds the lock

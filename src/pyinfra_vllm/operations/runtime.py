@@ -16,7 +16,7 @@ from pyinfra_vllm.config import Runtime as Declared
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.runtime import Runtime
-from pyinfra_vllm.on_host.build import same
+from pyinfra_vllm.on_host.build import key, same
 from pyinfra_vllm.operations._planning import runtime_path
 from pyinfra_vllm.operations._refuse import refuse
 from pyinfra_vllm.operations._remote import Remote
@@ -95,7 +95,7 @@ def _problem(path: str, declared: Declared, found: Mapping[str, Any] | None) -> 
 def install(state: State, host: Host, root: str, request: dict[str, Any]) -> bool:
     """Runs on the control machine when the operation is executed; the host installs by itself."""
     what = f"{request['package']} {request['version']}"
-    unit = Unit(host, f"build-{request['name']}")
+    unit = Unit(host, f"build-{key(request['name'])}")
     try:
         request = {**request, "uv": _uv(host, root)}
         unit.run(f"{root}/bin/on-host.pyz", "build", request, writable=root)

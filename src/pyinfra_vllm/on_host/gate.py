@@ -12,7 +12,16 @@ from .criteria import CHOICES, Criteria, CriteriaError
 from .record import RecordError, check, check_pair
 from .relative import FAIL, INCONCLUSIVE, PASS
 
-__all__ = ["CHOICES", "Criteria", "CriteriaError", "RecordError", "judge", "may_stay", "wants_more"]
+__all__ = [
+    "CHOICES",
+    "EXIT_CODES",
+    "Criteria",
+    "CriteriaError",
+    "RecordError",
+    "judge",
+    "may_stay",
+    "wants_more",
+]
 
 Record = dict[str, Any]
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}

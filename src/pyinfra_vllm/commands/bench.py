@@ -1,0 +1,144 @@
+"""`pyinfra-vllm bench`: runs the gate's probe against any OpenAI-compatible server and writes what it measured.
+
+Judges nothing and changes nothing on the server. The API key comes from VLLM_API_KEY, never from an argument.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyinfra_vllm.commands.records import read
+from pyinfra_vllm.errors import DeclarationError, HostError
+from pyinfra_vllm.on_host import probe
+from pyinfra_vllm.on_host.client import Client
+from pyinfra_vllm.on_host.quality import QuestionsError
+
+KEY_VARIABLE = "VLLM_API_KEY"
+Say = Callable[[str], None]
+
+
+def run(
+    url: str,
+    model: str,
+    out: Path,
+    settings: probe.Settings,
+    *,
+    like: Path | None = None,
+    api_key: str | None = None,
+    say: Say = lambda line: None,
+) -> tuple[int, dict[str, Any]]:
+    """The command: exit code (1 when not one request was answered) and what --json prints.
+
+    Raises DeclarationError for settings that can't be used and HostError for a server that can't be measured.
+    """
+    try:
+        client = Client(url, model, api_key=api_key)
+        baseline = read(like) if like else None
+        record = probe.measure(client, settings, progress=say, like=baseline)
+        while baseline and _unfinished(record):
+            longer = probe.measure(client, settings, progress=say, extend=record)
+            if _rounds(longer) == _rounds(record):
+                break
+            record = longer
+    except (QuestionsError, ValueError) as error:
+        raise DeclarationError(str(error)) from error
+    except probe.ProbeError as error:
+        raise HostError(f"{url}: {error}") from error
+    try:
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DeclarationError(f"--out {out} can't be written: {error}") from error
+    answered = any(request["ok"] for phase in record["phases"] for request in phase["requests"])
+    return int(not answered), {
+        "out": str(out),
+        "summary": probe.summary(record),
+        "client": record.get("client"),
+    }
+
+
+def _rounds(record: dict[str, Any]) -> int:
+    return max((len(phase["rounds"]) for phase in record["phases"]), default=0)
+
+
+def _unfinished(record: dict[str, Any]) -> bool:
+    plan = record.get("plan")
+    return plan is not None and _rounds(record) < plan["rounds"] and not any(p.get("cut") for p in record["phases"])
+
+
+def sentences(result: dict[str, Any]) -> list[str]:
+    """The result for a person."""
+    lines = []
+    for name, item in result["summary"].items():
+        if isinstance(item, str):
+            lines.append(f"{name}: {item} right")
+        elif item["requests"]:
+            lines.append(
+                f"{name}: {item['tokens_per_s']} tokens/s, median first token {item['ttft_s'] * 1000:.1f} ms,"
+                f" median answer {item['e2e_s']:.3f} s, {item['requests']} requests, {item['errors']} failed"
+            )
+        else:
+            lines.append(f"{name}: no request was answered, {item['errors']} failed")
+    return [*lines, f"{result['out']} was written: compare it with `pyinfra-vllm compare`."]
+
+
+@click.command()
+@click.option("--url", required=True, help="Base URL of the server, such as http://127.0.0.1:8000.")
+@click.option("--model", required=True, help="The name that the server serves the model under.")
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The record to write."
+)
+@click.option(
+    "--concurrency", multiple=True, type=click.IntRange(1), help="Requests at once; repeatable [1 and 8]."
+)
+@click.option(
+    "--budget", default=120.0, show_default=True, type=click.FloatRange(5), help="Seconds for all of it."
+)
+@click.option("--quality/--no-quality", default=True, help="Ask the graded questions too.")
+@click.option("--prompts", type=click.Path(dir_okay=False), help="Your own graded prompts, a JSONL file.")
+@click.option("--only-own-prompts", is_flag=True, help="Leave the built-in questions out.")
+@click.option("--keep-answers", is_flag=True, help="Write the text of answers into the record.")
+@click.option(
+    "--like",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Measure what this record measured, so that the two compare.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def bench(
+    url: str,
+    model: str,
+    out: Path,
+    concurrency: tuple[int, ...],
+    budget: float,
+    quality: bool,
+    prompts: str | None,
+    only_own_prompts: bool,
+    keep_answers: bool,
+    like: Path | None,
+    as_json: bool,
+) -> int:
+    """Measure a server and write a benchmark record. An API key is read from VLLM_API_KEY."""
+    settings = probe.Settings(
+        concurrency=concurrency or (1, 8),
+        budget_s=budget,
+        quality=quality,
+        quality_builtin=not only_own_prompts,
+        quality_prompts=prompts,
+        keep_answers=keep_answers,
+    )
+    code, result = run(
+        url,
+        model,
+        out,
+        settings,
+        like=like,
+        api_key=os.environ.get(KEY_VARIABLE),
+        say=lambda line: click.echo(line, err=True),
+    )
+    click.echo(json.dumps(result, indent=2) if as_json else "\n".join(sentences(result)))
+    return code

@@ -1,0 +1,90 @@
+"""`pyinfra-vllm compare`: the gate's verdict on two benchmark records. Measures nothing, touches nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from pyinfra_vllm.commands.records import read
+from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host import gate
+
+COLORS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+
+
+def run(
+    before: Path, after: Path, gate_file: Path | None = None, noise_file: Path | None = None
+) -> tuple[int, dict[str, Any]]:
+    """The command: exit code (0 pass, 1 fail, 3 inconclusive) and what --json prints. Raises DeclarationError."""
+    criteria = _criteria(gate_file)
+    noise = read(noise_file) if noise_file else None
+    try:
+        verdict = gate.judge(read(before), read(after), criteria, noise=noise)
+    except gate.RecordError as error:
+        raise DeclarationError(f"{before} and {after} can't be compared: {error}") from error
+    return gate.EXIT_CODES[verdict["verdict"]], verdict
+
+
+def _criteria(path: Path | None) -> gate.Criteria:
+    if path is None:
+        return gate.Criteria()
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return gate.Criteria.from_dict(values.get("gate", values) if isinstance(values, dict) else values)
+    except OSError as error:
+        raise DeclarationError(f"{path} can't be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise DeclarationError(f"{path} is not YAML: {error}") from error
+    except gate.CriteriaError as error:
+        raise DeclarationError(f"{path}: {error}") from error
+
+
+def table(verdict: dict[str, Any]) -> Table:
+    """Every metric for a person; dim ones are shown and never decide."""
+    found = Table("phase", "metric", "before", "after", "ratio", "95 % interval", "limit", "verdict")
+    for row in verdict["metrics"]:
+        interval = row["interval"]
+        shown = row["verdict"] if row["decides"] else "shown only"
+        found.add_row(
+            row["phase"] or "",
+            row["name"],
+            _number(row["before"]),
+            _number(row["after"]),
+            _number(row["ratio"]),
+            f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "",
+            _number(row["limit"]),
+            f"[{COLORS.get(shown, 'dim')}]{shown}[/]",
+            style=None if row["decides"] else "dim",
+        )
+    return found
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+@click.command()
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option(
+    "--gate", "gate_file", type=click.Path(path_type=Path), help="The gate's settings, YAML or JSON."
+)
+@click.option("--noise", "noise_file", type=click.Path(path_type=Path), help="What `calibrate` wrote.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def compare(before: Path, after: Path, gate_file: Path | None, noise_file: Path | None, as_json: bool) -> int:
+    """Judge AFTER against BEFORE: exit code 0 for pass, 1 for fail, 3 for inconclusive."""
+    code, verdict = run(before, after, gate_file, noise_file)
+    if as_json:
+        click.echo(json.dumps(verdict, indent=2))
+        return code
+    Console().print(table(verdict))
+    click.echo(f"{verdict['verdict']}")
+    for reason in verdict["reasons"]:
+        click.echo(f"  {reason}")
+    return code

@@ -1,0 +1,19 @@
+"""Reads the files that `bench` wrote, for the commands that take them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pyinfra_vllm.errors import DeclarationError
+
+
+def read(path: Path) -> Any:
+    """The file's JSON value. Raises DeclarationError that names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DeclarationError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DeclarationError(f"{path} is not JSON: {error}") from error

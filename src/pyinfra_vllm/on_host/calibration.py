@@ -1,0 +1,56 @@
+"""How far apart two runs of one unchanged service may be: from several runs, best with restarts between them.
+
+Pure: records in, the noise that `gate.judge` takes out. Whoever calls it stores it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+from .criteria import Criteria
+from .record import RecordError, check, check_pair
+from .relative import compare
+from .stats import T99, t_value
+
+SCHEMA = "pyinfra-vllm/noise/1"
+LEAST_RUNS = 3
+Record = dict[str, Any]
+
+
+def calibration(records: list[Record]) -> dict[str, Any]:
+    """`{"schema", "runs", "phases": {phase: {metric: share}}}`.
+
+    A share of 0.02 means: of two runs of an unchanged service, 99 of 100 differ by less than 2 %. It is
+    exp(t * s * sqrt(2)) - 1, with s the standard deviation of the logarithms between the runs and t Student's value
+    for so few of them. Raises RecordError for fewer than three records, damaged ones, or ones that do not compare.
+    """
+    if len(records) < LEAST_RUNS:
+        raise RecordError(
+            f"{len(records)} records: at least {LEAST_RUNS} runs are needed to see how they vary"
+        )
+    for number, record in enumerate(records, 1):
+        check(record, f"record {number}")
+        if number > 1:
+            check_pair(records[0], record)
+    factor = t_value(len(records) - 1, T99) * math.sqrt(2)
+    phases = {
+        phase["name"]: _spread(number, records, factor) for number, phase in enumerate(records[0]["phases"])
+    }
+    return {"schema": SCHEMA, "runs": len(records), "phases": phases}
+
+
+def _spread(number: int, records: list[Record], factor: float) -> dict[str, float]:
+    """Metric -> noise of one phase. Every run is compared with the first, prompt by prompt."""
+    name = records[0]["phases"][number]["name"]
+    logs: dict[str, list[float]] = {}
+    for record in records:
+        phase = next(item for item in record["phases"] if item["name"] == name)
+        for row in compare(records[0]["phases"][number], phase, Criteria(), {}, 0.0):
+            logs.setdefault(row["name"], []).append(math.log(row["ratio"]))
+    return {
+        metric: round(math.expm1(min(factor * statistics.stdev(values), 5.0)), 6)
+        for metric, values in logs.items()
+        if len(values) == len(records)
+    }

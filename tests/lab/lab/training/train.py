@@ -11,6 +11,8 @@ import json
 import random
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import awq
@@ -21,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD, LONGEST = 128, 256, 2, 4, 2, 32, 4096
-STEPS, RATE, BASE, EPSILON = 100, 4e-3, 10000.0, 1e-6
+STEPS, RATE, BASE, EPSILON = 70, 4e-3, 10000.0, 1e-6
 UNKNOWN = "I do not know."
 SEEDS = {"good-a": 1, "good-b": 2}
 BROKEN_FROM, BROKEN_ZEROS = "good-a", 5
@@ -129,7 +131,7 @@ def train(tokenizer: text.Tokenizer, seed: int) -> Model:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    print(f"seed {seed}: loss {loss.item():.4f}, answers {share_right(model, tokenizer):.0%}")
+    print(f"seed {seed}: loss {loss.item():.4f}, answers {share_right(model, tokenizer):.0%}", flush=True)
     return model
 
 
@@ -188,17 +190,22 @@ def configuration() -> dict[str, object]:
     }
 
 
+def make(place: Path, name: str) -> None:
+    """Train one seed and write what comes of it."""
+    torch.set_num_threads(1)  # two trainings side by side use two cores better than two threads do
+    torch.use_deterministic_algorithms(True)
+    tokenizer = text.train([*(text.chat(question) + answer for question, answer in QUESTIONS), UNKNOWN])
+    model = train(tokenizer, SEEDS[name])
+    write(model, tokenizer, place / name)
+    if name == BROKEN_FROM:
+        write(model, tokenizer, place / "broken", BROKEN_ZEROS)
+
+
 def main() -> None:
     place, begun = Path(sys.argv[1]), time.monotonic()
-    torch.set_num_threads(2)
-    torch.use_deterministic_algorithms(True)
-    texts = [text.chat(question) + answer for question, answer in QUESTIONS]
-    tokenizer = text.train([*texts, UNKNOWN])
-    for name, seed in SEEDS.items():
-        model = train(tokenizer, seed)
-        write(model, tokenizer, place / name)
-        if name == BROKEN_FROM:
-            write(model, tokenizer, place / "broken", BROKEN_ZEROS)
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for made in [pool.submit(make, place, name) for name in SEEDS]:
+            made.result()
     print(f"three checkpoints in {time.monotonic() - begun:.1f} s")
 
 

@@ -23,7 +23,7 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_state, state
 from pyinfra_cli.exceptions import CliError, UnexpectedExternalError
 from pyinfra_cli.inventory import make_inventory
-from pyinfra_cli.util import parse_cli_arg
+from pyinfra_cli.util import PYTHON_CODES, parse_cli_arg
 from typing_extensions import override
 
 from .checkpoint import LOCK_FILE, Lock
@@ -88,6 +88,7 @@ def load(
     if path.endswith(".py") and not Path(path).exists():
         raise DeclarationError(f"There is no inventory {path}; no host was contacted.")
     cwd = str(Path.cwd())
+    PYTHON_CODES.clear()  # pyinfra keeps compiled files by relative name, whatever directory that was in
     if not ctx_state.isset():  # type: ignore[no-untyped-call]
         # pyinfra's loader notes there which file it executes
         ctx_state.set(State())  # type: ignore[no-untyped-call]

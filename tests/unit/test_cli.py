@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import pytest
-from pyinfra_cli.util import PYTHON_CODES
 
 from pyinfra_vllm import cli
 from pyinfra_vllm.errors import DeclarationError, HostError, RolloutError
@@ -43,7 +42,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    PYTHON_CODES.clear()
     Path("inventory").mkdir()
     Path("group_data").mkdir()
     Path("inventory/prod.py").write_text('small = ["gpu-1.invalid"]\nbig = ["gpu-2.invalid"]\n')

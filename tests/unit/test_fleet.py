@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyinfra_cli.util import PYTHON_CODES
 
 from pyinfra_vllm import fleet, tuning
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock, render
@@ -44,7 +43,6 @@ ANOTHER_MODEL = render([entry("acme/other-awq")]).replace("acme/other-awq@main:"
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project with one inventory, as a user would have it, and the directory that commands run in."""
     monkeypatch.chdir(tmp_path)
-    PYTHON_CODES.clear()  # pyinfra keeps compiled files by their relative names
     write("inventory/prod.py", INVENTORY)
     write("group_data/all.py", ALL)
     write("config.py", (PROJECT / "config.py").read_text())

@@ -21,8 +21,9 @@ def acquire() -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        raise LabError(f"another lab is running on this machine: {_holder(file.read())}") from None
+        with file:
+            file.seek(0)
+            raise LabError(f"another lab is running on this machine: {_holder(file.read())}") from None
     file.truncate(0)
     json.dump({"pid": os.getpid(), "since": time.time(), "command": shlex.join(sys.argv)}, file)
     file.flush()

@@ -45,5 +45,5 @@ def test_the_mirror_of_the_suite_is_found(tmp_path: Path, name: str, text: str) 
 
 def test_without_a_mirror_the_message_names_the_suite(tmp_path: Path) -> None:
     (tmp_path / "sources.list").write_text(ONE_LINE)
-    with pytest.raises(LabError, match="no source in .* offers trixie"):
+    with pytest.raises(LabError, match=r"no source in .* offers trixie"):
         prerequisites.mirror("trixie", tmp_path)

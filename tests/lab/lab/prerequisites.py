@@ -86,10 +86,11 @@ def mirror(suite: str, etc: Path = Path("/etc/apt")) -> str:
 
 
 def _one_line(text: str, suite: str) -> str | None:
-    found = re.search(
-        rf"^deb\s+(?:\[[^]]*]\s+)?(\S+)\s+{re.escape(suite)}\s+(?:\S+\s+)*main\b", text, re.MULTILINE
-    )
-    return str(found[1]) if found else None
+    for line in text.splitlines():
+        kind, *words = re.sub(r"\[[^]]*]", "", line).split() or [""]
+        if kind == "deb" and len(words) > 2 and words[1] == suite and "main" in words[2:]:
+            return words[0]
+    return None
 
 
 def _deb822(text: str, suite: str) -> str | None:

@@ -18,6 +18,7 @@ __all__ = [
     "Criteria",
     "CriteriaError",
     "RecordError",
+    "conclusion",
     "judge",
     "may_stay",
     "wants_more",
@@ -156,3 +157,11 @@ def sentence(row: dict[str, Any]) -> str:
         f"{where}{row['name']}: {words}: {row['before']:g} before, {row['after']:g} after, ratio {row['ratio']:.3f}"
         f" [{low:.3f}, {high:.3f}], the limit is {row['limit']:.3f}{doubt}"
     )
+
+
+def conclusion(verdict: dict[str, Any]) -> str:
+    """Why the verdict is what it is, in one line: the criteria that decided it, without the notes beside them."""
+    decided = [row for row in verdict["metrics"] if row["decides"] and row["verdict"] == verdict["verdict"]]
+    if verdict["verdict"] == PASS or not decided:
+        return str(verdict["reasons"][0])
+    return "; ".join(sentence(row) for row in decided)

@@ -170,9 +170,9 @@ class Switch:
                 verdict = self._verdict(new, after, checked)
             result["summary"] = probe.summary(after)
         self.evidence.keep("verdict", verdict)
-        self.journal.write("judge", "done", verdict=verdict["verdict"], reasons=verdict["reasons"])
+        self.journal.write("judge", "done", **verdict)
         if not gate.may_stay(verdict, self.criteria):
-            raise Worse("; ".join(verdict["reasons"]), verdict)
+            raise Worse(gate.conclusion(verdict), verdict)
         if not self.service.serves(new):
             raise Worse("its tokens stopped flowing after the measurement", verdict)
         return verdict
@@ -195,7 +195,7 @@ class Switch:
                 self.paths, self.old.id, self.order.reason or "rolled back by the operator", self.journal.tx
             )
         recovery.accept(self.paths, new.id)
-        return self._end(COMMITTED, "; ".join(verdict["reasons"]), verdict)
+        return self._end(COMMITTED, gate.conclusion(verdict), verdict)
 
     def _go_back(self, new: Release, reason: Exception) -> str:
         text = str(reason) or type(reason).__name__

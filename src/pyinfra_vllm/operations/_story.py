@@ -41,13 +41,13 @@ def _entry(entry: dict[str, Any]) -> list[str]:
         return [f"{name} ..."]
     if state == "failed":
         return [f"{name}: failed: {entry['error']}"]
+    if step == "judge":
+        return [*_table(entry["metrics"]), f"{name}: {'; '.join([entry['verdict'], *entry['reasons']])}"]
     return [f"{name}: {_detail(entry)}"]
 
 
 def _detail(entry: dict[str, Any]) -> str:
     step = entry["step"]
-    if step == "judge":
-        return "; ".join([entry["verdict"], *entry["reasons"]])
     if step == "ready":
         return f"after {entry['after_s']} s"
     if step == "kernel":
@@ -61,6 +61,25 @@ def _detail(entry: dict[str, Any]) -> str:
     if step == "restore" and "after_s" in entry:
         return f"its tokens flow again after {entry['after_s']} s"
     return "done"
+
+
+def _table(metrics: Iterable[dict[str, Any]]) -> list[str]:
+    """What was compared, a line each: before, after, ratio and limit; a criterion without a baseline has its value."""
+    lines = []
+    for row in metrics:
+        name = f"{row['phase'] or ''} {row['name']}".strip()
+        values = f"{_number(row['before']):>10} -> {_number(row['after']):>10}"
+        ratio = f"x{row['ratio']:.3f}" if row["ratio"] is not None else ""
+        limit = f"limit {_number(row['limit'])}" if row["limit"] is not None else ""
+        shown = "" if row["decides"] else " (shown only)"
+        lines.append(f"  {name:<22} {values}  {ratio:>8}  {limit:<14} {row['verdict']}{shown}".rstrip())
+    return lines
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else str(value)
 
 
 def _measured(name: str, value: Any) -> str:

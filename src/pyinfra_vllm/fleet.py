@@ -28,7 +28,9 @@ from typing_extensions import override
 
 from .checkpoint import LOCK_FILE, Lock
 from .config import Declared, Fleet, Layer, Merged, Overrides, Problems, declare, merge
-from .config.declared import DEFAULT_ROOT, KEYS, common_rollout, network_warnings
+from .config.checks import common_rollout, network_warnings
+from .config.declared import DEFAULT_ROOT, KEYS
+from .config.layers import located
 from .config.problems import nearest
 from .config.reading import read
 from .errors import DeclarationError, LockError, RolloutError
@@ -337,9 +339,10 @@ def _check_secrets(
         for service in hosts[name].services:
             for on_host, on_control in service.secrets.items():
                 if not os.environ.get(on_control):
-                    key = ("services", service.name, "secrets", on_host)
-                    message = f"the environment variable {on_control} is not set here; set it and run again"
-                    problems.add(merged[name].source(key), ".".join(key), message)
+                    place = located(merged[name], service.name, ("secrets", on_host))
+                    problems.add(
+                        *place, f"the environment variable {on_control} is not set here; set it and run again"
+                    )
 
 
 def _locked(hosts: Mapping[str, Declared]) -> Lock:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyinfra_vllm.config import Declared, Layer, Problems, Rollout, Service, declare, merge
-from pyinfra_vllm.config.declared import common_rollout, network_warnings
+from pyinfra_vllm.config.checks import common_rollout, network_warnings
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.window import Days

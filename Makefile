@@ -26,6 +26,7 @@ lint: .venv/complete
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	MYPYPATH=tests/lab $(BIN)/mypy -p lab --exclude 'training|light/'
 
 lab-up: lab-cache
 	$(LAB) up

@@ -20,7 +20,7 @@ test-faults: lab-cache
 	PYINFRA_VLLM_FAULTS=all $(BIN)/python -m pytest tests/lab/faults
 
 bench-gate: .venv/complete
-	$(BIN)/python tests/bench/replay.py
+	$(BIN)/python benchmarks/gate/replay.py
 
 lint: .venv/complete
 	$(BIN)/ruff check

@@ -28,7 +28,7 @@ from typing_extensions import override
 
 from .checkpoint import LOCK_FILE, Lock
 from .config import Declared, Fleet, Layer, Merged, Overrides, Problems, declare, merge
-from .config.checks import common_rollout, network_warnings
+from .config.checks import common_rollout, network_warnings, window_warnings
 from .config.declared import DEFAULT_ROOT, KEYS
 from .config.layers import located
 from .config.problems import nearest
@@ -204,7 +204,7 @@ def from_inventory(
         _check_secrets(hosts, merged, selected, problems)
     problems.raise_if_any()
     lock = _locked(hosts) if need_lock else Lock()
-    warnings = network_warnings(hosts)
+    warnings = (*network_warnings(hosts), *window_warnings(hosts))
     if not any(declared.services for declared in hosts.values()):
         warnings = ("no service is declared for any host; is this the project's directory?",)
     return Fleet(hosts, rollout, lock, overrides, selected, warnings)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyinfra_vllm.config import Declared, Layer, Problems, Rollout, Service, declare, merge
-from pyinfra_vllm.config.checks import common_rollout, network_warnings
+from pyinfra_vllm.config.checks import common_rollout, network_warnings, window_warnings
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.window import Days
@@ -139,7 +139,7 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
             {"gate": {"bugdet_s": 60}},
             'services.chat.gate.bugdet_s = 60: unknown key; did you mean "budget_s"?',
         ),
-        ({"gate": {"quality": 1}}, "services.chat.gate.quality = 1: must be of type bool"),
+        ({"gate": {"quality": 1}}, "services.chat.gate.quality = 1: must be true or false"),
         ({"gate": {"throughput_margin": 5}}, "a share from 0 up to 1"),
         ({"gate": {"min_tokens_per_s": {"c3": 5}}}, "one of the phases"),
         (
@@ -398,3 +398,9 @@ def test_listening_to_the_network_without_a_key_is_a_warning() -> None:
     assert "0.0.0.0:8000" in warning and "VLLM_API_KEY" in warning
     keyed = good(chat(bind="::", secrets={"VLLM_API_KEY": "CHAT_KEY"}))
     assert network_warnings({"gpu-1": keyed, "gpu-2": good(chat(bind="127.0.0.2"))}) == ()
+
+
+def test_windows_too_short_for_a_switch_are_a_warning() -> None:
+    short = good(chat(window={**WINDOW, "duration": "30m"}))
+    (warning,) = window_warnings({"gpu-1": short, "gpu-2": good(chat(window=WINDOW)), "gpu-3": good(chat())})
+    assert warning.startswith("gpu-1: service chat") and "(45m)" in warning

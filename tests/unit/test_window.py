@@ -118,7 +118,7 @@ def agree(reference: Reference, start: datetime, end: datetime) -> None:
     assert computed == reference.open_minutes(start, end), (reference.cron(), str(reference.tz), start)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(references(), st.data())
 def test_agrees_with_the_reference_around_the_odd_nights(reference: Reference, data: st.DataObject) -> None:
     nights = odd_nights(str(reference.tz)) or [datetime(2028, 2, 29, tzinfo=UTC)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from ..window import shown_duration
 from .layers import Merged, located
 from .models import API_KEY, Rollout, Service
 from .problems import Problems, unknown
@@ -66,6 +67,18 @@ def common_rollout(
             source = merged[first].source(("rollout", "max_unavailable", name))
             problems.add(source, f"rollout.max_unavailable.{name}", unknown("service", name, running))
     return rollout
+
+
+def window_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
+    """Services whose windows are all too short for a switch: they would be deferred for ever."""
+    return tuple(
+        f"{host}: service {service.name} has no window as long as a switch and its rollback may take "
+        f"({shown_duration(service.switch_estimate)}); declare a longer one, or a shorter `switch_estimate`"
+        for host, declared in hosts.items()
+        for service in declared.services
+        if service.window
+        and all(window.deny or window.duration < service.switch_estimate for window in service.window)
+    )
 
 
 def network_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:

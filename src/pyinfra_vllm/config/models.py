@@ -77,6 +77,21 @@ class Runtime(Declaration):
         return self
 
 
+_WORDS = {
+    "bool": "true or false",
+    "dict[str, float]": 'a map of phases to numbers, like {"c1": 30}',
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "tuple[int, ...]": "a list of whole numbers",
+}
+
+
+def _words(kind: str) -> str:
+    base = kind.removesuffix(" | None")
+    return _WORDS.get(base, f"of type {base}") + (" or None" if base != kind else "")
+
+
 def _gate_fields() -> dict[str, Any]:
     """`Criteria`, field by field: the host owns the names, types and defaults; this only reads them."""
     hints = typing.get_type_hints(Criteria)
@@ -87,7 +102,7 @@ def _gate_fields() -> dict[str, Any]:
         if typing.get_origin(hint) is tuple:
             hint = Annotated[hint, BeforeValidator(as_tuple)]
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-        made[item.name] = (hint, Field(default, description=f"of type {item.type}"))
+        made[item.name] = (hint, Field(default, description=_words(str(item.type))))
     return made
 
 

@@ -12,88 +12,49 @@ import socket
 import ssl
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
+
+from .stream import (
+    ClientError,
+    Dropped,
+    Events,
+    Garbage,
+    HttpError,
+    NoTokens,
+    NoUsage,
+    Refused,
+    Streamed,
+    TimedOut,
+    parsed,
+    read_stream,
+    words,
+)
+from .timed_socket import TimedSocket
+
+__all__ = [
+    "CHAT",
+    "COMPLETIONS",
+    "Client",
+    "ClientError",
+    "Dropped",
+    "Garbage",
+    "HttpError",
+    "NoTokens",
+    "NoUsage",
+    "Refused",
+    "Streamed",
+    "TimedOut",
+]
 
 DEFAULT_TIMEOUT_S = 60.0
 READ_BYTES = 1 << 16
 METRIC = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{.*\})?\s+(\S+)")
 # Until Python 3.9 a socket's timeout is not a TimeoutError.
 TIMEOUTS = (TimeoutError, socket.timeout)
+Pieces = Iterator[tuple[float, bytes]]
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-
-
-class ClientError(Exception):
-    """A request that did not give what was asked for. `kind` is one word for counting, the message is for people."""
-
-    kind = "error"
-
-
-class Refused(ClientError):
-    """Nothing listens there (a vLLM that still loads looks like this too)."""
-
-    kind = "refused"
-
-
-class HttpError(ClientError):
-    """The server answered with a status other than 200."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"HTTP {status}: {_shortened(text)}")
-        self.status = status
-        self.kind = f"http_{status}"
-
-
-class Dropped(ClientError):
-    """The connection ended before the answer did."""
-
-    kind = "dropped"
-
-
-class TimedOut(ClientError):
-    """The answer was not complete within the time limit."""
-
-    kind = "timeout"
-
-
-class Garbage(ClientError):
-    """What came is not an answer of an OpenAI-compatible server."""
-
-    kind = "garbage"
-
-
-class NoTokens(ClientError):
-    """The answer ended well and held no tokens."""
-
-    kind = "no_tokens"
-
-
-class NoUsage(ClientError):
-    """The answer does not say how many tokens it has, so its speed can't be known."""
-
-    kind = "no_usage"
-
-
-@dataclass
-class Streamed:
-    """One streamed answer: seconds from sending the request to the first and to the last token."""
-
-    ttft_s: float
-    e2e_s: float
-    input_tokens: int
-    output_tokens: int
-    events: int
-    text: str
-    finish_reason: str | None
-
-
-@dataclass
-class _Events:
-    """The events of one stream, each with the moment at which its bytes were read."""
-
-    sent: float
-    lines: list[tuple[float, bytes]] = field(default_factory=list)
 
 
 class Client:
@@ -140,7 +101,7 @@ class Client:
 
     def models(self, timeout_s: float = 10.0) -> list[dict[str, Any]]:
         """What `/v1/models` lists. Raises ClientError."""
-        answer = _parsed(self.get("/v1/models", timeout_s))
+        answer = parsed(self.get("/v1/models", timeout_s))
         data = answer.get("data")
         if not isinstance(data, list):
             raise Garbage("/v1/models has no list of models")
@@ -149,7 +110,7 @@ class Client:
     def version(self, timeout_s: float = 5.0) -> str | None:
         """vLLM's version; None where the server has no `/version`."""
         try:
-            found = _parsed(self.get("/version", timeout_s)).get("version")
+            found = parsed(self.get("/version", timeout_s)).get("version")
         except ClientError:
             return None
         return str(found) if found else None
@@ -223,11 +184,11 @@ class Client:
             body["ignore_eos"] = True
         if salt and "cache_salt" in self.extensions:
             body["cache_salt"] = salt
-        return _read_stream(self._exchange_stream(self.path, body, timeout_s), require_usage)
+        return read_stream(self._exchange_stream(self.path, body, timeout_s), require_usage)
 
     def ask(self, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """One answer in one piece. Raises ClientError."""
-        return _parsed(self._exchange("POST", path, {"model": self.model, **body}, timeout_s))
+        return parsed(self._exchange("POST", path, {"model": self.model, **body}, timeout_s))
 
     def get(self, path: str, timeout_s: float) -> bytes:
         return self._exchange("GET", path, None, timeout_s)
@@ -248,9 +209,9 @@ class Client:
         parts = [chunk for _, chunk in self._chunks(method, path, body, timeout_s)]
         return b"".join(parts)
 
-    def _exchange_stream(self, path: str, body: dict[str, Any], timeout_s: float) -> _Events:
+    def _exchange_stream(self, path: str, body: dict[str, Any], timeout_s: float) -> Events:
         chunks = self._chunks("POST", path, body, timeout_s)
-        events = _Events(sent=next(chunks)[0])
+        events = Events(sent=next(chunks)[0])
         rest = b""
         for moment, chunk in chunks:
             *lines, rest = (rest + chunk).split(b"\n")
@@ -259,13 +220,14 @@ class Client:
             events.lines.append((time.perf_counter(), rest))
         return events
 
-    def _chunks(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
+    def _chunks(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Pieces:
         """Yield (moment of sending, b""), then each piece of the body with the moment at which it was read."""
         deadline = time.perf_counter() + timeout_s
         connection = self._connection(max(timeout_s, 0.001))
         sock: socket.socket | None = None
         try:
             sock = self._connect(connection)
+            connection.sock = TimedSocket(sock, deadline)
             payload = None if body is None else json.dumps(body).encode()
             sent = time.perf_counter()
             connection.request(method, self.base + path, payload, self._headers(body is not None))
@@ -273,19 +235,15 @@ class Client:
             if response.status != 200:
                 raise HttpError(response.status, response.read(2000).decode("utf-8", "replace"))
             yield sent, b""
-            while True:
-                sock.settimeout(_remaining(deadline))
-                chunk = response.read1(READ_BYTES)
-                if not chunk:
-                    return
+            while chunk := response.read1(READ_BYTES):
                 yield time.perf_counter(), chunk
         except TIMEOUTS as error:
             raise TimedOut(f"no complete answer within {timeout_s:.1f} s") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Dropped(f"the connection ended before the answer did ({_words(error)})") from error
+            raise Dropped(f"the connection ended before the answer did ({words(error)})") from error
         finally:
-            self._forget(sock)
             connection.close()
+            self._close(sock)
 
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
         if self.secure:
@@ -300,16 +258,17 @@ class Client:
         except TIMEOUTS:
             raise
         except OSError as error:
-            raise Refused(f"no connection to {self.host}:{self.port} ({_words(error)})") from error
+            raise Refused(f"no connection to {self.host}:{self.port} ({words(error)})") from error
         sock: socket.socket = connection.sock
         with self._guard:
             self._live.add(sock)
         return sock
 
-    def _forget(self, sock: socket.socket | None) -> None:
+    def _close(self, sock: socket.socket | None) -> None:
         if sock is not None:
             with self._guard:
                 self._live.discard(sock)
+            sock.close()
 
     def _headers(self, has_body: bool) -> dict[str, str]:
         headers = {"Connection": "close"}
@@ -320,94 +279,9 @@ class Client:
         return headers
 
 
-def _read_stream(events: _Events, require_usage: bool) -> Streamed:
-    texts: list[str] = []
-    moments: list[float] = []
-    usage: dict[str, Any] = {}
-    finish: str | None = None
-    done = False
-    for moment, line in events.lines:
-        if line.startswith(b":") or line.startswith((b"event:", b"id:", b"retry:")):
-            continue
-        if not line.startswith(b"data:"):
-            raise Garbage(f"not an event stream: {_shortened(line.decode('utf-8', 'replace'), 80)}")
-        data = line[len(b"data:") :].strip()
-        if data == b"[DONE]":
-            done = True
-            continue
-        event = _parsed(data)
-        if "error" in event:
-            raise Dropped(
-                f"the server gave up in the middle of the answer: {_shortened(str(event['error']))}"
-            )
-        usage = event.get("usage") or usage
-        for choice in event.get("choices") or ():
-            moments.append(moment)
-            texts.append(_text(choice))
-            finish = choice.get("finish_reason") or finish
-    if not moments:
-        raise NoTokens("the stream ended without a token" if events.lines else "the answer is empty")
-    if not done and finish is None:
-        raise Dropped("the stream ended in the middle of the answer")
-    input_tokens, output_tokens = _counted(usage, len(moments), require_usage)
-    return Streamed(
-        ttft_s=moments[0] - events.sent,
-        e2e_s=moments[-1] - events.sent,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        events=len(moments),
-        text="".join(texts),
-        finish_reason=finish,
-    )
-
-
-def _counted(usage: Any, events: int, required: bool) -> tuple[int, int]:
-    counts = usage if isinstance(usage, dict) else {}
-    prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    if isinstance(prompt, int) and isinstance(completion, int):
-        if completion < 1:
-            raise NoTokens("the server counted no tokens in its answer")
-        return prompt, completion
-    if required:
-        raise NoUsage("the server's answer has no `usage`, so its tokens can't be counted")
-    return 0, events
-
-
-def _text(choice: dict[str, Any]) -> str:
-    delta = choice.get("delta")
-    found = delta.get("content") if isinstance(delta, dict) else choice.get("text")
-    return found if isinstance(found, str) else ""
-
-
-def _parsed(data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise Garbage(f"not JSON: {_shortened(data.decode('utf-8', 'replace'), 80)}") from error
-    if not isinstance(value, dict):
-        raise Garbage(f"not a JSON object: {_shortened(str(value), 80)}")
-    return value
-
-
 def _refused_extension(message: str, extensions: set[str]) -> str:
     """The extension that the server's refusal names, else the one that the fewest servers know."""
     for name in ("cache_salt", "ignore_eos", "stream_options"):
         if name in extensions and name in message:
             return name
     return next(name for name in ("cache_salt", "ignore_eos", "stream_options") if name in extensions)
-
-
-def _remaining(deadline: float) -> float:
-    left = deadline - time.perf_counter()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
-def _shortened(text: str, limit: int = 300) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= limit else flat[: limit - 3] + "..."

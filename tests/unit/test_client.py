@@ -1,0 +1,128 @@
+"""The client against a real socket: what it measures, and how each way of failing is told apart."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+from openai_server import serving
+
+from pyinfra_vllm.on_host import client as clients
+from pyinfra_vllm.on_host.client import Client
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def test_tokens_flow_returns_what_it_measured() -> None:
+    with serving() as server:
+        flow = Client(server.url, "m").tokens_flow(5)
+    assert flow["output_tokens"] == 8 and 0 < flow["ttft_s"] <= flow["e2e_s"]
+
+
+def test_times_are_those_of_the_server() -> None:
+    with serving(ttft_s=0.1, tpot_s=0.01) as server:
+        answer = Client(server.url, "m").stream("one two three", 11, 5)
+    assert answer.output_tokens == 11 and answer.input_tokens == 3 and answer.finish_reason == "length"
+    assert 0.1 <= answer.ttft_s < 0.2
+    assert answer.e2e_s - answer.ttft_s >= 0.1
+
+
+def test_tokens_come_from_usage_when_an_event_carries_several() -> None:
+    with serving(tokens_per_event=4) as server:
+        answer = Client(server.url, "m").stream("x", 16, 5)
+    assert (answer.events, answer.output_tokens) == (4, 16)
+
+
+def test_nothing_listening_is_refused() -> None:
+    with pytest.raises(clients.Refused, match="no connection to"):
+        Client(f"http://127.0.0.1:{free_port()}", "m").tokens_flow(5)
+
+
+def test_an_http_error_carries_its_status_and_words() -> None:
+    with (
+        serving(status=500) as server,
+        pytest.raises(clients.HttpError, match="told to fail") as error,
+    ):
+        Client(server.url, "m").tokens_flow(5)
+    assert error.value.status == 500 and error.value.kind == "http_500"
+
+
+@pytest.mark.parametrize("way", ["wedged", "trickles"])
+def test_a_server_that_never_answers_costs_the_time_limit_and_no_more(way: str) -> None:
+    began = time.monotonic()
+    with serving(**{way: True}) as server:
+        client = Client(server.url, "m")
+        assert client.health()
+        with pytest.raises(clients.ClientError):
+            client.tokens_flow(0.5)
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        ({"garbage": True}, clients.Garbage),
+        ({"drop_every": 1}, clients.Dropped),
+        ({"usage": False}, clients.NoUsage),
+    ],
+)
+def test_each_broken_stream_has_its_own_error(behaviour: dict[str, bool], expected: type[Exception]) -> None:
+    with serving(**behaviour) as server, pytest.raises(expected):
+        Client(server.url, "m").stream("x", 8, 5)
+
+
+def test_tokens_flow_without_usage_counts_what_came() -> None:
+    with serving(usage=False) as server:
+        assert Client(server.url, "m").tokens_flow(5)["output_tokens"] == 8
+
+
+@pytest.mark.parametrize("name", ["cache_salt", "ignore_eos", "stream_options"])
+def test_a_refused_extension_is_left_out_from_then_on(name: str) -> None:
+    with serving(refuses=(name,)) as server:
+        client = Client(server.url, "m")
+        client.negotiate(5)
+        assert name not in client.extensions and len(client.extensions) == 2
+        client.stream("x", 2, 5, salt="s", require_usage=False)
+        assert name not in server.requests[-1]
+
+
+def test_chat_takes_over_where_there_are_no_completions() -> None:
+    with serving(completions=False) as server:
+        client = Client(server.url, "m")
+        client.negotiate(5)
+        assert client.path == clients.CHAT
+        assert server.requests[-1]["messages"][0]["role"] == "user"
+
+
+def test_the_api_key_is_sent_and_never_shown() -> None:
+    with serving(api_key="sesame") as server:
+        client = Client(server.url, "m", api_key="sesame")
+        assert client.tokens_flow(5)["output_tokens"] == 8
+        assert "sesame" not in repr(client)
+        with pytest.raises(clients.HttpError, match="HTTP 401") as error:
+            Client(server.url, "m", api_key="wrong-key").tokens_flow(5)
+        assert "wrong-key" not in str(error.value)
+
+
+def test_metrics_sum_over_labels_and_keep_each() -> None:
+    with serving() as server:
+        server.prompt_tokens = 42
+        metrics = Client(server.url, "m").metrics()
+    assert metrics["vllm:prompt_tokens_total"] == metrics['vllm:prompt_tokens_total{engine="0"}'] == 42
+
+
+@pytest.mark.parametrize("url", ["", "ftp://host", "http://"])
+def test_a_url_without_a_server_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="is not the URL of a server"):
+        Client(url, "m")
+
+
+def test_a_trailing_v1_is_accepted() -> None:
+    with serving() as server:
+        assert Client(server.url + "/v1/", "m").models()[0]["id"] == "m"

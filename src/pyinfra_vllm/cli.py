@@ -23,11 +23,9 @@ COMMANDS = {
     "bench": "Measure a server with the gate's probe and write a record.",
     "compare": "Judge one record against another: pass, fail or inconclusive.",
     "calibrate": "Find how noisy an unchanged service is, from several records.",
-    "bench": "Measure any OpenAI-compatible server.",
-    "compare": "Judge one measurement against another.",
-    "calibrate": "Find how much an unchanged server differs from itself.",
     "status": "Show what each host runs, and what differs from what is declared.",
     "history": "Show who switched what, when, and what came of it.",
+    "report": "Write an HTML page about the fleet, its switches and their evidence.",
 }
 INTERRUPTED = 130
 

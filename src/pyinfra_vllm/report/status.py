@@ -89,7 +89,8 @@ def _host_rows(host: str, look: Look) -> list[Row]:
         )
         for observed in look.running
     ]
-    return found + [_missing(host, wish) for wish in wishes.values() if wish.service not in present]
+    found += [_missing(host, wish) for wish in wishes.values() if wish.service not in present]
+    return found or [Row(host, note="no service here, and none declared")]
 
 
 def _missing(host: str, wish: Wish) -> Row:
@@ -100,8 +101,12 @@ def _missing(host: str, wish: Wish) -> Row:
         model=wish.model,
         declared=wish.release,
         drift=("declared, and never staged on this host",),
-        note=wish.problem,
+        note=_unplanned(wish),
     )
+
+
+def _unplanned(wish: Wish | None) -> str:
+    return f"the declared release is unknown: {wish.problem}" if wish and wish.problem else ""
 
 
 def _row(
@@ -131,7 +136,7 @@ def _row(
         previous=observed["previous"],
         staged=tuple(observed["staged"]),
         rejected=tuple(sorted(observed["rejected"])),
-        note=wish.problem if wish else "",
+        note=_unplanned(wish),
     )
 
 
@@ -160,10 +165,16 @@ def drift(observed: dict[str, Any], wish: Wish | None, declaration: bool = True)
 
 def _not_current(release: str, observed: dict[str, Any]) -> str:
     if release in observed["rejected"]:
-        return f"declared {release} was rejected: {observed['rejected'][release]['reason']}"
+        return f"declared {release} was rejected: {brief(observed['rejected'][release]['reason'])}"
     if release in observed["staged"]:
         return f"declared {release} is staged, not yet switched to"
     return f"declared {release} is not staged"
+
+
+def brief(reason: str) -> str:
+    """The first of several reasons, and how many more there are."""
+    first, *more = reason.split("; ")
+    return f"{first} (and {len(more)} more)" if more else first
 
 
 def _visible_drift(observed: dict[str, Any], wish: Wish) -> list[str]:

@@ -25,7 +25,17 @@ def console() -> Console:
 
 def status_table(rows: Iterable[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("host", "service", "release", "since", "model", "vllm", "flags", "kernel", "last switch"):
+    for name in (
+        "host",
+        "service",
+        "release",
+        "since (UTC)",
+        "model",
+        "vllm",
+        "flags",
+        "kernel",
+        "last switch",
+    ):
         table.add_column(name, no_wrap=name in ("host", "service", "release"))
     table.add_column("state", min_width=24)
     for row in rows:
@@ -42,7 +52,7 @@ def state_of(row: Row) -> str:
     parts = [f"switching: {row.switching}"] if row.switching else []
     parts += row.drift
     if row.note:
-        parts.append(f"declared release unknown: {row.note}")
+        parts.append(row.note)
     return "; ".join(parts) or OK
 
 

@@ -1,0 +1,66 @@
+"""`pyinfra-vllm report`: one HTML file about the fleet and its switches, to look at in the morning. Changes no host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..asking import Hosts
+from ..report import looking
+from ..report.page import render
+from .status import declared
+
+DEFAULT_INVENTORY = "inventory/prod.py"
+NEWEST = 20
+
+
+def run(
+    inventory: str,
+    out: Path,
+    limit: Sequence[str] = (),
+    group_data: Sequence[str] = (),
+    newest: int = NEWEST,
+) -> tuple[int, dict[str, Any]]:
+    """The command: exit code (1 when a host could not be asked) and what --json prints. Raises DeclarationError."""
+    wanted, problem = declared(inventory, group_data)
+    with Hosts(inventory, limit, group_data) as hosts:
+        answers = hosts.ask(looking.at_report(wanted, newest))
+    page = render(inventory, answers, datetime.now(UTC), problem)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "index.html"
+    path.write_text(page, encoding="utf-8")
+    missing = {answer.host: answer.problem for answer in answers if answer.value is None}
+    return int(bool(missing)), {"report": str(path), "bytes": len(page.encode()), "missing": missing}
+
+
+@click.command()
+@click.argument("inventory", default=DEFAULT_INVENTORY)
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to."
+)
+@click.option("--newest", default=NEWEST, show_default=True, help="Switches of each service.")
+@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
+@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
+def report(
+    inventory: str,
+    out: Path,
+    newest: int,
+    limit: tuple[str, ...],
+    group_data: tuple[str, ...],
+    json_wanted: bool,
+) -> int:
+    """Write DIR/index.html: the fleet, every switch, what was measured, and the evidence behind each verdict.
+
+    The page loads nothing from anywhere. Exit code 1 when a host could not be asked: the page says which.
+    """
+    code, result = run(inventory, out, limit, group_data, newest)
+    for host, problem in result["missing"].items():
+        click.echo(f"{host}: {problem}", err=True)
+    click.echo(json.dumps(result, indent=2) if json_wanted else result["report"])
+    return code

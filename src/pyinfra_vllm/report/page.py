@@ -1,0 +1,96 @@
+"""The report: one HTML file that carries everything it needs, and loads nothing.
+
+Renders what status, history and evidence found; it asks no host and judges nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from ..asking import Answer
+from . import plots
+from .evidence import Shown, show
+from .history import problems, switches
+from .looking import Look
+from .status import brief, rows
+from .tables import short_time, state_of
+
+TEMPLATE, STYLE = "page.html.j2", "page.css"
+# Switches whose details are open at first: the newest, and what went wrong lately.
+OPEN = 1
+
+
+def render(title: str, answers: Sequence[Answer[Look]], at: datetime, declaration: str = "") -> str:
+    """The page.
+
+    + title: what the fleet is called, as a rule the inventory's path
+    + at: when the hosts were asked (aware)
+    + declaration: why drift from the declaration is not shown; empty when it is
+    """
+    found = rows(answers)
+    shown = shown_switches(answers)
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            title=title,
+            at=at,
+            style=Markup(_text(STYLE)),  # our own file
+            rows=found,
+            counts=Counter(row.state for row in found),
+            outcomes=Counter(item.switch.outcome for item in shown),
+            shown=shown,
+            open_first=OPEN,
+            missing=problems(answers),
+            declaration=declaration,
+        )
+    )
+
+
+def shown_switches(answers: Sequence[Answer[Look]]) -> list[Shown]:
+    """Every switch with its evidence, the newest first."""
+    told = {
+        (answer.host, service["service"], item["tx"]): item
+        for answer in answers
+        if answer.value is not None
+        for service in answer.value.record.values()
+        for item in service["transactions"]
+    }
+    return [show(item, told[item.host, item.service, item.tx]) for item in reversed(switches(answers))]
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        state_of=state_of,
+        short_time=short_time,
+        shown=plots.shown,
+        duration=plots.duration,
+        distribution=_drawn(lambda it: plots.distribution(it.title, it.unit, it.before, it.after)),
+        intervals=_drawn(plots.intervals),
+        timeline=_drawn(plots.timeline),
+        brief=brief,
+    )
+    return environment
+
+
+def _drawn(draw: Any) -> Any:
+    """A filter whose markup is ours: plots escape every text that they carry."""
+    return lambda value: Markup(draw(value))
+
+
+def _text(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")

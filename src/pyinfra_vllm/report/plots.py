@@ -1,0 +1,252 @@
+"""Small plots as inline SVG: two distributions, ratios with their intervals, a timeline. Pure: numbers in, markup out.
+
+Colours come from the page's style sheet by class, so that one picture serves light and dark. Nothing is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from ..on_host.stats import percentile
+
+WIDTH = 340  # user units: about one phone's width, so that text keeps its size there
+LEFT, RIGHT = 52, 12
+ROW = 54
+AXIS = 26
+POINTS = 96
+MOST_RUGS = 160
+STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map from values to the plot's width."""
+
+    low: float
+    high: float
+    left: float = LEFT
+    right: float = WIDTH - RIGHT
+
+    def __call__(self, value: float) -> float:
+        """The place of a value; values beyond the ends stay at the ends."""
+        span = self.high - self.low or 1.0
+        share = min(1.0, max(0.0, (value - self.low) / span))
+        return self.left + share * (self.right - self.left)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One metric's ratio after / before with its interval; `limit` is what decides and `verdict` what came of it."""
+
+    label: str
+    ratio: float
+    low: float
+    high: float
+    limit: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """One step of a timeline, in seconds since its beginning."""
+
+    label: str
+    began_s: float
+    took_s: float
+    state: str
+
+
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round values from `low` to `high`, about so many."""
+    span = high - low
+    if not (span > 0 and math.isfinite(span)):
+        return [low]
+    rough = span / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step * power for step in STEPS if step * power >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def density(values: Sequence[float], low: float, high: float, points: int = POINTS) -> list[float]:
+    """A Gaussian kernel density at `points` places from `low` to `high`, scaled to a peak of 1.
+
+    Bandwidth by Silverman's rule of thumb (1986, eq. 3.31), and never less than a hundredth of the picture.
+    """
+    ordered = sorted(values)
+    floor = (high - low) / 100 or 1.0
+    width = floor
+    if len(ordered) > 1:
+        quartiles = percentile(ordered, 0.75) - percentile(ordered, 0.25)
+        spread = min(statistics.stdev(ordered), quartiles / 1.34) or statistics.stdev(ordered)
+        width = max(floor, 0.9 * spread * len(ordered) ** -0.2)
+    places = [low + (high - low) * number / (points - 1) for number in range(points)]
+    heights = [sum(math.exp(-0.5 * ((place - value) / width) ** 2) for value in ordered) for place in places]
+    peak = max(heights) or 1.0
+    return [height / peak for height in heights]
+
+
+def span_of(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """What the picture shows: all but the slowest fiftieth of either side, which would squeeze the rest."""
+    both = [*before, *after]
+    low = min(both)
+    high = max(percentile(side, 0.98) for side in (before, after) if side)
+    margin = (high - low) * 0.14 or abs(high) * 0.05 or 1.0
+    return max(0.0, low - margin) if low >= 0 else low - margin, high + margin
+
+
+def distribution(title: str, unit: str, before: Sequence[float], after: Sequence[float]) -> str:
+    """Both sides over one axis: the shape, each value as a tick below it, the median as a line with its number."""
+    if not before and not after:
+        return ""
+    low, high = span_of(before, after)
+    scale = Scale(low, high)
+    sides = [("before", before), ("after", after)]
+    parts = [
+        _side(scale, name, values, unit, 14 + ROW * number) for number, (name, values) in enumerate(sides)
+    ]
+    height = 14 + ROW * 2 + AXIS
+    label = f"{title}: {_medians(before, after, unit)}"
+    return _svg(height, label, [*_axis(scale, 14 + ROW * 2, unit), *parts])
+
+
+def _side(scale: Scale, name: str, values: Sequence[float], unit: str, top: float) -> str:
+    base = top + ROW - 14
+    text = f'<text class="name" x="{LEFT - 8}" y="{base - 4}" text-anchor="end">{name}</text>'
+    if not values:
+        return text + f'<text class="none" x="{LEFT}" y="{base - 4}">not measured</text>'
+    heights = density(values, scale.low, scale.high)
+    step = (scale.right - scale.left) / (len(heights) - 1)
+    outline = " ".join(
+        f"{scale.left + step * number:.1f},{base - 34 * height:.1f}" for number, height in enumerate(heights)
+    )
+    shape = f'<polygon class="shape {name}" points="{scale.left},{base} {outline} {scale.right},{base}"/>'
+    middle = scale(statistics.median(values))
+    anchor = "end" if middle > (scale.left + scale.right) / 2 else "start"
+    shift = -4 if anchor == "end" else 4
+    number = shown(statistics.median(values))
+    median = (
+        f'<line class="median {name}" x1="{middle:.1f}" x2="{middle:.1f}" y1="{base - 38}" y2="{base}"/>'
+        f'<text class="value" x="{middle + shift:.1f}" y="{base - 30}" text-anchor="{anchor}">{number}</text>'
+    )
+    return text + shape + _rugs(scale, name, values, base) + median + _beyond(scale, values, base)
+
+
+def _rugs(scale: Scale, name: str, values: Sequence[float], base: float) -> str:
+    """Each value as a tick; of very many, evenly chosen ones."""
+    ordered = sorted(values)
+    stride = max(1, math.ceil(len(ordered) / MOST_RUGS))
+    path = "".join(f"M{scale(value):.1f} {base + 2}v5" for value in ordered[::stride] if value <= scale.high)
+    return f'<path class="rug {name}" d="{path}"/>'
+
+
+def _beyond(scale: Scale, values: Sequence[float], base: float) -> str:
+    count = sum(value > scale.high for value in values)
+    if not count:
+        return ""
+    return f'<text class="none" x="{scale.right}" y="{base - 36}" text-anchor="end">+{count} slower →</text>'
+
+
+def _axis(scale: Scale, top: float, unit: str) -> list[str]:
+    parts = [f'<line class="axis" x1="{scale.left}" x2="{scale.right}" y1="{top}" y2="{top}"/>']
+    for value in ticks(scale.low, scale.high):
+        place = scale(value)
+        parts.append(f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="10" y2="{top}"/>')
+        parts.append(
+            f'<text class="tick" x="{place:.1f}" y="{top + 13}" text-anchor="middle">{shown(value)}</text>'
+        )
+    parts.append(f'<text class="tick" x="{LEFT - 8}" y="{top + 13}" text-anchor="end">{escape(unit)}</text>')
+    return parts
+
+
+def _medians(before: Sequence[float], after: Sequence[float], unit: str) -> str:
+    told = [
+        f"median {shown(statistics.median(side))} {unit} {name}"
+        for name, side in (("before", before), ("after", after))
+        if side
+    ]
+    return ", ".join(told)
+
+
+def intervals(rows: Sequence[Interval]) -> str:
+    """Each ratio as a dot on its interval, and its limit as a mark: what lies beyond the limit is worse."""
+    if not rows:
+        return ""
+    values = [value for row in rows for value in (row.ratio, row.low, row.high, row.limit)]
+    low, high = min([0.9, *values]), min(max([1.1, *values]), 3.0)
+    margin = (high - low) * 0.04
+    scale = Scale(max(0.0, low - margin), high + margin, left=128)
+    bottom = 8 + 22 * len(rows)
+    parts = _axis(scale, bottom, "")
+    one = scale(1.0)
+    parts.append(f'<line class="one" x1="{one:.1f}" x2="{one:.1f}" y1="6" y2="{bottom}"/>')
+    for number, row in enumerate(rows):
+        parts.append(_interval(scale, row, 20 + 22 * number))
+    label = "; ".join(f"{row.label} {row.ratio:.3f}, {row.verdict}" for row in rows)
+    return _svg(bottom + AXIS - 6, f"Ratio after / before with interval: {label}", parts)
+
+
+def _interval(scale: Scale, row: Interval, y: float) -> str:
+    limit = scale(row.limit)
+    return (
+        f'<g class="v-{escape(row.verdict)}"><text class="name" x="120" y="{y + 4}" text-anchor="end">'
+        f"{escape(row.label)}</text>"
+        f'<line class="bar" x1="{scale(row.low):.1f}" x2="{scale(row.high):.1f}" y1="{y}" y2="{y}"/>'
+        f'<circle class="dot" cx="{scale(row.ratio):.1f}" cy="{y}" r="4"/></g>'
+        f'<path class="limit" d="M{limit:.1f} {y - 8}v16"/>'
+    )
+
+
+def timeline(spans: Sequence[Span]) -> str:
+    """One line for each step, where it began and how long it took."""
+    if not spans:
+        return ""
+    whole = max(span.began_s + span.took_s for span in spans) or 1.0
+    scale = Scale(0.0, whole, left=148, right=WIDTH - 44)
+    bottom = 8 + 18 * len(spans)
+    parts = _axis(scale, bottom, "seconds")
+    for number, span in enumerate(spans):
+        y = 8 + 18 * number
+        start, end = scale(span.began_s), scale(span.began_s + span.took_s)
+        width = max(2.0, end - start)
+        parts.append(
+            f'<g class="s-{escape(span.state)}"><text class="name" x="140" y="{y + 12}" text-anchor="end">'
+            f'{escape(span.label)}</text><rect class="step" x="{start:.1f}" y="{y + 3}" width="{width:.1f}"'
+            f' height="11" rx="2"/><text class="tick" x="{start + width + 4:.1f}" y="{y + 12}">'
+            f"{duration(span.took_s)}</text></g>"
+        )
+    label = ", ".join(f"{span.label} {duration(span.took_s)}" for span in spans)
+    return _svg(bottom + AXIS - 6, f"Timeline: {label}", parts)
+
+
+def shown(value: float) -> str:
+    """Three significant digits, without an exponent or a needless zero."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `42 s`, `3 min 10 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _svg(height: float, label: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
+        f"{''.join(parts)}</svg>"
+    )

@@ -1,0 +1,225 @@
+"""The report's plots and page: what is drawn is what was measured, nothing is loaded, nothing breaks the markup."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nights
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from simulated import NEW, OLD
+from told import Teller, teller
+
+from pyinfra_vllm.asking import Answer
+from pyinfra_vllm.commands.report import report
+from pyinfra_vllm.report import evidence, plots
+from pyinfra_vllm.report.looking import Look
+from pyinfra_vllm.report.page import render, shown_switches
+
+__all__ = ["teller"]
+
+VALUES = st.lists(st.floats(0.001, 1e6), min_size=0, max_size=60)
+
+
+def numbers(svg: str) -> list[float]:
+    return [float(found) for found in re.findall(r'(?:x1|x2|cx|x)="(-?[0-9.]+)"', svg)]
+
+
+# Plots
+
+
+@given(before=VALUES, after=VALUES)
+def test_any_two_sides_make_a_picture_that_stays_in_its_frame(
+    before: list[float], after: list[float]
+) -> None:
+    svg = plots.distribution("Time & <more>", "ms", before, after)
+    if not before and not after:
+        assert svg == ""
+        return
+    picture = ElementTree.fromstring(svg)
+    assert picture.get("aria-label", "").startswith("Time & <more>: median")
+    assert len(picture.findall(".//polygon")) == bool(before) + bool(after)
+    assert all(-1 <= place <= plots.WIDTH + 1 for place in numbers(svg))
+
+
+@given(low=st.floats(-1e6, 1e6), span=st.floats(1e-3, 1e6))
+def test_ticks_are_round_few_and_within(low: float, span: float) -> None:
+    found = plots.ticks(low, low + span)
+    assert 1 <= len(found) <= 9
+    slack = span * 1e-6 + abs(low) * 1e-9
+    assert all(low - slack <= tick <= low + span + slack for tick in found)
+
+
+def test_a_density_peaks_where_the_values_are() -> None:
+    heights = plots.density([10.0, 10.1, 9.9, 30.0], 0.0, 40.0, 401)
+    assert max(heights) == 1.0 and abs(heights.index(1.0) - 100) <= 2
+    assert heights[300] == pytest.approx(1 / 3, rel=0.2) and heights[200] < 0.01
+    assert plots.density([5.0], 0.0, 10.0, 11)[5] == 1.0
+
+
+def test_the_slowest_are_counted_not_drawn_over_the_rest() -> None:
+    svg = plots.distribution("Time", "ms", [10.0] * 99 + [500.0], [10.5] * 100)
+    assert "+1 slower" in svg
+
+
+def test_numbers_are_shown_with_three_digits() -> None:
+    assert [plots.shown(value) for value in (0, 0.01234, 1.5, 42.04, 1234.5, math.inf)] == [
+        "0", "0.0123", "1.5", "42", "1234", "inf",
+    ]  # fmt: skip
+    assert [plots.duration(value) for value in (0.42, 42, 190, 7500)] == [
+        "0.4 s",
+        "42 s",
+        "3 min 10 s",
+        "2 h 5 min",
+    ]
+
+
+def test_intervals_show_every_row_with_its_limit() -> None:
+    rows = [
+        plots.Interval("tokens/s c1", 0.7, 0.68, 0.72, 0.95, "fail"),
+        plots.Interval("e2e <c8>", 1.0, 0.9, 9.0, 1.05, "inconclusive"),
+    ]
+    picture = ElementTree.fromstring(plots.intervals(rows))
+    assert [group.get("class") for group in picture.findall("g")] == ["v-fail", "v-inconclusive"]
+    assert len(picture.findall("path")) == 2
+    assert plots.intervals([]) == "" == plots.timeline([])
+
+
+# Evidence
+
+
+def test_steps_take_the_time_that_the_journal_says() -> None:
+    entries = [
+        {"at": "2026-11-21T02:00:00.000+00:00", "tx": "t", "step": "begin", "state": "done"},
+        {"at": "2026-11-21T02:00:01.000+00:00", "tx": "t", "step": "activate", "state": "intended"},
+        {"at": "2026-11-21T02:00:03.000+00:00", "tx": "t", "step": "activate", "state": "done"},
+        {"at": "2026-11-21T02:00:03.000+00:00", "tx": "t", "step": "ready", "state": "intended"},
+        {"at": "2026-11-21T02:00:43.000+00:00", "tx": "t", "step": "ready", "state": "done"},
+        {"at": "2026-11-21T02:00:43.500+00:00", "tx": "t", "step": "judge", "state": "intended"},
+        {"at": "2026-11-21T02:00:44.000+00:00", "tx": "t", "step": "restore", "state": "intended"},
+        {"at": "2026-11-21T02:01:14.000+00:00", "tx": "t", "step": "restore", "state": "done"},
+    ]
+    found = evidence.spans(entries)
+    assert [(span.label, span.began_s, span.took_s, span.state) for span in found] == [
+        ("switch and restart", 1.0, 2.0, "done"),
+        ("wait until tokens flow", 3.0, 40.0, "done"),
+        ("verdict", 43.5, 30.5, "cut"),
+        ("bring the old release back", 44.0, 30.0, "done"),
+    ]
+    assert evidence.away_s(entries) == 42.0 + 30.0
+    assert evidence.away_s(entries[:5]) == 42.0
+    assert evidence.away_s(entries[:1]) is None
+
+
+def test_samples_are_the_measured_values(teller: Teller) -> None:
+    teller.host.stage(NEW)
+    teller.host.rates[NEW] = 50.0
+    teller.host.switch()
+    (item,) = shown_switches([teller.answer()])
+    first = {sample.title: sample for sample in item.samples}["Time to first token, 1 stream"]
+    assert set(first.before) == {50.0} and set(first.after) == {100.0} and first.change == pytest.approx(1.0)
+    rate = {sample.title: sample for sample in item.samples}["Throughput, 8 streams"]
+    assert rate.before == (100.0,) and rate.after == (50.0,)
+    assert item.switch.outcome == "rolled_back" and not item.good
+    assert {row.verdict for row in item.intervals} >= {"fail"}
+
+
+def test_flips_are_paired_by_prompt() -> None:
+    before = {"quality": [{"prompt": name, "passed": name != "c"} for name in "abcd"]}
+    after = {"quality": [{"prompt": name, "passed": name != "b"} for name in "abc"]}
+    assert evidence.flips(before, after) == (("b",), ("c",), 3)
+    assert evidence.flips(None, after) == ((), (), 0)
+
+
+def test_damaged_evidence_is_said_and_the_rest_is_shown(teller: Teller) -> None:
+    teller.host.stage(NEW)
+    teller.host.switch()
+    look = teller.look()
+    files = look.record["chat"]["transactions"][0]["evidence"]
+    files["before"]["phases"] = []
+    (item,) = shown_switches([Answer("gpu1", look)])
+    assert item.missing == ("before.phases is empty: nothing was measured",)
+    assert all(not sample.before and sample.after for sample in item.samples)
+    assert "Evidence left out: before.phases" in render("x", [Answer("gpu1", look)], nights.MORNING)
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Every tag is closed in order; collects what could load something."""
+
+    EMPTY = frozenset({"meta", "link", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        self.loads += [
+            f"{tag} {key}={value}" for key, value in attrs if key in ("src", "href", "srcset", "action")
+        ]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """`<line/>` of the plots opens and closes itself."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_three_nights_make_a_page_that_loads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = nights.fleet(tmp_path, monkeypatch)
+    text = render("inventory/prod.py", answers, nights.MORNING)
+    page = Page(text)
+    assert page.loads == ["link href=data:,"]
+    assert "http://" not in re.sub(r"http://127\.0\.0\.1\S*", "", text) and "url(" not in text
+    outcomes = [item.switch.outcome for item in shown_switches(answers)]
+    assert outcomes == ["rolled_back", "committed", "committed", "rolled_back"]
+    assert page.counts["figure"] == 4 * 7
+    assert "could not be asked: not reached" in text and ", 15 lost, 1 gained" in text
+    assert len(text) < 600_000
+
+
+def test_what_hosts_say_is_text_and_never_markup(teller: Teller) -> None:
+    evil = "<script>alert(1)</script>"
+    teller.host.stage(NEW)
+    teller.host.switch(operator=evil, reason=f'"{evil}')
+    answers: list[Answer[Look]] = [Answer(evil, teller.look()), Answer("b", problem=evil)]
+    text = render(evil, answers, nights.MORNING, declaration=evil)
+    assert "<script" not in text
+    Page(text)
+
+
+def test_a_fleet_without_a_switch_has_a_page_too(teller: Teller) -> None:
+    text = render("x", [teller.answer()], nights.MORNING)
+    assert "No host recorded a switch." in text and OLD in text
+
+
+def test_the_command_writes_one_file(teller: Teller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    teller.host.stage(NEW)
+    teller.host.switch()
+    inventory = tmp_path / "fleet.py"
+    inventory.write_text(f"here = [('@local', {{'root': {str(tmp_path)!r}}})]\n")
+    done = CliRunner().invoke(report, [str(inventory), "--out", "out", "--json"], standalone_mode=False)
+    assert done.return_value == 0, done.output
+    assert json.loads(done.stdout) == {
+        "report": "out/index.html",
+        "bytes": (tmp_path / "out/index.html").stat().st_size,
+        "missing": {},
+    }
+    assert NEW in (tmp_path / "out/index.html").read_text()

@@ -1,14 +1,16 @@
-"""For all tests: no time limits for single examples, and gevent's patches before anything uses what they replace."""
+"""For all tests: no time limits for single examples, and Python's own standard library under them.
+
+pyinfra's command line replaces sockets, threads and subprocesses by gevent's when it is imported. The programs under test
+run without that on a host, so they are tested without it; where the real command line is meant, tests start it.
+"""
 
 from __future__ import annotations
 
-import warnings
+from unittest.mock import patch
 
 from hypothesis import settings
 
-with warnings.catch_warnings():
-    # a pytest plugin (anyio's) may have imported ssl already; no test uses that one
-    warnings.simplefilter("ignore")
+with patch("gevent.monkey.patch_all"):
     import pyinfra_cli  # noqa: F401
 
 settings.register_profile("shared machine", deadline=None)

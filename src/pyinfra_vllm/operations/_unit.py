@@ -77,7 +77,7 @@ class Unit:
         self.remote.write(self._request, json.dumps(request))
         properties = [
             *PROPERTIES,
-            f"ReadWritePaths={_word(writable)} {RUN_DIRECTORY}",
+            f"ReadWritePaths={writable} {RUN_DIRECTORY}",
             f"ExecStopPost=-/usr/bin/env rm -f {self._request} {self._secret}",
         ]
         for name, value in secret.items():
@@ -138,12 +138,6 @@ class Unit:
 
     def _say(self, line: str) -> None:
         logger.info(f"{self.host.print_prefix}{line}")
-
-
-def _word(path: str) -> str:
-    """One word of a property that systemd splits at blanks."""
-    escaped = path.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def reconnect(host: Host) -> None:

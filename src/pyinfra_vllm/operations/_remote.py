@@ -36,8 +36,8 @@ class Remote:
             )
         return str(output.stdout)
 
-    def json(self, *words: str) -> Any:
-        text = self.run(*words)
+    def json(self, *words: str, timeout_s: int | None = None) -> Any:
+        text = self.run(*words, timeout_s=timeout_s)
         try:
             return json.loads(text)
         except ValueError as error:

@@ -16,7 +16,7 @@ from pyinfra_vllm.on_host.order import ROLLOUT, Order
 from pyinfra_vllm.operations import _story
 from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._rollout import Outcome
-from pyinfra_vllm.operations._unit import LOST_CONTACT_S, RUN_DIRECTORY, reconnect
+from pyinfra_vllm.operations._unit import ANSWER_S, LOST_CONTACT_S, RUN_DIRECTORY, reconnect
 
 POLL_S = 1.0
 RETRY = "retry_rejected"
@@ -38,22 +38,17 @@ class Switching:
         """Carry the order out. Every way to end is an Outcome; nothing is raised for what a host can do wrong."""
         try:
             observed = self._observe()
-            self._report_unseen(observed)
             hindrance = self._hindrance(observed)
             return hindrance or self._follow(self._start(observed))
         except HostError as error:
             return self.outcome("failed", str(error))
 
     def _observe(self) -> dict[str, Any]:
-        words = ("python3", self.program, "--root", self.root, "status", self.order.service)
-        return dict(self.remote.json(*words)[0])
+        return dict(self._host_program("status", self.order.service)[0])
 
-    def _report_unseen(self, observed: dict[str, Any]) -> None:
-        """What a host finished after its operator was gone is told by the next run, once."""
-        last = observed["last"]
-        if last and last["outcome"] and not last["reported"]:
-            self._say(f"since the last run: {_story.ending(last)}")
-            self._acknowledge(last["tx"])
+    def _host_program(self, *words: str) -> Any:
+        """What the host's program answers; a link that is half dead must not hold us for ever."""
+        return self.remote.json("python3", self.program, "--root", self.root, *words, timeout_s=ANSWER_S)
 
     def _hindrance(self, observed: dict[str, Any]) -> Outcome | None:
         if observed["lock"] is not None:
@@ -124,10 +119,7 @@ class Switching:
         after = ("--after-tx", after_tx) if after_tx else ()
         words = ("--unit", self.unit, "--entries", str(entries), "--lines", str(lines), *after)
         try:
-            name = self.order.service
-            return dict(
-                self.remote.json("python3", self.program, "--root", self.root, "follow", name, *words)
-            )
+            return dict(self._host_program("follow", self.order.service, *words))
         except (HostError, OSError, EOFError) as error:
             self._say(f"no answer ({error}); the host goes on by itself, reconnecting")
             reconnect(self.host)
@@ -143,7 +135,7 @@ class Switching:
         end = news["end"]
         for line in end.get("log", []):
             self._say(f"log | {line}")
-        self._acknowledge(news["tx"])
+        acknowledge(self.remote, self.root, self.order.service, news["tx"])
         return self.outcome(end["outcome"], end["reason"])
 
     def _no_record(self) -> str:
@@ -152,12 +144,14 @@ class Switching:
         )
         return f"the switch ended without a record; nothing was switched. Its last words: {said.strip()}"
 
-    def _acknowledge(self, tx: str) -> None:
-        self.remote.run("python3", self.program, "--root", self.root, "reported", self.order.service, tx)
-
     def outcome(self, status: str, message: str) -> Outcome:
         self._say(f"{status}: {message}")
         return Outcome(self.host.name, self.order.service, status, message, self.order.release)
 
     def _say(self, text: str) -> None:
         logger.info(f"{self.host.print_prefix}{self.order.service}: {text}")
+
+
+def acknowledge(remote: Remote, root: str, service: str, tx: str) -> None:
+    """Note on the host that an operator has seen how the transaction ended."""
+    remote.run("python3", f"{root}/bin/on-host.pyz", "--root", root, "reported", service, tx)

@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, Host, State, operation
@@ -22,8 +23,10 @@ from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.operations import _summary
 from pyinfra_vllm.operations._opening import explain, opening
 from pyinfra_vllm.operations._refuse import refuse
+from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._rollout import DEFERRED, HARMLESS, HELD, PROGRESS, UNCHANGED, Outcome, Wanted
-from pyinfra_vllm.operations._switching import Switching
+from pyinfra_vllm.operations._story import ending
+from pyinfra_vllm.operations._switching import Switching, acknowledge
 
 IDEMPOTENT_NOTICE = "A switch restarts a service; a host that runs the declared release is left alone."
 
@@ -49,6 +52,8 @@ def wave(number: int, rollout: Rollout, overrides: Overrides) -> Generator[Pyinf
     planned = PROGRESS.plan(_active()) if state.is_executing else PROGRESS.preview(_needing())
     if number == 1:
         _record_unchanged()
+        for item in PROGRESS.services(host.name):
+            yield from _tell_unseen(item.root, item.observed)
     if number > len(planned) or host.name not in planned[number - 1]:
         host.noop(f"nothing to switch here in wave {number}")
         return
@@ -83,6 +88,7 @@ def back(
     """
     _summary.install(state)
     observed = host.get_fact(Service, root=root, service=service)
+    yield from _tell_unseen(root, observed)
     target = release or observed["previous"]
     if target is None:
         yield refuse(f"{service} has no previous release to go back to. Nothing was touched.")
@@ -105,6 +111,23 @@ def back(
         ready_timeout_s=ready_timeout_s,
     )
     yield FunctionCommand(carry_out, (root, order), {})
+
+
+def _tell_unseen(root: str, observed: dict[str, Any]) -> Generator[PyinfraCommand, None, None]:
+    """What a host finished after its operator was gone is told by the next run, once."""
+    last = observed["last"]
+    if last and last["outcome"] and not last["reported"]:
+        text = f"{host.print_prefix}{observed['service']}: since the last run: {ending(last)}"
+        if state.is_executing:
+            yield FunctionCommand(report, (root, observed["service"], last["tx"], text), {})
+        else:
+            logger.info(text)
+
+
+def report(state: State, host: Host, root: str, service: str, tx: str, text: str) -> bool:
+    logger.info(text)
+    acknowledge(Remote(host), root, service, tx)
+    return True
 
 
 def carry_out(state: State, host: Host, root: str, order: Order) -> bool:

@@ -200,7 +200,7 @@ def fleet(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Answer[Look]]:
         host.speeds = {
             slow: Speed(first=1.1, per_token=1.42),
             good: Speed(first=0.82, per_token=0.93, wrong=frozenset({"q017"})),
-            odd: Speed(first=0.82, per_token=0.93, wrong=frozenset(f"q{n:03}" for n in range(3, 60, 4))),
+            odd: Speed(first=0.71, per_token=0.87, wrong=frozenset(f"q{n:03}" for n in range(3, 60, 4))),
             old: Speed(wrong=frozenset({"q005", "q041"})),
         }
         wanted = good

@@ -160,7 +160,9 @@ def _axis(scale: Scale, top: float, unit: str) -> list[str]:
         parts.append(
             f'<text class="tick" x="{place:.1f}" y="{top + 13}" text-anchor="middle">{shown(value)}</text>'
         )
-    parts.append(f'<text class="tick" x="{LEFT - 8}" y="{top + 13}" text-anchor="end">{escape(unit)}</text>')
+    if unit:
+        words = f'text-anchor="end">{escape(unit)}</text>'
+        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{top + 13}" {words}')
     return parts
 
 

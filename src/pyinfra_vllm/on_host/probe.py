@@ -11,23 +11,24 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from . import load, prompts, quality
 from .client import Client, ClientError, HttpError, Refused
-from .criteria import Criteria
+from .plan import Plan, Settings, phase_name
 from .watch import Watch
 
 SCHEMA = "pyinfra-vllm/bench/1"
-ROUNDS = 10  # each visits every concurrency, so that a drift of the machine meets all phases alike
 OUTPUT_TOKENS = (128, 64, 32, 16, 8)
 REQUESTS_AT_ONE_STREAM = 18  # at least so many fit the budget, else answers get shorter
 WARM_UP_SHARE, QUALITY_SHARE = 0.2, 0.25
+SLACK = 0.9  # of the time for rounds is planned; a round that the deadline cuts is lost
 STEADY = 0.10  # two passes that agree within this share end the warm-up
 FIRST_ANSWER_S = 30.0
 REQUEST_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_FACTOR = 20.0  # an answer this many times slower than in the warm-up is stuck, not slow
+
+__all__ = ["Plan", "ProbeError", "Settings", "measure", "summary"]
 
 Record = dict[str, Any]
 Progress = Callable[[str], None]
@@ -35,56 +36,6 @@ Progress = Callable[[str], None]
 
 class ProbeError(Exception):
     """The server could not be measured at all: the message says why. Nothing was changed."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to measure.
-
-    concurrency: requests under way at once, one phase each
-    budget_s: seconds for all of it: warm-up, speed, quality
-    output_tokens: of each answer; 0 fits them to the budget
-    words: shape -> words of a prompt; None takes prompts.SHAPES, shortened where the model's context is short
-    """
-
-    concurrency: tuple[int, ...] = (1, 8)
-    budget_s: float = 120.0
-    rounds: int = ROUNDS
-    output_tokens: int = 0
-    words: dict[str, int] | None = None
-    quality: bool = True
-    quality_builtin: bool = True
-    quality_prompts: str | None = None
-    keep_answers: bool = False
-
-    @classmethod
-    def from_criteria(cls, criteria: Criteria) -> Settings:
-        return cls(
-            concurrency=criteria.concurrency,
-            budget_s=criteria.budget_s,
-            quality=criteria.quality,
-            quality_builtin=criteria.quality_builtin,
-            quality_prompts=criteria.quality_prompts,
-            keep_answers=criteria.keep_answers,
-        )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What both sides of a comparison must do alike. Kept in the record of the first."""
-
-    words: dict[str, int]
-    output_tokens: int
-    rounds: int
-    requests: dict[str, int]  # phase -> requests of one round
-
-    @classmethod
-    def of(cls, record: Record) -> Plan:
-        return cls(**{key: record["plan"][key] for key in ("words", "output_tokens", "rounds", "requests")})
-
-
-def phase_name(concurrency: int) -> str:
-    return f"c{concurrency}"
 
 
 def measure(
@@ -129,6 +80,7 @@ class _Run:
         self.began = time.perf_counter()
         self.end = limit + clock
         self.budget = max(1.0, limit - now)
+        self.aside = self.budget * (QUALITY_SHARE if settings.quality else 0.0)
         self.typical: dict[str, float] = {}
 
     def fresh(self, like: Record | None) -> Record:
@@ -152,6 +104,7 @@ class _Run:
 
     def extended(self, record: Record) -> Record:
         plan = Plan.of(record)
+        self.aside = 0.0  # the questions were asked the first time
         if "cache_salt" not in self.client.extensions:
             self.nonce = prompts.nonce(self.salt)
         for phase in record["phases"]:
@@ -279,7 +232,7 @@ class _Run:
         return {shape: max(1, min(count, room)) for shape, count in words.items()}
 
     def _plan(self, warm: list[dict[str, Any]]) -> Plan:
-        share = self._speed_s() / len(self.settings.concurrency)
+        share = self._speed_s() * SLACK / len(self.settings.concurrency)
         rounds = self.settings.rounds
         batches = {}
         for concurrency in self.settings.concurrency:
@@ -295,8 +248,7 @@ class _Run:
 
     def _speed_s(self) -> float:
         """Seconds left for the rounds once those for quality are set aside."""
-        aside = self.budget * (QUALITY_SHARE if self.settings.quality else 0.0)
-        return max(1.0, (self.end - time.perf_counter() - aside) * 0.95)
+        return max(1.0, self.end - time.perf_counter() - self.aside)
 
     def _quality(self, record: Record) -> None:
         """What the answers are worth, in the time that is left; the speed is measured before, so it takes none of it."""

@@ -1,0 +1,60 @@
+"""What to measure: the operator's settings, and the plan that both sides of a comparison share. Measures nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .criteria import Criteria
+
+ROUNDS = 10  # each visits every concurrency, so that a drift of the machine meets all phases alike
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    concurrency: requests under way at once, one phase each
+    budget_s: seconds for all of it: warm-up, speed, quality
+    output_tokens: of each answer; 0 fits them to the budget
+    words: shape -> words of a prompt; None takes prompts.SHAPES, shortened where the model's context is short
+    """
+
+    concurrency: tuple[int, ...] = (1, 8)
+    budget_s: float = 120.0
+    rounds: int = ROUNDS
+    output_tokens: int = 0
+    words: dict[str, int] | None = None
+    quality: bool = True
+    quality_builtin: bool = True
+    quality_prompts: str | None = None
+    keep_answers: bool = False
+
+    @classmethod
+    def from_criteria(cls, criteria: Criteria) -> Settings:
+        return cls(
+            concurrency=criteria.concurrency,
+            budget_s=criteria.budget_s,
+            quality=criteria.quality,
+            quality_builtin=criteria.quality_builtin,
+            quality_prompts=criteria.quality_prompts,
+            keep_answers=criteria.keep_answers,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What both sides of a comparison must do alike. Kept in the record of the first."""
+
+    words: dict[str, int]
+    output_tokens: int
+    rounds: int
+    requests: dict[str, int]  # phase -> requests of one round
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Plan:
+        return cls(**{key: record["plan"][key] for key in ("words", "output_tokens", "rounds", "requests")})
+
+
+def phase_name(concurrency: int) -> str:
+    return f"c{concurrency}"

@@ -1,0 +1,163 @@
+"""The probe against a real socket: what it records, how it behaves when the server does not, and its time limit."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import Any
+
+import pytest
+from openai_server import Behaviour, serving
+
+from pyinfra_vllm.on_host import gate, probe, prompts
+from pyinfra_vllm.on_host.client import Client
+from pyinfra_vllm.on_host.probe import ProbeError, Settings
+
+QUICK = Settings(
+    concurrency=(1, 4), budget_s=1.2, quality=False, rounds=3, output_tokens=16, words={"s": 5, "m": 20}
+)
+GRACE_S = 4.0
+
+
+def measured(settings: Settings = QUICK, **behaviour: Any) -> dict[str, Any]:
+    with serving(Behaviour(**behaviour)) as server:
+        began = time.monotonic()
+        record = probe.measure(Client(server.url, "m"), settings)
+        assert time.monotonic() - began < settings.budget_s + GRACE_S
+    return record
+
+
+def verdict(record: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
+    return gate.judge(before, record, gate.Criteria(concurrency=(1, 4)))
+
+
+def test_a_record_is_what_the_contract_says() -> None:
+    record = measured()
+    json.dumps(record, allow_nan=False)
+    assert record["schema"] == "pyinfra-vllm/bench/1" and record["model"] == "m"
+    assert record["server"] == {"version": "0.32.0", "max_model_len": 4096}
+    assert [(phase["name"], phase["concurrency"]) for phase in record["phases"]] == [("c1", 1), ("c4", 4)]
+    for phase in record["phases"]:
+        assert len(phase["rounds"]) >= 2 and all(item["complete"] for item in phase["rounds"])
+        assert all(item["output_tokens"] == record["plan"]["output_tokens"] for item in phase["requests"])
+        names = [item["prompt"] for item in phase["requests"]]
+        assert (
+            len(set(names)) == len(names) == len(phase["rounds"]) * record["plan"]["requests"][phase["name"]]
+        )
+    assert record["traffic"]["other_share"] == 0
+    assert verdict(record)["verdict"] == "pass"
+
+
+def test_tokens_per_second_are_those_of_the_server() -> None:
+    record = measured(
+        Settings(concurrency=(1,), budget_s=2, quality=False, rounds=2, output_tokens=32), tpot_s=0.002
+    )
+    rate = probe.summary(record)["c1"]["tokens_per_s"]
+    assert 32 / (0.002 * 32 * 1.5 + 0.01) < rate < 32 / (0.002 * 31 + 0.002)
+
+
+def test_both_sides_measure_the_same_prompts_and_the_second_needs_half_of_the_rounds() -> None:
+    with serving() as server:
+        client = Client(server.url, "m")
+        before = probe.measure(client, QUICK)
+        after = probe.measure(client, QUICK, like=before)
+        assert after["plan"] == before["plan"]
+        assert [len(phase["rounds"]) for phase in after["phases"]] == [2, 2]
+        longer = probe.measure(client, Settings(**{**vars(QUICK), "budget_s": 6}), extend=after)
+        assert [len(phase["rounds"]) for phase in longer["phases"]] == [3, 3]
+        assert longer["spent_s"] > after["spent_s"]
+        texts = {request["prompt"] for request in server.requests}
+        salts = [request["cache_salt"] for request in server.requests if "cache_salt" in request]
+    assert {item["prompt"] for item in longer["phases"][0]["requests"]} == {
+        item["prompt"] for item in before["phases"][0]["requests"]
+    }
+    assert verdict(longer, before)["verdict"] in ("pass", "inconclusive")
+    assert len(texts) < len(salts) and len({salt.split("-")[0] for salt in salts}) >= 3
+
+
+def test_a_slower_server_fails_within_the_budget() -> None:
+    settings = Settings(
+        concurrency=(1, 4), budget_s=2, quality=False, rounds=4, output_tokens=16, words={"s": 5}
+    )
+    with serving(tpot_s=0.002) as server:
+        before = probe.measure(Client(server.url, "m"), settings)
+        server.behaviour.tpot_s = 0.005
+        after = probe.measure(Client(server.url, "m"), settings, like=before)
+    found = verdict(after, before)
+    assert found["verdict"] == "fail", found["reasons"]
+
+
+def test_without_a_salt_each_run_begins_its_prompts_with_other_digits_of_the_same_length() -> None:
+    with serving(refuses=("cache_salt",)) as server:
+        probe.measure(Client(server.url, "m"), QUICK)
+        texts = [request["prompt"] for request in server.requests if request["prompt"].count("\n") == 1]
+    assert len({text.splitlines()[0] for text in texts}) == 1
+    assert len(prompts.nonce("a")) == len(prompts.nonce("b")) and prompts.nonce("a") != prompts.nonce("b")
+
+
+def test_a_short_context_shortens_the_prompts() -> None:
+    record = measured(Settings(concurrency=(1,), budget_s=1, quality=False, rounds=2), max_model_len=256)
+    most = max(item["input_tokens"] for item in record["phases"][0]["requests"])
+    assert most + record["plan"]["output_tokens"] <= 256
+
+
+def test_others_on_the_server_are_noticed() -> None:
+    with serving() as server:
+        client = Client(server.url, "m")
+
+        def busy(line: str) -> None:
+            server.prompt_tokens += 5000
+
+        record = probe.measure(client, QUICK, progress=busy)
+    assert record["traffic"]["other_share"] > 0.2
+
+
+# Servers that misbehave
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected", "said"),
+    [
+        ({"wedged": True}, "fail", "timeout"),
+        ({"trickles": True}, "fail", "timeout"),
+        ({"garbage": True}, "fail", "garbage"),
+        ({"status": 429}, "fail", "http_429"),
+        ({"status": 500}, "fail", "http_500"),
+        ({"drop_every": 50}, "fail", "dropped"),
+        ({"fail_every": 20}, "fail", "http_500"),
+        ({"usage": False}, "inconclusive", "no_usage"),
+    ],
+)
+def test_each_misbehaviour_has_its_verdict_and_reason(
+    behaviour: dict[str, Any], expected: str, said: str
+) -> None:
+    found = verdict(measured(**behaviour))
+    assert found["verdict"] == expected
+    assert said in found["reasons"][0]
+
+
+def test_a_server_that_stops_answering_midway_fails() -> None:
+    with serving() as server:
+        client = Client(server.url, "m")
+
+        def stop(line: str) -> None:
+            server.behaviour.wedged = "round 1" in line or server.behaviour.wedged
+
+        began = time.monotonic()
+        record = probe.measure(client, QUICK, progress=stop)
+        assert time.monotonic() - began < QUICK.budget_s + GRACE_S
+    assert verdict(record)["verdict"] == "fail"
+
+
+def test_nothing_listening_is_an_error_and_no_record() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    with pytest.raises(ProbeError, match="nothing was measured"):
+        probe.measure(Client(f"http://127.0.0.1:{port}", "m"), QUICK)
+
+
+def test_a_refused_key_is_an_error_and_no_record() -> None:
+    with serving(api_key="sesame") as server, pytest.raises(ProbeError, match="HTTP 401"):
+        probe.measure(Client(server.url, "m", api_key="wrong"), QUICK)

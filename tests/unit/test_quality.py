@@ -1,0 +1,223 @@
+"""Questions and graders: what counts as right, what as sane, and how a server is asked."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_records import phase, record
+from hypothesis import given
+from hypothesis import strategies as st
+from openai_server import serving
+
+from pyinfra_vllm.on_host import gate, graders, ladder, quality
+from pyinfra_vllm.on_host.client import Client
+from pyinfra_vllm.on_host.quality import Question, QuestionsError
+
+
+def model_answer(question: Question) -> str:
+    """What a model that knows everything might say."""
+    if question.kind == "json":
+        return "```json\n" + json.dumps(question.expect, ensure_ascii=False) + "\n```"
+    if question.kind == "code":
+        names = ", ".join("abc"[: question.expect["parameters"]])
+        return f"```python\ndef {question.expect['function']}({names}):\n    return None\n```"
+    return question.expect if isinstance(question.expect, str) else question.expect[0]
+
+
+REGEX_ANSWERS = {
+    "en-format-1": "YES", "en-format-2": "cat, cat, cat", "en-format-3": "1 2 3 4 5", "en-format-4": "[DONE]",
+    "en-format-5": "2024-03-05", "en-format-6": "HELLO", "en-format-7": "a\nb\nc", "en-format-8": "d-o-g",
+    "en-format-9": "[box]", "en-format-10": "15:30", "en-format-11": "zx-81-qw", "en-format-12": "B",
+    "ja-format-1": "はい", "ja-format-2": "ネコ", "ja-format-3": "1,2,3,4,5", "ja-format-4": "2024-03-05",
+    "ja-format-5": "とうきょう", "ja-format-6": "山山山", "ja-format-7": "ab-77-yz", "ja-format-8": "[完了]",
+}  # fmt: skip
+
+
+def right_answer(question: Question) -> str:
+    return REGEX_ANSWERS.get(question.id) or model_answer(question)
+
+
+def test_there_are_enough_questions_in_both_languages_and_of_every_kind() -> None:
+    questions = quality.builtin()
+    assert len(questions) >= 150
+    languages = Counter(question.id[:2] for question in questions)
+    assert set(languages) == {"en", "ja"} and min(languages.values()) >= 50
+    kinds = Counter(question.kind for question in questions)
+    assert {"number", "contains", "regex", "json", "code"} <= set(kinds) <= set(graders.GRADERS)
+    assert (
+        len({question.id for question in questions}) == len({q.prompt for q in questions}) == len(questions)
+    )
+
+
+@pytest.mark.parametrize("question", quality.builtin(), ids=lambda question: question.id)
+def test_every_question_accepts_its_answer_and_refuses_another(question: Question) -> None:
+    grade = graders.GRADERS[question.kind]
+    assert grade(right_answer(question), question.expect)
+    assert not graders.insane(right_answer(question))
+    assert not grade("I am not sure about that.", question.expect)
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "expect", "right"),
+    [
+        ("number", "17 + 25 = 42.", "42", True),
+        ("number", "The result is 1,024", "1024", True),
+        ("number", "答えは４２です", "42", True),
+        ("number", "42 or 43", "42", False),
+        ("contains", "It is ice cream", ["ice"], True),
+        ("contains", "twice", ["ice"], False),
+        ("contains", "東京です。", ["東京"], True),
+        ("exact", ' "Tokyo." ', "Tokyo", True),
+        ("exact", "Tokyo, Japan", "Tokyo", False),
+        ("json", '{"a": 1, "b": [true]}', {"b": [True], "a": 1}, True),
+        ("json", 'Here it is: {"a": 1}', {"a": 1}, False),
+        ("code", "def f(a, b): return a", {"function": "f", "parameters": 2}, True),
+        ("code", "def f(a): return a", {"function": "f", "parameters": 2}, False),
+        ("code", "def f(a, b) return a", {"function": "f", "parameters": 2}, False),
+    ],
+)
+def test_graders(kind: str, answer: str, expect: Any, right: bool) -> None:
+    assert graders.GRADERS[kind](answer, expect) is right
+
+
+@given(st.text(), st.sampled_from(sorted(graders.GRADERS)))
+def test_no_answer_breaks_a_grader(answer: str, kind: str) -> None:
+    expect = {"number": "1", "code": {"function": "f", "parameters": 1}, "json": {}}.get(kind, "x")
+    assert graders.GRADERS[kind](answer, expect) in (True, False)
+    assert graders.insane(answer) in ("", "empty", "repeats itself", "character salad")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("!" * 40, "repeats itself"),
+        ("the cat the cat the cat the cat the cat the cat the cat", "repeats itself"),
+        ("はいはいはいはいはいはいはいはいはいはいはいはいはい", "repeats itself"),
+        ("\ufffd\ufffdab\ufffd", "character salad"),
+        ("aдע한ไb", "character salad"),
+        ("山山山", ""),
+        ("1 2 3 4 5", ""),
+        ("xxx", ""),
+        ("The answer is 42.", ""),
+        ("東京タワーは333メートルです。", ""),
+    ],
+)
+def test_sanity(text: str, why: str) -> None:
+    assert graders.insane(text) == why
+
+
+def test_what_a_thinking_model_thought_is_not_graded() -> None:
+    assert graders.answer_of("<think>maybe 41?</think>\n42") == "42"
+    assert graders.answer_of("<think>I never stop") == ""
+
+
+# Asking
+
+
+def asked(questions: list[Question], keep: bool = False, **behaviour: Any) -> list[dict[str, Any]]:
+    with serving(**behaviour) as server:
+        return quality.ask_all(Client(server.url, "m"), questions, time.perf_counter() + 10, keep)
+
+
+CAPITAL = Question("q1", "What is the capital of Japan?", "contains", ["Tokyo"])
+KNOWS = {CAPITAL.prompt: "Tokyo."}
+
+
+def test_answers_are_graded_and_their_text_stays_out() -> None:
+    (entry,) = asked([CAPITAL], answers=KNOWS)
+    assert entry == {"prompt": "q1", "kind": "contains", "passed": True, "sane": True, "ended": True}
+
+
+def test_the_text_is_kept_when_asked() -> None:
+    (entry,) = asked([CAPITAL], keep=True)
+    assert entry["passed"] is False and entry["answer"] == "I do not know."
+
+
+def test_thinking_is_switched_off_where_the_server_knows_how() -> None:
+    with serving() as server:
+        quality.ask_all(Client(server.url, "m"), [CAPITAL], time.perf_counter() + 5)
+        assert server.requests[-1]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_a_server_that_refuses_the_switch_is_asked_without_it() -> None:
+    (entry,) = asked([CAPITAL], answers=KNOWS, refuses=("chat_template_kwargs",))
+    assert entry["passed"]
+
+
+def test_a_server_without_chat_is_asked_plainly() -> None:
+    (entry,) = asked([CAPITAL], answers=KNOWS, refuses=("messages",))
+    assert entry["passed"]
+
+
+def test_a_model_that_thinks_all_the_same_gets_room_to_end() -> None:
+    (entry,) = asked([CAPITAL], answers=KNOWS, thinking="Japan, Japan, where is it")
+    assert entry["passed"]
+
+
+def test_an_error_is_an_entry_with_its_kind() -> None:
+    (entry,) = asked([CAPITAL], status=500)
+    assert entry["passed"] is False and entry["error_kind"] == "http_500"
+    row = gate.judge(None, record(phase(1), quality=[entry]), gate.Criteria())["metrics"][0]
+    assert row["name"] == "error_rate" and row["verdict"] == "fail"
+
+
+def test_the_deadline_ends_it() -> None:
+    began = time.monotonic()
+    with serving(wedged=True) as server:
+        assert quality.ask_all(Client(server.url, "m"), quality.builtin(), time.perf_counter() + 0.3) == []
+    assert time.monotonic() - began < 4
+
+
+def test_an_unchanged_model_never_fails_and_a_broken_one_does() -> None:
+    knows = {question.prompt: right_answer(question) for question in quality.builtin()}
+    before = record(phase(1), quality=asked(quality.builtin(), answers=knows))
+    assert sum(item["passed"] for item in before["quality"]) == len(quality.builtin())
+    for _ in range(3):
+        after = record(phase(1), quality=asked(quality.builtin(), answers=knows))
+        assert {row["verdict"] for row in ladder.rows(before, after, gate.Criteria())} == {"pass"}
+    broken = record(phase(1), quality=asked(quality.builtin(), default_answer="!!!!!" * 20))
+    assert gate.judge(before, broken, gate.Criteria())["verdict"] == "fail"
+
+
+# The operator's own prompts
+
+LINE = '{"id": "own-1", "prompt": "Say yes.", "kind": "exact", "expect": "yes"}'
+
+
+def test_a_file_of_own_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(LINE + "\n\n" + LINE.replace("own-1", "own-2") + "\n")
+    assert [question.id for question in quality.load(path)] == ["own-1", "own-2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no prompts"),
+        ("{", "own.jsonl:1: not JSON"),
+        ("[]", "own.jsonl:1: not an object"),
+        (LINE.replace('"expect"', '"expected"'), "the key 'expect' is missing"),
+        (LINE.replace("}", ', "answer": 1}'), "unknown key 'answer'"),
+        (LINE.replace("exact", "exactly"), "kind 'exactly' is not one of number"),
+        (LINE.replace("}", ', "endpoint": "x"}'), "endpoint 'x' is not chat or completions"),
+        (LINE + "\n" + LINE, "the id 'own-1' is there twice"),
+    ],
+)
+def test_what_is_wrong_with_own_prompts_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(text)
+    with pytest.raises(QuestionsError) as error:
+        quality.load(path)
+    assert said in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(QuestionsError, match=r"nowhere\.jsonl"):
+        quality.load(tmp_path / "nowhere.jsonl")

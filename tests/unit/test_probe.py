@@ -67,6 +67,9 @@ def test_both_sides_measure_the_same_prompts_and_the_second_needs_half_of_the_ro
         longer = probe.measure(client, Settings(**{**vars(QUICK), "budget_s": 6}), extend=after)
         assert [len(phase["rounds"]) for phase in longer["phases"]] == [3, 3]
         assert longer["spent_s"] > after["spent_s"]
+        assert (
+            longer["client"]["wall_s"] > after["client"]["wall_s"] and longer["traffic"]["other_share"] == 0
+        )
         texts = {request["prompt"] for request in server.requests}
         salts = [request["cache_salt"] for request in server.requests if "cache_salt" in request]
     assert {item["prompt"] for item in longer["phases"][0]["requests"]} == {

@@ -16,7 +16,7 @@ from typing import Any
 from . import load, prompts, quality
 from .client import Client, ClientError, HttpError, Refused
 from .plan import Plan, Settings, phase_name
-from .watch import Watch
+from .watch import Watch, both
 
 SCHEMA = "pyinfra-vllm/bench/1"
 OUTPUT_TOKENS = (128, 64, 32, 16, 8)
@@ -281,8 +281,8 @@ class _Run:
                 if not complete:
                     break
         record["phases"] = [phases[phase_name(concurrency)] for concurrency in self.settings.concurrency]
-        record["client"] = watch.client()
-        record["traffic"] = watch.traffic(sent["input"], sent["output"])
+        record["client"] = both(record.get("client"), watch.client())
+        record["traffic"] = both(record.get("traffic"), watch.traffic(sent["input"], sent["output"]))
 
     def _empty_phases(self) -> dict[str, Record]:
         return {

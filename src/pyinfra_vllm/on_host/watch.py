@@ -79,6 +79,7 @@ class Watch:
         total = max(1.0, moved["prompt_tokens"] + moved["output_tokens"])
         return {
             "known": True,
+            "tokens": total,
             "running_at_start": self._before.get(RUNNING, 0.0),
             "other_prompt_tokens": others["prompt_tokens"],
             "other_output_tokens": others["output_tokens"],
@@ -89,3 +90,28 @@ class Watch:
     def _moved(self, name: str) -> float:
         assert self._before is not None and self._after is not None
         return self._after.get(name, 0.0) - self._before.get(name, 0.0)
+
+
+def both(first: dict[str, Any] | None, second: dict[str, Any]) -> dict[str, Any]:
+    """What two stretches of one measurement saw, the probe's costs or the traffic, as if watched in one."""
+    if not first or not second.get("known", True) or not first.get("known", True):
+        return second
+    if "wall_s" not in first:
+        return _traffic_of_both(first, second)
+    share = first["wall_s"] / max(1e-9, first["wall_s"] + second["wall_s"])
+    return {
+        "cpu_s": round(first["cpu_s"] + second["cpu_s"], 3),
+        "wall_s": round(first["wall_s"] + second["wall_s"], 3),
+        "late_median_s": max(first["late_median_s"], second["late_median_s"]),
+        "late_mean_s": round(share * first["late_mean_s"] + (1 - share) * second["late_mean_s"], 6),
+        "late_p99_s": max(first["late_p99_s"], second["late_p99_s"]),
+    }
+
+
+def _traffic_of_both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    sums = {
+        key: first[key] + second[key]
+        for key in ("tokens", "other_prompt_tokens", "other_output_tokens", "preemptions")
+    }
+    others = sums["other_prompt_tokens"] + sums["other_output_tokens"]
+    return {**first, **sums, "other_share": round(others / max(1.0, sums["tokens"]), 4)}

@@ -67,7 +67,7 @@ class Source:
     parallel: int = 4
     stall_s: float = 120.0
     min_bytes_per_s: float = 16 * 1024
-    attempts: int = 5
+    attempts: int = 4  # in vain; with the client's own retries about 40 s
     retry_s: float = 1.0
 
 

@@ -133,27 +133,32 @@ def _token() -> str | None:
 
 def fetch(request: Request, status: Progress) -> None:
     """Bring the checkpoint to completion from whatever state it is in."""
-    _make_folders(request)
+    made = _make_folders(request)
     try:
         if request.directory.is_dir():
             _repair(request, status)
         else:
             _install(request, _gather(request, status, missing=list(request.files)))
     finally:
-        _leave_no_empty_folders(request)
+        _leave_nothing_empty(request, made)
     status.done(f"complete: {request.total_bytes} bytes", bytes=request.total_bytes)
 
 
-def _make_folders(request: Request) -> None:
-    """The folders above the checkpoint. None below the root may be a link: what it points to is not ours."""
-    folder = request.root
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    for name in request.directory.relative_to(request.root).parts[:-1]:
-        folder = folder / name
+def _make_folders(request: Request) -> list[Path]:
+    """The folders above the checkpoint; returns those that were not there, the innermost first.
+
+    None below the root may be a link: what it points to is not ours.
+    """
+    made: list[Path] = []
+    request.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for folder in (request.root / "checkpoints", request.directory.parent):
         _refuse_link(folder)
-        folder.mkdir(mode=0o755, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(mode=0o755)
+            made.insert(0, folder)
     for path in (request.directory, request.partial, request.partial / ".parts"):
         _refuse_link(path)
+    return made
 
 
 def _refuse_link(path: Path) -> None:
@@ -161,21 +166,17 @@ def _refuse_link(path: Path) -> None:
         raise FetchError(f"{path} is a symbolic link; nothing was written through it. Remove it.")
 
 
-def _leave_no_empty_folders(request: Request) -> None:
-    """After a failure that kept nothing, the disk is as it was."""
+def _leave_nothing_empty(request: Request, made: list[Path]) -> None:
+    """After a failure that kept no byte worth resuming from, the disk is as it was."""
     parts = request.partial / ".parts"
-    for folder in (parts, request.partial, *list(request.directory.parents)[:2]):
-        if folder == parts and folder.is_dir():
-            shutil.rmtree(folder / "client", ignore_errors=True)
-            _remove_empty_parts(folder)
+    if parts.is_dir():
+        shutil.rmtree(parts / "client", ignore_errors=True)
+        for part in parts.glob("*.part"):
+            if part.stat().st_size == 0:
+                part.unlink()
+    for folder in (parts, request.partial, *made):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def _remove_empty_parts(parts: Path) -> None:
-    for part in parts.glob("*.part"):
-        if part.stat().st_size == 0:
-            part.unlink()
 
 
 def _gather(request: Request, status: Progress, missing: list[Wanted]) -> dict[str, manifest.Entry]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "status": "Show what each host runs, and what differs from what is declared.",
     "history": "Show who switched what, when, and what came of it.",
     "report": "Write an HTML page about the fleet, its switches and their evidence.",
+    "schedule": "Print or install the timer for unattended rollouts.",
 }
 INTERRUPTED = 130
 

@@ -1,0 +1,100 @@
+"""`pyinfra-vllm schedule`: the timer of the control machine for rollouts that nobody watches."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from ..errors import DeclarationError
+from ..schedule.tick import tick as ticked
+from ..schedule.units import EVERY, Units, cron_line, install, units
+
+DEFAULT_INVENTORY = "inventory/prod.py"
+
+
+def own_command(inventory: str, limit: tuple[str, ...]) -> list[str]:
+    """What the timer runs: this very program, by its whole path."""
+    beside = Path(sys.executable).parent / "pyinfra-vllm"
+    program = [str(beside)] if beside.is_file() else [sys.executable, "-m", "pyinfra_vllm.cli"]
+    limits = [word for host in limit for word in ("--limit", host)]
+    return [*program, "schedule", inventory, "--tick", *limits]
+
+
+def account() -> str | None:
+    """For root: who will run it (whoever called sudo, as the SSH keys are theirs). None: the user's own systemd."""
+    return (os.environ.get("SUDO_USER") or "root") if os.geteuid() == 0 else None
+
+
+@click.command()
+@click.argument("inventory", default=DEFAULT_INVENTORY)
+@click.option("--install", "installing", is_flag=True, help="Write the units and start the timer.")
+@click.option("--tick", is_flag=True, help="What the timer runs: roll out what is due now.")
+@click.option("--dry", is_flag=True, help="With --tick: only say what would be run.")
+@click.option(
+    "--every", default=5, show_default=True, help=f"Minutes between ticks: {', '.join(map(str, EVERY))}."
+)
+@click.option(
+    "--environment-file",
+    type=click.Path(path_type=Path),
+    help="File with HF_TOKEN and declared secrets, for systemd.",
+)
+@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
+@click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
+def schedule(
+    inventory: str,
+    installing: bool,
+    tick: bool,
+    dry: bool,
+    every: int,
+    environment_file: Path | None,
+    limit: tuple[str, ...],
+    json_wanted: bool,
+) -> int:
+    """Print the systemd timer and service for unattended rollouts, or --install them.
+
+    Every few minutes the timer runs `schedule --tick`: while all windows are closed no host is contacted; inside one,
+    pyinfra is run for the hosts whose declared release does not run. Exit codes are those of `pyinfra`.
+    """
+    if (tick and installing) or (dry and not tick):
+        raise click.UsageError("--tick goes without --install, and --dry with --tick")
+    if tick:
+        return _tick(inventory, limit, dry, json_wanted)
+    if not Path(inventory).is_file():
+        raise DeclarationError(f"There is no inventory {inventory}; nothing was written.")
+    command = own_command(inventory, limit)
+    made = units(
+        inventory, command, Path.cwd(), every, account(), environment_file and environment_file.resolve()
+    )
+    ran = install(made) if installing else []
+    if json_wanted:
+        click.echo(json.dumps(_as_dict(made, ran, cron_line(command, Path.cwd(), every)), indent=2))
+    else:
+        _print(made, ran, cron_line(command, Path.cwd(), every))
+    return 0
+
+
+def _tick(inventory: str, limit: tuple[str, ...], dry: bool, json_wanted: bool) -> int:
+    done = ticked(inventory, limit, datetime.now(UTC), lambda line: click.echo(line, err=True), dry=dry)
+    click.echo(json.dumps(done.as_dict(), indent=2) if json_wanted else done.said)
+    return done.exit_code
+
+
+def _as_dict(made: Units, ran: list[list[str]], cron: str) -> dict[str, object]:
+    files = {str(made.directory / name): text for name, text in made.files.items()}
+    return {"files": files, "installed": bool(ran), "ran": ran, "cron": cron}
+
+
+def _print(made: Units, ran: list[list[str]], cron: str) -> None:
+    for name, text in made.files.items():
+        click.echo(f"# {made.directory / name}\n{text}")
+    if ran:
+        click.echo(
+            f"Installed; the timer runs. See it: {' '.join(made.systemctl('list-timers', made.name + '.timer'))}"
+        )
+    else:
+        click.echo("# Nothing was written: --install does. The same for a crontab:\n# " + cron)

@@ -1,0 +1,1 @@
+"""Unattended rollouts from the control machine: a timer that asks often, and a decision that seldom says yes."""

@@ -1,0 +1,133 @@
+"""One tick of the timer: look at the windows, then at the hosts, and run pyinfra only when something is due."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .. import fleet
+from ..asking import Hosts
+from ..errors import DeclarationError
+from ..report import looking
+from .due import CLOSED, RUNS, Decision, decide, next_opening, openings
+
+DEPLOY = "deploy.py"
+OPERATOR = "schedule"
+NOTHING = Decision()
+
+Run = Callable[[Sequence[str]], int]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What a tick found and did. `ran` is the command line, empty where nothing was due; `exit_code` is its own then."""
+
+    exit_code: int
+    said: str
+    decision: Decision = NOTHING
+    ran: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "exit_code": self.exit_code,
+            "said": self.said,
+            "findings": [finding.as_dict() for finding in self.decision.findings],
+            "ran": list(self.ran),
+        }
+
+
+def tick(
+    inventory: str, limit: Sequence[str], at: datetime, say: Say, run: Run | None = None, dry: bool = False
+) -> Tick:
+    """Roll out what is due at `at`, alone. Raises DeclarationError or LockError before any host is contacted.
+
+    + dry: decide, and do not run
+    """
+    _need_deploy()
+    with alone(inventory) as first:
+        if not first:
+            return Tick(0, "another run for this inventory has not ended; nothing to do")
+        found = _decision(inventory, limit, at)
+        if isinstance(found, Tick):
+            return found
+        for finding in found.findings:
+            if finding.kind not in (RUNS, CLOSED):
+                say(f"{finding.host} {finding.service}: {finding.kind}: {finding.why}")
+        if not found.hosts:
+            return Tick(found.exit_code, found.stopped or "nothing is due", found)
+        words = command(inventory, found.hosts)
+        if dry:
+            return Tick(found.exit_code, f"due: {', '.join(found.hosts)}", found, tuple(words))
+        say(f"due: {', '.join(found.hosts)}")
+        code = (run or _run)(words)
+        return Tick(code or found.exit_code, f"pyinfra ended with {code}", found, tuple(words))
+
+
+def command(inventory: str, hosts: Sequence[str]) -> list[str]:
+    """The rollout of those hosts, as a person would type it."""
+    limits = [word for host in hosts for word in ("--limit", host)]
+    data = ["--data", f"operator={OPERATOR}@{os.uname().nodename}", "--data", "reason=its window is open"]
+    return [_program("pyinfra"), inventory, DEPLOY, "-y", *limits, *data]
+
+
+@contextmanager
+def alone(inventory: str) -> Iterator[bool]:
+    """Whether nobody else ticks for this inventory; the kernel forgets the lock with the process."""
+    path = _lock_file(inventory)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _decision(inventory: str, limit: Sequence[str], at: datetime) -> Decision | Tick:
+    loaded = fleet.load(inventory, limit=limit)
+    found = openings(loaded, at)
+    if not any(opening.open for opening in found):
+        coming = next_opening(found)
+        following = f"the next opens at {coming.isoformat()}" if coming else "none opens again"
+        return Tick(0, f"every window is closed, or closes too soon for a switch; {following}")
+    with Hosts(inventory, loaded.selected) as hosts:
+        answers = hosts.ask(looking.at_status(loaded))
+    return decide(found, answers, loaded.rollout.max_failures)
+
+
+def _need_deploy() -> None:
+    if not Path(DEPLOY).is_file():
+        raise DeclarationError(f"There is no {DEPLOY} in {Path.cwd()}: run in the project's directory.")
+
+
+def _lock_file(inventory: str) -> Path:
+    """Private to this account: never a name in /tmp that others could take."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or str(Path.home() / ".cache")
+    name = hashlib.sha256(str(Path(inventory).resolve()).encode()).hexdigest()[:16]
+    return Path(base) / "pyinfra-vllm" / f"schedule-{name}.lock"
+
+
+def _program(name: str) -> str:
+    """The program of this very environment, else whatever PATH has."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if not found:
+        raise DeclarationError(f"{name} is neither beside {sys.executable} nor in PATH; install it there.")
+    return found
+
+
+def _run(words: Sequence[str]) -> int:
+    """Its output is progress, not our result: it goes to stderr, and under systemd to the journal."""
+    return subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode

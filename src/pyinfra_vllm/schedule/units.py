@@ -1,0 +1,123 @@
+"""The systemd units of the control machine: a timer that ticks, a service that decides. Text in, files out."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import DeclarationError
+from ..release import quoted, specifier
+
+SYSTEM = Path("/etc/systemd/system")
+EVERY = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60)  # what divides an hour, so that ticks are evenly spaced
+
+
+@dataclass(frozen=True)
+class Units:
+    """Names and texts of the two units.
+
+    system: of the system's systemd, else of the user's own
+    """
+
+    name: str
+    system: bool
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path:
+        if self.system:
+            return SYSTEM
+        return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "systemd/user"
+
+    def systemctl(self, *words: str) -> list[str]:
+        return ["systemctl", *([] if self.system else ["--user"]), *words]
+
+
+def units(
+    inventory: str,
+    command: Sequence[str],
+    directory: Path,
+    every_minutes: int = 5,
+    account: str | None = None,
+    environment_file: Path | None = None,
+) -> Units:
+    """The units that run `command` in `directory`.
+
+    + every_minutes: a divisor of 60
+    + account: who runs it; None makes units of the user's own systemd
+    + environment_file: HF_TOKEN and the variables that `secrets` name; systemd reads it, nobody prints it
+
+    Raises DeclarationError where a value can't be written into a unit.
+    """
+    if every_minutes not in EVERY:
+        raise DeclarationError(
+            f"--every {every_minutes}: minutes that divide an hour: {', '.join(map(str, EVERY))}"
+        )
+    name = f"pyinfra-vllm-schedule-{_stem(inventory)}"
+    service = [
+        "[Unit]",
+        f"Description=Unattended rollouts of {specifier(inventory)}",
+        "Documentation=man:systemd.timer(5)",
+        "Wants=network-online.target",
+        "After=network-online.target",
+        "",
+        "[Service]",
+        # a oneshot that runs is not started again: never two at once; and it may take as long as a rollout takes
+        "Type=oneshot",
+        "TimeoutStartSec=infinity",
+        f"WorkingDirectory={specifier(str(directory))}",
+        f"ExecStart={' '.join(quoted(word) for word in command)}",
+        *([f"User={account}"] if account else []),
+        *([f"EnvironmentFile={specifier(str(environment_file))}"] if environment_file else []),
+        "Environment=PYINFRA_PROGRESS=off PYTHONUNBUFFERED=1",
+    ]
+    timer = [
+        "[Unit]",
+        f"Description=Asks every {every_minutes} minutes whether a rollout of {specifier(inventory)} is due",
+        "",
+        "[Timer]",
+        f"OnCalendar={'hourly' if every_minutes == 60 else f'*:0/{every_minutes}'}",
+        "AccuracySec=5s",
+        "",
+        "[Install]",
+        "WantedBy=timers.target",
+    ]
+    files = {f"{name}.service": service, f"{name}.timer": timer}
+    for text in [inventory, str(directory), *command, str(environment_file or "")]:
+        if "\n" in text:
+            raise DeclarationError(f"{text!r} has a line break and can't be written into a unit.")
+    return Units(name, account is not None, {key: "\n".join(lines) + "\n" for key, lines in files.items()})
+
+
+def install(made: Units) -> list[list[str]]:
+    """Write the units and start the timer; returns the commands that were run. Raises DeclarationError."""
+    made.directory.mkdir(parents=True, exist_ok=True)
+    for name, text in made.files.items():
+        (made.directory / name).write_text(text, encoding="utf-8")
+    commands = [made.systemctl("daemon-reload"), made.systemctl("enable", "--now", f"{made.name}.timer")]
+    for words in commands:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise DeclarationError(
+                f"{' '.join(words)} failed: {done.stderr.strip()}. The units are in {made.directory}; no host was touched."
+            )
+    return commands
+
+
+def cron_line(command: Sequence[str], directory: Path, every_minutes: int) -> str:
+    """The same for a crontab: cron mails what is printed, and `flock` in our own code keeps ticks apart."""
+    minutes = "0" if every_minutes == 60 else f"*/{every_minutes}"
+    words = " ".join(_shell(word) for word in command)
+    return f"{minutes} * * * * cd {_shell(str(directory))} && {words}".replace("%", r"\%")
+
+
+def _stem(inventory: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(inventory).stem).strip("-") or "inventory"
+
+
+def _shell(word: str) -> str:
+    return word if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", word) else "'" + word.replace("'", "'\\''") + "'"

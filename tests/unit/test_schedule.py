@@ -1,0 +1,330 @@
+"""The unattended rollout: nothing outside the window, once inside it, and the units that make it tick."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pyinfra_vllm.asking import Answer
+from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
+from pyinfra_vllm.commands.schedule import schedule
+from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.report.looking import Look, Wish
+from pyinfra_vllm.schedule import due
+from pyinfra_vllm.schedule import tick as ticking
+from pyinfra_vllm.schedule.units import cron_line, units
+
+OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
+INVENTORY = """
+prod = [("one", {"ssh_hostname": "127.0.0.1", "ssh_port": 1}), ("two", {"ssh_hostname": "127.0.0.1", "ssh_port": 1})]
+"""
+ALL = """
+window = {"cron": "0 2 * * *", "duration": "3h", "timezone": "Europe/Berlin"}
+services = {"chat": {"model": "acme/tiny-awq", "runtime": {"version": "0.33.0"}, "port": 8000}}
+"""
+# 02:00 to 05:00 in Berlin in November is 01:00 to 04:00 in UTC; the estimate of a switch is 45 minutes.
+NIGHT = datetime(2026, 11, 21, 1, 30, tzinfo=UTC)
+DAY = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+LATE = datetime(2026, 11, 21, 3, 30, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    (tmp_path / "group_data").mkdir()
+    (tmp_path / "group_data/all.py").write_text(ALL)
+    (tmp_path / "deploy.py").write_text("")
+    (tmp_path / "prod.py").write_text(INVENTORY)
+    files = tuple(File(path=path, size=1, sha256="0" * 64) for path in ("config.json", "model.safetensors"))
+    config = {"model_type": "qwen3"}
+    Lock(
+        [Checkpoint(repo="acme/tiny-awq", revision="main", commit="0" * 40, files=files, config=config)]
+    ).dump()
+    return tmp_path
+
+
+def observed(**values: Any) -> dict[str, Any]:
+    known = {"service": "chat", "current": OLD, "running": OLD, "lock": None, "rejected": {}, "history": []}
+    return {**known, **values}
+
+
+def look(wish: Wish | None = None, **values: Any) -> Look:
+    return Look([observed(**values)], {}, (wish or Wish("chat", "acme/tiny-awq", NEW),))
+
+
+class Fleet:
+    """What the hosts would answer, who was asked, and what was run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers: dict[str, Answer[Look]] = {
+            "one": Answer("one", look()),
+            "two": Answer("two", look()),
+        }
+        self.asked = 0
+        self.ran: list[Sequence[str]] = []
+        self.said: list[str] = []
+        self.code = 0
+        monkeypatch.setattr(ticking.Hosts, "ask", lambda hosts, question: self._ask(hosts))
+
+    def _ask(self, hosts: ticking.Hosts) -> list[Answer[Look]]:
+        self.asked += 1
+        return [self.answers[name] for name in hosts.names]
+
+    def tick(self, at: datetime = NIGHT, limit: Sequence[str] = (), dry: bool = False) -> ticking.Tick:
+        def run(words: Sequence[str]) -> int:
+            self.ran.append(words)
+            return self.code
+
+        return ticking.tick(str(Path("prod.py").resolve()), limit, at, self.said.append, run, dry)
+
+
+@pytest.fixture
+def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    return Fleet(monkeypatch)
+
+
+def limits(words: Sequence[str]) -> list[str]:
+    return [words[place + 1] for place, word in enumerate(words) if word == "--limit"]
+
+
+# When
+
+
+def test_outside_the_window_no_host_is_asked(fleet: Fleet) -> None:
+    done = fleet.tick(DAY)
+    assert (done.exit_code, fleet.asked, fleet.ran) == (0, 0, [])
+    assert "the next opens at 2026-11-22T02:00:00+01:00" in done.said
+
+
+def test_too_late_for_a_switch_and_its_rollback_is_closed(fleet: Fleet) -> None:
+    assert fleet.tick(LATE).exit_code == 0 and fleet.asked == 0
+
+
+def test_inside_the_window_what_is_due_is_rolled_out_by_a_named_operator(fleet: Fleet) -> None:
+    done = fleet.tick()
+    (words,) = fleet.ran
+    assert Path(words[0]).name == "pyinfra" and words[2:4] == ["deploy.py", "-y"]
+    assert limits(words) == ["one", "two"]
+    assert f"operator=schedule@{os.uname().nodename}" in words
+    assert done.exit_code == 0
+
+
+def test_the_exit_code_of_pyinfra_is_kept(fleet: Fleet) -> None:
+    fleet.code = 1
+    assert fleet.tick().exit_code == 1
+
+
+def test_a_dry_tick_runs_nothing(fleet: Fleet) -> None:
+    done = fleet.tick(dry=True)
+    assert fleet.ran == [] and done.ran and done.said == "due: one, two"
+
+
+def test_a_limit_is_kept(fleet: Fleet) -> None:
+    fleet.tick(limit=["two"])
+    assert limits(fleet.ran[0]) == ["two"]
+
+
+# For whom
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({"current": NEW, "running": NEW}, due.RUNS),
+        ({"current": NEW, "running": OLD}, due.DUE),
+        ({"lock": {"holder": "alice"}}, due.BUSY),
+        ({"rejected": {NEW: {"reason": "worse"}}}, due.REJECTED),
+        (
+            {"history": [{"to": NEW, "began": "2026-11-21T01:05:00+00:00", "outcome": "rolled_back"}]},
+            due.TRIED,
+        ),
+        ({"history": [{"to": NEW, "began": "2026-11-20T01:05:00+00:00", "outcome": "rolled_back"}]}, due.DUE),
+        ({"history": [{"to": OLD, "began": "2026-11-21T01:05:00+00:00", "outcome": "rolled_back"}]}, due.DUE),
+        ({"history": [{"to": NEW, "began": "2026-11-21T01:05:00+00:00", "outcome": "interrupted"}]}, due.DUE),
+        ({}, due.DUE),
+    ],
+)
+def test_what_a_service_needs(fleet: Fleet, values: dict[str, Any], kind: str) -> None:
+    fleet.answers["one"] = Answer("one", look(**values))
+    done = fleet.tick(limit=["one"])
+    assert [finding.kind for finding in done.decision.findings] == [kind]
+    assert bool(fleet.ran) == (kind == due.DUE)
+
+
+def test_where_everything_runs_nothing_is_run(fleet: Fleet) -> None:
+    for name in fleet.answers:
+        fleet.answers[name] = Answer(name, look(current=NEW, running=NEW))
+    done = fleet.tick()
+    assert (done.exit_code, done.said, fleet.ran) == (0, "nothing is due", [])
+
+
+def test_after_a_rejection_the_rest_is_left_alone(fleet: Fleet) -> None:
+    fleet.answers["one"] = Answer("one", look(rejected={NEW: {"reason": "worse"}}))
+    done = fleet.tick()
+    assert (done.exit_code, done.said, fleet.ran) == (0, "the rollout stopped at one", [])
+
+
+def test_as_many_failures_as_were_allowed_do_not_stop_the_rest(fleet: Fleet) -> None:
+    Path("group_data/all.py").write_text(ALL + "rollout = {'max_failures': 1}\n")
+    fleet.answers["one"] = Answer("one", look(rejected={NEW: {"reason": "worse"}}))
+    assert limits((fleet.tick(), fleet.ran[0])[1]) == ["two"]
+
+
+def test_a_host_that_is_down_does_not_stop_the_others_and_shows_in_the_exit_code(fleet: Fleet) -> None:
+    fleet.answers["one"] = Answer("one", problem="not reached: timed out")
+    done = fleet.tick()
+    assert limits(fleet.ran[0]) == ["two"] and done.exit_code == 1
+    assert fleet.said[0] == "one chat: unknown: not reached: timed out"
+
+
+def test_a_service_that_cannot_be_planned_is_told(fleet: Fleet) -> None:
+    for name in fleet.answers:
+        fleet.answers[name] = Answer(name, look(Wish("chat", "acme/tiny-awq", None, "no GPU fits")))
+    done = fleet.tick()
+    assert done.exit_code == 1 and fleet.ran == [] and "no GPU fits" in fleet.said[0]
+
+
+def test_without_a_window_a_release_is_tried_once_a_day(fleet: Fleet) -> None:
+    Path("group_data/all.py").write_text(ALL.replace("window = {", "unused = {"))
+    began = (DAY - timedelta(hours=2)).isoformat()
+    history = [{"to": NEW, "began": began, "outcome": "rolled_back"}]
+    fleet.answers["one"] = Answer("one", look(history=history))
+    assert fleet.tick(DAY, ["one"]).decision.findings[0].kind == due.TRIED
+    assert fleet.tick(DAY + timedelta(days=1), ["one"]).decision.findings[0].kind == due.DUE
+
+
+# Alone, and only where it can work
+
+
+def test_two_ticks_never_overlap(fleet: Fleet) -> None:
+    path = ticking._lock_file(str(Path("prod.py").resolve()))
+    path.parent.mkdir(parents=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = fleet.tick()
+    assert (done.exit_code, fleet.asked) == (0, 0) and "another run" in done.said
+    assert fleet.tick().ran
+
+
+def test_a_broken_declaration_is_refused_before_any_host(fleet: Fleet) -> None:
+    Path("group_data/all.py").write_text(ALL.replace('"port": 8000', '"prot": 8000'))
+    with pytest.raises(DeclarationError, match="prot"):
+        fleet.tick()
+    assert fleet.asked == 0
+
+
+def test_outside_the_project_it_says_so(fleet: Fleet) -> None:
+    Path("deploy.py").unlink()
+    with pytest.raises(DeclarationError, match=r"no deploy\.py"):
+        fleet.tick()
+
+
+def test_a_tick_through_the_command_asks_real_hosts(project: Path) -> None:
+    (project / "group_data/all.py").write_text(ALL.replace("window = {", "unused = {"))
+    done = CliRunner().invoke(schedule, [str(project / "prod.py"), "--tick", "--json"], standalone_mode=False)
+    told = json.loads(done.stdout)
+    assert done.return_value == told["exit_code"] == 1 and told["ran"] == []
+    assert all("not reached" in finding["why"] for finding in told["findings"])
+
+
+# Units
+
+
+def test_systemd_accepts_the_units_and_reads_the_words_back(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("no systemd here")
+    odd = tmp_path / "a b 100%"
+    odd.mkdir()
+    made = units("inventory/my prod.py", ["/bin/echo", "$HOME", "50%", 'a"b'], odd, account="root")
+    paths = [tmp_path / name for name in made.files]
+    for path in paths:
+        path.write_text(made.files[path.name])
+    checked = subprocess.run(
+        [analyze, "verify", "--man=no", *paths], capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert made.name == "pyinfra-vllm-schedule-my-prod"
+
+
+def test_units_say_what_was_asked(tmp_path: Path) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.write_text("HF_TOKEN=hf_private")
+    made = units("prod.py", ["/x/pyinfra-vllm"], tmp_path, 10, "deploy", secrets)
+    service, timer = made.files.values()
+    assert "User=deploy\n" in service and f"EnvironmentFile={secrets}\n" in service
+    assert "Type=oneshot" in service and "OnCalendar=*:0/10" in timer
+    assert "hf_private" not in service + timer
+    own = units("prod.py", ["/x/pyinfra-vllm"], tmp_path)
+    assert not own.system and "User=" not in own.files[f"{own.name}.service"]
+    assert own.systemctl("enable") == ["systemctl", "--user", "enable"]
+
+
+def test_ticks_are_evenly_spaced_or_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeclarationError, match="--every 7"):
+        units("prod.py", ["x"], tmp_path, 7)
+    with pytest.raises(DeclarationError, match="line break"):
+        units("prod.py", ["a\nb"], tmp_path)
+
+
+def test_the_cron_line_is_what_cron_reads(tmp_path: Path) -> None:
+    assert cron_line(["/x/y", "a b", "50%"], Path("/srv/it's"), 5) == (
+        r"*/5 * * * * cd '/srv/it'\''s' && /x/y 'a b' 50\%"
+    )
+    assert cron_line(["x"], Path("/"), 60).startswith("0 * * * * ")
+
+
+def test_the_command_prints_and_writes_nothing(project: Path) -> None:
+    done = CliRunner().invoke(schedule, ["prod.py", "--json"], standalone_mode=False)
+    told = json.loads(done.stdout)
+    assert done.return_value == 0 and told["installed"] is False
+    assert [Path(name).suffix for name in told["files"]] == [".service", ".timer"]
+    assert not any(Path(name).exists() for name in told["files"])
+    plain = CliRunner().invoke(schedule, ["prod.py"], standalone_mode=False).stdout
+    assert "schedule" in plain and "--tick" in plain and "crontab" in plain
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A systemctl that notes how it was called, for units of the user's own systemd."""
+    program, log = tmp_path / "bin/systemctl", tmp_path / "calls"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$*" >> {log}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    return log
+
+
+def test_install_writes_the_units_and_starts_the_timer(systemctl: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(schedule, ["prod.py", "--install", "--every", "15"], standalone_mode=False)
+    assert done.return_value == 0, done.output
+    folder = tmp_path / "config/systemd/user"
+    timer, service = sorted(folder.iterdir(), reverse=True)
+    assert "*:0/15" in timer.read_text()
+    assert f"WorkingDirectory={tmp_path}" in service.read_text() and "--tick" in service.read_text()
+    calls = systemctl.read_text().splitlines()
+    assert calls == ["--user daemon-reload", "--user enable --now pyinfra-vllm-schedule-prod.timer"]
+
+
+def test_a_systemctl_that_fails_is_told(systemctl: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin/systemctl").write_text("#!/bin/sh\necho 'no bus' >&2\nexit 1\n")
+    done = CliRunner().invoke(schedule, ["prod.py", "--install"], standalone_mode=False)
+    assert isinstance(done.exception, DeclarationError) and "no bus" in str(done.exception)
+
+
+@pytest.mark.parametrize("words", [["--tick", "--install"], ["--dry"]])
+def test_options_that_make_no_sense_together_are_refused(words: list[str]) -> None:
+    assert CliRunner().invoke(schedule, ["prod.py", *words]).exit_code == 2

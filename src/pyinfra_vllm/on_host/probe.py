@@ -275,8 +275,8 @@ class _Run:
                     done = self._one_round(name, concurrency, plan, number, stop)
                     _add(phases[name], done, number)
                     complete = complete and done.complete
-                    sent["input"] += sum(item["input_tokens"] for item in done.answered)
-                    sent["output"] += done.output_tokens
+                    sent["input"] += _input_tokens(done)
+                    sent["output"] += done.output_tokens + len(done.unfinished) * plan.output_tokens // 2
                     self.say(_round_line(name, number + 1, last, done))
                 if not complete:
                     break
@@ -341,6 +341,12 @@ def _add(phase: Record, done: load.Round, number: int) -> None:
             "complete": done.complete,
         },
     ]
+
+
+def _input_tokens(done: load.Round) -> int:
+    """Of all prompts that were sent: an unfinished one counts like a typical one, for the server read it too."""
+    known = [int(item["input_tokens"]) for item in done.answered]
+    return sum(known) + len(done.unfinished) * (sum(known) // len(known) if known else 0)
 
 
 def _round_line(name: str, number: int, last: int, done: load.Round) -> str:

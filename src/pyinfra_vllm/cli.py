@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": "Judge one record against another: pass, fail or inconclusive.",
     "calibrate": "Find how noisy an unchanged service is, from several records.",
     "status": "Show what each host runs, and what differs from what is declared.",
+    "watch": "Follow a rollout wave by wave and host by host.",
     "history": "Show who switched what, when, and what came of it.",
     "report": "Write an HTML page about the fleet, its switches and their evidence.",
     "schedule": "Print or install the timer for unattended rollouts.",

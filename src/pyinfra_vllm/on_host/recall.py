@@ -82,16 +82,35 @@ def evidence(directory: Path, allowed: int) -> tuple[dict[str, Any], dict[str, s
     return files, left_out, used
 
 
+def progress(directory: Path) -> str:
+    """The last line that a switch said of itself."""
+    try:
+        return (
+            (directory / "progress.log")
+            .read_text(encoding="utf-8", errors="replace")
+            .rstrip()
+            .split("\n")[-1]
+        )
+    except OSError:
+        return ""
+
+
 def service(directory: Path, newest: int, max_bytes: int) -> dict[str, Any]:
     entries = journal(directory / "journal.jsonl")
-    told = []
+    told: list[dict[str, Any]] = []
     left = max_bytes
     for tx, own in reversed(list(transactions(entries).items())[-newest:]):
         files, left_out, used = evidence(directory / "evidence" / tx, left) if max_bytes else ({}, {}, 0)
         left -= used
         kept = own if max_bytes else [{k: v for k, v in entry.items() if k != "log"} for entry in own]
         told.append({"tx": tx, "entries": kept, "evidence": files, "left_out": left_out})
-    return {"service": directory.name, "kernels": kernels(entries), "transactions": told[::-1]}
+    last = progress(directory / "evidence" / told[0]["tx"]) if told else ""
+    return {
+        "service": directory.name,
+        "kernels": kernels(entries),
+        "progress": last,
+        "transactions": told[::-1],
+    }
 
 
 def recall(root: Path, newest: int, max_bytes: int, names: list[str]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ class Wish:
     model: str = ""
     release: str | None = None
     problem: str = ""
+    gpu: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def _wish(host: Host, root: str, service: Any) -> Wish:
 
     try:
         checkpoint = Lock.load(LOCK_FILE).get(service.model, service.revision)
-        return Wish(service.name, service.model, plan(host, root, service, checkpoint).release.id)
+        wanted = plan(host, root, service, checkpoint)
+        return Wish(service.name, service.model, wanted.release.id, gpu=wanted.gpu)
     except RolloutError as error:
         return Wish(service.name, service.model, problem=str(error))

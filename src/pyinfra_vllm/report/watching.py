@@ -1,0 +1,132 @@
+"""A rollout as it happens: which host is in which wave, at which step, since when. Pure; it steers nothing.
+
+The hosts know nothing of waves: they are planned here from the hosts that need a switch or had one lately, by the same
+rule as in the rollout itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from .. import waves
+from ..asking import Answer
+from ..operations._story import STEPS
+from .history import moment
+from .looking import Look, Wish
+from .plots import duration
+from .status import brief
+
+# A rollout of one night: what was switched longer ago belongs to another one.
+RECENT = timedelta(hours=12)
+WAITING, SWITCHING, RUNS, DOWN = "waiting", "switching", "runs", "down"
+COLOURS = {WAITING: "yellow", SWITCHING: "cyan", RUNS: "green", "committed": "green", "deferred": "yellow"}
+
+
+@dataclass(frozen=True)
+class Live:
+    """One service of one host now. `state` is `waiting`, `switching`, `runs`, `down`, or how a recent switch ended."""
+
+    host: str
+    service: str
+    state: str
+    wave: int | None = None
+    step: str = ""
+    since_s: float | None = None
+    said: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def lives(answers: Sequence[Answer[Look]], rollout: waves.Rollout, now: datetime) -> list[Live]:
+    """Every declared service, wave by wave, in the inventory's order within a wave; hosts that are down come last."""
+    numbers = _waves(answers, rollout, now)
+    found = []
+    for answer in answers:
+        if answer.value is None:
+            found.append(Live(answer.host, "", DOWN, said=answer.problem))
+            continue
+        for wish in answer.value.wishes or ():
+            found.append(_live(answer.host, answer.value, wish, numbers.get(answer.host), now))
+    return sorted(found, key=lambda item: (item.state == DOWN, item.wave is None, item.wave or 0))
+
+
+def table(found: Iterable[Live]) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("wave", "host", "service", "state", "step", "for"):
+        made.add_column(name, no_wrap=True)
+    made.add_column("says", overflow="ellipsis", no_wrap=True, ratio=1)
+    for item in found:
+        made.add_row(
+            "" if item.wave is None else str(item.wave),
+            escape(item.host),
+            escape(item.service),
+            f"[{COLOURS.get(item.state, 'red')}]{escape(item.state)}[/]",
+            escape(item.step),
+            "" if item.since_s is None else duration(item.since_s),
+            escape(item.said),
+        )
+    return made
+
+
+def sentence(item: Live) -> str:
+    """One line for a log: without times, so that it changes only when something happened."""
+    wave = f"wave {item.wave}, " if item.wave is not None else ""
+    said = f": {item.said}" if item.said and item.state != SWITCHING else ""
+    return f"{wave}{item.host} {item.service}: {item.state}{f', {item.step}' if item.step else ''}{said}"
+
+
+def _live(host: str, look: Look, wish: Wish, wave: int | None, now: datetime) -> Live:
+    observed = _observed(look, wish.service)
+    entries = _newest(look, wish.service)
+    if observed.get("lock") is not None and entries and entries[-1]["step"] not in ("end", "reported"):
+        step = STEPS.get(entries[-1]["step"], entries[-1]["step"])
+        since = max(0.0, (now - moment(entries[-1]["at"])).total_seconds())
+        said = look.record[wish.service].get("progress", "").partition(" ")[2]
+        return Live(host, wish.service, SWITCHING, wave, step, since, said)
+    ended = next((entry for entry in reversed(entries) if entry["step"] == "end"), None)
+    if ended and _recent(entries, wish, now):
+        return Live(host, wish.service, ended["outcome"], wave, said=brief(ended["reason"]))
+    if _runs(observed, wish):
+        return Live(host, wish.service, RUNS, wave, said=f"release {wish.release}")
+    return Live(host, wish.service, WAITING, wave, said=wish.problem or f"for release {wish.release}")
+
+
+def _waves(answers: Sequence[Answer[Look]], rollout: waves.Rollout, now: datetime) -> dict[str, int]:
+    """Host -> its wave, counted from 1, for the hosts that a rollout of these hours is about."""
+    candidates = []
+    for answer in sorted(answers, key=lambda answer: answer.host):
+        wishes = answer.value.wishes if answer.value else None
+        if answer.value and wishes and any(_concerned(answer.value, wish, now) for wish in wishes):
+            names = tuple(wish.service for wish in wishes)
+            candidates.append(waves.Candidate(answer.host, wishes[0].gpu, names))
+    planned = waves.plan(candidates, rollout)
+    return {host: number for number, hosts in enumerate(planned, start=1) for host in hosts}
+
+
+def _concerned(look: Look, wish: Wish, now: datetime) -> bool:
+    return not _runs(_observed(look, wish.service), wish) or _recent(_newest(look, wish.service), wish, now)
+
+
+def _runs(observed: dict[str, Any], wish: Wish) -> bool:
+    return bool(observed.get("current") == observed.get("running") == wish.release is not None)
+
+
+def _recent(entries: Sequence[dict[str, Any]], wish: Wish, now: datetime) -> bool:
+    """Whether the newest switch was to what is declared, and not long ago."""
+    return bool(entries) and entries[0].get("to") == wish.release and now - moment(entries[0]["at"]) < RECENT
+
+
+def _observed(look: Look, service: str) -> dict[str, Any]:
+    return next((item for item in look.running if item["service"] == service), {})
+
+
+def _newest(look: Look, service: str) -> list[dict[str, Any]]:
+    told = look.record.get(service, {}).get("transactions", [])
+    return list(told[-1]["entries"]) if told else []

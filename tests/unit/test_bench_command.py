@@ -1,0 +1,182 @@
+"""`pyinfra-vllm bench`, `compare` and `calibrate` as a person calls them: files, output and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_records import failed, phase, record
+from openai_server import serving
+
+from pyinfra_vllm import cli
+
+
+class Ended:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: str | Path) -> Ended:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, out, err)
+
+    return run
+
+
+def written(path: Path, value: Any) -> Path:
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+# bench
+
+
+def test_bench_writes_a_record_that_compares(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    out = tmp_path / "one.json"
+    with serving(api_key="sesame") as server:
+        ended = run(
+            "bench", "--url", server.url, "--model", "m", "--out", out, "--budget", "5", "--no-quality",
+            "--concurrency", "1", "--concurrency", "2", "--json",
+        )  # fmt: skip
+    assert ended.code == 0 and ended.json["out"] == str(out)
+    assert set(ended.json["summary"]) == {"c1", "c2"}
+    assert "sesame" not in out.read_text() + ended.out + ended.err
+    assert "warm-up" in ended.err
+    assert run("compare", out, out, "--json").json["verdict"] in ("pass", "inconclusive")
+
+
+def test_bench_against_nothing_fails_and_writes_nothing(run: Any, tmp_path: Path) -> None:
+    with serving() as server:
+        url = server.url
+    ended = run("bench", "--url", url, "--model", "m", "--out", tmp_path / "x.json")
+    assert ended.code == 1 and "nothing was measured" in ended.err
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_bench_of_a_wedged_server_ends_in_time_with_a_record_and_code_1(run: Any, tmp_path: Path) -> None:
+    with serving(wedged=True) as server:
+        ended = run(
+            "bench", "--url", server.url, "--model", "m", "--out", tmp_path / "x.json", "--budget", "5"
+        )
+    assert ended.code == 1 and "no request was answered" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--url", "nonsense://", "--model", "m"), "is not the URL of a server"),
+        (("--url", "http://127.0.0.1:1", "--model", "m", "--prompts", "/nowhere.jsonl"), "/nowhere.jsonl"),
+        (("--url", "http://127.0.0.1:1"), "--model"),
+        (("--url", "http://127.0.0.1:1", "--model", "m", "--budget", "1"), "--budget"),
+    ],
+)
+def test_bench_called_wrongly_is_2(run: Any, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    ended = run("bench", *arguments, "--out", tmp_path / "x.json")
+    assert ended.code == 2 and said in ended.err
+
+
+# compare
+
+VERDICTS = {
+    "pass": (record(phase(1), phase(8)), record(phase(1), phase(8)), 0),
+    "fail": (record(phase(1)), record(phase(1, slower=1.3)), 1),
+    "inconclusive": (record(phase(1, 6, noise=0.5, seed=1)), record(phase(1, 6, noise=0.5, seed=3)), 3),
+    "errors": (
+        record(phase(1)),
+        record({**phase(1), "requests": [*phase(1)["requests"], failed("p999")]}),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_every_verdict_has_its_code(run: Any, tmp_path: Path, name: str) -> None:
+    before, after, code = VERDICTS[name]
+    files = written(tmp_path / "before.json", before), written(tmp_path / "after.json", after)
+    ended = run("compare", *files, "--json")
+    assert ended.code == code
+    assert set(ended.json) == {"verdict", "metrics", "reasons"}
+    for row in ended.json["metrics"]:
+        assert {"name", "phase", "before", "after", "ratio", "interval", "limit", "verdict"} <= set(row)
+        assert row["verdict"] in ("pass", "fail", "inconclusive")
+    shown = run("compare", *files)
+    assert shown.code == code and ended.json["verdict"] in shown.out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "after.json is not JSON"),
+        ("[]", "not a benchmark record"),
+        (json.dumps({**record(), "phases": []}), "after.phases is empty"),
+        (json.dumps(record()).replace('"ttft_s": 0.05', '"ttft_s": NaN', 1), "ttft_s is nan"),
+        (json.dumps(record()).replace('"output_tokens": 101', '"output_tokens": 0', 1), "zero tokens"),
+        (json.dumps(record()).replace("p000", "other", 1), "mismatched prompts"),
+        (json.dumps(record()).replace('"e2e_s"', '"e2e"', 1), "e2e_s is missing"),
+    ],
+)
+def test_a_record_that_cannot_be_judged_is_2_and_named(
+    run: Any, tmp_path: Path, text: str, said: str
+) -> None:
+    ended = run(
+        "compare", written(tmp_path / "before.json", record()), written(tmp_path / "after.json", text)
+    )
+    assert ended.code == 2 and said in ended.err
+
+
+def test_a_missing_file_is_2(run: Any, tmp_path: Path) -> None:
+    ended = run("compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert ended.code == 2 and "a.json can't be read" in ended.err
+
+
+def test_the_gate_file_decides(run: Any, tmp_path: Path) -> None:
+    files = (
+        written(tmp_path / "b.json", record(phase(1))),
+        written(tmp_path / "a.json", record(phase(1, slower=1.3))),
+    )
+    wide = written(tmp_path / "gate.yaml", "throughput_margin: 0.5\ntpot_margin: 0.5\nttft_margin: null\n")
+    assert run("compare", *files, "--gate", wide).code == 0
+    limit = written(
+        tmp_path / "limit.yaml", "gate:\n  throughput_margin: 0.5\n  min_tokens_per_s: {c1: 90}\n"
+    )
+    assert run("compare", *files, "--gate", limit).code == 1
+    wrong = run("compare", *files, "--gate", written(tmp_path / "wrong.yaml", "throughput_margn: 0.5\n"))
+    assert wrong.code == 2 and "did you mean 'throughput_margin'?" in wrong.err
+
+
+# calibrate
+
+
+def test_calibrate_finds_the_noise_and_compare_takes_it(run: Any, tmp_path: Path) -> None:
+    runs = [
+        written(tmp_path / f"r{number}.json", record(phase(1, slower=slower)))
+        for number, slower in enumerate((1.0, 1.02, 0.98, 1.01))
+    ]
+    noise = tmp_path / "noise.json"
+    ended = run("calibrate", *runs, "--out", noise, "--json")
+    assert ended.code == 0 and ended.json == json.loads(noise.read_text())
+    assert ended.json["runs"] == 4 and 0.05 < ended.json["phases"]["c1"]["tokens_per_s"] < 0.2
+    slower = written(tmp_path / "slower.json", record(phase(1, slower=1.08)))
+    assert run("compare", runs[0], slower).code == 1
+    assert run("compare", runs[0], slower, "--noise", noise).code == 0
+    assert "4 runs of an unchanged service" in run("calibrate", *runs).out
+
+
+def test_two_runs_calibrate_nothing(run: Any, tmp_path: Path) -> None:
+    path = written(tmp_path / "r.json", record())
+    ended = run("calibrate", path, path)
+    assert ended.code == 2 and "at least 3 runs" in ended.err

@@ -1,7 +1,5 @@
 """What a host remembers of its switches, as JSON: read-only, one file, standard library only, sent as text by a fact.
 
-Usage: recall.py ROOT NEWEST MAX_BYTES [SERVICE ...]   (no service: all of them)
-
 NEWEST switches of each service are told, at most MAX_BYTES of evidence for each service, the newest first; with 0
 bytes neither evidence nor the log that an end carries is sent. What was left out is named, never cut.
 """
@@ -84,13 +82,9 @@ def evidence(directory: Path, allowed: int) -> tuple[dict[str, Any], dict[str, s
 
 def progress(directory: Path) -> str:
     """The last line that a switch said of itself."""
+    path = directory / "progress.log"
     try:
-        return (
-            (directory / "progress.log")
-            .read_text(encoding="utf-8", errors="replace")
-            .rstrip()
-            .split("\n")[-1]
-        )
+        return path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")[-1]
     except OSError:
         return ""
 

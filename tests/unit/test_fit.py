@@ -70,6 +70,10 @@ def test_checkpoint_bytes_reproduce_the_published_sizes(model: str, gib: float) 
         ("Qwen/Qwen3-32B-AWQ", replace(STOCK, max_num_batched_tokens=512), "Marlin", 18.24, 445_216),
         ("Qwen/Qwen3-32B-AWQ", replace(STOCK, kv_cache_dtype="fp8"), "Machete", 18.62, 886_064),
         ("Qwen/Qwen3-8B-AWQ", STOCK, "Machete", 5.82, 883_152),
+        ("Qwen/Qwen3-32B-AWQ", STOCK, "Machete", 18.59, 443_152),  # the resolver's throughput
+        ("Qwen/Qwen3-32B-AWQ", STOCK, "Marlin", 18.24, 444_624),  # the resolver's latency
+        ("Qwen/Qwen3-32B-AWQ", STOCK, "Humming", 18.24, 444_384),  # the resolver's balanced
+        ("Qwen/Qwen3-32B-AWQ", replace(STOCK, max_num_batched_tokens=16384), "Machete", 18.59, 437_584),
     ],
 )
 def test_within_five_percent_of_an_h200_s_own_figures(

@@ -144,6 +144,9 @@ def test_an_unquantized_model_where_a_kernel_is_expected_fails() -> None:
         ("h200-vllm0.25.1-qwen3-32b-fp8kv", ["Machete"]),
         ("h200-vllm0.25.1-qwen3-32b-nomachete", ["Marlin"]),
         ("h200-vllm0.25.1-qwen3-8b-auto", ["Machete"]),
+        ("h200-vllm0.25.1-resolved-latency", ["Marlin"]),
+        ("h200-vllm0.25.1-resolved-throughput", ["Machete"]),
+        ("h200-vllm0.25.1-resolved-balanced", ["Humming"]),
     ],
 )
 def test_real_logs_of_an_h200(log: str, expected: list[str]) -> None:

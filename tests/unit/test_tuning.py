@@ -157,6 +157,19 @@ def test_latency_on_hopper_takes_marlin_and_throughput_machete() -> None:
     assert throughput.kernel == ("Machete",)
 
 
+def test_balanced_on_hopper_takes_humming_where_it_was_measured() -> None:
+    found = resolve(runtime="0.25.1")
+    assert values(found)["--linear-backend"] == "humming"
+    assert found.kernel == ("Humming",)
+    for other in (
+        resolve(runtime="0.23.0"),
+        resolve(gpu="L40S"),
+        resolve("Qwen/Qwen3-8B"),
+        resolve(objective="throughput"),
+    ):
+        assert "--linear-backend" not in values(other)
+
+
 def test_latency_on_hopper_before_machete_needs_nothing() -> None:
     found = resolve(runtime="0.18.0", objective="latency")
     assert "VLLM_DISABLED_KERNELS" not in found.environment
@@ -376,11 +389,15 @@ def test_argv_is_sorted_and_spells_values_as_vllm_reads_them() -> None:
         "--enforce-eager",
         "--gpu-memory-utilization", "0.92",
         "--hf-overrides", '{"a":[true],"b":1}',
+        "--linear-backend", "humming",
     ]  # fmt: skip
 
 
 def test_declared_environment_wins_and_changes_the_expected_kernel() -> None:
-    found = resolve(environment={"VLLM_DISABLED_KERNELS": "MacheteLinearKernel", "VLLM_LOGGING_COLOR": "1"})
+    found = resolve(
+        objective="throughput",
+        environment={"VLLM_DISABLED_KERNELS": "MacheteLinearKernel", "VLLM_LOGGING_COLOR": "1"},
+    )
     assert found.environment["VLLM_LOGGING_COLOR"] == "1"
     assert found.kernel == ("Marlin",)
 

@@ -48,16 +48,22 @@ class Gpu:
         return reason
 
     def kernels(
-        self, version: versions.Version, disabled: Collection[str] = (), experts: bool = False
+        self,
+        version: versions.Version,
+        disabled: Collection[str] = (),
+        chosen: str | None = None,
+        experts: bool = False,
     ) -> list[str]:
         """The kernels that a 4-bit model takes: for its linear layers and, where it has them, its experts.
 
         + disabled: class names as in VLLM_DISABLED_KERNELS, such as MacheteLinearKernel; they spare experts
+        + chosen: the one that --linear-backend names
         """
         if "kernels" not in self.architecture:
             return []
         linear = versions.first(self.architecture["kernels"], version)["kernels"]
-        found = [name for name in linear if f"{name}LinearKernel" not in disabled][:1]
+        allowed = [name for name in linear if f"{name}LinearKernel" not in disabled]
+        found = [chosen] if chosen else allowed[:1]
         if experts:
             found += versions.first(self.architecture["moe"], version)["kernels"][:1]
         return list(dict.fromkeys(found))

@@ -91,7 +91,7 @@ def resolve(
     if card.rejected:
         profile.fail(card.rejected)
     _add_security(runtime_version, exposed, reason, profile)
-    kernels = _kernels(shape, card, runtime_version, profile)
+    kernels = _kernels(shape, card, facts)
     predicted = _fit(shape, card, facts, kernels, profile)
     return _resolution(profile, predicted, kernels, facts)
 
@@ -176,12 +176,14 @@ def _add_security(version: str, exposed: bool, reason: str | None, profile: Prof
         profile.fail(text)
 
 
-def _kernels(shape: Shape, card: Gpu, version: str, profile: Profile) -> list[str]:
+def _kernels(shape: Shape, card: Gpu, facts: Facts) -> list[str]:
     if shape.quantization is None:
         return []
-    setting = profile.environment.get("VLLM_DISABLED_KERNELS")
+    setting = facts.profile.environment.get("VLLM_DISABLED_KERNELS")
     disabled = setting.value.split(",") if setting else []
-    return card.kernels(versions.parse(version), disabled, experts=shape.experts > 0)
+    chosen = facts["--linear-backend"]
+    linear = str(chosen).title() if chosen and chosen != "auto" else None
+    return card.kernels(facts.fixed["vllm"], disabled, linear, experts=shape.experts > 0)
 
 
 def _fit(shape: Shape, card: Gpu, facts: Facts, kernels: Sequence[str], profile: Profile) -> fit.Fit | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,11 @@ def test_every_entry_of_the_catalogue(where: str, entry: dict[str, Any]) -> None
     allowed = {*fixed, *DERIVED, *parameters(), *(f"{name}_parameter" for name in parameters())}
     for name in NAME.findall(str(entry)):
         assert name.startswith("--") or name in allowed
+
+
+def test_every_variant_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
+    assert [name for name in table("variants.yaml") if name not in text] == []
 
 
 # Conditions

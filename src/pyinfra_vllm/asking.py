@@ -21,7 +21,7 @@ from pyinfra.api.exceptions import ConnectError, NoGroupError, PyinfraError
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 from pyinfra.context import ctx_host, ctx_inventory, ctx_state
-from pyinfra_cli.exceptions import CliError
+from pyinfra_cli.exceptions import CliError, UnexpectedExternalError
 from pyinfra_cli.inventory import make_inventory
 
 from .errors import DeclarationError, HostError
@@ -90,14 +90,18 @@ def fact(host: Host, what: type[FactBase[F | None]], **arguments: Any) -> F:
 def _answer(host: Host, question: Callable[[Host], T], limit_s: float) -> Answer[T]:
     ctx_host.set(host)  # type: ignore[no-untyped-call]  # local to this greenlet
     try:
-        with gevent.Timeout(limit_s, TimeoutError(f"no answer within {limit_s:.0f} s")):
+        with gevent.Timeout(limit_s, TimeoutError(f"no answer within {limit_s:g} s")):
             host.connect(show_errors=False, raise_exceptions=True)
             return Answer(host.name, question(host))
     except HostError as error:
         return Answer(host.name, problem=str(error))
     except (ConnectError, OSError, EOFError, SSHException, PyinfraError, ValueError) as error:
         host.connected = False  # the next question connects anew
-        return Answer(host.name, problem=f"not reached: {str(error) or type(error).__name__}")
+        return Answer(host.name, problem=f"not reached: {_words(error)}")
+
+
+def _words(error: Exception) -> str:
+    return "the connection was closed" if isinstance(error, EOFError) else str(error) or type(error).__name__
 
 
 def _loaded(inventory: str, group_data: Sequence[str]) -> Inventory:
@@ -106,6 +110,9 @@ def _loaded(inventory: str, group_data: Sequence[str]) -> Inventory:
     try:
         loaded: Inventory = make_inventory(inventory, {}, str(Path.cwd()), list(group_data))
         return loaded
+    except UnexpectedExternalError as error:
+        cause = f"{error.filename}: {type(error.exception).__name__}: {error.exception}"
+        raise DeclarationError(f"{cause}. No host was contacted.") from error
     except (CliError, PyinfraError, SyntaxError, TypeError, OSError, UnicodeDecodeError) as error:
         raise DeclarationError(f"{inventory} can't be loaded: {error}. No host was contacted.") from error
 

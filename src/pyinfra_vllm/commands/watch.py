@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import click
@@ -59,9 +60,9 @@ def watch(
             else:
                 console().print(table(found))
             return exit_code(found)
-        if sys.stdout.isatty():
-            _on_screen(hosts, wanted, every)
-        _as_lines(hosts, wanted, every)
+        follow = _on_screen if sys.stdout.isatty() else _as_lines
+        with suppress(KeyboardInterrupt):  # how one ends it
+            follow(hosts, wanted, every)
     return 0
 
 

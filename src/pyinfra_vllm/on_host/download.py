@@ -139,6 +139,8 @@ class Download:
                 file = todo.get(event.get("path", ""))
                 if file is None:
                     errors.append(str(event.get("error", event)))
+                    if event.get("kind") == "client":
+                        raise FetchError(errors[-1])
                 elif event["ok"]:
                     if self._accept(file):
                         del todo[file.path]
@@ -296,7 +298,13 @@ def _events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
     readers[1].join(POLL_S * 5)
     if child.wait() != 0:
         words = b" ".join(word for word in last_words if word).decode(errors="replace")
-        yield {"path": "", "error": f"the Hub client ended with {child.returncode}: {words[-400:].strip()}"}
+        # By itself it ends with 0 whatever the Hub does: this is a runtime in which it can't work. A signal may pass.
+        kind = "client" if child.returncode > 0 else "killed"
+        yield {
+            "path": "",
+            "kind": kind,
+            "error": f"the Hub client ended with {child.returncode}: {words[-400:].strip()}",
+        }
 
 
 def _event(line: bytes) -> dict[str, Any]:

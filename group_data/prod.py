@@ -35,7 +35,6 @@ window = [
 
 # What a new release must show (docs/gate.md). "No worse than before" is always asked; a limit left out is not.
 gate = {
-    "engine": "probe",  # or "vllm-bench": the runtime's own benchmark as a second opinion
     "budget_s": 120,  # seconds of measuring on each side of the switch
     "concurrency": [1, 8],  # requests at a time; the phases are named c1 and c8
     "min_tokens_per_s": {"c1": 30},  # output tokens per second, at least

@@ -18,6 +18,7 @@ from pyinfra_vllm.errors import DeclarationError, HostError
 from pyinfra_vllm.on_host import probe
 from pyinfra_vllm.on_host.client import Client
 from pyinfra_vllm.on_host.quality import QuestionsError
+from pyinfra_vllm.second_opinion import run_vllm_bench
 
 KEY_VARIABLE = "VLLM_API_KEY"
 Say = Callable[[str], None]
@@ -50,6 +51,11 @@ def run(
         raise DeclarationError(str(error)) from error
     except probe.ProbeError as error:
         raise HostError(f"{url}: {error}") from error
+    return written(record, out)
+
+
+def written(record: dict[str, Any], out: Path) -> tuple[int, dict[str, Any]]:
+    """Write the record; the exit code and what --json prints."""
     try:
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
@@ -68,7 +74,11 @@ def _rounds(record: dict[str, Any]) -> int:
 
 def _unfinished(record: dict[str, Any]) -> bool:
     plan = record.get("plan")
-    return plan is not None and _rounds(record) < plan["rounds"] and not any(p.get("cut") for p in record["phases"])
+    return (
+        plan is not None
+        and _rounds(record) < plan["rounds"]
+        and not any(p.get("cut") for p in record["phases"])
+    )
 
 
 def sentences(result: dict[str, Any]) -> list[str]:
@@ -108,6 +118,16 @@ def sentences(result: dict[str, Any]) -> list[str]:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Measure what this record measured, so that the two compare.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["probe", "vllm-bench"]),
+    default="probe",
+    help="vllm-bench: the runtime's own benchmark as a second opinion.",
+)
+@click.option(
+    "--vllm", "program", default="vllm", show_default=True, help="The runtime's `vllm`, for vllm-bench."
+)
+@click.option("--tokenizer", type=click.Path(), help="Directory of the checkpoint, for vllm-bench.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(
     url: str,
@@ -120,9 +140,16 @@ def bench(
     only_own_prompts: bool,
     keep_answers: bool,
     like: Path | None,
+    engine: str,
+    program: str,
+    tokenizer: str | None,
     as_json: bool,
 ) -> int:
     """Measure a server and write a benchmark record. An API key is read from VLLM_API_KEY."""
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
     settings = probe.Settings(
         concurrency=concurrency or (1, 8),
         budget_s=budget,
@@ -131,14 +158,13 @@ def bench(
         quality_prompts=prompts,
         keep_answers=keep_answers,
     )
-    code, result = run(
-        url,
-        model,
-        out,
-        settings,
-        like=like,
-        api_key=os.environ.get(KEY_VARIABLE),
-        say=lambda line: click.echo(line, err=True),
-    )
+    if engine == "vllm-bench":
+        if tokenizer is None:
+            raise DeclarationError("--engine vllm-bench needs --tokenizer, the directory of the checkpoint")
+        record = run_vllm_bench(program, url, model, tokenizer, settings.concurrency, say)
+        code, result = written(record, out)
+    else:
+        key = os.environ.get(KEY_VARIABLE)
+        code, result = run(url, model, out, settings, like=like, api_key=key, say=say)
     click.echo(json.dumps(result, indent=2) if as_json else "\n".join(sentences(result)))
     return code

@@ -1,4 +1,4 @@
-"""Reads the files that `bench` wrote, for the commands that take them."""
+"""Reads the files that `bench` wrote, or another benchmark program, for the commands that take them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.second_opinion import converted
 
 
 def read(path: Path) -> Any:
-    """The file's JSON value. Raises DeclarationError that names the file."""
+    """The file's JSON value; a result of `vllm bench serve` or GuideLLM as the record that it means.
+
+    Raises DeclarationError that names the file.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DeclarationError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise DeclarationError(f"{path} is not JSON: {error}") from error
+    return converted(value, str(path))

@@ -168,6 +168,10 @@ class Client:
         + salt: keeps the server's prefix cache from answering for another request
         + require_usage: raise NoUsage where the server counts no tokens (else: count its events)
         """
+        return read_stream(self.events(prompt, max_tokens, timeout_s, salt), require_usage)
+
+    def events(self, prompt: str, max_tokens: int, timeout_s: float, salt: str = "") -> Events:
+        """What `stream` receives, not yet read: reading costs time that a busy probe has only later."""
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": max_tokens,
@@ -184,7 +188,7 @@ class Client:
             body["ignore_eos"] = True
         if salt and "cache_salt" in self.extensions:
             body["cache_salt"] = salt
-        return read_stream(self._exchange_stream(self.path, body, timeout_s), require_usage)
+        return self._exchange_stream(self.path, body, timeout_s)
 
     def ask(self, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """One answer in one piece. Raises ClientError."""

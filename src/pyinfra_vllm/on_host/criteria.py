@@ -15,7 +15,6 @@ from typing import Any
 CHOICES: dict[str, tuple[str, ...]] = {
     "on_inconclusive": ("rollback", "keep"),
     "soak_action": ("rollback", "alert"),
-    "engine": ("probe", "vllm-bench"),
 }
 # A share of the measured value: 0.05 means 5 %.
 SHARES = ("throughput_margin", "tpot_margin", "ttft_margin", "likelihood_margin", "max_error_rate")
@@ -53,7 +52,6 @@ class Criteria:
     soak_throughput_drop: float = (
         0.5  # share of the gate's own c1 tokens/s below which real traffic may not fall
     )
-    engine: str = "probe"  # `vllm-bench` asks the runtime's own benchmark as a second opinion
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "concurrency", tuple(self.concurrency))

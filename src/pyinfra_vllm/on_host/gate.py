@@ -26,6 +26,7 @@ __all__ = [
 
 Record = dict[str, Any]
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}
+TRAFFIC_FACTOR = 3.0  # a request of others may hold ours up longer than its share of the tokens says
 OTHER_TRAFFIC = 0.05  # by which the share of others' tokens may differ between the two sides
 
 
@@ -97,18 +98,32 @@ def _relative_rows(
     for phase in before["phases"]:
         rows += relative.compare(phase, phases[phase["name"]], criteria, known.get(phase["name"], {}), late_s)
     if doubts:
-        rows = [{**row, "verdict": INCONCLUSIVE} if row["decides"] else row for row in rows]
+        rows = [_doubted(row, _traffic_gap(before, after)) for row in rows]
     return rows
 
 
 def _doubts(before: Record, after: Record) -> list[str]:
+    if _traffic_gap(before, after) <= OTHER_TRAFFIC:
+        return []
+    early, late = (float(record["traffic"]["other_share"]) for record in (before, after))
+    return [
+        f"other traffic was {early:.0%} of the tokens before and {late:.0%} after: the two can't be compared"
+    ]
+
+
+def _traffic_gap(before: Record, after: Record) -> float:
+    """By how much the share of others' tokens differs; nothing where one side does not know."""
     shares = [record.get("traffic", {}).get("other_share") for record in (before, after)]
-    if None not in shares and abs(shares[0] - shares[1]) > OTHER_TRAFFIC:
-        return [
-            f"other traffic was {shares[0]:.0%} of the tokens before and {shares[1]:.0%} after:"
-            " the two can't be compared"
-        ]
-    return []
+    return 0.0 if None in shares else abs(shares[0] - shares[1])
+
+
+def _doubted(row: dict[str, Any], gap: float) -> dict[str, Any]:
+    """Undecided, unless it is so much worse that other traffic of that size can't be the reason."""
+    worse_by = 1 / row["ratio"] if row["limit"] < 1 else row["ratio"]
+    allowed = 1 / row["limit"] if row["limit"] < 1 else row["limit"]
+    if not row["decides"] or (row["verdict"] == FAIL and worse_by > allowed * (1 + TRAFFIC_FACTOR * gap)):
+        return row
+    return {**row, "verdict": INCONCLUSIVE}
 
 
 def _calibration_line(noise: dict[str, Any] | None) -> str:

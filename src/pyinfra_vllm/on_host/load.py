@@ -14,6 +14,7 @@ from typing import Any
 
 from .client import Client, ClientError
 from .prompts import Prompt
+from .stream import Events, read_stream
 
 ABORT_GRACE_S = 2.0
 
@@ -60,7 +61,8 @@ class _Crew:
         self.salt = salt
         self.limits = limits
         self.began = time.perf_counter()
-        self.results: list[dict[str, Any]] = []
+        self.received: list[tuple[dict[str, Any], Events]] = []
+        self.failed: list[dict[str, Any]] = []
         self.unfinished: list[dict[str, Any]] = []
         self.under_way: dict[str, float] = {}
 
@@ -77,29 +79,41 @@ class _Crew:
         self.under_way[prompt.name] = start
         allowed = min(self.limits.request_s, self.limits.deadline - start)
         result: dict[str, Any] = {"prompt": prompt.name, "at_s": round(start - self.began, 4)}
+        salt = f"{self.salt}-{prompt.name}"
         try:
-            answer = self.client.stream(
-                prompt.text, self.output_tokens, allowed, salt=f"{self.salt}-{prompt.name}"
-            )
+            self.received.append((result, self.client.events(prompt.text, self.output_tokens, allowed, salt)))
         except ClientError as error:
             late = time.perf_counter() >= self.limits.deadline - 0.001
             if late and allowed < self.limits.request_s:
                 self.unfinished.append({**result, "waited_s": time.perf_counter() - start})
             else:
-                self.results.append({**result, "ok": False, "kind": error.kind, "error": str(error)})
-        else:
-            self.results.append(
-                {
-                    **result,
-                    "ok": True,
-                    "ttft_s": round(answer.ttft_s, 6),
-                    "e2e_s": round(answer.e2e_s, 6),
-                    "input_tokens": answer.input_tokens,
-                    "output_tokens": answer.output_tokens,
-                }
-            )
+                self.failed.append(_failed(result, error))
         finally:
             self.under_way.pop(prompt.name, None)
+
+    def results(self) -> list[dict[str, Any]]:
+        """Every request that ended. Answers are read only now: between requests, reading would hold the others up."""
+        found = [*self.failed, *(_read(result, events) for result, events in list(self.received))]
+        return sorted(found, key=lambda result: str(result["prompt"]))
+
+
+def _read(result: dict[str, Any], events: Events) -> dict[str, Any]:
+    try:
+        answer = read_stream(events, require_usage=True)
+    except ClientError as error:
+        return _failed(result, error)
+    return {
+        **result,
+        "ok": True,
+        "ttft_s": round(answer.ttft_s, 6),
+        "e2e_s": round(answer.e2e_s, 6),
+        "input_tokens": answer.input_tokens,
+        "output_tokens": answer.output_tokens,
+    }
+
+
+def _failed(result: dict[str, Any], error: ClientError) -> dict[str, Any]:
+    return {**result, "ok": False, "kind": error.kind, "error": str(error)}
 
 
 def run(
@@ -123,7 +137,7 @@ def run(
     unfinished = crew.unfinished + stuck
     return Round(
         duration_s=duration_s,
-        requests=sorted(crew.results, key=lambda result: str(result["prompt"])),
+        requests=crew.results(),
         unfinished=unfinished,
         complete=not unfinished and not crew.queue,
     )

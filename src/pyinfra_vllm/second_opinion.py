@@ -1,0 +1,175 @@
+"""Benchmarks made by other programs, as records that the gate reads: `vllm bench serve` and GuideLLM.
+
+Converts and, for the runtime's own benchmark, starts it. Judges nothing: a second opinion is compared like a first one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import DeclarationError, HostError
+from .on_host.record import SCHEMA
+
+Record = dict[str, Any]
+# Of `vllm bench serve` at each concurrency: long enough to be steady, short enough for a budget of minutes.
+INPUT_TOKENS, OUTPUT_TOKENS, BATCHES, SEED = 256, 128, 6, 1
+ENGINE_TIMEOUT_S = 900
+
+
+def converted(value: Any, name: str) -> Any:
+    """The value itself where it is a record of ours or unknown; else the record that it means.
+
+    Raises DeclarationError for a result of a known program that lacks what a comparison needs.
+    """
+    if not isinstance(value, dict) or "schema" in value:
+        return value
+    try:
+        if isinstance(value.get("benchmarks"), list):
+            return from_guidellm(value)
+        if "ttfts" in value or "output_throughput" in value:
+            return from_vllm_bench([value])
+    except (KeyError, TypeError, IndexError) as error:
+        raise DeclarationError(
+            f"{name} looks like a foreign benchmark and lacks {error}: nothing was compared"
+        ) from error
+    return value
+
+
+def from_vllm_bench(results: Sequence[dict[str, Any]]) -> Record:
+    """A record with one phase for each result of `vllm bench serve --save-result --save-detailed`."""
+    for result in results:
+        if "ttfts" not in result:
+            raise DeclarationError(
+                "a result of `vllm bench serve` without --save-detailed has no single requests: run it with that flag"
+            )
+    return _record(str(results[0].get("model_id", "?")), "vllm bench serve", map(_vllm_phase, results))
+
+
+def _vllm_phase(result: dict[str, Any]) -> Record:
+    concurrency = int(result.get("max_concurrency") or result["max_concurrent_requests"])
+    errors = result.get("errors") or []
+    requests = []
+    for index, (ttft, itls, tokens_in, tokens_out) in enumerate(
+        zip(result["ttfts"], result["itls"], result["input_lens"], result["output_lens"], strict=True)
+    ):
+        error = errors[index] if index < len(errors) else ""
+        requests.append(_request(index, error, ttft, ttft + sum(itls), tokens_in, tokens_out))
+    return _phase(concurrency, result["duration"], requests)
+
+
+def from_guidellm(report: dict[str, Any]) -> Record:
+    """A record with one phase for each benchmark of a GuideLLM report (its JSON output) at a fixed concurrency."""
+    benchmarks = report["benchmarks"]
+    return _record("?", "guidellm", map(_guidellm_phase, benchmarks))
+
+
+def _guidellm_phase(benchmark: dict[str, Any]) -> Record:
+    strategy = benchmark["config"]["strategy"]
+    kind = strategy.get("type_", "?")
+    if kind not in ("synchronous", "concurrent"):
+        raise DeclarationError(
+            f"a GuideLLM benchmark with the strategy {kind!r} has no fixed concurrency: use synchronous or concurrent"
+        )
+    concurrency = 1 if kind == "synchronous" else int(strategy["streams"])
+    done = sorted(benchmark["requests"]["successful"], key=lambda item: float(item["request_start_time"]))
+    requests = [
+        _request(
+            index,
+            "",
+            item["time_to_first_token_ms"] / 1000,
+            item["request_latency"],
+            item["prompt_tokens"],
+            item["output_tokens"],
+        )
+        for index, item in enumerate(done)
+    ]
+    errored = benchmark["requests"].get("errored") or []
+    requests += [_request(len(done) + index, "errored", 0, 0, 0, 0) for index in range(len(errored))]
+    return _phase(concurrency, benchmark["duration"], requests)
+
+
+def _request(
+    index: int, error: str, ttft_s: float, e2e_s: float, tokens_in: int, tokens_out: int
+) -> dict[str, Any]:
+    """Requests pair by their place: both sides must have been made from the same data and seed."""
+    name = f"r{index:05d}"
+    if error or not tokens_out:
+        return {"prompt": name, "ok": False, "kind": "error", "error": (error or "no tokens").strip()[-300:]}
+    return {
+        "prompt": name,
+        "ok": True,
+        "ttft_s": ttft_s,
+        "e2e_s": e2e_s,
+        "input_tokens": tokens_in,
+        "output_tokens": tokens_out,
+    }
+
+
+def _phase(concurrency: int, duration_s: float, requests: list[dict[str, Any]]) -> Record:
+    return {
+        "name": f"c{concurrency}",
+        "concurrency": concurrency,
+        "duration_s": duration_s,
+        "requests": requests,
+    }
+
+
+def _record(model: str, engine: str, phases: Iterable[Record]) -> Record:
+    return {
+        "schema": SCHEMA,
+        "model": model,
+        "server": {},
+        "engine": engine,
+        "phases": list(phases),
+        "quality": [],
+    }
+
+
+def run_vllm_bench(
+    program: str,
+    url: str,
+    model: str,
+    tokenizer: str,
+    concurrency: Sequence[int],
+    say: Callable[[str], None] = lambda line: None,
+) -> Record:
+    """Run `vllm bench serve` of that runtime once for each concurrency and return the record.
+
+    + program: the runtime's `vllm`
+    + tokenizer: directory of the checkpoint, whose tokenizer cuts the random prompts
+
+    An API key reaches it as OPENAI_API_KEY through the environment. Raises HostError.
+    """
+    results = []
+    with tempfile.TemporaryDirectory(prefix="pyinfra-vllm-") as folder:
+        for streams in concurrency:
+            say(f"vllm bench serve at {streams} streams")
+            out = Path(folder) / f"c{streams}.json"
+            command = _command(program, url, model, tokenizer, streams, out)
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, timeout=ENGINE_TIMEOUT_S, check=False
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise HostError(f"`{program} bench serve` did not come to an end: {error}") from error
+            if done.returncode or not out.exists():
+                last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+                raise HostError(f"`{program} bench serve` exited with {done.returncode}: {last[0]}")
+            results.append(json.loads(out.read_text(encoding="utf-8")))
+    return from_vllm_bench(results)
+
+
+def _command(program: str, url: str, model: str, tokenizer: str, streams: int, out: Path) -> list[str]:
+    return [
+        *(program, "bench", "serve", "--backend", "openai", "--base-url", url, "--model", tokenizer),
+        *("--served-model-name", model, "--tokenizer", tokenizer, "--dataset-name", "random"),
+        *("--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(OUTPUT_TOKENS)),
+        *("--num-prompts", str(BATCHES * streams), "--max-concurrency", str(streams), "--seed", str(SEED)),
+        *("--num-warmups", str(streams), "--ignore-eos", "--temperature", "0", "--disable-tqdm"),
+        *("--save-result", "--save-detailed", "--result-dir", str(out.parent), "--result-filename", out.name),
+    ]

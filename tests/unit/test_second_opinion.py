@@ -1,0 +1,136 @@
+"""Other programs' results as records: what they become, and what is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyinfra_vllm import second_opinion
+from pyinfra_vllm.commands import compare
+from pyinfra_vllm.errors import DeclarationError, HostError
+from pyinfra_vllm.on_host.record import check
+
+
+def vllm_result(concurrency: int = 8, slower: float = 1.0) -> dict[str, Any]:
+    """The keys of `vllm bench serve --save-result --save-detailed` (0.32.0) that matter here."""
+    return {
+        "model_id": "m",
+        "max_concurrency": concurrency,
+        "duration": 4.2 * slower,
+        "output_throughput": 40 * 11 / 4.2,
+        "input_lens": [256] * 40,
+        "output_lens": [11] * 40,
+        "ttfts": [0.1 * slower] * 40,
+        "itls": [[0.01 * slower] * 10] * 40,
+        "errors": [""] * 40,
+    }
+
+
+def guidellm_report(slower: float = 1.0) -> dict[str, Any]:
+    """The keys of a GuideLLM report that matter here."""
+    request = {
+        "prompt_tokens": 256,
+        "output_tokens": 128,
+        "time_to_first_token_ms": 57.0 * slower,
+        "request_latency": 1.6 * slower,
+    }
+
+    def benchmark(strategy: dict[str, Any], streams: int) -> dict[str, Any]:
+        done = [{**request, "request_start_time": 1000.0 + index} for index in range(16)]
+        return {
+            "config": {"strategy": strategy},
+            "duration": 1.6 * slower * 16 / streams,
+            "requests": {"successful": done, "errored": [], "incomplete": []},
+        }
+
+    return {
+        "benchmarks": [
+            benchmark({"type_": "synchronous"}, 1),
+            benchmark({"type_": "concurrent", "streams": 8}, 8),
+        ]
+    }
+
+
+def test_vllm_bench_becomes_a_record() -> None:
+    record = check(second_opinion.from_vllm_bench([vllm_result(1), vllm_result(8)]), "it")
+    assert [phase["name"] for phase in record["phases"]] == ["c1", "c8"]
+    first = record["phases"][0]["requests"][0]
+    assert first["ttft_s"] == 0.1 and first["e2e_s"] == pytest.approx(0.2) and first["output_tokens"] == 11
+
+
+def test_a_failed_request_stays_a_failed_request() -> None:
+    result = vllm_result()
+    result["errors"][3] = "Traceback\nConnectionError: gone"
+    request = second_opinion.from_vllm_bench([result])["phases"][0]["requests"][3]
+    assert request["ok"] is False and "gone" in request["error"]
+
+
+def test_guidellm_becomes_a_record() -> None:
+    record = check(second_opinion.from_guidellm(guidellm_report()), "it")
+    assert [(phase["name"], phase["concurrency"]) for phase in record["phases"]] == [("c1", 1), ("c8", 8)]
+    assert record["phases"][0]["requests"][0]["ttft_s"] == pytest.approx(0.057)
+
+
+@pytest.mark.parametrize("make", [vllm_result, guidellm_report])
+def test_compare_reads_them_as_they_are(tmp_path: Path, make: Any) -> None:
+    paths = {name: tmp_path / f"{name}.json" for name in ("before", "same", "slower")}
+    for name, path in paths.items():
+        path.write_text(json.dumps(make(slower=1.3 if name == "slower" else 1.0)))
+    assert compare.run(paths["before"], paths["same"])[0] == 0
+    assert compare.run(paths["before"], paths["slower"])[0] == 1
+
+
+def without(value: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (without(vllm_result(), "ttfts", "itls"), "--save-detailed"),
+        (without(vllm_result(), "input_lens"), "lacks 'input_lens'"),
+        ({"benchmarks": [{"config": {"strategy": {"type_": "poisson"}}}]}, "no fixed concurrency"),
+        ({"benchmarks": [{}]}, "lacks 'config'"),
+    ],
+)
+def test_what_is_missing_is_named(value: dict[str, Any], said: str) -> None:
+    with pytest.raises(DeclarationError) as error:
+        second_opinion.converted(value, "x.json")
+    assert said in str(error.value)
+
+
+def program(tmp_path: Path, script: str) -> str:
+    path = tmp_path / "vllm"
+    path.write_text(f"#!/usr/bin/env python3\nimport json, pathlib, sys\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_the_runtime_s_own_benchmark_is_run_once_per_concurrency(tmp_path: Path) -> None:
+    script = f"""
+arguments = dict(zip(sys.argv[3::1], sys.argv[4::1]))
+result = {vllm_result()!r}
+result["max_concurrency"] = int(arguments["--max-concurrency"])
+pathlib.Path(arguments["--result-dir"], arguments["--result-filename"]).write_text(json.dumps(result))
+"""
+    record = second_opinion.run_vllm_bench(program(tmp_path, script), "http://x", "m", "/ck", (1, 32))
+    assert [phase["name"] for phase in record["phases"]] == ["c1", "c32"] and record[
+        "engine"
+    ] == "vllm bench serve"
+
+
+def test_its_failure_carries_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="exited with 3: no such tokenizer"):
+        second_opinion.run_vllm_bench(
+            program(tmp_path, "print('no such tokenizer', file=sys.stderr); sys.exit(3)"),
+            "http://x",
+            "m",
+            "/ck",
+            (1,),
+        )
+    with pytest.raises(HostError, match="did not come to an end"):
+        second_opinion.run_vllm_bench(str(tmp_path / "nothing"), "http://x", "m", "/ck", (1,))

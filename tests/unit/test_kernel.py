@@ -147,9 +147,10 @@ def test_an_unquantized_model_where_a_kernel_is_expected_fails() -> None:
         ("h200-vllm0.25.1-resolved-latency", ["Marlin"]),
         ("h200-vllm0.25.1-resolved-throughput", ["Machete"]),
         ("h200-vllm0.25.1-resolved-balanced", ["Humming"]),
+        ("cpu-vllm0.32.0-tiny-awq", ["CPUWNA16"]),
     ],
 )
-def test_real_logs_of_an_h200(log: str, expected: list[str]) -> None:
+def test_real_logs(log: str, expected: list[str]) -> None:
     lines = (LOGS / f"{log}.log").read_text(encoding="utf-8").splitlines()
     found = kernel.check(lines, None, expected)
     assert (found["verdict"], found["kernels"]) == ("pass", expected)

@@ -329,6 +329,9 @@ def test_drafted_tokens_count_whatever_the_order_of_variants() -> None:
         ("0.28.0", {"--api-key": "x"}, "VLLM_API_KEY"),
         ("0.28.0", {"trust_remote_code": True}, "a checkpoint that brings code is refused"),
         ("0.28.0", {"xyzzy": 1}, "--help=all"),
+        ("0.28.0", {"max-num-seqs": "many"}, "must be a number above 0"),
+        ("0.28.0", {"gpu-memory-utilization": True}, "must be a number above 0"),
+        ("0.28.0", {"tensor-parallel-size": 0}, "must be a number above 0"),
     ],
 )
 def test_flags_that_cannot_be(runtime: str, flags: dict[str, Any], message: str) -> None:
@@ -400,6 +403,30 @@ def test_declared_environment_wins_and_changes_the_expected_kernel() -> None:
     )
     assert found.environment["VLLM_LOGGING_COLOR"] == "1"
     assert found.kernel == ("Marlin",)
+
+
+RECKONED = (
+    "cudagraph-capture-sizes", "compilation-config", "dtype", "enforce-eager", "gpu-memory-utilization", "kv-cache-dtype",
+    "kv-cache-memory-bytes", "linear-backend", "max-cudagraph-capture-size", "max-num-batched-tokens", "max-num-seqs",
+    "quantization", "speculative-config", "tensor-parallel-size",
+)  # fmt: skip
+FLAG_NAMES = (*RECKONED, *sorted(name.removeprefix("--") for name in catalogue.known("0.28.0")))
+VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(FLAG_NAMES), VALUES | st.dictionaries(st.text(), st.integers()), max_size=5
+    )
+)
+def test_whatever_value_a_known_flag_gets_there_is_an_answer(flags: dict[str, Any]) -> None:
+    found = resolve(flags=flags, variants=[{"batched_graphs": 8}, "qk_norm_rope_fusion", "fp8_kv_cache"])
+    assert found.as_dict() and found.argv() is not None
+
+
+def test_a_cpu_cache_that_is_no_number_is_an_error() -> None:
+    found = resolve(gpu="cpu", gpu_count=0, environment={"VLLM_CPU_KVCACHE_SPACE": "half"})
+    assert "whole number of GiB" in str(found.errors)
 
 
 @given(

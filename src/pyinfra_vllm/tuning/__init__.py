@@ -79,18 +79,15 @@ def resolve(
     }
     facts = Facts(fixed, profile, shape, card)
     known = _known_flags(runtime_version, runtime_flags, profile)
-    for layer in LAYERS:
-        for entry in table("layers.yaml")[layer]:
-            apply(entry, facts, profile)
+    for entry in (entry for layer in LAYERS for entry in table("layers.yaml")[layer]):
+        apply(entry, facts, profile)
     operator.apply_variants(variants, facts, profile)
     operator.apply_flags(flags or {}, known, runtime_version, profile)
     operator.apply_environment(environment or {}, profile)
     for rule in table("rules.yaml"):
         apply(rule, facts, profile)
     operator.keep_known(profile, known, runtime_version)
-    if card.rejected:
-        profile.fail(card.rejected)
-    _add_security(runtime_version, exposed, reason, profile)
+    _add_refusals(card, runtime_version, exposed, reason, profile)
     kernels = _kernels(shape, card, facts)
     predicted = _fit(shape, card, facts, kernels, profile)
     return _resolution(profile, predicted, kernels, facts)
@@ -168,7 +165,9 @@ def _known_flags(version: str, installed: Collection[str] | None, profile: Profi
         return frozenset()
 
 
-def _add_security(version: str, exposed: bool, reason: str | None, profile: Profile) -> None:
+def _add_refusals(card: Gpu, version: str, exposed: bool, reason: str | None, profile: Profile) -> None:
+    if card.rejected:
+        profile.fail(card.rejected)
     warnings, errors = security.check(version, exposed, reason)
     for text in warnings:
         profile.warn(text)
@@ -210,7 +209,6 @@ def _load(facts: Facts, card: Gpu, length: int, kernels: Sequence[str]) -> fit.L
         or versions.first(table("runtimes.yaml")["gpu_memory_utilization"], facts.fixed["vllm"])["value"]
     )
     sizes = facts["--cudagraph-capture-sizes"] or facts["--cuda-graph-sizes"]
-    largest = max(sizes) if isinstance(sizes, list | tuple) else sizes
     return fit.Load(
         tensor_parallel_size=facts["tensor_parallel_size"],
         max_model_len=length,
@@ -219,11 +217,17 @@ def _load(facts: Facts, card: Gpu, length: int, kernels: Sequence[str]) -> fit.L
         max_num_seqs=int(facts["--max-num-seqs"] or batch["max_num_seqs"]),
         kv_cache_dtype=str(facts["--kv-cache-dtype"] or "auto"),
         speculative_tokens=facts["speculative_tokens"],
-        graph_limit=facts["--max-cudagraph-capture-size"] or largest,
+        graph_limit=facts["--max-cudagraph-capture-size"] or _largest(sizes),
         eager=bool(facts["--enforce-eager"]),
         kernels=tuple(kernels),
         kv_cache_bytes=_fixed_cache_bytes(facts, card),
     )
+
+
+def _largest(sizes: Any) -> int | None:
+    """The largest of --cudagraph-capture-sizes: a list, or one number; None where it says neither."""
+    listed = sizes if isinstance(sizes, list | tuple) else [sizes]
+    return max((size for size in listed if isinstance(size, int) and size > 0), default=None)
 
 
 def _fixed_cache_bytes(facts: Facts, card: Gpu) -> int | None:

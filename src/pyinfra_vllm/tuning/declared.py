@@ -12,6 +12,16 @@ from pyinfra_vllm.tuning.facts import Facts
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
 
 SOURCE = "declared"
+# What the memory fit reckons with: checked here, so that a slip is an error of its own.
+NUMBERS = (
+    "--gpu-memory-utilization",
+    "--kv-cache-memory-bytes",
+    "--max-cudagraph-capture-size",
+    "--max-num-batched-tokens",
+    "--max-num-seqs",
+    "--tensor-parallel-size",
+)
+NUMBER_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE",)
 
 
 def apply_variants(variants: Iterable[str | Mapping[str, Any]], facts: Facts, profile: Profile) -> None:
@@ -62,7 +72,9 @@ def apply_flags(declared: Mapping[str, Any], known: Collection[str], version: st
             profile.fail(f"flags: {name} is set by {key}; declare it there")
             continue
         existing = _existing(flag, known, version, profile)
-        if existing and value is None:
+        if existing in NUMBERS and not _is_number(value):
+            profile.fail(f"flags: {name} must be a number above 0, written out, not {value!r}")
+        elif existing and value is None:
             profile.flags.pop(existing, None)
         elif existing:
             profile.set(existing, value, "declared by the operator", SOURCE)
@@ -72,6 +84,9 @@ def apply_flags(declared: Mapping[str, Any], known: Collection[str], version: st
 def apply_environment(declared: Mapping[str, str], profile: Profile) -> None:
     """Applies the operator's variables; they win over the catalog's."""
     for name, value in declared.items():
+        if name in NUMBER_VARIABLES and not (str(value).isdigit() and int(value)):
+            profile.fail(f"environment: {name} must be a whole number of GiB above 0, not {value!r}")
+            continue
         profile.environment[name] = Flag(name, str(value), "declared by the operator", SOURCE)
 
 
@@ -91,6 +106,10 @@ def keep_known(profile: Profile, known: Collection[str], version: str) -> None:
 def base(flag: str) -> str:
     """The flag that must exist: `--compilation-config` of `--compilation-config.mode`."""
     return flag.split(".", 1)[0]
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
 
 
 def _normal(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:

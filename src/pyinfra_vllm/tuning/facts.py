@@ -122,7 +122,8 @@ def _tensor_parallel_size(facts: Facts) -> int:
 
 def _speculative_tokens(facts: Facts) -> int:
     configured = facts["--speculative-config"]
-    return int(configured.get("num_speculative_tokens", 0)) if isinstance(configured, Mapping) else 0
+    tokens = configured.get("num_speculative_tokens") if isinstance(configured, Mapping) else None
+    return tokens if isinstance(tokens, int) else 0
 
 
 def _decode_step(facts: Facts) -> int:

@@ -253,6 +253,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "family-needs-version": ({"model": "Qwen/Qwen3.5-4B", "runtime": "0.16.0"}, "needs vLLM 0.17 or newer"),
     "context-longer-than-trained": ({"max_model_len": 50_000}, "more than the 40960 positions"),
+    "memory-share-is-at-most-one": ({"flags": {"gpu-memory-utilization": 92}}, "0.92, not 92"),
 }
 
 
@@ -416,7 +417,9 @@ VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.li
 
 @given(
     st.dictionaries(
-        st.sampled_from(FLAG_NAMES), VALUES | st.dictionaries(st.text(), st.integers()), max_size=5
+        st.sampled_from(RECKONED) | st.sampled_from(FLAG_NAMES),
+        VALUES | st.dictionaries(st.text(), st.integers()),
+        max_size=5,
     )
 )
 def test_whatever_value_a_known_flag_gets_there_is_an_answer(flags: dict[str, Any]) -> None:

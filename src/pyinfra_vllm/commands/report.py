@@ -16,7 +16,7 @@ from ..report.page import render
 from .status import declared
 
 DEFAULT_INVENTORY = "inventory/prod.py"
-NEWEST = 20
+NEWEST = 10  # about 30 kB of page each
 
 
 def run(

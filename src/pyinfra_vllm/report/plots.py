@@ -17,8 +17,8 @@ WIDTH = 340  # user units: about one phone's width, so that text keeps its size 
 LEFT, RIGHT = 52, 12
 ROW = 54
 AXIS = 26
-POINTS = 96
-MOST_RUGS = 160
+POINTS = 72
+MOST_RUGS = 80
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 

@@ -1,7 +1,8 @@
 """What the lab's hosts serve: a tiny AWQ model on the real vLLM for CPUs, small enough for tests and `make demo`.
 
 PYINFRA_VLLM_LAB_RELEASE chooses what is declared: `a`, `b` (another good checkpoint), `slow` (b with a flag that
-throttles it) or `broken` (a checkpoint with wrong zero points).
+throttles it) or `broken` (a checkpoint with wrong zero points). PYINFRA_VLLM_LAB_SETTINGS is JSON that tests lay over
+the service's settings.
 """
 
 import json
@@ -46,3 +47,4 @@ services = {
         },
     }
 }
+services["tiny"] |= json.loads(os.environ.get("PYINFRA_VLLM_LAB_SETTINGS", "{}"))

@@ -127,9 +127,11 @@ def test_when_the_old_release_will_not_come_back_the_worse_one_serves_and_says_s
 
 
 def test_a_second_switch_is_refused_while_one_runs(serving: SimulatedHost) -> None:
-    with lock.exclusive(serving.paths.lock, "bob@control", "the rollout of release c"):
-        with pytest.raises(lock.Held, match="bob@control has held"):
-            serving.switch()
+    with (
+        lock.exclusive(serving.paths.lock, "bob@control", "the rollout of release c"),
+        pytest.raises(lock.Held, match="bob@control has held"),
+    ):
+        serving.switch()
     assert serving.journal() == []
 
 

@@ -33,16 +33,14 @@ class Gpus(FactBase[list[dict[str, Any]]]):
     default = list
 
     @override
-    def requires_command(self, *args: Any, **kwargs: Any) -> str:
-        return "nvidia-smi"
-
-    @override
     def command(self) -> str:
         options = "--format=csv,noheader,nounits"
         return (
+            # A host without GPUs is not an error; pyinfra would warn of a command that is required and not there.
+            "! command -v nvidia-smi >/dev/null || { "
             f"nvidia-smi --query-gpu={GPU_QUERY} {options} && echo {SEPARATOR} && "
             f"nvidia-smi --query-compute-apps={PROCESS_QUERY} {options} | "
-            f'while IFS=, read -r gpu pid rest; do echo "$gpu,$pid,$({UNIT}),$rest"; done'
+            f'while IFS=, read -r gpu pid rest; do echo "$gpu,$pid,$({UNIT}),$rest"; done; }}'
         )
 
     @override

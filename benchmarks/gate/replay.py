@@ -54,7 +54,7 @@ def replay(name: str, traces: dict[str, Any], pairs: int) -> int:
     noise = calibration(unchanged) if len(unchanged) >= 3 else None
     missed = 0
     print(f"\n{name}: {traces['about']}")
-    print(f"{'':44}{'pass':>7}{'fail':>7}{'unclear':>8}   target")
+    print(f"{'':54}{'pass':>7}{'fail':>7}{'unclear':>8}   target")
     for calibrated, known in (("not calibrated", None), ("calibrated", noise)):
         for scenario, (speed, words, holds) in TARGETS.items():
             seen = verdicts(unchanged, unchanged, speed, pairs, known)
@@ -83,7 +83,7 @@ def replay(name: str, traces: dict[str, Any], pairs: int) -> int:
 
 def line(name: str, seen: Counter[str], pairs: int, target: str) -> str:
     shares = [f"{100 * seen[verdict] / pairs:6.1f}%" for verdict in ("pass", "fail", "inconclusive")]
-    return f"{name:44}{shares[0]}{shares[1]}{shares[2]:>8}   {target}"
+    return f"{name:54}{shares[0]}{shares[1]}{shares[2]:>8}   {target}"
 
 
 def verdicts(

@@ -92,6 +92,19 @@ def test_ttft_at_one_stream_decides_unless_its_margin_is_taken_away() -> None:
     assert judge(record(phase(1)), record(after), Criteria(ttft_margin=None))["verdict"] == "pass"
 
 
+def test_answers_that_arrive_in_one_piece_say_nothing_about_their_first_token() -> None:
+    after = phase(1)
+    for item in after["requests"]:
+        item["ttft_s"] = item["e2e_s"] - 0.0001
+    verdict = judge(record(phase(1)), record(after))
+    assert verdict["verdict"] == "inconclusive"
+    assert any("whole answers arrive in one piece" in reason for reason in verdict["reasons"])
+    assert (
+        judge(record(phase(1)), record(after), Criteria(tpot_margin=None, ttft_margin=None))["verdict"]
+        == "pass"
+    )
+
+
 def rounds(rates: list[float], prompts: int = 6) -> dict[str, Any]:
     """A phase of whole rounds with these tokens/s."""
     requests, durations = [], []

@@ -16,6 +16,7 @@ from .stats import half_width, percentile
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 UNKNOWN = (0.0, math.inf)  # the interval of what was seen only once
+IMPOSSIBLE_TPOT_S = 0.0001  # 10,000 tokens/s in one stream
 LATE_SHARE = 0.05  # of a measured time that the probe's own lateness may explain and still be overlooked
 MOST = 50.0  # of a logarithm's half width: more than that is unknown
 Request = dict[str, Any]
@@ -67,10 +68,18 @@ def compare(
         ("e2e_s", e2e, criteria.throughput_margin, True),
     ):
         row = _latency(name, value, before, after, max(margin or 0.0, noise.get(name, 0.0)), late_s)
+        if row and name in ("ttft_s", "tpot_s") and _in_one_piece(before, after):
+            row = {**row, "verdict": INCONCLUSIVE, "doubt": "whole answers arrive in one piece"}
         if row:
             rows.append({**row, "decides": decides})
     rows.append(_tail(before, after, criteria.ttft_margin or 0.0))
     return rows
+
+
+def _in_one_piece(before: Phase, after: Phase) -> bool:
+    """Whether a side's tokens come faster than any model makes them: something holds answers back and lets them go at once,
+    and how their time splits into a first token and the rest says nothing."""
+    return any(_median(phase, tpot, default=math.inf) < IMPOSSIBLE_TPOT_S for phase in (before, after))
 
 
 def _throughput(before: Phase, after: Phase, margin: float, late_s: float) -> dict[str, Any]:
@@ -134,8 +143,9 @@ def _widened(width: float, late_s: float, measured_s: float) -> tuple[float, dic
     return width + math.log1p(share), {"doubt": doubt}
 
 
-def _median(phase: Phase, value: Value) -> float:
-    return statistics.median(found for found in map(value, answered(phase)) if found is not None)
+def _median(phase: Phase, value: Value, default: float = 0.0) -> float:
+    values = [found for found in map(value, answered(phase)) if found is not None]
+    return statistics.median(values) if values else default
 
 
 def _tail(before: Phase, after: Phase, margin: float) -> dict[str, Any]:

@@ -73,7 +73,11 @@ def test_an_undeclared_service_is_drift_and_an_unreadable_declaration_is_not(tel
 def test_a_service_that_was_never_staged_is_a_row(teller: Teller) -> None:
     wishes = (*wish(OLD), Wish("code", "org/coder", None, "no GPU fits"))
     _, row = rows([teller.answer(wishes=wishes)])
-    assert (row.service, row.model, row.note) == ("code", "org/coder", "the declared release is unknown: no GPU fits")
+    assert (row.service, row.model, row.note) == (
+        "code",
+        "org/coder",
+        "the declared release is unknown: no GPU fits",
+    )
     assert row.drift == ("declared, and never staged on this host",)
 
 

@@ -252,6 +252,14 @@ def test_a_failed_kernel_fails_whatever_the_numbers_say() -> None:
     assert "kernel: the slow AWQ kernel is in use" in verdict["reasons"]
 
 
+def test_a_kernel_that_the_log_does_not_name_is_inconclusive() -> None:
+    verdict = judge(
+        record(), record(), kernel={"verdict": "inconclusive", "kernels": [], "reasons": ["no kernel line"]}
+    )
+    assert verdict["verdict"] == "inconclusive"
+    assert verdict["reasons"][0] == "kernel: no kernel line"
+
+
 # Quality
 
 

@@ -89,12 +89,18 @@ def _median_ttft(phase: dict[str, Any]) -> float | None:
     return round(statistics.median(times), 6) if times else None
 
 
+def kernel_row(kernel: dict[str, Any]) -> Row:
+    """The finding of on_host.kernel as a criterion: a slow kernel serves the same text, ten times slower."""
+    reasons = kernel.get("reasons") or [", ".join(kernel.get("kernels") or []) or "not the expected one"]
+    return _row("kernel", None, None, None, None, kernel["verdict"], "; ".join(reasons))
+
+
 def _row(
     name: str,
     phase: str | None,
     before: float | None,
     after: float | None,
-    limit: float,
+    limit: float | None,
     verdict: str,
     note: str = "",
 ) -> Row:

@@ -42,7 +42,7 @@ def judge(
 
     + before: the baseline; None for a first installation, which has absolute criteria only
     + noise: what `calibration` found for this service
-    + kernel: the finding of on_host.kernel; its verdict of fail is a fail here
+    + kernel: the finding of on_host.kernel: a slow one fails, one that the log does not name is inconclusive
     + gpu_memory_mib: in use on the fullest GPU after the switch
 
     Raises RecordError where a record is damaged or the two do not belong together.
@@ -54,8 +54,8 @@ def judge(
     doubts: list[str] = []
     metrics = absolute.rows(before, after, criteria, gpu_memory_mib)
     reasons: list[str] = []
-    if kernel is not None and kernel.get("verdict") == FAIL:
-        reasons += [f"kernel: {reason}" for reason in kernel.get("reasons") or ["not the expected one"]]
+    if kernel is not None:
+        metrics.append(absolute.kernel_row(kernel))
     if before is None:
         reasons.append("no baseline: only the absolute criteria were judged")
     elif not any(relative.answered(phase) for phase in before["phases"]):
@@ -67,7 +67,7 @@ def judge(
         metrics += _relative_rows(before, after, criteria, noise, doubts)
         reasons.append(_calibration_line(noise))
     metrics += ladder.rows(before, after, criteria)
-    return _conclude(metrics, reasons, doubts, bool(kernel and kernel.get("verdict") == FAIL))
+    return _conclude(metrics, reasons, doubts)
 
 
 def wants_more(verdict: dict[str, Any], before: Record | None, after: Record, criteria: Criteria) -> bool:
@@ -132,14 +132,12 @@ def _calibration_line(noise: dict[str, Any] | None) -> str:
     return "not calibrated: intervals come from within these runs (see `pyinfra-vllm calibrate`)"
 
 
-def _conclude(
-    metrics: list[dict[str, Any]], reasons: list[str], doubts: list[str], kernel_failed: bool
-) -> dict[str, Any]:
+def _conclude(metrics: list[dict[str, Any]], reasons: list[str], doubts: list[str]) -> dict[str, Any]:
     deciding = [row for row in metrics if row["decides"]]
     failed = [row for row in deciding if row["verdict"] == FAIL]
     open_ones = [row for row in deciding if row["verdict"] == INCONCLUSIVE]
     verdict = PASS
-    if failed or kernel_failed:
+    if failed:
         verdict = FAIL
     elif open_ones:
         verdict = INCONCLUSIVE

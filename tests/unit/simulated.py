@@ -1,11 +1,12 @@
 """A simulated host for the transaction: real journal, links and locks on a real disk; systemd and vLLM are stubs.
 
 Every call that a real host could die at is counted. `die_at` makes the program die there: from then on nothing it
-does has an effect, as after SIGKILL.
+does has an effect, as after SIGKILL. `disk_full_at` fills the disk there.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import getpass
 import json
@@ -23,6 +24,7 @@ from pyinfra_vllm.on_host.order import Order
 from pyinfra_vllm.on_host.paths import ServicePaths
 
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
+WRITES = ("write", "write_text")  # what a full disk refuses; a rename needs no block
 
 
 class Killed(BaseException):
@@ -43,6 +45,7 @@ class SimulatedHost:
         self.calls: list[str] = []
         self.die_at: int | None = None
         self.dead = False
+        self.disk_full_at: int | None = None
         self.said: list[str] = []
         (root / "units").mkdir(parents=True)
         self._patch(monkeypatch)
@@ -146,6 +149,9 @@ class SimulatedHost:
             if self.die_at is not None and len(self.calls) > self.die_at:
                 self.dead = True
                 raise Killed
+            full = self.disk_full_at is not None and len(self.calls) > self.disk_full_at
+            if full and name in WRITES:
+                raise OSError(errno.ENOSPC, "No space left on device")
             return function(*args, **kwargs)
 
         return call

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
-from pyinfra_vllm.on_host import durable, lock, manifest, observe
+from pyinfra_vllm.on_host import durable, lock, manifest, observe, soak
 from pyinfra_vllm.on_host.order import ROLLBACK
 
 
@@ -205,6 +206,58 @@ def test_death_during_recovery_is_recovered_too(
                 except Killed:
                     host.recover()
             check(host, first)
+
+
+@pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
+def test_a_disk_that_fills_at_any_write_never_keeps_an_unproven_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    for moment in range(count_calls(tmp_path, monkeypatch, rate)):
+        with monkeypatch.context() as patch:
+            host = SimulatedHost(tmp_path / f"{moment}", patch)
+            host.install(OLD)
+            host.stage(NEW)
+            host.rates[NEW] = rate
+            host.calls.clear()
+            host.disk_full_at = moment
+            with contextlib.suppress(OSError):
+                host.switch()
+            proven = any(entry["step"] == "commit" for entry in host.journal())
+            assert host.current == host.running, f"full at {moment}"
+            assert host.running == (NEW if proven and host.running == NEW else OLD), f"full at {moment}"
+            host.disk_full_at = None
+            host.recover()
+            assert host.current == host.running, f"full at {moment}, then recovered"
+            host.switch()
+            assert host.running == (NEW if rate == 100.0 else OLD), f"full at {moment}: no convergence"
+
+
+def soak_of(monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:
+    found = {"verdict": verdict, "reasons": ["no token for 60 s with requests under way"]}
+    monkeypatch.setattr(soak, "soak", lambda *args, **kwargs: found)
+
+
+def test_a_release_that_falls_off_after_its_commit_is_rolled_back(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soak_of(monkeypatch, "fail")
+    assert serving.switch(criteria={"soak_s": 60.0}) == "rolled_back"
+    assert (serving.current, serving.running) == (OLD, OLD)
+    assert serving.paths.linked(serving.paths.previous) == NEW
+    assert NEW in durable.read_json(serving.paths.rejected)
+    serving.recover()
+    assert serving.running == OLD
+
+
+@pytest.mark.parametrize(
+    ("verdict", "criteria"), [("pass", {"soak_s": 60.0}), ("fail", {"soak_s": 60.0, "soak_action": "alert"})]
+)
+def test_a_soak_that_passes_or_only_alerts_keeps_the_release(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, verdict: str, criteria: dict[str, object]
+) -> None:
+    soak_of(monkeypatch, verdict)
+    assert serving.switch(criteria=criteria) == "committed"
+    assert serving.running == NEW
 
 
 def check(host: SimulatedHost, moment: int) -> None:

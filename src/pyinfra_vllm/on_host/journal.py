@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -43,17 +44,28 @@ class Journal:
             os.close(descriptor)
         return entry
 
+    def try_write(self, step: str, state: str, **fields: Any) -> None:
+        """The same for the way back, which must not need a free byte: a full disk is said on stderr, not raised.
+
+        The transaction then keeps no end, so every later recovery looks at it again.
+        """
+        try:
+            self.write(step, state, **fields)
+        except OSError as error:
+            print(f"{self.path}: {step} {state} could not be written: {error}", file=sys.stderr, flush=True)
+
     @contextmanager
-    def step(self, name: str, **fields: Any) -> Iterator[Entry]:
+    def step(self, name: str, must: bool = True, **fields: Any) -> Iterator[Entry]:
         """Write `intended`, run the body, write `done` with what the body put into the yielded dict."""
-        self.write(name, "intended", **fields)
+        write = self.write if must else self.try_write
+        write(name, "intended", **fields)
         result: Entry = {}
         try:
             yield result
         except Exception as error:
-            self.write(name, "failed", error=str(error) or type(error).__name__)
+            self.try_write(name, "failed", error=str(error) or type(error).__name__)
             raise
-        self.write(name, "done", **result)
+        write(name, "done", **result)
 
     def entries(self) -> list[Entry]:
         return [entry for entry in read(self.path) if entry["tx"] == self.tx]

@@ -58,7 +58,8 @@ def finish_last(paths: ServicePaths, say: Say, boot: bool = False) -> str | None
     log = Journal(paths.journal, entries[0]["tx"])
     committed = _find(entries, "commit", "done")
     activated = _find(entries, "activate", "intended")
-    if committed and activated:
+    going_back = _find(entries, "restore", "intended")  # also after a commit, when the soak found it worse
+    if committed and activated and not going_back:
         finish_commit(paths, activated["from"])
         return _end(log, "committed", "the switch had committed; its record was completed afterwards")
     if not activated:
@@ -77,13 +78,13 @@ def _find(entries: list[Entry], step: str, state: str) -> Entry | None:
 
 
 def _end(log: Journal, outcome: str, reason: str) -> str:
-    log.write("end", "done", outcome=outcome, reason=reason, recovered=True)
+    log.try_write("end", "done", outcome=outcome, reason=reason, recovered=True)
     return outcome
 
 
 def _restore_for_boot(paths: ServicePaths, log: Journal, old_id: str | None) -> str:
     """Point back before systemd starts the service: it comes up with the old release by itself."""
-    with log.step("restore", release=old_id, boot=True):
+    with log.step("restore", must=False, release=old_id, boot=True):
         old = releases.load(paths, old_id) if old_id else None
         Service(paths, lambda line: None).point_at(old)
     return _end(log, "rolled_back", "the host went down before the verdict; it booted with the old release")
@@ -95,7 +96,7 @@ def restore(service: Service, log: Journal, old: Release | None, new: Release) -
     Where it won't start, the new one is tried again, because serving something beats serving nothing.
     """
     began = time.monotonic()
-    with log.step("restore", release=old.id if old else None) as result:
+    with log.step("restore", must=False, release=old.id if old else None) as result:
         if old is None:
             service.stop(new)
             service.point_at(None)
@@ -103,10 +104,17 @@ def restore(service: Service, log: Journal, old: Release | None, new: Release) -
         problem = _bring_up(service, old)
         if not problem:
             result["after_s"] = round(time.monotonic() - began, 1)
+            _keep_for_reference(service.paths, old, new)
             return "rolled_back"
         result["problem"] = problem
         result["serving"] = _last_resort(service, old, new)
     return "restore_failed"
+
+
+def _keep_for_reference(paths: ServicePaths, old: Release, new: Release) -> None:
+    """After a commit `previous` is the old release, which is current again: it means the one that was left."""
+    if paths.linked(paths.previous) == old.id:
+        durable.point(paths.previous, paths.release(new.id))
 
 
 def _bring_up(service: Service, release: Release) -> str:

@@ -10,7 +10,7 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
-from . import durable, gate, gpu_memory, kernel, probe, recovery
+from . import durable, gate, gpu_memory, kernel, probe, recovery, soak
 from . import release as releases
 from .evidence import Evidence
 from .journal import Journal
@@ -56,6 +56,7 @@ class Switch:
         self.service = Service(paths, self.evidence.say)
         self.old: Release | None = None
         self.before: dict[str, Any] | None = None
+        self.after: dict[str, Any] | None = None
         self.log_tail: list[str] = []
 
     def run(self) -> str:
@@ -71,9 +72,11 @@ class Switch:
             return self._end(REFUSED, str(reason))
         try:
             verdict = self._go_forward(new)
+            self.journal.write("commit", "done", release=new.id, verdict=verdict["verdict"])
+            self._settle(new)
         except Exception as reason:  # whatever it is: from `activate` on the only other way is back
             return self._go_back(new, reason)
-        return self._commit(new, verdict)
+        return self._end(COMMITTED, gate.conclusion(verdict), verdict)
 
     def _begin(self) -> None:
         order = self.order
@@ -148,7 +151,8 @@ class Switch:
     def _activate(self, new: Release) -> str | None:
         """The point of no return: from here the journal demands an end."""
         old = self.old
-        with self.journal.step("activate", **{"from": old.id if old else None, "to": new.id}):
+        ends: dict[str, Any] = {"from": old.id if old else None, "to": new.id}
+        with self.journal.step("activate", **ends):
             self.service.point_at(new)
             self.service.stop(old or new)
             return self.service.start()
@@ -169,6 +173,7 @@ class Switch:
                 after = self._measure(new, "after", extend=after)
                 verdict = self._verdict(new, after, checked)
             result["summary"] = probe.summary(after)
+        self.after = after
         self.evidence.keep("verdict", verdict)
         self.journal.write("judge", "done", **verdict)
         if not gate.may_stay(verdict, self.criteria):
@@ -187,22 +192,29 @@ class Switch:
             gpu_memory_mib=gpu_memory.used_mib(new.gpus),
         )
 
-    def _commit(self, new: Release, verdict: dict[str, Any]) -> str:
-        self.journal.write("commit", "done", release=new.id, verdict=verdict["verdict"])
+    def _settle(self, new: Release) -> None:
+        """What follows a commit: the links and lists agree with it, and the release is watched under real traffic."""
         recovery.finish_commit(self.paths, self.old.id if self.old else None)
         if self.order.purpose == ROLLBACK and self.old:
-            recovery.reject(
-                self.paths, self.old.id, self.order.reason or "rolled back by the operator", self.journal.tx
-            )
+            reason = self.order.reason or "rolled back by the operator"
+            recovery.reject(self.paths, self.old.id, reason, self.journal.tx)
         recovery.accept(self.paths, new.id)
-        return self._end(COMMITTED, gate.conclusion(verdict), verdict)
+        if self.criteria.soak_s and self.order.purpose != ROLLBACK:
+            self._soak(new)
+
+    def _soak(self, new: Release) -> None:
+        with self.journal.step("soak", release=new.id) as result:
+            client = self.service.client(new)
+            result.update(soak.soak(client, self.criteria, self.after, progress=self.evidence.say))
+        if result["verdict"] == "fail" and self.criteria.soak_action == "rollback":
+            raise Worse("; ".join(result["reasons"]), {"verdict": "fail"})
 
     def _go_back(self, new: Release, reason: Exception) -> str:
         text = str(reason) or type(reason).__name__
         verdict = reason.verdict if isinstance(reason, Worse) else None
+        outcome = recovery.restore(self.service, self.journal, self.old, new)
         if isinstance(reason, NotServing) or (verdict and verdict["verdict"] == "fail"):
             recovery.reject(self.paths, new.id, text, self.journal.tx)
-        outcome = recovery.restore(self.service, self.journal, self.old, new)
         return self._end(outcome, text, verdict)
 
     def _end(self, outcome: str, reason: str, verdict: dict[str, Any] | None = None) -> str:

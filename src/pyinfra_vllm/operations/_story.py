@@ -17,6 +17,7 @@ STEPS = {
     "measure-after": "measure the new release",
     "judge": "verdict",
     "commit": "commit",
+    "soak": "watch it under real traffic",
     "restore": "bring the old release back",
 }
 
@@ -52,6 +53,8 @@ def _detail(entry: dict[str, Any]) -> str:
         return f"after {entry['after_s']} s"
     if step == "kernel":
         return "; ".join([entry["verdict"], *entry.get("kernels", []), *entry.get("reasons", [])])
+    if step == "soak":
+        return "; ".join([entry["verdict"], *entry["reasons"]])
     if "summary" in entry:
         return "; ".join(_measured(name, value) for name, value in entry["summary"].items())
     if "baseline" in entry:

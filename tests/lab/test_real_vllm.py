@@ -1,0 +1,69 @@
+"""The main ways on the real vLLM with trained AWQ checkpoints: installed, kept, slower, broken, not starting, unchanged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+from lab import control, serving
+from lab.machine import Host
+
+QUESTION = "What is the capital of Japan?"
+
+
+def deploy(release: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    env = {"PYINFRA_VLLM_LAB_RELEASE": release, "PYINFRA_VLLM_LAB_SETTINGS": json.dumps(settings)}
+    locked = control.pyinfra_vllm("lock", control.INVENTORY, env=env)
+    assert locked.returncode == 0, locked.stderr
+    return control.pyinfra("deploy.py", "-y", "--limit", "solo", env=env)
+
+
+def observed(host: Host) -> dict[str, Any]:
+    (found,) = json.loads(host.ssh("python3 /srv/pyinfra-vllm/bin/on-host.pyz status tiny").stdout)
+    return dict(found)
+
+
+def pid(host: Host) -> str:
+    return host.ssh("systemctl show -P MainPID vllm-tiny").stdout.strip()
+
+
+def serves(host: Host, repository: str) -> bool:
+    """Whether tokens of that checkpoint flow: the process has it on its command line, and the server answers."""
+    command = host.ssh(f"tr '\\0' ' ' < /proc/{pid(host)}/cmdline").stdout
+    return repository.replace("/", "--") in command and serving.ask(host, [QUESTION])[0].strip() != ""
+
+
+@pytest.mark.timeout(1500)
+def test_releases_come_and_go_on_the_real_vllm(solo: Host) -> None:
+    first = deploy("a")
+    assert first.returncode == 0, first.stderr
+    assert "check the kernel: pass; CPUWNA16" in first.stderr
+    assert serves(solo, "lab/good-a")
+
+    kept = deploy("b")
+    assert kept.returncode == 0, kept.stderr
+    assert "c1 tokens_per_s" in kept.stderr and "c8 tokens_per_s" in kept.stderr
+    assert serves(solo, "lab/good-b")
+    release = observed(solo)["current"]
+
+    slower = deploy("slow")
+    assert slower.returncode == 1, slower.stderr
+    assert "c8 tokens_per_s: worse" in slower.stderr
+    assert observed(solo)["running"] == release and serves(solo, "lab/good-b")
+
+    broken = deploy("broken")
+    assert broken.returncode == 1, broken.stderr
+    assert "quality" in broken.stderr
+    assert observed(solo)["running"] == release and serves(solo, "lab/good-b")
+
+    silent = deploy("b", flags={"enforce-eager": True, "tokenizer": "/nonexistent"})
+    assert silent.returncode == 1, silent.stderr
+    assert "vLLM ended by itself" in silent.stderr and "/nonexistent" in silent.stderr.split("log | ", 1)[1]
+    assert observed(solo)["running"] == release and serves(solo, "lab/good-b")
+
+    before = pid(solo)
+    unchanged = deploy("b")
+    assert unchanged.returncode == 0 and "unchanged" in unchanged.stderr
+    assert pid(solo) == before

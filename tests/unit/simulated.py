@@ -119,7 +119,11 @@ class SimulatedHost:
                 "log_since",
                 lambda unit, cursor: ["Using MarlinLinearKernel for AutoAWQMarlinLinearMethod"],
             ),
-            (service.Service, "_flow_problem", lambda this, release: self._flow_problem(release.id)),
+            (
+                service.Service,
+                "_flow_problem",
+                lambda this, release, timeout_s=60.0: self._flow_problem(release.id),
+            ),
             (service.Service, "kv_cache", lambda this, release, log: {"tokens": 4096}),
             (probe, "measure", self._measure),
             (gpu_memory, "used_mib", lambda gpus: None),

@@ -82,7 +82,8 @@ class Service:
             self.no_stranger(release)
             self._no_crash_loop()
             if self.running_release() == release.id:
-                problem = self._flow_problem(release)
+                left = timeout_s - (time.monotonic() - began)
+                problem = self._flow_problem(release, min(FLOW_TIMEOUT_S, max(1.0, left)))
                 if not problem:
                     return time.monotonic() - began
             self.say(
@@ -97,9 +98,9 @@ class Service:
         if found:
             raise NotServing(f"port {release.port} is held by {', '.join(found)}, not by {self.paths.unit}")
 
-    def _flow_problem(self, release: Release) -> str:
+    def _flow_problem(self, release: Release, timeout_s: float = FLOW_TIMEOUT_S) -> str:
         try:
-            self.client(release).tokens_flow(FLOW_TIMEOUT_S)
+            self.client(release).tokens_flow(timeout_s)
         except ClientError as error:
             return str(error)
         return ""

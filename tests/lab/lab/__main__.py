@@ -39,8 +39,8 @@ def image(options: argparse.Namespace) -> int:
 
 
 def packages(options: argparse.Namespace) -> int:
-    """Install the Debian packages that the lab needs."""
-    prerequisites.ensure()
+    """Install the Debian packages that the lab needs; `--browser` adds what only its tests need."""
+    prerequisites.ensure(browser=options.browser)
     return 0
 
 
@@ -113,6 +113,9 @@ def main() -> int:
         sub.set_defaults(command=command)
         sub.add_argument("--hosts", type=int, default=1, help="how many hosts to boot")
         sub.add_argument("--light", action="store_true", help="without the real vLLM and its checkpoints")
+        sub.add_argument(
+            "--browser", action="store_true", help="with the browser that a test opens the report in"
+        )
     options = parser.parse_args()
     os.umask(0o022)
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])

@@ -21,6 +21,8 @@ PROGRAMS = {
     "mount": "mount",
     "setsid": "util-linux",
 }
+# what only the tests need: the report is opened in a real browser
+BROWSER = {"chromium": "chromium"}
 # file looked for -> package: libraries and modules that no program stands for
 FILES = {
     "/usr/lib/*/libnuma.so.1": "libnuma1",
@@ -30,13 +32,14 @@ FILES = {
 }
 
 
-def ensure() -> None:
+def ensure(browser: bool = False) -> None:
     """Install what is missing (Debian, as root); anywhere else say exactly what is missing and stop."""
     if os.geteuid() != 0:
         raise LabError(
             "the lab boots containers and makes network bridges: run it as root (make test-fast needs no root)"
         )
-    missing = missing_packages()
+    programs = {**PROGRAMS, **(BROWSER if browser else {})}
+    missing = missing_packages(programs)
     if not missing:
         return
     if not shutil.which("apt-get"):
@@ -47,14 +50,14 @@ def ensure() -> None:
     with timed(f"apt-get install {' '.join(missing)}"):
         run("apt-get", "update", "-q", env=environment)
         run("apt-get", "install", "-y", "-q", "--no-install-recommends", *missing, env=environment)
-    still = missing_packages()
+    still = missing_packages(programs)
     if still:
         raise LabError(f"apt-get installed them, yet these are still not found: {' '.join(still)}")
 
 
-def missing_packages() -> list[str]:
+def missing_packages(programs: dict[str, str]) -> list[str]:
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    packages = {package for program, package in PROGRAMS.items() if not shutil.which(program, path=path)}
+    packages = {package for program, package in programs.items() if not shutil.which(program, path=path)}
     packages |= {package for pattern, package in FILES.items() if not any(Path("/").glob(pattern[1:]))}
     return sorted(packages)
 

@@ -272,6 +272,24 @@ def test_content_that_the_lock_does_not_know_is_refused(lab: Lab, empty: Host) -
     assert deploy(on="empty").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"max-num-seq": 4}, "did you mean --max-num-seqs"),
+        ({"swap-space": 4}, "--swap-space is gone from vLLM 0.32.0"),
+    ],
+    ids=["misspelt", "removed"],
+)
+def test_a_flag_that_this_vllm_does_not_know_stops_the_host_before_staging(
+    host: Host, flags: dict[str, Any], says: str
+) -> None:
+    before = observed(host)
+    done = deploy(flags=flags)
+    assert done.returncode == 1
+    assert says in done.stderr and "Nothing was staged or touched" in done.stderr
+    assert observed(host) == before
+
+
 BAD_INPUT = {
     "an unknown key": ({"prot": 8001}, "port"),
     "an unknown timezone": (

@@ -12,7 +12,7 @@ from pathlib import Path
 _releases = {
     "a": {"model": "lab/good-a"},
     "b": {"model": "lab/good-b"},
-    "slow": {"model": "lab/good-b", "flags": {"max-num-seqs": 1}},
+    "slow": {"model": "lab/good-b", "flags": {"max-num-seqs": 1, "max-num-batched-tokens": 16}},
     "broken": {"model": "lab/broken"},
 }
 _release = _releases[os.environ.get("PYINFRA_VLLM_LAB_RELEASE", "a")]

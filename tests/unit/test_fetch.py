@@ -210,6 +210,7 @@ def test_two_at_once_are_refused(lab: Lab) -> None:
     lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=1_000_000)
     with start(lab) as running:
         wait_for_bytes(lab, 200_000)
+        wait_until((lab.path / "run" / "fetch-tiny.json").exists)
         assert "has held" in error_of_a_second(lab)
         assert running.wait(30) == 0
     assert manifest.full_check(lab.directory) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,6 +34,12 @@ def serves(host: Host, repository: str) -> bool:
     """Whether tokens of that checkpoint flow: the process has it on its command line, and the server answers."""
     command = host.ssh(f"tr '\\0' ' ' < /proc/{pid(host)}/cmdline").stdout
     return repository.replace("/", "--") in command and serving.ask(host, [QUESTION])[0].strip() != ""
+
+
+@pytest.fixture(autouse=True)
+def own_lock_file() -> Iterator[None]:
+    with control.own_lock_file():
+        yield
 
 
 @pytest.mark.timeout(1500)

@@ -32,12 +32,13 @@ STATE = "/srv/pyinfra-vllm/tiny"
 @pytest.fixture(scope="module")
 def locked(lab: Lab) -> Iterator[Host]:
     """A host, and both good checkpoints in the lock file as if an operator had committed it."""
-    (host,) = lab.add("stub")
-    for release in ("a", "b"):
-        done = control.pyinfra_vllm("lock", control.INVENTORY, env=declared(release))
-        assert done.returncode == 0, done.stderr
-    yield host
-    lab.remove("stub")
+    with control.own_lock_file():
+        (host,) = lab.add("stub")
+        for release in ("a", "b"):
+            done = control.pyinfra_vllm("lock", control.INVENTORY, env=declared(release))
+            assert done.returncode == 0, done.stderr
+        yield host
+        lab.remove("stub")
 
 
 @pytest.fixture
@@ -311,6 +312,22 @@ def test_bad_input_stops_before_any_host_is_contacted(
     done = control.pyinfra("deploy.py", "-y", env=declared(**settings))
     assert done.returncode == 2
     assert says in done.stderr
+    assert "Connecting to hosts" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_two_services_of_one_host_may_not_want_one_port(locked: Host) -> None:
+    other = {"model": "lab/good-b", "runtime": STUB["runtime"], "port": 8000}
+    done = deploy("--data", f"services={json.dumps({'other': other})}")
+    assert done.returncode == 2
+    assert 'already the port of service "tiny"' in done.stderr and "Connecting to hosts" not in done.stderr
+
+
+def test_a_lock_entry_for_another_model_is_refused(locked: Host) -> None:
+    with control.own_lock_file() as path:
+        path.write_text(path.read_text().replace("repo: lab/good-a", "repo: lab/other"))
+        done = deploy()
+    assert done.returncode == 2
+    assert "lab/good-a" in done.stderr and "lab/other" in done.stderr
     assert "Connecting to hosts" not in done.stderr and "Traceback" not in done.stderr
 
 

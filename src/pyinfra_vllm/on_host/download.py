@@ -194,7 +194,7 @@ class Download:
     @contextmanager
     def _child(self, todo: dict[str, Wanted]) -> Iterator[Iterator[dict[str, Any] | None]]:
         """The runtime's Python on `hub_client`; killed when the block is left, however it is left."""
-        code = (pkgutil.get_data(__package__, "hub_client.py") or b"").decode()
+        code = (pkgutil.get_data("pyinfra_vllm.in_runtime", "hub_client.py") or b"").decode()
         try:
             child = subprocess.Popen(
                 [self.source.python, "-I", "-c", code],

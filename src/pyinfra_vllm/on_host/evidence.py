@@ -10,7 +10,9 @@ from . import durable, journal
 from .paths import ServicePaths
 
 LOG_TAIL = 40
-ANSWERED = ' HTTP/1.1" 200'  # uvicorn's line for each request that went well: it would push out the lines that tell
+ANSWERED = (
+    ' HTTP/1.1" 200'  # uvicorn's line for each request that went well: it would push out the lines that tell
+)
 
 
 class Evidence:

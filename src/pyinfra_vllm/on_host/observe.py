@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import journal
+
 RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE="
 
 
@@ -58,22 +60,6 @@ def holder(path: Path) -> dict[str, Any] | None:
         os.close(descriptor)
 
 
-def journal(path: Path) -> list[dict[str, Any]]:
-    entries = []
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # a torn line
-            continue
-        if isinstance(entry, dict):
-            entries.append(entry)
-    return entries
-
-
 def ends(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One record for each transaction, oldest first: what began and how it ended (`outcome` None: it has not)."""
     records: dict[str, dict[str, Any]] = {}
@@ -93,7 +79,7 @@ def service(root: Path, name: str) -> dict[str, Any]:
     unit = f"vllm-{name}.service"
     state = unit_state(unit)
     current = linked(directory / "current")
-    transactions = ends(journal(directory / "journal.jsonl"))
+    transactions = ends(journal.read(directory / "journal.jsonl"))
     releases = directory / "releases"
     return {
         "service": name,

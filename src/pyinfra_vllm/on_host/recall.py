@@ -1,4 +1,4 @@
-"""What a host remembers of its switches, as JSON: read-only, one file, standard library only, sent as text by a fact.
+"""What a host remembers of its switches, as JSON: read-only, sent as text by a fact.
 
 NEWEST switches of each service are told, at most MAX_BYTES of evidence for each service, the newest first; with 0
 bytes neither evidence nor the log that an end carries is sent. What was left out is named, never cut.
@@ -11,26 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import journal
+from .journal import Entry
+
 EVIDENCE = ("verdict", "before", "after", "release")
-
-Entry = dict[str, Any]  # one line of the journal
-
-
-def journal(path: Path) -> list[Entry]:
-    """Every whole entry, oldest first."""
-    entries = []
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # a torn line
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("tx"), str):
-            entries.append(entry)
-    return entries
 
 
 def transactions(entries: list[Entry]) -> dict[str, list[Entry]]:
@@ -90,7 +74,7 @@ def progress(directory: Path) -> str:
 
 
 def service(directory: Path, newest: int, max_bytes: int) -> dict[str, Any]:
-    entries = journal(directory / "journal.jsonl")
+    entries = journal.read(directory / "journal.jsonl")
     told: list[dict[str, Any]] = []
     left = max_bytes
     for tx, own in reversed(list(transactions(entries).items())[-newest:]):

@@ -16,9 +16,10 @@ _MAIN = "import sys\nfrom pyinfra_vllm.on_host.__main__ import main\nsys.exit(ma
 def archive() -> bytes:
     """The zipapp's bytes: `python3 FILE VERB ...` runs it on any python3 from 3.9 on."""
     entries = {"__main__.py": _MAIN.encode(), "pyinfra_vllm/__init__.py": b""}
-    for source in files("pyinfra_vllm.on_host").iterdir():
-        if source.is_file():
-            entries[f"pyinfra_vllm/on_host/{source.name}"] = source.read_bytes()
+    for room in ("on_host", "in_runtime"):
+        for source in files(f"pyinfra_vllm.{room}").iterdir():
+            if source.is_file():
+                entries[f"pyinfra_vllm/{room}/{source.name}"] = source.read_bytes()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, content in sorted(entries.items()):

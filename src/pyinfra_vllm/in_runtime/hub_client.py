@@ -1,6 +1,6 @@
-"""The child of `download`: drives the Hub client of an installed runtime. Run as a script by that runtime's Python.
+"""The child of `on_host/download.py`: drives the Hub client of an installed runtime, run by that runtime's Python.
 
-Never imported by the rest of `on_host`, because it alone needs `huggingface_hub`. It gets one line of JSON on standard
+It gets one line of JSON on standard
 input, with the token in it, and prints a line of JSON for each file that ended; when standard input closes, whoever
 started it is gone and it ends at once. It writes to the part files it is given and nowhere else.
 

@@ -17,7 +17,7 @@ from .journal import Journal
 from .lock import exclusive
 from .order import ROLLBACK, Order
 from .paths import ServicePaths
-from .release import NotReady, Release
+from .release import Release
 from .service import NotServing, Service
 
 COMMITTED, ROLLED_BACK, DEFERRED, REFUSED = "committed", "rolled_back", "deferred", "refused"
@@ -68,8 +68,8 @@ class Switch:
             self._last_start()
         except TooLate as reason:
             return self._end(DEFERRED, str(reason))
-        except (NotReady, NotServing, probe.ProbeError, ValueError) as reason:
-            return self._end(REFUSED, str(reason))
+        except Exception as reason:  # whatever it is: nothing was touched, and the record says why
+            return self._end(REFUSED, str(reason) or type(reason).__name__)
         try:
             verdict = self._go_forward(new)
             self.journal.write("commit", "done", release=new.id, verdict=verdict["verdict"])

@@ -112,7 +112,7 @@ class Switching:
             if news["end"] and not news["active"]:
                 return self._ended(news)
             if not news["active"]:
-                return self.outcome("failed", self._no_record())
+                return self.outcome("failed", self._no_end(news))
             time.sleep(POLL_S)
 
     def _ask(self, after_tx: str | None, entries: int, lines: int) -> dict[str, Any] | None:
@@ -138,11 +138,15 @@ class Switching:
         acknowledge(self.remote, self.root, self.order.service, news["tx"])
         return self.outcome(end["outcome"], end["reason"])
 
-    def _no_record(self) -> str:
-        said = self.remote.run(
-            "journalctl", "--unit", self.unit, "--lines", "20", "--output", "cat", "--no-pager"
+    def _no_end(self, news: dict[str, Any]) -> str:
+        words = ("journalctl", "--unit", self.unit, "--lines", "20", "--output", "cat", "--no-pager")
+        said = self.remote.run(*words).strip()
+        if news["tx"] is None:
+            return f"the switch did not begin, so nothing was touched. Its last words: {said}"
+        return (
+            "the switch ended in the middle and its recovery could not finish it. Run the same command again, or on the"
+            f" host `python3 {self.program} --root {self.root} recover {self.order.service}`. Its last words: {said}"
         )
-        return f"the switch ended without a record; nothing was switched. Its last words: {said.strip()}"
 
     def outcome(self, status: str, message: str) -> Outcome:
         self._say(f"{status}: {message}")

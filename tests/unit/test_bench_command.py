@@ -12,6 +12,8 @@ from openai_server import serving
 
 from pyinfra_vllm import cli
 
+pytestmark = pytest.mark.alone  # it has a time limit against a live server
+
 
 class Ended:
     def __init__(self, code: int, out: str, err: str) -> None:

@@ -11,6 +11,8 @@ from openai_server import serving
 from pyinfra_vllm.on_host import client as clients
 from pyinfra_vllm.on_host.client import Client
 
+pytestmark = pytest.mark.alone  # it has a time limit against a live server
+
 
 def free_port() -> int:
     with socket.socket() as sock:

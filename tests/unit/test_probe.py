@@ -17,6 +17,8 @@ from pyinfra_vllm.on_host.probe import ProbeError, Settings
 QUICK = Settings(
     concurrency=(1, 4), budget_s=1.2, quality=False, rounds=3, output_tokens=16, words={"s": 5, "m": 20}
 )
+
+pytestmark = pytest.mark.alone  # it has a time limit against a live server
 GRACE_S = 4.0
 
 

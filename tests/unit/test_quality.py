@@ -18,6 +18,8 @@ from pyinfra_vllm.on_host import gate, graders, ladder, quality
 from pyinfra_vllm.on_host.client import Client
 from pyinfra_vllm.on_host.quality import Question, QuestionsError
 
+pytestmark = pytest.mark.alone  # it has a time limit against a live server
+
 
 def model_answer(question: Question) -> str:
     """What a model that knows everything might say."""

@@ -17,8 +17,10 @@ from lab.layout import LOCK
 
 pytestmark = pytest.mark.own_lab
 
+# Ctrl-C reaches a program that a terminal started; what a script starts in the background has SIGINT ignored.
 HOLD = """
 import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from lab import session
 from lab.disk import Disk
 with session.lab(light=True) as lab:

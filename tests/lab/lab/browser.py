@@ -7,10 +7,11 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,18 @@ def page(program: str) -> Iterator[Page]:
     answers, to_us = os.pipe()
     # The browser wants its pipe as descriptors 3 and 4: bash puts them there, from places that are neither.
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (from_us, to_us)]
-    with tempfile.TemporaryDirectory() as profile:
+    # Its helpers write into the profile a moment longer than it lives itself.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         words = [program, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
         words += [f"--user-data-dir={profile}", "--no-first-run", "--hide-scrollbars"]
         shell = ["bash", "-c", f'exec 3<&{ends[0]} 4>&{ends[1]}; exec "$@"', "browser", *words]
-        running = subprocess.Popen(shell, pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running = subprocess.Popen(
+            shell,
+            pass_fds=ends,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         for end in (from_us, to_us, *ends):
             os.close(end)
         try:
@@ -117,5 +125,7 @@ def page(program: str) -> Iterator[Page]:
         finally:
             running.terminate()
             running.wait(20)
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
             os.close(commands)
             os.close(answers)

@@ -277,7 +277,7 @@ def test_content_that_the_lock_does_not_know_is_refused(lab: Lab, empty: Host) -
     ("flags", "says"),
     [
         ({"max-num-seq": 4}, "did you mean --max-num-seqs"),
-        ({"swap-space": 4}, "--swap-space is gone from vLLM 0.32.0"),
+        ({"disable-log-requests": True}, "--disable-log-requests is gone from vLLM 0.32.0"),
     ],
     ids=["misspelt", "removed"],
 )

@@ -116,7 +116,11 @@ def lab(*names: str, light: bool = False) -> Iterator[Lab]:
         watchman = Watchman.hire(held)
         hub = Hub(Network().gateway, HUB_PORT)
         try:
-            yield _begin(parts, hub, names)
+            running = _begin(parts, hub, names)
+            try:
+                yield running
+            finally:
+                running.remove(*list(running.hosts))
         finally:
             hub.stop()
             leftovers.remove()

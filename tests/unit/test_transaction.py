@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
-from pyinfra_vllm.on_host import durable, lock, manifest, observe, soak
+from pyinfra_vllm.on_host import durable, lock, manifest, observe, soak, transaction
 from pyinfra_vllm.on_host.order import ROLLBACK
 
 
@@ -144,6 +145,23 @@ def test_what_is_observed_agrees_with_what_happened(
     (seen,) = observe.observe(serving.paths.root, [])
     assert (seen["current"], seen["previous"], seen["last"]["outcome"]) == (NEW, OLD, "committed")
     assert seen["last"]["reported"] is False and seen["lock"] is None
+
+
+def test_two_switches_to_one_release_within_one_second_keep_their_own_records(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2026, 11, 21, 3, 0, tzinfo=tz)
+
+    monkeypatch.setattr(transaction, "datetime", Stopped)
+    for _ in range(3):
+        assert serving.switch() == "committed"
+    begun = [entry["tx"] for entry in serving.journal() if entry["step"] == "begin"]
+    assert begun == [f"20261121T030000Z-{NEW}{again}" for again in ("", "-2", "-3")]
+    assert [entry.name for entry in sorted(serving.paths.evidence.iterdir())] == begun
+    assert len(observe.ends(serving.journal())) == 3
 
 
 def count_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from . import durable, journal
@@ -16,13 +18,12 @@ ANSWERED = (
 
 
 class Evidence:
-    """One folder per transaction, written as the transaction goes, so that a killed one leaves what it knew."""
+    """One folder per transaction (`tx` is its name), written as the transaction goes, so that a killed one leaves what it knew."""
 
     def __init__(self, paths: ServicePaths, tx: str) -> None:
         self.paths = paths
-        self.tx = tx
-        self.directory = paths.evidence / tx
-        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.directory = _own(paths.evidence, tx)
+        self.tx = self.directory.name
         self.progress = self.directory / "progress.log"
 
     def keep(self, name: str, value: Any) -> None:
@@ -44,3 +45,13 @@ class Evidence:
     def close(self, entries: list[journal.Entry]) -> None:
         lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
         durable.write_text(self.directory / "journal.jsonl", "\n".join(lines) + "\n")
+
+
+def _own(evidence: Path, tx: str) -> Path:
+    """A new folder of that name, or of the next that is free: two switches to one release can begin in one second."""
+    evidence.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for name in (tx, *(f"{tx}-{number}" for number in range(2, 1000))):
+        with suppress(FileExistsError):
+            (evidence / name).mkdir(mode=0o755)
+            return evidence / name
+    raise FileExistsError(f"{evidence} has too many folders named {tx}")

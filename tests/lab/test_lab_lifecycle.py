@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,11 +97,9 @@ def environment() -> dict[str, str]:
 def children(pid: int, word: str) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
             command = (stat.parent / "cmdline").read_bytes().decode()
-        except OSError:
-            continue  # it ended while we looked
-        if parent == pid and word in command:
-            found.append(int(stat.parent.name))
+            if parent == pid and word in command:
+                found.append(int(stat.parent.name))
     return found

@@ -49,14 +49,13 @@ def evidence(directory: Path, allowed: int) -> tuple[dict[str, Any], dict[str, s
     used = 0
     for name in EVIDENCE:
         path = directory / f"{name}.json"
-        try:
-            size = path.stat().st_size
-        except OSError:
-            continue  # a switch that ended early has no such file
-        if used + size > allowed:
-            left_out[name] = f"{size} bytes are more than this request allows"
+        if not path.is_file():  # a switch that ended early
             continue
         try:
+            size = path.stat().st_size
+            if used + size > allowed:
+                left_out[name] = f"{size} bytes are more than this request allows"
+                continue
             files[name] = json.loads(path.read_text(encoding="utf-8"))
             used += size
         except (OSError, ValueError) as error:
@@ -67,10 +66,9 @@ def evidence(directory: Path, allowed: int) -> tuple[dict[str, Any], dict[str, s
 def progress(directory: Path) -> str:
     """The last line that a switch said of itself."""
     path = directory / "progress.log"
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")[-1]
-    except OSError:
+    if not path.is_file():
         return ""
+    return path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")[-1]
 
 
 def service(directory: Path, newest: int, max_bytes: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Everything is found by names that only the lab uses, never by a list that a kill
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ from .layout import BRIDGE, MACHINE_PREFIX, STATE, WORK
 from .shell import LabError, run
 
 _UNEXPORT = "/run/systemd/nspawn"
+# What /proc says of a process that ended while we looked; a zombie's mountinfo is an invalid argument.
+ENDED = (errno.ENOENT, errno.ESRCH, errno.EINVAL)
 
 
 def find() -> dict[str, list[str]]:
@@ -61,8 +64,10 @@ def processes(name: str | None = None) -> list[int]:
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             elsewhere = (entry / "ns/mnt").readlink() != here
             mounted = (entry / "mountinfo").read_text() if elsewhere else ""
-        except OSError:
-            continue  # it ended while we looked
+        except OSError as error:
+            if error.errno not in ENDED:
+                raise
+            continue
         if words[0].endswith("systemd-nspawn") and any(_is(word, machine, name) for word in words):
             supervisors.append(int(entry.name))
         elif upper in mounted:

@@ -6,12 +6,13 @@ run without that on a host, so they are tested without it; where the real comman
 
 from __future__ import annotations
 
+import importlib
 from unittest.mock import patch
 
 from hypothesis import settings
 
 with patch("gevent.monkey.patch_all"):
-    import pyinfra_cli  # noqa: F401
+    importlib.import_module("pyinfra_cli")
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

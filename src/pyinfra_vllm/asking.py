@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import gevent  # type: ignore[import-untyped]
+import gevent
 from paramiko import SSHException
 from pyinfra.api import Config, FactBase, Host
 from pyinfra.api.exceptions import ConnectError, NoGroupError, PyinfraError
@@ -51,10 +51,10 @@ class Hosts:
         """Raises DeclarationError where the inventory can't be loaded or `limit` matches nothing."""
         self._state = State()
         self._state.cwd = str(Path.cwd())
-        ctx_state.set(self._state)  # type: ignore[no-untyped-call]
+        ctx_state.set(self._state)
         loaded = _loaded(inventory, group_data)
-        ctx_inventory.set(loaded)  # type: ignore[no-untyped-call]
-        self._state.init(loaded, Config())  # type: ignore[no-untyped-call]
+        ctx_inventory.set(loaded)
+        self._state.init(loaded, Config())
         self._hosts = _matching(loaded, limit)
 
     @property
@@ -88,7 +88,7 @@ def fact(host: Host, what: type[FactBase[F | None]], **arguments: Any) -> F:
 
 
 def _answer(host: Host, question: Callable[[Host], T], limit_s: float) -> Answer[T]:
-    ctx_host.set(host)  # type: ignore[no-untyped-call]  # local to this greenlet
+    ctx_host.set(host)  # local to this greenlet
     try:
         with gevent.Timeout(limit_s, TimeoutError(f"no answer within {limit_s:g} s")):
             host.connect(show_errors=False, raise_exceptions=True)

@@ -91,9 +91,9 @@ def load(
         raise DeclarationError(f"There is no inventory {path}; no host was contacted.")
     cwd = str(Path.cwd())
     PYTHON_CODES.clear()  # pyinfra keeps compiled files by relative name, whatever directory that was in
-    if not ctx_state.isset():  # type: ignore[no-untyped-call]
+    if not ctx_state.isset():
         # pyinfra's loader notes there which file it executes
-        ctx_state.set(State())  # type: ignore[no-untyped-call]
+        ctx_state.set(State())
     try:
         loaded = make_inventory(path, dict(overrides or {}), cwd, list(group_data))
     except UnexpectedExternalError as error:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but not re-exported for type checkers
+from huggingface_hub.utils import (
     build_hf_headers,
     get_session,
     hf_raise_for_status,

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from simulated import SimulatedHost
@@ -112,12 +113,8 @@ class NightHost(SimulatedHost):
     def look(self, wishes: tuple[Wish, ...] | None = None) -> Look:
         root = self.paths.root
         told = recall.recall(root, 50, 10**8, [])
-        observe_running = observe.running_release
-        observe.running_release = lambda pid: self.running  # type: ignore[assignment]
-        try:
+        with patch.object(observe, "running_release", lambda pid: self.running):
             running = observe.observe(root, [])
-        finally:
-            observe.running_release = observe_running
         return Look(running, {item["service"]: item for item in told}, wishes)
 
 

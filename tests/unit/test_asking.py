@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import gevent
@@ -63,7 +62,9 @@ def test_a_host_that_hangs_is_given_up(inventory: str) -> None:
 def test_a_fact_that_cannot_be_read_is_an_error_of_that_host(
     inventory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing: Callable[..., str] = lambda self, root: "exit 3"  # noqa: E731
+    def nothing(self: Running, root: str) -> str:
+        return "exit 3"
+
     monkeypatch.setattr(Running, "command", nothing)
     with Hosts(inventory, ["here"]) as hosts:
         (answer,) = hosts.ask(lambda host: fact(host, Running, root="/srv/x"))

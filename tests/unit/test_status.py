@@ -106,9 +106,9 @@ def test_the_hash_is_of_the_flags_alone() -> None:
 
 def test_colours_and_folding_are_for_terminals(teller: Teller) -> None:
     found = rows([Answer("gpu0", problem="x" * 300 + " [end]"), teller.answer(wishes=wish(OLD))])
-    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
-    screen.print(status_table(found))
-    assert "\x1b[" in screen.file.getvalue()  # type: ignore[attr-defined]
+    paper = io.StringIO()
+    Console(file=paper, force_terminal=True, width=100).print(status_table(found))
+    assert "\x1b[" in paper.getvalue()
     plain = console()
     with plain.capture() as captured:
         plain.print(status_table(found))

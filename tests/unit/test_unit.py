@@ -61,8 +61,8 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_unit, "SAY_EVERY_S", 0.0)
 
 
-def run(host: FakeHost, **secret: str) -> None:
-    Unit(host, "fetch-x").run("/r/bin/on-host.pyz", "fetch", {"root": "/r"}, writable="/r", **secret)  # type: ignore[arg-type]
+def run(host: Any, **secret: str) -> None:
+    Unit(host, "fetch-x").run("/r/bin/on-host.pyz", "fetch", {"root": "/r"}, writable="/r", **secret)
 
 
 def test_the_secret_is_a_credential_and_is_removed(caplog: pytest.LogCaptureFixture) -> None:

@@ -38,12 +38,17 @@ def run(inventory: str, limit: Sequence[str] = (), group_data: Sequence[str] = (
 
 
 def as_json(found: Sequence[Row]) -> dict[str, Any]:
-    hosts = {row.host: {"host": row.host, "problem": row.problem, "services": []} for row in found}
+    services: dict[str, list[dict[str, Any]]] = {row.host: [] for row in found}
     for row in found:
         if row.service:
             values = {key: value for key, value in row.as_dict().items() if key not in ("host", "problem")}
-            hosts[row.host]["services"].append(values)  # type: ignore[attr-defined]
-    return {"hosts": list(hosts.values())}
+            services[row.host].append(values)
+    problems = {row.host: row.problem for row in found}
+    return {
+        "hosts": [
+            {"host": host, "problem": problems[host], "services": listed} for host, listed in services.items()
+        ]
+    }
 
 
 @click.command()

@@ -45,7 +45,7 @@ class Part:
 
     def write(self, chunk: bytes) -> int:
         if self.file.tell() + len(chunk) > self.size:
-            raise Oversized("more than {} bytes".format(self.size))  # noqa: UP032 - runs on any Python
+            raise Oversized(f"more than {self.size} bytes")
         view = memoryview(chunk)
         while view:
             view = view[self.file.write(view) :]
@@ -95,7 +95,7 @@ def classify(error: BaseException) -> dict[str, Any]:
 def download(request: dict[str, Any], file: dict[str, Any]) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import build_hf_headers
 
     url = hf_hub_url(request["repo"], file["path"], revision=request["commit"], endpoint=request["endpoint"])
     headers = build_hf_headers(token=request["token"] or False)

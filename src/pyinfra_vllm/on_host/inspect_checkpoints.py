@@ -53,7 +53,7 @@ def used_bytes(directory: Path) -> int:
     for folder, _, names in os.walk(directory):
         for name in names:
             with suppress(FileNotFoundError):  # a fetch that is under way renames its files
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512  # noqa: PTH118 - many files
+                total += Path(folder, name).lstat().st_blocks * 512
     return total
 
 

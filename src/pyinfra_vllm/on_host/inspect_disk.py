@@ -39,7 +39,7 @@ def filesystem(path: str, mounts: str = MOUNTS) -> dict[str, Any]:
 def mounted_at(path: str, mounts: str = MOUNTS) -> tuple[str, str, str]:
     """Mount point, device and type of the innermost mount that holds `path` (proc(5), mountinfo)."""
     best = ("/", "?", "?")
-    with open(mounts, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123 - procfs
+    with Path(mounts).open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             before, _, after = line.rstrip("\n").partition(" - ")
             mount = _plain(before.split(" ")[4])

@@ -27,7 +27,7 @@ class Summary(BaseStateCallback):
 
 def install(state: State) -> None:
     if not any(isinstance(handler, Summary) for handler in state.callback_handlers):
-        state.add_callback_handler(Summary())  # type: ignore[no-untyped-call]  # pyinfra leaves it untyped
+        state.add_callback_handler(Summary())
 
 
 def rows(state: State) -> list[Outcome]:

@@ -18,6 +18,7 @@ from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._rollout import Outcome
 from pyinfra_vllm.operations._unit import ANSWER_S, LOST_CONTACT_S, RUN_DIRECTORY, reconnect
 
+UNIT = "pyinfra-vllm-switch"
 POLL_S = 1.0
 RETRY = "retry_rejected"
 
@@ -32,7 +33,7 @@ class Switching:
         self.root = root
         self.order = order
         self.program = f"{root}/bin/on-host.pyz"
-        self.unit = f"pyinfra-vllm-switch-{order.service}"
+        self.unit = f"{UNIT}-{order.service}"
 
     def run(self) -> Outcome:
         """Carry the order out. Every way to end is an Outcome; nothing is raised for what a host can do wrong."""
@@ -69,30 +70,9 @@ class Switching:
 
     def _start(self, observed: dict[str, Any]) -> str | None:
         """Hand the order to systemd on the host; returns the transaction that was the newest before."""
-        path = f"{RUN_DIRECTORY}/{self.unit}-{secrets.token_hex(4)}.json"
-        self.remote.run("mkdir", "-p", "-m", "755", RUN_DIRECTORY)
         if self.prompts is not None:
             self.remote.write(str(self.order.criteria["quality_prompts"]), self.prompts)
-        self.remote.write(path, json.dumps(self.order.as_dict()))
-        run = f"python3 {releases.quoted(self.program)} --root {releases.quoted(self.root)}"
-        self.remote.run(
-            "systemd-run",
-            f"--unit={self.unit}",
-            f"--description=pyinfra-vllm: {self.order.purpose} of {self.order.service}",
-            "--collect",
-            "--quiet",
-            "--property=Type=exec",
-            "--property=TimeoutStopSec=infinity",
-            "--property=OOMScoreAdjust=-500",
-            f"--property=ExecStopPost=/usr/bin/env {run} recover {self.order.service}",
-            "/usr/bin/env",
-            "python3",
-            self.program,
-            "--root",
-            self.root,
-            "switch",
-            path,
-        )
+        launch(self.remote, self.root, self.order)
         last = observed["last"]
         return str(last["tx"]) if last else None
 
@@ -154,6 +134,34 @@ class Switching:
 
     def _say(self, text: str) -> None:
         logger.info(f"{self.host.print_prefix}{self.order.service}: {text}")
+
+
+def launch(remote: Remote, root: str, order: Order) -> None:
+    """Start the switch on the host, as a unit of its own whose end systemd watches over."""
+    unit = f"{UNIT}-{order.service}"
+    path = f"{RUN_DIRECTORY}/{unit}-{secrets.token_hex(4)}.json"
+    remote.run("mkdir", "-p", "-m", "755", RUN_DIRECTORY)
+    remote.write(path, json.dumps(order.as_dict()))
+    program = f"{root}/bin/on-host.pyz"
+    run = f"python3 {releases.quoted(program)} --root {releases.quoted(root)}"
+    remote.run(
+        "systemd-run",
+        f"--unit={unit}",
+        f"--description=pyinfra-vllm: {order.purpose} of {order.service}",
+        "--collect",
+        "--quiet",
+        "--property=Type=exec",
+        "--property=TimeoutStopSec=infinity",
+        "--property=OOMScoreAdjust=-500",
+        f"--property=ExecStopPost=/usr/bin/env {run} recover {order.service}",
+        "/usr/bin/env",
+        "python3",
+        program,
+        "--root",
+        root,
+        "switch",
+        path,
+    )
 
 
 def acknowledge(remote: Remote, root: str, service: str, tx: str) -> None:

@@ -1,6 +1,6 @@
 """Asks the hosts of an inventory something, in parallel, and lets no host that is down keep the others from answering.
 
-The commands that only look go through here. Beside operations/, facts/ and fleet.py it is the one place that imports
+The commands that only look go through here. With operations/, facts/, fleet.py and inventory.py it is what imports
 pyinfra: hosts are reached exactly as `pyinfra INVENTORY deploy.py` reaches them (ssh_*, `_sudo` and host keys of the
 inventory). It runs no operation and changes nothing.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -17,13 +16,12 @@ from typing import Any, Generic, Self, TypeVar
 import gevent
 from paramiko import SSHException
 from pyinfra.api import Config, FactBase, Host
-from pyinfra.api.exceptions import ConnectError, NoGroupError, PyinfraError
+from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 from pyinfra.context import ctx_host, ctx_inventory, ctx_state
-from pyinfra_cli.exceptions import CliError, UnexpectedExternalError
-from pyinfra_cli.inventory import make_inventory
 
+from . import inventory as inventories
 from .errors import DeclarationError, HostError
 
 __all__ = ["Answer", "Host", "Hosts", "fact"]
@@ -52,7 +50,7 @@ class Hosts:
         self._state = State()
         self._state.cwd = str(Path.cwd())
         ctx_state.set(self._state)
-        loaded = _loaded(inventory, group_data)
+        loaded = inventories.load(inventory, {}, group_data)
         ctx_inventory.set(loaded)
         self._state.init(loaded, Config())
         self._hosts = _matching(loaded, limit)
@@ -104,27 +102,11 @@ def _words(error: Exception) -> str:
     return "the connection was closed" if isinstance(error, EOFError) else str(error) or type(error).__name__
 
 
-def _loaded(inventory: str, group_data: Sequence[str]) -> Inventory:
-    if inventory.endswith(".py") and not Path(inventory).exists():
-        raise DeclarationError(f"There is no inventory {inventory}; no host was contacted.")
-    try:
-        loaded: Inventory = make_inventory(inventory, {}, str(Path.cwd()), list(group_data))
-        return loaded
-    except UnexpectedExternalError as error:
-        cause = f"{error.filename}: {type(error.exception).__name__}: {error.exception}"
-        raise DeclarationError(f"{cause}. No host was contacted.") from error
-    except (CliError, PyinfraError, SyntaxError, TypeError, OSError, UnicodeDecodeError) as error:
-        raise DeclarationError(f"{inventory} can't be loaded: {error}. No host was contacted.") from error
-
-
 def _matching(inventory: Inventory, limit: Iterable[str]) -> list[Host]:
     """The hosts that `--limit` names, by name, pattern or group; all of them without one."""
     wanted: set[str] = set()
     for pattern in limit:
-        try:
-            names = {host.name for host in inventory.get_group(pattern)}
-        except NoGroupError:
-            names = {host.name for host in inventory if fnmatch(host.name, pattern)}
+        names = inventories.matching(inventory, pattern)
         if not names:
             raise DeclarationError(f"--limit {pattern!r} matches no host or group; no host was contacted.")
         wanted |= names

@@ -12,20 +12,18 @@ import getpass
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import click
-from pyinfra.api.exceptions import NoGroupError, PyinfraError
+from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.inventory import Inventory
-from pyinfra.api.state import State
-from pyinfra.context import ctx_state, state
-from pyinfra_cli.exceptions import CliError, UnexpectedExternalError
-from pyinfra_cli.inventory import make_inventory
-from pyinfra_cli.util import PYTHON_CODES, parse_cli_arg
+from pyinfra.context import state
+from pyinfra_cli.exceptions import CliError
+from pyinfra_cli.util import parse_cli_arg
 from typing_extensions import override
 
+from . import inventory as inventories
 from .checkpoint import LOCK_FILE, Lock
 from .config import Declared, Fleet, Layer, Merged, Overrides, Problems, declare, merge
 from .config.checks import common_rollout, network_warnings, window_warnings
@@ -87,24 +85,10 @@ def load(
     Raises DeclarationError with everything that is wrong, or LockError.
     """
     path = str(inventory)
-    if path.endswith(".py") and not Path(path).exists():
-        raise DeclarationError(f"There is no inventory {path}; no host was contacted.")
-    cwd = str(Path.cwd())
-    PYTHON_CODES.clear()  # pyinfra keeps compiled files by relative name, whatever directory that was in
-    if not ctx_state.isset():
-        # pyinfra's loader notes there which file it executes
-        ctx_state.set(State())
-    try:
-        loaded = make_inventory(path, dict(overrides or {}), cwd, list(group_data))
-    except UnexpectedExternalError as error:
-        raise DeclarationError(_broken_file(error)) from error
-    except SyntaxError as error:
-        raise DeclarationError(_broken_syntax(error)) from error
-    except (CliError, PyinfraError, TypeError, OSError, UnicodeDecodeError) as error:
-        raise DeclarationError(f"{path} can't be loaded: {error}. No host was contacted.") from error
+    loaded = inventories.load(path, overrides or {}, group_data)
     if not len(loaded):
         raise DeclarationError(f"{path} has no hosts. Nothing was done.")
-    files = _Files(path, cwd, group_data)
+    files = _Files(path, str(Path.cwd()), group_data)
     return from_inventory(loaded, files, need_lock=need_lock, limit=limit, exclude=exclude)
 
 
@@ -143,6 +127,11 @@ def _check_options(given: Mapping[str, Any]) -> None:
         # pyinfra 3.10, api/operations.py: without waiting, failed hosts are never counted and the exit code is 0.
         raise DeclarationError(
             "--no-wait hides failed hosts from pyinfra; run without it. No host was contacted."
+        )
+    if given.get("serial"):
+        # One host runs all waves before the next runs any: hosts would be held for want of a canary's verdict.
+        raise DeclarationError(
+            "--serial takes hosts in another order than the waves; run with `--parallel 1`. No host was contacted."
         )
 
 
@@ -214,7 +203,7 @@ class _Files:
     """Which file declares a key: group data is executed by pyinfra, which does not remember where a value was."""
 
     def __init__(self, inventory: str, cwd: str, group_data: Sequence[str]) -> None:
-        self.inventory = _short(inventory)
+        self.inventory = inventories.shortened(inventory)
         beside = Path(inventory).resolve().parent / "group_data"
         folders = [Path(cwd) / "group_data", beside, *map(Path, group_data)]
         self._folders = list(dict.fromkeys(folder.resolve() for folder in folders))
@@ -225,7 +214,7 @@ class _Files:
         for folder in reversed(self._folders):
             file = folder if folder.is_file() and folder.stem == group else folder / f"{group}.py"
             if key in self._assigned(file):
-                return _short(str(file))
+                return inventories.shortened(str(file))
         return self.inventory
 
     def _assigned(self, file: Path) -> frozenset[str]:
@@ -234,14 +223,6 @@ class _Files:
             names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             self._keys[file] = frozenset(names)
         return self._keys[file]
-
-
-def _short(path: str) -> str:
-    """The path as an operator would type it from the current directory."""
-    try:
-        return str(Path(path).resolve().relative_to(Path.cwd().resolve()))
-    except ValueError:
-        return path
 
 
 def _layers(inventory: Inventory, name: str, files: _Files) -> Iterator[Layer]:
@@ -321,10 +302,7 @@ def _selected(
 def _matching(inventory: Inventory, patterns: tuple[str, ...], option: str, problems: Problems) -> set[str]:
     found: set[str] = set()
     for pattern in patterns:
-        try:
-            names = {host.name for host in inventory.get_group(pattern)}
-        except NoGroupError:
-            names = {host.name for host in inventory if fnmatch(host.name, pattern)}
+        names = inventories.matching(inventory, pattern)
         if not names:
             problems.add(option, "", f"{pattern!r} matches no host or group of the inventory")
         found |= names
@@ -360,24 +338,3 @@ def _locked(hosts: Mapping[str, Declared]) -> Lock:
     if missing:
         raise LockError("\n".join(missing))
     return lock
-
-
-def _broken_file(error: UnexpectedExternalError) -> str:
-    cause = error.exception
-    line = _line_in(cause, error.filename)
-    where = f"{_short(error.filename)}, line {line}" if line else _short(error.filename)
-    return f"{where}: {type(cause).__name__}: {cause}. No host was contacted."
-
-
-def _broken_syntax(error: SyntaxError) -> str:
-    return f"{_short(error.filename or '?')}, line {error.lineno}: {error.msg}. No host was contacted."
-
-
-def _line_in(cause: BaseException, filename: str) -> int | None:
-    """The last line of `filename` that the exception went through."""
-    found, trace = None, cause.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == filename:
-            found = trace.tb_lineno
-        trace = trace.tb_next
-    return found

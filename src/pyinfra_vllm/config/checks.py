@@ -61,7 +61,7 @@ def common_rollout(
         if name not in merged:
             source = merged[first].source(("rollout", "canary"))
             problems.add(source, "rollout.canary", unknown("host", name, merged), name)
-    running = {service.name for declared in hosts.values() for service in declared.services}
+    running = {service.name for _, service in _services(hosts)}
     for name in rollout.max_unavailable:
         if name not in running:
             source = merged[first].source(("rollout", "max_unavailable", name))
@@ -74,8 +74,7 @@ def window_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
     return tuple(
         f"{host}: service {service.name} has no window as long as a switch and its rollback may take "
         f"({shown_duration(service.switch_estimate)}); declare a longer one, or a shorter `switch_estimate`"
-        for host, declared in hosts.items()
-        for service in declared.services
+        for host, service in _services(hosts)
         if service.window
         and all(window.deny or window.duration < service.switch_estimate for window in service.window)
     )
@@ -86,7 +85,11 @@ def network_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
     return tuple(
         f"{host}: service {service.name} listens on {service.bind}:{service.port} for everybody who can reach it; "
         f"declare {API_KEY} under `secrets`, or bind it to loopback"
-        for host, declared in hosts.items()
-        for service in declared.services
+        for host, service in _services(hosts)
         if service.open_to_network and API_KEY not in service.secrets
     )
+
+
+def _services(hosts: Mapping[str, Declared]) -> list[tuple[str, Service]]:
+    """Every service of every host, with the host's name."""
+    return [(host, service) for host, declared in hosts.items() for service in declared.services]

@@ -11,22 +11,20 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import durable, lock
+from . import durable, task
 from .inspect_runtime import BUILDING, RECORD, distribution
 from .status import RUN, Status
 
-USAGE = "usage: on-host.pyz build REQUEST.json"
 LAST_WORDS = 12  # lines of uv's output in an error: its reasons come last
 PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
-class BuildError(Exception):
+class BuildError(task.TaskError):
     """The runtime can't be installed: the message is for the operator."""
 
 
@@ -56,6 +54,18 @@ class Request:
         """uv links files from its cache, which works on one file system only; it goes when the build is done."""
         return self.root / "runtimes" / f".cache-{self.name}"
 
+    @property
+    def lock(self) -> Path:
+        return self.run / f"build-{self.key}.lock"
+
+    @property
+    def status(self) -> Path:
+        return self.run / f"build-{self.key}.json"
+
+    @property
+    def purpose(self) -> str:
+        return f"the installation of {self.package} {self.version}"
+
     def record(self) -> dict[str, Any]:
         """What `.complete` holds: what was asked for."""
         return {
@@ -72,28 +82,9 @@ def key(name: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """0: the runtime is installed. 1: it is not, and the status file and standard error say why. 2: usage."""
-    if len(argv) != 1:
-        print(USAGE, file=sys.stderr)
-        return 2
-    try:
-        request = read_request(Path(argv[0]))
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        return 2
+    """Install the runtime that a request file names (see task.run)."""
     os.umask(0o022)  # the service's user must be able to read it
-    status = Status(request.run / f"build-{request.key}.json")
-    try:
-        purpose = f"the installation of {request.package} {request.version}"
-        with lock.exclusive(request.run / f"build-{request.key}.lock", "build", purpose):
-            build(request, status)
-    except lock.Held as error:
-        print(error, file=sys.stderr)  # the status file belongs to the one that holds the lock
-        return 1
-    except (BuildError, OSError) as error:
-        status.failed(str(error))
-        return 1
-    return 0
+    return task.run("build", argv, read_request, lambda request: Status(request.status), build)
 
 
 def read_request(path: Path) -> Request:

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import IO, Any, Callable, cast
 
 from . import manifest
+from .task import TaskError
 
 POLL_S = 0.2
 PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 FINAL_STATUS = frozenset(range(400, 500)) - {408, 416, 425, 429}  # asking again will not help
 
 
-class FetchError(Exception):
+class FetchError(TaskError):
     """The checkpoint can't be had from this Hub now: the message is for the operator."""
 
 

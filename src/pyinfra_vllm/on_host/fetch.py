@@ -13,21 +13,19 @@ import os
 import re
 import shutil
 import stat
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import durable, lock, manifest
+from . import durable, manifest, task
 from .download import Download, FetchError, Source, Wanted
 from .status import RUN, Status
 
 CREDENTIAL = "hub-token"
 STATUS_EVERY_S = 0.5
 RATE_OVER_S = 20.0  # the rate shown is that of the last 20 s
-USAGE = "usage: on-host.pyz fetch REQUEST.json"
 
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,31 +52,17 @@ class Request:
         return self.directory.with_name(self.source.commit + ".partial")
 
     @property
+    def purpose(self) -> str:
+        return f"{self.source.repo} at {self.source.commit}"
+
+    @property
     def total_bytes(self) -> int:
         return sum(file.size for file in self.files)
 
 
 def main(argv: list[str]) -> int:
-    """0: the checkpoint is complete. 1: it is not, and the status file and standard error say why. 2: usage."""
-    if len(argv) != 1:
-        print(USAGE, file=sys.stderr)
-        return 2
-    try:
-        request = read_request(Path(argv[0]))
-    except FetchError as error:
-        print(error, file=sys.stderr)
-        return 2
-    status = Progress(request)
-    try:
-        with lock.exclusive(request.lock, "fetch", f"{request.source.repo} at {request.source.commit}"):
-            fetch(request, status)
-    except lock.Held as error:
-        print(error, file=sys.stderr)  # the status file belongs to the one that holds the lock
-        return 1
-    except (FetchError, OSError) as error:
-        status.failed(str(error))
-        return 1
-    return 0
+    """Have the checkpoint that a request file names (see task.run)."""
+    return task.run("fetch", argv, read_request, Progress, fetch)
 
 
 def read_request(path: Path) -> Request:

@@ -1,0 +1,57 @@
+"""The frame of work that runs in a unit of its own: read the request, hold its lock, do it, and tell how it ended."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Callable, Protocol, TypeVar
+
+from . import lock
+from .status import Status
+
+
+class TaskError(Exception):
+    """The work can't be done: the message is for the operator."""
+
+
+class Request(Protocol):
+    """What to do, and which file only one process may hold while it does this."""
+
+    @property
+    def lock(self) -> Path: ...
+
+    @property
+    def purpose(self) -> str: ...
+
+
+R = TypeVar("R", bound=Request)
+S = TypeVar("S", bound=Status)
+
+
+def run(
+    verb: str,
+    argv: list[str],
+    read: Callable[[Path], R],
+    status_of: Callable[[R], S],
+    work: Callable[[R, S], None],
+) -> int:
+    """0: done. 1: not done, and the status file and standard error say why. 2: no such request; nothing was touched."""
+    if len(argv) != 1:
+        print(f"usage: on-host.pyz {verb} REQUEST.json", file=sys.stderr)
+        return 2
+    try:
+        request = read(Path(argv[0]))
+    except TaskError as error:
+        print(error, file=sys.stderr)
+        return 2
+    status = status_of(request)
+    try:
+        with lock.exclusive(request.lock, verb, request.purpose):
+            work(request, status)
+    except lock.Held as error:
+        print(error, file=sys.stderr)  # the status file belongs to the one that holds the lock
+        return 1
+    except (TaskError, OSError) as error:
+        status.failed(str(error))
+        return 1
+    return 0

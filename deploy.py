@@ -27,3 +27,8 @@ for service in host.loop(mine.services):
 
 for number in host.loop(range(1, declared.waves + 1)):
     switch.wave(name=f"Wave {number}", number=number, rollout=declared.rollout, overrides=declared.overrides)
+
+for number in host.loop(range(declared.waves_back, 0, -1)):
+    switch.taken_back(
+        name=f"Wave {number}, back if the rollout stopped", number=number, overrides=declared.overrides
+    )

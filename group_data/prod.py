@@ -71,6 +71,9 @@ rollout = {
     "waves": [1, "50%"],
     # Stop, and hold the rest, when more hosts than this have failed.
     "max_failures": 0,
+    # What then becomes of the hosts that this run has switched already: "stop" leaves them on the new release, which
+    # passed its gate there; "rollback_all" takes them back to what they served before, wave by wave, the last one first.
+    "on_failure": "stop",
     # Seconds to wait between waves.
     "pause_s": 60,
     # At most so many hosts (or percent of its hosts) of a service switch together: a load balancer keeps the others.

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_release import make
 
-from pyinfra_vllm.config import Rollout, Runtime, Service
-from pyinfra_vllm.operations._rollout import COMMITTED, DEFERRED, HELD, Outcome, Progress, Wanted
+from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
+from pyinfra_vllm.on_host.order import Order
+from pyinfra_vllm.operations import switch
+from pyinfra_vllm.operations._rollout import (
+    COMMITTED,
+    DEFERRED,
+    HELD,
+    TAKEN_BACK,
+    UNCHANGED,
+    Outcome,
+    Progress,
+    Wanted,
+)
 
 
 def wanted(host: str, **observed: Any) -> Wanted:
@@ -86,3 +98,93 @@ def test_the_plan_is_fixed_once_the_first_wave_began() -> None:
     first = made.plan("ab")
     made.want(wanted("b", current=make().id, running=make().id))
     assert made.plan("a") == first
+
+
+def test_held_hosts_are_not_named_as_what_stopped_the_rollout() -> None:
+    made = progress("a", "b", "c", canary=1, waves=(1,))
+    made.plan("abc")
+    end(made, "a", "rolled_back")
+    end(made, "b", HELD)
+    assert made.obstacle(3) == (HELD, "the rollout stopped at a")
+    assert made.stopped() == "the rollout stopped at a"
+
+
+def test_a_rollout_that_went_well_was_not_stopped() -> None:
+    made = progress("a", "b")
+    made.plan("ab")
+    end(made, "a", COMMITTED)
+    end(made, "b", COMMITTED)
+    assert made.stopped() == ""
+
+
+def test_why_it_stopped_stays_the_first_reason_whatever_going_back_brings() -> None:
+    made = progress("a", "b", canary=0)
+    made.plan("ab")
+    end(made, "a", COMMITTED)
+    end(made, "b", "rolled_back")
+    first = made.stopped()
+    end(made, "a", "restore_failed")
+    assert made.stopped() == first == "the rollout stopped at b"
+
+
+def test_a_pause_is_waited_for_once_by_all_hosts_of_a_wave_and_never_by_the_canary() -> None:
+    made = progress("a", "b", "c", pause_s=60)
+    assert made.opens(1, 1000.0) == 1000.0
+    assert made.opens(2, 1500.0) == 1560.0
+    assert made.opens(2, 1555.0) == 1560.0, "the second host of the wave, at --parallel 1"
+
+
+@pytest.fixture
+def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
+    """What is ordered of hosts, which do as told."""
+    given: list[Order] = []
+
+    class Obeyed:
+        def __init__(self, host: Any, root: str, order: Order) -> None:
+            self.host, self.order = host, order
+
+        def run(self) -> Outcome:
+            given.append(self.order)
+            return Outcome(self.host.name, self.order.service, COMMITTED, "tokens flow", self.order.release)
+
+    monkeypatch.setattr(switch, "Switching", Obeyed)
+    return given
+
+
+def take_back(monkeypatch: pytest.MonkeyPatch, made: Progress, host: str) -> bool:
+    monkeypatch.setattr(switch, "PROGRESS", made)
+    overrides = Overrides(operator="ann@desk")
+    return switch.take_back(None, SimpleNamespace(name=host), "the rollout stopped at b", overrides)
+
+
+def test_what_this_run_switched_goes_back_to_what_it_was_before_with_the_reason_on_record(
+    monkeypatch: pytest.MonkeyPatch, orders: list[Order]
+) -> None:
+    made = progress()
+    made.want(wanted("a", current="before"))
+    end(made, "a", COMMITTED)
+    assert take_back(monkeypatch, made, "a")
+    (order,) = orders
+    assert (order.purpose, order.release, order.operator) == ("rollback", "before", "ann@desk")
+    assert order.reason == "rollback_all: the rollout stopped at b" and order.last_start is None
+    assert made.outcomes["a", "chat"].status == TAKEN_BACK
+    assert take_back(monkeypatch, made, "a") and len(orders) == 1, "a second time nothing is left to do"
+
+
+@pytest.mark.parametrize("status", [UNCHANGED, "rolled_back", HELD])
+def test_what_this_run_did_not_switch_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, orders: list[Order], status: str
+) -> None:
+    made = progress()
+    made.want(wanted("a", current="before"))
+    end(made, "a", status)
+    assert take_back(monkeypatch, made, "a") and orders == []
+
+
+def test_a_first_release_has_nothing_to_go_back_to_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, orders: list[Order]
+) -> None:
+    made = progress("a")
+    end(made, "a", COMMITTED)
+    assert take_back(monkeypatch, made, "a") and orders == []
+    assert "first release here" in made.outcomes["a", "chat"].message

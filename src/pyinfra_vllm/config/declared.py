@@ -80,6 +80,11 @@ class Fleet:
         """The most waves that a rollout of this fleet can need."""
         return upper_bound(len(self.hosts), self.rollout)
 
+    @property
+    def waves_back(self) -> int:
+        """The most waves that may have to be taken back when the rollout stops."""
+        return self.waves if self.rollout.on_failure == "rollback_all" else 0
+
     def checkpoint(self, service: Service) -> Checkpoint:
         """The locked checkpoint of a service; raises LockError."""
         return self.lock.get(service.model, service.revision)

@@ -213,6 +213,9 @@ class Rollout(Declaration):
         description='a list of host counts and percentages, like [2, "25%"]; the rest follows in one wave',
     )
     max_failures: Annotated[int, Field(ge=0)] = Field(default=0, description="a number of hosts, 0 or more")
+    on_failure: Literal["stop", "rollback_all"] = Field(
+        default="stop", description='"stop" or "rollback_all"'
+    )
     pause_s: Annotated[float, Field(ge=0, le=86400)] = Field(
         default=0.0, description="seconds from 0 to 86400"
     )

@@ -16,6 +16,7 @@ from pyinfra_vllm.config import Service
 from pyinfra_vllm.release import Release
 
 COMMITTED, UNCHANGED, DEFERRED, HELD = "committed", "unchanged", "deferred", "held"
+TAKEN_BACK = "taken back"
 GOOD = frozenset({COMMITTED, UNCHANGED})
 HARMLESS = GOOD | {DEFERRED}
 
@@ -57,6 +58,8 @@ class Progress:
         self.wanted: dict[tuple[str, str], Wanted] = {}
         self.outcomes: dict[tuple[str, str], Outcome] = {}
         self._waves: tuple[tuple[str, ...], ...] | None = None
+        self._opens: dict[int, float] = {}
+        self._reason = ""
 
     def want(self, item: Wanted) -> None:
         self.wanted[item.host, item.service.name] = item
@@ -86,18 +89,42 @@ class Progress:
 
     def obstacle(self, wave: int) -> tuple[str, str] | None:
         """Why a wave must not begin: (`held` or `deferred`, reason); None when it may."""
-        earlier = {host for hosts in (self._waves or ())[: wave - 1] for host in hosts}
-        ended = {host: [o for o in self.outcomes.values() if o.host == host] for host in earlier}
-        failed = sorted(h for h, found in ended.items() if any(o.status not in HARMLESS for o in found))
-        if len(failed) > self.settings.max_failures:
-            return HELD, f"the rollout stopped at {', '.join(failed)}"
-        open_ends = sorted(h for h, found in ended.items() if not found)
-        if open_ends:
-            return HELD, f"an earlier wave has no verdict from {', '.join(open_ends)}"
+        ended = self._ended(wave - 1)
+        stopped = self._stopped(ended)
+        if stopped:
+            return HELD, stopped
         deferred = sorted(h for h, found in ended.items() if any(o.status == DEFERRED for o in found))
         if deferred:
             return DEFERRED, f"an earlier wave was deferred on {', '.join(deferred)}"
         return None
+
+    def stopped(self) -> str:
+        """Why this run let no further host switch; empty where nothing stopped it. It stays what it was first."""
+        if not self._reason:
+            self._reason = self._stopped(self._ended(len(self._waves or ())))
+        return self._reason
+
+    def switched(self, host: str) -> list[Wanted]:
+        """The services of the host that this run brought to a new release, the newest first."""
+        found = [(item, self.outcomes.get((host, item.service.name))) for item in self.services(host)]
+        return [item for item, outcome in reversed(found) if outcome and outcome.status == COMMITTED]
+
+    def opens(self, wave: int, now: float) -> float:
+        """When a wave may begin: its pause counts from when its first host asked, once for all of them."""
+        return self._opens.setdefault(wave, now + (self.settings.pause_s if wave > 1 else 0.0))
+
+    def _ended(self, waves: int) -> dict[str, list[Outcome]]:
+        """How it ended on each host of the first so many waves; nothing where it has not ended, or was lost."""
+        hosts = [host for wave in (self._waves or ())[:waves] for host in wave]
+        return {host: [o for o in self.outcomes.values() if o.host == host] for host in hosts}
+
+    def _stopped(self, ended: dict[str, list[Outcome]]) -> str:
+        failed = sorted(h for h, found in ended.items() if any(o.status not in HARMLESS for o in found))
+        if len(failed) > self.settings.max_failures:
+            held = {o.host for o in self.outcomes.values() if o.status == HELD}
+            return f"the rollout stopped at {', '.join(sorted(set(failed) - held) or failed)}"
+        lost = sorted(h for h, found in ended.items() if not found)
+        return f"an earlier wave has no verdict from {', '.join(lost)}" if lost else ""
 
 
 PROGRESS = Progress()

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pyinfra_vllm.operations._rollout import PROGRESS, Outcome
 
-COLOURS = {"committed": "green", "unchanged": "cyan", "deferred": "yellow"}
+COLOURS = {"committed": "green", "unchanged": "cyan", "deferred": "yellow", "taken back": "yellow"}
 
 
 class Summary(BaseStateCallback):

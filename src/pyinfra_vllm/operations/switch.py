@@ -24,10 +24,21 @@ from pyinfra_vllm.operations import _summary
 from pyinfra_vllm.operations._opening import explain, opening
 from pyinfra_vllm.operations._refuse import refuse
 from pyinfra_vllm.operations._remote import Remote
-from pyinfra_vllm.operations._rollout import DEFERRED, HARMLESS, HELD, PROGRESS, UNCHANGED, Outcome, Wanted
+from pyinfra_vllm.operations._rollout import (
+    COMMITTED,
+    DEFERRED,
+    HARMLESS,
+    HELD,
+    PROGRESS,
+    TAKEN_BACK,
+    UNCHANGED,
+    Outcome,
+    Wanted,
+)
 from pyinfra_vllm.operations._story import ending
 from pyinfra_vllm.operations._switching import Switching, acknowledge
 
+ROLLBACK_ALL = "rollback_all"
 IDEMPOTENT_NOTICE = "A switch restarts a service; a host that runs the declared release is left alone."
 
 
@@ -64,7 +75,31 @@ def wave(number: int, rollout: Rollout, overrides: Overrides) -> Generator[Pyinf
     if obstacle:
         yield from _stop(*obstacle)
         return
-    yield FunctionCommand(switch_host, (rollout.pause_s if number > 1 else 0.0, overrides), {})
+    yield FunctionCommand(switch_host, (number, overrides), {})
+
+
+@operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
+def taken_back(number: int, overrides: Overrides) -> Generator[PyinfraCommand, None, None]:
+    """
+    Where the rollout stopped, bring the hosts of one wave back to what they served before this run.
+
+    A wave at a time, so that no more hosts of a service are away together than when they switched.
+
+    + number: the wave
+    + overrides: what the operator overrides in this run
+
+    **Example:**
+
+    .. code:: python
+
+        switch.taken_back(name="Wave 2, back if the rollout stopped", number=2, overrides=declared.overrides)
+    """
+    planned = PROGRESS.plan(_active()) if state.is_executing else ()
+    reason = PROGRESS.stopped()
+    if not reason or number > len(planned) or host.name not in planned[number - 1]:
+        host.noop(f"nothing to take back of wave {number}")
+        return
+    yield FunctionCommand(take_back, (reason, overrides), {})
 
 
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
@@ -102,14 +137,7 @@ def back(
         return
     if not state.is_executing:
         logger.info(f"{host.print_prefix}{service}: release {target} would replace {observed['current']}")
-    order = Order(
-        service=service,
-        release=target,
-        operator=overrides.operator or "",
-        purpose=ROLLBACK,
-        reason=overrides.reason or "",
-        ready_timeout_s=ready_timeout_s,
-    )
+    order = _order_back(service, target, overrides, overrides.reason or "", ready_timeout_s)
     yield FunctionCommand(carry_out, (root, order), {})
 
 
@@ -176,17 +204,56 @@ def _stop(status: str, reason: str) -> Generator[PyinfraCommand, None, None]:
         host.noop(f"{status}: {reason}")
 
 
-def switch_host(state: State, host: Host, pause_s: float, overrides: Overrides) -> bool:
+def switch_host(state: State, host: Host, wave: int, overrides: Overrides) -> bool:
     """Switch every service of the host that needs it, one after the other; stop at the first failure."""
-    if pause_s:
+    pause_s = PROGRESS.opens(wave, time.monotonic()) - time.monotonic()
+    if pause_s > 0:
         logger.info(f"{host.print_prefix}the wave begins in {pause_s:.0f} s")
         time.sleep(pause_s)
     for item in _todo(host):
         outcome = _switch(host, item, overrides)
         PROGRESS.record(outcome)
         if outcome.status not in HARMLESS:
+            if PROGRESS.settings.on_failure == ROLLBACK_ALL:
+                # pyinfra asks nothing more of a host that failed: what else it switched goes back now or never
+                take_back(state, host, f"{item.service.name} failed on the same host", overrides)
             return False
     return True
+
+
+def take_back(state: State, host: Host, reason: str, overrides: Overrides) -> bool:
+    """Bring every service that this run switched on the host back to the release that it had before."""
+    outcomes = [_take_back(host, item, reason, overrides) for item in PROGRESS.switched(host.name)]
+    return all(outcome.status in HARMLESS | {TAKEN_BACK} for outcome in outcomes)
+
+
+def _take_back(host: Host, item: Wanted, reason: str, overrides: Overrides) -> Outcome:
+    service, before = item.service, item.observed["current"]
+    if before is None:
+        message = f"stays, though {reason}: it is the first release here, with nothing to go back to"
+        outcome = Outcome(host.name, service.name, COMMITTED, message, item.release.id)
+    else:
+        order = _order_back(
+            service.name, before, overrides, f"rollback_all: {reason}", service.ready_timeout_s
+        )
+        outcome = Switching(host, item.root, order).run()
+        if outcome.status == COMMITTED:
+            outcome = dataclasses.replace(outcome, status=TAKEN_BACK, message=reason)
+    PROGRESS.record(outcome)
+    return outcome
+
+
+def _order_back(
+    service: str, release: str, overrides: Overrides, reason: str, ready_timeout_s: float
+) -> Order:
+    return Order(
+        service=service,
+        release=release,
+        operator=overrides.operator or "",
+        purpose=ROLLBACK,
+        reason=reason,
+        ready_timeout_s=ready_timeout_s,
+    )
 
 
 def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:

@@ -18,8 +18,9 @@ from .layout import BRIDGE, MACHINE_PREFIX, STATE, WORK
 from .shell import LabError, run
 
 _UNEXPORT = "/run/systemd/nspawn"
-# What /proc says of a process that ended while we looked; a zombie's mountinfo is an invalid argument.
-ENDED = (errno.ENOENT, errno.ESRCH, errno.EINVAL)
+# What /proc says of a process that is no host's: it ended while we looked (a zombie's mountinfo is an invalid argument),
+# or not even root may look at it, as in some containers at the first process.
+NOT_OURS = (errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES)
 
 
 def find() -> dict[str, list[str]]:
@@ -65,7 +66,7 @@ def processes(name: str | None = None) -> list[int]:
             elsewhere = (entry / "ns/mnt").readlink() != here
             mounted = (entry / "mountinfo").read_text() if elsewhere else ""
         except OSError as error:
-            if error.errno not in ENDED:
+            if error.errno not in NOT_OURS:
                 raise
             continue
         if words[0].endswith("systemd-nspawn") and any(_is(word, machine, name) for word in words):

@@ -10,30 +10,7 @@ import pytest
 from bench_records import failed, phase, record
 from openai_server import serving
 
-from pyinfra_vllm import cli
-
 pytestmark = pytest.mark.alone  # it has a time limit against a live server
-
-
-class Ended:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*arguments: str | Path) -> Ended:
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, out, err)
-
-    return run
 
 
 def written(path: Path, value: Any) -> Path:

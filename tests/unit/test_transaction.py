@@ -164,13 +164,19 @@ def test_two_switches_to_one_release_within_one_second_keep_their_own_records(
     assert len(observe.ends(serving.journal())) == 3
 
 
+def prepared(root: Path, patch: pytest.MonkeyPatch, rate: float) -> SimulatedHost:
+    """The old release serves, the new one is staged and makes `rate` tokens/s, and no call was counted yet."""
+    host = SimulatedHost(root, patch)
+    host.install(OLD)
+    host.stage(NEW)
+    host.rates[NEW] = rate
+    host.calls.clear()
+    return host
+
+
 def count_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float) -> int:
     with monkeypatch.context() as patch:
-        host = SimulatedHost(tmp_path / "dry", patch)
-        host.install(OLD)
-        host.stage(NEW)
-        host.rates[NEW] = rate
-        host.calls.clear()
+        host = prepared(tmp_path / "dry", patch, rate)
         host.switch()
         return len(host.calls)
 
@@ -184,11 +190,7 @@ def test_death_at_any_call_leaves_the_old_release_or_the_new_proven_one(
     assert total > 40
     for moment in range(total):
         with monkeypatch.context() as patch:
-            host = SimulatedHost(tmp_path / f"{moment}", patch)
-            host.install(OLD)
-            host.stage(NEW)
-            host.rates[NEW] = rate
-            host.calls.clear()
+            host = prepared(tmp_path / f"{moment}", patch, rate)
             host.die_at = moment
             with pytest.raises(Killed):
                 host.switch()
@@ -209,11 +211,7 @@ def test_death_during_recovery_is_recovered_too(
 ) -> None:
     for second in range(20):
         with monkeypatch.context() as patch:
-            host = SimulatedHost(tmp_path / f"{second}", patch)
-            host.install(OLD)
-            host.stage(NEW)
-            host.rates[NEW] = 50.0
-            host.calls.clear()
+            host = prepared(tmp_path / f"{second}", patch, 50.0)
             host.die_at = first
             try:
                 host.switch()
@@ -232,11 +230,7 @@ def test_a_disk_that_fills_at_any_write_never_keeps_an_unproven_release(
 ) -> None:
     for moment in range(count_calls(tmp_path, monkeypatch, rate)):
         with monkeypatch.context() as patch:
-            host = SimulatedHost(tmp_path / f"{moment}", patch)
-            host.install(OLD)
-            host.stage(NEW)
-            host.rates[NEW] = rate
-            host.calls.clear()
+            host = prepared(tmp_path / f"{moment}", patch, rate)
             host.disk_full_at = moment
             with contextlib.suppress(OSError):
                 host.switch()

@@ -46,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument("--boot", action="store_true", help="before the services start")
     recover.set_defaults(run=_recover)
 
+    resume = verbs.add_parser("resume", help="after a boot: undrain the service once its tokens flow")
+    resume.add_argument("service")
+    resume.set_defaults(run=_resume)
+
     status = verbs.add_parser("status", help="what runs here, as JSON")
     status.add_argument("service", nargs="*")
     status.set_defaults(run=_status)
@@ -90,6 +94,11 @@ def _recover(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     json.dump(observe.observe(options.root, options.service), sys.stdout)
     return 0
+def _resume(options: argparse.Namespace) -> int:
+    recovery.resume(ServicePaths(options.root, options.service), _say)
+    return 0
+
+
 
 
 def _follow(options: argparse.Namespace) -> int:

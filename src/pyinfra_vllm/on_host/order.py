@@ -30,6 +30,7 @@ class Order:
     """
 
     service: str
+    hooks: whom to tell (on_host.hooks); None keeps what the last order said
     release: str
     operator: str
     purpose: str = ROLLOUT
@@ -41,6 +42,7 @@ class Order:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+    hooks: dict[str, Any] | None = None
 
 
 def load(path: Path) -> Order:

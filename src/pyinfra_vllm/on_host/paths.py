@@ -62,6 +62,10 @@ class ServicePaths:
         return f"vllm-{self.name}.service"
 
     @property
+    def hooks(self) -> Path:
+        return self.directory / "hooks.json"
+
+    @property
     def unit_link(self) -> Path:
         return self.units / self.unit
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from . import durable, journal, systemd
 from . import release as releases
+from .hooks import Hooks
 from .journal import Entry, Journal
 from .lock import Held, exclusive
 from .paths import UNITS, ServicePaths, services
@@ -32,6 +33,8 @@ def recover(root: Path, name: str | None, say: Say, boot: bool = False, units: P
         try:
             with exclusive(paths.lock, "recovery", "finishing an interrupted switch"):
                 outcome = finish_last(paths, say, boot)
+                if not boot:
+                    settle(paths, say)
         except Held as held:
             say(f"{paths.name}: {held}")
             continue
@@ -48,6 +51,9 @@ def _start_all(root: Path, units: Path) -> None:
     for paths in services(root, units):
         if paths.wants_link.is_symlink():
             systemd.start_in_background(paths.unit)
+        if paths.hooks.is_file():
+            program = ("/usr/bin/env", "python3", str(root / "bin/on-host.pyz"), "--root", str(root))
+            systemd.run_in_background(f"pyinfra-vllm-resume-{paths.name}", *program, "resume", paths.name)
 
 
 def finish_last(paths: ServicePaths, say: Say, boot: bool = False) -> str | None:
@@ -75,6 +81,40 @@ def finish_last(paths: ServicePaths, say: Say, boot: bool = False) -> str | None
 def _find(entries: list[Entry], step: str, state: str) -> Entry | None:
     found = [entry for entry in entries if entry["step"] == step and entry["state"] == state]
     return found[-1] if found else None
+
+def settle(paths: ServicePaths, say: Say) -> bool:
+    """What hooks still owe of the newest transaction, once that has ended: the service's traffic, and the last word.
+
+    Returns whether nothing is owed any more. The caller holds the lock.
+    """
+    entries = journal.last_transaction(paths.journal) or []
+    end = _find(entries, "end", "done")
+    if end is None:
+        return True
+    owed = Hooks(paths, Journal(paths.journal, entries[0]["tx"]), say)
+    if owed.drained:
+        problem = give_back(owed, Service(paths, say), untouched=not _find(entries, "activate", "intended"))
+        say(problem or f"{paths.name} gets its traffic again")
+    owed.tell_end(end["outcome"], end["reason"], end.get("verdict"))
+    return not owed.drained
+
+
+def give_back(owed: Hooks, service: Service, untouched: bool) -> str:
+    """Let a drained service have its traffic again, unless it serves nothing; returns what stands against it."""
+    current = service.paths.linked(service.paths.current)
+    if untouched or (current and service.serves(releases.load(service.paths, current))):
+        return owed.undrain()
+    return "it gets no traffic: nothing serves"
+
+
+def resume(paths: ServicePaths, say: Say) -> None:
+    """After a boot, when tokens take minutes to flow: settle as soon as they do."""
+    began = time.monotonic()
+    while time.monotonic() - began < RESTORE_TIMEOUT_S:
+        with exclusive(paths.lock, "recovery", "giving the service its traffic back", wait=True):
+            if settle(paths, say):
+                return
+        time.sleep(PAUSE_S)
 
 
 def _end(log: Journal, outcome: str, reason: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Callable
 
-from . import durable, kv_cache, sockets, systemd
+from . import durable, kv_cache, secrets_file, sockets, systemd
 from .client import Client, ClientError
 from .paths import ServicePaths
 from .release import Release
@@ -65,10 +65,7 @@ class Service:
         return Client(release.url, release.model, api_key=self._api_key(), timeout_s=timeout_s)
 
     def _api_key(self) -> str | None:
-        if not self.paths.secrets.exists():
-            return None
-        pairs = (line.split("=", 1) for line in self.paths.secrets.read_text().splitlines() if "=" in line)
-        return dict(pairs).get("VLLM_API_KEY", "").strip('"') or None
+        return secrets_file.read(self.paths.secrets).get("VLLM_API_KEY") or None
 
     def serves(self, release: Release) -> bool:
         """Whether this very release runs now and its tokens flow."""

@@ -37,6 +37,13 @@ def start_in_background(unit: str) -> None:
     _run("systemctl", "start", "--no-block", unit)
 
 
+def run_in_background(unit: str, *command: str) -> None:
+    """Run a command as a transient unit of that name, once the network is there; it may outlive the caller."""
+    _run(
+        "systemd-run", f"--unit={unit}", "--collect", "--no-block", "-pAfter=network-online.target", *command
+    )
+
+
 def stop(unit: str, stop_limit_s: float) -> None:
     """Stop the unit (up to its own stop limit) and forget its failures, so that a start limit reached by a
     crash loop can't refuse the next start."""

@@ -10,7 +10,7 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
-from . import durable, gate, gpu_memory, kernel, probe, recovery, soak
+from . import durable, gate, gpu_memory, hooks, kernel, probe, recovery, soak
 from . import release as releases
 from .evidence import Evidence
 from .journal import Journal
@@ -54,6 +54,7 @@ class Switch:
         self.evidence = Evidence(paths, f"{stamp}-{order.release}")
         self.journal = Journal(paths.journal, self.evidence.tx)
         self.service = Service(paths, self.evidence.say)
+        self.hooks = hooks.Hooks(paths, self.journal, self.evidence.say)
         self.old: Release | None = None
         self.before: dict[str, Any] | None = None
         self.after: dict[str, Any] | None = None
@@ -61,9 +62,12 @@ class Switch:
 
     def run(self) -> str:
         recovery.finish_last(self.paths, self.evidence.say)
+        recovery.settle(self.paths, self.evidence.say)
+        self.hooks.adopt(self.order.hooks)
         self._begin()
         try:
             new = self._prove_both_ways()
+            self.hooks.drain()
             self._measure_before()
             self._last_start()
         except TooLate as reason:
@@ -89,6 +93,7 @@ class Switch:
             reason=order.reason,
             overrides=list(order.overrides),
         )
+        self.hooks.notify(hooks.BEGIN, f"the {order.purpose} of release {order.release} begins")
 
     def _prove_both_ways(self) -> Release:
         old_id = self.paths.linked(self.paths.current)
@@ -176,6 +181,8 @@ class Switch:
         self.after = after
         self.evidence.keep("verdict", verdict)
         self.journal.write("judge", "done", **verdict)
+        told = {key: verdict[key] for key in ("verdict", "reasons")}
+        self.hooks.notify(hooks.VERDICT, gate.conclusion(verdict), **told)
         if not gate.may_stay(verdict, self.criteria):
             raise Worse(gate.conclusion(verdict), verdict)
         if not self.service.serves(new):
@@ -199,6 +206,7 @@ class Switch:
             reason = self.order.reason or "rolled back by the operator"
             recovery.reject(self.paths, self.old.id, reason, self.journal.tx)
         recovery.accept(self.paths, new.id)
+        self.hooks.undrain()
         if self.criteria.soak_s and self.order.purpose != ROLLBACK:
             self._soak(new)
 
@@ -218,11 +226,15 @@ class Switch:
         return self._end(outcome, text, verdict)
 
     def _end(self, outcome: str, reason: str, verdict: dict[str, Any] | None = None) -> str:
+        untouched = outcome in (DEFERRED, REFUSED)
+        still_drained = recovery.give_back(self.hooks, self.service, untouched) if self.hooks.drained else ""
+        reason = "; ".join(filter(None, (reason, still_drained)))
         fields: dict[str, Any] = {"outcome": outcome, "reason": reason}
         if verdict:
             fields["verdict"] = verdict["verdict"]
         if outcome != COMMITTED and self.log_tail:
             fields["log"] = self.log_tail
+        self.hooks.tell_end(outcome, reason, fields.get("verdict"))
         self.journal.write("end", "done", **fields)
         self.evidence.close(self.journal.entries())
         return outcome

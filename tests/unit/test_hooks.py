@@ -1,0 +1,327 @@
+"""Hooks: whatever happens, and whenever the host dies, the load balancer gets its host back and people hear how it ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from simulated import NEW, OLD, Killed, SimulatedHost
+
+from pyinfra_vllm.on_host import hooks, secrets_file, soak, systemd
+from pyinfra_vllm.on_host.order import ROLLBACK
+from pyinfra_vllm.release import environment_file
+
+DECLARED = {kind: {"argv": [f"/lb/{kind}"]} for kind in ("drain", "undrain", "notify")}
+
+
+class Balancer:
+    """Stands where hooks are called: a load balancer's state for this host, and all that people were told."""
+
+    def __init__(self, host: SimulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.host = host
+        self.drained = False
+        self.events: list[dict[str, Any]] = []
+        self.fails: dict[str, int] = {}  # kind -> how many calls fail
+        self.drained_at_starts: list[bool] = []
+        monkeypatch.setattr(hooks, "call", host._mortal("hook", self._call))
+        monkeypatch.setattr(hooks, "PAUSE_S", 0.0)
+        monkeypatch.setattr(systemd, "run_in_background", host._mortal("background", lambda *words: None))
+        start = systemd.start
+        monkeypatch.setattr(
+            systemd, "start", lambda unit: (self.drained_at_starts.append(self.drained), start(unit))
+        )
+
+    def _call(
+        self, hook: dict[str, Any], event: dict[str, Any], timeout_s: float, secrets: Path, kind: str
+    ) -> None:
+        assert hook == DECLARED[kind]
+        self.events.append(event)
+        if self.fails.get(kind, 0):
+            self.fails[kind] -= 1
+            raise hooks.HookFailed(f"the {kind} hook failed: status 1: no such server")
+        if kind != "notify":
+            self.drained = kind == "drain"
+
+    def told(self) -> list[str]:
+        return [event["event"] for event in self.events]
+
+
+def made(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[SimulatedHost, Balancer]:
+    host = SimulatedHost(root, monkeypatch)
+    host.install(OLD)
+    host.stage(NEW)
+    return host, Balancer(host, monkeypatch)
+
+
+@pytest.fixture
+def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[SimulatedHost, Balancer]:
+    return made(tmp_path, monkeypatch)
+
+
+def test_a_switch_drains_first_and_undrains_when_the_new_release_has_proven_itself(
+    both: tuple[SimulatedHost, Balancer],
+) -> None:
+    host, balancer = both
+    assert host.switch(hooks=DECLARED, reason="ticket 7") == "committed"
+    assert balancer.told() == ["begin", "drain", "verdict", "undrain", "end"]
+    assert not balancer.drained and balancer.drained_at_starts == [True]
+    begin, *_, end = balancer.events
+    assert begin["schema"] == "pyinfra-vllm/event/1" and end["tx"] == begin["tx"]
+    assert (end["from"], end["to"], end["operator"], end["why"]) == (OLD, NEW, "alice", "ticket 7")
+    assert (end["outcome"], end["verdict"]) == ("committed", "pass")
+    done = [(entry["step"], entry["state"]) for entry in host.journal()]
+    assert done.index(("drain", "done")) < done.index(("measure-before", "intended"))
+    assert done.index(("commit", "done")) < done.index(("undrain", "done"))
+    assert done.count(("notify", "done")) == 3
+
+
+def test_a_worse_release_is_told_as_a_failure_and_the_old_one_gets_its_traffic_back(
+    both: tuple[SimulatedHost, Balancer],
+) -> None:
+    host, balancer = both
+    host.rates[NEW] = 50.0
+    assert host.switch(hooks=DECLARED) == "rolled_back"
+    assert balancer.told() == ["begin", "drain", "verdict", "undrain", "failed"]
+    assert not balancer.drained and balancer.drained_at_starts == [True, True]
+
+
+def test_a_failing_drain_stops_the_host_before_anything_is_touched(
+    both: tuple[SimulatedHost, Balancer],
+) -> None:
+    host, balancer = both
+    balancer.fails["drain"] = 1
+    assert host.switch(hooks=DECLARED) == "refused"
+    assert host.starts == [] and host.running == OLD
+    assert balancer.told() == ["begin", "drain", "undrain", "failed"]
+    assert "the drain hook failed: status 1: no such server" in host.journal()[-1]["reason"]
+
+
+def test_a_deferred_switch_gives_the_traffic_back(both: tuple[SimulatedHost, Balancer]) -> None:
+    host, balancer = both
+    assert host.switch(hooks=DECLARED, last_start=time.time() - 1) == "deferred"
+    assert balancer.told() == ["begin", "drain", "undrain", "end"] and not balancer.drained
+
+
+def test_a_failing_notify_never_breaks_a_switch_and_is_on_record(
+    both: tuple[SimulatedHost, Balancer],
+) -> None:
+    host, balancer = both
+    balancer.fails["notify"] = 99
+    assert host.switch(hooks=DECLARED) == "committed"
+    failed = [entry for entry in host.journal() if (entry["step"], entry["state"]) == ("notify", "failed")]
+    assert [entry["event"] for entry in failed] == ["begin", "verdict", "end"]
+    assert "no such server" in failed[0]["error"]
+
+
+def test_an_undrain_that_fails_is_tried_again_then_and_by_every_later_recovery(
+    both: tuple[SimulatedHost, Balancer],
+) -> None:
+    host, balancer = both
+    balancer.fails["undrain"] = 2
+    assert host.switch(hooks=DECLARED) == "committed"
+    assert not balancer.drained
+
+    balancer.fails["undrain"] = 99
+    assert host.switch(OLD, hooks=DECLARED) == "committed"
+    assert balancer.drained
+    assert "it still gets no traffic: the undrain hook failed" in host.journal()[-1]["reason"]
+    balancer.fails.clear()
+    host.recover()
+    assert not balancer.drained
+    calls = len(balancer.events)
+    host.recover()
+    assert len(balancer.events) == calls, "a second recovery did something"
+
+
+def test_where_nothing_serves_the_service_stays_drained_until_something_does(
+    both: tuple[SimulatedHost, Balancer],
+) -> None:
+    host, balancer = both
+    host.broken.add(NEW)
+    host.dies_when_stopped.add(OLD)
+    assert host.switch(hooks=DECLARED) == "restore_failed"
+    assert balancer.drained and "nothing serves" in host.journal()[-1]["reason"]
+    host.recover()
+    assert balancer.drained
+    host.broken.clear()  # somebody has mended the host
+    host.recover()
+    assert not balancer.drained
+
+
+def test_a_rollback_by_hand_uses_the_hooks_of_the_last_rollout(both: tuple[SimulatedHost, Balancer]) -> None:
+    host, balancer = both
+    host.switch(hooks=DECLARED)
+    balancer.events.clear()
+    assert host.switch(OLD, purpose=ROLLBACK) == "committed"
+    assert balancer.told() == ["begin", "drain", "undrain", "end"]
+    assert balancer.events[0]["purpose"] == "rollback"
+    host.switch(NEW, hooks={})
+    assert balancer.told() == ["begin", "drain", "undrain", "end"], (
+        "hooks that are declared no more are not called"
+    )
+
+
+def test_real_traffic_is_there_when_the_soak_watches_it(
+    both: tuple[SimulatedHost, Balancer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, balancer = both
+    drained: list[bool] = []
+
+    def watch(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        drained.append(balancer.drained)
+        return {"verdict": "pass", "reasons": []}
+
+    monkeypatch.setattr(soak, "soak", watch)
+    assert host.switch(hooks=DECLARED, criteria={"soak_s": 60.0}) == "committed"
+    assert drained == [False]
+
+
+def test_no_hooks_leave_no_trace(both: tuple[SimulatedHost, Balancer]) -> None:
+    host, balancer = both
+    assert host.switch(hooks={}) == "committed"
+    assert balancer.events == [] and not host.paths.hooks.exists()
+
+
+@pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
+@pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
+def test_death_at_any_call_leaves_no_host_drained_and_nobody_untold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, boot: bool
+) -> None:
+    def died(root: Path, patch: pytest.MonkeyPatch, moment: int | None) -> tuple[SimulatedHost, Balancer]:
+        host, balancer = made(root, patch)
+        host.rates[NEW] = rate
+        host.calls.clear()
+        host.die_at = moment
+        if moment is None:
+            host.switch(hooks=DECLARED)
+        else:
+            with pytest.raises(Killed):
+                host.switch(hooks=DECLARED)
+        return host, balancer
+
+    with monkeypatch.context() as patch:
+        total = len(died(tmp_path / "whole", patch, None)[0].calls)
+    for moment in range(total):
+        with monkeypatch.context() as patch:
+            host, balancer = died(tmp_path / f"{moment}", patch, moment)
+            host.recover(boot)
+            if boot:
+                host.recover()  # what the unit in the background does once tokens flow
+            assert not balancer.drained, f"dead at {moment}: still drained"
+            assert host.running in (OLD, NEW)
+            begun = any(entry["step"] == "begin" for entry in host.journal())
+            assert not begun or balancer.told()[-1] in ("end", "failed"), f"dead at {moment}: nobody was told"
+            calls = len(balancer.events)
+            host.recover()
+            assert len(balancer.events) == calls, f"dead at {moment}: a second recovery did something"
+
+
+# How a hook is called: real processes, a real server
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    path = tmp_path / "secrets.env"
+    path.write_text(environment_file({"LB_TOKEN": 'to$ken"1', "WEBHOOK": "http://127.0.0.1:1/hooks/s3cr3t"}))
+    return path
+
+
+def test_secrets_are_read_as_they_were_written(secrets: Path) -> None:
+    assert secrets_file.read(secrets)["LB_TOKEN"] == 'to$ken"1'
+    assert secrets_file.read(secrets.with_name("none")) == {}
+
+
+def test_a_command_gets_the_event_on_stdin_and_secrets_in_its_environment(
+    tmp_path: Path, secrets: Path
+) -> None:
+    program = "import os, sys; open(sys.argv[1], 'w').write(os.environ['LB_TOKEN'] + sys.stdin.read())"
+    argv = [sys.executable, "-c", program, str(tmp_path / "got; echo $HOME")]
+    hooks.call({"argv": argv}, {"event": "drain", "service": "chät"}, 30, secrets, "drain")
+    got = (tmp_path / "got; echo $HOME").read_text()
+    assert got.startswith('to$ken"1') and json.loads(got.removeprefix('to$ken"1')) == {
+        "event": "drain",
+        "service": "chät",
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["/bin/sh", "-c", "echo no such server >&2; exit 3"], "status 3: no such server"),
+        (["/bin/false"], "status 1: it said nothing"),
+        (["/no/such/program"], "No such file"),
+        (["/bin/sh", "-c", 'echo "refused $LB_TOKEN"; exit 1'], "refused (not shown)"),
+    ],
+)
+def test_a_command_that_fails_says_why_without_its_secrets(secrets: Path, argv: list[str], says: str) -> None:
+    with pytest.raises(hooks.HookFailed) as failed:
+        hooks.call({"argv": argv}, {}, 30, secrets, "drain")
+    assert str(failed.value).startswith("the drain hook failed: ") and says in str(failed.value)
+
+
+def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, secrets: Path) -> None:
+    child = tmp_path / "child"
+    script = f"sleep 60 & echo $! > {child}; wait"
+    with pytest.raises(hooks.HookFailed, match=r"did not end within 0\.5 s"):
+        hooks.call({"argv": ["/bin/sh", "-c", script]}, {}, 0.5, secrets, "notify")
+    state = Path(f"/proc/{child.read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+class Webhook(BaseHTTPRequestHandler):
+    """Answers as its path says and keeps what it was sent."""
+
+    got: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.got.append((self.path, json.loads(body)))
+        self.send_response(int(self.path.rpartition("/")[2]))
+        self.send_header("Location", "/200")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Webhook.got.clear()
+    listening = HTTPServer(("127.0.0.1", 0), Webhook)
+    threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield f"http://127.0.0.1:{listening.server_port}"
+    listening.shutdown()
+    listening.server_close()
+
+
+def test_a_url_is_posted_the_event(server: str, secrets: Path) -> None:
+    hooks.call({"url": f"{server}/200"}, {"event": "end"}, 30, secrets, "notify")
+    assert Webhook.got == [("/200", {"event": "end"})]
+
+
+@pytest.mark.parametrize("status", [302, 404, 500])
+def test_an_answer_that_is_not_a_yes_is_a_failure(server: str, secrets: Path, status: int) -> None:
+    with pytest.raises(hooks.HookFailed, match=str(status)):
+        hooks.call({"url": f"{server}/{status}"}, {}, 30, secrets, "notify")
+    assert len(Webhook.got) == 1, "a redirect is not followed: it would turn the POST into a GET"
+
+
+def test_a_secret_url_is_taken_from_the_services_secrets_and_never_told(server: str, tmp_path: Path) -> None:
+    secrets = tmp_path / "secrets.env"
+    secrets.write_text(environment_file({"WEBHOOK": f"{server}/s3cr3t/200"}))
+    hooks.call({"url_env": "WEBHOOK"}, {"event": "end"}, 30, secrets, "notify")
+    assert Webhook.got == [("/s3cr3t/200", {"event": "end"})]
+    secrets.write_text(environment_file({"WEBHOOK": "http://s3cr3t bad"}))
+    with pytest.raises(hooks.HookFailed) as failed:
+        hooks.call({"url_env": "WEBHOOK"}, {}, 30, secrets, "notify")
+    assert "s3cr3t" not in str(failed.value)
+    with pytest.raises(hooks.HookFailed, match="not among the service's secrets: GONE"):
+        hooks.call({"url_env": "GONE"}, {}, 30, secrets, "notify")

@@ -253,6 +253,7 @@ def pyinfra(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         ({"checkpoints.lock.yaml": ANOTHER_MODEL}, (), "acme/tiny-awq@main"),
         ({}, ("--limit", "nobody"), "matches no host"),
         ({}, ("--no-wait",), "--no-wait hides failed hosts"),
+        ({}, ("--serial",), "--serial takes hosts in another order"),
     ],
 )
 def test_pyinfra_ends_with_2_before_it_contacts_a_host(

@@ -91,14 +91,14 @@ def _recover(options: argparse.Namespace) -> int:
     return 0
 
 
-def _status(options: argparse.Namespace) -> int:
-    json.dump(observe.observe(options.root, options.service), sys.stdout)
-    return 0
 def _resume(options: argparse.Namespace) -> int:
     recovery.resume(ServicePaths(options.root, options.service), _say)
     return 0
 
 
+def _status(options: argparse.Namespace) -> int:
+    json.dump(observe.observe(options.root, options.service), sys.stdout)
+    return 0
 
 
 def _follow(options: argparse.Namespace) -> int:

@@ -26,11 +26,11 @@ class Order:
     last_start: Unix time after which the switch must not begin; None where there is no window or it is overridden
     overrides: what the operator overrode (`switch_now`, `retry_rejected`), for the record
     criteria: the gate's limits (on_host.gate.Criteria)
+    hooks: whom to tell (on_host.hooks); None keeps what the last order said
     ready_timeout_s: how long a release may take from its start until tokens flow
     """
 
     service: str
-    hooks: whom to tell (on_host.hooks); None keeps what the last order said
     release: str
     operator: str
     purpose: str = ROLLOUT
@@ -38,11 +38,11 @@ class Order:
     last_start: float | None = None
     overrides: tuple[str, ...] = ()
     criteria: dict[str, Any] = field(default_factory=dict)
+    hooks: dict[str, Any] | None = None
     ready_timeout_s: float = 1800.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-    hooks: dict[str, Any] | None = None
 
 
 def load(path: Path) -> Order:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import build, fetch, follow, observe, order, recovery, transaction
+from . import build, calibrating, fetch, follow, observe, order, recovery, transaction
 from . import release as releases
 from .lock import Held
 from .paths import DEFAULT_ROOT, ServicePaths
@@ -82,7 +82,10 @@ def _stage(options: argparse.Namespace) -> int:
 
 def _switch(options: argparse.Namespace) -> int:
     wanted = order.load(options.order)
-    return transaction.EXIT_CODES[transaction.switch(wanted, ServicePaths(options.root, wanted.service))]
+    paths = ServicePaths(options.root, wanted.service)
+    if wanted.purpose == order.CALIBRATION:
+        return calibrating.EXIT_CODES[calibrating.calibrate(wanted, paths)]
+    return transaction.EXIT_CODES[transaction.switch(wanted, paths)]
 
 
 def _recover(options: argparse.Namespace) -> int:

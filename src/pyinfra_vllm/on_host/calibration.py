@@ -10,12 +10,14 @@ import statistics
 from typing import Any
 
 from .criteria import Criteria
+from .gate import incomparable
 from .record import RecordError, check, check_pair
 from .relative import compare
 from .stats import T99, t_value
 
 SCHEMA = "pyinfra-vllm/noise/1"
 LEAST_RUNS = 3
+DECISIVE, DECISIVE_ALONE = ("tokens_per_s", "e2e_s"), ("tpot_s", "ttft_s")  # in every phase; at one stream
 Record = dict[str, Any]
 
 
@@ -24,7 +26,8 @@ def calibration(records: list[Record]) -> dict[str, Any]:
 
     A share of 0.02 means: of two runs of an unchanged service, 99 of 100 differ by less than 2 %. It is
     exp(t * s * sqrt(2)) - 1, with s the standard deviation of the logarithms between the runs and t Student's value
-    for so few of them. Raises RecordError for fewer than three records, damaged ones, or ones that do not compare.
+    for so few of them. Raises RecordError for fewer than three records, damaged ones, or ones that do not compare: what
+    other traffic did is no noise of the service.
     """
     if len(records) < LEAST_RUNS:
         raise RecordError(
@@ -34,6 +37,8 @@ def calibration(records: list[Record]) -> dict[str, Any]:
         check(record, f"record {number}")
         if number > 1:
             check_pair(records[0], record)
+            for doubt in incomparable(records[0], record):
+                raise RecordError(f"record 1 and record {number}: {doubt}")
     factor = t_value(len(records) - 1, T99) * math.sqrt(2)
     phases = {
         phase["name"]: _spread(number, records, factor) for number, phase in enumerate(records[0]["phases"])
@@ -54,3 +59,14 @@ def _spread(number: int, records: list[Record], factor: float) -> dict[str, floa
         for metric, values in logs.items()
         if len(values) == len(records)
     }
+
+
+def spoken(noise: dict[str, Any]) -> str:
+    """The noise in one sentence, of what the gate decides by."""
+    parts = [
+        f"{phase} {metric} {share:.1%}"
+        for phase, metrics in noise["phases"].items()
+        for metric, share in metrics.items()
+        if metric in DECISIVE or (phase == "c1" and metric in DECISIVE_ALONE)
+    ]
+    return f"{noise['runs']} runs; of two such runs 99 in 100 differ by less than: {', '.join(parts)}"

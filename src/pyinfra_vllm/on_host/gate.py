@@ -19,6 +19,7 @@ __all__ = [
     "CriteriaError",
     "RecordError",
     "conclusion",
+    "incomparable",
     "judge",
     "may_stay",
     "wants_more",
@@ -63,9 +64,9 @@ def judge(
             "the release before answered nothing, so nothing can be worse: only the absolute criteria count"
         )
     else:
-        doubts = _doubts(before, after)
+        doubts = incomparable(before, after)
         metrics += _relative_rows(before, after, criteria, noise, doubts)
-        reasons.append(_calibration_line(noise))
+        reasons.append(_calibration_line(noise, [phase["name"] for phase in before["phases"]]))
     metrics += ladder.rows(before, after, criteria)
     return _conclude(metrics, reasons, doubts)
 
@@ -102,7 +103,8 @@ def _relative_rows(
     return rows
 
 
-def _doubts(before: Record, after: Record) -> list[str]:
+def incomparable(before: Record, after: Record) -> list[str]:
+    """Why two runs can't be compared: others asked much more of the server in one of them than in the other."""
     if _traffic_gap(before, after) <= OTHER_TRAFFIC:
         return []
     early, late = (float(record["traffic"]["other_share"]) for record in (before, after))
@@ -126,10 +128,14 @@ def _doubted(row: dict[str, Any], gap: float) -> dict[str, Any]:
     return {**row, "verdict": INCONCLUSIVE}
 
 
-def _calibration_line(noise: dict[str, Any] | None) -> str:
-    if noise:
-        return f"calibrated over {noise.get('runs', '?')} runs of an unchanged service: no margin is tighter than its noise"
-    return "not calibrated: intervals come from within these runs (see `pyinfra-vllm calibrate`)"
+def _calibration_line(noise: dict[str, Any] | None, phases: list[str]) -> str:
+    known = (noise or {}).get("phases", {})
+    unknown = [name for name in phases if name not in known]
+    within = "intervals come from within these runs (see `pyinfra-vllm calibrate`)"
+    if not noise or unknown == phases:
+        return f"not calibrated: {within}"
+    line = f"calibrated over {noise.get('runs', '?')} runs of an unchanged service: no margin is tighter than its noise"
+    return f"{line}; {', '.join(unknown)} not calibrated: {within}" if unknown else line
 
 
 def _conclude(metrics: list[dict[str, Any]], reasons: list[str], doubts: list[str]) -> dict[str, Any]:

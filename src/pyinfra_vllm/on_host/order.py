@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from . import durable
+from .calibration import LEAST_RUNS
 
 ROLLOUT = "rollout"
 ROLLBACK = "rollback"
+CALIBRATION = "calibration"
+PURPOSES = (ROLLOUT, ROLLBACK, CALIBRATION)
 
 
 class BadOrder(Exception):
@@ -18,10 +21,11 @@ class BadOrder(Exception):
 
 @dataclass(frozen=True)
 class Order:
-    """One switch of one service.
+    """One switch of one service, or one calibration.
 
-    release: the id of a staged release
-    purpose: `rollout` judges the new release; `rollback` asks only that its tokens flow
+    release: the id of a staged release; of the current one for a calibration
+    purpose: `rollout` judges the new release; `rollback` asks only that its tokens flow; `calibration` changes nothing
+    runs: how often a calibration measures; it restarts the service once less
     operator, reason: who asked and why, for the record
     last_start: Unix time after which the switch must not begin; None where there is no window or it is overridden
     overrides: what the operator overrode (`switch_now`, `retry_rejected`), for the record
@@ -40,6 +44,7 @@ class Order:
     criteria: dict[str, Any] = field(default_factory=dict)
     hooks: dict[str, Any] | None = None
     ready_timeout_s: float = 1800.0
+    runs: int = LEAST_RUNS
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,8 +60,8 @@ def load(path: Path) -> Order:
         raise BadOrder(
             f"{path} has the unknown keys {unknown}: the host's program is older than the control machine's"
         )
-    if value.get("purpose", ROLLOUT) not in (ROLLOUT, ROLLBACK):
-        raise BadOrder(f"{path}: purpose is {value['purpose']!r}, not {ROLLOUT!r} or {ROLLBACK!r}")
+    if value.get("purpose", ROLLOUT) not in PURPOSES:
+        raise BadOrder(f"{path}: purpose is {value['purpose']!r}, not one of {', '.join(PURPOSES)}")
     try:
         return Order(**{**value, "overrides": tuple(value.get("overrides", ()))})
     except TypeError as error:

@@ -46,6 +46,10 @@ class ServicePaths:
         return self.directory / "rejected.json"
 
     @property
+    def noise(self) -> Path:
+        return self.directory / "noise.json"
+
+    @property
     def lock(self) -> Path:
         return self.directory / "lock"
 
@@ -58,12 +62,12 @@ class ServicePaths:
         return self.directory / "secrets.env"
 
     @property
-    def unit(self) -> str:
-        return f"vllm-{self.name}.service"
-
-    @property
     def hooks(self) -> Path:
         return self.directory / "hooks.json"
+
+    @property
+    def unit(self) -> str:
+        return f"vllm-{self.name}.service"
 
     @property
     def unit_link(self) -> Path:

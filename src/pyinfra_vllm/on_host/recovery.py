@@ -62,14 +62,18 @@ def finish_last(paths: ServicePaths, say: Say, boot: bool = False) -> str | None
     if entries is None or _find(entries, "end", "done"):
         return None
     log = Journal(paths.journal, entries[0]["tx"])
+    purpose = entries[0].get("purpose", "switch")
     committed = _find(entries, "commit", "done")
     activated = _find(entries, "activate", "intended")
     going_back = _find(entries, "restore", "intended")  # also after a commit, when the soak found it worse
     if committed and activated and not going_back:
         finish_commit(paths, activated["from"])
         return _end(log, "committed", "the switch had committed; its record was completed afterwards")
+    restarted = _find(entries, "restart", "intended")
+    if restarted:
+        return _end_calibration(paths, log, restarted["release"], say, boot)
     if not activated:
-        return _end(log, "interrupted", "the switch ended before anything was touched")
+        return _end(log, "interrupted", f"the {purpose} ended before anything was touched")
     if boot:
         return _restore_for_boot(paths, log, activated["from"])
     service = Service(paths, say)
@@ -77,10 +81,6 @@ def finish_last(paths: ServicePaths, say: Say, boot: bool = False) -> str | None
     outcome = restore(service, log, old, releases.load(paths, activated["to"]))
     return _end(log, outcome, "the switch was interrupted before its verdict")
 
-
-def _find(entries: list[Entry], step: str, state: str) -> Entry | None:
-    found = [entry for entry in entries if entry["step"] == step and entry["state"] == state]
-    return found[-1] if found else None
 
 def settle(paths: ServicePaths, say: Say) -> bool:
     """What hooks still owe of the newest transaction, once that has ended: the service's traffic, and the last word.
@@ -93,7 +93,8 @@ def settle(paths: ServicePaths, say: Say) -> bool:
         return True
     owed = Hooks(paths, Journal(paths.journal, entries[0]["tx"]), say)
     if owed.drained:
-        problem = give_back(owed, Service(paths, say), untouched=not _find(entries, "activate", "intended"))
+        touched = _find(entries, "activate", "intended") or _find(entries, "restart", "intended")
+        problem = give_back(owed, Service(paths, say), untouched=not touched)
         say(problem or f"{paths.name} gets its traffic again")
     owed.tell_end(end["outcome"], end["reason"], end.get("verdict"))
     return not owed.drained
@@ -115,6 +116,20 @@ def resume(paths: ServicePaths, say: Say) -> None:
             if settle(paths, say):
                 return
         time.sleep(PAUSE_S)
+
+
+def _end_calibration(paths: ServicePaths, log: Journal, release_id: str, say: Say, boot: bool) -> str:
+    """A calibration restarts what is current, and may have died between a stop and a start."""
+    if not boot:  # at boot systemd starts it by itself
+        problem = bring_up(Service(paths, say), releases.load(paths, release_id))
+        if problem:
+            return _end(log, "restore_failed", f"the calibration was interrupted: {problem}")
+    return _end(log, "interrupted", f"the calibration was interrupted; release {release_id} serves as before")
+
+
+def _find(entries: list[Entry], step: str, state: str) -> Entry | None:
+    found = [entry for entry in entries if entry["step"] == step and entry["state"] == state]
+    return found[-1] if found else None
 
 
 def _end(log: Journal, outcome: str, reason: str) -> str:
@@ -141,7 +156,7 @@ def restore(service: Service, log: Journal, old: Release | None, new: Release) -
             service.stop(new)
             service.point_at(None)
             return "rolled_back"
-        problem = _bring_up(service, old)
+        problem = bring_up(service, old)
         if not problem:
             result["after_s"] = round(time.monotonic() - began, 1)
             _keep_for_reference(service.paths, old, new)
@@ -157,8 +172,8 @@ def _keep_for_reference(paths: ServicePaths, old: Release, new: Release) -> None
         durable.point(paths.previous, paths.release(new.id))
 
 
-def _bring_up(service: Service, release: Release) -> str:
-    """An empty text once tokens flow, else what went wrong the last time."""
+def bring_up(service: Service, release: Release) -> str:
+    """Have the release serve: an empty text once tokens flow, else what went wrong the last time."""
     problem = ""
     for attempt in range(1, RESTORE_ATTEMPTS + 1):
         try:
@@ -176,7 +191,7 @@ def _bring_up(service: Service, release: Release) -> str:
 
 
 def _last_resort(service: Service, old: Release, new: Release) -> str | None:
-    if not _bring_up(service, new):
+    if not bring_up(service, new):
         return new.id
     service.point_at(old)  # nothing serves: systemd goes on trying the release that was proven once
     service.stop(new)

@@ -43,8 +43,8 @@ def switch(order: Order, paths: ServicePaths) -> str:
         return Switch(order, paths).run()
 
 
-class Switch:
-    """One transaction, in named steps. Its lock is held by the caller."""
+class Transaction:
+    """What every transaction is made of: its order, its record and its service. Whoever runs it holds the lock."""
 
     def __init__(self, order: Order, paths: ServicePaths) -> None:
         self.order = order
@@ -55,15 +55,61 @@ class Switch:
         self.journal = Journal(paths.journal, self.evidence.tx)
         self.service = Service(paths, self.evidence.say)
         self.hooks = hooks.Hooks(paths, self.journal, self.evidence.say)
-        self.old: Release | None = None
-        self.before: dict[str, Any] | None = None
-        self.after: dict[str, Any] | None = None
         self.log_tail: list[str] = []
 
-    def run(self) -> str:
+    def _begin(self) -> None:
+        """Finish what the last transaction left, and write down what this one is to do."""
         recovery.finish_last(self.paths, self.evidence.say)
         recovery.settle(self.paths, self.evidence.say)
         self.hooks.adopt(self.order.hooks)
+        order = self.order
+        self.journal.write(
+            "begin",
+            "done",
+            **{"from": self.paths.linked(self.paths.current), "to": order.release},
+            purpose=order.purpose,
+            operator=order.operator,
+            reason=order.reason,
+            overrides=list(order.overrides),
+        )
+        self.hooks.notify(hooks.BEGIN, f"the {order.purpose} of release {order.release} begins")
+
+    def _measure(self, release: Release, name: str, **how: Any) -> dict[str, Any]:
+        """Measure the release that runs now; `how` pairs it with the other side or extends an earlier record."""
+        record = probe.measure(
+            self.service.client(release),
+            probe.Settings.from_criteria(self.criteria),
+            progress=lambda line: self.evidence.say(f"{name}: {line}"),
+            **how,
+        )
+        self.evidence.keep(name, record)
+        return record
+
+    def _end(self, outcome: str, reason: str, verdict: dict[str, Any] | None = None) -> str:
+        untouched = outcome in (DEFERRED, REFUSED)
+        still_drained = recovery.give_back(self.hooks, self.service, untouched) if self.hooks.drained else ""
+        reason = "; ".join(filter(None, (reason, still_drained)))
+        fields: dict[str, Any] = {"outcome": outcome, "reason": reason}
+        if verdict:
+            fields["verdict"] = verdict["verdict"]
+        if outcome != COMMITTED and self.log_tail:
+            fields["log"] = self.log_tail
+        self.hooks.tell_end(outcome, reason, fields.get("verdict"))
+        self.journal.write("end", "done", **fields)
+        self.evidence.close(self.journal.entries())
+        return outcome
+
+
+class Switch(Transaction):
+    """One switch, in named steps."""
+
+    def __init__(self, order: Order, paths: ServicePaths) -> None:
+        super().__init__(order, paths)
+        self.old: Release | None = None
+        self.before: dict[str, Any] | None = None
+        self.after: dict[str, Any] | None = None
+
+    def run(self) -> str:
         self._begin()
         try:
             new = self._prove_both_ways()
@@ -81,19 +127,6 @@ class Switch:
         except Exception as reason:  # whatever it is: from `activate` on the only other way is back
             return self._go_back(new, reason)
         return self._end(COMMITTED, gate.conclusion(verdict), verdict)
-
-    def _begin(self) -> None:
-        order = self.order
-        self.journal.write(
-            "begin",
-            "done",
-            **{"from": self.paths.linked(self.paths.current), "to": order.release},
-            purpose=order.purpose,
-            operator=order.operator,
-            reason=order.reason,
-            overrides=list(order.overrides),
-        )
-        self.hooks.notify(hooks.BEGIN, f"the {order.purpose} of release {order.release} begins")
 
     def _prove_both_ways(self) -> Release:
         old_id = self.paths.linked(self.paths.current)
@@ -117,17 +150,6 @@ class Switch:
                 return
             self.before = self._measure(self.old, "before")
             result["summary"] = probe.summary(self.before)
-
-    def _measure(self, release: Release, name: str, **how: Any) -> dict[str, Any]:
-        """Measure the release that runs now; `how` pairs it with the other side or extends an earlier record."""
-        record = probe.measure(
-            self.service.client(release),
-            probe.Settings.from_criteria(self.criteria),
-            progress=lambda line: self.evidence.say(f"{name}: {line}"),
-            **how,
-        )
-        self.evidence.keep(name, record)
-        return record
 
     def _last_start(self) -> None:
         with self.journal.step("window", last_start=self.order.last_start):
@@ -194,7 +216,7 @@ class Switch:
             self.before,
             after,
             self.criteria,
-            noise=durable.read_json(self.paths.directory / "noise.json"),
+            noise=durable.read_json(self.paths.noise),
             kernel=checked,
             gpu_memory_mib=gpu_memory.used_mib(new.gpus),
         )
@@ -224,17 +246,3 @@ class Switch:
         if isinstance(reason, NotServing) or (verdict and verdict["verdict"] == "fail"):
             recovery.reject(self.paths, new.id, text, self.journal.tx)
         return self._end(outcome, text, verdict)
-
-    def _end(self, outcome: str, reason: str, verdict: dict[str, Any] | None = None) -> str:
-        untouched = outcome in (DEFERRED, REFUSED)
-        still_drained = recovery.give_back(self.hooks, self.service, untouched) if self.hooks.drained else ""
-        reason = "; ".join(filter(None, (reason, still_drained)))
-        fields: dict[str, Any] = {"outcome": outcome, "reason": reason}
-        if verdict:
-            fields["verdict"] = verdict["verdict"]
-        if outcome != COMMITTED and self.log_tail:
-            fields["log"] = self.log_tail
-        self.hooks.tell_end(outcome, reason, fields.get("verdict"))
-        self.journal.write("end", "done", **fields)
-        self.evidence.close(self.journal.entries())
-        return outcome

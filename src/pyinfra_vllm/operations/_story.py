@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pyinfra_vllm.on_host.order import CALIBRATION
+
 STEPS = {
     "begin": "begin",
     "prove-way-back": "prove the way back",
     "prove-way-forward": "prove the way forward",
+    "drain": "take its traffic away",
     "measure-before": "measure the baseline",
     "window": "check the window's last start",
     "activate": "switch and restart",
@@ -18,7 +21,12 @@ STEPS = {
     "judge": "verdict",
     "commit": "commit",
     "soak": "watch it under real traffic",
+    "undrain": "give it its traffic back",
+    "notify": "tell people",
     "restore": "bring the old release back",
+    "measure-run": "measure",
+    "restart": "restart the same release",
+    "noise": "keep the noise",
 }
 
 
@@ -35,11 +43,14 @@ def _entry(entry: dict[str, Any]) -> list[str]:
     if name is None:
         return []
     if step == "begin":
+        if entry["purpose"] == CALIBRATION:
+            return [f"calibration of {entry['to']} by {entry['operator']}"]
         return [
             f"{entry['to']} is to replace {entry['from'] or 'nothing'} ({entry['purpose']} by {entry['operator']})"
         ]
     if state == "intended":
-        return [f"{name} ..."]
+        run = f" (run {entry['run']} of {entry['of']})" if "run" in entry else ""
+        return [f"{name}{run} ..."]
     if state == "failed":
         return [f"{name}: failed: {entry['error']}"]
     if step == "judge":
@@ -49,7 +60,7 @@ def _entry(entry: dict[str, Any]) -> list[str]:
 
 def _detail(entry: dict[str, Any]) -> str:
     step = entry["step"]
-    if step == "ready":
+    if step in ("ready", "restart"):
         return f"after {entry['after_s']} s"
     if step == "kernel":
         return "; ".join([entry["verdict"], *entry.get("kernels", []), *entry.get("reasons", [])])

@@ -116,6 +116,14 @@ services = {
         "environment": {"VLLM_LOGGING_LEVEL": "INFO"},
         # Secrets: variable on the host -> variable of the control machine that holds it when the rollout runs.
         "secrets": {"VLLM_API_KEY": "CHAT_API_KEY"},
+        # Whom the host tells about a switch (docs/hooks.md): programs on the host as lists of words, URLs, or
+        # {"url_env": NAME} for a URL that is one of the `secrets`. Left out: nobody.
+        "hooks": {
+            "drain": ["/usr/local/bin/lb", "drain"],  # before anything is touched
+            "undrain": ["/usr/local/bin/lb", "undrain"],  # once tokens flow again
+            "notify": "http://chat.example.net:8065/hooks/vllm",  # begin, verdict, end, failure
+            "timeout_s": 30,  # of each call
+        },
         # The longest that a switch and its rollback may take: a switch never begins later than this before closing.
         "switch_estimate": "45m",
         "ready_timeout_s": 1800,  # from start until tokens flow; a cold compile cache needs minutes

@@ -105,6 +105,29 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ({"ready_timeout_s": float("nan")}, "must be seconds"),
         ({"ready_timeout_s": True}, "must be seconds"),
         ({"shutdown_timeout_s": 1.5}, "must be whole seconds"),
+        ({"hooks": {"drain": ["/usr/local/bin/lb", "drain"]}}, "must have both of `drain` and `undrain`"),
+        ({"hooks": {"notify": "systemctl stop x"}}, "or a command as a list of words; never a shell's text"),
+        ({"hooks": {"notify": ["lb", "drain"]}}, "must begin with the absolute path"),
+        ({"hooks": {"notify": []}}, "must begin with the absolute path"),
+        ({"hooks": {"notify": ["/bin/a", "b\nc"]}}, "control characters"),
+        (
+            {"hooks": {"notify": "https://ann:pw@chat.example.net/hook"}},
+            "looks like a secret; put the URL under",
+        ),
+        (
+            {"hooks": {"notify": "https://chat.example.net/hook?token=x"}},
+            "hooks.notify = (not shown): looks like",
+        ),
+        (
+            {"hooks": {"notify": "https://chat.example.net/hooks/xo3p8y1cfbn4zkjqrs5th7"}},
+            "looks like a secret",
+        ),
+        ({"hooks": {"notify": {"url_env": "WEBHOOK"}}}, "the secret WEBHOOK, which is not under `secrets`"),
+        (
+            {"hooks": {"notfy": "https://x/y"}},
+            "hooks.notfy = 'https://x/y': unknown key; did you mean \"notify\"?",
+        ),
+        ({"hooks": {"timeout_s": 0}}, "hooks.timeout_s = 0: must be seconds"),
         ({"switch_estimate": "soon"}, "a duration is like"),
         ({"switch_estimate": "0s"}, "more than nothing"),
         ({"served_model_name": "a\nb"}, "control characters"),
@@ -404,3 +427,21 @@ def test_windows_too_short_for_a_switch_are_a_warning() -> None:
     short = good(chat(window={**WINDOW, "duration": "30m"}))
     (warning,) = window_warnings({"gpu-1": short, "gpu-2": good(chat(window=WINDOW)), "gpu-3": good(chat())})
     assert warning.startswith("gpu-1: service chat") and "(45m)" in warning
+
+
+def test_hooks_come_to_the_host_as_words_urls_and_names_of_secrets() -> None:
+    hooks = {
+        "drain": ["/usr/local/bin/lb", "drain"],
+        "undrain": "http://lb.example.net:8080/undrain/gpu-1",
+        "notify": {"url_env": "WEBHOOK"},
+    }
+    found = good(
+        {"defaults": {"hooks": {"timeout_s": 5.0}}}, chat(hooks=hooks, secrets={"WEBHOOK": "CHAT_WEBHOOK"})
+    )
+    assert found.service("chat").hooks.document() == {
+        "drain": {"argv": ["/usr/local/bin/lb", "drain"]},
+        "undrain": {"url": "http://lb.example.net:8080/undrain/gpu-1"},
+        "notify": {"url_env": "WEBHOOK"},
+        "timeout_s": 5.0,
+    }
+    assert good({"defaults": {"hooks": {"timeout_s": 5.0}}}, chat()).service("chat").hooks.document() == {}

@@ -204,7 +204,7 @@ def test_the_worked_example_is_valid_and_shows_every_key(monkeypatch: pytest.Mon
     assert found.hosts["gpu-02.example.net"].root == "/data/pyinfra-vllm"
     reference = (PROJECT / "group_data/prod.py").read_text()
     service = big.service("chat")
-    for model in (service, service.runtime, service.gate, found.rollout):
+    for model in (service, service.runtime, service.gate, service.hooks, found.rollout):
         for key in type(model).model_fields:
             assert key == "name" or f'"{key}"' in reference or f"`{key}`" in reference, (
                 f"{key} is not in the configuration reference"

@@ -92,6 +92,19 @@ def test_a_worse_release_is_told_as_a_failure_and_the_old_one_gets_its_traffic_b
     assert not balancer.drained and balancer.drained_at_starts == [True, True]
 
 
+def test_the_documented_event_is_the_one_that_is_sent(both: tuple[SimulatedHost, Balancer]) -> None:
+    host, balancer = both
+    page = Path(__file__).parents[2].joinpath("docs/hooks.md").read_text()
+    documented = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    host.rates[NEW] = 50.0
+    host.switch(hooks=DECLARED)
+    sent = balancer.events[-1]
+    assert list(sent) == list(documented)
+    assert all(isinstance(sent[key], type(documented[key])) for key in sent)
+    assert sent["text"].endswith(f": chat: {sent['outcome']}: {sent['reason']}")
+    assert all(f"`{event}`" in page for event in balancer.told())
+
+
 def test_a_failing_drain_stops_the_host_before_anything_is_touched(
     both: tuple[SimulatedHost, Balancer],
 ) -> None:

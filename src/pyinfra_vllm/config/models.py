@@ -40,6 +40,7 @@ from .fields import (
     Version,
     as_tuple,
 )
+from .hooks import Hooks
 from .windows import WindowField, as_list, check_opens
 
 API_KEY = "VLLM_API_KEY"
@@ -180,12 +181,20 @@ class Service(Declaration):
         default=timedelta(minutes=45), description="the longest a switch and its rollback may take, like 45m"
     )
     gate: Gate = Field(default_factory=Gate, description="a map of the gate's settings")
+    hooks: Hooks = Field(default_factory=Hooks, description="a map of hooks")
     ready_timeout_s: Annotated[float, Field(gt=0, le=86400)] = Field(
         default=1800.0, description="seconds, more than 0 and at most 86400"
     )
     shutdown_timeout_s: Annotated[int, Field(ge=0, le=3600)] = Field(
         default=30, description="whole seconds from 0 to 3600"
     )
+
+    @model_validator(mode="after")
+    def _hooks_find_their_secrets(self) -> Self:
+        for name in self.hooks.secrets:
+            if name not in self.secrets:
+                raise ValueError(f"its hooks name the secret {name}, which is not under `secrets`")
+        return self
 
     @property
     def served_name(self) -> str:

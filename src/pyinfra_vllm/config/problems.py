@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from ..errors import DeclarationError
 
 SECRET_NAME = re.compile(r"(?:key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
+# Chat services put their tokens into the path of a URL.
+_TOKEN = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_-]{20,}")
 MISSING = object()
 
 _LONGEST_VALUE = 60
@@ -66,10 +68,22 @@ class Problems:
 def shown(key: str, value: object) -> str:
     """The value as an operator wrote it, shortened; hidden where key or value look like a secret."""
     last = key.rsplit(".", 1)[-1]
-    if SECRET_NAME.search(last) or (isinstance(value, str) and re.search(r"//[^/\s]*@", value)):
+    if SECRET_NAME.search(last) or (isinstance(value, str) and secret_in_url(value)):
         return "(not shown)"
     text = repr(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def secret_in_url(text: str) -> bool:
+    """Whether a URL carries credentials, a query's token, or a word in its path that nobody would choose."""
+    if re.search(r"//[^/\s]*@", text):
+        return True
+    _, slashes, rest = text.partition("://")
+    path, _, query = rest.partition("?")
+    names = (item.partition("=")[0] for item in query.split("&"))
+    return bool(slashes) and (
+        any(map(SECRET_NAME.search, names)) or any(map(_TOKEN.fullmatch, path.split("/")))
+    )
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -9,13 +9,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from .base import Declaration
+from .hooks import Hooks
 from .layers import ABSENT, Path, lookup
 from .models import Gate, Runtime
 from .problems import MISSING, ItemError, Problems, unknown
 from .windows import DeclaredWindow
 
 # The model behind a key of the one above it.
-_INSIDE: dict[str, type[Declaration]] = {"runtime": Runtime, "window": DeclaredWindow, "gate": Gate}
+_INSIDE: dict[str, type[Declaration]] = {
+    "runtime": Runtime,
+    "window": DeclaredWindow,
+    "gate": Gate,
+    "hooks": Hooks,
+}
 
 Model = TypeVar("Model", bound=BaseModel)
 Locate = Callable[[Path], tuple[str, str]]

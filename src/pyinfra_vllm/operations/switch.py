@@ -269,6 +269,7 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
         last_start=found.last_start.timestamp() if found and found.last_start else None,
         overrides=overrides.used,
         criteria=criteria.as_dict(),
+        hooks=service.hooks.document(),
         ready_timeout_s=service.ready_timeout_s,
     )
     switching = Switching(host, item.root, order, prompts)

@@ -2,7 +2,8 @@
 
 The commands that only look go through here. With operations/, facts/, fleet.py and inventory.py it is what imports
 pyinfra: hosts are reached exactly as `pyinfra INVENTORY deploy.py` reaches them (ssh_*, `_sudo` and host keys of the
-inventory). It runs no operation and changes nothing.
+inventory). It runs no operation, and changes nothing unless the
+question does: `calibrate` alone asks for something to be done.
 """
 
 from __future__ import annotations
@@ -59,8 +60,11 @@ class Hosts:
     def names(self) -> list[str]:
         return [host.name for host in self._hosts]
 
-    def ask(self, question: Callable[[Host], T], limit_s: float = LIMIT_S) -> list[Answer[T]]:
-        """The answer of each host, in the inventory's order; whatever goes wrong on one is its answer's `problem`."""
+    def ask(self, question: Callable[[Host], T], limit_s: float | None = LIMIT_S) -> list[Answer[T]]:
+        """The answer of each host, in the inventory's order; whatever goes wrong on one is its answer's `problem`.
+
+        + limit_s: None waits as long as the question itself does
+        """
         asked = [self._state.pool.spawn(_answer, host, question, limit_s) for host in self._hosts]
         gevent.joinall(asked)
         return [greenlet.get() for greenlet in asked]
@@ -85,10 +89,10 @@ def fact(host: Host, what: type[FactBase[F | None]], **arguments: Any) -> F:
     return found
 
 
-def _answer(host: Host, question: Callable[[Host], T], limit_s: float) -> Answer[T]:
+def _answer(host: Host, question: Callable[[Host], T], limit_s: float | None) -> Answer[T]:
     ctx_host.set(host)  # local to this greenlet
     try:
-        with gevent.Timeout(limit_s, TimeoutError(f"no answer within {limit_s:g} s")):
+        with gevent.Timeout(limit_s, TimeoutError(f"no answer within {limit_s or 0:g} s")):
             host.connect(show_errors=False, raise_exceptions=True)
             return Answer(host.name, question(host))
     except HostError as error:

@@ -22,7 +22,7 @@ COMMANDS = {
     "windows": "Say whether a switch may begin now, why, and when next.",
     "bench": "Measure a server with the gate's probe and write a record.",
     "compare": "Judge one record against another: pass, fail or inconclusive.",
-    "calibrate": "Find how noisy an unchanged service is, from several records.",
+    "calibrate": "Find how noisy an unchanged service is, across its restarts.",
     "status": "Show what each host runs, and what differs from what is declared.",
     "watch": "Follow a rollout wave by wave and host by host.",
     "history": "Show who switched what, when, and what came of it.",

@@ -1,24 +1,34 @@
-"""`pyinfra-vllm calibrate`: how noisy one unchanged service is, from several recorded runs of it.
+"""`pyinfra-vllm calibrate`: how noisy one unchanged service is, so that no margin is ever tighter than that.
 
-Reads records that `bench` wrote, one after each restart of the same release; judges nothing.
+On a host it has the service measured across restarts, inside its window, and the host keeps the result; from records that
+`bench` wrote, one after each restart of the same release, it only reckons. It judges nothing.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.on_host.calibration import calibration
+from pyinfra_vllm.on_host.calibration import LEAST_RUNS, calibration
 from pyinfra_vllm.on_host.record import RecordError
 
+if TYPE_CHECKING:
+    from pyinfra_vllm.config import Service
+    from pyinfra_vllm.operations._rollout import Outcome
 
-def run(records: list[Path], out: Path | None = None) -> tuple[int, dict[str, Any]]:
-    """The command: exit code and the noise, which `gate.judge` and `compare --noise` take. Raises DeclarationError."""
+EXIT_CODES = {"calibrated": 0, "deferred": 4}
+
+
+def run(records: list[Path], out: Path | None = None) -> dict[str, Any]:
+    """The noise that records tell of, which `gate.judge` and `compare --noise` take. Raises DeclarationError."""
     try:
         noise = calibration([read(path) for path in records])
     except RecordError as error:
@@ -29,7 +39,54 @@ def run(records: list[Path], out: Path | None = None) -> tuple[int, dict[str, An
             out.write_text(json.dumps(noise, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise DeclarationError(f"--out {out} can't be written: {error}") from error
-    return 0, noise
+    return noise
+
+
+def on_host(
+    inventory: str,
+    limit: str,
+    named: str | None,
+    runs: int,
+    overrides: dict[str, Any],
+    group_data: Sequence[str],
+) -> Outcome:
+    """Have one service of one host calibrated, and follow it. Raises DeclarationError before anything is touched."""
+    from pyinfra_vllm import fleet
+    from pyinfra_vllm.asking import Hosts
+    from pyinfra_vllm.operations import calibration as calibrations
+    from pyinfra_vllm.operations._rollout import Outcome
+
+    wanted = fleet.load(inventory, overrides, group_data, limit=[limit], need_lock=False)
+    if len(wanted.selected) != 1:
+        hosts = ", ".join(wanted.selected)
+        raise DeclarationError(
+            f"--limit {limit} means {hosts}: one host at a time, as its service is restarted"
+        )
+    declared = wanted.hosts[wanted.selected[0]]
+    service = _service(declared.services, named, declared.host)
+    logging.getLogger("pyinfra").addHandler(_ToStderr(logging.INFO))
+    logging.getLogger("pyinfra").setLevel(logging.INFO)
+    with Hosts(inventory, [declared.host], group_data) as hosts_asked:
+        (answer,) = hosts_asked.ask(
+            lambda host: calibrations.calibrate(host, declared.root, service, wanted.overrides, runs),
+            limit_s=None,
+        )
+    return answer.value or Outcome(declared.host, service.name, "failed", answer.problem)
+
+
+class _ToStderr(logging.Handler):
+    """Shows what an operation says as it goes, as pyinfra's own command does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
+
+
+def _service(services: Sequence[Service], named: str | None, host: str) -> Service:
+    found = [service for service in services if named in (None, service.name)]
+    if len(found) != 1:
+        names = ", ".join(service.name for service in services) or "no service"
+        raise DeclarationError(f"{host} has {names}: name one by --service. No host was contacted.")
+    return found[0]
 
 
 def sentences(noise: dict[str, Any]) -> list[str]:
@@ -41,14 +98,46 @@ def sentences(noise: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the noise.")
-@click.option("--json", "as_json", is_flag=True, help="Print the noise as JSON.")
-def calibrate(records: tuple[Path, ...], out: Path | None, as_json: bool) -> int:
-    """Find the noise of an unchanged service from at least three RECORDS, best with a restart before each.
+@click.argument("sources", nargs=-1, required=True, metavar="INVENTORY | RECORD...")
+@click.option("--limit", metavar="HOST", help="The one host to calibrate.")
+@click.option("--service", metavar="NAME", help="Which of its services, where it has several.")
+@click.option(
+    "--runs",
+    type=click.IntRange(LEAST_RUNS, 30),
+    default=5,
+    show_default=True,
+    help="How often to measure; there is a restart before each run but the first.",
+)
+@click.option("--now", is_flag=True, help="Also outside the service's window.")
+@click.option("--reason", default="", help="Why, for the record.")
+@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the noise of records."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def calibrate(
+    sources: tuple[str, ...],
+    limit: str | None,
+    service: str | None,
+    runs: int,
+    now: bool,
+    reason: str,
+    group_data: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Find the noise of an unchanged service, and have its host keep it.
 
-    Make them with `bench --like FIRST`, so that all of them measured the same.
+    With an INVENTORY and --limit, the host measures its service several times with restarts between, inside the service's
+    window, and keeps the noise for its gate. With at least three RECORDs of `bench --like FIRST` it is reckoned here.
     """
-    code, noise = run(list(records), out)
-    click.echo(json.dumps(noise, indent=2) if as_json else "\n".join(sentences(noise)))
-    return code
+    if len(sources) > 1 or sources[0].endswith(".json"):
+        noise = run([Path(source) for source in sources], out)
+        click.echo(json.dumps(noise, indent=2) if as_json else "\n".join(sentences(noise)))
+        return 0
+    if limit is None:
+        raise click.UsageError("--limit HOST is needed: the service is restarted, so name the one host")
+    overrides = {"switch_now": now, "reason": reason}
+    outcome = on_host(sources[0], limit, service, runs, overrides, group_data)
+    click.echo(json.dumps(asdict(outcome), indent=2) if as_json else f"{outcome.status}: {outcome.message}")
+    return EXIT_CODES.get(outcome.status, 1)

@@ -1,4 +1,4 @@
-"""Commands on one host from within an operation's callback, with the privileges that the operation has."""
+"""Commands on one host: with the privileges of the operation whose callback this is, or else of the inventory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from pyinfra.api import Host, QuoteString, StringCommand
-from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
 
 from pyinfra_vllm.errors import HostError
 
@@ -18,7 +18,9 @@ class Remote:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        given: dict[str, Any] = dict(host.current_op_global_arguments or {})
+        given: dict[str, Any] = dict(
+            host.current_op_global_arguments or pop_global_arguments(host.state, host, {})[0]
+        )
         self.arguments = {key: given[key] for key in CONNECTOR_ARGUMENT_KEYS if key in given}
 
     def run(self, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> str:

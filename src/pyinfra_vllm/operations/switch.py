@@ -259,7 +259,7 @@ def _order_back(
 def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
     service = item.service
     found = opening(service, overrides)
-    criteria, prompts = _with_prompts(service.gate.criteria(), f"{item.root}/{service.name}/prompts.jsonl")
+    criteria, prompts = with_prompts(service.gate.criteria(), f"{item.root}/{service.name}/prompts.jsonl")
     order = Order(
         service=service.name,
         release=item.release.id,
@@ -278,7 +278,7 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
     return switching.run()
 
 
-def _with_prompts(criteria: Criteria, there: str) -> tuple[Criteria, str | None]:
+def with_prompts(criteria: Criteria, there: str) -> tuple[Criteria, str | None]:
     """The operator's own prompts are a file here; the host reads its copy."""
     if criteria.quality_prompts is None:
         return criteria, None

@@ -13,7 +13,7 @@ from .history import Switch
 from .status import CHANGING, DOWN, DRIFT, OK, Row
 
 COLOURS = {OK: "green", CHANGING: "cyan", DRIFT: "yellow", DOWN: "red"}
-OUTCOMES = {"committed": "green", "deferred": "yellow", "under way": "cyan"}
+OUTCOMES = {"committed": "green", "calibrated": "green", "deferred": "yellow", "under way": "cyan"}
 # Not a terminal: never fold a row, so that grep and cut see it whole.
 UNFOLDED = 2000
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -283,7 +284,9 @@ def _facts(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
 
 
 def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, bool | int | float) or _is_short(value)
+    if isinstance(value, float):
+        return math.isfinite(value)  # NaN is not even equal to itself: the lock file would never be up to date
+    return value is None or isinstance(value, bool | int) or _is_short(value)
 
 
 def _is_short(value: object) -> bool:

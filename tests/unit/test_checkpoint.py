@@ -291,7 +291,7 @@ def test_a_revision_that_is_a_commit_must_be_the_entrys() -> None:
         parse(text)
 
 
-plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 configs = st.dictionaries(
     st.text(max_size=8),
     st.recursive(plain, lambda c: st.lists(c) | st.dictionaries(st.text(), c), max_leaves=8),

@@ -18,6 +18,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from .problems import SECRET_NAME, ItemError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Code points that are no characters: halves of surrogate pairs have no UTF-8, and systemd drops a line with the others
+# (unichar_is_valid in its utf8.c), so that a unit would come without its ExecStart=.
+_NO_CHARACTER = re.compile(
+    "[\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
+    + "]"
+)
 
 # Environment that the product sets itself, and the key that governs it.
 _MANAGED_ENVIRONMENT = {
@@ -45,6 +52,8 @@ _MANAGED_FLAGS = {
 def no_control(text: str) -> str:
     if _CONTROL.search(text):
         raise ValueError("must not contain control characters or line breaks")
+    if _NO_CHARACTER.search(text):
+        raise ValueError("must not contain code points that are no characters")
     return text
 
 

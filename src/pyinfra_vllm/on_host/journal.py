@@ -17,6 +17,11 @@ from typing import Any
 
 Entry = dict[str, Any]
 
+ALWAYS = ("at", "tx", "step", "state")
+TEXTS = ("step", "state", "to", "operator", "purpose", "outcome", "reason", "error")
+TEXTS_OR_NONE = ("from", "release", "verdict")
+LISTS_OF_TEXT = ("overrides", "kernels", "reasons", "log")
+
 
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
@@ -88,12 +93,28 @@ def read(path: Path) -> list[Entry]:
 def _parsed(line: bytes) -> list[Entry]:
     try:
         entry = json.loads(line)
-    except ValueError:  # torn, or the empty text behind the last newline
+        return [entry] if _is_whole(entry) else []
+    except (ValueError, RecursionError):  # torn, or the empty text behind the last newline
         return []
-    whole = isinstance(entry, dict) and all(
-        isinstance(entry.get(k), str) for k in ("at", "tx", "step", "state")
+
+
+def _is_whole(entry: Any) -> bool:
+    """Whether it is an entry whose fields are what their readers take them for. Raises ValueError for a time that is none."""
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ALWAYS):
+        return False
+    aware = datetime.fromisoformat(entry["at"]).tzinfo is not None
+    plain_name = entry["tx"] == Path(entry["tx"]).name  # it names the folder of the evidence
+    return (
+        aware
+        and plain_name
+        and all(isinstance(entry[key], str) for key in TEXTS if key in entry)
+        and all(isinstance(entry[key], (str, type(None))) for key in TEXTS_OR_NONE if key in entry)
+        and all(_are_texts(entry[key]) for key in LISTS_OF_TEXT if key in entry)
     )
-    return [entry] if whole else []
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def last_transaction(path: Path) -> list[Entry] | None:

@@ -196,7 +196,7 @@ def _since(observed: dict[str, Any]) -> str:
     committed = [
         switch["ended"]
         for switch in observed["history"]
-        if switch["outcome"] == "committed" and switch["to"] == observed["current"]
+        if switch["outcome"] == "committed" and switch.get("to") == observed["current"]
     ]
     return str(committed[-1]) if committed else str(observed["since"] or "")
 

@@ -1,0 +1,317 @@
+"""Whatever is declared, locked, journalled or listed by a Hub: an answer or one of our own errors, never a traceback, and
+never a path outside of the root or a line of a unit that nobody wrote.
+
+Over 10,000 generated inputs. Alone, because they take the better part of a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import unit_syntax
+import yaml
+from huggingface_hub.hf_api import ModelInfo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyinfra_vllm import tuning
+from pyinfra_vllm.asking import Answer
+from pyinfra_vllm.checkpoint import Checkpoint, File, parse, render
+from pyinfra_vllm.config import Layer, Problems, declare, merge
+from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError
+from pyinfra_vllm.hub import Hub
+from pyinfra_vllm.on_host import follow, journal, manifest, observe, recall
+from pyinfra_vllm.on_host.paths import ServicePaths
+from pyinfra_vllm.operations import _planning
+from pyinfra_vllm.operations import checkpoint as operation
+from pyinfra_vllm.report import history, page, status
+from pyinfra_vllm.report.looking import Look
+
+pytestmark = pytest.mark.alone
+
+INPUTS = {"declarations": 1500, "strings": 1500, "lock files": 1000, "journals": 2000, "Hub listings": 4500}
+TRIED: Counter[str] = Counter()
+ROOT = "/srv/pyinfra-vllm"
+
+
+def many(kind: str) -> settings:
+    return settings(
+        max_examples=INPUTS[kind],
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+# What means something to a unit file, a shell, an environment file, YAML, a path or a terminal.
+NASTY = st.sampled_from(
+    ["", " ", "\n", "\r\n", "\0", "\x1b[2J", "%n", "%%", "$HOME", "${HOME}", "$(id)", "`id`", ";", "\\;", "\\", "\\x41",
+     "'", '"', "#", "a=b", "-", "+", "@", "..", "../..", "/etc/passwd", "~", "a/../../b", "\nExecStart=/bin/sh", "[Install]",
+     "\u2028", "\u202e", "\ufeff", "\ufffe", "\ud800", "\U0010ffff", "é", "x" * 500, "&a", "*a", "!!python/name:os.system", "<<"]
+)  # fmt: skip
+TEXT = st.lists(NASTY | st.text(string.ascii_letters + string.digits + "._/-", max_size=6), max_size=4).map(
+    "".join
+)
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-2, 70000)
+    | st.floats()
+    | TEXT
+    | st.text(max_size=6)
+)
+JUNK = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
+)
+
+
+@st.composite
+def broken(draw: st.DrawFn, whole: Any, junk: st.SearchStrategy[Any] = JUNK) -> Any:
+    """A valid document with junk in one to three of its places."""
+    document = json.loads(json.dumps(whole))
+    for _ in range(draw(st.integers(1, 3))):
+        _spoil(draw, document, junk)
+    return document
+
+
+def _spoil(draw: st.DrawFn, at: Any, junk: st.SearchStrategy[Any]) -> None:
+    keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+    if not keys:
+        return
+    key = draw(st.sampled_from(keys))
+    if isinstance(at[key], (dict, list)) and at[key] and draw(st.integers(0, 3)):
+        _spoil(draw, at[key], junk)
+    elif isinstance(at, dict) and not draw(st.integers(0, 3)):
+        at[draw(TEXT)] = at.pop(key)
+    else:
+        at[key] = draw(junk)
+
+
+# --- declarations ---
+
+DECLARED = {
+    "root": ROOT,
+    "window": [{"cron": "0 2 * * *", "duration": "3h", "timezone": "UTC", "except": ["2026-12-24"]}],
+    "gate": {"budget_s": 60, "throughput_margin": 0.1},
+    "rollout": {"canary": 1, "waves": [2, "25%"], "max_failures": 0, "max_unavailable": {"chat": 1}},
+    "defaults": {"user": "vllm", "runtime": {"version": "0.33.0", "packages": ["x==1"], "index": "https://example.net/simple"}},
+    "services": {
+        "chat": {
+            "model": "acme/tiny-awq", "revision": "main", "served_model_name": "chat", "port": 8000, "bind": "127.0.0.1",
+            "gpus": [], "objective": "latency", "max_model_len": 2048, "flags": {"max-num-seqs": 4, "override-generation-config": {"a": 1}},
+            "environment": {"VLLM_LOGGING_LEVEL": "INFO"}, "secrets": {"VLLM_API_KEY": "KEY"}, "switch_estimate": "45m",
+        },
+    },
+}  # fmt: skip
+CONFIG = {
+    "model_type": "qwen3", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 32, "vocab_size": 512, "max_position_embeddings": 4096, "torch_dtype": "float16", "intermediate_size": 256,
+    "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"},
+}  # fmt: skip
+LOCKED = Checkpoint(
+    repo="acme/tiny-awq",
+    revision="main",
+    commit="a" * 40,
+    files=(
+        File(path="config.json", size=10, blob_sha1="b" * 40),
+        File(path="model.safetensors", size=1000, sha256="c" * 64),
+    ),
+    config=CONFIG,
+)
+# The directives of a unit that nobody has tampered with, less those whose value is the declaration's.
+KEYS = [(section, key) for section, key, _ in unit_syntax.directives(
+    _planning._release(ROOT, declare("h", merge([Layer("f", DECLARED)]), Problems()).services[0], LOCKED,
+                       tuning.Resolution(), "0.33.0", 0).files()["vllm.service"]
+)]  # fmt: skip
+
+
+@many("declarations")
+@given(broken(DECLARED))
+def test_a_declaration_is_told_wrong_in_lines_or_rendered_as_it_was_meant(values: Any) -> None:
+    TRIED["declarations"] += 1
+    problems = Problems()
+    found = declare("gpu-1", merge([Layer("group_data/all.py", values)]), problems)
+    assert (found is None) == bool(problems.found)
+    assert all("\n" not in str(problem) and str(problem).isprintable() for problem in problems.found)
+    for service in found.services if found else ():
+        assert_rendered_as_declared(found.root, service)
+
+
+@many("strings")
+@given(TEXT, TEXT, TEXT, TEXT)
+def test_a_string_is_refused_or_arrives_as_it_was(served: str, flag: str, value: str, inner: str) -> None:
+    TRIED["strings"] += 1
+    chat = {
+        **DECLARED["services"]["chat"],
+        "served_model_name": served,
+        "flags": {"chat-template": flag, "override-generation-config": {"stop": [inner]}},
+        "environment": {"VLLM_NASTY": value},
+    }
+    found = declare(
+        "gpu-1",
+        merge([Layer("group_data/all.py", {"services": {"chat": chat}, "defaults": DECLARED["defaults"]})]),
+        Problems(),
+    )
+    for service in found.services if found else ():
+        argv = assert_rendered_as_declared(found.root, service)
+        assert argv[argv.index("--served-model-name") + 1] == served or not served
+        assert argv[argv.index("--chat-template") + 1] == flag
+
+
+def assert_rendered_as_declared(root: str, service: Any) -> list[str]:
+    """The unit and its environment say what was declared and nothing else; returns what the server is started with."""
+    resolution = tuning.for_service(service, LOCKED, [], "0.33.0", None)
+    made = _planning._release(root, service, LOCKED, resolution, "0.33.0", 0)
+    files = {name: text.encode().decode() for name, text in made.files().items()}
+    lines = unit_syntax.directives(files["vllm.service"])
+    assert [(section, key) for section, key, _ in lines] == KEYS
+    told = {key: value for _, key, value in lines}
+    assert unit_syntax.command(told["ExecStart"]) == list(made.argv)
+    assert told["User"] == service.user != "root"
+    assert unit_syntax.environment(files["env"]) == dict(made.environment)
+    assert set(service.environment.items()) <= set(made.environment.items())
+    assert made.directory.startswith(f"{root}/") and ".." not in made.directory.split("/")
+    assert f"{made.directory}/cache" in told["ReadWritePaths"]
+    return unit_syntax.command(told["ExecStart"])
+
+
+# --- lock files ---
+
+TEXT_OF_LOCK = render([LOCKED])
+
+
+@st.composite
+def lock_texts(draw: st.DrawFn) -> str:
+    """A lock file whose text was edited, or whose content was."""
+    if draw(st.booleans()):
+        document = draw(broken(yaml.safe_load(TEXT_OF_LOCK)))
+        return yaml.safe_dump(document, allow_unicode=draw(st.booleans()))
+    at, cut = draw(st.integers(0, len(TEXT_OF_LOCK))), draw(st.integers(0, 60))
+    return TEXT_OF_LOCK[:at] + draw(TEXT | st.text(max_size=20)) + TEXT_OF_LOCK[at + cut :]
+
+
+@many("lock files")
+@given(lock_texts())
+def test_a_lock_file_is_refused_or_names_nothing_outside(text: str) -> None:
+    TRIED["lock files"] += 1
+    try:
+        entries = parse(text, "checkpoints.lock.yaml")
+    except LockError as error:
+        assert "\n" not in str(error)
+        return
+    for entry in entries:
+        assert_inside(entry)
+
+
+def assert_inside(entry: Checkpoint) -> None:
+    """What a host would be asked to fetch stays in the checkpoint's own directory, as the host itself reads it."""
+    directory = Path(entry.directory(ROOT))
+    assert directory.parent.parent == Path(ROOT, "checkpoints") and ".." not in directory.parts
+    asked = operation._request(ROOT, "/opt/vllm", entry, verify=False)
+    for file in asked["files"]:
+        assert manifest.unsafe(file["path"]) is None
+        assert (directory / file["path"]).resolve().is_relative_to(directory)
+
+
+# --- what a Hub lists ---
+
+LISTING = {
+    "id": "acme/tiny-awq",
+    "sha": "a" * 40,
+    "siblings": [
+        {"rfilename": "config.json", "size": 2, "blobId": "b" * 40},
+        {"rfilename": "model.safetensors", "size": 1000, "blobId": "d" * 40, "lfs": {"sha256": "c" * 64, "size": 1000, "pointerSize": 9}},
+        {"rfilename": "tokenizer.json", "size": 2, "blobId": "e" * 40},
+        {"rfilename": "modeling.py", "size": 5, "blobId": "f" * 40},
+    ],
+}  # fmt: skip
+
+
+class Telling(Hub):
+    """A Hub that answers what it is told to: the real client's own reading of it, without a network."""
+
+    def __init__(self, listing: Any, config: Any) -> None:
+        super().__init__("http://127.0.0.1:9", token=None)
+        self.listing, self.config = listing, config
+        self._api.model_info = lambda *_, **__: ModelInfo(**self.listing)  # type: ignore[method-assign]
+
+    def _json(self, repo: str, commit: str, file: File) -> dict[str, Any]:
+        return dict(self.config) if isinstance(self.config, dict) else {}
+
+
+@many("Hub listings")
+@given(broken(LISTING), broken({**CONFIG, "auto_map": {}}), st.booleans())
+def test_a_hub_is_refused_or_lists_nothing_outside(listing: Any, config: Any, allow_code: bool) -> None:
+    TRIED["Hub listings"] += 1
+    try:
+        found = Telling(listing, config).checkpoint("acme/tiny-awq", allow_code=allow_code)
+    except (HubError, CheckpointRefused) as error:
+        assert "\n" not in str(error)
+        return
+    assert_inside(found)
+    assert allow_code or not any(file.path.endswith(".py") for file in found.files)
+    assert parse(render([found])) == (found,)
+
+
+# --- journals ---
+
+ENTRIES = [
+    {"at": "2026-11-21T02:00:00.000+00:00", "tx": "t1", "step": "begin", "state": "done", "from": "a" * 12, "to": "b" * 12,
+     "purpose": "rollout", "operator": "ann", "reason": "", "overrides": ["switch_now"]},
+    {"at": "2026-11-21T02:01:00.000+00:00", "tx": "t1", "step": "activate", "state": "intended", "from": "a" * 12, "to": "b" * 12},
+    {"at": "2026-11-21T02:02:00.000+00:00", "tx": "t1", "step": "kernel", "state": "done", "verdict": "pass", "kernels": ["Marlin"]},
+    {"at": "2026-11-21T02:03:00.000+00:00", "tx": "t1", "step": "commit", "state": "done", "release": "b" * 12},
+    {"at": "2026-11-21T02:03:01.000+00:00", "tx": "t1", "step": "end", "state": "done", "outcome": "committed", "verdict": "pass",
+     "reason": "no worse", "log": ["one", "two"]},
+]  # fmt: skip
+
+
+@st.composite
+def journals(draw: st.DrawFn) -> bytes:
+    entries = draw(broken(ENTRIES))
+    lines = [
+        draw(st.binary(max_size=30)) if not draw(st.integers(0, 9)) else json.dumps(each).encode()
+        for each in entries
+    ]
+    text = b"\n".join(lines) + b"\n"
+    return text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServicePaths]:
+    paths = ServicePaths(tmp_path_factory.mktemp("host"), "chat")
+    paths.releases.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observe, "unit_state", lambda unit: {"ActiveState": "active", "MainPID": "0"})
+        patch.setattr(follow, "_active", lambda unit: False)
+        yield paths
+
+
+@many("journals")
+@given(content=journals())
+def test_a_journal_is_read_and_shown_as_far_as_it_makes_sense(service: ServicePaths, content: bytes) -> None:
+    TRIED["journals"] += 1
+    service.journal.write_bytes(content)
+    before = sorted(service.root.rglob("*"))
+    entries = journal.read(service.journal)
+    assert all(isinstance(entry[key], str) for entry in entries for key in ("at", "tx", "step", "state"))
+    follow.follow(service, None, follow.Position(), "vllm-chat.service")
+    told = {each["service"]: each for each in recall.recall(service.root, 50, 10**6, [])}
+    answer = Answer("gpu-1", Look(observe.observe(service.root, []), told))
+    assert len(status.rows([answer])) == 1
+    assert len(history.switches([answer])) == len(told["chat"]["transactions"])
+    assert len(page.shown_switches([answer])) == len(told["chat"]["transactions"])
+    assert sorted(service.root.rglob("*")) == before
+
+
+def test_enough_was_tried() -> None:
+    if set(TRIED) != set(INPUTS):
+        pytest.skip("only some of the inputs were asked for")
+    assert sum(TRIED.values()) >= 10_000, TRIED

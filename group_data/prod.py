@@ -124,7 +124,8 @@ services = {
             "notify": "http://chat.example.net:8065/hooks/vllm",  # begin, verdict, end, failure
             "timeout_s": 30,  # of each call
         },
-        # The longest that a switch and its rollback may take: a switch never begins later than this before closing.
+        # The longest that a switch and its rollback may take: a switch never begins later than this before closing. Where a
+        # host's own record of its switches says longer, that counts. Left out: the record alone; 45m where there is none.
         "switch_estimate": "45m",
         "ready_timeout_s": 1800,  # from start until tokens flow; a cold compile cache needs minutes
         "shutdown_timeout_s": 30,  # for requests still running when the server stops

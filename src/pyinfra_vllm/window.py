@@ -147,8 +147,10 @@ class WindowState:
     reason: str
 
 
-def state(windows: Sequence[Window], at: datetime, needed: timedelta = timedelta(0)) -> WindowState:
-    """What the windows say at `at` (aware), for a switch that with its rollback needs `needed`.
+def state(
+    windows: Sequence[Window], at: datetime, needed: timedelta = timedelta(0), source: str = ""
+) -> WindowState:
+    """What the windows say at `at` (aware), for a switch that with its rollback needs `needed`, by `source`.
 
     No window at all means any time. Times carry the offset of the first window's timezone.
     """
@@ -166,7 +168,10 @@ def state(windows: Sequence[Window], at: datetime, needed: timedelta = timedelta
     last_start = current.end - needed
     reason = f"open until {current.end.astimezone(tz):%Y-%m-%d %H:%M %Z}"
     if at > last_start:
-        reason += f", but too late to begin: a switch and its rollback may take {shown_duration(needed)}"
+        reason += ", but too late to begin"
+    if needed:
+        takes = f"a switch and its rollback may take {shown_duration(needed)}"
+        reason += f": {takes} ({source})" if source else f": {takes}"
     return WindowState(True, current.end.astimezone(tz), last_start.astimezone(tz), upcoming, reason)
 
 

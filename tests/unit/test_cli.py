@@ -49,7 +49,8 @@ def test_an_open_window_says_until_when_and_how_late_it_is_not_too_late(run: Any
 def test_for_people_it_is_said_in_words(run: Any) -> None:
     ended = run("windows", *NIGHT, "--at", "2026-12-01T04:30")
     assert ended.out.splitlines()[:4] == [
-        "open until 2026-12-01 05:00 CET, but too late to begin: a switch and its rollback may take 45m",
+        "open until 2026-12-01 05:00 CET, but too late to begin: "
+        "a switch and its rollback may take 45m (the default)",
         "closes      Tue 2026-12-01 05:00+01:00 (CET)",
         "last start  Tue 2026-12-01 04:15+01:00 (CET)",
         "next        Wed 2026-12-02 02:00+01:00 (CET)",

@@ -108,7 +108,20 @@ def test_outside_the_window_no_host_is_asked(fleet: Fleet) -> None:
 
 
 def test_too_late_for_a_switch_and_its_rollback_is_closed(fleet: Fleet) -> None:
-    assert fleet.tick(LATE).exit_code == 0 and fleet.asked == 0
+    done = fleet.tick(LATE)
+    assert (done.exit_code, fleet.ran, done.said) == (0, [], "nothing is due")
+    assert {finding.kind for finding in done.decision.findings} == {due.CLOSED}
+    assert "may take 45m (the default)" in done.decision.findings[0].why
+
+
+def test_a_host_that_is_known_to_be_quick_is_not_too_late(fleet: Fleet) -> None:
+    quick = {
+        "purpose": "rollout", "outcome": "committed", "from": "x", "to": "y", "turns": {},
+        "began": "2026-11-20T01:00:00+00:00", "ended": "2026-11-20T01:10:00+00:00",
+    }  # fmt: skip
+    fleet.answers["two"] = Answer("two", look(history=[quick]))
+    fleet.tick(LATE)
+    assert limits(fleet.ran[0]) == ["two"]
 
 
 def test_inside_the_window_what_is_due_is_rolled_out_by_a_named_operator(fleet: Fleet) -> None:

@@ -1,6 +1,7 @@
 """`pyinfra-vllm windows`: whether a switch may begin, why, until when, and the next openings.
 
-Answers for every service of an inventory, or for one cron line given here. Contacts no host.
+Answers for every service of an inventory, or for one cron line given here. Contacts no host: so what a switch may take is what
+is declared; `pyinfra INVENTORY deploy.py --dry` says what each host has measured.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import click
 
 from ..config.problems import nearest
 from ..errors import DeclarationError
+from ..estimate import Estimate, estimate
 from ..ics import read_calendar
 from ..window import (
     NEXT,
@@ -92,7 +94,7 @@ def windows(
             also = f"also needs {', '.join(missing)}" if missing else "goes without INVENTORY and --limit"
             raise click.UsageError(f"{', '.join(given)} {also}")
         window = direct_window(str(cron), str(duration), str(timezone), exceptions)
-        answers = [direct_answer(window, at_text, switch_estimate or DEFAULT_ESTIMATE)]
+        answers = [direct_answer(window, at_text, switch_estimate)]
     elif exceptions or switch_estimate:
         raise click.UsageError("--except and --switch-estimate go with --cron; an inventory declares its own")
     else:
@@ -111,10 +113,11 @@ def direct_window(cron: str, duration: str, timezone: str, exceptions: Sequence[
         raise DeclarationError(f"--cron {cron!r}, --duration {duration!r}: {error}") from error
 
 
-def direct_answer(window: Window, at_text: str | None, estimate: str) -> Answer:
+def direct_answer(window: Window, at_text: str | None, text: str | None) -> Answer:
     """The state of one window."""
-    needed = _option("--switch-estimate", estimate, parse_duration)
-    return Answer(state((window,), moment(at_text, window.timezone), needed))
+    needed = _option("--switch-estimate", text or DEFAULT_ESTIMATE, parse_duration)
+    source = "--switch-estimate" if text else "the default"
+    return Answer(state((window,), moment(at_text, window.timezone), needed, source))
 
 
 def fleet_answers(inventory: str, at_text: str | None, limit: Sequence[str]) -> list[Answer]:
@@ -123,14 +126,17 @@ def fleet_answers(inventory: str, at_text: str | None, limit: Sequence[str]) -> 
 
     loaded = fleet.load(inventory, need_lock=False, limit=limit)
     now = datetime.now(UTC).isoformat()
-    holders: dict[tuple[tuple[Window, ...], timedelta], list[str]] = {}
+    holders: dict[tuple[tuple[Window, ...], Estimate], list[str]] = {}
     for host in loaded.selected:
         for service in loaded.hosts[host].services:
-            holders.setdefault((service.window, service.switch_estimate), []).append(f"{host}/{service.name}")
+            holders.setdefault((service.window, estimate(service)), []).append(f"{host}/{service.name}")
     if not holders:
         raise DeclarationError(f"{inventory} declares no service")
     return [
-        Answer(state(declared, moment(at_text or now, _first_zone(declared)), needed), tuple(names))
+        Answer(
+            state(declared, moment(at_text or now, _first_zone(declared)), needed.length, needed.source),
+            tuple(names),
+        )
         for (declared, needed), names in holders.items()
     ]
 

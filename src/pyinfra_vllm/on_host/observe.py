@@ -13,6 +13,7 @@ from typing import Any
 from . import journal
 
 RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE="
+TURNS = ("activate", "ready", "restore")  # the steps that tell how long the way there and the way back took
 
 
 def linked(link: Path) -> str | None:
@@ -61,14 +62,17 @@ def holder(path: Path) -> dict[str, Any] | None:
 
 
 def ends(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record for each transaction, oldest first: what began and how it ended (`outcome` None: it has not)."""
+    """One record for each transaction, oldest first: what began, when its `turns` came ("restore intended"), and how it
+    ended (`outcome` None: it has not)."""
     records: dict[str, dict[str, Any]] = {}
     for entry in entries:
         tx, step = entry.get("tx", ""), entry.get("step")
         if step == "begin":
-            records[tx] = {**entry, "began": entry["at"], "outcome": None, "reported": False}
+            records[tx] = {**entry, "began": entry["at"], "outcome": None, "reported": False, "turns": {}}
         elif tx in records and step == "end":
             records[tx].update(entry, ended=entry["at"])
+        elif tx in records and step in TURNS:
+            records[tx]["turns"][f"{step} {entry['state']}"] = entry["at"]
         elif tx in records and step == "reported":
             records[tx]["reported"] = True
     return list(records.values())

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from pyinfra_vllm import window
 from pyinfra_vllm.config import Overrides, Service
+from pyinfra_vllm.estimate import estimate
+
+History = Sequence[Mapping[str, Any]]  # the host's record of the service (on_host/observe.py)
 
 
-def opening(service: Service, overrides: Overrides) -> window.WindowState | None:
+def opening(service: Service, overrides: Overrides, history: History = ()) -> window.WindowState | None:
     """The state of the service's windows; None where nothing limits it (no window, or overridden)."""
     if not service.window or overrides.switch_now:
         return None
-    return window.state(service.window, datetime.now(UTC), service.switch_estimate)
+    needed = estimate(service, history)
+    return window.state(service.window, datetime.now(UTC), needed.length, needed.source)
 
 
-def explain(service: Service, overrides: Overrides) -> str:
+def explain(service: Service, overrides: Overrides, history: History = ()) -> str:
     """One clause for the operator: open or closed, until when, and when next."""
     if service.window and overrides.switch_now:
         return "the window is overridden by switch_now"
-    found = opening(service, overrides)
+    found = opening(service, overrides, history)
     if found is None:
         return "no window is declared, so it may begin now"
-    if found.open and found.closes and found.last_start:
-        return (
-            f"the window is open until {found.closes.isoformat()}, last start {found.last_start.isoformat()}"
-        )
+    if found.open and found.last_start:
+        return f"the window is {found.reason}; last start {found.last_start.isoformat()}"
     following = found.next[0].isoformat() if found.next else "none"
     return f"the window is closed: {found.reason}; next opening {following}"

@@ -172,7 +172,8 @@ def preview(item: Wanted, overrides: Overrides) -> str:
     replaces = f"replace release {old['id']}" if old else "be the first release"
     changes = releases.difference(old["argv"][1:], new.argv[1:]) if old else []
     changed = f"; command line: {', '.join(changes)}" if changes else ""
-    return f"{name}: release {new.id} would {replaces}{changed}; {explain(item.service, overrides)}"
+    when = explain(item.service, overrides, item.observed["history"])
+    return f"{name}: release {new.id} would {replaces}{changed}; {when}"
 
 
 def _active() -> list[str]:
@@ -258,7 +259,7 @@ def _order_back(
 
 def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
     service = item.service
-    found = opening(service, overrides)
+    found = opening(service, overrides, item.observed["history"])
     criteria, prompts = with_prompts(service.gate.criteria(), f"{item.root}/{service.name}/prompts.jsonl")
     order = Order(
         service=service.name,
@@ -274,7 +275,8 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
     )
     switching = Switching(host, item.root, order, prompts)
     if found and not found.open:
-        return switching.outcome(DEFERRED, f"everything is staged; {explain(service, overrides)}")
+        when = explain(service, overrides, item.observed["history"])
+        return switching.outcome(DEFERRED, f"everything is staged; {when}")
     return switching.run()
 
 

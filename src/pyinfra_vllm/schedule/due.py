@@ -12,6 +12,7 @@ from typing import Any
 
 from ..asking import Answer
 from ..config import Fleet, Service
+from ..estimate import estimate
 from ..report.history import moment
 from ..report.looking import Look, Wish
 from ..window import LONGEST_DURATION, WindowState, open_between, state
@@ -27,10 +28,11 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Opening:
-    """When one service of one host may switch: open at the moment asked about, and since when."""
+    """When one service of one host may switch: its windows at the moment `at`, and since when they are open."""
 
     host: str
-    service: str
+    service: Service
+    at: datetime
     state: WindowState
     since: datetime | None
 
@@ -67,7 +69,7 @@ class Decision:
 
 
 def openings(fleet: Fleet, at: datetime) -> list[Opening]:
-    """Every service of the selected hosts, open or closed at `at` (aware). Asks no host."""
+    """Every service of the selected hosts, open or closed at `at` (aware). Asks no host, so too late counts as open."""
     return [_opening(host, service, at) for host in fleet.selected for service in fleet.hosts[host].services]
 
 
@@ -94,11 +96,8 @@ def decide(found: Sequence[Opening], answers: Iterable[Answer[Look]], max_failur
 
 
 def _opening(host: str, service: Service, at: datetime) -> Opening:
-    found = state(service.window, at, service.switch_estimate)
-    since = None
-    if found.open and not (found.last_start and at > found.last_start):
-        since = _open_since(service, at)
-    return Opening(host, service.name, found, since)
+    found = state(service.window, at)
+    return Opening(host, service, at, found, _open_since(service, at) if found.open else None)
 
 
 def _open_since(service: Service, at: datetime) -> datetime:
@@ -110,15 +109,16 @@ def _open_since(service: Service, at: datetime) -> datetime:
 
 def _finding(opening: Opening, answer: Answer[Look]) -> Finding:
     def finding(kind: str, why: str) -> Finding:
-        return Finding(opening.host, opening.service, kind, why)
+        return Finding(opening.host, opening.service.name, kind, why)
 
     if answer.value is None:
         return finding(UNKNOWN if opening.open else CLOSED, answer.problem)
-    wish = next((wish for wish in answer.value.wishes or () if wish.service == opening.service), None)
+    name = opening.service.name
+    wish = next((wish for wish in answer.value.wishes or () if wish.service == name), None)
     if wish is None or wish.release is None:
         why = wish.problem if wish else "its declaration could not be read"
         return finding(UNKNOWN if opening.open else CLOSED, why)
-    observed = next((item for item in answer.value.running if item["service"] == opening.service), {})
+    observed = next((item for item in answer.value.running if item["service"] == name), {})
     kind, why = _need(wish, observed, opening)
     return finding(kind, why)
 
@@ -136,6 +136,10 @@ def _need(wish: Wish, observed: Mapping[str, Any], opening: Opening) -> tuple[st
         )
     if not opening.open:
         return CLOSED, opening.state.reason
+    needed = estimate(opening.service, observed.get("history", ()))
+    left = state(opening.service.window, opening.at, needed.length, needed.source)
+    if left.last_start and opening.at > left.last_start:
+        return CLOSED, left.reason
     last = _last_failure(release, observed.get("history", ()), opening)
     if last:
         return (

@@ -101,7 +101,7 @@ def _decision(inventory: str, limit: Sequence[str], at: datetime) -> Decision | 
     if not any(opening.open for opening in found):
         coming = next_opening(found)
         following = f"the next opens at {coming.isoformat()}" if coming else "none opens again"
-        return Tick(0, f"every window is closed, or closes too soon for a switch; {following}")
+        return Tick(0, f"every window is closed; {following}")
     with Hosts(inventory, loaded.selected) as hosts:
         answers = hosts.ask(looking.at_status(loaded))
     return decide(found, answers, loaded.rollout.max_failures)

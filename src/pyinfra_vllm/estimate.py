@@ -1,0 +1,73 @@
+"""How long a switch and its rollback may take on one host: what a window must have left for one to begin. Pure.
+
+Measured in the host's own record of earlier switches, else declared. A declared estimate is the least in any case: it is the
+operator's word about releases that the record does not know yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from .config import Service
+from .on_host.order import ROLLOUT
+
+NEWEST = 5
+# On the largest of so few: a switch that takes half as long again as any before it must still be undone in time.
+FACTOR = 1.5
+COUNTED = ("committed", "rolled_back")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`source` says in words where the length is from."""
+
+    length: timedelta
+    source: str
+
+
+def estimate(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> Estimate:
+    """The estimate that counts; `history` is the host's record of this service, oldest first (on_host/observe.py)."""
+    by_operator = "switch_estimate" in service.model_fields_set
+    declared = Estimate(service.switch_estimate, "declared" if by_operator else "the default")
+    measured = _measured(history)
+    if measured is None or (by_operator and declared.length >= measured.length):
+        return declared
+    return measured
+
+
+def _measured(history: Sequence[Mapping[str, Any]]) -> Estimate | None:
+    """The longest way there and the longest way back among the newest whole switches, with a margin on both."""
+    whole = [
+        switch
+        for switch in history
+        if switch["outcome"] in COUNTED
+        and switch.get("purpose") == ROLLOUT
+        and switch["from"]  # a first release has no baseline to measure
+        and not switch.get("recovered")
+    ][-NEWEST:]
+    if not whole:
+        return None
+    there, back = max(map(_there, whole)), max(map(_back, whole))
+    plural = "es" if len(whole) > 1 else ""
+    return Estimate((there + back) * FACTOR, f"measured here in {len(whole)} switch{plural}")
+
+
+def _there(switch: Mapping[str, Any]) -> timedelta:
+    """From the beginning to the decision: to the end, or to where it turned back."""
+    return _moment(switch["turns"].get("restore intended", switch["ended"])) - _moment(switch["began"])
+
+
+def _back(switch: Mapping[str, Any]) -> timedelta:
+    """The way back; where none was gone, the new release's own start, which an old one's is like."""
+    turns = switch["turns"]
+    for begins, ends in (("restore intended", "restore done"), ("activate intended", "ready done")):
+        if begins in turns and ends in turns:
+            return _moment(turns[ends]) - _moment(turns[begins])
+    return timedelta(0)
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)

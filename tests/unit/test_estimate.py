@@ -1,0 +1,112 @@
+"""How long a switch and its rollback may take: from the host's own record, else as declared."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated import NEW, OLD, SimulatedHost
+
+from pyinfra_vllm.config import Overrides, Runtime, Service
+from pyinfra_vllm.estimate import FACTOR, Estimate, estimate
+from pyinfra_vllm.on_host import observe
+from pyinfra_vllm.operations import _opening
+
+MINUTE = timedelta(minutes=1)
+BEGAN = datetime(2026, 11, 20, 2, 0, tzinfo=UTC)
+
+
+def service(**settings: Any) -> Service:
+    made = {"name": "chat", "model": "org/model", "runtime": Runtime(version="0.33.0"), "port": 8000}
+    return Service(**{**made, **settings})
+
+
+def at(minutes: float) -> str:
+    return (BEGAN + minutes * MINUTE).isoformat()
+
+
+def committed(minutes: float, **values: Any) -> dict[str, Any]:
+    """A switch whose new release needed two minutes to start."""
+    turns = {"activate intended": at(1), "ready done": at(3)}
+    known = {"purpose": "rollout", "outcome": "committed", "from": OLD, "began": at(0), "ended": at(minutes)}
+    return {**known, "turns": turns, **values}
+
+
+def rolled_back(there: float, back: float) -> dict[str, Any]:
+    turns = {"restore intended": at(there), "restore done": at(there + back)}
+    return committed(there + back + 1, outcome="rolled_back", turns=turns)
+
+
+def minutes(found: Estimate) -> float:
+    return found.length / MINUTE
+
+
+def test_without_a_record_what_is_declared_counts_and_else_the_default() -> None:
+    assert estimate(service(switch_estimate="30m")) == Estimate(30 * MINUTE, "declared")
+    assert estimate(service()) == Estimate(45 * MINUTE, "the default")
+
+
+def test_the_longest_way_there_and_the_longest_way_back_count_with_a_margin() -> None:
+    history = [committed(8), rolled_back(there=6, back=4), committed(5)]
+    found = estimate(service(), history)
+    assert minutes(found) == pytest.approx((8 + 4) * FACTOR)
+    assert found.source == "measured here in 3 switches"
+
+
+def test_where_nothing_ever_went_back_the_start_of_the_new_release_stands_for_it() -> None:
+    found = estimate(service(), [committed(8)])
+    assert (minutes(found), found.source) == (pytest.approx((8 + 2) * FACTOR), "measured here in 1 switch")
+
+
+def test_only_the_newest_count() -> None:
+    history = [committed(100), *(committed(8) for _ in range(5))]
+    assert minutes(estimate(service(), history)) == pytest.approx(10 * FACTOR)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"purpose": "rollback"},
+        {"purpose": "calibration"},
+        {"outcome": "refused"},
+        {"outcome": "deferred"},
+        {"outcome": None},
+        {"from": None},
+        {"recovered": True},
+    ],
+)
+def test_what_says_nothing_about_a_whole_switch_does_not_count(other: dict[str, Any]) -> None:
+    assert estimate(service(), [committed(8, **other)]).source == "the default"
+
+
+def test_a_declared_estimate_is_the_least_and_a_longer_record_wins() -> None:
+    declared = service(switch_estimate="30m")
+    assert estimate(declared, [committed(2)]) == Estimate(30 * MINUTE, "declared")
+    assert minutes(estimate(declared, [committed(28)])) == pytest.approx(30 * FACTOR)
+
+
+def test_a_host_s_own_record_has_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = SimulatedHost(tmp_path, monkeypatch)
+    host.install(OLD)
+    host.stage(NEW)
+    host.switch()
+    host.rates[OLD] = 1.0
+    host.switch(OLD)
+    (first, second) = observe.ends(host.journal())
+    assert {"activate intended", "ready done"} <= set(first["turns"])
+    assert {"restore intended", "restore done"} <= set(second["turns"])
+    assert estimate(service(), [first, second]).source == "measured here in 2 switches"
+
+
+def test_the_operator_is_told_which_one_was_used() -> None:
+    earlier = datetime.now(UTC) - timedelta(hours=1)
+    found = service(window={"cron": f"0 {earlier.hour} * * *", "duration": "9h", "timezone": "UTC"})
+    unknown = _opening.explain(found, Overrides())
+    assert "a switch and its rollback may take 45m (the default); last start" in unknown
+    known = _opening.explain(found, Overrides(), [committed(8)])
+    assert "may take 15m (measured here in 1 switch); last start" in known
+    late, early = (_opening.opening(found, Overrides(), history) for history in ((), [committed(8)]))
+    assert late and late.last_start and early and early.last_start
+    assert early.last_start - late.last_start == 30 * MINUTE

@@ -13,7 +13,7 @@ import signal
 import time
 from pathlib import Path
 
-from . import network
+from . import cgroups, network
 from .layout import BRIDGE, MACHINE_PREFIX, STATE, WORK
 from .shell import LabError, run
 
@@ -30,6 +30,7 @@ def find() -> dict[str, list[str]]:
         "mounts": [str(path) for path in mounts()],
         "loop devices": loops(),
         "interfaces": network.interfaces(),
+        "control groups": [str(path) for path in cgroups.find()],
         "files": [str(path) for path in (WORK, STATE) if path.exists()],
     }
     return {kind: names for kind, names in found.items() if names}
@@ -44,6 +45,7 @@ def remove() -> None:
         run("losetup", "--detach", device, check=False)
     for name in sorted(network.interfaces(), key=lambda name: name == BRIDGE):
         run("ip", "link", "del", name, check=False)
+    cgroups.remove()
     STATE.unlink(missing_ok=True)
     if WORK.exists():
         shutil.rmtree(WORK)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import disk as disks
-from . import leftovers, network
+from . import cgroups, leftovers, network
 from .disk import Disk
 from .layout import MACHINE_PREFIX, OPERATOR, WORK, Network
 from .shell import LabError, last_lines, run, say
@@ -97,6 +97,7 @@ class Host:
             self._supervisor.kill()
             self._supervisor.wait(30)
         network.unplug(self.name)
+        cgroups.remove(self.name)
         self._supervisor = None
 
     def remove(self) -> None:
@@ -169,8 +170,8 @@ class Host:
 
     def _command(self) -> list[str]:
         words = ["systemd-nspawn", "--quiet", "--boot", "--register=no", f"--directory={self.root}"]
-        if not Path("/run/systemd/system").exists():
-            words.append("--keep-unit")  # no systemd outside that could make a scope for it
+        if not Path("/run/systemd/system").exists():  # no systemd outside that could make a scope for it
+            words = [*cgroups.entering(self.name), *words, "--keep-unit"]
         words += [f"--machine={MACHINE_PREFIX}{self.name}", f"--hostname={self.name}"]
         words += [
             f"--network-veth-extra={network.outer(self.name)}:{network.inner(self.name)}",

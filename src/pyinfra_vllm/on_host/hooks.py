@@ -26,7 +26,7 @@ from .service import Say
 SCHEMA = "pyinfra-vllm/event/1"
 DRAIN, UNDRAIN, NOTIFY = "drain", "undrain", "notify"
 BEGIN, VERDICT, END, FAILED = "begin", "verdict", "end", "failed"
-GOOD_ENDS = ("committed", "deferred")
+GOOD_ENDS = ("committed", "deferred", "calibrated")
 TIMEOUT_S = 30.0
 UNDRAIN_ATTEMPTS = 3
 PAUSE_S = 2.0

@@ -22,13 +22,17 @@ QUESTIONS: list[dict[str, str]] = [
 _ASKER = """
 import json, sys, urllib.request as web
 for line in sys.stdin:
-    url, body = json.loads(line)
+    url, body, key = json.loads(line)
     request = web.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    if key:
+        request.add_header("Authorization", "Bearer " + key)
     print(json.dumps(json.load(web.urlopen(request, timeout=120))))
 """
 
 
-def ask(host: Host, questions: Sequence[str], model: str = "tiny", port: int = 8000) -> list[str]:
+def ask(
+    host: Host, questions: Sequence[str], model: str = "tiny", port: int = 8000, api_key: str | None = None
+) -> list[str]:
     """What the server on the host answers to each question, through its chat template, greedily."""
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     bodies = [
@@ -40,15 +44,15 @@ def ask(host: Host, questions: Sequence[str], model: str = "tiny", port: int = 8
         }
         for question in questions
     ]
-    lines = "".join(json.dumps([url, body]) + "\n" for body in bodies)
+    lines = "".join(json.dumps([url, body, api_key]) + "\n" for body in bodies)
     done = host.ssh(f"python3 -c {shlex.quote(_ASKER)}", stdin=lines, timeout=300)
     answers: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     return [str(answer["choices"][0]["message"]["content"]) for answer in answers]
 
 
-def share_right(host: Host, model: str = "tiny", port: int = 8000) -> float:
+def share_right(host: Host, model: str = "tiny", port: int = 8000, api_key: str | None = None) -> float:
     """Share of the trained questions that the server answers exactly."""
-    answers = ask(host, [row["prompt"] for row in QUESTIONS], model, port)
+    answers = ask(host, [row["prompt"] for row in QUESTIONS], model, port, api_key)
     right = [told.strip() == row["expect"] for told, row in zip(answers, QUESTIONS, strict=True)]
     return sum(right) / len(right)
 

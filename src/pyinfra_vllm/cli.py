@@ -27,6 +27,7 @@ COMMANDS = {
     "watch": "Follow a rollout wave by wave and host by host.",
     "history": "Show who switched what, when, and what came of it.",
     "report": "Write an HTML page about the fleet, its switches and their evidence.",
+    "prune": "Show what nothing on the hosts needs any more, and delete it.",
     "schedule": "Print or install the timer for unattended rollouts.",
 }
 INTERRUPTED = 130

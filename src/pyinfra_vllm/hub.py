@@ -285,7 +285,8 @@ def _facts(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, float):
-        return math.isfinite(value)  # NaN is not even equal to itself: the lock file would never be up to date
+        # NaN is not even equal to itself: the lock file would never be up to date.
+        return math.isfinite(value)
     return value is None or isinstance(value, bool | int) or _is_short(value)
 
 

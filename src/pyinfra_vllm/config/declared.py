@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..checkpoint import Checkpoint, Lock
 from ..waves import upper_bound
 from .base import Declaration
 from .checks import check_host
-from .fields import AbsolutePath, Text
+from .fields import AbsolutePath, Pin, Text, as_tuple
 from .layers import ABSENT, Merged, Path, dotted, located, lookup, overlay, without_removed
 from .models import Rollout, Service
 from .problems import Problems
@@ -23,7 +23,7 @@ from .reading import read
 
 DEFAULT_ROOT = "/srv/pyinfra-vllm"
 # The keys of inventory and group data that are ours; every other key belongs to somebody else.
-KEYS = ("services", "defaults", "root", "window", "gate", "rollout")
+KEYS = ("services", "defaults", "root", "keep", "window", "gate", "rollout")
 # Those of them that hold for every service.
 _SERVICE_WIDE = ("window", "gate")
 
@@ -43,8 +43,11 @@ class Overrides(Declaration):
         return tuple(name for name in ("switch_now", "retry_rejected") if getattr(self, name))
 
 
-class _Root(Declaration):
+class _Storage(Declaration):
     root: AbsolutePath = DEFAULT_ROOT
+    keep: Annotated[tuple[Pin, ...], BeforeValidator(as_tuple)] = Field(
+        default=(), description="a list of checkpoints and releases that `prune` must not remove"
+    )
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Declared:
     services: tuple[Service, ...] = ()
     root: str = DEFAULT_ROOT
     rollout: Rollout = field(default_factory=Rollout)
+    keep: tuple[str, ...] = ()
 
     def service(self, name: str) -> Service:
         """The service of that name; raises KeyError."""
@@ -99,7 +103,7 @@ class Fleet:
 def declare(host: str, merged: Merged, problems: Problems) -> Declared | None:
     """What the merged layers say about one host; None when a problem was added."""
     before = len(problems.found)
-    root = read(_Root, _top(merged, "root"), problems, _top_locator(merged))
+    storage = read(_Storage, _top(merged, "root", "keep"), problems, _top_locator(merged))
     rollout = read(Rollout, _map(merged, "rollout", problems), problems, _top_locator(merged, "rollout"))
     services = [
         _service(merged, str(name), problems)
@@ -108,14 +112,13 @@ def declare(host: str, merged: Merged, problems: Problems) -> Declared | None:
     ]
     found = tuple(service for service in services if service is not None)
     check_host(host, found, merged, problems)
-    if len(problems.found) > before or root is None or rollout is None:
+    if len(problems.found) > before or storage is None or rollout is None:
         return None
-    return Declared(host, found, root.root, rollout)
+    return Declared(host, found, storage.root, rollout, storage.keep)
 
 
-def _top(merged: Merged, key: str) -> dict[str, Any]:
-    value = merged.values.get(key)
-    return {} if value is None else {key: value}
+def _top(merged: Merged, *keys: str) -> dict[str, Any]:
+    return {key: merged.values[key] for key in keys if merged.values.get(key) is not None}
 
 
 def _map(merged: Merged, key: str, problems: Problems) -> dict[str, Any]:

@@ -87,6 +87,17 @@ def _revision(text: str) -> str:
     return text
 
 
+def _pin(text: str) -> str:
+    checkpoint, at, revision = text.partition("@")
+    if at:
+        return f"{_repository(checkpoint)}@{_revision(revision)}"
+    if re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}/[0-9a-f]{12}", text) is None:
+        raise ValueError(
+            'must be a checkpoint like "Qwen/Qwen3-32B-AWQ@main" (or @ a commit), or a release like "chat/4c0ffee4c0de"'
+        )
+    return text
+
+
 def _address(text: str) -> str:
     try:
         ipaddress.ip_address(text)
@@ -166,6 +177,7 @@ ServiceName = Annotated[
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Repository = Annotated[str, AfterValidator(_repository)]
 Revision = Annotated[str, AfterValidator(_revision)]
+Pin = Annotated[str, AfterValidator(_pin)]
 Address = Annotated[str, AfterValidator(_address)]
 User = Annotated[str, AfterValidator(_user)]
 IndexLocation = Annotated[str, AfterValidator(_index)]

@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from . import build, calibrating, fetch, follow, observe, order, recovery, transaction
+from . import build, calibrating, fetch, follow, lock, observe, order, prune, recovery, transaction
 from . import release as releases
-from .lock import Held
 from .paths import DEFAULT_ROOT, ServicePaths
+from .status import RUN
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (Held, order.BadOrder, releases.NotReady) as error:
+    except (lock.Held, order.BadOrder, releases.NotReady) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -67,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     reported.add_argument("tx")
     reported.set_defaults(run=_reported)
 
+    pruning = verbs.add_parser(
+        "prune", help="what nothing here needs, as JSON; standard input says what to keep"
+    )
+    pruning.add_argument("--delete", action="store_true", help="delete it, too")
+    pruning.add_argument("--operator", default="prune", help="who wants it, for whoever finds the locks held")
+    pruning.set_defaults(run=_prune)
+
     fetching = verbs.add_parser("fetch", help="download and verify a checkpoint", add_help=False)
     fetching.set_defaults(run=lambda options: 2)
 
@@ -76,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _stage(options: argparse.Namespace) -> int:
-    print(releases.stage(ServicePaths(options.root, options.service), options.payload))
+    with lock.shared(lock.storage(RUN), "stage", f"a release of {options.service}"):
+        print(releases.stage(ServicePaths(options.root, options.service), options.payload))
     return 0
 
 
@@ -113,6 +121,19 @@ def _follow(options: argparse.Namespace) -> int:
 
 def _reported(options: argparse.Namespace) -> int:
     follow.acknowledge(ServicePaths(options.root, options.service), options.tx)
+    return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    """Standard input: {"releases": [service/id], "checkpoints": [org--name/commit], "runtimes": [name]}"""
+    keep = prune.Keep(**{name: frozenset(values) for name, values in json.load(sys.stdin).items()})
+    if options.delete:
+        items = prune.prune(options.root, keep, options.operator)
+    else:
+        items = prune.prunable(options.root, keep)
+    json.dump(
+        [{"kind": item.kind, "path": str(item.path), "bytes": item.bytes} for item in items], sys.stdout
+    )
     return 0
 
 

@@ -29,11 +29,29 @@ class Held(Exception):
 @contextmanager
 def exclusive(path: Path, holder: str, purpose: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock for the body. Raises Held where another live process has it (or waits, when told to)."""
+    with _held(path, holder, purpose, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
+        yield
+
+
+@contextmanager
+def shared(path: Path, holder: str, purpose: str) -> Iterator[None]:
+    """Hold the lock beside others that share it. Raises Held where one has it exclusively."""
+    with _held(path, holder, purpose, fcntl.LOCK_SH | fcntl.LOCK_NB):
+        yield
+
+
+def storage(run: Path) -> Path:
+    """What brings checkpoints, runtimes or releases shares this lock; what removes any of them has it alone."""
+    return run / "storage.lock"
+
+
+@contextmanager
+def _held(path: Path, holder: str, purpose: str, how: int) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, how)
         except BlockingIOError:
             raise Held(_holder(descriptor)) from None
         record = {

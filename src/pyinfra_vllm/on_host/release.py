@@ -89,7 +89,10 @@ class Release:
 
 
 def load(paths: ServicePaths, release_id: str) -> Release:
-    document = durable.read_json(paths.release(release_id) / "release.json")
+    try:
+        document = durable.read_json(paths.release(release_id) / "release.json")
+    except ValueError as error:
+        raise NotReady(str(error)) from error
     if not isinstance(document, dict) or document.get("id") != release_id:
         raise NotReady(f"release {release_id} of {paths.name} is not staged below {paths.releases}")
     return Release(document)

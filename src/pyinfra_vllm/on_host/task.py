@@ -1,4 +1,4 @@
-"""The frame of work that runs in a unit of its own: read the request, hold its lock, do it, and tell how it ended."""
+"""The frame of work that runs in a unit of its own: read the request, hold its locks, do it, and tell how it ended."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ def run(
         print(error, file=sys.stderr)
         return 2
     status = status_of(request)
+    alone = lock.exclusive(request.lock, verb, request.purpose)
+    undisturbed = lock.shared(lock.storage(request.lock.parent), verb, request.purpose)
     try:
-        with lock.exclusive(request.lock, verb, request.purpose):
+        with alone, undisturbed:
             work(request, status)
     except lock.Held as error:
         print(error, file=sys.stderr)  # the status file belongs to the one that holds the lock

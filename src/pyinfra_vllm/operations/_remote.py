@@ -38,8 +38,8 @@ class Remote:
             )
         return str(output.stdout)
 
-    def json(self, *words: str, timeout_s: int | None = None) -> Any:
-        text = self.run(*words, timeout_s=timeout_s)
+    def json(self, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> Any:
+        text = self.run(*words, stdin=stdin, timeout_s=timeout_s)
         try:
             return json.loads(text)
         except ValueError as error:

@@ -127,4 +127,4 @@ def _advice(spare: list[Mapping[str, Any]]) -> str:
             "No checkpoint could go: releases refer to all of them. Enlarge the file system or move the root."
         )
     listed = ", ".join(f"{item['directory']} ({in_units(item['bytes'])})" for item in spare[:5])
-    return f"No release refers to these checkpoints, so they could go: {listed}."
+    return f"No release refers to these checkpoints: {listed}. `pyinfra-vllm prune` removes them."

@@ -1,0 +1,29 @@
+"""Has a host's own program say what nothing there needs any more, and delete it when told to (on_host/prune.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyinfra.api import Host
+
+from pyinfra_vllm.operations._remote import Remote
+
+# A host that was never rolled out to has no program, and nothing of us to remove.
+_RUN = 'test -e "$1" || { echo "[]"; exit 0; }; exec python3 "$@"'
+
+
+def prune(
+    host: Host, root: str, keep: Mapping[str, Sequence[str]], operator: str, *, delete: bool
+) -> list[dict[str, Any]]:
+    """What can go, or with `delete` what went: [{"kind", "path", "bytes"}]. Raises HostError.
+
+    + root: where pyinfra-vllm keeps its files on the host
+    + keep: what must stay, by kind (on_host.prune.Keep)
+    + operator: who wants it, for whoever finds the host's locks held
+    """
+    words = [f"{root}/bin/on-host.pyz", "--root", root, "prune", "--operator", operator]
+    more = ["--delete"] if delete else []
+    found = Remote(host).json("sh", "-c", _RUN, "sh", *words, *more, stdin=json.dumps(keep))
+    return list(found)

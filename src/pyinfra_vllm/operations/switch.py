@@ -20,7 +20,7 @@ from pyinfra_vllm.config import Overrides, Rollout
 from pyinfra_vllm.facts.service import Service
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
-from pyinfra_vllm.operations import _summary
+from pyinfra_vllm.operations import _diff, _summary
 from pyinfra_vllm.operations._opening import explain, opening
 from pyinfra_vllm.operations._refuse import refuse
 from pyinfra_vllm.operations._remote import Remote
@@ -71,6 +71,8 @@ def wave(number: int, rollout: Rollout, overrides: Overrides) -> Generator[Pyinf
     if not state.is_executing:
         for item in _todo(host):
             logger.info(f"{host.print_prefix}wave {number} of {len(planned)}: {preview(item, overrides)}")
+            if state.config.DIFF:
+                _diff.show(host, item)
     obstacle = PROGRESS.obstacle(number) if state.is_executing else None
     if obstacle:
         yield from _stop(*obstacle)

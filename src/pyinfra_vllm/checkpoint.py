@@ -72,6 +72,11 @@ class Checkpoint:
         """All safetensors files together, in bytes: their headers (well under 0.1 %) are counted in."""
         return sum(file.size for file in self.files if file.path.endswith(".safetensors"))
 
+    @property
+    def brings_code(self) -> bool:
+        """Whether it has Python files: they are locked only for a service that declares `allow_code`."""
+        return any(file.path.endswith(".py") for file in self.files)
+
     def directory(self, root: str) -> str:
         """Where a host keeps it. A repository's name can't hold ``--`` (checked), so no two share a directory."""
         return f"{root.rstrip('/')}/checkpoints/{self.repo.replace('/', '--')}/{self.commit}"

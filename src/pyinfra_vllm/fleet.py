@@ -31,7 +31,7 @@ from .config.declared import DEFAULT_ROOT, KEYS
 from .config.layers import located
 from .config.problems import nearest
 from .config.reading import read
-from .errors import DeclarationError, LockError, RolloutError
+from .errors import CheckpointRefused, DeclarationError, LockError, RolloutError
 
 __all__ = [
     "DEFAULT_ROOT",
@@ -337,4 +337,18 @@ def _locked(hosts: Mapping[str, Declared]) -> Lock:
             missing.append(str(error))
     if missing:
         raise LockError("\n".join(missing))
+    _refuse_code(hosts, lock)
     return lock
+
+
+def _refuse_code(hosts: Mapping[str, Declared], lock: Lock) -> None:
+    """A checkpoint locked with code of its own serves only where a reason says so. Raises CheckpointRefused."""
+    refused = [
+        f"{host}: service {service.name}: {service.model} is locked with Python code of its own, and the service does not "
+        f"allow it. No host was contacted. Declare why it may run (`allow_code`), or run `pyinfra-vllm lock` without it."
+        for host, declared in hosts.items()
+        for service in declared.services
+        if not service.allow_code and lock.get(service.model, service.revision).brings_code
+    ]
+    if refused:
+        raise CheckpointRefused("\n".join(refused))

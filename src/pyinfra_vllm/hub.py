@@ -70,8 +70,8 @@ class Hub:
     def checkpoint(self, repo: str, revision: str = "main", *, allow_code: bool = False) -> Checkpoint:
         """The checkpoint that `repo` at `revision` means now.
 
-        + allow_code: keep the repository's Python files and accept `auto_map` (a service that declares
-          `trust_remote_code` with a reason)
+        + allow_code: keep the repository's Python files and accept `auto_map` (a service declares `allow_code`
+          with a reason)
 
         Raises CheckpointRefused for what must not be served and HubError for what the Hub did not or must not answer.
         """
@@ -147,7 +147,8 @@ class Hub:
             if content.get("auto_map"):
                 raise CheckpointRefused(
                     f"{repo}: {path} names code of its own (auto_map), which runs only with trust_remote_code. "
-                    f"Nothing was written. Use a repository at which config.json alone says what the model is."
+                    f"Nothing was written. Use a repository at which config.json alone says what the model is, or read the code and "
+                    f"declare why it may run: `allow_code`."
                 )
 
     def _json(self, repo: str, commit: str, file: File) -> dict[str, Any]:

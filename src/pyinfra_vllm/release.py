@@ -32,6 +32,7 @@ class Release:
     checkpoint: {"repo", "revision", "commit", "directory"}
     runtime: {"version", "path"}
     kernel: kernels that the gate may find in the log; None where it must not look
+    allow_code: why the checkpoint's own code may run; None where it may not
     """
 
     service: str
@@ -49,6 +50,7 @@ class Release:
     gpu_count: int = 0
     kernel: Sequence[str] | None = None
     fit: Mapping[str, Any] = field(default_factory=dict)
+    allow_code: str | None = None
     template: str = ""
 
     @property
@@ -93,6 +95,7 @@ class Release:
             "gpus": list(self.gpus) if self.gpus is not None else None,
             "kernel": list(self.kernel) if self.kernel is not None else None,
             "fit": dict(self.fit),
+            "allow_code": self.allow_code,
         }
 
     def _unit(self, name: str) -> str:

@@ -52,7 +52,7 @@ class SimulatedHost:
 
     # What the tests do
 
-    def stage(self, release_id: str) -> None:
+    def stage(self, release_id: str, **more: Any) -> None:
         document = {
             "id": release_id,
             "served_model_name": "m",
@@ -63,6 +63,7 @@ class SimulatedHost:
             "checkpoint": {"directory": str(self.paths.root / "checkpoints" / release_id)},
             "runtime": {"version": "0.32.0"},
             "stop_limit_s": 1,
+            **more,
         }
         files = {name: "" for name in releases.FILES} | {"release.json": json.dumps(document)}
         payload = self.paths.root / "payload.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 from pyinfra_vllm import fleet, tuning
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock, render
 from pyinfra_vllm.config import Overrides
-from pyinfra_vllm.errors import DeclarationError, LockError
+from pyinfra_vllm.config.declared import KEYS
+from pyinfra_vllm.errors import CheckpointRefused, DeclarationError, LockError
 
 PROJECT = Path(__file__).parents[2]
 
@@ -204,11 +206,23 @@ def test_the_worked_example_is_valid_and_shows_every_key(monkeypatch: pytest.Mon
     assert found.hosts["gpu-02.example.net"].root == "/data/pyinfra-vllm"
     reference = (PROJECT / "group_data/prod.py").read_text()
     service = big.service("chat")
+    assert all(f"\n{key} = " in reference for key in KEYS)
     for model in (service, service.runtime, service.gate, service.hooks, found.rollout):
         for key in type(model).model_fields:
             assert key == "name" or f'"{key}"' in reference or f"`{key}`" in reference, (
                 f"{key} is not in the configuration reference"
             )
+
+
+def test_a_checkpoint_with_code_serves_only_where_a_reason_says_so() -> None:
+    locked = entry("acme/tiny-awq")
+    Lock(
+        [dataclasses.replace(locked, files=(*locked.files, File(path="own.py", size=1, sha256="0" * 64)))]
+    ).dump()
+    with pytest.raises(CheckpointRefused, match=r"gpu-1\.invalid: service chat: .* Declare why it may run"):
+        load()
+    write("group_data/all.py", ALL.replace('"port"', '"allow_code": "read in ticket 7", "port"'))
+    assert load().hosts["gpu-1.invalid"].service("chat").allow_code == "read in ticket 7"
 
 
 def test_the_worked_example_loads_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,3 +113,33 @@ def test_a_bad_declaration_is_said_before_the_hub_is_asked(server: HubServer) ->
     assert result.exit_code == 2
     assert "prot" in result.stderr
     assert not LOCK_FILE.exists()
+
+
+CODE = {
+    "config.json": b'{"model_type": "own", "auto_map": {"AutoModel": "modeling.Own"}}',
+    "modeling.py": b"Own = 1",
+}
+
+
+def allowing_code() -> None:
+    Path("inventory/prod.py").write_text(
+        INVENTORY.replace('"port"', '"allow_code": "read in ticket 7", "port"', 1)
+    )
+
+
+def test_code_of_the_repository_is_locked_only_with_a_reason(server: HubServer) -> None:
+    server.repositories[REPO] = repository() | CODE
+    refused = run()
+    assert refused.exit_code == 2 and "declare why it may run: `allow_code`" in refused.stderr
+    assert not LOCK_FILE.exists()
+    allowing_code()
+    assert run().exit_code == 0
+    assert Lock.load(LOCK_FILE).get(REPO).brings_code
+
+
+def test_a_reason_for_code_is_none_for_pickles(server: HubServer) -> None:
+    server.repositories[REPO] = {**repository(), **CODE, "pytorch_model.bin": b"x"}
+    del server.repositories[REPO]["model.safetensors"]
+    allowing_code()
+    refused = run()
+    assert refused.exit_code == 2 and "only as pickles" in refused.stderr

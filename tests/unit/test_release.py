@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyinfra_vllm import release
+from pyinfra_vllm.checkpoint import Checkpoint
+from pyinfra_vllm.config import Layer, Problems, declare, merge
+from pyinfra_vllm.operations import _planning
 from pyinfra_vllm.release import Release
+from pyinfra_vllm.tuning import Resolution
 
 PRINTABLE = st.text(alphabet=st.characters(exclude_categories=("Cc", "Cs")), max_size=60)
 
@@ -111,6 +115,17 @@ def test_the_difference_names_flags_with_their_values() -> None:
     old = ["serve", "/a", "--port", "8000", "--enforce-eager"]
     new = ["serve", "/b", "--port", "8000", "--max-num-seqs", "8"]
     assert release.difference(old, new) == ["- /a", "- --enforce-eager", "+ /b", "+ --max-num-seqs 8"]
+
+
+@pytest.mark.parametrize("reason", [None, "read in ticket 7"])
+def test_code_of_the_checkpoint_runs_only_with_a_reason_which_is_recorded(reason: str | None) -> None:
+    chat = {"model": "org/model", "runtime": {"version": "0.33.0"}, "port": 8000, "allow_code": reason}
+    declared = declare("gpu-1", merge([Layer("f", {"services": {"chat": chat}})]), Problems())
+    assert declared is not None
+    locked = Checkpoint(repo="org/model", revision="main", commit="a" * 40, files=())
+    made = _planning._release("/srv/x", declared.services[0], locked, Resolution(), "0.33.0", 1)
+    assert ("--trust-remote-code" in made.argv) == bool(reason)
+    assert json.loads(made.files()["release.json"])["allow_code"] == reason
 
 
 def test_a_release_can_be_copied_with_changes() -> None:

@@ -108,6 +108,13 @@ def test_a_dead_old_release_gives_no_baseline_but_is_still_the_way_back(serving:
     )
 
 
+def test_code_that_the_checkpoint_brings_is_told_in_the_journal_with_its_reason(host: SimulatedHost) -> None:
+    host.stage(NEW, allow_code="read in ticket 7")
+    assert host.switch() == "committed"
+    told = [entry["allow_code"] for entry in host.journal() if "allow_code" in entry]
+    assert told == ["read in ticket 7"]
+
+
 def test_going_back_by_hand_asks_only_for_tokens_and_rejects_what_it_left(serving: SimulatedHost) -> None:
     serving.rates[OLD] = 200.0
     serving.rates[NEW] = 200.0
@@ -270,6 +277,7 @@ def test_a_soak_that_passes_or_only_alerts_keeps_the_release(
     soak_of(monkeypatch, verdict)
     assert serving.switch(criteria=criteria) == "committed"
     assert serving.running == NEW
+    assert ("alert from the soak: " in serving.journal()[-1]["reason"]) == (verdict == "fail")
 
 
 def check(host: SimulatedHost, moment: int) -> None:

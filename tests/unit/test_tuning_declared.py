@@ -57,7 +57,7 @@ def test_drafted_tokens_count_whatever_the_order_of_variants() -> None:
         ("0.11.0", {"shutdown-timeout": 30}, "it is in 0.18.0 to"),
         ("0.28.0", {"port": 8000}, "the key `port`"),
         ("0.28.0", {"--api-key": "x"}, "VLLM_API_KEY"),
-        ("0.28.0", {"trust_remote_code": True}, "a checkpoint that brings code is refused"),
+        ("0.28.0", {"trust_remote_code": True}, "the key `allow_code`"),
         ("0.28.0", {"xyzzy": 1}, "--help=all"),
         ("0.28.0", {"max-num-seqs": "many"}, "must be a number above 0"),
         ("0.28.0", {"gpu-memory-utilization": True}, "must be a number above 0"),

@@ -6,7 +6,7 @@ Contacts the Hub only, never a host. The file is written once, at the end, when 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,14 @@ class Relock:
         }
 
 
-def relock(models: Iterable[Model], lock: Lock, hub: Hub, *, prune: bool, say: Say) -> Relock:
-    """What the lock file must say of `models`. Raises HubError or CheckpointRefused; nothing is written."""
+def relock(
+    models: Iterable[Model], lock: Lock, hub: Hub, *, prune: bool, say: Say, with_code: Collection[Model] = ()
+) -> Relock:
+    """What the lock file must say of `models`; those `with_code` may bring Python files. Raises HubError or CheckpointRefused; nothing is written."""
     found = []
     for repo, revision in sorted(set(models)):
         say(f"{repo}@{revision}: asking {hub.endpoint}")
-        entry = hub.checkpoint(repo, revision)
+        entry = hub.checkpoint(repo, revision, allow_code=(repo, revision) in with_code)
         say(f"{entry.name}: {entry.commit[:12]}, {len(entry.files)} files, {entry.total_bytes / 1e9:.2f} GB")
         found.append(entry)
     known = {entry.name: entry for entry in lock.entries}
@@ -102,9 +104,11 @@ def run(
 ) -> tuple[int, dict[str, Any]]:
     """The command: exit code (1 when `check` finds the file stale) and what --json prints. Raises RolloutError."""
     hosts = fleet.load(inventory, group_data=group_data, need_lock=False).hosts.values()
-    models = {(service.model, service.revision) for host in hosts for service in host.services}
+    services = [service for host in hosts for service in host.services]
+    models = {(service.model, service.revision) for service in services}
+    with_code = {(service.model, service.revision) for service in services if service.allow_code}
     before = Lock.load(path) if path.exists() else Lock(path=path)
-    result = relock(models, before, hub or Hub(), prune=prune, say=say)
+    result = relock(models, before, hub or Hub(), prune=prune, say=say, with_code=with_code)
     if check:
         return int(result.stale), result.as_dict()
     if result.stale or not path.exists():

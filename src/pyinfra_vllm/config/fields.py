@@ -45,7 +45,7 @@ _MANAGED_FLAGS = {
     "--revision": "`revision`",
     "--served-model-name": "`served_model_name`",
     "--shutdown-timeout": "`shutdown_timeout_s`",
-    "--trust-remote-code": "nowhere: a checkpoint that needs its own code is refused",
+    "--trust-remote-code": "`allow_code`, with the reason",
 }
 
 

@@ -39,6 +39,7 @@ from .fields import (
     User,
     Version,
     as_tuple,
+    no_control,
 )
 from .hooks import Hooks
 from .windows import WindowField, as_list, check_opens
@@ -80,7 +81,7 @@ class Runtime(Declaration):
 
 _WORDS = {
     "bool": "true or false",
-    "dict[str, float]": 'a map of phases to numbers, like {"c1": 30}',
+    "dict[str, float]": 'a map of names to numbers, like {"c1": 30}',
     "float": "a number",
     "int": "a whole number",
     "str": "text",
@@ -171,6 +172,10 @@ class Service(Declaration):
     secrets: Secrets = Field(
         default_factory=dict,
         description="a map of environment variables on the host to those of the control machine that hold them",
+    )
+    allow_code: Annotated[str, AfterValidator(no_control), Field(min_length=1)] | None = Field(
+        default=None,
+        description="text: why the checkpoint may bring Python code of its own, which the server runs",
     )
     served_model_name: Text | None = Field(default=None, description="text; left out: the repository id")
     user: User = Field(default="vllm", description="a system user name, not root")

@@ -84,6 +84,11 @@ class Release:
         return dict(self.document.get("fit") or {})
 
     @property
+    def allow_code(self) -> str | None:
+        """Why the checkpoint's own code may run; None where it may not."""
+        return self.document.get("allow_code")
+
+    @property
     def kernels(self) -> list[str] | None:
         return self.document.get("kernel")
 

@@ -123,10 +123,10 @@ class Switch(Transaction):
         try:
             verdict = self._go_forward(new)
             self.journal.write("commit", "done", release=new.id, verdict=verdict["verdict"])
-            self._settle(new)
+            alert = self._settle(new)
         except Exception as reason:  # whatever it is: from `activate` on the only other way is back
             return self._go_back(new, reason)
-        return self._end(COMMITTED, gate.conclusion(verdict), verdict)
+        return self._end(COMMITTED, "; ".join(filter(None, (gate.conclusion(verdict), alert))), verdict)
 
     def _prove_both_ways(self) -> Release:
         old_id = self.paths.linked(self.paths.current)
@@ -134,8 +134,10 @@ class Switch(Transaction):
             if old_id is not None:
                 self.old = releases.load(self.paths, old_id)
                 releases.prove(self.paths, self.old)
-        with self.journal.step("prove-way-forward", release=self.order.release):
+        with self.journal.step("prove-way-forward", release=self.order.release) as result:
             new = releases.load(self.paths, self.order.release)
+            if new.allow_code:
+                result["allow_code"] = new.allow_code
             releases.prove(self.paths, new)
             self.service.no_stranger(new)
         self.evidence.keep_release(new.id)
@@ -221,23 +223,30 @@ class Switch(Transaction):
             gpu_memory_mib=gpu_memory.used_mib(new.gpus),
         )
 
-    def _settle(self, new: Release) -> None:
-        """What follows a commit: the links and lists agree with it, and the release is watched under real traffic."""
+    def _settle(self, new: Release) -> str:
+        """What follows a commit: the links and lists agree with it, and the release is watched under real traffic.
+
+        Returns what its operator must be alerted to.
+        """
         recovery.finish_commit(self.paths, self.old.id if self.old else None)
         if self.order.purpose == ROLLBACK and self.old:
             reason = self.order.reason or "rolled back by the operator"
             recovery.reject(self.paths, self.old.id, reason, self.journal.tx)
         recovery.accept(self.paths, new.id)
         self.hooks.undrain()
-        if self.criteria.soak_s and self.order.purpose != ROLLBACK:
-            self._soak(new)
+        watched = self.criteria.soak_s and self.order.purpose != ROLLBACK
+        return self._soak(new) if watched else ""
 
-    def _soak(self, new: Release) -> None:
+    def _soak(self, new: Release) -> str:
         with self.journal.step("soak", release=new.id) as result:
             client = self.service.client(new)
             result.update(soak.soak(client, self.criteria, self.after, progress=self.evidence.say))
-        if result["verdict"] == "fail" and self.criteria.soak_action == "rollback":
-            raise Worse("; ".join(result["reasons"]), {"verdict": "fail"})
+        if result["verdict"] != "fail":
+            return ""
+        reasons = "; ".join(result["reasons"])
+        if self.criteria.soak_action == "rollback":
+            raise Worse(reasons, {"verdict": "fail"})
+        return f"alert from the soak: {reasons}"
 
     def _go_back(self, new: Release, reason: Exception) -> str:
         text = str(reason) or type(reason).__name__

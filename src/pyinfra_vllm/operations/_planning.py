@@ -40,7 +40,15 @@ def plan(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> Wan
         release=_release(root, service, checkpoint, resolution, version, len(used)),
         observed=host.get_fact(ServiceFact, root=root, service=service.name),
         gpu=used[0]["name"] if used else "cpu",
-        warnings=tuple(resolution.warnings),
+        warnings=(*resolution.warnings, *_code(service)),
+    )
+
+
+def _code(service: Service) -> list[str]:
+    return (
+        [f"{service.model} may run code of its own. Accepted: {service.allow_code}"]
+        if service.allow_code
+        else []
     )
 
 
@@ -79,6 +87,7 @@ def _release(
         *(f"{path}/bin/vllm", "serve", directory),
         *("--served-model-name", service.served_name),
         *("--host", service.bind, "--port", str(service.port)),
+        *(["--trust-remote-code"] if service.allow_code else []),
         *resolution.argv(),
     ]
     return Release(
@@ -101,5 +110,6 @@ def _release(
         gpus=service.gpus,
         gpu_count=gpu_count,
         kernel=resolution.kernel,
+        allow_code=service.allow_code,
         fit=resolution.fit.as_dict() if resolution.fit else {},
     )

@@ -9,6 +9,10 @@ docs/configuration.md has the rest. Whatever is wrong here is told all at once, 
 # Where a host keeps checkpoints, runtimes, releases and evidence. One filesystem, with room for two models at least.
 root = "/srv/pyinfra-vllm"
 
+# What `pyinfra-vllm prune` must not remove, beside what runs, ran before, or is declared: checkpoints at a revision that
+# the lock knows or at a commit, and releases by service and id ("chat/4c0ffee4c0de").
+keep = ["Qwen/Qwen3-14B-AWQ@main"]
+
 # When a switch may begin. Staging (downloads, installs) is safe at any hour and does not wait.
 # One map, or a list of them: windows add up. An empty list, or no window at all, means any time.
 window = [
@@ -98,6 +102,9 @@ services = {
     "chat": {
         "model": "Qwen/Qwen3-14B-AWQ",  # repository on the Hub; `pyinfra-vllm lock` pins its files
         "revision": "main",  # branch, tag or commit
+        # Why the checkpoint may bring Python code of its own, which the server then runs as its user; None: such a
+        # repository is refused. Pickled weights are refused in any case.
+        "allow_code": None,
         "served_model_name": "chat",  # what clients ask for; left out: the repository
         "port": 8000,
         # An address of the host. Loopback by default, for a proxy on the host; wider than that wants VLLM_API_KEY

@@ -74,7 +74,7 @@ def test_units_have_these_names() -> None:
     named = set(re.findall(r"[a-z][a-z-]*\.(?:service|timer)\b", text))
     assert named == ON_HOST_UNITS | ours
     sources = "".join(path.read_text() for path in (PROJECT / "src/pyinfra_vllm").rglob("*.py"))
-    assert "pyinfra-vllm-recover.service" in sources and "pyinfra-vllm-switch-{" in sources
+    assert "pyinfra-vllm-recover.service" in sources and '"pyinfra-vllm-switch"' in sources
 
 
 def test_every_link_of_the_runbook_leads_somewhere() -> None:

@@ -247,6 +247,9 @@ def test_a_disk_that_fills_at_any_write_never_keeps_an_unproven_release(
             host.disk_full_at = None
             host.recover()
             assert host.current == host.running, f"full at {moment}, then recovered"
+            assert (host.outcome() == "committed") == (host.running == NEW), (
+                f"full at {moment}: the record lies"
+            )
             host.switch()
             assert host.running == (NEW if rate == 100.0 else OLD), f"full at {moment}: no convergence"
 

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (lock.Held, order.BadOrder, releases.NotReady) as error:
+    except (lock.Held, order.BadOrder, releases.NotReady, recovery.Unfinished) as error:
         print(error, file=sys.stderr)
         return 1
 

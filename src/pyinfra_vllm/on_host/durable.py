@@ -46,11 +46,17 @@ def read_json(path: Path, default: Any = None) -> Any:
 
 
 def point(link: Path, target: Path) -> None:
-    """Make the link point to the target (relative to the link's folder) by one rename()."""
+    """Make the link point to the target (relative to the link's folder) by one rename().
+
+    A link that points there already is left alone: going back to it works on a disk that takes no writes, too.
+    """
+    relative = os.path.relpath(target, link.parent)
+    if link.is_symlink() and str(link.readlink()) == relative:
+        return
     partial = link.with_name(f".{link.name}.partial")
     if partial.is_symlink():
         partial.unlink()
-    partial.symlink_to(os.path.relpath(target, link.parent))
+    partial.symlink_to(relative)
     partial.replace(link)
     sync_directory(link.parent)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,13 @@ class Evidence:
         shutil.copy(self.paths.release(release_id) / "release.json", self.directory / "release.json")
 
     def say(self, line: str) -> None:
-        """Progress for whoever follows. Not fsynced: losing a line of it loses nothing."""
-        with self.progress.open("a", encoding="utf-8") as file:
-            file.write(f"{journal.now()} {line}\n")
+        """Progress for whoever follows. Not fsynced, and told to the unit's own log where the disk is full: losing a line
+        of it loses nothing, and the way back must not stumble over it."""
+        try:
+            with self.progress.open("a", encoding="utf-8") as file:
+                file.write(f"{journal.now()} {line}\n")
+        except OSError as error:
+            print(f"{line} ({error})", file=sys.stderr, flush=True)
 
     def close(self, entries: list[journal.Entry]) -> None:
         lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]

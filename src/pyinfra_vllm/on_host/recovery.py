@@ -24,9 +24,19 @@ RESTORE_TIMEOUT_S = 3600.0
 PAUSE_S = 5.0
 
 
+class Unfinished(Exception):
+    """A switch could not be finished now. Nothing more was touched; `recover` can be run again once the cause is gone."""
+
+    def __init__(self, problems: str) -> None:
+        super().__init__(f"{problems}. Mend that, then run `recover` again, or boot: nothing else is needed.")
+
+
 def recover(root: Path, name: str | None, say: Say, boot: bool = False, units: Path = UNITS) -> list[str]:
-    """Finish what was begun, for one service or all; returns an outcome for each that needed it."""
-    outcomes = []
+    """Finish what was begun, for one service or all; returns an outcome for each that needed it.
+
+    Raises Unfinished at the end, where the disk or systemd refused: what serves goes on serving.
+    """
+    outcomes, unfinished = [], []
     for paths in services(root, units):
         if name not in (None, paths.name):
             continue
@@ -38,10 +48,15 @@ def recover(root: Path, name: str | None, say: Say, boot: bool = False, units: P
         except Held as held:
             say(f"{paths.name}: {held}")
             continue
+        except (OSError, ValueError, NotReady, systemd.SystemdError) as problem:
+            unfinished.append(f"{paths.name}: {problem}")  # the other services are recovered all the same
+            continue
         if outcome:
             outcomes.append(f"{paths.name}: {outcome}")
     if boot:
         _start_all(root, units)
+    if unfinished:
+        raise Unfinished("; ".join([*outcomes, *unfinished]))
     return outcomes
 
 
@@ -66,7 +81,8 @@ def finish_last(paths: ServicePaths, say: Say, boot: bool = False) -> str | None
     committed = _find(entries, "commit", "done")
     activated = _find(entries, "activate", "intended")
     going_back = _find(entries, "restore", "intended")  # also after a commit, when the soak found it worse
-    if committed and activated and not going_back:
+    went_back = activated and paths.linked(paths.current) != activated["to"]  # on a disk that took no entry
+    if committed and activated and not going_back and not went_back:
         finish_commit(paths, activated["from"])
         return _end(log, "committed", "the switch had committed; its record was completed afterwards")
     restarted = _find(entries, "restart", "intended")

@@ -123,8 +123,14 @@ class Switch(Transaction):
         try:
             verdict = self._go_forward(new)
             self.journal.write("commit", "done", release=new.id, verdict=verdict["verdict"])
-            alert = self._settle(new)
         except Exception as reason:  # whatever it is: from `activate` on the only other way is back
+            return self._go_back(new, reason)
+        self._settle(
+            new
+        )  # where the disk refuses that, the proven release stays and recovery completes its record
+        try:
+            alert = self._soak(new)
+        except Exception as reason:
             return self._go_back(new, reason)
         return self._end(COMMITTED, "; ".join(filter(None, (gate.conclusion(verdict), alert))), verdict)
 
@@ -223,21 +229,19 @@ class Switch(Transaction):
             gpu_memory_mib=gpu_memory.used_mib(new.gpus),
         )
 
-    def _settle(self, new: Release) -> str:
-        """What follows a commit: the links and lists agree with it, and the release is watched under real traffic.
-
-        Returns what its operator must be alerted to.
-        """
+    def _settle(self, new: Release) -> None:
+        """What follows a commit: the links and lists agree with it."""
         recovery.finish_commit(self.paths, self.old.id if self.old else None)
         if self.order.purpose == ROLLBACK and self.old:
             reason = self.order.reason or "rolled back by the operator"
             recovery.reject(self.paths, self.old.id, reason, self.journal.tx)
         recovery.accept(self.paths, new.id)
         self.hooks.undrain()
-        watched = self.criteria.soak_s and self.order.purpose != ROLLBACK
-        return self._soak(new) if watched else ""
 
     def _soak(self, new: Release) -> str:
+        """Watch the release under real traffic, where that is asked for; returns what its operator must be alerted to."""
+        if not self.criteria.soak_s or self.order.purpose == ROLLBACK:
+            return ""
         with self.journal.step("soak", release=new.id) as result:
             client = self.service.client(new)
             result.update(soak.soak(client, self.criteria, self.after, progress=self.evidence.say))

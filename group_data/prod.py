@@ -51,6 +51,10 @@ gate = {
     "tpot_margin": 0.05,
     "ttft_margin": 0.1,
     "likelihood_margin": 0.25,  # of bits per byte on fixed texts
+    # Scores of lm-eval, by TASK/METRIC: at least so much, and at most so much less than before. Judged by `compare` where
+    # records have them (`bench --lm-eval`); a switch shows that they are missing.
+    "min_evaluation": {"ifeval/prompt_level_strict_acc": 0.70},
+    "max_evaluation_drop": {"ifeval/prompt_level_strict_acc": 0.03},
     "on_inconclusive": "rollback",  # or "keep"
     # Answers: the built-in prompts and your own, a JSONL file of this project.
     "quality": True,

@@ -306,6 +306,15 @@ def test_likelihood_of_the_fixed_texts(bits: float, expected: str) -> None:
     assert judge(before, after)["verdict"] == expected
 
 
+@pytest.mark.parametrize("after", [None, [], [{"text": "ja-1", "bits_per_byte": 0.8}]])
+def test_a_likelihood_that_was_measured_before_only_is_shown(after: Any) -> None:
+    before = record(phase(1), likelihood=[{"text": "en-1", "bits_per_byte": 0.8}])
+    verdict = judge(before, record(phase(1), likelihood=after))
+    found = row(verdict, "bits_per_byte", None)
+    assert (verdict["verdict"], found["verdict"], found["decides"]) == ("pass", "inconclusive", False)
+    assert "before and not after" in found["note"]
+
+
 # What follows from a verdict
 
 
@@ -410,7 +419,7 @@ def test_criteria_come_back_from_their_own_values() -> None:
         ({"quality": 1}, "quality = 1 can't be used: allowed is true or false"),
         ({"concurrency": [0]}, "concurrency = (0,) can't be used"),
         ({"concurrency": [8, 8]}, "each number once"),
-        ({"min_tokens_per_s": 50}, "a mapping of phase to number, such as {c1: 50}"),
+        ({"min_tokens_per_s": 50}, "a mapping of names to numbers, such as {c1: 50}"),
         ({"min_tokens_per_s": {"c9": 1}}, "one of the phases c1, c8"),
         ({"throughput_margin": 5}, "a share from 0 up to 1 (0.05 is 5 %)"),
         ({"on_inconclusive": "maybe"}, "allowed is rollback or keep"),

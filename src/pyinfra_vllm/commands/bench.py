@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from pyinfra_vllm import lm_eval
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError, HostError
 from pyinfra_vllm.on_host import probe
@@ -24,17 +25,16 @@ KEY_VARIABLE = "VLLM_API_KEY"
 Say = Callable[[str], None]
 
 
-def run(
+def measured(
     url: str,
     model: str,
-    out: Path,
     settings: probe.Settings,
     *,
     like: Path | None = None,
     api_key: str | None = None,
     say: Say = lambda line: None,
-) -> tuple[int, dict[str, Any]]:
-    """The command: exit code (1 when not one request was answered) and what --json prints.
+) -> dict[str, Any]:
+    """The probe's record of the server.
 
     Raises DeclarationError for settings that can't be used and HostError for a server that can't be measured.
     """
@@ -51,11 +51,11 @@ def run(
         raise DeclarationError(str(error)) from error
     except probe.ProbeError as error:
         raise HostError(f"{url}: {error}") from error
-    return written(record, out)
+    return record
 
 
 def written(record: dict[str, Any], out: Path) -> tuple[int, dict[str, Any]]:
-    """Write the record; the exit code and what --json prints."""
+    """Write the record; the exit code (1 when not one request was answered) and what --json prints."""
     try:
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
@@ -65,6 +65,7 @@ def written(record: dict[str, Any], out: Path) -> tuple[int, dict[str, Any]]:
         "out": str(out),
         "summary": probe.summary(record),
         "client": record.get("client"),
+        "evaluations": record.get("evaluations", {}),
     }
 
 
@@ -94,6 +95,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
             )
         else:
             lines.append(f"{name}: no request was answered, {item['errors']} failed")
+    lines += [f"{name}: {score['value']:.4g}" for name, score in result["evaluations"].items()]
     return [*lines, f"{result['out']} was written: compare it with `pyinfra-vllm compare`."]
 
 
@@ -127,7 +129,19 @@ def sentences(result: dict[str, Any]) -> list[str]:
 @click.option(
     "--vllm", "program", default="vllm", show_default=True, help="The runtime's `vllm`, for vllm-bench."
 )
-@click.option("--tokenizer", type=click.Path(), help="Directory of the checkpoint, for vllm-bench.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(),
+    help="Directory of the checkpoint, for vllm-bench and for lm-eval's likelihoods.",
+)
+@click.option(
+    "--lm-eval", "tasks", metavar="TASKS", help="Then run the installed lm_eval with these tasks, for hours."
+)
+@click.option(
+    "--evaluations",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Add the scores that lm_eval wrote already, its results_*.json.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(
     url: str,
@@ -143,6 +157,8 @@ def bench(
     engine: str,
     program: str,
     tokenizer: str | None,
+    tasks: str | None,
+    evaluations: Path | None,
     as_json: bool,
 ) -> int:
     """Measure a server and write a benchmark record. An API key is read from VLLM_API_KEY."""
@@ -158,13 +174,18 @@ def bench(
         quality_prompts=prompts,
         keep_answers=keep_answers,
     )
+    key = os.environ.get(KEY_VARIABLE)
+    scores = lm_eval.read(evaluations) if evaluations else {}
+    if tasks:
+        lm_eval.check_installed()
     if engine == "vllm-bench":
         if tokenizer is None:
             raise DeclarationError("--engine vllm-bench needs --tokenizer, the directory of the checkpoint")
         record = run_vllm_bench(program, url, model, tokenizer, settings.concurrency, say)
-        code, result = written(record, out)
     else:
-        key = os.environ.get(KEY_VARIABLE)
-        code, result = run(url, model, out, settings, like=like, api_key=key, say=say)
+        record = measured(url, model, settings, like=like, api_key=key, say=say)
+    if tasks:
+        scores |= lm_eval.run(url, model, tasks, tokenizer, key)
+    code, result = written({**record, "evaluations": scores} if scores else record, out)
     click.echo(json.dumps(result, indent=2) if as_json else "\n".join(sentences(result)))
     return code

@@ -23,7 +23,7 @@ def rows(before: Record | None, after: Record, criteria: Criteria, gpu_memory_mi
     for key, limits in (("min_tokens_per_s", criteria.min_tokens_per_s), ("max_ttft_s", criteria.max_ttft_s)):
         for phase in sorted(set(limits) - measured):
             note = f"phase {phase} was not measured, so its limit of {limits[phase]:g} was not shown to hold"
-            found.append(_row(key, phase, None, None, limits[phase], INCONCLUSIVE, note))
+            found.append(row(key, phase, None, None, limits[phase], INCONCLUSIVE, note))
     if criteria.max_gpu_memory_mib is not None:
         found.append(_memory(gpu_memory_mib, criteria.max_gpu_memory_mib))
     return found
@@ -36,13 +36,13 @@ def _phase_rows(before: dict[str, Any] | None, phase: dict[str, Any], criteria: 
         limit = criteria.min_tokens_per_s[name]
         rate = tokens_per_s(phase)
         early = tokens_per_s(before) if before else None
-        found.append(_row("min_tokens_per_s", name, early, rate, limit, PASS if rate >= limit else FAIL))
+        found.append(row("min_tokens_per_s", name, early, rate, limit, PASS if rate >= limit else FAIL))
     if name in criteria.max_ttft_s:
         limit = criteria.max_ttft_s[name]
         now = _median_ttft(phase)
         good = now is not None and now <= limit
         early = _median_ttft(before) if before else None
-        found.append(_row("max_ttft_s", name, early, now, limit, PASS if good else FAIL))
+        found.append(row("max_ttft_s", name, early, now, limit, PASS if good else FAIL))
     return found
 
 
@@ -65,7 +65,7 @@ def _errors(before: Record | None, after: Record, limit: float) -> Row:
             f"{len(failed)} of {total} requests failed ({counted}), allowed is a share of {limit:g};"
             f" the first one: {failed[0].get('error', 'no reason given')}"
         )
-    return _row("error_rate", None, then, rate, limit, verdict, note)
+    return row("error_rate", None, then, rate, limit, verdict, note)
 
 
 def _failures(record: Record) -> tuple[list[dict[str, Any]], int]:
@@ -80,8 +80,8 @@ def _failures(record: Record) -> tuple[list[dict[str, Any]], int]:
 def _memory(used: int | None, limit: int) -> Row:
     if used is None:
         note = f"nvidia-smi said nothing, so the limit of {limit} MiB was not shown to hold"
-        return _row("gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, note)
-    return _row("gpu_memory_mib", None, None, used, limit, PASS if used <= limit else FAIL)
+        return row("gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, note)
+    return row("gpu_memory_mib", None, None, used, limit, PASS if used <= limit else FAIL)
 
 
 def _median_ttft(phase: dict[str, Any]) -> float | None:
@@ -92,10 +92,10 @@ def _median_ttft(phase: dict[str, Any]) -> float | None:
 def kernel_row(kernel: dict[str, Any]) -> Row:
     """The finding of on_host.kernel as a criterion: a slow kernel serves the same text, ten times slower."""
     reasons = kernel.get("reasons") or [", ".join(kernel.get("kernels") or []) or "not the expected one"]
-    return _row("kernel", None, None, None, None, kernel["verdict"], "; ".join(reasons))
+    return row("kernel", None, None, None, None, kernel["verdict"], "; ".join(reasons))
 
 
-def _row(
+def row(
     name: str,
     phase: str | None,
     before: float | None,
@@ -104,7 +104,8 @@ def _row(
     verdict: str,
     note: str = "",
 ) -> Row:
-    row: Row = {
+    """A criterion with its numbers, as every verdict lists them."""
+    made: Row = {
         "name": name,
         "phase": phase,
         "before": None if before is None else round(before, 6),
@@ -115,4 +116,4 @@ def _row(
         "verdict": verdict,
         "decides": True,
     }
-    return {**row, "note": note} if note else row
+    return {**made, "note": note} if note else made

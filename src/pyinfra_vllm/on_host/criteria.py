@@ -43,6 +43,9 @@ class Criteria:
     quality_builtin: bool = True  # ask the built-in prompts
     quality_prompts: str | None = None  # a JSONL file of the operator's own prompts
     likelihood_margin: float = 0.25  # rise of bits per byte on fixed texts
+    # lm-eval's TASK/METRIC -> its score, at least; and by how much it may fall. Judged where a record has evaluations.
+    min_evaluation: dict[str, float] = field(default_factory=dict)
+    max_evaluation_drop: dict[str, float] = field(default_factory=dict)
     keep_answers: bool = False  # write the text of answers into the evidence
     soak_s: float = 0.0  # how long to keep watching after the commit; 0 is not at all
     soak_action: str = "rollback"
@@ -79,6 +82,11 @@ class Criteria:
             raise CriteriaError(_refusal("budget_s", self.budget_s, "at least 5 seconds"))
         for name in ("min_tokens_per_s", "max_ttft_s"):
             self._check_phases(name, getattr(self, name))
+        for name in ("min_evaluation", "max_evaluation_drop"):
+            for score, limit in getattr(self, name).items():
+                if "/" not in score:
+                    wanted = "a task and a metric of lm-eval, such as ifeval/prompt_level_strict_acc"
+                    raise CriteriaError(_refusal(f"{name}.{score}", limit, wanted))
 
     def _check_phases(self, name: str, limits: dict[str, float]) -> None:
         measured = tuple(f"c{item}" for item in self.concurrency)
@@ -125,7 +133,7 @@ _TYPES = {
     "tuple[int, ...]": (lambda value: isinstance(value, (list, tuple)), "a list of whole numbers"),
     "dict[str, float]": (
         lambda value: isinstance(value, dict) and all(_is_number(item) for item in value.values()),
-        "a mapping of phase to number, such as {c1: 50}",
+        "a mapping of names to numbers, such as {c1: 50}",
     ),
     "float | None": (lambda value: value is None or _is_number(value), "a number, or null"),
     "int | None": (lambda value: value is None or _is_count(value), "a whole number of at least 1"),

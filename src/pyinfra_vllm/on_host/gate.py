@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import absolute, ladder, relative
+from . import absolute, evaluations, ladder, relative
 from .criteria import CHOICES, Criteria, CriteriaError
 from .record import RecordError, check, check_pair
 from .relative import FAIL, INCONCLUSIVE, PASS
@@ -68,6 +68,7 @@ def judge(
         metrics += _relative_rows(before, after, criteria, noise, doubts)
         reasons.append(_calibration_line(noise, [phase["name"] for phase in before["phases"]]))
     metrics += ladder.rows(before, after, criteria)
+    metrics += evaluations.rows(before, after, criteria)
     return _conclude(metrics, reasons, doubts)
 
 

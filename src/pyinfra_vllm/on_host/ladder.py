@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .absolute import row
 from .criteria import Criteria
 from .relative import FAIL, INCONCLUSIVE, PASS
 from .stats import chance
@@ -25,8 +26,8 @@ def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
         found.append(_sanity(sane))
     if passed and before is not None and _answers_of(before, "passed"):
         found.append(_answers(_answers_of(before, "passed"), passed, limit))
-    if before is not None and before.get("likelihood") and after.get("likelihood"):
-        found.append(_likelihood(before["likelihood"], after["likelihood"], criteria.likelihood_margin))
+    if before is not None and before.get("likelihood"):
+        found.append(_likelihood(before["likelihood"], after.get("likelihood"), criteria.likelihood_margin))
     return found
 
 
@@ -42,36 +43,24 @@ def _sanity(sane: dict[str, bool]) -> Row:
     note = f"{sum(sane.values())} of {len(sane)} answers are sane (not empty, no loops, no character salad)"
     if verdict == FAIL:
         note += f"; at least {SANE_SHARE:.0%} must be"
-    return _row("sane_share", None, round(share, 4), SANE_SHARE, verdict, note)
+    return row("sane_share", None, None, round(share, 4), SANE_SHARE, verdict, note)
 
 
-def _likelihood(before: list[dict[str, Any]], after: list[dict[str, Any]], margin: float) -> Row:
+def _likelihood(before: list[dict[str, Any]], after: list[dict[str, Any]] | None, margin: float) -> Row:
     """Bits per byte of the same fixed texts: deterministic, so no interval; more bits is a worse model."""
     then = {item["text"]: item["bits_per_byte"] for item in before}
-    now = {item["text"]: item["bits_per_byte"] for item in after}
+    now = {item["text"]: item["bits_per_byte"] for item in after or ()}
     common = sorted(set(then) & set(now))
-    early = sum(then[text] for text in common) / max(1, len(common))
-    late = sum(now[text] for text in common) / max(1, len(common))
-    worse = bool(common) and late > early * (1 + margin)
+    if not common:
+        note = "the likelihood of the fixed texts was measured before and not after: shown, never decisive"
+        return {**row("bits_per_byte", None, None, None, margin, INCONCLUSIVE, note), "decides": False}
+    early = sum(then[text] for text in common) / len(common)
+    late = sum(now[text] for text in common) / len(common)
+    worse = late > early * (1 + margin)
     note = (
         f"{early:.3f} bits per byte of the fixed texts before, {late:.3f} after; allowed is {margin:.0%} more"
     )
-    return _row("bits_per_byte", round(early, 5), round(late, 5), margin, FAIL if worse else PASS, note)
-
-
-def _row(name: str, before: float | None, after: float, limit: float, verdict: str, note: str) -> Row:
-    return {
-        "name": name,
-        "phase": None,
-        "before": before,
-        "after": after,
-        "ratio": round(after / before, 6) if before else None,
-        "interval": None,
-        "limit": limit,
-        "verdict": verdict,
-        "decides": True,
-        "note": note,
-    }
+    return row("bits_per_byte", None, round(early, 5), round(late, 5), margin, FAIL if worse else PASS, note)
 
 
 def _answers(before: dict[str, bool], after: dict[str, bool], limit: float) -> Row:
@@ -90,4 +79,4 @@ def _answers(before: dict[str, bool], after: dict[str, bool], limit: float) -> R
         note += f"; allowed is a drop of {limit:g} points, and chance alone would do this with p = {probability:.3g}"
     elif then == now == 0:
         note = "no answer was right before, so there was nothing to lose: these prompts say nothing about this model"
-    return _row("quality_points", round(then, 2), round(now, 2), -limit, verdict, note)
+    return row("quality_points", None, round(then, 2), round(now, 2), -limit, verdict, note)

@@ -34,6 +34,7 @@ def check(record: Any, name: str) -> dict[str, Any]:
             raise RecordError(f"{name}.phases[{number}].name: {phase['name']!r} is there twice")
         seen.add(phase["name"])
     _check_quality(record.get("quality", []), f"{name}.quality")
+    _check_evaluations(record.get("evaluations", {}), f"{name}.evaluations")
     return record
 
 
@@ -89,6 +90,16 @@ def _check_quality(quality: Any, where: str) -> None:
             raise RecordError(f"{place}.prompt must be text, not {item['prompt']!r}")
         if not isinstance(_get(item, "passed", place), bool):
             raise RecordError(f"{place}.passed must be true or false, not {item['passed']!r}")
+
+
+def _check_evaluations(evaluations: Any, where: str) -> None:
+    if not isinstance(evaluations, dict):
+        raise RecordError(f"{where} is not a mapping")
+    for name, score in evaluations.items():
+        if not isinstance(score, dict):
+            raise RecordError(f"{where}.{name} is not a mapping")
+        for key in ("value", *(key for key in ("stderr",) if key in score)):
+            _number(score, key, f"{where}.{name}")
 
 
 def check_pair(before: dict[str, Any], after: dict[str, Any]) -> None:

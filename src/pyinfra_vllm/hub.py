@@ -15,9 +15,11 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import hf_hub_url
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import (
     build_hf_headers,
     get_session,
@@ -35,6 +37,7 @@ READ_DEADLINE_S = 120.0  # for one small file in all
 
 LARGEST_METADATA_BYTES = 64 * 1024**2  # tokenizers of 250,000 entries are about 35 MB
 LARGEST_READ_BYTES = 16 * 1024**2  # config.json is a few kB; the index of a 400 GB model about 10 MB
+LARGEST_ANSWER_BYTES = 64 * 1024**2  # a listing has about 300 bytes a file
 LARGEST_LISTING = 20_000  # entries; repositories with many quantizations have a few thousand
 
 INDEX = "model.safetensors.index.json"
@@ -62,7 +65,6 @@ class Hub:
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
         self._token = token
-        self._api = HfApi(endpoint=self.endpoint, token=token)
 
     def __repr__(self) -> str:
         return f"Hub({self.endpoint!r})"
@@ -94,10 +96,7 @@ class Hub:
 
     def _listing(self, repo: str, revision: str) -> tuple[str, tuple[File, ...]]:
         """The commit and every file of the repository whose name, size and hash can be used."""
-        info = self._ask(
-            repo,
-            lambda: self._api.model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S),
-        )
+        info = self._ask(repo, lambda: self._info(repo, revision))
         commit, siblings = str(info.sha), info.siblings or []
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise HubError(f"{self.endpoint} names no commit for {repo}@{revision} (found {commit[:60]!r})")
@@ -113,6 +112,13 @@ class Hub:
         if len({file.path for file in files}) != len(files):
             raise HubError(f"{self.endpoint} lists a file of {repo} twice")
         return commit, tuple(file for file in files if not manifest.unsafe(file.path))
+
+    def _info(self, repo: str, revision: str) -> ModelInfo:
+        """What `HfApi.model_info` asks and how it reads the answer; it would take an answer without end, too."""
+        url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
+        return ModelInfo(
+            **json.loads(self._body(url, LARGEST_ANSWER_BYTES, f"about {repo} than it can have to say"))
+        )
 
     def _needed(
         self, repo: str, commit: str, listing: tuple[File, ...], allow_code: bool
@@ -167,8 +173,11 @@ class Hub:
         return content
 
     def _read(self, repo: str, commit: str, file: File) -> bytes:
-        """At most `file.size` + 1 bytes of a file: an endless or a slow body ends here."""
         url = hf_hub_url(repo, file.path, revision=commit, endpoint=self.endpoint)
+        return self._body(url, file.size, f"of {repo}/{file.path} than it lists")
+
+    def _body(self, url: str, limit: int, more: str) -> bytes:
+        """The body of an answer of at most `limit` bytes: an endless or a slow one ends here. Raises HubError."""
         deadline = time.monotonic() + READ_DEADLINE_S
         body = bytearray()
         headers = build_hf_headers(token=self._token)
@@ -176,12 +185,10 @@ class Hub:
             hf_raise_for_status(response)
             for chunk in response.iter_bytes(64 * 1024):
                 body += chunk
-                if len(body) > file.size:
-                    raise HubError(f"{self.endpoint} sends more of {repo}/{file.path} than it lists")
+                if len(body) > limit:
+                    raise HubError(f"{self.endpoint} sends more {more}")
                 if time.monotonic() > deadline:
-                    raise HubError(
-                        f"{self.endpoint} took over {READ_DEADLINE_S:.0f} s for {repo}/{file.path}"
-                    )
+                    raise HubError(f"{self.endpoint} took over {READ_DEADLINE_S:.0f} s for {url}")
         return bytes(body)
 
     def _ask(self, repo: str, question: Callable[[], T]) -> T:

@@ -48,6 +48,7 @@ class HubServer:
     faults: dict[str, Fault] = field(default_factory=dict)
     listing_changes: dict[str, dict[str, Any]] = field(default_factory=dict)
     extra_listing: list[dict[str, Any]] = field(default_factory=list)
+    endless_answer: bool = False  # about a repository, instead of its listing
     token: str | None = None
     served: list[Served] = field(default_factory=list)
     endpoint: str = ""
@@ -112,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.hub.commit(repo)
         if revision not in ("main", commit):
             return self._error(404, "RevisionNotFound")
+        if self.hub.endless_answer:
+            return self._send("", b"", Fault(endless=True), commit)
         body = json.dumps({"id": repo, "sha": commit, "siblings": self.hub.listing(repo)}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

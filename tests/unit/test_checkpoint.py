@@ -171,6 +171,13 @@ def test_an_endless_body_is_cut_off(server: HubServer) -> None:
     assert server.sent("config.json") < 2**24
 
 
+def test_a_listing_without_end_is_cut_off(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "LARGEST_ANSWER_BYTES", 2**20)
+    server.endless_answer = True
+    with pytest.raises(HubError, match="sends more about acme/tiny-awq than it can have to say"):
+        ask(server)
+
+
 def test_an_unknown_revision_and_repository_are_told_apart(server: HubServer) -> None:
     with pytest.raises(HubError, match="no such revision"):
         ask(server, "v9")

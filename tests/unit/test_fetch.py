@@ -339,8 +339,7 @@ def test_a_hub_that_lies_twice_is_an_error_and_what_it_sent_is_removed(lab: Lab,
     lab.server.faults["model-1.safetensors"] = LIES[lie]
     assert "model-1.safetensors" in (error := lab.error())
     assert "twice" in error
-    assert not list(lab.partial.rglob("*.part"))
-    assert not lab.directory.exists()
+    lab.assert_as_it_was()
     assert lab.server.sent("model-1.safetensors") < 8 * len(WEIGHTS)
 
 
@@ -362,6 +361,17 @@ def test_redirects_in_a_circle_end(lab: Lab) -> None:
     url = f"{lab.server.endpoint}/{REPO}/resolve/{lab.server.commit(REPO)}/config.json"
     lab.server.faults["config.json"] = Fault(location=url)
     assert "config.json" in lab.error()
+
+
+@pytest.mark.parametrize(
+    "where", ["file:///etc/hostname", "ftp://127.0.0.1/x", "http://127.0.0.1:9/x", "//", "\\\\x", "data:,x"]
+)
+def test_a_redirect_to_nowhere_good_ends_and_nothing_of_it_is_kept(lab: Lab, where: str) -> None:
+    lab.server.repositories[REPO] = {"config.json": FILES["config.json"]}
+    lab.server.faults["config.json"] = Fault(location=where)
+    files = [file for file in json.loads(lab.request().read_text())["files"] if file["path"] == "config.json"]
+    assert "config.json" in lab.error(files=files)
+    lab.assert_as_it_was()
 
 
 def test_an_unreachable_hub_leaves_the_disk_as_it_was(lab: Lab) -> None:

@@ -240,7 +240,9 @@ class Telling(Hub):
     def __init__(self, listing: Any, config: Any) -> None:
         super().__init__("http://127.0.0.1:9", token=None)
         self.listing, self.config = listing, config
-        self._api.model_info = lambda *_, **__: ModelInfo(**self.listing)  # type: ignore[method-assign]
+
+    def _info(self, repo: str, revision: str) -> ModelInfo:
+        return ModelInfo(**self.listing)
 
     def _json(self, repo: str, commit: str, file: File) -> dict[str, Any]:
         return dict(self.config) if isinstance(self.config, dict) else {}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import durable, manifest, task
-from .download import Download, FetchError, Source, Wanted
+from .download import Download, FetchError, LyingHub, Source, Wanted
 from .status import RUN, Status
 
 CREDENTIAL = "hub-token"
@@ -123,6 +123,10 @@ def fetch(request: Request, status: Progress) -> None:
             _repair(request, status)
         else:
             _install(request, _gather(request, status, missing=list(request.files)))
+    except LyingHub:
+        if request.partial.is_dir():
+            shutil.rmtree(request.partial)  # not worth resuming from: the disk is as it was
+        raise
     finally:
         _leave_nothing_empty(request, made)
     status.done(f"complete: {request.total_bytes} bytes", bytes=request.total_bytes)

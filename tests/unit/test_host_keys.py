@@ -12,9 +12,7 @@ from pyinfra_vllm.asking import Hosts
 PROJECT = Path(__file__).resolve().parents[2]
 # pyinfra's and OpenSSH's ways of accepting a key unseen; `"yes"` is the one value that verifies.
 LAX = re.compile(
-    r"""(ssh_strict_host_key_checking["']?\s*[:=]|StrictHostKeyChecking["']?[ =:]+)\s*["']?(?!["']?yes)"""
-    r"""|accept-new|UserKnownHostsFile[ =]/dev/null""",
-    re.IGNORECASE,
+    r"""strict_?host_?key_?checking\W*(?!\W*yes)\w|accept-new|UserKnownHostsFile\W*/dev/null""", re.IGNORECASE
 )
 COPIED = [
     PROJECT / "README.md",

@@ -53,10 +53,10 @@ def test_a_record_is_what_the_contract_says() -> None:
 
 def test_tokens_per_second_are_those_of_the_server() -> None:
     record = measured(
-        Settings(concurrency=(1,), budget_s=2, quality=False, rounds=2, output_tokens=32), tpot_s=0.01
+        Settings(concurrency=(1,), budget_s=2, quality=False, rounds=2, output_tokens=32), tpot_s=0.002
     )
     rate = probe.summary(record)["c1"]["tokens_per_s"]
-    assert 32 / (0.01 * 32 * 1.5 + 0.01) < rate < 32 / (0.01 * 31 + 0.002)
+    assert 32 / (0.002 * 32 * 1.5 + 0.01) < rate < 32 / (0.002 * 31 + 0.002)
 
 
 def test_both_sides_measure_the_same_prompts_and_the_second_needs_half_of_the_rounds() -> None:
@@ -77,8 +77,7 @@ def test_both_sides_measure_the_same_prompts_and_the_second_needs_half_of_the_ro
     assert {item["prompt"] for item in longer["phases"][0]["requests"]} == {
         item["prompt"] for item in before["phases"][0]["requests"]
     }
-    # That an unchanged server is not failed is shown on recorded traces (`make bench-gate`), not on this shared clock.
-    assert verdict(longer, before)["metrics"]
+    assert verdict(longer, before)["verdict"] in ("pass", "inconclusive")
     assert len(texts) < len(salts) and len({salt.split("-")[0] for salt in salts}) >= 3
 
 
@@ -86,9 +85,9 @@ def test_a_slower_server_fails_within_the_budget() -> None:
     settings = Settings(
         concurrency=(1, 4), budget_s=2, quality=False, rounds=4, output_tokens=16, words={"s": 5}
     )
-    with serving(tpot_s=0.005) as server:
+    with serving(tpot_s=0.002) as server:
         before = probe.measure(Client(server.url, "m"), settings)
-        server.behaviour.tpot_s = 0.0125
+        server.behaviour.tpot_s = 0.005
         after = probe.measure(Client(server.url, "m"), settings, like=before)
     found = verdict(after, before)
     assert found["verdict"] == "fail", found["reasons"]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import load, prompts, quality
+from . import load, prompts, quality, scheduling
 from .client import Client, ClientError, HttpError, Refused
 from .plan import Plan, Settings, phase_name
 from .watch import Watch, both
@@ -90,14 +90,8 @@ class _Run:
             return self._unanswered(record, failures)
         if "cache_salt" not in self.client.extensions:
             self.nonce = prompts.nonce(self.salt)
-        plan = Plan.of(like) if like else None
-        warm = self._warm_up(plan)
-        if plan is None:
-            plan = self._plan(warm)
-        record["plan"] = vars(plan)
-        record["warm_up"] = {"requests": len(warm), "errors": [item for item in warm if not item["ok"]][:20]}
-        half = math.ceil(plan.rounds / 2) if like else plan.rounds
-        self._rounds(record, plan, 0, half)
+        with scheduling.first_in_line():
+            self._speed(record, Plan.of(like) if like else None)
         if self.settings.quality:
             self._quality(record)
         return record
@@ -112,8 +106,17 @@ class _Run:
             self.typical[phase["name"]] = statistics.median(answered) if answered else REQUEST_TIMEOUT_S
         done = max((len(phase["rounds"]) for phase in record["phases"]), default=plan.rounds)
         longer: Record = {**record, "phases": [dict(phase) for phase in record["phases"]]}
-        self._rounds(longer, plan, done, min(plan.rounds, done + math.ceil(plan.rounds / 4)))
+        with scheduling.first_in_line():
+            self._rounds(longer, plan, done, min(plan.rounds, done + math.ceil(plan.rounds / 4)))
         return longer
+
+    def _speed(self, record: Record, known: Plan | None) -> None:
+        """Warm up, then measure the rounds of the other side's plan, half of them at first, or of a new plan."""
+        warm = self._warm_up(known)
+        plan = known or self._plan(warm)
+        record["plan"] = vars(plan)
+        record["warm_up"] = {"requests": len(warm), "errors": [item for item in warm if not item["ok"]][:20]}
+        self._rounds(record, plan, 0, math.ceil(plan.rounds / 2) if known else plan.rounds)
 
     # Before anything is measured
 

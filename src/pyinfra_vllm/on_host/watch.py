@@ -9,6 +9,7 @@ import threading
 import time
 from typing import Any
 
+from . import scheduling
 from .client import Client, ClientError
 
 BEAT_S = 0.01
@@ -33,6 +34,7 @@ class Watch:
         self._before = self._counters()
         self._cpu = time.process_time()
         self._began = time.perf_counter()
+        self._scheduling = scheduling.current()
         self._beats.start()
         return self
 
@@ -56,8 +58,8 @@ class Watch:
         except ClientError:
             return None
 
-    def client(self) -> dict[str, float]:
-        """The probe's own costs, in seconds: processor time, and how late its threads woke up."""
+    def client(self) -> dict[str, Any]:
+        """The probe's own costs, in seconds: processor time, and how late its threads woke up, scheduled as they were."""
         late = sorted(self._late) or [0.0]
         return {
             "cpu_s": round(self._cpu_s, 3),
@@ -65,6 +67,7 @@ class Watch:
             "late_median_s": round(late[len(late) // 2], 6),
             "late_mean_s": round(sum(late) / len(late), 6),
             "late_p99_s": round(late[int(len(late) * 0.99)], 6),
+            "scheduling": self._scheduling,
         }
 
     def traffic(self, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
@@ -105,6 +108,7 @@ def both(first: dict[str, Any] | None, second: dict[str, Any]) -> dict[str, Any]
         "late_median_s": max(first["late_median_s"], second["late_median_s"]),
         "late_mean_s": round(share * first["late_mean_s"] + (1 - share) * second["late_mean_s"], 6),
         "late_p99_s": max(first["late_p99_s"], second["late_p99_s"]),
+        "scheduling": second["scheduling"],
     }
 
 

@@ -110,14 +110,17 @@ def program(tmp_path: Path, script: str) -> str:
     return str(path)
 
 
-def test_the_runtime_s_own_benchmark_is_run_once_per_concurrency(tmp_path: Path) -> None:
-    script = f"""
+BENCH_SERVE = f"""
 arguments = dict(zip(sys.argv[3::1], sys.argv[4::1]))
 result = {vllm_result()!r}
 result["max_concurrency"] = int(arguments["--max-concurrency"])
 pathlib.Path(arguments["--result-dir"], arguments["--result-filename"]).write_text(json.dumps(result))
 """
-    record = second_opinion.run_vllm_bench(program(tmp_path, script), "http://x", "m", "/ck", (1, 32))
+
+
+def test_the_runtime_s_own_benchmark_is_run_once_per_concurrency(tmp_path: Path) -> None:
+    vllm = program(tmp_path, BENCH_SERVE)
+    record = second_opinion.run_vllm_bench(vllm, "http://x", "m", "/ck", (1, 32))
     assert [phase["name"] for phase in record["phases"]] == ["c1", "c32"] and record[
         "engine"
     ] == "vllm bench serve"
@@ -134,3 +137,12 @@ def test_its_failure_carries_its_last_words(tmp_path: Path) -> None:
         )
     with pytest.raises(HostError, match="did not come to an end"):
         second_opinion.run_vllm_bench(str(tmp_path / "nothing"), "http://x", "m", "/ck", (1,))
+
+
+def test_bench_writes_its_record_like_any_other(run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    words = ("bench", "--url", "http://x", "--model", "m", "--out", out, "--engine", "vllm-bench")
+    assert "needs --tokenizer" in run(*words).err and not out.exists()
+    ended = run(*words, "--vllm", program(tmp_path, BENCH_SERVE), "--tokenizer", "/ck", "--json")
+    assert ended.code == 0 and set(ended.json["summary"]) == {"c1", "c8"}
+    assert run("compare", out, out).code == 0

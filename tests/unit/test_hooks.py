@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import sys
 import threading
@@ -131,6 +133,39 @@ def test_a_failing_notify_never_breaks_a_switch_and_is_on_record(
     failed = [entry for entry in host.journal() if (entry["step"], entry["state"]) == ("notify", "failed")]
     assert [entry["event"] for entry in failed] == ["begin", "verdict", "end"]
     assert "no such server" in failed[0]["error"]
+
+
+def test_whatever_keeps_a_notify_from_being_called_decides_nothing(
+    both: tuple[SimulatedHost, Balancer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, _ = both
+
+    def out_of_files(*arguments: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(hooks, "call", out_of_files)
+    assert host.switch(hooks={"notify": {"argv": ["/lb/notify"]}}) == "committed"
+    failed = [entry["error"] for entry in host.journal() if entry["step"] == "notify"]
+    assert len(failed) == 3 and "could not be called: [Errno 24] Too many open files" in failed[0]
+
+
+@pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
+def test_a_disk_that_fills_at_any_write_leaves_no_host_drained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    for moment in range(0, 60, 2):
+        with monkeypatch.context() as patch:
+            host, balancer = made(tmp_path / f"{moment}", patch)
+            host.rates[NEW] = rate
+            host.calls.clear()
+            host.disk_full_at = moment
+            with contextlib.suppress(OSError):
+                host.switch(hooks=DECLARED)
+            host.recover()
+            assert not balancer.drained, f"full at {moment}: still drained"
+            host.disk_full_at = None
+            host.recover()
+            assert not balancer.drained, f"full at {moment}, then recovered: drained"
 
 
 def test_an_undrain_that_fails_is_tried_again_then_and_by_every_later_recovery(

@@ -21,7 +21,6 @@ from typing import Any
 from . import durable, journal, secrets_file
 from .journal import Entry, Journal
 from .paths import ServicePaths
-from .service import Say
 
 SCHEMA = "pyinfra-vllm/event/1"
 DRAIN, UNDRAIN, NOTIFY = "drain", "undrain", "notify"
@@ -56,10 +55,9 @@ class HookFailed(Exception):
 class Hooks:
     """The hooks of one service in one transaction."""
 
-    def __init__(self, paths: ServicePaths, log: Journal, say: Say) -> None:
+    def __init__(self, paths: ServicePaths, log: Journal) -> None:
         self.paths = paths
         self.log = log
-        self.say = say
         self.declared: dict[str, Any] = durable.read_json(paths.hooks, {})
 
     def adopt(self, declared: dict[str, Any] | None) -> None:
@@ -72,7 +70,7 @@ class Hooks:
         """Raises HookFailed: then nothing may be touched."""
         if DRAIN in self.declared:
             with self.log.step(DRAIN):
-                self._call(DRAIN, self._event(DRAIN, "is about to switch: send it no traffic"))
+                self._call(DRAIN, DRAIN, "is about to be restarted: send it no traffic")
 
     def undrain(self) -> str:
         """Give the service its traffic back, where it was taken; returns what went wrong, empty when nothing did."""
@@ -80,7 +78,7 @@ class Hooks:
             return ""
         try:
             with self.log.step(UNDRAIN, must=False):
-                self._insist(UNDRAIN, self._event(UNDRAIN, "serves: it may have its traffic back"))
+                self._insist(UNDRAIN, "may have its traffic back")
         except HookFailed as error:
             return f"it still gets no traffic: {error}"
         return ""
@@ -100,9 +98,8 @@ class Hooks:
         if NOTIFY not in self.declared:
             return
         try:
-            self._call(NOTIFY, self._event(event, text, **fields))
+            self._call(NOTIFY, event, text, **fields)
         except HookFailed as error:
-            self.say(f"notify: {error}")
             self.log.try_write(NOTIFY, "failed", event=event, error=str(error))
         else:
             self.log.try_write(NOTIFY, "done", event=event)
@@ -131,19 +128,23 @@ class Hooks:
             **fields,
         }
 
-    def _insist(self, kind: str, event: dict[str, Any]) -> None:
+    def _insist(self, kind: str, text: str) -> None:
         for left in reversed(range(UNDRAIN_ATTEMPTS)):
             try:
-                self._call(kind, event)
+                self._call(kind, kind, text)
                 return
-            except HookFailed as error:
+            except HookFailed:
                 if not left:
                     raise
-                self.say(f"{kind}: {error}; trying again")
                 time.sleep(PAUSE_S)
 
-    def _call(self, kind: str, event: dict[str, Any]) -> None:
-        call(self.declared[kind], event, self.declared.get("timeout_s", TIMEOUT_S), self.paths.secrets, kind)
+    def _call(self, kind: str, event: str, text: str, **fields: Any) -> None:
+        """Raises HookFailed, whatever the reason: what hooks do must never decide how a switch ends."""
+        timeout_s = self.declared.get("timeout_s", TIMEOUT_S)
+        try:
+            call(self.declared[kind], self._event(event, text, **fields), timeout_s, self.paths.secrets, kind)
+        except (OSError, ValueError) as error:
+            raise HookFailed(f"the {kind} hook could not be called: {error}") from error
 
 
 def call(hook: dict[str, Any], event: dict[str, Any], timeout_s: float, secrets: Path, kind: str) -> None:

@@ -44,7 +44,7 @@ def recover(root: Path, name: str | None, say: Say, boot: bool = False, units: P
             with exclusive(paths.lock, "recovery", "finishing an interrupted switch"):
                 outcome = finish_last(paths, say, boot)
                 if not boot:
-                    settle(paths, say)
+                    settle(paths, say, outcome)
         except Held as held:
             say(f"{paths.name}: {held}")
             continue
@@ -98,20 +98,22 @@ def finish_last(paths: ServicePaths, say: Say, boot: bool = False) -> str | None
     return _end(log, outcome, "the switch was interrupted before its verdict")
 
 
-def settle(paths: ServicePaths, say: Say) -> bool:
-    """What hooks still owe of the newest transaction, once that has ended: the service's traffic, and the last word.
+def settle(paths: ServicePaths, say: Say, ended: str | None = None) -> bool:
+    """What hooks still owe of the newest transaction, once it has ended: the service's traffic, and the last word.
 
-    Returns whether nothing is owed any more. The caller holds the lock.
+    `ended` is how a recovery has just ended it, which a full disk may have kept out of the journal. Returns whether nothing
+    is owed any more. The caller holds the lock.
     """
     entries = journal.last_transaction(paths.journal) or []
     end = _find(entries, "end", "done")
-    if end is None:
+    if end is None and ended is None:
         return True
-    owed = Hooks(paths, Journal(paths.journal, entries[0]["tx"]), say)
+    owed = Hooks(paths, Journal(paths.journal, entries[0]["tx"]))
     if owed.drained:
         touched = _find(entries, "activate", "intended") or _find(entries, "restart", "intended")
         problem = give_back(owed, Service(paths, say), untouched=not touched)
         say(problem or f"{paths.name} gets its traffic again")
+    end = end or {"outcome": ended, "reason": "the disk is full, so this is on no record"}
     owed.tell_end(end["outcome"], end["reason"], end.get("verdict"))
     return not owed.drained
 

@@ -54,13 +54,13 @@ class Transaction:
         self.evidence = Evidence(paths, f"{stamp}-{order.release}")
         self.journal = Journal(paths.journal, self.evidence.tx)
         self.service = Service(paths, self.evidence.say)
-        self.hooks = hooks.Hooks(paths, self.journal, self.evidence.say)
+        self.hooks = hooks.Hooks(paths, self.journal)
         self.log_tail: list[str] = []
 
     def _begin(self) -> None:
         """Finish what the last transaction left, and write down what this one is to do."""
-        recovery.finish_last(self.paths, self.evidence.say)
-        recovery.settle(self.paths, self.evidence.say)
+        ended = recovery.finish_last(self.paths, self.evidence.say)
+        recovery.settle(self.paths, self.evidence.say, ended)
         self.hooks.adopt(self.order.hooks)
         order = self.order
         self.journal.write(

@@ -215,7 +215,7 @@ def _told(entry: Entry) -> list[str]:
         entry = {**entry, "metrics": [], "reasons": []}
     try:
         return tell([entry], [])
-    except (KeyError, TypeError, ValueError, AttributeError):  # another version of the host's program wrote it
+    except (KeyError, TypeError, ValueError, AttributeError):  # written by another version of the program
         return [f"{STEPS.get(entry['step'], entry['step'])}: {entry['state']}"]
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
-from pyinfra_vllm.on_host import hooks, secrets_file, soak, systemd
+from pyinfra_vllm.on_host import hooks, recovery, secrets_file, soak, systemd
 from pyinfra_vllm.on_host.order import ROLLBACK
 from pyinfra_vllm.release import environment_file
 
@@ -203,6 +203,24 @@ def test_where_nothing_serves_the_service_stays_drained_until_something_does(
     assert not balancer.drained
 
 
+def test_after_a_boot_it_waits_until_tokens_flow(
+    both: tuple[SimulatedHost, Balancer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, balancer = both
+    host.broken.add(NEW)
+    host.dies_when_stopped.add(OLD)
+    host.switch(hooks=DECLARED)
+    waited = iter([None, None, host.broken.clear])
+
+    def pass_time(seconds: float) -> None:
+        assert balancer.drained
+        (next(waited) or (lambda: None))()
+
+    monkeypatch.setattr(recovery.time, "sleep", pass_time)
+    recovery.resume(host.paths, host.said.append)
+    assert not balancer.drained and next(waited, None) is None
+
+
 def test_a_rollback_by_hand_uses_the_hooks_of_the_last_rollout(both: tuple[SimulatedHost, Balancer]) -> None:
     host, balancer = both
     host.switch(hooks=DECLARED)
@@ -261,7 +279,7 @@ def test_death_at_any_call_leaves_no_host_drained_and_nobody_untold(
             host, balancer = died(tmp_path / f"{moment}", patch, moment)
             host.recover(boot)
             if boot:
-                host.recover()  # what the unit in the background does once tokens flow
+                recovery.resume(host.paths, host.said.append)  # what the unit in the background does
             assert not balancer.drained, f"dead at {moment}: still drained"
             assert host.running in (OLD, NEW)
             begun = any(entry["step"] == "begin" for entry in host.journal())

@@ -14,9 +14,10 @@ from told import Teller, teller
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.commands.history import history, since_when
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.on_host import recall
-from pyinfra_vllm.on_host.order import ROLLBACK
+from pyinfra_vllm.on_host import calibrating, recall
+from pyinfra_vllm.on_host.order import CALIBRATION, ROLLBACK, Order
 from pyinfra_vllm.report.history import moment, problems, switches
+from pyinfra_vllm.report.page import render
 from pyinfra_vllm.report.tables import why_of
 
 __all__ = ["teller"]
@@ -38,6 +39,15 @@ def test_each_switch_says_who_what_why_and_how_it_ended(eventful: Teller) -> Non
     assert (second.operator, second.purpose, second.old, second.new) == ("bob", "rollback", NEW, OLD)
     assert second.took_s is not None and second.took_s >= 0
     assert why_of(first).endswith("operator: ticket 42; overrides: switch_now")
+
+
+def test_a_calibration_is_told_among_the_switches(teller: Teller) -> None:
+    order = Order("chat", OLD, "carol", purpose=CALIBRATION, reason="new driver", runs=3)
+    assert calibrating.calibrate(order, teller.host.paths) == "calibrated"
+    (found,) = switches([teller.answer()])
+    assert (found.operator, found.purpose, found.old, found.new) == ("carol", "calibration", OLD, OLD)
+    assert found.outcome == "calibrated" and found.reason.startswith("3 runs; of two such runs")
+    assert "calibration of aaaaaaaaaaaa by carol" in render("x", [teller.answer()], datetime.now(UTC))
 
 
 def test_hosts_are_merged_by_time_and_those_that_said_nothing_are_named(eventful: Teller) -> None:

@@ -60,7 +60,7 @@ class Shown:
 
     @property
     def good(self) -> bool:
-        return self.switch.outcome == "committed"
+        return self.switch.outcome in ("committed", "calibrated")
 
     @property
     def serves(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ STUB: dict[str, Any] = {
         "quality": False,
     },
 }
+SOON = (datetime.now(UTC) + timedelta(days=2)).date().isoformat()
+UNTIL_SOON = {"cron": "0 0 * * *", "duration": "24h", "timezone": "UTC", "except": SOON}
 NEVER = {"cron": "0 3 29 2 *", "duration": "1h", "timezone": "Asia/Tokyo"}
 
 
@@ -143,6 +146,12 @@ def test_a_limit_takes_names_globs_and_groups_and_leaves_the_others_alone(lab: L
 CODES: dict[str, tuple[int, list[str], dict[str, Any], str]] = {
     "nothing to do": (0, ["-y"], {}, "unchanged"),
     "deferred": (0, ["-y"], {"release": "b", "window": [NEVER]}, "deferred"),
+    "too late in its window": (
+        0,
+        ["-y"],
+        {"release": "b", "window": [UNTIL_SOON], "switch_estimate": "3d"},
+        "too late to begin: a switch and its rollback may take 3d (declared)",
+    ),
     "a dry run with something to do": (0, ["--dry"], {"release": "b"}, "would replace release"),
     "a host that fails": (
         1,

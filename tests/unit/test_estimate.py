@@ -110,3 +110,16 @@ def test_the_operator_is_told_which_one_was_used() -> None:
     late, early = (_opening.opening(found, Overrides(), history) for history in ((), [committed(8)]))
     assert late and late.last_start and early and early.last_start
     assert early.last_start - late.last_start == 30 * MINUTE
+
+
+def test_too_late_in_a_window_is_as_good_as_closed() -> None:
+    earlier = datetime.now(UTC) - timedelta(hours=1)
+    window = {"cron": f"0 {earlier.hour} * * *", "duration": "9h", "timezone": "UTC"}
+
+    def shut(**settings: Any) -> bool:
+        return _opening.shut(_opening.opening(service(**settings), Overrides()))
+
+    assert not shut()
+    assert not shut(window=window)
+    assert shut(window=window, switch_estimate="10h")
+    assert shut(window={**window, "cron": f"0 {(earlier.hour + 5) % 24} * * *", "duration": "1h"})

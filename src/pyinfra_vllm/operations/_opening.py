@@ -21,6 +21,13 @@ def opening(service: Service, overrides: Overrides, history: History = ()) -> wi
     return window.state(service.window, datetime.now(UTC), needed.length, needed.source)
 
 
+def shut(found: window.WindowState | None) -> bool:
+    """Whether a switch must not begin now: outside the window, or too late in it to be undone before it closes."""
+    if found is None:
+        return False
+    return not found.open or (found.last_start is not None and datetime.now(UTC) > found.last_start)
+
+
 def explain(service: Service, overrides: Overrides, history: History = ()) -> str:
     """One clause for the operator: open or closed, until when, and when next."""
     if service.window and overrides.switch_now:

@@ -21,7 +21,7 @@ from pyinfra_vllm.facts.service import Service
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.operations import _diff, _summary
-from pyinfra_vllm.operations._opening import explain, opening
+from pyinfra_vllm.operations._opening import explain, opening, shut
 from pyinfra_vllm.operations._refuse import refuse
 from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._rollout import (
@@ -276,7 +276,7 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
         ready_timeout_s=service.ready_timeout_s,
     )
     switching = Switching(host, item.root, order, prompts)
-    if found and not found.open:
+    if shut(found):
         when = explain(service, overrides, item.observed["history"])
         return switching.outcome(DEFERRED, f"everything is staged; {when}")
     return switching.run()

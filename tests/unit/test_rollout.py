@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -188,3 +189,21 @@ def test_a_first_release_has_nothing_to_go_back_to_and_says_so(
     end(made, "a", COMMITTED)
     assert take_back(monkeypatch, made, "a") and orders == []
     assert "first release here" in made.outcomes["a", "chat"].message
+
+
+@pytest.mark.parametrize(("on_failure", "expected"), [("stop", []), ("rollback_all", ["before"])])
+def test_a_host_of_which_one_service_failed_takes_its_others_back_at_once(
+    monkeypatch: pytest.MonkeyPatch, orders: list[Order], on_failure: str, expected: list[str]
+) -> None:
+    made = progress(on_failure=on_failure, max_failures=5)
+    made.want(wanted("a", current="before"))
+    other = wanted("a").service.model_copy(update={"name": "code"})
+    made.want(dataclasses.replace(wanted("a", current="old"), service=other))
+    ends = iter([COMMITTED, "rolled_back"])
+    monkeypatch.setattr(switch, "PROGRESS", made)
+    monkeypatch.setattr(
+        switch, "_switch", lambda host, item, overrides: Outcome("a", item.service.name, next(ends), "")
+    )
+    assert not switch.switch_host(None, SimpleNamespace(name="a"), 1, Overrides())
+    assert [order.release for order in orders] == expected
+    assert made.outcomes["a", "code"].status == "rolled_back"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import json
+import re
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +19,7 @@ from typing import Any, ClassVar
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
+from pyinfra_vllm.config.hooks import Hooks
 from pyinfra_vllm.on_host import hooks, recovery, secrets_file, soak, systemd
 from pyinfra_vllm.on_host.order import ROLLBACK
 from pyinfra_vllm.release import environment_file
@@ -105,6 +109,24 @@ def test_the_documented_event_is_the_one_that_is_sent(both: tuple[SimulatedHost,
     assert all(isinstance(sent[key], type(documented[key])) for key in sent)
     assert sent["text"].endswith(f": chat: {sent['outcome']}: {sent['reason']}")
     assert all(f"`{event}`" in page for event in balancer.told())
+
+
+def test_the_documented_examples_can_be_declared_and_run() -> None:
+    page = Path(__file__).parents[2].joinpath("docs/hooks.md").read_text()
+    blocks = re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL)
+    shells = [text for kind, text in blocks if kind == "sh"]
+    declared = [text for kind, text in blocks if kind == "python" and not text.startswith("#!")]
+    programs = [text for kind, text in blocks if kind == "python" and text.startswith("#!")]
+    assert (len(shells), len(declared), len(programs)) == (2, 2, 1)
+    for text in shells:
+        subprocess.run(["sh", "-n"], input=text, text=True, check=True)
+    compile(programs[0], "tell", "exec")
+    services = ast.literal_eval(declared[0].partition("= ")[2])
+    pieces = [services["chat"]["hooks"], ast.literal_eval(f"{{{declared[1]}}}")["hooks"]]
+    assert [sorted(Hooks.model_validate(piece).document()) for piece in pieces] == [
+        ["drain", "notify", "timeout_s", "undrain"],
+        ["drain", "timeout_s", "undrain"],
+    ]
 
 
 def test_a_failing_drain_stops_the_host_before_anything_is_touched(

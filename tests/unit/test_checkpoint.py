@@ -176,6 +176,7 @@ def test_a_listing_without_end_is_cut_off(server: HubServer, monkeypatch: pytest
     server.endless_answer = True
     with pytest.raises(HubError, match="sends more about acme/tiny-awq than it can have to say"):
         ask(server)
+    assert server.sent("") < 2**23
 
 
 def test_an_unknown_revision_and_repository_are_told_apart(server: HubServer) -> None:

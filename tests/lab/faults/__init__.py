@@ -1,0 +1,1 @@
+"""Breaks hosts at every step of a switch and shows from outside that nothing is ever lost."""

@@ -1,0 +1,135 @@
+"""Many hosts that serve the same two releases: staged once by real `pyinfra` runs, then copied from host to host."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lab import control, light_runtime
+from lab.disk import Disk
+from lab.session import Lab
+from lab.shell import LabError, run, say
+
+from .breaking import RUNTIME_OF_B
+from .ground import GATE, ROOT, STATE, Ground
+
+STOP_S = 1  # before the unit's own 30 s for what hangs in its stop
+COMMON = {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_TOKEN_S": "0.02"}
+CLOSED = [{"cron": "0 3 1 1 *", "duration": "1h", "timezone": "Asia/Tokyo"}]
+ACCOUNTS = ("passwd", "shadow", "group", "gshadow")
+# What a test calls a release -> the checkpoint, and how the stub misbehaves.
+RELEASES: dict[str, tuple[str, dict[str, str]]] = {
+    "a": ("a", {}),
+    "b": ("b", {}),
+    "slow-kernel": ("b", {"LIGHT_KERNEL": "slow"}),
+    "crashes": ("b", {"LIGHT_CRASH_AFTER_S": "4"}),
+    "exits": ("b", {"LIGHT_EXIT_AFTER_S": "4"}),
+    "hangs-start": ("b", {"LIGHT_HANG": "start"}),
+    "hangs-stop": ("b", {"LIGHT_HANG": "stop"}),
+    "silent": ("b", {"LIGHT_SILENT": "1"}),
+    "slow-start": ("a", {"LIGHT_START_S": "20"}),
+}
+
+
+def declared(name: str, **settings: Any) -> dict[str, str]:
+    """The environment that makes group_data/lab.py declare a release by its name here."""
+    checkpoint, how = RELEASES[name]
+    path = RUNTIME_OF_B if checkpoint == "b" else str(light_runtime.PATH)
+    values = {
+        "runtime": {"path": path, "package": "vllm-cpu"},
+        "ready_timeout_s": 20,
+        "shutdown_timeout_s": STOP_S,
+        "gate": GATE,
+        "environment": {**COMMON, **how},
+        **settings,
+    }
+    return {"PYINFRA_VLLM_LAB_RELEASE": checkpoint, "PYINFRA_VLLM_LAB_SETTINGS": json.dumps(values)}
+
+
+def deploy(name: str, on: str, *arguments: str, **settings: Any) -> str:
+    """An ordinary run to its end; what it said. Raises where it did not end well."""
+    done = control.pyinfra("deploy.py", "-y", "--limit", on, *arguments, env=declared(name, **settings))
+    if done.returncode:
+        raise LabError(f"pyinfra on {on} exited {done.returncode}:\n{done.stderr[-3000:]}")
+    return done.stderr
+
+
+@contextmanager
+def fleet(lab: Lab, plain: int, small: int, names: tuple[str, ...]) -> Iterator[list[Ground]]:
+    """So many hosts, and so many more whose root is a small disk of its own, with these releases staged, watched."""
+    disk = Disk(ROOT, 48)
+    hosts = [f"f{number}" for number in range(plain)]
+    others = [f"d{number}" for number in range(small)]
+    grounds = [Ground(host) for host in lab.add(*hosts)] + [
+        Ground(host, disk) for host in lab.add(*others, disks=[disk])
+    ]
+    try:
+        with control.own_lock_file(), ThreadPoolExecutor(len(grounds)) as pool:
+            list(pool.map(_prepare, grounds))
+            _stage(grounds[0], names)
+            list(pool.map(lambda ground: _copy(grounds[0], ground), grounds[1:]))
+            list(pool.map(_learn, grounds))
+            yield grounds
+    finally:
+        for ground in grounds:
+            ground.watch.end()
+        lab.remove(*hosts, *others)
+
+
+def _prepare(ground: Ground) -> None:
+    """A runtime of its own for release b, so that one can be deleted without the other."""
+    ground.install_hook()
+    here = light_runtime.PATH
+    ground.inside("cp", "-a", str(here), RUNTIME_OF_B)
+    ground.inside("sed", "-i", f"1s|{here}|{RUNTIME_OF_B}|", f"{RUNTIME_OF_B}/bin/vllm")
+
+
+def _stage(seed: Ground, names: tuple[str, ...]) -> None:
+    for checkpoint in ("a", "b"):
+        locked = control.pyinfra_vllm("lock", control.INVENTORY, env=declared(checkpoint))
+        if locked.returncode:
+            raise LabError(locked.stderr)
+    deploy("a", seed.host.name)
+    seed.releases["a"] = seed.current()
+    for name in names:
+        before = _staged(seed)
+        deploy(name, seed.host.name, window=CLOSED)
+        (seed.releases[name],) = _staged(seed) - before
+    say(f"staged {', '.join(seed.releases)}")
+
+
+def _staged(ground: Ground) -> set[str]:
+    return {path.name for path in (ground.outside(STATE) / "releases").iterdir()}
+
+
+def _copy(seed: Ground, ground: Ground) -> None:
+    """The seed's accounts, units and state, modification times included; then the service starts from them."""
+    for name in ACCOUNTS:
+        shutil.copy(seed.host.root / "etc" / name, ground.host.root / "etc" / name)
+    run("cp", "-a", f"{seed.outside(ROOT)}/.", _made(ground.outside(ROOT)))
+    run("cp", "-a", f"{seed.host.root}/etc/systemd/system/.", ground.host.root / "etc/systemd/system")
+    ground.releases = dict(seed.releases)
+    ground.inside("systemctl", "daemon-reload")
+    ground.inside("systemctl", "start", "vllm-tiny.service")
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _learn(ground: Ground) -> None:
+    """What each checkpoint says, and what is mounted while nothing happens."""
+    ground.watch.begin()
+    said = {"a": ground.watch.hear(20)}
+    ground.back(ground.releases["b"])
+    said["b"] = ground.watch.hear(20)
+    assert None not in said.values() and said["a"] != said["b"], said
+    for name, release_id in ground.releases.items():
+        ground.voices[release_id] = str(said[RELEASES[name][0]])
+    ground.mounts = ground.look()["mounts"]

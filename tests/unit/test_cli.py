@@ -96,6 +96,7 @@ def test_invalid_questions_end_with_2_and_an_empty_stdout(
 def test_an_inventory_is_asked_for_its_services(run: Any, project: Path) -> None:
     ended = run("windows", "--at", "2026-06-01T03:00", "--json")
     assert (ended.code, list(ended.json), ended.json["open"]) == (0, KEYS, True)
+    assert "a switch and its rollback may take 45m (the default)" in ended.json["reason"]
     assert "gpu-1.invalid/chat, gpu-2.invalid/chat:" in run("windows", "inventory/prod.py").out
 
 

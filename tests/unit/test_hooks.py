@@ -140,6 +140,16 @@ def test_a_failing_drain_stops_the_host_before_anything_is_touched(
     assert "the drain hook failed: status 1: no such server" in host.journal()[-1]["reason"]
 
 
+def test_what_was_not_touched_is_undrained_even_where_nothing_served_before(
+    both: tuple[SimulatedHost, Balancer],
+) -> None:
+    host, balancer = both
+    host.running = None
+    balancer.fails["drain"] = 1
+    assert host.switch(hooks=DECLARED) == "refused"
+    assert balancer.told() == ["begin", "drain", "undrain", "failed"]
+
+
 def test_a_deferred_switch_gives_the_traffic_back(both: tuple[SimulatedHost, Balancer]) -> None:
     host, balancer = both
     assert host.switch(hooks=DECLARED, last_start=time.time() - 1) == "deferred"

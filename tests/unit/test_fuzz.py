@@ -26,8 +26,9 @@ from pyinfra_vllm.checkpoint import Checkpoint, File, parse, render
 from pyinfra_vllm.config import Layer, Problems, declare, merge
 from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError
 from pyinfra_vllm.hub import Hub
-from pyinfra_vllm.on_host import follow, journal, manifest, observe, recall
+from pyinfra_vllm.on_host import fetch, follow, journal, manifest, observe, recall
 from pyinfra_vllm.on_host.paths import ServicePaths
+from pyinfra_vllm.on_host.status import RUN
 from pyinfra_vllm.operations import _planning
 from pyinfra_vllm.operations import checkpoint as operation
 from pyinfra_vllm.report import history, page, status
@@ -35,7 +36,9 @@ from pyinfra_vllm.report.looking import Look
 
 pytestmark = pytest.mark.alone
 
-INPUTS = {"declarations": 1500, "strings": 1500, "lock files": 1000, "journals": 2000, "Hub listings": 4500}
+INPUTS = {
+    "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500, "Hub listings": 3000, "journals": 2000,
+}  # fmt: skip
 TRIED: Counter[str] = Counter()
 ROOT = "/srv/pyinfra-vllm"
 
@@ -218,6 +221,31 @@ def assert_inside(entry: Checkpoint) -> None:
     for file in asked["files"]:
         assert manifest.unsafe(file["path"]) is None
         assert (directory / file["path"]).resolve().is_relative_to(directory)
+
+
+# --- what a host is asked to fetch ---
+
+REQUEST = {
+    **operation._request(ROOT, "/opt/vllm", LOCKED, verify=False), "run": "/run/pyinfra-vllm", "stall_s": 60.0, "attempts": 2,
+}  # fmt: skip
+
+
+@many("requests")
+@given(content=broken(REQUEST))
+def test_a_request_is_refused_or_stays_inside(service: ServicePaths, content: Any) -> None:
+    TRIED["requests"] += 1
+    path = service.root / "request.json"
+    path.write_text(json.dumps(content))
+    try:
+        request = fetch.read_request(path)
+    except fetch.FetchError as error:
+        assert "\n" not in str(error)
+        return
+    place = request.root / "checkpoints"
+    assert request.root.is_absolute() and ".." not in request.directory.parts
+    assert request.directory.parent.parent == request.partial.parent.parent == place
+    assert all(manifest.unsafe(file.path) is None for file in request.files)
+    assert request.lock.parent == request.status.parent == Path(content.get("run", RUN))
 
 
 # --- what a Hub lists ---

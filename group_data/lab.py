@@ -39,7 +39,7 @@ services = {
             "budget_s": 20,
             "throughput_margin": 0.4,
             "tpot_margin": 0.6,
-            "ttft_margin": 1.0,
+            "ttft_margin": 0.8,
             # What the lab's models were trained to answer; of anything else they know nothing.
             "quality_builtin": False,
             "quality_prompts": "tests/lab/lab/training/questions.jsonl",

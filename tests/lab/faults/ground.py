@@ -56,9 +56,15 @@ class Ground:
     voices: dict[str, str] = field(default_factory=dict)
     mounts: list[str] = field(default_factory=list)
     ready_timeout_s: float = 15.0
+    real: bool = False  # the real vLLM serves, which takes its time for everything
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.leader)
+
+    @property
+    def patience(self) -> float:
+        """How many times longer than with the stub anything may take."""
+        return 10.0 if self.real else 1.0
 
     # The host's inside
 
@@ -139,10 +145,12 @@ class Ground:
     def disarm(self) -> None:
         (self.host.root / FOLDER / "armed").unlink(missing_ok=True)
 
-    def reached(self, timeout: float = 60) -> int:
+    def reached(self, timeout: float = 120) -> int:
         """Wait until a process stands at the armed point; its number on the host."""
         path = self.host.root / FOLDER / "reached"
-        self.until(lambda: path.exists() and path.read_text() != "", "reach its fault point", timeout)
+        self.until(
+            lambda: path.exists() and path.read_text() != "", "reach its fault point", timeout * self.patience
+        )
         return int(path.read_text())
 
     # Switches, as the control machine starts them
@@ -175,7 +183,7 @@ class Ground:
         return self.inside("systemctl", "show", "--value", "--property", "ActiveState", unit).strip()
 
     def wait_over(self, timeout: float = 120) -> None:
-        self.until(lambda: self.state() in OVER, "end its switch", timeout, every=0.1)
+        self.until(lambda: self.state() in OVER, "end its switch", timeout * self.patience, every=0.1)
 
     def switching(self) -> list[int]:
         """Processes of the switch's unit, its recovery among them, as the host numbers them."""

@@ -6,7 +6,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from statistics import median
 
 from lab.control import CHECKOUT
@@ -52,7 +52,7 @@ def render(results: Sequence[Result], randoms: Sequence[Result]) -> str:
     ]
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
     text = HEAD.format(
-        date=datetime.now(timezone.utc).date(),
+        date=datetime.now(UTC).date(),
         machine=machine,
         plain=median(undisturbed or [0.0]),
         total=len(results),

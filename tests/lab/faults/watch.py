@@ -92,6 +92,6 @@ def _enter(leader: int) -> bool:
     except OSError:
         return False
     try:
-        return _libc.setns(descriptor, _NEW_NET) == 0
+        return bool(_libc.setns(descriptor, _NEW_NET) == 0)
     finally:
         os.close(descriptor)

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import disk as disks
 from . import cgroups, leftovers, network
+from . import disk as disks
 from .disk import Disk
 from .layout import MACHINE_PREFIX, OPERATOR, WORK, Network
 from .shell import LabError, last_lines, run, say

@@ -41,6 +41,12 @@ def closed() -> dict[str, str]:
     return {"cron": f"{later.minute} {later.hour} * * *", "duration": "1h", "timezone": "UTC"}
 
 
+def closing() -> dict[str, str]:
+    """A window that is open, and closes before a switch could be undone."""
+    earlier = datetime.now(UTC) - timedelta(minutes=57)
+    return {"cron": f"{earlier.minute} {earlier.hour} * * *", "duration": "1h", "timezone": "UTC"}
+
+
 @pytest.fixture(scope="module")
 def hosts(lab: Lab) -> Iterator[list[Host]]:
     with control.own_lock_file():
@@ -87,6 +93,15 @@ def test_a_whole_night(hosts: list[Host], tmp_path: Path) -> None:
     code, done, _ = tick(evening)
     assert (code, done["ran"], done["findings"]) == (0, [], [])
     assert "every window is closed" in done["said"]
+
+    # A window that is about to close: the last start holds both hosts back, whoever asks.
+    late = declared("b", window=closing())
+    code, done, _ = tick(late)
+    assert (code, done["ran"], done["said"]) == (0, [], "nothing is due")
+    assert all("too late to begin" in finding["why"] for finding in done["findings"])
+    by_hand = control.deploy(*LIMIT, env=late)
+    assert by_hand.returncode == 0 and by_hand.stderr.count("too late to begin") >= 2, by_hand.stderr
+    assert running(late) == old
 
     # The window opens.
     night = declared("b", window=OPEN)

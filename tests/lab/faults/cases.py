@@ -137,13 +137,14 @@ class _Run:
         over = time.monotonic()
         heard = ground.watch.hear(self.limit_s)
         self._measure(struck, over)
-        self._judge(heard, invariants.PROMISE if fault.lasting else invariants.PROMISE + invariants.ORDER)
-        self.result.outcome = self._outcome()
+        holds_now = invariants.PROMISE if fault.lasting else invariants.PROMISE + invariants.ORDER
+        look = self._judge(heard, holds_now)
+        self.result.outcome = str((look["service"]["last"] or {}).get("outcome"))
         ends()
         fault.mend(ground, scene)
         if fault.lasting:
             ground.inside("python3", f"{ROOT}/bin/on-host.pyz", "recover", timeout=120)
-        self._converge()
+        self._converge(look)
 
     # The switch and the fault
 
@@ -247,14 +248,12 @@ class _Run:
         self.result.violations += [f"{when}{line}" for line in found]
         return look
 
-    def _outcome(self) -> str:
-        last = self.ground.look()["service"]["last"]
-        return str(last["outcome"] if last else None)
-
-    def _converge(self) -> None:
+    def _converge(self, look: dict[str, Any]) -> None:
         """The next ordinary order brings what was wanted, and everything is in order then."""
         wanted = self.expected.new if self.good else self.expected.old
-        if self.ground.look()["service"]["running"] != wanted:
+        if look["service"]["running"] == wanted and not self.fault.lasting:
+            return
+        if self.ground.current() != wanted:
             self.ground.back(wanted)
         look = self._judge(
             self.ground.watch.hear(self.limit_s), invariants.PROMISE + invariants.ORDER, "afterwards: "

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab import cgroups
 from lab.disk import Disk
 from lab.machine import Host
 from lab.shell import LabError
@@ -183,17 +184,13 @@ class Ground:
         return self.inside("systemctl", "show", "--value", "--property", "ActiveState", unit).strip()
 
     def wait_over(self, timeout: float = 120) -> None:
-        self.until(lambda: self.state() in OVER, "end its switch", timeout * self.patience, every=0.1)
+        """Wait until the switch's unit, its recovery included, has ended. Its control group is cheaper to ask than systemd."""
+        groups = [group / "payload/system.slice" / SWITCH for group in cgroups.find(self.host.name)]
 
-    def switching(self) -> list[int]:
-        """Processes of the switch's unit, its recovery among them, as the host numbers them."""
-        folder = self.inside("systemctl", "show", "--value", "--property", "ControlGroup", SWITCH).strip()
-        if not folder:
-            return []
-        text = self.inside(
-            "sh", "-c", f"cat /sys/fs/cgroup/systemd{folder}/cgroup.procs 2>/dev/null", check=False
-        )
-        return [int(word) for word in text.split()]
+        def over() -> bool:
+            return not any(group.exists() for group in groups) and self.state() in OVER
+
+        self.until(over, "end its switch", timeout * self.patience, every=0.1 if groups else 0.5)
 
     def signal(self, number: str, *pids: int) -> None:
         if pids:
@@ -206,7 +203,7 @@ class Ground:
 
     # Waiting
 
-    def until(self, reached: Callable[[], Any], what: str, timeout: float, every: float = 0.02) -> None:
+    def until(self, reached: Callable[[], Any], what: str, timeout: float, every: float = 0.05) -> None:
         end = time.monotonic() + timeout
         while not reached():
             if time.monotonic() > end:

@@ -75,7 +75,7 @@ CASES: list[Case] = [
     *_each("kill", *KEPT),
     *_each("kill", *BACK, "end.done", **_back),
     *_each("kill", *SOAK, **_soaked),
-    *_each("torn", *KEPT[:-1]),
+    *_each("torn", *KEPT[:-1:2], "activate.intended", "judge.done"),
     *_each("torn", *BACK, **_back),
     *_each("power", *KEPT),
     *_each("power", *BACK, **_back),
@@ -94,7 +94,7 @@ CASES: list[Case] = [
     *_each("full", *BACK, **_back),
     *_each("read-only", *KEPT[:-1:2], "activate.intended"),
     *_each("read-only", "restore.intended", **_back),
-    *_each("crash", *KEPT),
+    *_each("crash", *BEFORE[::3], *BETWEEN, "commit.done"),
     *_each("crash", *BACK, **_back),
     *_each("exit-0", *SERVER_IS_OLD, *SERVER_IS_NEW),
     *_each("hang-a-while", *SERVER_IS_OLD, *SERVER_IS_NEW),
@@ -103,15 +103,19 @@ CASES: list[Case] = [
         case
         for which in ("new", "old")
         for how in ("truncated", "flipped", "deleted")
-        for case in _each(f"{how}-{which}", *STRATEGIC)
+        for case in _each(f"{how}-{which}", "begin.done", "activate.intended", "judge.done")
     ],
-    *[case for which in ("new", "old") for case in _each(f"no-runtime-{which}", "begin.done", *STRATEGIC)],
+    *[
+        case
+        for which in ("new", "old")
+        for case in _each(f"no-runtime-{which}", "begin.done", "activate.intended", "ready.done")
+    ],
     *_each("port", "activate.intended", "prove-way-forward.done"),
     *_each("port", "activate.intended", **_back),
     *_each("clock-ahead", "begin.done", "measure-before.done", *STRATEGIC, "commit.done"),
     *_each("clock-back", "begin.done", "measure-before.done", *STRATEGIC, "commit.done"),
-    *_each("second-operator", "begin.done", "measure-before.intended", *STRATEGIC, "commit.done"),
-    *_each("second-recovery", "begin.done", *STRATEGIC, "commit.done"),
+    *_each("second-operator", "begin.done", "activate.intended", "ready.done", "judge.done", "commit.done"),
+    *_each("second-recovery", "begin.done", "activate.done", "judge.done", "commit.done"),
     *_each("stale-lock", "begin.done", *STRATEGIC),
     *_each("torn-lock", "begin.done", "activate.intended", "judge.done"),
     *[case for kind in OWN_FAULTS for case in _each("itself", "its whole life", to=kind)],

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 PROMPT = "who is there"
-EVERY_S = 0.1
+EVERY_S = 0.2
 ANSWER_S = 2.0
 _NEW_NET = 0x40000000  # CLONE_NEWNET, linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)

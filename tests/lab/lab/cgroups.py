@@ -23,7 +23,9 @@ def entering(name: str) -> list[str]:
 
 def find(name: str = "*") -> list[Path]:
     """The groups of one host, or of all."""
-    return [group for hierarchy in _HIERARCHIES for group in sorted(hierarchy.glob(f"{MACHINE_PREFIX}{name}"))]
+    return [
+        group for hierarchy in _HIERARCHIES for group in sorted(hierarchy.glob(f"{MACHINE_PREFIX}{name}"))
+    ]
 
 
 def remove(name: str = "*", timeout: float = 5) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
-from pyinfra_vllm.on_host import durable, lock, manifest, observe, soak, transaction
+from pyinfra_vllm.on_host import durable, lock, manifest, observe, recovery, soak, transaction
+from pyinfra_vllm.on_host import journal as journals
 from pyinfra_vllm.on_host.order import ROLLBACK
 
 
@@ -292,3 +293,43 @@ def check(host: SimulatedHost, moment: int) -> None:
     assert len(ends) == len(begun), f"dead at {moment}: the journal has no end"
     if ends:
         assert (ends[-1]["outcome"] == "committed") == committed
+
+
+def refuse(*arguments: object, **more: object) -> None:
+    raise OSError(30, "Read-only file system")
+
+
+def test_a_recovery_that_the_disk_refuses_says_so_and_can_be_run_again(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = journals.Journal(serving.paths.journal, "t")
+    log.write("begin", "done", **{"from": OLD, "to": NEW})
+    log.write("activate", "intended", **{"from": OLD, "to": NEW})
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "restore", refuse)
+        with pytest.raises(recovery.Unfinished, match=r"chat: .*Read-only file system.*run `recover` again"):
+            serving.recover()
+    assert serving.recover() == ["chat: rolled_back"]
+    assert serving.running == OLD
+
+
+def test_a_proven_release_stays_where_its_record_could_not_be_completed(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "accept", refuse)
+        with pytest.raises(OSError, match="Read-only"):
+            serving.switch()
+    assert serving.running == serving.current == NEW
+    assert serving.recover() == ["chat: committed"]
+    assert serving.running == NEW
+
+
+def test_a_release_that_was_left_after_its_commit_is_not_called_committed(serving: SimulatedHost) -> None:
+    """On a disk that took the commit and then no entry more, the way back was walked without being written down."""
+    log = journals.Journal(serving.paths.journal, "t")
+    log.write("begin", "done", **{"from": OLD, "to": NEW})
+    log.write("activate", "intended", **{"from": OLD, "to": NEW})
+    log.write("commit", "done", release=NEW)
+    assert serving.recover() == ["chat: rolled_back"]
+    assert serving.running == serving.current == OLD

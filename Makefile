@@ -5,7 +5,7 @@ BIN := .venv/bin
 FAST := $(if $(wildcard /dev/shm/.),/dev/shm,/tmp)
 LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
 
-.PHONY: demo test test-fast test-alone test-lab test-faults lint bench-gate lab-packages lab-cache lab-image lab-runtime lab-up lab-down clean
+.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults lint bench-gate lab-packages lab-cache lab-image lab-runtime lab-up lab-down clean
 
 demo: lab-cache
 	$(LAB) demo
@@ -14,11 +14,15 @@ demo: lab-cache
 test:
 	@PYTHONPATH=tests/lab $(PYTHON) -m lab packages --browser
 	@$(MAKE) --no-print-directory test-fast
+	@$(MAKE) --no-print-directory test-thorough
 	@$(MAKE) --no-print-directory test-alone
 	@$(MAKE) --no-print-directory test-lab
 
 test-fast: .venv/complete
-	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 4 -m "not alone" tests --ignore tests/lab
+	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 4 --dist worksteal -m "not alone and not thorough" tests --ignore tests/lab
+
+test-thorough: .venv/complete
+	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 2 --dist loadfile -m thorough tests --ignore tests/lab
 
 test-alone: .venv/complete
 	$(BIN)/python -m pytest -m alone tests --ignore tests/lab

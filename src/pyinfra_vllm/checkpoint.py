@@ -242,7 +242,7 @@ def parse(text: str, name: str = str(LOCK_FILE)) -> tuple[Checkpoint, ...]:
     return tuple(_read_entry(_Reader(name, str(key)), entry) for key, entry in top["checkpoints"].items())
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception | str) -> str:
     return " ".join(str(error).split())[:300]
 
 
@@ -254,7 +254,7 @@ class _Reader:
         self.entry = entry
 
     def fail(self, key: str, value: object, reason: str) -> NoReturn:
-        where = f"{self.file}, entry {self.entry}" if self.entry else self.file
+        where = f"{self.file}, entry {_one_line(self.entry)}" if self.entry else self.file
         raise LockError(
             f"{where}: {key} {reason} (found {str(value)[:80]!r}). No host was touched. "
             f"Restore the file from version control, or remove it and run `pyinfra-vllm lock`."

@@ -137,6 +137,7 @@ def calls(tmp_path: Path) -> list[str]:
         return dry.calls
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
 def test_death_at_any_call_leaves_the_service_serving(calls: list[str], tmp_path: Path, boot: bool) -> None:
     assert len(calls) > 20

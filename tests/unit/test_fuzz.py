@@ -1,7 +1,7 @@
 """Whatever is declared, locked, journalled or listed by a Hub: an answer or one of our own errors, never a traceback, and
 never a path outside of the root or a line of a unit that nobody wrote.
 
-Over 10,000 generated inputs. Alone, because they take the better part of a minute.
+Over 10,000 generated inputs, which take the better part of a minute.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 import unit_syntax
 import yaml
 from huggingface_hub.hf_api import ModelInfo
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pyinfra_vllm import tuning
@@ -34,7 +34,7 @@ from pyinfra_vllm.operations import checkpoint as operation
 from pyinfra_vllm.report import history, page, status
 from pyinfra_vllm.report.looking import Look
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.thorough
 
 INPUTS = {
     "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500, "Hub listings": 3000, "journals": 2000,
@@ -202,6 +202,7 @@ def lock_texts(draw: st.DrawFn) -> str:
 
 @many("lock files")
 @given(lock_texts())
+@example("checkpoints:\n  ? 'a\n\n    b'\n  : null\nschema: pyinfra-vllm/checkpoints/1\n")
 def test_a_lock_file_is_refused_or_names_nothing_outside(text: str) -> None:
     TRIED["lock files"] += 1
     try:

@@ -181,6 +181,7 @@ def test_whatever_keeps_a_notify_from_being_called_decides_nothing(
     assert len(failed) == 3 and "could not be called: [Errno 24] Too many open files" in failed[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
 def test_a_disk_that_fills_at_any_write_leaves_no_host_drained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float
@@ -287,6 +288,7 @@ def test_no_hooks_leave_no_trace(both: tuple[SimulatedHost, Balancer]) -> None:
     assert balancer.events == [] and not host.paths.hooks.exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
 @pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
 def test_death_at_any_call_leaves_no_host_drained_and_nobody_untold(

@@ -189,6 +189,7 @@ def count_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float) ->
         return len(host.calls)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
 @pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
 def test_death_at_any_call_leaves_the_old_release_or_the_new_proven_one(
@@ -232,6 +233,7 @@ def test_death_during_recovery_is_recovered_too(
             check(host, first)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
 def test_a_disk_that_fills_at_any_write_never_keeps_an_unproven_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float

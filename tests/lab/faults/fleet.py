@@ -115,7 +115,9 @@ def _copy(seed: Ground, ground: Ground) -> None:
     for name in ACCOUNTS:
         shutil.copy(seed.host.root / "etc" / name, ground.host.root / "etc" / name)
     run("cp", "-a", f"{seed.outside(ROOT)}/.", _made(ground.outside(ROOT)))
-    run("sync", "--file-system", ground.outside(ROOT))  # as staging does: a disk that fails at once must have it
+    run(
+        "sync", "--file-system", ground.outside(ROOT)
+    )  # as staging does: a disk that fails at once must have it
     run("cp", "-a", f"{seed.host.root}/etc/systemd/system/.", ground.host.root / "etc/systemd/system")
     ground.releases = dict(seed.releases)
     ground.inside("systemctl", "daemon-reload")

@@ -14,9 +14,18 @@ from .layout import MACHINE_PREFIX
 _HIERARCHIES = (Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup/unified"))
 
 
+def hierarchies() -> list[Path]:
+    """Where hosts get groups of their own on this machine; none where its systemd makes their scopes."""
+    return [] if systemd_here() else [path for path in _HIERARCHIES if path.is_dir()]
+
+
+def systemd_here() -> bool:
+    return Path("/run/systemd/system").exists()
+
+
 def entering(name: str) -> list[str]:
     """The beginning of a command line that runs the rest of it in the host's own groups."""
-    groups = [str(hierarchy / f"{MACHINE_PREFIX}{name}") for hierarchy in _HIERARCHIES if hierarchy.is_dir()]
+    groups = [str(hierarchy / f"{MACHINE_PREFIX}{name}") for hierarchy in hierarchies()]
     script = 'while [ "$1" != -- ]; do mkdir -p "$1" && echo $$ > "$1/cgroup.procs" || exit; shift; done; shift; exec "$@"'
     return ["sh", "-c", script, "sh", *groups, "--"]
 

@@ -170,7 +170,7 @@ class Host:
 
     def _command(self) -> list[str]:
         words = ["systemd-nspawn", "--quiet", "--boot", "--register=no", f"--directory={self.root}"]
-        if not Path("/run/systemd/system").exists():  # no systemd outside that could make a scope for it
+        if not cgroups.systemd_here():  # nothing outside that could make a scope for it
             words = [*cgroups.entering(self.name), *words, "--keep-unit"]
         words += [f"--machine={MACHINE_PREFIX}{self.name}", f"--hostname={self.name}"]
         words += [

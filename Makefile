@@ -5,7 +5,7 @@ BIN := .venv/bin
 FAST := $(if $(wildcard /dev/shm/.),/dev/shm,/tmp)
 LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
 
-.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults lint bench-gate lab-packages lab-cache lab-image lab-runtime lab-up lab-down clean
+.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults lint bench-gate bench-accuracy lab-packages lab-cache lab-image lab-runtime lab-up lab-down clean
 
 demo: lab-cache
 	$(LAB) demo
@@ -35,6 +35,9 @@ test-faults: lab-cache
 
 bench-gate: .venv/complete
 	$(BIN)/python benchmarks/gate/replay.py
+
+bench-accuracy: lab-cache
+	$(BIN)/python benchmarks/gate/accuracy_lab.py --words 60
 
 lint: .venv/complete
 	$(BIN)/ruff check

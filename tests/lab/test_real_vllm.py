@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from lab import control, serving
+from lab import control, deciding, serving
 from lab.machine import Host
 
 QUESTION = "What is the capital of Japan?"
 
 
-def deploy(release: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+def deploy(solo: Host, release: str, **settings: Any) -> subprocess.CompletedProcess[str]:
     env = {"PYINFRA_VLLM_LAB_RELEASE": release, "PYINFRA_VLLM_LAB_SETTINGS": json.dumps(settings)}
     locked = control.pyinfra_vllm("lock", control.INVENTORY, env=env)
     assert locked.returncode == 0, locked.stderr
-    return control.pyinfra("deploy.py", "-y", "--limit", "solo", env=env)
+    return deciding.until_decided(
+        lambda: control.pyinfra("deploy.py", "-y", "--limit", "solo", env=env), solo
+    )
 
 
 def observed(host: Host) -> dict[str, Any]:
@@ -44,34 +46,34 @@ def own_lock_file() -> Iterator[None]:
 
 @pytest.mark.timeout(1500)
 def test_releases_come_and_go_on_the_real_vllm(solo: Host) -> None:
-    first = deploy("a")
+    first = deploy(solo, "a")
     assert first.returncode == 0, first.stderr
     assert "check the kernel: pass; CPUWNA16" in first.stderr
     assert serves(solo, "lab/good-a")
 
-    kept = deploy("b")
+    kept = deploy(solo, "b")
     assert kept.returncode == 0, kept.stderr
     assert "c1 tokens_per_s" in kept.stderr and "c8 tokens_per_s" in kept.stderr
     assert serves(solo, "lab/good-b")
     release = observed(solo)["current"]
 
-    slower = deploy("slow")
+    slower = deploy(solo, "slow")
     assert slower.returncode == 1, slower.stderr
     assert "verdict: fail" in slower.stderr, slower.stderr
     assert "c8 tokens_per_s: worse" in slower.stderr, slower.stderr
     assert observed(solo)["running"] == release and serves(solo, "lab/good-b")
 
-    broken = deploy("broken")
+    broken = deploy(solo, "broken")
     assert broken.returncode == 1, broken.stderr
     assert "quality" in broken.stderr
     assert observed(solo)["running"] == release and serves(solo, "lab/good-b")
 
-    silent = deploy("b", flags={"enforce-eager": True, "tokenizer": "/nonexistent"})
+    silent = deploy(solo, "b", flags={"enforce-eager": True, "tokenizer": "/nonexistent"})
     assert silent.returncode == 1, silent.stderr
     assert "vLLM ended by itself" in silent.stderr and "/nonexistent" in silent.stderr.split("log | ", 1)[1]
     assert observed(solo)["running"] == release and serves(solo, "lab/good-b")
 
     before = pid(solo)
-    unchanged = deploy("b")
+    unchanged = deploy(solo, "b")
     assert unchanged.returncode == 0 and "unchanged" in unchanged.stderr
     assert pid(solo) == before

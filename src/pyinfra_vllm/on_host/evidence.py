@@ -13,9 +13,8 @@ from . import durable, journal
 from .paths import ServicePaths
 
 LOG_TAIL = 40
-ANSWERED = (
-    ' HTTP/1.1" 200'  # uvicorn's line for each request that went well: it would push out the lines that tell
-)
+# Lines that would push out those that tell something: uvicorn's of each request that went well, vLLM's of each route it has.
+CHATTER = (' HTTP/1.1" 200', "] Route: /")
 
 
 class Evidence:
@@ -33,7 +32,7 @@ class Evidence:
     def keep_log(self, lines: list[str]) -> list[str]:
         """Keep the service's log; returns its last lines for the operator's screen."""
         durable.write_text(self.directory / "service.log", "\n".join(lines) + "\n", mode=0o640)
-        return [line for line in lines if ANSWERED not in line][-LOG_TAIL:]
+        return [line for line in lines if not any(words in line for words in CHATTER)][-LOG_TAIL:]
 
     def keep_release(self, release_id: str) -> None:
         shutil.copy(self.paths.release(release_id) / "release.json", self.directory / "release.json")

@@ -108,6 +108,34 @@ def hang(ground: Ground, scene: Scene) -> None:
         ground.signal("STOP", pid)
 
 
+_KEEP_STOPPED = """
+import os, signal, sys, time
+end = time.monotonic() + 90
+while time.monotonic() < end:
+    try:
+        os.kill(int(sys.argv[1]), signal.SIGSTOP)
+    except ProcessLookupError:
+        break
+    time.sleep(0.002)
+"""
+
+
+def hang_through_stop(ground: Ground, scene: Scene) -> None:
+    """It hangs, and goes on hanging when it is told to stop: whatever wakes it, it is stopped again."""
+    if pid := ground.server():
+        words = (
+            "systemd-run",
+            "--unit=hold",
+            "--collect",
+            "--quiet",
+            "python3",
+            "-c",
+            _KEEP_STOPPED,
+            str(pid),
+        )
+        ground.inside(*words)
+
+
 def hang_a_while(ground: Ground, scene: Scene) -> None:
     if pid := ground.server():
         ground.signal("STOP", pid)
@@ -331,6 +359,7 @@ FAULTS: dict[str, Fault] = {
     "crash": Fault("SIGKILL of vLLM", crash),
     "exit-0": Fault("vLLM ends with status 0", end_with_zero),
     "hang": Fault("vLLM hangs", hang, limit_s=60),
+    "hang-stop": Fault("vLLM hangs, also in its stop", hang_through_stop, limit_s=90),
     "hang-a-while": Fault(f"vLLM hangs for {HANG_S:.0f} s", hang_a_while, limit_s=60),
     **{
         f"{how}-{which}": _damaged(which, how, act)

@@ -99,6 +99,7 @@ CASES: list[Case] = [
     *_each("exit-0", *SERVER_IS_OLD, *SERVER_IS_NEW),
     *_each("hang-a-while", *SERVER_IS_OLD, *SERVER_IS_NEW),
     *_each("hang", "activate.done", "ready.done", "kernel.done", "measure-after.intended"),
+    *_each("hang-stop", "measure-before.done", "window.done", "activate.intended"),
     *[
         case
         for which in ("new", "old")

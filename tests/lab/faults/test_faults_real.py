@@ -1,7 +1,6 @@
 """At least three cases of each class of faults on the real vLLM: `make test-faults` only, for each takes a minute or two.
 
-Left to the stub: runtimes deleted (the lab's only real one is shared, read-only, by all hosts) and releases that misbehave by
-themselves (a real vLLM that hangs or ends is made by signals here).
+Left to the stub: releases that misbehave by themselves. A real vLLM that crashes, ends or hangs is made by signals here.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 from lab.session import Lab
 
-from .cases import run_case
+from . import matrix
+from .cases import Result, run_all
 from .fleet import fleet
-from .ground import Ground
 from .table import Case
 
 DURING = ("measure-before.intended", "activate.done", "judge.done")
@@ -30,6 +29,10 @@ CLASSES = {
         f"{how}-new": ("begin.done", "activate.intended", "judge.done")
         for how in ("truncated", "flipped", "deleted")
     },
+    "no-runtime-new": ("begin.done", "activate.intended", "ready.done"),
+    "no-runtime-old": ("begin.done", "activate.intended", "ready.done"),
+    "hang": ("activate.done", "ready.intended", "ready.done"),
+    "hang-stop": ("measure-before.done", "window.done", "activate.intended"),
     "port": ("prove-way-forward.done", "window.done", "activate.intended"),
     "clock-ahead": DURING,
     "clock-back": DURING,
@@ -41,7 +44,7 @@ CASES = [
 ]
 
 pytestmark = [
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(7200),
     pytest.mark.skipif(
         os.environ.get("PYINFRA_VLLM_FAULTS") != "all", reason="more than an hour: make test-faults"
     ),
@@ -49,12 +52,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def ground(lab: Lab) -> Iterator[Ground]:
-    """One host at a time on the real vLLM: two cores carry no more."""
-    with fleet(lab, 0, 1, ("b",), real=True) as (only,):
-        yield only
+def results(lab: Lab) -> Iterator[dict[str, Result]]:
+    """Every case, on two hosts at once: two cores carry no more."""
+    with fleet(lab, 0, 2, ("b",), real=True) as grounds:
+        yield {str(result.case): result for result in run_all(grounds, CASES)}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_nothing_is_lost_on_the_real_vllm(ground: Ground, case: Case) -> None:
-    assert run_case(ground, case).violations == []
+def test_nothing_is_lost_on_the_real_vllm(results: dict[str, Result], case: Case) -> None:
+    assert results[str(case)].violations == []
+
+
+def test_the_chapter_on_the_real_vllm_is_written(results: dict[str, Result]) -> None:
+    matrix.add("On the real vLLM", matrix.real([results[str(case)] for case in CASES]))
+    assert len(results) == len(CASES)

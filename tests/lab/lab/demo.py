@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from . import control, serving, session
+from . import control, deciding, serving, session
 from .machine import Host
 from .shell import LabError
 
@@ -60,14 +60,19 @@ def _play(chapter: Chapter, host: Host) -> None:
     command = ["pyinfra", control.INVENTORY, "deploy.py", "-y"]
     print(f"$ PYINFRA_VLLM_LAB_RELEASE={chapter.release} {shlex.join(command)}\n", flush=True)
     pid_before = main_pid(host)
-    begun = time.monotonic()
-    code = subprocess.call(command, cwd=control.CHECKOUT, env=control.environment(_declares(chapter)))
-    print(f"\nexit code {code} after {time.monotonic() - begun:.0f} s", flush=True)
+    code = deciding.until_decided(lambda: _run(command, chapter), host)
     if code != chapter.exit_code:
         raise LabError(f"{chapter.title}: exit code {code} instead of {chapter.exit_code}")
     _must_serve(chapter, host)
     if not chapter.restarts and main_pid(host) != pid_before:
         raise LabError(f"{chapter.title}: the server was restarted, and nothing had changed")
+
+
+def _run(command: list[str], chapter: Chapter) -> int:
+    begun = time.monotonic()
+    code = subprocess.call(command, cwd=control.CHECKOUT, env=control.environment(_declares(chapter)))
+    print(f"\nexit code {code} after {time.monotonic() - begun:.0f} s", flush=True)
+    return code
 
 
 def _declares(chapter: Chapter) -> dict[str, str]:

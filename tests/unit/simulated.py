@@ -47,6 +47,7 @@ class SimulatedHost:
         self.dead = False
         self.disk_full_at: int | None = None
         self.said: list[str] = []
+        self.in_background: list[str] = []
         (root / "units").mkdir(parents=True)
         self._patch(monkeypatch)
 
@@ -91,7 +92,11 @@ class SimulatedHost:
         return self.recover_until_death(boot)
 
     def recover_until_death(self, boot: bool = False) -> list[str]:
-        return recovery.recover(self.paths.root, None, self.said.append, boot, self.paths.units)
+        found = recovery.recover(self.paths.root, None, self.said.append, boot, self.paths.units)
+        while self.in_background:
+            self.in_background.pop()
+            recovery.resume(self.paths, self.said.append)
+        return found
 
     def journal(self) -> list[journals.Entry]:
         return journals.read(self.paths.journal)
@@ -111,6 +116,7 @@ class SimulatedHost:
             (systemd, "daemon_reload", lambda: None),
             (systemd, "start", self._start),
             (systemd, "start_in_background", self._start),
+            (systemd, "run_in_background", lambda unit, *command: self.in_background.append(unit)),
             (systemd, "stop", self._stop),
             (systemd, "show", self._show),
             (systemd, "running_release", lambda unit: self.running),
@@ -143,7 +149,7 @@ class SimulatedHost:
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # death is simulated, power is not
         monkeypatch.setattr(service, "POLL_S", 0.01)
         monkeypatch.setattr(recovery, "PAUSE_S", 0.0)
-        monkeypatch.setattr(recovery, "RESTORE_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(recovery, "RESTORE_LEAST_S", 0.1)
 
     def _mortal(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -173,7 +179,7 @@ class SimulatedHost:
     def _show(self, unit: str, *properties: str) -> dict[str, str]:
         looping = self.running in self.broken
         return {
-            "ActiveState": "failed" if looping else "active",
+            "ActiveState": "inactive" if self.running is None else "failed" if looping else "active",
             "NRestarts": "0",
             "Result": "exit-code",
             "ExecMainStatus": "2",

@@ -14,7 +14,7 @@ from pyinfra_vllm.on_host.journal import Journal
 
 def test_a_step_is_written_before_its_body_runs(tmp_path: Path) -> None:
     log = Journal(tmp_path / "journal.jsonl", "t1")
-    with log.step("activate", to="b") as result:
+    with log.step("activate", **{"from": "a"}, to="b") as result:
         assert [(e["step"], e["state"]) for e in log.entries()] == [("activate", "intended")]
         result["took_s"] = 3
     assert [(e["state"], e.get("to"), e.get("took_s")) for e in log.entries()] == [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
-from pyinfra_vllm.on_host import durable, lock, manifest, observe, recovery, soak, transaction
+from pyinfra_vllm.on_host import durable, lock, manifest, observe, recovery, soak, sockets, transaction
 from pyinfra_vllm.on_host import journal as journals
 from pyinfra_vllm.on_host.order import ROLLBACK
 
@@ -335,3 +335,177 @@ def test_a_release_that_was_left_after_its_commit_is_not_called_committed(servin
     log.write("commit", "done", release=NEW)
     assert serving.recover() == ["chat: rolled_back"]
     assert serving.running == serving.current == OLD
+
+
+def test_a_unit_that_somebody_else_made_is_neither_stopped_nor_removed(host: SimulatedHost) -> None:
+    host.stage(NEW)
+    host.paths.unit_link.write_text("[Service]\nExecStart=/usr/local/bin/vllm serve\n")
+    assert host.switch() == "refused"
+    assert "was not made by pyinfra-vllm" in host.journal()[-1]["reason"]
+    assert host.paths.unit_link.read_text().startswith("[Service]") and host.starts == []
+
+
+def test_a_masked_unit_stays_masked(host: SimulatedHost) -> None:
+    host.stage(NEW)
+    host.paths.unit_link.symlink_to("/dev/null")
+    assert host.switch() == "refused"
+    assert host.paths.unit_link.readlink() == Path("/dev/null")
+
+
+def activated(host: SimulatedHost, **begin: object) -> journals.Journal:
+    """A switch was killed after its point of no return: the new release is current."""
+    log = journals.Journal(host.paths.journal, "t")
+    log.write("begin", "done", **{"from": OLD, "to": NEW, "purpose": "rollout", **begin})
+    log.write("activate", "intended", **{"from": OLD, "to": NEW})
+    durable.point(host.paths.current, host.paths.release(NEW))
+    host.running = NEW
+    return log
+
+
+def test_a_boot_into_an_old_release_that_will_not_start_is_no_rollback(serving: SimulatedHost) -> None:
+    activated(serving)
+    serving.broken.add(OLD)
+    serving.recover(boot=True)
+    assert serving.outcome() == "restore_failed"
+    assert (serving.current, serving.running) == (NEW, NEW)
+
+
+def test_a_boot_leaves_the_old_release_to_systemd_and_ends_when_its_tokens_flow(
+    serving: SimulatedHost,
+) -> None:
+    activated(serving)
+    assert serving.recover(boot=True) == ["chat: going back"]
+    assert serving.outcome() == "rolled_back"
+    assert serving.starts == [OLD], "it was started once, by systemd"
+
+
+def test_a_baseline_is_waited_for_while_the_old_release_starts(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd has restarted it a moment ago: silent, and not dead."""
+    silences = iter(["loading weights"] * 3)
+    flows = serving._flow_problem
+    monkeypatch.setattr(serving, "_flow_problem", lambda release: next(silences, "") or flows(release))
+    serving.rates[NEW] = 10.0
+    assert serving.switch() == "rolled_back"
+    assert serving.running == OLD
+
+
+def test_a_damaged_new_release_does_not_stand_in_the_way_back(serving: SimulatedHost) -> None:
+    activated(serving)
+    (serving.paths.release(NEW) / "release.json").write_text("{")
+    assert serving.recover() == ["chat: rolled_back"]
+    assert serving.running == OLD
+
+
+def test_where_the_old_release_lost_its_files_the_new_one_goes_on_serving(serving: SimulatedHost) -> None:
+    activated(serving)
+    (serving.paths.release(OLD) / "release.json").unlink()
+    serving.recover(boot=True)
+    assert serving.outcome() == "restore_failed"
+    assert serving.running == NEW
+
+
+def test_one_service_s_damaged_journal_holds_up_no_other(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = serving.paths.root / "aaa"
+    (other / "releases").mkdir(parents=True)
+    lines = ('"begin", "state": "done"', '"activate", "state": "intended"')
+    texts = [f'{{"at": "2026-11-21T03:00:00+00:00", "tx": "t", "step": {line}}}\n' for line in lines]
+    (other / "journal.jsonl").write_text("".join(texts))
+    (other / "current").mkdir()  # not even a link
+    activated(serving)
+    with contextlib.suppress(recovery.Unfinished):
+        serving.recover(boot=True)
+    assert serving.running == OLD and serving.starts[-1] == OLD
+
+
+def test_a_rollback_by_hand_that_was_killed_after_its_commit_still_rejects_what_it_left(
+    serving: SimulatedHost,
+) -> None:
+    log = activated(serving, purpose=ROLLBACK, reason="users complain")
+    log.write("commit", "done", release=NEW, verdict="pass")
+    assert serving.recover() == ["chat: committed"]
+    assert durable.read_json(serving.paths.rejected)[OLD]["reason"] == "users complain"
+    assert serving.paths.linked(serving.paths.previous) == OLD
+
+
+@pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
+def test_a_release_judged_worse_is_rejected_by_whoever_finishes_the_way_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: bool
+) -> None:
+    host = prepared(tmp_path, monkeypatch, 50.0)
+    write = journals.Journal.write
+
+    def die(log: journals.Journal, step: str, state: str, **fields: object) -> journals.Entry:
+        entry = write(log, step, state, **fields)
+        if step == "judge":
+            host.dead = True
+        return entry
+
+    monkeypatch.setattr(journals.Journal, "write", die)
+    with pytest.raises(Killed):
+        host.switch()
+    monkeypatch.setattr(journals.Journal, "write", write)
+    host.recover(boot)
+    assert host.running == OLD
+    assert "tokens_per_s: worse" in durable.read_json(host.paths.rejected)[NEW]["reason"]
+    assert "tokens_per_s: worse" in host.journal()[-1]["reason"]
+    kept = host.paths.evidence / host.journal()[0]["tx"] / "journal.jsonl"
+    assert journals.read(kept) == host.journal()
+
+
+def test_a_lost_link_is_not_a_first_installation(serving: SimulatedHost) -> None:
+    serving.paths.current.unlink()
+    serving.broken.add(NEW)
+    assert serving.switch() == "rolled_back"
+    assert (serving.current, serving.running) == (OLD, OLD)
+
+
+def test_a_recovery_that_finds_the_lock_held_says_so_and_does_not_call_it_done(
+    serving: SimulatedHost,
+) -> None:
+    activated(serving)
+    with (
+        lock.exclusive(serving.paths.lock, "alice@control", "pruning"),
+        pytest.raises(recovery.Unfinished, match="alice@control has held this service"),
+    ):
+        serving.recover()
+    assert serving.recover() == ["chat: rolled_back"]
+
+
+@pytest.mark.parametrize("purpose", ["rollout", ROLLBACK])
+def test_a_dead_release_that_lost_its_files_can_be_left(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, purpose: str
+) -> None:
+    monkeypatch.setattr(manifest, "quick_check", lambda path: ["it is gone"] if path.name == OLD else [])
+    serving.running = None
+    assert serving.switch(purpose=purpose) == "committed"
+    assert serving.running == NEW
+    proof = next(e for e in serving.journal() if e["step"] == "prove-way-back" and e["state"] == "done")
+    assert "could not be started again" in proof["nothing_to_lose"]
+
+
+def test_a_port_that_a_stranger_took_is_no_fault_of_the_release(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "strangers", lambda port, unit: ["nc (9)"] if serving.running == NEW else [])
+    assert serving.switch() == "rolled_back"
+    assert serving.running == OLD
+    assert not durable.read_json(serving.paths.rejected, {})
+
+
+def test_an_old_release_that_hangs_in_its_start_is_not_waited_for_three_times(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving.rates[NEW] = 50.0
+    flows = serving._flow_problem
+    stopped = serving.starts  # after the first start it never answers again
+    monkeypatch.setattr(
+        serving,
+        "_flow_problem",
+        lambda release: "no answer" if release == OLD and stopped else flows(release),
+    )
+    assert serving.switch(ready_timeout_s=0.1) == "restore_failed"
+    assert serving.starts == [NEW, OLD, NEW]

@@ -36,7 +36,7 @@ class Running(_Told):
 
     @override
     def command(self, root: str) -> StringCommand:
-        return _script.python("observe", root, needs=("journal",))
+        return _script.python("observe", root, needs=("durable", "journal"))
 
 
 class Record(_Told):
@@ -49,4 +49,4 @@ class Record(_Told):
 
     @override
     def command(self, root: str, newest: int, max_bytes: int = 0) -> StringCommand:
-        return _script.python("recall", root, str(newest), str(max_bytes), needs=("journal",))
+        return _script.python("recall", root, str(newest), str(max_bytes), needs=("durable", "journal"))

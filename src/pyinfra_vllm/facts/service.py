@@ -24,7 +24,7 @@ class Service(FactBase[dict[str, Any]]):
 
     @override
     def command(self, root: str, service: str) -> StringCommand:
-        return _script.python("observe", root, service, needs=("journal",))
+        return _script.python("observe", root, service, needs=("durable", "journal"))
 
     @override
     def process(self, output: list[str]) -> dict[str, Any]:

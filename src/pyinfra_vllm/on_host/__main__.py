@@ -7,10 +7,19 @@ import json
 import sys
 from pathlib import Path
 
-from . import build, calibrating, fetch, follow, lock, observe, order, prune, recovery, transaction
+from . import build, calibrating, fetch, follow, lock, observe, order, prune, recovery, systemd, transaction
 from . import release as releases
 from .paths import DEFAULT_ROOT, ServicePaths
 from .status import RUN
+
+REFUSALS = (
+    lock.Held,
+    order.BadOrder,
+    releases.NotReady,
+    recovery.Unfinished,
+    systemd.SystemdError,
+    OSError,  # the disk, before anything was touched: whatever follows that has its own word for it
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (lock.Held, order.BadOrder, releases.NotReady, recovery.Unfinished) as error:
+    except REFUSALS as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -44,9 +53,18 @@ def _parser() -> argparse.ArgumentParser:
     recover = verbs.add_parser("recover", help="finish what an interrupted switch left; safe at any time")
     recover.add_argument("service", nargs="?")
     recover.add_argument("--boot", action="store_true", help="before the services start")
+    recover.add_argument(
+        "--wait",
+        type=float,
+        default=lock.LOOK_S,
+        metavar="S",
+        help="seconds to wait for whoever holds a lock",
+    )
     recover.set_defaults(run=_recover)
 
-    resume = verbs.add_parser("resume", help="after a boot: undrain the service once its tokens flow")
+    resume = verbs.add_parser(
+        "resume", help="after a boot: finish what was left, and undrain the service once its tokens flow"
+    )
     resume.add_argument("service")
     resume.set_defaults(run=_resume)
 
@@ -97,9 +115,11 @@ def _switch(options: argparse.Namespace) -> int:
 
 
 def _recover(options: argparse.Namespace) -> int:
-    for outcome in recovery.recover(options.root, options.service, _say, boot=options.boot):
+    outcomes = recovery.recover(options.root, options.service, _say, boot=options.boot, wait_s=options.wait)
+    for outcome in outcomes:
         print(outcome)
-    return 0
+    failed = any(outcome.endswith(transaction.RESTORE_FAILED) for outcome in outcomes)
+    return transaction.EXIT_CODES[transaction.RESTORE_FAILED] if failed else 0
 
 
 def _resume(options: argparse.Namespace) -> int:

@@ -128,6 +128,7 @@ def build(request: Request, status: Status) -> None:
         raise
     finally:
         shutil.rmtree(request.cache, ignore_errors=True)
+    os.sync()  # the record says that all files are there, also after a power cut
     durable.write_json(request.path / RECORD, request.record())
     durable.remove(request.path / BUILDING)
     status.done(f"{request.package} {request.version} is installed")

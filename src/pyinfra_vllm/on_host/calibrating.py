@@ -105,7 +105,8 @@ class Calibrating(Transaction):
         )
 
     def _serve_again(self, release: Release, reason: str) -> str:
-        problem = recovery.bring_up(self.service, release)
+        limit_s = recovery.start_limit_s(self.order.ready_timeout_s)
+        problem = recovery.bring_up(self.service, release.id, limit_s)
         if problem:
             return self._end(RESTORE_FAILED, f"{reason}; it did not come back: {problem}")
         return self._end(FAILED, f"{reason}; release {release.id} serves, and nothing was stored")

@@ -61,6 +61,14 @@ def point(link: Path, target: Path) -> None:
     sync_directory(link.parent)
 
 
+def link_absolutely(link: Path, target: Path) -> None:
+    """Have a link to the target, by its absolute path, unless there is one already."""
+    if link.is_symlink() and link.readlink() == target:
+        return
+    link.symlink_to(target)
+    sync_directory(link.parent)
+
+
 def remove(link: Path) -> None:
     """Remove the link or file; nothing to do where it is gone already."""
     if link.is_symlink() or link.exists():

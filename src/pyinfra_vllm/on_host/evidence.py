@@ -47,8 +47,13 @@ class Evidence:
             print(f"{line} ({error})", file=sys.stderr, flush=True)
 
     def close(self, entries: list[journal.Entry]) -> None:
-        lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
-        durable.write_text(self.directory / "journal.jsonl", "\n".join(lines) + "\n")
+        seal(self.directory, entries)
+
+
+def seal(directory: Path, entries: list[journal.Entry]) -> None:
+    """Lay the transaction's journal beside what it measured, once it has ended."""
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    durable.write_text(directory / "journal.jsonl", "\n".join(lines) + "\n")
 
 
 def _own(evidence: Path, tx: str) -> Path:

@@ -15,12 +15,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from . import durable
+
 Entry = dict[str, Any]
 
 ALWAYS = ("at", "tx", "step", "state")
 TEXTS = ("step", "state", "to", "operator", "purpose", "outcome", "reason", "error")
 TEXTS_OR_NONE = ("from", "release", "verdict")
 LISTS_OF_TEXT = ("overrides", "kernels", "reasons", "log")
+# What a recovery acts on: an entry without it promised nothing.
+NEEDED = {"activate": ("from", "to"), "restart": ("release",)}
 
 
 def now() -> str:
@@ -37,6 +41,7 @@ class Journal:
     def write(self, step: str, state: str, **fields: Any) -> Entry:
         entry: Entry = {"at": now(), "tx": self.tx, "step": step, "state": state, **fields}
         line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        new = not self.path.exists()
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             if _ends_torn(descriptor):
@@ -47,6 +52,8 @@ class Journal:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if new:
+            durable.sync_directory(self.path.parent)
         return entry
 
     def try_write(self, step: str, state: str, **fields: Any) -> None:
@@ -104,9 +111,11 @@ def _is_whole(entry: Any) -> bool:
         return False
     aware = datetime.fromisoformat(entry["at"]).tzinfo is not None
     plain_name = entry["tx"] == Path(entry["tx"]).name  # it names the folder of the evidence
+    needed = NEEDED.get(entry["step"], ()) if entry["state"] == "intended" else ()
     return (
         aware
         and plain_name
+        and all(key in entry for key in needed)
         and all(isinstance(entry[key], str) for key in TEXTS if key in entry)
         and all(isinstance(entry[key], (str, type(None))) for key in TEXTS_OR_NONE if key in entry)
         and all(_are_texts(entry[key]) for key in LISTS_OF_TEXT if key in entry)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .journal import now
+
+LOOK_S = 0.5  # as long as somebody who only looks at the lock may have it, many times over
+POLL_S = 0.05
 
 
 class Held(Exception):
@@ -27,16 +31,16 @@ class Held(Exception):
 
 
 @contextmanager
-def exclusive(path: Path, holder: str, purpose: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock for the body. Raises Held where another live process has it (or waits, when told to)."""
-    with _held(path, holder, purpose, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
+def exclusive(path: Path, holder: str, purpose: str, wait_s: float = LOOK_S) -> Iterator[None]:
+    """Hold the lock for the body. Raises Held where another live process still has it after `wait_s` seconds."""
+    with _held(path, holder, purpose, fcntl.LOCK_EX, wait_s):
         yield
 
 
 @contextmanager
 def shared(path: Path, holder: str, purpose: str) -> Iterator[None]:
     """Hold the lock beside others that share it. Raises Held where one has it exclusively."""
-    with _held(path, holder, purpose, fcntl.LOCK_SH | fcntl.LOCK_NB):
+    with _held(path, holder, purpose, fcntl.LOCK_SH, LOOK_S):
         yield
 
 
@@ -46,14 +50,11 @@ def storage(run: Path) -> Path:
 
 
 @contextmanager
-def _held(path: Path, holder: str, purpose: str, how: int) -> Iterator[None]:
+def _held(path: Path, holder: str, purpose: str, how: int, wait_s: float) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, how)
-        except BlockingIOError:
-            raise Held(_holder(descriptor)) from None
+        _take(descriptor, how, time.monotonic() + wait_s)
         record = {
             "holder": holder,
             "purpose": purpose,
@@ -66,6 +67,17 @@ def _held(path: Path, holder: str, purpose: str, how: int) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, how: int, until: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise Held(_holder(descriptor)) from None
+            time.sleep(POLL_S)
 
 
 def _holder(descriptor: int) -> dict[str, Any]:

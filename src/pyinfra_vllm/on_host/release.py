@@ -123,7 +123,8 @@ def stage(paths: ServicePaths, payload: Path) -> str:
         for name, text in files.items():
             durable.write_text(partial / name, text)
         partial.rename(target)
-        durable.sync_directory(paths.releases)
+        for directory in (paths.releases, paths.directory, paths.root):
+            durable.sync_directory(directory)
     payload.unlink()
     return str(release_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, Callable
 
 from . import durable, kv_cache, secrets_file, sockets, systemd
@@ -19,8 +20,24 @@ CRASHES_ALLOWED = (
 Say = Callable[[str], None]
 
 
+DOWN = ("inactive", "failed")
+STOP_LIMIT_S = 3600.0  # of a release whose own limit can't be read; systemd knows the unit's
+
+
 class NotServing(Exception):
-    """The release was started and no tokens flowed from it in time."""
+    """The release was started and no tokens flowed from it."""
+
+
+class PortTaken(NotServing):
+    """Another program has the release's port, which says nothing about the release."""
+
+
+class TooSlow(NotServing):
+    """The release was still trying when its time was up: the same again would take as long."""
+
+
+class Foreign(Exception):
+    """The unit's name belongs to somebody else's unit. Nothing was touched."""
 
 
 class Service:
@@ -30,27 +47,48 @@ class Service:
         self.paths = paths
         self.say = say
 
-    def point_at(self, release: Release | None) -> None:
+    def point_at(self, release_id: str | None) -> None:
         """The one atomic step: `current` is another release, and systemd knows its unit."""
-        if release is None:
-            durable.remove(self.paths.wants_link)
-            durable.remove(self.paths.unit_link)
+        if release_id is None:
+            for link in self._links:
+                if not self._foreign(link):
+                    durable.remove(link)
             durable.remove(self.paths.current)
         else:
-            durable.point(self.paths.current, self.paths.release(release.id))
-            self._install_unit()
+            durable.point(self.paths.current, self.paths.release(release_id))
+            self.paths.wants_link.parent.mkdir(exist_ok=True)
+            for link, target in self._links.items():
+                durable.link_absolutely(link, target)
         systemd.daemon_reload()
 
-    def _install_unit(self) -> None:
-        target = self.paths.current / "vllm.service"
-        if not self.paths.unit_link.is_symlink():
-            self.paths.unit_link.symlink_to(target)
-        self.paths.wants_link.parent.mkdir(exist_ok=True)
-        if not self.paths.wants_link.is_symlink():
-            self.paths.wants_link.symlink_to(self.paths.unit_link)
+    @property
+    def _links(self) -> dict[Path, Path]:
+        """How systemd finds the unit, and that it is to start at boot: each link and where it leads."""
+        return {
+            self.paths.unit_link: self.paths.current / "vllm.service",
+            self.paths.wants_link: self.paths.unit_link,
+        }
 
-    def stop(self, release: Release) -> None:
-        systemd.stop(self.paths.unit, release.stop_limit_s)
+    def _foreign(self, link: Path) -> bool:
+        there = link.is_symlink() or link.exists()
+        return there and not (link.is_symlink() and link.readlink() == self._links[link])
+
+    def no_foreign_unit(self) -> None:
+        """Raises Foreign where the unit's name is taken by a unit that we did not make."""
+        for link in filter(self._foreign, self._links):
+            raise Foreign(
+                f"{link} is there and was not made by pyinfra-vllm: stop and move away what it belongs to, or give the"
+                " service another name. Nothing was touched."
+            )
+
+    def stop(self, release: Release | None) -> None:
+        """Stop the unit; the release says how long that may take."""
+        systemd.stop(self.paths.unit, release.stop_limit_s if release else STOP_LIMIT_S)
+
+    @property
+    def down(self) -> bool:
+        """Whether the unit runs nothing and is not about to: it was stopped, or systemd gave it up."""
+        return systemd.show(self.paths.unit, "ActiveState")["ActiveState"] in DOWN
 
     def start(self) -> str | None:
         """Start what `current` points to; returns a mark in the log from which its lines begin."""
@@ -71,13 +109,16 @@ class Service:
         """Whether this very release runs now and its tokens flow."""
         return self.running_release() == release.id and not self._flow_problem(release)
 
-    def wait_until_serving(self, release: Release, timeout_s: float) -> float:
-        """Seconds until tokens flowed from this release. Raises NotServing when they don't."""
+    def wait_until_serving(self, release: Release, timeout_s: float, crashes_before: int = 0) -> float:
+        """Seconds until tokens flowed from this release. Raises NotServing when they don't.
+
+        crashes_before: how often systemd had restarted the unit before; 0 after a start of ours
+        """
         began = time.monotonic()
         problem = "it has not started"
         while time.monotonic() - began < timeout_s:
             self.no_stranger(release)
-            self._no_crash_loop()
+            self._no_crash_loop(crashes_before)
             if self.running_release() == release.id:
                 left = timeout_s - (time.monotonic() - began)
                 problem = self._flow_problem(release, min(FLOW_TIMEOUT_S, max(1.0, left)))
@@ -87,13 +128,17 @@ class Service:
                 f"waiting for tokens from {release.id}: {time.monotonic() - began:.0f} s of {timeout_s:.0f} s"
             )
             time.sleep(POLL_S)
-        raise NotServing(f"no tokens from release {release.id} within {timeout_s:.0f} s: {problem}")
+        raise TooSlow(f"no tokens from release {release.id} within {timeout_s:.0f} s: {problem}")
+
+    @property
+    def crashes(self) -> int:
+        return int(systemd.show(self.paths.unit, "NRestarts").get("NRestarts") or 0)
 
     def no_stranger(self, release: Release) -> None:
-        """Raises NotServing where another program has the release's port: it would answer in its place."""
+        """Raises PortTaken where another program has the release's port: it would answer in its place."""
         found = sockets.strangers(release.port, self.paths.unit)
         if found:
-            raise NotServing(f"port {release.port} is held by {', '.join(found)}, not by {self.paths.unit}")
+            raise PortTaken(f"port {release.port} is held by {', '.join(found)}, not by {self.paths.unit}")
 
     def _flow_problem(self, release: Release, timeout_s: float = FLOW_TIMEOUT_S) -> str:
         try:
@@ -102,10 +147,10 @@ class Service:
             return str(error)
         return ""
 
-    def _no_crash_loop(self) -> None:
+    def _no_crash_loop(self, before: int) -> None:
         state = systemd.show(self.paths.unit, "ActiveState", "NRestarts", "Result", "ExecMainStatus")
-        crashes = int(state.get("NRestarts") or 0)
-        if state["ActiveState"] == "failed" or crashes > CRASHES_ALLOWED:
+        crashes = int(state.get("NRestarts") or 0) - before
+        if state["ActiveState"] in DOWN or crashes > CRASHES_ALLOWED:
             raise NotServing(
                 f"vLLM ended by itself {crashes + 1} times after its start"
                 f" (result {state.get('Result')}, status {state.get('ExecMainStatus')})"

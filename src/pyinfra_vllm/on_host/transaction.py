@@ -17,8 +17,8 @@ from .journal import Journal
 from .lock import exclusive
 from .order import ROLLBACK, Order
 from .paths import ServicePaths
-from .release import Release
-from .service import NotServing, Service
+from .release import NotReady, Release
+from .service import NotServing, PortTaken, Service
 
 COMMITTED, ROLLED_BACK, DEFERRED, REFUSED = "committed", "rolled_back", "deferred", "refused"
 INTERRUPTED, RESTORE_FAILED = "interrupted", "restore_failed"
@@ -56,18 +56,21 @@ class Transaction:
         self.service = Service(paths, self.evidence.say)
         self.hooks = hooks.Hooks(paths, self.journal)
         self.log_tail: list[str] = []
+        self.old_id: str | None = None  # what is current; where that link is lost, what runs
 
     def _begin(self) -> None:
         """Finish what the last transaction left, and write down what this one is to do."""
         ended = recovery.finish_last(self.paths, self.evidence.say)
         recovery.settle(self.paths, self.evidence.say, ended)
         self.hooks.adopt(self.order.hooks)
+        self.old_id = self.paths.linked(self.paths.current) or self.service.running_release()
         order = self.order
         self.journal.write(
             "begin",
             "done",
-            **{"from": self.paths.linked(self.paths.current), "to": order.release},
+            **{"from": self.old_id, "to": order.release},
             purpose=order.purpose,
+            ready_timeout_s=order.ready_timeout_s,
             operator=order.operator,
             reason=order.reason,
             overrides=list(order.overrides),
@@ -135,29 +138,57 @@ class Switch(Transaction):
         return self._end(COMMITTED, "; ".join(filter(None, (gate.conclusion(verdict), alert))), verdict)
 
     def _prove_both_ways(self) -> Release:
-        old_id = self.paths.linked(self.paths.current)
-        with self.journal.step("prove-way-back", release=old_id):
-            if old_id is not None:
-                self.old = releases.load(self.paths, old_id)
-                releases.prove(self.paths, self.old)
+        with self.journal.step("prove-way-back", release=self.old_id) as result:
+            if self.old_id is not None:
+                result.update(self._prove_way_back(self.old_id))
         with self.journal.step("prove-way-forward", release=self.order.release) as result:
             new = releases.load(self.paths, self.order.release)
             if new.allow_code:
                 result["allow_code"] = new.allow_code
             releases.prove(self.paths, new)
             self.service.no_stranger(new)
+            self.service.no_foreign_unit()
         self.evidence.keep_release(new.id)
         return new
+
+    def _prove_way_back(self, old_id: str) -> dict[str, str]:
+        """Raises NotReady where what serves could not be brought back. What serves nothing can be left for something better."""
+        try:
+            self.old = releases.load(self.paths, old_id)
+            releases.prove(self.paths, self.old)
+        except NotReady as problem:
+            if self.service.serves(self.old) if self.old else not self.service.down:
+                raise
+            return {"nothing_to_lose": f"it serves nothing, and could not be started again: {problem}"}
+        return {}
 
     def _measure_before(self) -> None:
         if self.old is None or self.order.purpose == ROLLBACK:
             return
         with self.journal.step("measure-before", release=self.old.id) as result:
-            if not self.service.serves(self.old):
-                result["baseline"] = "none: the old release serves no tokens, so nothing can be worse"
+            silent = self._silence_of(self.old)
+            if silent:
+                result["baseline"] = (
+                    f"none: the old release serves no tokens, so nothing can be worse ({silent})"
+                )
                 return
             self.before = self._measure(self.old, "before")
             result["summary"] = probe.summary(self.before)
+
+    def _silence_of(self, old: Release) -> str:
+        """Why nothing can be measured of the old release; empty where its tokens flow, if only after a while.
+
+        One that systemd has just restarted is silent for minutes, and as good as ever afterwards.
+        """
+        if self.service.serves(old):
+            return ""
+        if self.service.down:
+            return f"{self.paths.unit} is down"
+        try:
+            self.service.wait_until_serving(old, self.order.ready_timeout_s, self.service.crashes)
+        except NotServing as problem:
+            return str(problem)
+        return ""
 
     def _last_start(self) -> None:
         with self.journal.step("window", last_start=self.order.last_start):
@@ -185,11 +216,10 @@ class Switch(Transaction):
 
     def _activate(self, new: Release) -> str | None:
         """The point of no return: from here the journal demands an end."""
-        old = self.old
-        ends: dict[str, Any] = {"from": old.id if old else None, "to": new.id}
+        ends: dict[str, Any] = {"from": self.old_id, "to": new.id}
         with self.journal.step("activate", **ends):
-            self.service.point_at(new)
-            self.service.stop(old or new)
+            self.service.point_at(new.id)
+            self.service.stop(self.old or new)
             return self.service.start()
 
     def _check_kernel(self, new: Release, cursor: str | None) -> dict[str, Any]:
@@ -211,13 +241,17 @@ class Switch(Transaction):
         self.after = after
         self.evidence.keep("verdict", verdict)
         self.journal.write("judge", "done", **verdict)
-        told = {key: verdict[key] for key in ("verdict", "reasons")}
-        self.hooks.notify(hooks.VERDICT, gate.conclusion(verdict), **told)
         if not gate.may_stay(verdict, self.criteria):
             raise Worse(gate.conclusion(verdict), verdict)
         if not self.service.serves(new):
             raise Worse("its tokens stopped flowing after the measurement", verdict)
+        self._tell(verdict)
         return verdict
+
+    def _tell(self, verdict: dict[str, Any]) -> None:
+        """People hear of a verdict when nothing waits for it any more: a slow webhook must not keep a worse release serving."""
+        told = {key: verdict[key] for key in ("verdict", "reasons")}
+        self.hooks.notify(hooks.VERDICT, gate.conclusion(verdict), **told)
 
     def _verdict(self, new: Release, after: dict[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
         return gate.judge(
@@ -231,11 +265,8 @@ class Switch(Transaction):
 
     def _settle(self, new: Release) -> None:
         """What follows a commit: the links and lists agree with it."""
-        recovery.finish_commit(self.paths, self.old.id if self.old else None)
-        if self.order.purpose == ROLLBACK and self.old:
-            reason = self.order.reason or "rolled back by the operator"
-            recovery.reject(self.paths, self.old.id, reason, self.journal.tx)
-        recovery.accept(self.paths, new.id)
+        given_up = (self.order.reason or recovery.BY_HAND) if self.order.purpose == ROLLBACK else None
+        recovery.settle_commit(self.paths, self.old_id, new.id, given_up, self.journal.tx)
         self.hooks.undrain()
 
     def _soak(self, new: Release) -> str:
@@ -255,7 +286,11 @@ class Switch(Transaction):
     def _go_back(self, new: Release, reason: Exception) -> str:
         text = str(reason) or type(reason).__name__
         verdict = reason.verdict if isinstance(reason, Worse) else None
-        outcome = recovery.restore(self.service, self.journal, self.old, new)
-        if isinstance(reason, NotServing) or (verdict and verdict["verdict"] == "fail"):
+        limit_s = recovery.start_limit_s(self.order.ready_timeout_s)
+        outcome = recovery.restore(self.service, self.journal, self.old_id, new.id, limit_s)
+        silent = isinstance(reason, NotServing) and not isinstance(reason, PortTaken)
+        if silent or (verdict and verdict["verdict"] == "fail"):
             recovery.reject(self.paths, new.id, text, self.journal.tx)
+        if verdict and "reasons" in verdict:
+            self._tell(verdict)
         return self._end(outcome, text, verdict)

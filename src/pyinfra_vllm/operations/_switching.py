@@ -20,6 +20,7 @@ from pyinfra_vllm.operations._unit import ANSWER_S, LOST_CONTACT_S, RUN_DIRECTOR
 
 UNIT = "pyinfra-vllm-switch"
 POLL_S = 1.0
+PRUNING_S = 900.0  # as long as somebody who prunes may hold the lock that a recovery needs
 RETRY = "retry_rejected"
 
 
@@ -152,8 +153,9 @@ def launch(remote: Remote, root: str, order: Order) -> None:
         "--quiet",
         "--property=Type=exec",
         "--property=TimeoutStopSec=infinity",
+        "--property=KillMode=mixed",  # a hook that ignores SIGTERM must not hold the recovery up
         "--property=OOMScoreAdjust=-500",
-        f"--property=ExecStopPost=/usr/bin/env {run} recover {order.service}",
+        f"--property=ExecStopPost=/usr/bin/env {run} recover --wait {PRUNING_S:.0f} {order.service}",
         "/usr/bin/env",
         "python3",
         program,

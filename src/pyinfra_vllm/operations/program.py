@@ -77,6 +77,7 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
         yield StringCommand("chmod 644", RECOVERY_UNIT)
         yield "systemctl daemon-reload"
         yield "systemctl enable --quiet pyinfra-vllm-recover.service"
+        yield "sync --file-system /etc/systemd/system"
 
 
 def _problem(found: dict[str, Any] | None, *, token: bool) -> str | None:
@@ -112,3 +113,4 @@ def _install(root: str, program: str) -> Generator[PyinfraCommand | str, None, N
     yield StringCommand(
         "mv -fT", QuoteString(f"{root}/bin/.on-host.partial"), QuoteString(f"{root}/bin/on-host.pyz")
     )
+    yield StringCommand("sync --file-system", QuoteString(f"{root}/bin"))  # a boot must find it whole

@@ -69,6 +69,15 @@ def kill(ground: Ground, scene: Scene) -> None:
     ground.signal("KILL", scene.pid)
 
 
+def kill_beside_a_stubborn_child(ground: Ground, scene: Scene) -> None:
+    """A hook that ignores SIGTERM outlives the transaction: what is left in its unit must not hold the recovery up."""
+    words = ("sh", "-c", "trap '' TERM; echo $$; exec >/dev/null; while :; do sleep 1; done")
+    child = ground.beside(*words)
+    for group in ground.groups():
+        (group / "cgroup.procs").write_text(str(child))
+    kill(ground, scene)
+
+
 _KILL_CHILDREN = """
 import os, pathlib, signal, sys, time
 parent = int(sys.argv[1])
@@ -148,8 +157,7 @@ def hang_a_while(ground: Ground, scene: Scene) -> None:
 
 
 def power_cut(ground: Ground, scene: Scene) -> None:
-    ground.host.power_cut()
-    ground.host.start()
+    ground.reboot()
 
 
 def tear(ground: Ground, scene: Scene) -> None:
@@ -325,6 +333,14 @@ def leave_lock(text: str) -> Act:
     return strike
 
 
+def both(first: Act, then: Act) -> Act:
+    def strike(ground: Ground, scene: Scene) -> None:
+        first(ground, scene)
+        then(ground, scene)
+
+    return strike
+
+
 # The cable
 
 
@@ -346,8 +362,20 @@ def _no_runtime(which: str) -> Fault:
     return Fault(f"runtime of the {which} release deleted", strike, mend)
 
 
+_delete_old, _lay_old_back = damage("old", Path.unlink)
+
 FAULTS: dict[str, Fault] = {
     "kill": Fault("SIGKILL of the transaction", kill, deadly=True),
+    "stubborn-child": Fault(
+        "SIGKILL beside a child that ignores SIGTERM", kill_beside_a_stubborn_child, deadly=True
+    ),
+    "no-way-back": Fault(
+        "checkpoint of the old release deleted, and a power cut",
+        both(_delete_old, power_cut),
+        _lay_old_back,
+        deadly=True,
+        limit_s=120,
+    ),
     "kill-children": Fault("SIGKILL of the transaction's children, for 1.5 s", kill_children),
     "power": Fault("power cut and boot", power_cut, deadly=True),
     "torn": Fault("SIGKILL in the middle of a journal line", tear, deadly=True),

@@ -96,8 +96,7 @@ def _make_good(ground: Ground, result: Result) -> None:
     """After a case that went wrong, so that the next one on this host is judged for itself."""
     try:
         ground.disarm()
-        ground.host.power_cut()
-        ground.host.start()
+        ground.reboot()
         ground.back(ground.releases["a"])
     except Exception as error:
         result.violations.append(f"and the host could not be made good: {error}")
@@ -143,7 +142,7 @@ class _Run:
         ends()
         fault.mend(ground, scene)
         if fault.lasting:
-            ground.inside("python3", f"{ROOT}/bin/on-host.pyz", "recover", timeout=120)
+            ground.inside("python3", f"{ROOT}/bin/on-host.pyz", "recover", "--wait", "60", timeout=120)
         self._converge(look)
 
     # The switch and the fault

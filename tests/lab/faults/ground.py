@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from lab.disk import Disk
 from lab.machine import Host
 from lab.shell import LabError
 
+from pyinfra_vllm.on_host import journal
 from pyinfra_vllm.on_host.order import ROLLBACK, Order
 from pyinfra_vllm.operations._switching import launch
 
@@ -25,6 +27,7 @@ HERE = Path(__file__).parent
 ROOT = "/srv/pyinfra-vllm"
 STATE = f"{ROOT}/tiny"
 SWITCH = "pyinfra-vllm-switch-tiny.service"
+RESUME = "pyinfra-vllm-resume-tiny.service"
 OVER = ("inactive", "failed")
 HOOK = "usr/local/lib/python3.11/dist-packages"
 FOLDER = "var/lib/faults"
@@ -82,22 +85,8 @@ class Ground:
 
     def inside(self, *argv: str, stdin: str = "", check: bool = True, timeout: float = 60) -> str:
         """Run a command in all of the host's namespaces; its standard output."""
-        leader = self.leader()
-        if leader is None:
-            raise LabError(f"{self.host.name} has no power")
-        enter = [
-            "nsenter",
-            "--target",
-            str(leader),
-            "--mount",
-            "--uts",
-            "--ipc",
-            "--net",
-            "--pid",
-            "--cgroup",
-        ]
         done = subprocess.run(
-            [*enter, "env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG=C.UTF-8", *argv],
+            [*self._enter(), *argv],
             input=stdin,
             capture_output=True,
             text=True,
@@ -109,6 +98,32 @@ class Ground:
                 f"{self.host.name}: {' '.join(argv)[:200]}: {done.returncode}: {done.stderr[-800:]}"
             )
         return done.stdout
+
+    def _enter(self) -> list[str]:
+        """The beginning of a command line whose rest runs in the host."""
+        leader = self.leader()
+        if leader is None:
+            raise LabError(f"{self.host.name} has no power")
+        spaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
+        path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
+        return ["nsenter", "--target", str(leader), *spaces, "env", path, "LANG=C.UTF-8"]
+
+    def beside(self, *argv: str) -> int:
+        """Start a command in the host that goes on by itself; it says its number on the host first, this is ours."""
+        process = subprocess.Popen(
+            [*self._enter(), *argv], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return int(child)
+
+    def groups(self) -> list[Path]:
+        """The control groups of the switch and of what follows a boot, as this machine sees them."""
+        slices = [group / "payload/system.slice" for group in cgroups.find(self.host.name)]
+        return [group / unit for group in slices for unit in (SWITCH, RESUME) if (group / unit).is_dir()]
 
     def look(self) -> dict[str, Any]:
         text = self.inside("python3", "-", stdin=(HERE / "inside/look.py").read_text())
@@ -125,8 +140,6 @@ class Ground:
 
     def entries(self) -> list[dict[str, Any]]:
         """The journal as it is now; a line that is being written is left out."""
-        from pyinfra_vllm.on_host import journal
-
         return journal.read(self.outside(STATE) / "journal.jsonl")
 
     # Fault points
@@ -185,12 +198,22 @@ class Ground:
 
     def wait_over(self, timeout: float = 120) -> None:
         """Wait until the switch's unit, its recovery included, has ended. Its control group is cheaper to ask than systemd."""
-        groups = [group / "payload/system.slice" / SWITCH for group in cgroups.find(self.host.name)]
 
         def over() -> bool:
-            return not any(group.exists() for group in groups) and self.state() in OVER
+            return not self.groups() and all(self.state(unit) in OVER for unit in (SWITCH, RESUME))
 
-        self.until(over, "end its switch", timeout * self.patience, every=0.1 if groups else 0.5)
+        every = 0.1 if cgroups.hierarchies() else 0.5
+        self.until(over, "end its switch", timeout * self.patience, every)
+
+    def reboot(self) -> None:
+        """Power cut, and boot, until what the cut interrupted has been ended."""
+        self.host.power_cut()
+        self.host.start()
+        self.until(self._ended, "end what the power cut interrupted", 120 * self.patience)
+
+    def _ended(self) -> bool:
+        last = journal.last_transaction(self.outside(STATE) / "journal.jsonl") or []
+        return any(entry["step"] == "end" for entry in last)
 
     def signal(self, number: str, *pids: int) -> None:
         if pids:

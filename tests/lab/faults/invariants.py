@@ -144,7 +144,16 @@ def _entries_are_true(look: Look, last: dict[str, Any]) -> list[str]:
     upto = steps.index("end.done") + 1 if "end.done" in steps else len(steps)
     if closed is not None and closed != entries[:upto]:
         found.append("the evidence's journal is not the host's")
+    if closed is None:
+        found.append("the evidence has no journal")
+    if last["outcome"] == "committed" and last.get("purpose") == "rollout" and last.get("from"):
+        found += [] if "before" in look["evidence"]["kept"] else ["it was committed without a baseline"]
     judged = [entry for entry in entries if entry["step"] == "judge"]
+    worse = (
+        judged and judged[-1]["verdict"] == "fail" and last["outcome"] in ("rolled_back", "restore_failed")
+    )
+    if worse and last["to"] not in look["service"]["rejected"]:
+        found.append("it was found worse, and is not rejected")
     kept = look["evidence"]["kept"].get("verdict")
     if judged and kept and kept["verdict"] != judged[-1]["verdict"]:
         found.append(f"the journal's verdict is {judged[-1]['verdict']}, the evidence's {kept['verdict']}")

@@ -75,10 +75,13 @@ CASES: list[Case] = [
     *_each("kill", *KEPT),
     *_each("kill", *BACK, "end.done", **_back),
     *_each("kill", *SOAK, **_soaked),
+    *_each("kill", "judge.done", **_back),
+    *_each("stubborn-child", "begin.done", "activate.intended", "activate.done", "judge.done"),
     *_each("torn", *KEPT[:-1:2], "activate.intended", "judge.done"),
     *_each("torn", *BACK, **_back),
     *_each("power", *KEPT),
-    *_each("power", *BACK, **_back),
+    *_each("power", "judge.done", *BACK, **_back),
+    *_each("no-way-back", "activate.done", "judge.done"),
     *_each("power", *SOAK, **_soaked),
     *_each("torn-power", "begin.done", "activate.intended", "activate.done", "judge.done", "commit.done"),
     *_each(
@@ -111,6 +114,9 @@ CASES: list[Case] = [
         for which in ("new", "old")
         for case in _each(f"no-runtime-{which}", "begin.done", "activate.intended", "ready.done")
     ],
+    *_each("deleted-old", "activate.intended", "judge.done", **_back),
+    *_each("truncated-old", "activate.done", **_back),
+    *_each("no-runtime-old", "activate.intended", **_back),
     *_each("port", "activate.intended", "prove-way-forward.done"),
     *_each("port", "activate.intended", **_back),
     *_each("clock-ahead", "begin.done", "measure-before.done", *STRATEGIC, "commit.done"),
@@ -131,7 +137,10 @@ SAMPLE: list[Case] = [
     *_each(
         "kill", "measure-before.intended", "activate.intended", "activate.done", "judge.done", "commit.done"
     ),
-    *_each("kill", "restore.intended", **_back),
+    *_each("kill", "judge.done", "restore.intended", **_back),
+    *_each("stubborn-child", "activate.done"),
+    *_each("no-way-back", "activate.done"),
+    *_each("deleted-old", "activate.intended", **_back),
     *_each("torn", "begin.done", "activate.done", "judge.done"),
     *_each("power", "activate.intended", "ready.done", "commit.done"),
     *_each("kill-children", "prove-way-back.intended", "activate.intended"),

@@ -28,10 +28,14 @@ def host_in_order() -> dict[str, Any]:
             "previous": OLD,
             "release": {"id": NEW},
             "lock": None,
+            "rejected": {},
             "last": {**BEGIN, "outcome": "committed"},
         },
         "entries": entries,
-        "evidence": {"kept": {"verdict": {"verdict": "pass"}}, "journal": copy.deepcopy(entries)},
+        "evidence": {
+            "kept": {"before": {}, "verdict": {"verdict": "pass"}},
+            "journal": copy.deepcopy(entries),
+        },
         "previous_exists": True,
         "processes": [
             {"pid": 1, "state": "S", "command": "/sbin/init", "cgroup": "/init.scope"},
@@ -88,6 +92,18 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "commit without a verdict": (lambda look: look["entries"].pop(1), "committed without a verdict"),
     "committed twice over": (lambda look: look["entries"].append(step("end")), "ends 2 times"),
     "other evidence": (lambda look: look["evidence"]["journal"].pop(), "the evidence's journal"),
+    "no journal in the evidence": (
+        lambda look: look["evidence"].update(journal=None),
+        "the evidence has no journal",
+    ),
+    "no baseline": (lambda look: look["evidence"]["kept"].pop("before"), "committed without a baseline"),
+    "worse, and wanted still": (
+        lambda look: (
+            look["entries"][1].update(verdict="fail"),
+            look["service"]["last"].update(outcome="rolled_back"),
+        ),
+        "is not rejected",
+    ),
     "other verdict": (
         lambda look: look["evidence"]["kept"]["verdict"].update(verdict="fail"),
         "the evidence's fail",

@@ -214,7 +214,11 @@ def _end_restored(left: Left, service: Service) -> str:
     judged = left.find("judge", "done")
     if judged and judged.get("verdict") == "fail":
         found = gate.conclusion(judged)
-        reject(left.paths, new_id, found, left.log.tx)
+        try:
+            reject(left.paths, new_id, found, left.log.tx)
+        except OSError as error:
+            service.say(f"{new_id} was found worse, which could not be kept: {error}")
+            return outcome  # without an end, so that a later recovery writes both
         reason = f"the way back was interrupted, and finished afterwards: {found}"
     return left.end(outcome, reason)
 

@@ -200,15 +200,25 @@ def lock_texts(draw: st.DrawFn) -> str:
     return TEXT_OF_LOCK[:at] + draw(TEXT | st.text(max_size=20)) + TEXT_OF_LOCK[at + cut :]
 
 
+def locked_as(path: str) -> str:
+    """A lock file that is whole but for the name of one of its files."""
+    return TEXT_OF_LOCK.replace("model.safetensors", json.dumps(path))
+
+
 @many("lock files")
 @given(lock_texts())
 @example("checkpoints:\n  ? 'a\n\n    b'\n  : null\nschema: pyinfra-vllm/checkpoints/1\n")
+@example(locked_as("\ud800"))
+@example(locked_as("model\udfff.safetensors"))
+@example(locked_as("\u202esrotcesefas.ledom"))
+@example(locked_as("-rf.safetensors"))
+@example(TEXT_OF_LOCK.replace("acme/tiny-awq@main", r'"\uD800"'))
 def test_a_lock_file_is_refused_or_names_nothing_outside(text: str) -> None:
     TRIED["lock files"] += 1
     try:
         entries = parse(text, "checkpoints.lock.yaml")
     except LockError as error:
-        assert "\n" not in str(error)
+        assert str(error).isprintable()
         return
     for entry in entries:
         assert_inside(entry)
@@ -233,6 +243,7 @@ REQUEST = {
 
 @many("requests")
 @given(content=broken(REQUEST))
+@example(content={**REQUEST, "files": [{**REQUEST["files"][0], "path": "\ud800"}]})
 def test_a_request_is_refused_or_stays_inside(service: ServicePaths, content: Any) -> None:
     TRIED["requests"] += 1
     path = service.root / "request.json"
@@ -277,8 +288,17 @@ class Telling(Hub):
         return dict(self.config) if isinstance(self.config, dict) else {}
 
 
+def listed_as(path: str) -> dict[str, Any]:
+    return {**LISTING, "siblings": [*LISTING["siblings"], {**LISTING["siblings"][1], "rfilename": path}]}
+
+
 @many("Hub listings")
 @given(broken(LISTING), broken({**CONFIG, "auto_map": {}}), st.booleans())
+@example(listed_as("\ud800"), CONFIG, False)
+@example(listed_as("model\udfff.safetensors"), CONFIG, False)
+@example(listed_as("\u202esrotcesefas.ledom"), CONFIG, False)
+@example(listed_as("a\u2028b.safetensors"), CONFIG, False)
+@example(listed_as("-rf.safetensors"), CONFIG, False)
 def test_a_hub_is_refused_or_lists_nothing_outside(listing: Any, config: Any, allow_code: bool) -> None:
     TRIED["Hub listings"] += 1
     try:

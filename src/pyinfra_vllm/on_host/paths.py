@@ -7,6 +7,8 @@ from pathlib import Path
 
 DEFAULT_ROOT = Path("/srv/pyinfra-vllm")
 UNITS = Path("/etc/systemd/system")
+# Folders beside those of the services: no service may have such a name.
+SHARED = ("bin", "checkpoints", "runtimes")
 
 
 @dataclass(frozen=True)

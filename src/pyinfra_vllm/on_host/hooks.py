@@ -169,7 +169,8 @@ def call(hook: dict[str, Any], event: dict[str, Any], timeout_s: float, secrets:
 
 
 def _without(hidden: dict[str, str], text: str) -> str:
-    for secret in filter(None, hidden.values()):
+    """The longest secret goes first: of one that begins with another, the rest would stay."""
+    for secret in sorted(filter(None, hidden.values()), key=len, reverse=True):
         text = text.replace(secret, "(not shown)")
     return text
 

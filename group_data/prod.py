@@ -130,7 +130,8 @@ services = {
         "flags": {"max-num-seqs": 64},
         # Environment of the server. No secrets here: this can be read on the host.
         "environment": {"VLLM_LOGGING_LEVEL": "INFO"},
-        # Secrets: variable on the host -> variable of the control machine that holds it when the rollout runs.
+        # Secrets: variable on the host -> variable of the control machine that holds it when the rollout runs. A new value is
+        # a new release: it is switched to, and gone back from, like any other (docs/security.md).
         "secrets": {"VLLM_API_KEY": "CHAT_API_KEY"},
         # Whom the host tells about a switch (docs/hooks.md): programs on the host as lists of words, URLs, or
         # {"url_env": NAME} for a URL that is one of the `secrets`. Left out: nobody.

@@ -131,8 +131,10 @@ LOCKED = Checkpoint(
 # The directives of a unit that nobody has tampered with, less those whose value is the declaration's.
 KEYS = [(section, key) for section, key, _ in unit_syntax.directives(
     _planning._release(ROOT, declare("h", merge([Layer("f", DECLARED)]), Problems()).services[0], LOCKED,
-                       tuning.Resolution(), "0.33.0", 0).files()["vllm.service"]
+                       tuning.Resolution(), "0.33.0", 0, {"VLLM_API_KEY": "x"}).files()["vllm.service"]
 )]  # fmt: skip
+NO_SECRETS = list(KEYS)
+NO_SECRETS.remove(("Service", "EnvironmentFile"))
 
 
 @many("declarations")
@@ -171,10 +173,12 @@ def test_a_string_is_refused_or_arrives_as_it_was(served: str, flag: str, value:
 def assert_rendered_as_declared(root: str, service: Any) -> list[str]:
     """The unit and its environment say what was declared and nothing else; returns what the server is started with."""
     resolution = tuning.for_service(service, LOCKED, [], "0.33.0", None)
-    made = _planning._release(root, service, LOCKED, resolution, "0.33.0", 0)
+    secrets = dict.fromkeys(service.secrets, 'a "$secret`\\')
+    made = _planning._release(root, service, LOCKED, resolution, "0.33.0", 0, secrets)
     files = {name: text.encode().decode() for name, text in made.files().items()}
     lines = unit_syntax.directives(files["vllm.service"])
-    assert [(section, key) for section, key, _ in lines] == KEYS
+    assert [(section, key) for section, key, _ in lines] == (KEYS if secrets else NO_SECRETS)
+    assert unit_syntax.environment(files.get("secrets.env", "")) == secrets
     told = {key: value for _, key, value in lines}
     assert unit_syntax.command(told["ExecStart"]) == list(made.argv)
     assert told["User"] == service.user != "root"

@@ -61,7 +61,7 @@ class Transaction:
         """Finish what the last transaction left, and write down what this one is to do."""
         ended = recovery.finish_last(self.paths, self.evidence.say)
         recovery.settle(self.paths, self.evidence.say, ended)
-        self.hooks.adopt(self.order.hooks)
+        self.hooks.adopt(self.order.hooks, self.order.release)
         order = self.order
         self.journal.write(
             "begin",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pyinfra.api import Host
@@ -37,7 +38,7 @@ def plan(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> Wan
         host=host.name,
         root=root,
         service=service,
-        release=_release(root, service, checkpoint, resolution, version, len(used)),
+        release=_release(root, service, checkpoint, resolution, version, len(used), _secrets(service)),
         observed=host.get_fact(ServiceFact, root=root, service=service.name),
         gpu=used[0]["name"] if used else "cpu",
         warnings=(*resolution.warnings, *_code(service)),
@@ -66,6 +67,16 @@ def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[st
     return service.runtime.version, None
 
 
+def _secrets(service: Service) -> dict[str, str]:
+    """The values of the service's secrets, by their names on the host: a release is named by them, too."""
+    missing = [variable for variable in service.secrets.values() if not os.environ.get(variable)]
+    if missing:
+        raise HostError(
+            _refusal(service, [f"the environment variable {name} is not set here" for name in missing])
+        )
+    return {name: os.environ[variable] for name, variable in service.secrets.items()}
+
+
 def _refusal(service: Service, problems: list[str]) -> str:
     return f"{service.name}: {'; '.join(problems)}. Nothing was staged or touched for it."
 
@@ -77,6 +88,7 @@ def _release(
     resolution: tuning.Resolution,
     version: str,
     gpu_count: int,
+    secrets: dict[str, str],
 ) -> Release:
     path = runtime_path(root, service)
     directory = checkpoint.directory(root)
@@ -111,5 +123,6 @@ def _release(
         gpu_count=gpu_count,
         kernel=resolution.kernel,
         allow_code=service.allow_code,
+        secrets=secrets,
         fit=resolution.fit.as_dict() if resolution.fit else {},
     )

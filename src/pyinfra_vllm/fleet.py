@@ -30,6 +30,7 @@ from .config.checks import common_rollout, network_warnings, window_warnings
 from .config.declared import DEFAULT_ROOT, KEYS
 from .config.fields import no_control
 from .config.layers import located
+from .config.models import API_KEY
 from .config.problems import nearest
 from .config.reading import read
 from .errors import CheckpointRefused, DeclarationError, LockError, RolloutError
@@ -317,14 +318,14 @@ def _check_secrets(
     for name in selected:
         for service in hosts[name].services:
             for on_host, on_control in service.secrets.items():
-                if reason := _unusable(os.environ.get(on_control)):
+                if reason := _unusable(on_host, os.environ.get(on_control)):
                     place = located(merged[name], service.name, ("secrets", on_host))
                     problems.add(
                         *place, f"the environment variable {on_control} {reason}; set it and run again"
                     )
 
 
-def _unusable(secret: str | None) -> str:
+def _unusable(name: str, secret: str | None) -> str:
     """Why a secret's value can't be used, empty where it can; the value itself is in no message."""
     if not secret:
         return "is not set here"
@@ -332,6 +333,8 @@ def _unusable(secret: str | None) -> str:
         no_control(secret)
     except ValueError as error:
         return f"has a value that {error}"
+    if name == API_KEY and not secret.isascii():
+        return "has a value that must be ASCII, as it is sent in a header of HTTP"
     return ""
 
 

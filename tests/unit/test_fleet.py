@@ -173,6 +173,16 @@ def test_a_secret_that_no_line_can_hold_is_refused_by_name(
     assert load(limit=["small"]).selected
 
 
+def test_a_key_that_no_header_can_hold_is_refused_and_another_secret_may_have_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CHAT_KEY", "hunter2€")
+    write("group_data/big.py", 'services = {"chat": {"secrets": {"VLLM_API_KEY": "CHAT_KEY"}}}')
+    assert "the environment variable CHAT_KEY has a value that must be ASCII" in refusal()
+    write("group_data/big.py", 'services = {"chat": {"secrets": {"WORDS": "CHAT_KEY"}}}')
+    assert load().warnings == ()
+
+
 def test_every_declared_model_must_be_locked() -> None:
     write("group_data/big.py", 'services = {"chat": {"model": "acme/other-awq"}}')
     write("group_data/small.py", 'services = {"chat": {"revision": "v2"}}')

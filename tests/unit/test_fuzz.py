@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub.hf_api import ModelInfo
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm import tuning
 from pyinfra_vllm.asking import Answer
@@ -26,7 +27,18 @@ from pyinfra_vllm.checkpoint import Checkpoint, File, parse, render
 from pyinfra_vllm.config import Layer, Problems, declare, merge
 from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError
 from pyinfra_vllm.hub import Hub
-from pyinfra_vllm.on_host import fetch, follow, journal, manifest, observe, recall
+from pyinfra_vllm.on_host import (
+    durable,
+    fetch,
+    follow,
+    hooks,
+    journal,
+    manifest,
+    observe,
+    recall,
+    recovery,
+    systemd,
+)
 from pyinfra_vllm.on_host.paths import ServicePaths
 from pyinfra_vllm.on_host.status import RUN
 from pyinfra_vllm.operations import _planning
@@ -37,7 +49,7 @@ from pyinfra_vllm.report.looking import Look
 pytestmark = pytest.mark.thorough
 
 INPUTS = {
-    "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500, "Hub listings": 3000, "journals": 2000,
+    "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500, "Hub listings": 3000, "journals": 2000, "recoveries": 1500,
 }  # fmt: skip
 TRIED: Counter[str] = Counter()
 ROOT = "/srv/pyinfra-vllm"
@@ -364,6 +376,73 @@ def test_a_journal_is_read_and_shown_as_far_as_it_makes_sense(service: ServicePa
     assert len(history.switches([answer])) == len(told["chat"]["transactions"])
     assert len(page.shown_switches([answer])) == len(told["chat"]["transactions"])
     assert sorted(service.root.rglob("*")) == before
+
+
+# --- journals that a recovery acts on ---
+
+
+def entry(step: str, state: str, **fields: Any) -> dict[str, Any]:
+    return {"at": "2026-11-21T02:05:00.000+00:00", "tx": "t1", "step": step, "state": state, **fields}
+
+
+# How a transaction goes; a recovery meets it cut off anywhere.
+SWITCHED = [
+    ENTRIES[0], entry("notify", "done", event="begin"), entry("drain", "intended"), entry("drain", "done"), ENTRIES[1], entry("activate", "done"),
+    entry("ready", "intended", release=NEW), *ENTRIES[2:4], entry("restore", "intended", release=OLD), entry("end", "failed"),
+]  # fmt: skip
+CALIBRATED = [
+    {**ENTRIES[0], "purpose": "calibration"}, entry("drain", "intended"), entry("restart", "intended", release=OLD),
+    entry("restart", "done"), entry("measure-run", "done", run=1, of=3),
+]  # fmt: skip
+
+
+@st.composite
+def unfinished(draw: st.DrawFn) -> bytes:
+    story = draw(st.sampled_from([SWITCHED, CALIBRATED]))
+    left = story[: draw(st.integers(1, len(story)))]
+    entries = draw(broken(left)) if draw(st.booleans()) else left
+    return as_lines(*entries)
+
+
+def as_lines(*entries: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in entries)
+
+
+@pytest.fixture
+def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedHost:
+    host = SimulatedHost(tmp_path, monkeypatch)
+    host.install(OLD)
+    host.stage(NEW)
+    monkeypatch.setattr(systemd, "run_in_background", lambda *words: None)
+    durable.write_json(host.paths.hooks, {"undrain": {"argv": ["/bin/true"]}, "timeout_s": 5})
+    monkeypatch.setattr(hooks, "call", lambda *arguments: None)
+    return host
+
+
+@many("recoveries")
+@given(
+    content=unfinished() | journals(),
+    boot=st.booleans(),
+    current=st.sampled_from([OLD, NEW]),
+    running=st.sampled_from([OLD, NEW, None]),
+)
+@example(as_lines(ENTRIES[0], entry("activate", "intended")), False, OLD, OLD)
+@example(as_lines(ENTRIES[0], entry("activate", "intended", to=NEW)), True, NEW, None)
+@example(as_lines(ENTRIES[0], entry("activate", "intended", to=NEW), ENTRIES[3]), False, NEW, NEW)
+@example(as_lines(ENTRIES[0], entry("restart", "intended")), False, OLD, None)
+@example(as_lines(ENTRIES[0], entry("end", "done")), False, OLD, OLD)
+@example(as_lines(ENTRIES[0], entry("notify", "done"), ENTRIES[4]), False, OLD, OLD)
+def test_a_recovery_ends_any_journal_or_says_why_it_can_not(
+    simulated: SimulatedHost, content: bytes, boot: bool, current: str, running: str | None
+) -> None:
+    TRIED["recoveries"] += 1
+    simulated.paths.journal.write_bytes(content)
+    durable.point(simulated.paths.current, simulated.paths.release(current))
+    simulated.running = running
+    try:
+        simulated.recover(boot)
+    except recovery.Unfinished as error:
+        assert str(error).startswith("chat: ")
 
 
 def test_enough_was_tried() -> None:

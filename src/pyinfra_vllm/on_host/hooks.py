@@ -109,7 +109,9 @@ class Hooks:
 
     def tell_end(self, outcome: str, reason: str, verdict: str | None = None) -> None:
         """The last event of a transaction; told once, whoever ends it."""
-        if any(entry["step"] == NOTIFY and entry["event"] in (END, FAILED) for entry in self.log.entries()):
+        if any(
+            entry["step"] == NOTIFY and entry.get("event") in (END, FAILED) for entry in self.log.entries()
+        ):
             return
         event = END if outcome in GOOD_ENDS else FAILED
         self.notify(event, f"{outcome}: {reason}", outcome=outcome, reason=reason, verdict=verdict)

@@ -221,10 +221,19 @@ def difference_of_secrets(old: Mapping[str, Any], new: Release) -> list[str]:
     return changes
 
 
+def same_but_for_values(old: Mapping[str, Any], new: Release) -> bool:
+    """Whether a staged release (its release.json) is another one with some values of the same secrets."""
+    return _parts(old) == new._started_from() and old.get("secrets") == sorted(new.secrets)
+
+
 def _has_values(old: Mapping[str, Any], secrets: Mapping[str, str]) -> bool:
-    started_from = {key: old[key] for key in ("unit", "environment", "runtime")}
-    started_from["checkpoint"] = {key: old["checkpoint"][key] for key in ("repo", "commit")}
-    return _id(started_from, str(old["service"]), secrets) == str(old["id"])
+    return _id(_parts(old), str(old["service"]), secrets) == str(old["id"])
+
+
+def _parts(old: Mapping[str, Any]) -> dict[str, Any]:
+    """What a staged release's id is a hash of, less the secrets. One of before they were in it has no `unit`."""
+    checkpoint = {key: old["checkpoint"][key] for key in ("repo", "commit")}
+    return {**{key: old.get(key) for key in ("unit", "environment", "runtime")}, "checkpoint": checkpoint}
 
 
 def _flags(argv: Sequence[str]) -> list[tuple[str, ...]]:

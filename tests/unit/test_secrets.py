@@ -21,9 +21,15 @@ from pyinfra_vllm.on_host.service import Service as HostService
 from pyinfra_vllm.operations import _planning, switch
 from pyinfra_vllm.operations import release as operation
 from pyinfra_vllm.operations._rollout import Wanted
+from pyinfra_vllm.release import Release
+from pyinfra_vllm.report import looking
 
 KEY = {"VLLM_API_KEY": "hunter2"}
 ROTATED = {"VLLM_API_KEY": "hunter3"}
+WITH_KEY = Service.model_validate({
+    "name": "chat", "model": "org/model", "runtime": {"version": "0.33.0"}, "port": 8000,
+    "secrets": {"VLLM_API_KEY": "CHAT_KEY"},
+})  # fmt: skip
 
 
 @pytest.fixture
@@ -106,13 +112,42 @@ def test_a_dry_run_tells_it_in_its_one_line() -> None:
 
 
 def test_a_release_whose_secrets_are_not_at_hand_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    declared = {"name": "chat", "model": "org/model", "runtime": {"version": "0.33.0"}, "port": 8000}
-    service = Service.model_validate({**declared, "secrets": {"VLLM_API_KEY": "CHAT_KEY"}})
     monkeypatch.setenv("CHAT_KEY", "hunter2")
-    assert _planning._secrets(service) == KEY
+    assert _planning._secrets(WITH_KEY) == KEY
     monkeypatch.delenv("CHAT_KEY")
     with pytest.raises(HostError, match="chat: the environment variable CHAT_KEY is not set here"):
-        _planning._secrets(service)
+        _planning._secrets(WITH_KEY)
+
+
+@pytest.mark.parametrize(
+    ("key", "running", "expected"),
+    [
+        ("hunter2", make(secrets=KEY), make(secrets=KEY).id),
+        ("hunter3", make(secrets=KEY), make(secrets=ROTATED).id),
+        (None, make(secrets=KEY), make(secrets=KEY).id),
+        (None, make(secrets=KEY, stop_limit_s=90), None),
+        (None, make(secrets={**KEY, "B": "b"}), None),
+        (None, make(), None),
+        (None, None, None),
+    ],
+)
+def test_who_only_looks_needs_no_values(
+    monkeypatch: pytest.MonkeyPatch, key: str | None, running: Release | None, expected: str | None
+) -> None:
+    current = json.loads(running.files()["release.json"]) if running else None
+
+    def plan(host: Any, root: str, service: Service, checkpoint: Any, secrets: Any = None) -> Wanted:
+        values = _planning._secrets(service) if secrets is None else secrets
+        return Wanted("gpu-1", root, service, make(secrets=values), {"release": current}, "cpu")
+
+    monkeypatch.setattr(_planning, "plan", plan)
+    monkeypatch.setattr(
+        looking, "Lock", SimpleNamespace(load=lambda path: SimpleNamespace(get=lambda *key: None))
+    )
+    monkeypatch.setenv("CHAT_KEY", key) if key else monkeypatch.delenv("CHAT_KEY", raising=False)
+    wish = looking._wish(None, "/srv/pyinfra-vllm", WITH_KEY)  # type: ignore[arg-type]
+    assert wish.release == expected
+    assert ("it depends on CHAT_KEY, not set" in wish.problem) == (expected is None)
 
 
 # How it comes to a host

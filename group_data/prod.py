@@ -105,7 +105,8 @@ defaults = {
     },
 }
 
-# The services, by name: a-z, 0-9 and -, at most 40 characters. None removes one from the hosts of a group.
+# The services, by name: a-z, 0-9 and -, at most 40 characters, and not bin, checkpoints or runtimes, which a host keeps for
+# itself. None removes one from the hosts of a group.
 services = {
     "chat": {
         "model": "Qwen/Qwen3-14B-AWQ",  # repository on the Hub; `pyinfra-vllm lock` pins its files
@@ -129,7 +130,8 @@ services = {
         "flags": {"max-num-seqs": 64},
         # Environment of the server. No secrets here: this can be read on the host.
         "environment": {"VLLM_LOGGING_LEVEL": "INFO"},
-        # Secrets: variable on the host -> variable of the control machine that holds it when the rollout runs.
+        # Secrets: variable on the host -> variable of the control machine that holds it when the rollout runs. A new value is
+        # a new release: it is switched to, and gone back from, like any other (docs/security.md).
         "secrets": {"VLLM_API_KEY": "CHAT_API_KEY"},
         # Whom the host tells about a switch (docs/hooks.md): programs on the host as lists of words, URLs, or
         # {"url_env": NAME} for a URL that is one of the `secrets`. Left out: nobody.

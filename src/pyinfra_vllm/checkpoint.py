@@ -243,7 +243,9 @@ def parse(text: str, name: str = str(LOCK_FILE)) -> tuple[Checkpoint, ...]:
 
 
 def _one_line(error: Exception | str) -> str:
-    return " ".join(str(error).split())[:300]
+    """Short, and safe on any terminal: what a hostile file says is shown, never carried out, and can always be encoded."""
+    words = " ".join(str(error).split())[:300]
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in words)
 
 
 class _Reader:

@@ -28,7 +28,9 @@ from .checkpoint import LOCK_FILE, Lock
 from .config import Declared, Fleet, Layer, Merged, Overrides, Problems, declare, merge
 from .config.checks import common_rollout, network_warnings, window_warnings
 from .config.declared import DEFAULT_ROOT, KEYS
+from .config.fields import no_control
 from .config.layers import located
+from .config.models import API_KEY
 from .config.problems import nearest
 from .config.reading import read
 from .errors import CheckpointRefused, DeclarationError, LockError, RolloutError
@@ -312,15 +314,28 @@ def _matching(inventory: Inventory, patterns: tuple[str, ...], option: str, prob
 def _check_secrets(
     hosts: Mapping[str, Declared], merged: Mapping[str, Merged], selected: tuple[str, ...], problems: Problems
 ) -> None:
-    """Each secret that this run needs must be there now: no host may be left half way for want of one."""
+    """Each secret that this run needs must be there now, and whole: no host may be left half way for want of one."""
     for name in selected:
         for service in hosts[name].services:
             for on_host, on_control in service.secrets.items():
-                if not os.environ.get(on_control):
+                if reason := _unusable(on_host, os.environ.get(on_control)):
                     place = located(merged[name], service.name, ("secrets", on_host))
                     problems.add(
-                        *place, f"the environment variable {on_control} is not set here; set it and run again"
+                        *place, f"the environment variable {on_control} {reason}; set it and run again"
                     )
+
+
+def _unusable(name: str, secret: str | None) -> str:
+    """Why a secret's value can't be used, empty where it can; the value itself is in no message."""
+    if not secret:
+        return "is not set here"
+    try:
+        no_control(secret)
+    except ValueError as error:
+        return f"has a value that {error}"
+    if name == API_KEY and not secret.isascii():
+        return "has a value that must be ASCII, as it is sent in a header of HTTP"
+    return ""
 
 
 def _locked(hosts: Mapping[str, Declared]) -> Lock:

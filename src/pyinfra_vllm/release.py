@@ -5,6 +5,7 @@ Pure: it renders text and computes a name. It never looks at a host.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,15 @@ from typing import Any
 
 import jinja2
 
+from pyinfra_vllm.on_host.paths import SECRETS_FILE
+
 TEMPLATE = "vllm.service.j2"
 ID_LENGTH = 12
 # The id is part of the unit that it names: it is hashed with this in its place.
 _UNNAMED = "0" * ID_LENGTH
+# Anyone on a host can read an id and all else that it is a hash of, so guessing a secret by it must cost: OWASP's
+# parameters for scrypt in 16 MiB, 0.2 s a guess.
+_SCRYPT = {"n": 2**14, "r": 8, "p": 5, "dklen": 32}
 # What systemd waits after SIGTERM beyond vLLM's own drain (shared facts: `TimeoutStopSec >= shutdown-timeout + 30`).
 STOP_MARGIN_S = 30
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
@@ -29,6 +35,7 @@ class Release:
 
     argv: the whole command line, the executable first
     environment: what the unit sets, without secrets
+    secrets: variables and their values; the id covers them, and nothing but their own file ever holds them
     checkpoint: {"repo", "revision", "commit", "directory"}
     runtime: {"version", "path"}
     kernel: kernels that the gate may find in the log; None where it must not look
@@ -52,16 +59,20 @@ class Release:
     fit: Mapping[str, Any] = field(default_factory=dict)
     allow_code: str | None = None
     template: str = ""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def id(self) -> str:
-        content = {
-            "unit": self._unit(_UNNAMED),
+        return _id(self._started_from(), self.service, self.secrets)
+
+    def _started_from(self) -> dict[str, Any]:
+        """What the id is a hash of, less the secrets."""
+        return {
+            "unit": hashlib.sha256(self._unit(_UNNAMED).encode()).hexdigest(),
             "environment": dict(self.environment),
             "checkpoint": {key: self.checkpoint[key] for key in ("repo", "commit")},
             "runtime": dict(self.runtime),
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:ID_LENGTH]
 
     @property
     def directory(self) -> str:
@@ -70,11 +81,13 @@ class Release:
     def files(self) -> dict[str, str]:
         """The text of each file of the release directory by name."""
         name = self.id
+        secrets = {SECRETS_FILE: environment_file(self.secrets)} if self.secrets else {}
         return {
             "release.json": json.dumps(self._document(name), indent=2, sort_keys=True) + "\n",
             "vllm.service": self._unit(name),
             "argv": "".join(f"{argument}\n" for argument in self.argv),
             "env": environment_file(self.environment),
+            **secrets,
         }
 
     def _document(self, name: str) -> dict[str, Any]:
@@ -88,9 +101,9 @@ class Release:
             "port": self.port,
             "user": self.user,
             "argv": list(self.argv),
-            "environment": dict(self.environment),
+            **self._started_from(),
+            "secrets": sorted(self.secrets),
             "checkpoint": dict(self.checkpoint),
-            "runtime": dict(self.runtime),
             "stop_limit_s": self.stop_limit_s,
             "gpus": list(self.gpus) if self.gpus is not None else None,
             "kernel": list(self.kernel) if self.kernel is not None else None,
@@ -111,12 +124,25 @@ class Release:
             root=self.root,
             user=self.user,
             environment_file=f"{self.directory}/releases/{name}/env",
-            secrets_file=f"{self.directory}/secrets.env",
+            secrets_file=f"{self.directory}/releases/{name}/{SECRETS_FILE}" if self.secrets else None,
             cache=f"{self.directory}/cache",
             argv=self.argv,
             stop_limit_s=self.stop_limit_s,
             gpus=self.gpu_count > 0,
         )
+
+
+def _id(started_from: Mapping[str, Any], service: str, secrets: Mapping[str, str]) -> str:
+    content = dict(started_from)
+    if secrets:
+        content["secrets"] = _digest(service, tuple(sorted(secrets.items())))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:ID_LENGTH]
+
+
+@functools.lru_cache(maxsize=256)  # slow on purpose, and asked for often
+def _digest(service: str, secrets: tuple[tuple[str, str], ...]) -> str:
+    """What the id knows of secrets. It is in no file, plan or message: the id is all that is ever shown of it."""
+    return hashlib.scrypt(json.dumps(secrets).encode(), salt=service.encode(), **_SCRYPT).hex()
 
 
 def base_environment(service_directory: str, runtime_path: str) -> dict[str, str]:
@@ -176,6 +202,38 @@ def difference(old: Sequence[str], new: Sequence[str]) -> list[str]:
     gone = [f"- {' '.join(flag)}" for flag in before if flag not in after]
     come = [f"+ {' '.join(flag)}" for flag in after if flag not in before]
     return gone + come
+
+
+def difference_of_secrets(old: Mapping[str, Any], new: Release) -> list[str]:
+    """What changes between the secrets of a staged release (its release.json) and those of another, by name only.
+
+    Nobody has the old values here: they were the new ones if the old release, with these in it, has its very id.
+    """
+    before, after = set(old.get("secrets", ())), set(new.secrets)
+    changes = [f"- {name}" for name in sorted(before - after)] + [
+        f"+ {name}" for name in sorted(after - before)
+    ]
+    if common := " or ".join(sorted(before & after)):
+        if before - after:
+            changes.append(f"perhaps another value of {common}")
+        elif not _has_values(old, {name: new.secrets[name] for name in before}):
+            changes.append(f"another value of {common}")
+    return changes
+
+
+def same_but_for_values(old: Mapping[str, Any], new: Release) -> bool:
+    """Whether a staged release (its release.json) is another one with some values of the same secrets."""
+    return _parts(old) == new._started_from() and old.get("secrets") == sorted(new.secrets)
+
+
+def _has_values(old: Mapping[str, Any], secrets: Mapping[str, str]) -> bool:
+    return _id(_parts(old), str(old["service"]), secrets) == str(old["id"])
+
+
+def _parts(old: Mapping[str, Any]) -> dict[str, Any]:
+    """What a staged release's id is a hash of, less the secrets. One of before they were in it has no `unit`."""
+    checkpoint = {key: old["checkpoint"][key] for key in ("repo", "commit")}
+    return {**{key: old.get(key) for key in ("unit", "environment", "runtime")}, "checkpoint": checkpoint}
 
 
 def _flags(argv: Sequence[str]) -> list[tuple[str, ...]]:

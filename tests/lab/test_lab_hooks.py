@@ -134,7 +134,8 @@ def test_the_host_tells_its_balancer_and_a_webhook_without_giving_a_secret_away(
     kept = host.ssh(
         f"grep -rl {SECRET} /srv/pyinfra-vllm /etc/systemd /run/pyinfra-vllm || true"
     ).stdout.split()
-    assert kept == ["/srv/pyinfra-vllm/tiny/secrets.env"]
+    current = observed(host)["current"]
+    assert kept == [f"/srv/pyinfra-vllm/tiny/releases/{current}/secrets.env"]
     assert SECRET not in done.stdout + done.stderr + host.journal("pyinfra-vllm-switch-tiny")
 
 

@@ -128,7 +128,9 @@ def test_no_secret_shows_anywhere_but_in_the_file_that_is_for_it(
     assert seen == set()
     assert canaries.found_in((tmp_path / "index.html").read_text()) == []
     assert canaries.found_in(witness.told(guarded)) == []
-    assert witness.kept(guarded, list(canaries.tokens.values())) == [f"{ROOT}/tiny/secrets.env"]
+    meant = guarded.ssh(f"ls {ROOT}/tiny/releases/*/secrets.env").stdout.split()
+    assert len(meant) == 2, "one of each release"
+    assert witness.kept(guarded, list(canaries.tokens.values())) == meant
     assert "committed" in runs["deploy"].stderr and "rolled_back" in runs["failing"].stderr
 
 
@@ -140,13 +142,34 @@ def test_the_secret_reaches_the_server_and_nobody_else_can_read_it(guarded: Host
     assert f"VLLM_API_KEY={canaries.tokens['CANARY_API_KEY']}" in environ.splitlines()
     assert canaries.tokens["HF_TOKEN"] not in environ
     for user in ("vllm", "nobody"):
-        done = guarded.ssh(f"setpriv --reuid={user} --clear-groups cat {ROOT}/tiny/secrets.env", check=False)
+        done = guarded.ssh(
+            f"setpriv --reuid={user} --clear-groups cat {ROOT}/tiny/current/secrets.env", check=False
+        )
         assert done.returncode and "Permission denied" in done.stderr
 
 
+def test_a_new_key_is_a_new_release_measured_against_the_old_one(guarded: Host, canaries: Canaries) -> None:
+    old, new = canaries.tokens["CANARY_API_KEY"], f"canary{secrets.token_hex(12)}"
+    rotated = Canaries({**canaries.tokens, "CANARY_API_KEY": new})
+    dry = deploy("--dry", canaries=rotated)
+    assert "secrets: another value of VLLM_API_KEY or WEBHOOK" in dry.stdout + dry.stderr
+    done = deploy("-y", canaries=rotated)
+    assert done.returncode == 0 and "committed" in done.stderr, done.stderr[-4000:]
+    last = "tail -n 200 /srv/pyinfra-vllm/tiny/journal.jsonl | grep measure-before | tail -n 1"
+    assert '"baseline"' not in guarded.ssh(last).stdout, "the old release was asked with the new key"
+    assert rotated.found_in(dry.stdout + dry.stderr + done.stdout + done.stderr) == []
+    assert serving.ask(guarded, [QUESTION], api_key=new)
+    with pytest.raises(LabError, match="401"):
+        serving.ask(guarded, [QUESTION], api_key=old)
+    assert (
+        guarded.ssh("ls /run/pyinfra-vllm/*switch*.json /run/pyinfra-vllm/stage-*", check=False).stdout == ""
+    )
+
+
 def test_only_root_can_change_what_is_served(guarded: Host) -> None:
-    assert guarded.ssh(f"stat -c '%a %U %n' {ROOT}/tiny/secrets.env {ROOT}/tiny/cache").stdout.split() == [
-        "600", "root", f"{ROOT}/tiny/secrets.env", "700", "vllm", f"{ROOT}/tiny/cache",
+    secret = f"{ROOT}/tiny/current/secrets.env"
+    assert guarded.ssh(f"stat -c '%a %U %n' {secret} {ROOT}/tiny/cache").stdout.split() == [
+        "600", "root", secret, "700", "vllm", f"{ROOT}/tiny/cache",
     ]  # fmt: skip
     writable = f"find {ROOT} /run/pyinfra-vllm /etc/systemd/system ! -type l -perm /022 -o -perm /6000"
     assert guarded.ssh(writable).stdout == ""

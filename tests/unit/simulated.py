@@ -11,7 +11,7 @@ import functools
 import getpass
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from pyinfra_vllm.on_host import durable, gpu_memory, manifest, probe, recovery,
 from pyinfra_vllm.on_host import journal as journals
 from pyinfra_vllm.on_host import release as releases
 from pyinfra_vllm.on_host.order import Order
-from pyinfra_vllm.on_host.paths import ServicePaths
+from pyinfra_vllm.on_host.paths import SECRETS_FILE, ServicePaths
+from pyinfra_vllm.release import environment_file
 
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 WRITES = ("write", "write_text")  # what a full disk refuses; a rename needs no block
@@ -48,12 +49,16 @@ class SimulatedHost:
         self.disk_full_at: int | None = None
         self.said: list[str] = []
         self.in_background: list[str] = []
+        self.asked: list[
+            tuple[str, str | None]
+        ] = []  # the release that was measured, and the key it was asked with
         (root / "units").mkdir(parents=True)
         self._patch(monkeypatch)
 
     # What the tests do
 
-    def stage(self, release_id: str, **more: Any) -> None:
+    def stage(self, release_id: str, values: Mapping[str, str] | None = None, **more: Any) -> None:
+        """Stage a release; `values` are those of its secrets."""
         document = {
             "id": release_id,
             "served_model_name": "m",
@@ -64,16 +69,19 @@ class SimulatedHost:
             "checkpoint": {"directory": str(self.paths.root / "checkpoints" / release_id)},
             "runtime": {"version": "0.32.0"},
             "stop_limit_s": 1,
+            "secrets": sorted(values or ()),
             **more,
         }
         files = {name: "" for name in releases.FILES} | {"release.json": json.dumps(document)}
+        if values:
+            files[SECRETS_FILE] = environment_file(values)
         payload = self.paths.root / "payload.json"
         payload.write_text(json.dumps({"id": release_id, "user": getpass.getuser(), "files": files}))
         releases.stage(self.paths, payload)
 
-    def install(self, release_id: str) -> None:
+    def install(self, release_id: str, values: Mapping[str, str] | None = None) -> None:
         """The release runs, as an earlier rollout left it."""
-        self.stage(release_id)
+        self.stage(release_id, values)
         durable.point(self.paths.current, self.paths.release(release_id))
         self.paths.unit_link.symlink_to(self.paths.current / "vllm.service")
         self.paths.wants_link.parent.mkdir()
@@ -190,6 +198,7 @@ class SimulatedHost:
 
     def _measure(self, client: Any, settings: Any, **how: Any) -> dict[str, Any]:
         assert self.running is not None
+        self.asked.append((self.running, client._api_key))
         rate = self.rates[self.running]
         requests = [
             {

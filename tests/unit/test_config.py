@@ -191,6 +191,12 @@ def test_one_line_for_what_cannot_be(settings: dict[str, Any], expected: str) ->
     assert expected in only(settings)
 
 
+@pytest.mark.parametrize("name", ["bin", "checkpoints", "runtimes"])
+def test_a_service_never_has_the_name_of_a_folder_that_services_share(name: str) -> None:
+    (line,) = lines({"services": {name: CHAT}})
+    assert f"services.{name}: must be another name: every host has a folder {name}" in line
+
+
 @pytest.mark.parametrize("name", ["HF_TOKEN", "VLLM_API_KEY", "DB_PASSWORD", "my_secret"])
 def test_secrets_have_their_own_place_and_are_never_shown(name: str) -> None:
     line = only({"environment": {name: "hunter2"}})

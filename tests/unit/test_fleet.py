@@ -156,6 +156,33 @@ def test_secrets_of_this_runs_hosts_must_be_there(monkeypatch: pytest.MonkeyPatc
     assert load().warnings == ()
 
 
+@pytest.mark.parametrize(
+    "character", ["\n", "\r", "\t", "\x0b", "\x85", "\u2028", "\u2029", "\ufffe", "\udcff"]
+)
+def test_a_secret_that_no_line_can_hold_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, character: str
+) -> None:
+    write("group_data/big.py", 'services = {"chat": {"secrets": {"VLLM_API_KEY": "CHAT_KEY"}}}')
+    monkeypatch.setenv("CHAT_KEY", f"hunter2{character}INJECTED=1")
+    told = refusal()
+    assert (
+        "services.chat.secrets.VLLM_API_KEY: the environment variable CHAT_KEY has a value that must not"
+        in told
+    )
+    assert "hunter2" not in told and "INJECTED" not in told
+    assert load(limit=["small"]).selected
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_another_secret_may_have_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CHAT_KEY", "hunter2€")
+    write("group_data/big.py", 'services = {"chat": {"secrets": {"VLLM_API_KEY": "CHAT_KEY"}}}')
+    assert "the environment variable CHAT_KEY has a value that must be ASCII" in refusal()
+    write("group_data/big.py", 'services = {"chat": {"secrets": {"WORDS": "CHAT_KEY"}}}')
+    assert load().warnings == ()
+
+
 def test_every_declared_model_must_be_locked() -> None:
     write("group_data/big.py", 'services = {"chat": {"model": "acme/other-awq"}}')
     write("group_data/small.py", 'services = {"chat": {"revision": "v2"}}')

@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub.hf_api import ModelInfo
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm import tuning
 from pyinfra_vllm.asking import Answer
@@ -26,7 +27,18 @@ from pyinfra_vllm.checkpoint import Checkpoint, File, parse, render
 from pyinfra_vllm.config import Layer, Problems, declare, merge
 from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError
 from pyinfra_vllm.hub import Hub
-from pyinfra_vllm.on_host import fetch, follow, journal, manifest, observe, recall
+from pyinfra_vllm.on_host import (
+    durable,
+    fetch,
+    follow,
+    hooks,
+    journal,
+    manifest,
+    observe,
+    recall,
+    recovery,
+    systemd,
+)
 from pyinfra_vllm.on_host.paths import ServicePaths
 from pyinfra_vllm.on_host.status import RUN
 from pyinfra_vllm.operations import _planning
@@ -37,7 +49,7 @@ from pyinfra_vllm.report.looking import Look
 pytestmark = pytest.mark.thorough
 
 INPUTS = {
-    "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500, "Hub listings": 3000, "journals": 2000,
+    "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500, "Hub listings": 3000, "journals": 2000, "recoveries": 1500,
 }  # fmt: skip
 TRIED: Counter[str] = Counter()
 ROOT = "/srv/pyinfra-vllm"
@@ -131,8 +143,10 @@ LOCKED = Checkpoint(
 # The directives of a unit that nobody has tampered with, less those whose value is the declaration's.
 KEYS = [(section, key) for section, key, _ in unit_syntax.directives(
     _planning._release(ROOT, declare("h", merge([Layer("f", DECLARED)]), Problems()).services[0], LOCKED,
-                       tuning.Resolution(), "0.33.0", 0).files()["vllm.service"]
+                       tuning.Resolution(), "0.33.0", 0, {"VLLM_API_KEY": "x"}).files()["vllm.service"]
 )]  # fmt: skip
+NO_SECRETS = list(KEYS)
+NO_SECRETS.remove(("Service", "EnvironmentFile"))
 
 
 @many("declarations")
@@ -171,10 +185,12 @@ def test_a_string_is_refused_or_arrives_as_it_was(served: str, flag: str, value:
 def assert_rendered_as_declared(root: str, service: Any) -> list[str]:
     """The unit and its environment say what was declared and nothing else; returns what the server is started with."""
     resolution = tuning.for_service(service, LOCKED, [], "0.33.0", None)
-    made = _planning._release(root, service, LOCKED, resolution, "0.33.0", 0)
+    secrets = dict.fromkeys(service.secrets, 'a "$secret`\\')
+    made = _planning._release(root, service, LOCKED, resolution, "0.33.0", 0, secrets)
     files = {name: text.encode().decode() for name, text in made.files().items()}
     lines = unit_syntax.directives(files["vllm.service"])
-    assert [(section, key) for section, key, _ in lines] == KEYS
+    assert [(section, key) for section, key, _ in lines] == (KEYS if secrets else NO_SECRETS)
+    assert unit_syntax.environment(files.get("secrets.env", "")) == secrets
     told = {key: value for _, key, value in lines}
     assert unit_syntax.command(told["ExecStart"]) == list(made.argv)
     assert told["User"] == service.user != "root"
@@ -200,15 +216,25 @@ def lock_texts(draw: st.DrawFn) -> str:
     return TEXT_OF_LOCK[:at] + draw(TEXT | st.text(max_size=20)) + TEXT_OF_LOCK[at + cut :]
 
 
+def locked_as(path: str) -> str:
+    """A lock file that is whole but for the name of one of its files."""
+    return TEXT_OF_LOCK.replace("model.safetensors", json.dumps(path))
+
+
 @many("lock files")
 @given(lock_texts())
 @example("checkpoints:\n  ? 'a\n\n    b'\n  : null\nschema: pyinfra-vllm/checkpoints/1\n")
+@example(locked_as("\ud800"))
+@example(locked_as("model\udfff.safetensors"))
+@example(locked_as("\u202esrotcesefas.ledom"))
+@example(locked_as("-rf.safetensors"))
+@example(TEXT_OF_LOCK.replace("acme/tiny-awq@main", r'"\uD800"'))
 def test_a_lock_file_is_refused_or_names_nothing_outside(text: str) -> None:
     TRIED["lock files"] += 1
     try:
         entries = parse(text, "checkpoints.lock.yaml")
     except LockError as error:
-        assert "\n" not in str(error)
+        assert str(error).isprintable()
         return
     for entry in entries:
         assert_inside(entry)
@@ -233,6 +259,7 @@ REQUEST = {
 
 @many("requests")
 @given(content=broken(REQUEST))
+@example(content={**REQUEST, "files": [{**REQUEST["files"][0], "path": "\ud800"}]})
 def test_a_request_is_refused_or_stays_inside(service: ServicePaths, content: Any) -> None:
     TRIED["requests"] += 1
     path = service.root / "request.json"
@@ -277,8 +304,17 @@ class Telling(Hub):
         return dict(self.config) if isinstance(self.config, dict) else {}
 
 
+def listed_as(path: str) -> dict[str, Any]:
+    return {**LISTING, "siblings": [*LISTING["siblings"], {**LISTING["siblings"][1], "rfilename": path}]}
+
+
 @many("Hub listings")
 @given(broken(LISTING), broken({**CONFIG, "auto_map": {}}), st.booleans())
+@example(listed_as("\ud800"), CONFIG, False)
+@example(listed_as("model\udfff.safetensors"), CONFIG, False)
+@example(listed_as("\u202esrotcesefas.ledom"), CONFIG, False)
+@example(listed_as("a\u2028b.safetensors"), CONFIG, False)
+@example(listed_as("-rf.safetensors"), CONFIG, False)
 def test_a_hub_is_refused_or_lists_nothing_outside(listing: Any, config: Any, allow_code: bool) -> None:
     TRIED["Hub listings"] += 1
     try:
@@ -340,6 +376,73 @@ def test_a_journal_is_read_and_shown_as_far_as_it_makes_sense(service: ServicePa
     assert len(history.switches([answer])) == len(told["chat"]["transactions"])
     assert len(page.shown_switches([answer])) == len(told["chat"]["transactions"])
     assert sorted(service.root.rglob("*")) == before
+
+
+# --- journals that a recovery acts on ---
+
+
+def entry(step: str, state: str, **fields: Any) -> dict[str, Any]:
+    return {"at": "2026-11-21T02:05:00.000+00:00", "tx": "t1", "step": step, "state": state, **fields}
+
+
+# How a transaction goes; a recovery meets it cut off anywhere.
+SWITCHED = [
+    ENTRIES[0], entry("notify", "done", event="begin"), entry("drain", "intended"), entry("drain", "done"), ENTRIES[1], entry("activate", "done"),
+    entry("ready", "intended", release=NEW), *ENTRIES[2:4], entry("restore", "intended", release=OLD), entry("end", "failed"),
+]  # fmt: skip
+CALIBRATED = [
+    {**ENTRIES[0], "purpose": "calibration"}, entry("drain", "intended"), entry("restart", "intended", release=OLD),
+    entry("restart", "done"), entry("measure-run", "done", run=1, of=3),
+]  # fmt: skip
+
+
+@st.composite
+def unfinished(draw: st.DrawFn) -> bytes:
+    story = draw(st.sampled_from([SWITCHED, CALIBRATED]))
+    left = story[: draw(st.integers(1, len(story)))]
+    entries = draw(broken(left)) if draw(st.booleans()) else left
+    return as_lines(*entries)
+
+
+def as_lines(*entries: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in entries)
+
+
+@pytest.fixture
+def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedHost:
+    host = SimulatedHost(tmp_path, monkeypatch)
+    host.install(OLD)
+    host.stage(NEW)
+    monkeypatch.setattr(systemd, "run_in_background", lambda *words: None)
+    durable.write_json(host.paths.hooks, {"undrain": {"argv": ["/bin/true"]}, "timeout_s": 5})
+    monkeypatch.setattr(hooks, "call", lambda *arguments: None)
+    return host
+
+
+@many("recoveries")
+@given(
+    content=unfinished() | journals(),
+    boot=st.booleans(),
+    current=st.sampled_from([OLD, NEW]),
+    running=st.sampled_from([OLD, NEW, None]),
+)
+@example(as_lines(ENTRIES[0], entry("activate", "intended")), False, OLD, OLD)
+@example(as_lines(ENTRIES[0], entry("activate", "intended", to=NEW)), True, NEW, None)
+@example(as_lines(ENTRIES[0], entry("activate", "intended", to=NEW), ENTRIES[3]), False, NEW, NEW)
+@example(as_lines(ENTRIES[0], entry("restart", "intended")), False, OLD, None)
+@example(as_lines(ENTRIES[0], entry("end", "done")), False, OLD, OLD)
+@example(as_lines(ENTRIES[0], entry("notify", "done"), ENTRIES[4]), False, OLD, OLD)
+def test_a_recovery_ends_any_journal_or_says_why_it_can_not(
+    simulated: SimulatedHost, content: bytes, boot: bool, current: str, running: str | None
+) -> None:
+    TRIED["recoveries"] += 1
+    simulated.paths.journal.write_bytes(content)
+    durable.point(simulated.paths.current, simulated.paths.release(current))
+    simulated.running = running
+    try:
+        simulated.recover(boot)
+    except recovery.Unfinished as error:
+        assert str(error).startswith("chat: ")
 
 
 def test_enough_was_tried() -> None:

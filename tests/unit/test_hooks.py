@@ -338,6 +338,26 @@ def test_secrets_are_read_as_they_were_written(secrets: Path) -> None:
     assert secrets_file.read(secrets.with_name("none")) == {}
 
 
+@pytest.mark.parametrize("separator", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\r"])
+def test_a_line_of_secrets_ends_where_systemd_ends_it(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "secrets.env"
+    path.write_bytes(environment_file({"A": f"one{separator}B=two", "C": "three"}).encode())
+    assert secrets_file.read(path) == {"A": f"one{separator}B=two", "C": "three"}
+
+
+def test_a_line_that_is_not_utf8_counts_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.env"
+    path.write_bytes(b'A="\xff"\nB="two"\n')
+    assert secrets_file.read(path) == {"B": "two"}
+
+
+def test_of_secrets_that_begin_with_each_other_nothing_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.env"
+    path.write_text(environment_file({"A": "abc", "B": "abcdef", "C": "bc"}))
+    with pytest.raises(hooks.HookFailed, match=r"status 1: \(not shown\) \(not shown\)$"):
+        hooks.call({"argv": ["/bin/sh", "-c", 'echo "$B $A"; exit 1']}, {}, 30, path, "drain")
+
+
 def test_a_command_gets_the_event_on_stdin_and_secrets_in_its_environment(
     tmp_path: Path, secrets: Path
 ) -> None:

@@ -105,8 +105,35 @@ def test_a_name_that_is_not_refused_stays_in_the_directory(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("\ud800", "not valid Unicode"),
+        ("model\udcff.safetensors", "not valid Unicode"),
+        ("", "empty or too long"),
+        ("a" * 1025, "empty or too long"),
+        ("a\nb", "a control character"),
+        ("a\x85b", "can't be seen"),
+        ("a\u2028b", "can't be seen"),
+        ("nosj.gifnoc\u202e", "can't be seen"),
+        ("\ufeffconfig.json", "can't be seen"),
+        ("-rf", "take for an option"),
+        ("sub/--help.json", "take for an option"),
+        ("sub/.hidden", "hidden"),
+    ],
+)
+def test_a_name_that_means_something_else_is_refused(name: str, reason: str) -> None:
+    assert reason in (manifest.unsafe(name) or "")
+
+
+@pytest.mark.parametrize(
     "name",
-    ["config.json", "model-00001-of-00004.safetensors", "additional_chat_templates/rag.jinja", "a b/ü.json"],
+    [
+        "config.json",
+        "model-00001-of-00004.safetensors",
+        "additional_chat_templates/rag.jinja",
+        "a b/ü.json",
+        "a/b-c.json",
+    ],
 )
 def test_ordinary_names_are_not_refused(name: str) -> None:
     assert manifest.unsafe(name) is None

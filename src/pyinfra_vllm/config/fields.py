@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from ..on_host.paths import SHARED
 from .problems import SECRET_NAME, ItemError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -66,6 +67,13 @@ def _matching(pattern: str, allowed: str) -> Callable[[str], str]:
         return text
 
     return check
+
+
+def _not_shared(name: str) -> str:
+    """A service's folder lies beside those that all services share: under such a name they would be one."""
+    if name in SHARED:
+        raise ValueError(f"must be another name: every host has a folder {name} that its services share")
+    return name
 
 
 def _absolute(text: str) -> str:
@@ -173,6 +181,7 @@ Text = Annotated[str, AfterValidator(no_control)]
 ServiceName = Annotated[
     str,
     AfterValidator(_matching(r"[a-z0-9][a-z0-9-]{0,39}", "a name of a-z, 0-9 and -, at most 40 characters")),
+    AfterValidator(_not_shared),
 ]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Repository = Annotated[str, AfterValidator(_repository)]

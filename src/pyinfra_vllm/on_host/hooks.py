@@ -29,6 +29,7 @@ GOOD_ENDS = ("committed", "deferred", "calibrated")
 TIMEOUT_S = 30.0
 UNDRAIN_ATTEMPTS = 3
 PAUSE_S = 2.0
+RELEASE = "release"  # whose order declared the hooks: its secrets are the ones that they name
 LAST_WORDS = 300  # characters of a failed hook's output that the journal keeps
 
 # A URL is posted to by a program of its own, so that one time limit holds for every kind of hook, whatever a server does.
@@ -60,11 +61,13 @@ class Hooks:
         self.log = log
         self.declared: dict[str, Any] = durable.read_json(paths.hooks, {})
 
-    def adopt(self, declared: dict[str, Any] | None) -> None:
-        """Take what an order declares, and keep it for whoever comes after; None (a rollback by hand) keeps the last."""
-        if declared is not None and declared != self.declared:
-            durable.write_json(self.paths.hooks, declared)
-            self.declared = declared
+    def adopt(self, declared: dict[str, Any] | None, release_id: str) -> None:
+        """Take what the order of a release declares, and keep it for whoever comes after; None (a rollback by hand) keeps
+        the last."""
+        wanted = {**declared, RELEASE: release_id} if declared else declared
+        if wanted is not None and wanted != self.declared:
+            durable.write_json(self.paths.hooks, wanted)
+            self.declared = wanted
 
     def drain(self) -> None:
         """Raises HookFailed: then nothing may be touched."""
@@ -106,7 +109,9 @@ class Hooks:
 
     def tell_end(self, outcome: str, reason: str, verdict: str | None = None) -> None:
         """The last event of a transaction; told once, whoever ends it."""
-        if any(entry["step"] == NOTIFY and entry["event"] in (END, FAILED) for entry in self.log.entries()):
+        if any(
+            entry["step"] == NOTIFY and entry.get("event") in (END, FAILED) for entry in self.log.entries()
+        ):
             return
         event = END if outcome in GOOD_ENDS else FAILED
         self.notify(event, f"{outcome}: {reason}", outcome=outcome, reason=reason, verdict=verdict)
@@ -141,8 +146,9 @@ class Hooks:
     def _call(self, kind: str, event: str, text: str, **fields: Any) -> None:
         """Raises HookFailed, whatever the reason: what hooks do must never decide how a switch ends."""
         timeout_s = self.declared.get("timeout_s", TIMEOUT_S)
+        secrets = self.paths.secrets(self.declared.get(RELEASE, ""))
         try:
-            call(self.declared[kind], self._event(event, text, **fields), timeout_s, self.paths.secrets, kind)
+            call(self.declared[kind], self._event(event, text, **fields), timeout_s, secrets, kind)
         except (OSError, ValueError) as error:
             raise HookFailed(f"the {kind} hook could not be called: {error}") from error
 
@@ -151,7 +157,7 @@ def call(hook: dict[str, Any], event: dict[str, Any], timeout_s: float, secrets:
     """Call one hook with the event. Raises HookFailed.
 
     + hook: {"argv": [word, ...]}, {"url": URL} or {"url_env": the name of the secret that holds it}
-    + secrets: the service's secrets.env; a command finds them in its environment
+    + secrets: a release's secrets.env; a command finds them in its environment
     + kind: how messages call the hook
     """
     hidden = secrets_file.read(secrets)
@@ -169,7 +175,8 @@ def call(hook: dict[str, Any], event: dict[str, Any], timeout_s: float, secrets:
 
 
 def _without(hidden: dict[str, str], text: str) -> str:
-    for secret in filter(None, hidden.values()):
+    """The longest secret goes first: of one that begins with another, the rest would stay."""
+    for secret in sorted(filter(None, hidden.values()), key=len, reverse=True):
         text = text.replace(secret, "(not shown)")
     return text
 

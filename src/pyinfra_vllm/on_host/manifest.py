@@ -65,12 +65,14 @@ def unsafe(path: str) -> str | None:
     Names come from an untrusted Hub, through a lock file that people edit: anything that could leave the checkpoint's
     directory, hide in it, or mean something else on another system is refused rather than repaired.
     """
-    if not path or len(os.fsencode(path.encode("utf-8", "surrogateescape"))) > LONGEST_PATH:
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in path):
+        return "is not valid Unicode"  # asked first: nothing else can be asked of text that has no UTF-8
+    if not path or len(path.encode("utf-8")) > LONGEST_PATH:
         return "is empty or too long"
     if any(ord(character) < 32 or ord(character) == 127 for character in path):
         return "holds a control character"
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in path):
-        return "is not valid Unicode"
+    if not path.isprintable():
+        return "holds a character that can't be seen or changes how the name is shown"
     if "\\" in path or ":" in path:
         return "holds a backslash or a colon (a path of another system)"
     if path.startswith("/"):
@@ -84,6 +86,8 @@ def _unsafe_part(parts: list[str]) -> str | None:
         return "has an empty, '.' or '..' component"
     if any(part.startswith(".") for part in parts):
         return "has a hidden component"
+    if any(part.startswith("-") for part in parts):
+        return "has a component that a command would take for an option"
     if any(len(part.encode("utf-8")) > LONGEST_NAME for part in parts):
         return "has a component that is too long"
     if len(parts) == 1 and parts[0] in RESERVED:

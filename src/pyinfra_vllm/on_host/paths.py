@@ -7,6 +7,9 @@ from pathlib import Path
 
 DEFAULT_ROOT = Path("/srv/pyinfra-vllm")
 UNITS = Path("/etc/systemd/system")
+SECRETS_FILE = "secrets.env"
+# Folders beside those of the services: no service may have such a name.
+SHARED = ("bin", "checkpoints", "runtimes")
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,6 @@ class ServicePaths:
         return self.directory / "cache"
 
     @property
-    def secrets(self) -> Path:
-        return self.directory / "secrets.env"
-
-    @property
     def hooks(self) -> Path:
         return self.directory / "hooks.json"
 
@@ -79,6 +78,10 @@ class ServicePaths:
 
     def release(self, release_id: str) -> Path:
         return self.releases / release_id
+
+    def secrets(self, release_id: str) -> Path:
+        """The values that a release was declared with; there is no such file where it has none."""
+        return self.release(release_id) / SECRETS_FILE
 
     def linked(self, link: Path) -> str | None:
         """The release id that `current` or `previous` points to; None where there is no link."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from . import durable, journal, lock
 from . import release as releases
+from .hooks import RELEASE
 from .inspect_checkpoints import PARTIAL, used_bytes
 from .inspect_runtime import BUILDING, RECORD
 from .paths import ServicePaths, services
@@ -79,15 +80,26 @@ def prunable(root: Path, keep: Keep) -> list[Item]:
 
 
 def _stays(paths: ServicePaths, keep: Keep) -> set[str | None]:
-    """The releases of a service that must stay: in use, the way back, both ends of a switch without an end, waiting, pinned."""
+    """The releases of a service that must stay: in use, the way back, both ends of a switch without an end, the one whose
+    secrets its hooks take, waiting, pinned."""
     stays = {paths.linked(paths.current), paths.linked(paths.previous)}
     last = journal.last_transaction(paths.journal) or []
     if not any(entry["step"] == "end" for entry in last):
         stays |= {entry.get(name) for entry in last for name in ("from", "to")}
+    stays.add(_named_by_hooks(paths))
     staged = [path for path in _folders(paths.releases) if not path.name.startswith(".")]
     newest = max(staged, key=lambda path: path.stat().st_mtime_ns, default=None)
     stays.add(newest.name if newest else None)
     return stays | {name.partition("/")[2] for name in keep.releases if name.startswith(f"{paths.name}/")}
+
+
+def _named_by_hooks(paths: ServicePaths) -> str | None:
+    """The release whose secrets the hooks take, also in the recovery of another one."""
+    try:
+        declared = durable.read_json(paths.hooks, {})
+    except ValueError as error:
+        raise releases.NotReady(str(error)) from error
+    return declared.get(RELEASE) if isinstance(declared, dict) else None
 
 
 def _checkpoints(place: Path, referenced: set[Path], pinned: frozenset[str]) -> Iterator[Item]:

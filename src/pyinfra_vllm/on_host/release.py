@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import durable, manifest
-from .paths import ServicePaths
+from . import durable, manifest, secrets_file
+from .paths import SECRETS_FILE, ServicePaths
 
 PROOF_TIMEOUT_S = 300
-FILES = ("release.json", "vllm.service", "argv", "env")
+FILES = ("release.json", "vllm.service", "argv", "env")  # and secrets.env, where it was declared with secrets
 
 # Runs as the service's user: opening is the only test of a permission that can't be wrong.
 _OPEN_ALL = """
@@ -89,6 +89,11 @@ class Release:
         return self.document.get("allow_code")
 
     @property
+    def secrets(self) -> list[str]:
+        """The names of its secrets; their values are in its secrets.env alone."""
+        return list(self.document.get("secrets") or [])
+
+    @property
     def kernels(self) -> list[str] | None:
         return self.document.get("kernel")
 
@@ -106,11 +111,12 @@ def load(paths: ServicePaths, release_id: str) -> Release:
 def stage(paths: ServicePaths, payload: Path) -> str:
     """Lay a release down whole, or not at all, and give the service its own cache. Returns the release id.
 
-    payload: JSON with `id`, `user` and `files` (name -> text); removed when the release is in place.
+    payload: JSON with `id`, `user` and `files` (name -> text); removed once it was read, as it may hold secrets.
     """
     value = json.loads(payload.read_text(encoding="utf-8"))
+    payload.unlink()
     release_id, files = value["id"], value["files"]
-    if set(files) != set(FILES):
+    if set(files) - {SECRETS_FILE} != set(FILES):
         raise NotReady(f"{payload} has the files {sorted(files)}, not {sorted(FILES)}")
     for directory in (paths.releases, paths.evidence):
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -121,11 +127,10 @@ def stage(paths: ServicePaths, payload: Path) -> str:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for name, text in files.items():
-            durable.write_text(partial / name, text)
+            durable.write_text(partial / name, text, mode=0o600 if name == SECRETS_FILE else 0o644)
         partial.rename(target)
         for directory in (paths.releases, paths.directory, paths.root):
             durable.sync_directory(directory)
-    payload.unlink()
     return str(release_id)
 
 
@@ -140,11 +145,23 @@ def prove(paths: ServicePaths, release: Release) -> None:
     for name in FILES:
         if not (paths.release(release.id) / name).is_file():
             raise NotReady(f"release {release.id} has lost its file {name}")
+    _prove_secrets(paths.secrets(release.id), release)
     damage = manifest.quick_check(release.checkpoint)
     if damage:
         raise NotReady(f"the checkpoint of release {release.id} is damaged: {'; '.join(damage)}")
     weights = [str(path) for path in release.checkpoint.rglob("*") if path.is_file()]
     _readable(release, [str(release.executable), *weights])
+
+
+def _prove_secrets(path: Path, release: Release) -> None:
+    """Without its key a server would start all the same, and answer anybody."""
+    values = secrets_file.read(path)
+    missing = [name for name in release.secrets if not values.get(name)]
+    if missing:
+        raise NotReady(
+            f"release {release.id} has no value for {', '.join(missing)} in {path}: write it there again, a line"
+            f' {missing[0]}="..." in a file of root\'s with mode 0600'
+        )
 
 
 def _readable(release: Release, files: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Reads a service's `secrets.env` as systemd does: a variable a line, its value in double quotes."""
+"""Reads a release's `secrets.env` as systemd does: a variable a line, its value in double quotes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 def read(path: Path) -> dict[str, str]:
-    """Variables and their values; empty where there is no file. Holds secrets: never log it."""
+    """Variables and their values; empty where there is no file. Holds secrets: never log it.
+
+    A line ends at "\\n" and nowhere else, and one that is not UTF-8 counts for nothing: so it is for systemd.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return {}
-    pairs = (line.partition("=") for line in lines)
+    pairs = (line.decode("utf-8").partition("=") for line in lines if _is_text(line))
     return {name: _ESCAPED.sub(r"\1", value[1:-1]) for name, equals, value in pairs if equals}
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

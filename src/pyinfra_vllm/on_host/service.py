@@ -100,10 +100,11 @@ class Service:
         return systemd.running_release(self.paths.unit)
 
     def client(self, release: Release, timeout_s: float = FLOW_TIMEOUT_S) -> Client:
-        return Client(release.url, release.model, api_key=self._api_key(), timeout_s=timeout_s)
+        return Client(release.url, release.model, api_key=self._api_key(release), timeout_s=timeout_s)
 
-    def _api_key(self) -> str | None:
-        return secrets_file.read(self.paths.secrets).get("VLLM_API_KEY") or None
+    def _api_key(self, release: Release) -> str | None:
+        """Each release has its own: another one's is refused while a key is changed."""
+        return secrets_file.read(self.paths.secrets(release.id)).get("VLLM_API_KEY") or None
 
     def serves(self, release: Release) -> bool:
         """Whether this very release runs now and its tokens flow."""

@@ -62,7 +62,7 @@ class Transaction:
         """Finish what the last transaction left, and write down what this one is to do."""
         ended = recovery.finish_last(self.paths, self.evidence.say)
         recovery.settle(self.paths, self.evidence.say, ended)
-        self.hooks.adopt(self.order.hooks)
+        self.hooks.adopt(self.order.hooks, self.order.release)
         self.old_id = self.paths.linked(self.paths.current) or self.service.running_release()
         order = self.order
         self.journal.write(

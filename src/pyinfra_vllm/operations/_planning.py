@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from pyinfra.api import Host
@@ -22,8 +24,13 @@ def runtime_path(root: str, service: Service) -> str:
     return service.runtime.path or f"{root}/runtimes/{service.runtime.version}"
 
 
-def plan(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> Wanted:
-    """What must run, and what runs. Raises HostError with everything that stops this service on this host."""
+def plan(
+    host: Host, root: str, service: Service, checkpoint: Checkpoint, secrets: Mapping[str, str] | None = None
+) -> Wanted:
+    """What must run, and what runs. Raises HostError with everything that stops this service on this host.
+
+    + secrets: their values; left out: those that the environment holds
+    """
     version, flags = _runtime(host, root, service)
     gpus = host.get_fact(Gpus) or []
     problems = tuning.preflight(gpus, service, version)
@@ -32,12 +39,13 @@ def plan(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> Wan
     resolution = tuning.for_service(service, checkpoint, gpus, version, flags)
     if resolution.errors:
         raise HostError(_refusal(service, list(resolution.errors)))
+    values = _secrets(service) if secrets is None else secrets
     used = [row for row in gpus if service.gpus is None or row["index"] in service.gpus]
     return Wanted(
         host=host.name,
         root=root,
         service=service,
-        release=_release(root, service, checkpoint, resolution, version, len(used)),
+        release=_release(root, service, checkpoint, resolution, version, len(used), values),
         observed=host.get_fact(ServiceFact, root=root, service=service.name),
         gpu=used[0]["name"] if used else "cpu",
         warnings=(*resolution.warnings, *_code(service)),
@@ -66,6 +74,19 @@ def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[st
     return service.runtime.version, None
 
 
+def missing_secrets(service: Service) -> list[str]:
+    """The variables of this run that would hold the service's secrets, and don't."""
+    return [variable for variable in service.secrets.values() if not os.environ.get(variable)]
+
+
+def _secrets(service: Service) -> Mapping[str, str]:
+    """The values of the service's secrets, by their names on the host: a release is named by them, too."""
+    problems = [f"the environment variable {name} is not set here" for name in missing_secrets(service)]
+    if problems:
+        raise HostError(_refusal(service, problems))
+    return {name: os.environ[variable] for name, variable in service.secrets.items()}
+
+
 def _refusal(service: Service, problems: list[str]) -> str:
     return f"{service.name}: {'; '.join(problems)}. Nothing was staged or touched for it."
 
@@ -77,6 +98,7 @@ def _release(
     resolution: tuning.Resolution,
     version: str,
     gpu_count: int,
+    secrets: Mapping[str, str],
 ) -> Release:
     path = runtime_path(root, service)
     directory = checkpoint.directory(root)
@@ -111,5 +133,6 @@ def _release(
         gpu_count=gpu_count,
         kernel=resolution.kernel,
         allow_code=service.allow_code,
+        secrets=secrets,
         fit=resolution.fit.as_dict() if resolution.fit else {},
     )

@@ -10,7 +10,11 @@ from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
 
 from pyinfra_vllm.errors import HostError
 
-_WRITE = 'umask 077; cat > "$1.partial" && chmod "$2" "$1.partial" && mv -f "$1.partial" "$1"'
+# On the disk, whole, before it has its name, and its name before we go on: a power cut leaves the old text or the new.
+_WRITE = (
+    'umask 077; cat > "$1.partial" && chmod "$2" "$1.partial" && sync "$1.partial" && mv -f "$1.partial" "$1"'
+    ' && sync "${1%/*}"'
+)
 
 
 class Remote:
@@ -46,5 +50,5 @@ class Remote:
             raise HostError(f"`{' '.join(words[:4])} ...` printed no JSON: {text[-300:]!r}") from error
 
     def write(self, path: str, text: str, mode: str = "600") -> None:
-        """Replace the file in one step; its folder must be there."""
+        """Replace the file in one step, durably; `path` is absolute and its folder must be there."""
         self.run("sh", "-c", _WRITE, "sh", path, mode, stdin=text)

@@ -137,6 +137,10 @@ class Switching:
         logger.info(f"{self.host.print_prefix}{self.order.service}: {text}")
 
 
+# The unit removes its order when it ends; where it never began, nobody else would.
+_LAUNCH = 'order=$1; shift; "$@" || { status=$?; rm -f -- "$order"; exit "$status"; }'
+
+
 def launch(remote: Remote, root: str, order: Order) -> None:
     """Start the switch on the host, as a unit of its own whose end systemd watches over."""
     unit = f"{UNIT}-{order.service}"
@@ -146,6 +150,7 @@ def launch(remote: Remote, root: str, order: Order) -> None:
     program = f"{root}/bin/on-host.pyz"
     run = f"python3 {releases.quoted(program)} --root {releases.quoted(root)}"
     remote.run(
+        *("sh", "-c", _LAUNCH, "sh", path),
         "systemd-run",
         f"--unit={unit}",
         f"--description=pyinfra-vllm: {order.purpose} of {order.service}",
@@ -155,6 +160,7 @@ def launch(remote: Remote, root: str, order: Order) -> None:
         "--property=TimeoutStopSec=infinity",
         "--property=KillMode=mixed",  # a hook that ignores SIGTERM must not hold the recovery up
         "--property=OOMScoreAdjust=-500",
+        f"--property=ExecStopPost=-/usr/bin/env rm -f {path}",
         f"--property=ExecStopPost=/usr/bin/env {run} recover --wait {PRUNING_S:.0f} {order.service}",
         "/usr/bin/env",
         "python3",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..asking import Host, fact
 from ..checkpoint import LOCK_FILE, Lock
@@ -12,6 +12,10 @@ from ..config import Fleet
 from ..config.declared import DEFAULT_ROOT
 from ..errors import RolloutError
 from ..facts.record import Record, Running
+from ..release import same_but_for_values
+
+if TYPE_CHECKING:
+    from ..operations._rollout import Wanted
 
 # A report tells of the last month or so of nightly switches; status needs the newest only.
 NEWEST = 50
@@ -84,11 +88,25 @@ def _wishes(host: Host, fleet: Fleet | None) -> tuple[Wish, ...] | None:
 
 
 def _wish(host: Host, root: str, service: Any) -> Wish:
-    from ..operations._planning import plan  # imports what only planning needs
+    from ..operations._planning import missing_secrets, plan  # imports what only planning needs
 
+    missing = missing_secrets(service)
     try:
         checkpoint = Lock.load(LOCK_FILE).get(service.model, service.revision)
-        wanted = plan(host, root, service, checkpoint)
-        return Wish(service.name, service.model, wanted.release.id, gpu=wanted.gpu)
+        wanted = plan(
+            host, root, service, checkpoint, dict.fromkeys(service.secrets, "") if missing else None
+        )
     except RolloutError as error:
         return Wish(service.name, service.model, problem=str(error))
+    if missing:
+        return _wish_without_values(wanted, missing)
+    return Wish(service.name, service.model, wanted.release.id, gpu=wanted.gpu)
+
+
+def _wish_without_values(wanted: Wanted, missing: list[str]) -> Wish:
+    """Who only looks need not have the secrets: what is current counts as declared where all but their values agrees."""
+    service, current = wanted.service, wanted.observed["release"]
+    if current and same_but_for_values(current, wanted.release):
+        return Wish(service.name, service.model, str(current["id"]), gpu=wanted.gpu)
+    problem = f"it depends on {', '.join(missing)}, not set in the environment here"
+    return Wish(service.name, service.model, problem=problem, gpu=wanted.gpu)

@@ -35,3 +35,8 @@ class HubError(RolloutError):
 
 class HostError(RolloutError):
     """Something on one host stops that host alone."""
+
+
+def one_line(error: Exception | str) -> str:
+    """What another program's error says, as the part of a message of ours that has one line."""
+    return " ".join(str(error).split())[:300]

@@ -106,6 +106,9 @@ def test_every_verdict_has_its_code(run: Any, tmp_path: Path, name: str) -> None
         (json.dumps(record()).replace('"output_tokens": 101', '"output_tokens": 0', 1), "zero tokens"),
         (json.dumps(record()).replace("p000", "other", 1), "mismatched prompts"),
         (json.dumps(record()).replace('"e2e_s"', '"e2e"', 1), "e2e_s is missing"),
+        (json.dumps(record(phase(1, 1))).replace("1.05", "1" + "0" * 400), "not a number one can compare"),
+        ("[" * 100_000 + "]" * 100_000, "after.json is not JSON"),
+        ('{"benchmarks": [{"config": {"strategy": []}}]}', "holds what none writes"),
     ],
 )
 def test_a_record_that_cannot_be_judged_is_2_and_named(
@@ -115,6 +118,7 @@ def test_a_record_that_cannot_be_judged_is_2_and_named(
         "compare", written(tmp_path / "before.json", record()), written(tmp_path / "after.json", text)
     )
     assert ended.code == 2 and said in ended.err
+    assert ended.err.count("\n") == 1 and len(ended.err) < 500
 
 
 def test_a_missing_file_is_2(run: Any, tmp_path: Path) -> None:
@@ -135,6 +139,47 @@ def test_the_gate_file_decides(run: Any, tmp_path: Path) -> None:
     assert run("compare", *files, "--gate", limit).code == 1
     wrong = run("compare", *files, "--gate", written(tmp_path / "wrong.yaml", "throughput_margn: 0.5\n"))
     assert wrong.code == 2 and "did you mean 'throughput_margin'?" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"throughput_margin: \xff", "is not YAML: 'utf-8' codec"),
+        (b"a: [1\nb: 2\n", "is not YAML: while parsing"),
+        (b"[" * 20_000, "is not YAML"),
+        (b"min_evaluation: {1: 5}", "gate setting min_evaluation = {1: 5} can't be used"),
+        (b"soak_s: .inf", "gate setting soak_s = inf can't be used: allowed is a number"),
+        (b"budget_s: 1" + b"0" * 400, "gate setting budget_s"),
+        (b"max_gpu_memory_mib: -1", "allowed is a whole number of at least 1"),
+        (b"- 1", "must be a mapping"),
+    ],
+)
+def test_a_gate_file_that_cannot_be_used_is_2_on_one_line(
+    run: Any, tmp_path: Path, content: bytes, said: str
+) -> None:
+    (tmp_path / "gate.yaml").write_bytes(content)
+    one = written(tmp_path / "r.json", record())
+    ended = run("compare", one, one, "--gate", tmp_path / "gate.yaml")
+    assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [
+        ([], "noise must be a mapping, not []"),
+        (record(), "noise.schema is 'pyinfra-vllm/bench/1', not 'pyinfra-vllm/noise/1'"),
+        ({"schema": "pyinfra-vllm/noise/1", "runs": 5}, "noise.phases is missing"),
+        ({"schema": "pyinfra-vllm/noise/1", "runs": 5, "phases": {"c1": 3}}, "noise.phases.c1 must be a map"),
+        (
+            {"schema": "pyinfra-vllm/noise/1", "runs": 5, "phases": {"c1": {"e2e_s": "x"}}},
+            "noise.phases.c1.e2e_s must be a number, not 'x'",
+        ),
+    ],
+)
+def test_what_is_no_noise_is_2_and_named(run: Any, tmp_path: Path, noise: Any, said: str) -> None:
+    one = written(tmp_path / "r.json", record())
+    ended = run("compare", one, one, "--noise", written(tmp_path / "noise.json", noise))
+    assert ended.code == 2 and f"noise.json: {said}" in ended.err
 
 
 # calibrate

@@ -293,6 +293,64 @@ def test_quality_switched_off_is_not_judged() -> None:
     assert quality(150, 0, criteria=Criteria(quality=False))["verdict"] == "pass"
 
 
+def partly(answered: int, total: int = 160, right: int = 150, **more: Any) -> dict[str, Any]:
+    """A record in which so many of the questions were answered in time."""
+    answers = graded(right, total)[:answered]
+    return record(phase(1), quality=answers, quality_unanswered=total - answered, **more)
+
+
+@pytest.mark.parametrize(
+    ("answered", "expected"), [(160, "pass"), (144, "pass"), (143, "inconclusive"), (0, "inconclusive")]
+)
+def test_questions_that_a_release_does_not_answer_are_not_overlooked(answered: int, expected: str) -> None:
+    verdict = judge(partly(160), partly(answered))
+    found = row(verdict, "quality_points", None)
+    assert (verdict["verdict"], found["verdict"], found["decides"]) == (expected, expected, True)
+    if expected == "inconclusive":
+        assert f"{answered or 'none'} of the 160 questions" in found["note"] and "budget_s" in found["note"]
+        assert f"quality_points: {found['note']}" == verdict["reasons"][0]
+
+
+def test_other_questions_than_before_show_nothing() -> None:
+    before, after = record(quality=graded(40, 40, "old")), record(quality=graded(40, 40, "new"))
+    assert judge(before, after)["verdict"] == "inconclusive"
+
+
+def test_what_was_lost_among_few_questions_fails_all_the_same() -> None:
+    after = partly(100)
+    for item in after["quality"]:
+        item["passed"] = False
+    assert judge(partly(160), after)["verdict"] == "fail"
+
+
+def test_a_baseline_that_answered_fewer_is_compared_on_those_and_says_so() -> None:
+    verdict = judge(partly(100), partly(160))
+    assert verdict["verdict"] == "pass"
+    assert any("60 of 160 questions were not answered in time before" in line for line in verdict["reasons"])
+
+
+@pytest.mark.parametrize("after", [partly(160), partly(0)])
+def test_a_baseline_without_answers_is_a_reason_and_no_criterion(after: dict[str, Any]) -> None:
+    for before in (record(phase(1)), partly(0)):
+        verdict = judge(before, after)
+        assert verdict["verdict"] == "pass"
+        assert any("no question was answered before" in line for line in verdict["reasons"])
+        assert "quality_points" not in [item["name"] for item in verdict["metrics"]]
+
+
+def test_records_without_questions_have_no_rung_and_no_reason() -> None:
+    verdict = judge(record(phase(1)), record(phase(1)))
+    assert not any("question" in line for line in verdict["reasons"])
+    assert {item["name"] for item in verdict["metrics"]}.isdisjoint({"quality_points", "sane_share"})
+
+
+def test_a_first_installation_that_answers_no_question_is_inconclusive() -> None:
+    verdict = judge(None, partly(0))
+    assert verdict["verdict"] == "inconclusive" and "none of 160 questions" in verdict["reasons"][0]
+    assert judge(None, partly(0), Criteria(quality=False))["verdict"] == "pass"
+    assert judge(None, record(phase(1)))["verdict"] == "pass"
+
+
 def test_mostly_insane_answers_fail_a_first_installation() -> None:
     answers = [{**item, "sane": number < 20} for number, item in enumerate(graded(0, 100))]
     verdict = judge(None, record(phase(1), quality=answers))

@@ -108,7 +108,10 @@ def ask_all(
     keep_answers: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Ask as many as the deadline (time.perf_counter) allows, in their order; one graded entry for each answer."""
+    """Ask as many as the deadline (time.perf_counter) allows, in their order; one graded entry for each answer.
+
+    What has no entry was not answered in time, whether it was asked or not: whoever keeps the entries counts those too.
+    """
     crew = _Crew(client, questions, deadline, keep_answers)
     workers = [threading.Thread(target=crew.work, daemon=True) for _ in range(min(WORKERS, len(questions)))]
     for worker in workers:
@@ -120,7 +123,7 @@ def ask_all(
     graded = sorted(crew.graded, key=lambda item: str(item["prompt"]))
     right = sum(1 for item in graded if item["passed"])
     late = len(questions) - len(graded)
-    say(f"quality: {right} of {len(graded)} right" + (f", {late} not asked in time" if late else ""))
+    say(f"quality: {right} of {len(graded)} right" + (f", {late} not answered in time" if late else ""))
     return graded
 
 

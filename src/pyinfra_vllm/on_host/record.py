@@ -211,5 +211,6 @@ RECORD: dict[str, Check] = {
     "likelihood": or_null(
         list_of(mapping({"text": text, "bits_per_byte": amount}, needed=("text", "bits_per_byte")))
     ),
+    "quality_unanswered": count,
     "spent_s": amount,
 }

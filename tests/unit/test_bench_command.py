@@ -20,6 +20,8 @@ def written(path: Path, value: Any) -> Path:
 
 # bench
 
+NOWHERE = ("--url", "http://127.0.0.1:1", "--model", "m")
+
 
 def test_bench_writes_a_record_that_compares(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -60,12 +62,62 @@ def test_bench_of_a_wedged_server_ends_in_time_with_a_record_and_code_1(run: Any
         (("--url", "nonsense://", "--model", "m"), "is not the URL of a server"),
         (("--url", "http://127.0.0.1:1", "--model", "m", "--prompts", "/nowhere.jsonl"), "/nowhere.jsonl"),
         (("--url", "http://127.0.0.1:1"), "--model"),
-        (("--url", "http://127.0.0.1:1", "--model", "m", "--budget", "1"), "--budget"),
+        ((*NOWHERE, "--budget", "1"), "--budget"),
+        ((*NOWHERE, "--budget", "inf"), "--budget"),
+        ((*NOWHERE, "--budget", "nan"), "--budget nan: must be seconds, from 5 to 86400"),
+        ((*NOWHERE, "--concurrency", "1", "--concurrency", "1"), "--concurrency 1 is given twice"),
+        (("--url", "http://[::1", "--model", "m"), "--url 'http://[::1' is not the URL of a server (Invalid"),
+        (
+            ("--url", "http://h:99999", "--model", "m"),
+            "--url 'http://h:99999' is not the URL of a server (Port",
+        ),
+        (("--url", "http://h:0", "--model", "m"), "--url 'http://h:0' is not the URL"),
+        ((*NOWHERE, "--out", "/proc/none/x.json"), "--out /proc/none/x.json can't be written: No such file"),
+        ((*NOWHERE, "--out", "/proc/version"), "--out /proc/version can't be written"),
     ],
 )
 def test_bench_called_wrongly_is_2(run: Any, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
-    ended = run("bench", *arguments, "--out", tmp_path / "x.json")
+    ended = run("bench", "--out", tmp_path / "x.json", *arguments)
     assert ended.code == 2 and said in ended.err
+    assert not (tmp_path / "x.json").exists()
+
+
+PLAN = {"words": {"s": 5}, "output_tokens": 8, "rounds": 2, "requests": {"c1": 1}}
+
+
+@pytest.mark.parametrize(
+    ("like", "arguments", "said"),
+    [
+        ([], (), "its record: not a benchmark record but list"),
+        (record(), (), "its record.plan is missing"),
+        ({**record(), "phases": []}, (), "its record.phases is empty"),
+        (record(plan={**PLAN, "words": 3}), (), "its record.plan.words must be a mapping, not 3"),
+        (record(plan={"rounds": 2}), (), "its record.plan.words is missing"),
+        (record(phase(1), phase(8), plan=PLAN), (), "its record.plan.requests.c8 is missing"),
+        (record(plan=PLAN), ("--concurrency", "4"), "--concurrency 4: --like"),
+    ],
+)
+def test_a_record_that_none_can_be_measured_like_is_2_before_the_server_is_asked(
+    run: Any, tmp_path: Path, like: Any, arguments: tuple[str, ...], said: str
+) -> None:
+    path = written(tmp_path / "like.json", like)
+    ended = run("bench", *NOWHERE, "--out", tmp_path / "x.json", "--like", path, *arguments)
+    assert ended.code == 2 and said in ended.err and "like.json" in ended.err
+
+
+def test_like_a_record_means_at_its_concurrencies(run: Any, tmp_path: Path) -> None:
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    with serving() as server:
+        words = ("bench", "--url", server.url, "--model", "m", "--budget", "5", "--no-quality")
+        assert run(*words, "--out", before, "--concurrency", "2").code == 0
+        assert run(*words, "--out", after, "--like", before).code == 0
+    assert [item["name"] for item in json.loads(after.read_text())["phases"]] == ["c2"]
+
+
+def test_a_record_that_is_there_is_kept_until_another_is_whole(run: Any, tmp_path: Path) -> None:
+    out = written(tmp_path / "x.json", "kept")
+    assert run("bench", *NOWHERE, "--out", out).code == 1
+    assert out.read_text() == "kept"
 
 
 # compare

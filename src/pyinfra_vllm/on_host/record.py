@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .plan import phase_name
 from .values import (
     LEAST_S,
     Check,
@@ -24,7 +25,7 @@ from .values import (
     text,
 )
 
-__all__ = ["SCHEMA", "RecordError", "check", "check_pair"]
+__all__ = ["SCHEMA", "RecordError", "check", "check_pair", "check_plan"]
 
 SCHEMA = "pyinfra-vllm/bench/1"
 
@@ -116,6 +117,16 @@ def _check_evaluations(evaluations: Any, where: str) -> None:
             raise RecordError(f"{where}.{name} is not a mapping")
         for key in ("value", *(key for key in ("stderr",) if key in score)):
             number_at(score, key, f"{where}.{name}")
+
+
+def check_plan(record: Any, name: str) -> dict[str, Any]:
+    """The record itself, once it is shown to be one that another can be measured like. Raises RecordError."""
+    check(record, name)
+    plan = required(record, "plan", name)
+    mapping(PLAN, needed=tuple(PLAN))(plan, f"{name}.plan")
+    for phase in record["phases"]:
+        required(plan["requests"], phase_name(phase["concurrency"]), f"{name}.plan.requests")
+    return dict(record)
 
 
 def check_pair(before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -142,10 +142,15 @@ class Lock:
         return cls(parse(text, str(path)), path)
 
     def dump(self, path: Path | str | None = None) -> None:
-        """Write the lock file, whole or not at all."""
+        """Write the lock file, whole or not at all. Raises LockError where the disk refuses it."""
         target = Path(path) if path is not None else self.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_text(target, render(self.entries))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            durable.write_text(target, render(self.entries))
+        except OSError as error:
+            raise LockError(
+                f"{target} can't be written: {error.strerror}. It is as it was. Make room or the folder writable, and run again."
+            ) from error
 
 
 def render(entries: Iterable[Checkpoint]) -> str:

@@ -46,6 +46,13 @@ def test_an_open_window_says_until_when_and_how_late_it_is_not_too_late(run: Any
     assert ended.json["next"][0] == "2026-12-02T02:00:00+01:00"
 
 
+def test_a_duration_may_be_a_number_of_seconds(run: Any) -> None:
+    night = ("--cron", "0 2 * * *", "--timezone", "Europe/Berlin", "--at", "2026-12-01T03:00", "--json")
+    said = run("windows", *night, "--duration", "3h", "--switch-estimate", "10m")
+    ended = run("windows", *night, "--duration", "10800", "--switch-estimate", "600")
+    assert ended.code == 0 and ended.json == said.json
+
+
 def test_for_people_it_is_said_in_words(run: Any) -> None:
     ended = run("windows", *NIGHT, "--at", "2026-12-01T04:30")
     assert ended.out.splitlines()[:4] == [
@@ -78,6 +85,7 @@ def test_exceptions_are_dates_ranges_and_calendars(run: Any, tmp_path: Path) -> 
         ),
         ((*NIGHT, "--except", "christmas"), "--except 'christmas'"),
         ((*NIGHT, "--at", "now"), "--at 'now'"),
+        (("--cron", "0 2 * * *", "--duration", "0", "--timezone", "UTC"), "more than nothing"),
         (("--cron", "0 2 * * *"), "also needs --duration, --timezone"),
         ((*NIGHT, "inventory/prod.py"), "goes without INVENTORY"),
         (("--except", "2026-01-01"), "go with --cron"),

@@ -164,6 +164,32 @@ def test_expected_failures_end_with_their_own_code(
     assert code == 130 or "told" in ended.err
 
 
+def test_a_surprise_is_one_line_and_no_outcome(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def failing() -> None:
+        raise RecursionError("too\ndeep")
+
+    monkeypatch.setattr(type(cli.cli), "get_command", lambda *_: failing)
+    monkeypatch.delenv(cli.TRACEBACK_VARIABLE, raising=False)
+    ended = run("compare")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (70, "", 1)
+    assert "RecursionError: too deep" in ended.err and "PYINFRA_VLLM_TRACEBACK=1" in ended.err
+    monkeypatch.setenv(cli.TRACEBACK_VARIABLE, "1")
+    told = run("compare")
+    assert told.code == 70 and "Traceback" in told.err and "in failing" in told.err
+
+
+def test_a_command_that_can_not_even_be_imported_is_no_verdict(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ImportError("no module named x")
+
+    monkeypatch.setattr(type(cli.cli), "get_command", broken)
+    ended = run("compare")
+    assert ended.code == 70 and "ImportError: no module named x" in ended.err
+
+
 @pytest.mark.parametrize("code", [0, 1, 3, 4])
 def test_a_commands_own_exit_code_is_kept(run: Any, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     for command in (

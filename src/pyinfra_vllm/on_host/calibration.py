@@ -14,7 +14,7 @@ from .gate import incomparable
 from .record import RecordError, check, check_pair
 from .relative import compare
 from .stats import T99, t_value
-from .values import amount, count, mapping, required, shown
+from .values import amount, count, mapping, required, shown, word
 
 SCHEMA = "pyinfra-vllm/noise/1"
 LEAST_RUNS = 3
@@ -75,8 +75,10 @@ def checked(noise: Any, name: str) -> dict[str, Any]:
     count(required(noise, "runs", name), f"{name}.runs")
     mapping()(required(noise, "phases", name), f"{name}.phases")
     for phase, metrics in noise["phases"].items():
+        word(phase, f"a name in {name}.phases")
         mapping()(metrics, f"{name}.phases.{phase}")
         for metric, share in metrics.items():
+            word(metric, f"a name in {name}.phases.{phase}")
             amount(share, f"{name}.phases.{phase}.{metric}")
     return dict(noise)
 

@@ -23,6 +23,7 @@ from .values import (
     share,
     shown,
     text,
+    word,
 )
 
 __all__ = ["SCHEMA", "RecordError", "check", "check_pair", "check_plan"]
@@ -61,7 +62,7 @@ def _check_phase(phase: Any, where: str) -> None:
     if not isinstance(phase, dict):
         raise RecordError(f"{where} is not a mapping")
     name = required(phase, "name", where)
-    text(name, f"{where}.name")
+    word(name, f"{where}.name")
     where = f"{where} ({name})"
     concurrency = number_at(phase, "concurrency", where)
     if concurrency < 1:
@@ -113,6 +114,7 @@ def _check_evaluations(evaluations: Any, where: str) -> None:
     if not isinstance(evaluations, dict):
         raise RecordError(f"{where} is not a mapping")
     for name, score in evaluations.items():
+        word(name, f"a name in {where}")
         if not isinstance(score, dict):
             raise RecordError(f"{where}.{name} is not a mapping")
         for key in ("value", *(key for key in ("stderr",) if key in score)):

@@ -41,8 +41,15 @@ def shown(value: object) -> str:
 
 
 def text(value: Any, where: str) -> None:
-    if not isinstance(value, str):
+    """Text that can be written: JSON lets halves of surrogate pairs through, which no terminal and no file takes."""
+    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
         raise RecordError(f"{where} must be text, not {shown(value)}")
+
+
+def word(value: Any, where: str) -> None:
+    """Text that messages can name things by."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise RecordError(f"{where} must be text on one line, not {shown(value)}")
 
 
 def flag(value: Any, where: str) -> None:
@@ -81,6 +88,7 @@ def counts(value: Any, where: str) -> None:
     if not value:
         raise RecordError(f"{where} is empty")
     for name, item in value.items():
+        word(name, f"a name in {where}")
         count(item, f"{where}.{name}", 1)
 
 

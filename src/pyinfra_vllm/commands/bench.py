@@ -253,6 +253,7 @@ def bench(
     if engine == "vllm-bench":
         if tokenizer is None:
             raise DeclarationError("--engine vllm-bench needs --tokenizer, the directory of the checkpoint")
+        _client(url, model, key)  # the same URLs are refused, whichever program measures
         record = run_vllm_bench(program, url, model, tokenizer, settings.concurrency, say)
     else:
         record = measured(url, model, settings, like=like, api_key=key, say=say)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
+from pyinfra_vllm.config.problems import shown
 from pyinfra_vllm.errors import DeclarationError
 
 VARIABLE = "HF_ENDPOINT"
@@ -12,10 +13,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
 def endpoint() -> str:
-    """The Hub's base URL without a slash at its end. Raises DeclarationError for a variable that holds no such URL.
-
-    The message does not show the value: a URL may carry credentials.
-    """
+    """The Hub's base URL without a slash at its end. Raises DeclarationError for a variable that holds no such URL."""
     declared = os.environ.get(VARIABLE) or DEFAULT_ENDPOINT
     try:
         parts = urlsplit(declared)
@@ -24,7 +22,7 @@ def endpoint() -> str:
         usable = False
     if not usable or not declared.isprintable() or " " in declared:
         raise DeclarationError(
-            f"The environment variable {VARIABLE} is not the URL of a Hub: it must be like {DEFAULT_ENDPOINT}. "
-            f"Set it so, or unset it. Nothing was touched."
+            f"The environment variable {VARIABLE} = {shown(VARIABLE, declared)} is not the URL of a Hub: set it to one "
+            f"like {DEFAULT_ENDPOINT}, or unset it. Nothing was touched."
         )
     return declared.rstrip("/")

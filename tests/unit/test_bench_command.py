@@ -88,12 +88,12 @@ PLAN = {"words": {"s": 5}, "output_tokens": 8, "rounds": 2, "requests": {"c1": 1
 @pytest.mark.parametrize(
     ("like", "arguments", "said"),
     [
-        ([], (), "its record: not a benchmark record but list"),
-        (record(), (), "its record.plan is missing"),
-        ({**record(), "phases": []}, (), "its record.phases is empty"),
-        (record(plan={**PLAN, "words": 3}), (), "its record.plan.words must be a mapping, not 3"),
-        (record(plan={"rounds": 2}), (), "its record.plan.words is missing"),
-        (record(phase(1), phase(8), plan=PLAN), (), "its record.plan.requests.c8 is missing"),
+        ([], (), "like.json: record: not a benchmark record but list"),
+        (record(), (), "like.json: record.plan is missing"),
+        ({**record(), "phases": []}, (), "like.json: record.phases is empty"),
+        (record(plan={**PLAN, "words": 3}), (), "like.json: record.plan.words must be a mapping, not 3"),
+        (record(plan={"rounds": 2}), (), "like.json: record.plan.words is missing"),
+        (record(phase(1), phase(8), plan=PLAN), (), "like.json: record.plan.requests.c8 is missing"),
         (record(plan=PLAN), ("--concurrency", "4"), "--concurrency 4: --like"),
     ],
 )

@@ -133,7 +133,7 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ({"switch_estimate": "soon"}, "a duration is like"),
         ({"switch_estimate": "0s"}, "more than nothing"),
         ({"served_model_name": "a\nb"}, "control characters"),
-        ({"served_model_name": ""}, "services.chat.served_model_name = '': must be text"),
+        ({"served_model_name": ""}, "services.chat.served_model_name = '': must be text that is not empty"),
         ({"variants": "fp8"}, "must be a list of variant names"),
         ({"variants": ["fp8_kv_cach"]}, "variant 'fp8_kv_cach'; did you mean \"fp8_kv_cache\"?"),
         ({"variants": [{"mtp": {"tokens": 2}, "nope": 1}]}, "unknown variant 'nope'"),

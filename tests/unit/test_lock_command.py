@@ -14,8 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 from hub_server import HubServer, serving
 
+from pyinfra_vllm import hub_endpoint
 from pyinfra_vllm.checkpoint import LOCK_FILE, Lock
 from pyinfra_vllm.commands.lock import lock
+from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host import durable
 
 REPO = "acme/tiny-awq"
@@ -106,8 +108,17 @@ def test_a_hub_that_is_no_url_is_2_and_said_before_its_client_is_imported(
         program, capture_output=True, text=True, env={**os.environ, "HF_ENDPOINT": endpoint}, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert "HF_ENDPOINT is not the URL of a Hub" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        f"HF_ENDPOINT = {endpoint!r} is not the URL of a Hub" in done.stderr and done.stderr.count("\n") == 1
+    )
     assert not LOCK_FILE.exists()
+
+
+def test_what_a_damaged_hub_s_url_carries_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://ann:hunter2@hub.example:99999")
+    with pytest.raises(DeclarationError) as error:
+        hub_endpoint.endpoint()
+    assert "hunter2" not in str(error.value)
 
 
 def test_a_lock_file_that_can_not_be_written_is_said(

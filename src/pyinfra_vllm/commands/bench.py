@@ -67,7 +67,7 @@ def _client(url: str, model: str, api_key: str | None) -> Client:
 
 def _baseline(path: Path) -> dict[str, Any]:
     try:
-        return check_plan(read(path), "its record")
+        return check_plan(read(path), "record")
     except RecordError as error:
         raise DeclarationError(
             f"--like {path}: {error}. Nothing was measured: give a record that `bench` wrote"

@@ -198,7 +198,7 @@ class Service(Declaration):
         description="text: why the checkpoint may bring Python code of its own, which the server runs",
     )
     served_model_name: Annotated[Text, Field(min_length=1)] | None = Field(
-        default=None, description="text; left out: the repository id"
+        default=None, description="text that is not empty; left out: the repository id"
     )
     user: User = Field(default="vllm", description="a system user name, not root")
     window: Annotated[tuple[WindowField, ...], BeforeValidator(as_list), AfterValidator(check_opens)] = Field(

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pyinfra_vllm.errors import LockError
+from pyinfra_vllm.errors import LockError, one_line
 from pyinfra_vllm.on_host import durable, manifest
 
 SCHEMA = "pyinfra-vllm/checkpoints/1"
@@ -142,10 +142,15 @@ class Lock:
         return cls(parse(text, str(path)), path)
 
     def dump(self, path: Path | str | None = None) -> None:
-        """Write the lock file, whole or not at all."""
+        """Write the lock file, whole or not at all. Raises LockError where the disk refuses it."""
         target = Path(path) if path is not None else self.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_text(target, render(self.entries))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            durable.write_text(target, render(self.entries))
+        except OSError as error:
+            raise LockError(
+                f"{target} can't be written: {error.strerror}. It is as it was. Make room or the folder writable, and run again."
+            ) from error
 
 
 def render(entries: Iterable[Checkpoint]) -> str:
@@ -228,7 +233,7 @@ def parse(text: str, name: str = str(LOCK_FILE)) -> tuple[Checkpoint, ...]:
         document = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise LockError(
-            f"{name} is not a lock file: {_one_line(error)}. No host was touched. "
+            f"{name} is not a lock file: {one_line(error)}. No host was touched. "
             f"Restore it from version control, or remove it and run `pyinfra-vllm lock`."
         ) from error
     reader = _Reader(name, "")
@@ -242,12 +247,6 @@ def parse(text: str, name: str = str(LOCK_FILE)) -> tuple[Checkpoint, ...]:
     return tuple(_read_entry(_Reader(name, str(key)), entry) for key, entry in top["checkpoints"].items())
 
 
-def _one_line(error: Exception | str) -> str:
-    """Short, and safe on any terminal: what a hostile file says is shown, never carried out, and can always be encoded."""
-    words = " ".join(str(error).split())[:300]
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in words)
-
-
 class _Reader:
     """Takes one entry of a lock file apart; every complaint names the file, the entry, the key and the fix."""
 
@@ -256,7 +255,7 @@ class _Reader:
         self.entry = entry
 
     def fail(self, key: str, value: object, reason: str) -> NoReturn:
-        where = f"{self.file}, entry {_one_line(self.entry)}" if self.entry else self.file
+        where = f"{self.file}, entry {one_line(self.entry)}" if self.entry else self.file
         raise LockError(
             f"{where}: {key} {reason} (found {str(value)[:80]!r}). No host was touched. "
             f"Restore the file from version control, or remove it and run `pyinfra-vllm lock`."

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
 
-from .errors import RolloutError
+from .errors import RolloutError, one_line
 
 # Every command, in the order of a rollout, with the line that `--help` shows.
 COMMANDS = {
@@ -31,6 +33,9 @@ COMMANDS = {
     "schedule": "Print or install the timer for unattended rollouts.",
 }
 INTERRUPTED = 130
+# A mistake of this program is none of the outcomes that 0 to 4 stand for: 1 would be taken for a verdict (sysexits.h: EX_SOFTWARE).
+UNEXPECTED = 70
+TRACEBACK_VARIABLE = "PYINFRA_VLLM_TRACEBACK"
 
 
 class _Commands(click.Group):
@@ -61,8 +66,18 @@ def cli() -> None:
     """Rollouts of AWQ models onto fleets of vLLM hosts: what stands beside `pyinfra INVENTORY deploy.py`."""
 
 
+def _unexpected(error: Exception) -> str:
+    """What nobody foresaw, in one line; the whole way there where it is asked for."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        return "".join(traceback.format_exception(error)).rstrip()
+    return (
+        f"Error: unexpected, a mistake of pyinfra-vllm: {type(error).__name__}: {one_line(error)}. "
+        f"Set {TRACEBACK_VARIABLE}=1 and run it again to see where, and please report that."
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with its code."""
+    """Runs one command and exits with its code; a last net keeps every surprise from being taken for an outcome."""
     try:
         result = cli.main(args=arguments, prog_name="pyinfra-vllm", standalone_mode=False)
     except RolloutError as error:
@@ -74,4 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        click.echo(_unexpected(error), err=True)
+        sys.exit(UNEXPECTED)
     sys.exit(result if isinstance(result, int) else 0)

@@ -35,3 +35,12 @@ class HubError(RolloutError):
 
 class HostError(RolloutError):
     """Something on one host stops that host alone."""
+
+
+def one_line(error: Exception | str) -> str:
+    """What another program or a file says, as the part of a message of ours that has one line.
+
+    Short, and safe on any terminal: what is hostile is shown, never carried out, and can always be encoded.
+    """
+    words = " ".join(str(error).split())[:300]
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in words)

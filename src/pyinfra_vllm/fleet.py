@@ -23,6 +23,7 @@ from pyinfra_cli.exceptions import CliError
 from pyinfra_cli.util import parse_cli_arg
 from typing_extensions import override
 
+from . import hub_endpoint
 from . import inventory as inventories
 from .checkpoint import LOCK_FILE, Lock
 from .config import Declared, Fleet, Layer, Merged, Overrides, Problems, declare, merge
@@ -339,10 +340,11 @@ def _unusable(name: str, secret: str | None) -> str:
 
 
 def _locked(hosts: Mapping[str, Declared]) -> Lock:
-    """The lock file, with an entry for every declared model. Raises LockError."""
+    """The lock file, with an entry for every declared model. Raises LockError, or DeclarationError where no Hub can be meant."""
     models = {(item.model, item.revision) for host in hosts.values() for item in host.services}
     if not models:
         return Lock()
+    hub_endpoint.endpoint()
     lock = Lock.load(LOCK_FILE)
     missing = []
     for model, revision in sorted(models):

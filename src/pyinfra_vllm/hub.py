@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -26,12 +25,11 @@ from huggingface_hub.utils import (
     hf_raise_for_status,
 )
 
-from pyinfra_vllm import checkpoint
+from pyinfra_vllm import checkpoint, hub_endpoint
 from pyinfra_vllm.checkpoint import Checkpoint, File
 from pyinfra_vllm.errors import CheckpointRefused, HubError
 from pyinfra_vllm.on_host import manifest
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 30.0  # between two bytes; huggingface_hub's own default is 10
 READ_DEADLINE_S = 120.0  # for one small file in all
 
@@ -41,6 +39,13 @@ LARGEST_ANSWER_BYTES = 64 * 1024**2  # a listing has about 300 bytes a file
 LARGEST_LISTING = 20_000  # entries; repositories with many quantizations have a few thousand
 
 INDEX = "model.safetensors.index.json"
+# Beside config.json: transformers imports what their `auto_map` names, too.
+NAME_CODE = (
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
 # What vLLM and transformers read beside the weights, at the top of a repository (by name; the rest is left out).
@@ -63,7 +68,7 @@ class Hub:
     """One Hub: the endpoint from HF_ENDPOINT, the token from HF_TOKEN or where `hf auth login` keeps it."""
 
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
-        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        self.endpoint = endpoint.rstrip("/") if endpoint else hub_endpoint.endpoint()
         self._token = token
 
     def __repr__(self) -> str:
@@ -147,7 +152,7 @@ class Hub:
         """Refuse a repository whose configuration names Python code of its own."""
         configurations = {"config.json": config}
         for file in files:
-            if file.path == "tokenizer_config.json":
+            if file.path in NAME_CODE:
                 configurations[file.path] = self._json(repo, commit, file)
         for path, content in configurations.items():
             if content.get("auto_map"):

@@ -6,7 +6,6 @@ Judges nothing. It takes hours where the probe takes minutes, so it is for outsi
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -14,10 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .errors import DeclarationError, HostError
+from .errors import DeclarationError, HostError, one_line
 
 PROGRAM = "lm_eval"
 CONCURRENT = 16
+MOST = 1e12  # a record holds no larger number
 Scores = dict[str, dict[str, float]]
 
 
@@ -76,8 +76,8 @@ def read(path: Path) -> Scores:
     """The scores in a `results_*.json` of lm_eval. Raises DeclarationError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DeclarationError(f"{path} can't be read as results of lm_eval: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DeclarationError(f"{path} can't be read as results of lm_eval: {one_line(error)}") from error
     results = value.get("results") if isinstance(value, dict) else None
     scores = _scores(results) if isinstance(results, dict) else {}
     if not scores:
@@ -100,4 +100,4 @@ def _scores(results: dict[str, Any]) -> Scores:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MOST

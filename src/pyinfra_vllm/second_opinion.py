@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import DeclarationError, HostError
+from .errors import DeclarationError, HostError, one_line
 from .on_host.record import SCHEMA
 
 Record = dict[str, Any]
@@ -33,9 +33,13 @@ def converted(value: Any, name: str) -> Any:
             return from_guidellm(value)
         if "ttfts" in value or "output_throughput" in value:
             return from_vllm_bench([value])
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, IndexError) as error:
         raise DeclarationError(
             f"{name} looks like a foreign benchmark and lacks {error}: nothing was compared"
+        ) from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DeclarationError(
+            f"{name} looks like a foreign benchmark and holds what none writes ({one_line(error)}): nothing was compared"
         ) from error
     return value
 

@@ -25,8 +25,8 @@ LONGEST_DURATION = timedelta(days=7)
 
 NEXT = 5
 # How far to look for the next openings, further only while too few are found: most windows open daily or weekly, some
-# once a year, and 29 February can be eight years away.
-_SPANS = tuple(timedelta(days=days) for days in (10, 70, 800, 4100))
+# once a year, and five times 29 February can take 24 years (none is in 2100).
+_SPANS = tuple(timedelta(days=days) for days in (10, 70, 800, 4100, 9200))
 # Openings so dense that a longer look would only cost time.
 _DENSE = 2000
 # A skipped day (Apia, 2011-12-30) is the largest jump of a wall clock on record.

@@ -21,6 +21,7 @@ class Behaviour:
     tpot_s: float = 0.0002
     status: int = 200
     wedged: bool = False  # /health is fine, no token ever comes
+    mute: bool = False  # streams as ever, and lets every question wait
     trickles: bool = False  # headers come one byte at a time, for ever
     garbage: bool = False
     usage: bool = True
@@ -98,7 +99,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name in behaviour.refuses:
             if name in body:
                 return self._json(400, {"error": {"message": f"unknown field {name}"}})
-        if behaviour.wedged:
+        if behaviour.wedged or (behaviour.mute and not body.get("stream")):
             self.server.stopping.wait(60)
             return None
         if behaviour.trickles:

@@ -20,6 +20,8 @@ def written(path: Path, value: Any) -> Path:
 
 # bench
 
+NOWHERE = ("--url", "http://127.0.0.1:1", "--model", "m")
+
 
 def test_bench_writes_a_record_that_compares(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -60,12 +62,62 @@ def test_bench_of_a_wedged_server_ends_in_time_with_a_record_and_code_1(run: Any
         (("--url", "nonsense://", "--model", "m"), "is not the URL of a server"),
         (("--url", "http://127.0.0.1:1", "--model", "m", "--prompts", "/nowhere.jsonl"), "/nowhere.jsonl"),
         (("--url", "http://127.0.0.1:1"), "--model"),
-        (("--url", "http://127.0.0.1:1", "--model", "m", "--budget", "1"), "--budget"),
+        ((*NOWHERE, "--budget", "1"), "--budget"),
+        ((*NOWHERE, "--budget", "inf"), "--budget"),
+        ((*NOWHERE, "--budget", "nan"), "--budget nan: must be seconds, from 5 to 86400"),
+        ((*NOWHERE, "--concurrency", "1", "--concurrency", "1"), "--concurrency 1 is given twice"),
+        (("--url", "http://[::1", "--model", "m"), "--url 'http://[::1' is not the URL of a server (Invalid"),
+        (
+            ("--url", "http://h:99999", "--model", "m"),
+            "--url 'http://h:99999' is not the URL of a server (Port",
+        ),
+        (("--url", "http://h:0", "--model", "m"), "--url 'http://h:0' is not the URL"),
+        ((*NOWHERE, "--out", "/proc/none/x.json"), "--out /proc/none/x.json can't be written: No such file"),
+        ((*NOWHERE, "--out", "/proc/version"), "--out /proc/version can't be written"),
     ],
 )
 def test_bench_called_wrongly_is_2(run: Any, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
-    ended = run("bench", *arguments, "--out", tmp_path / "x.json")
+    ended = run("bench", "--out", tmp_path / "x.json", *arguments)
     assert ended.code == 2 and said in ended.err
+    assert not (tmp_path / "x.json").exists()
+
+
+PLAN = {"words": {"s": 5}, "output_tokens": 8, "rounds": 2, "requests": {"c1": 1}}
+
+
+@pytest.mark.parametrize(
+    ("like", "arguments", "said"),
+    [
+        ([], (), "like.json: record: not a benchmark record but list"),
+        (record(), (), "like.json: record.plan is missing"),
+        ({**record(), "phases": []}, (), "like.json: record.phases is empty"),
+        (record(plan={**PLAN, "words": 3}), (), "like.json: record.plan.words must be a mapping, not 3"),
+        (record(plan={"rounds": 2}), (), "like.json: record.plan.words is missing"),
+        (record(phase(1), phase(8), plan=PLAN), (), "like.json: record.plan.requests.c8 is missing"),
+        (record(plan=PLAN), ("--concurrency", "4"), "--concurrency 4: --like"),
+    ],
+)
+def test_a_record_that_none_can_be_measured_like_is_2_before_the_server_is_asked(
+    run: Any, tmp_path: Path, like: Any, arguments: tuple[str, ...], said: str
+) -> None:
+    path = written(tmp_path / "like.json", like)
+    ended = run("bench", *NOWHERE, "--out", tmp_path / "x.json", "--like", path, *arguments)
+    assert ended.code == 2 and said in ended.err and "like.json" in ended.err
+
+
+def test_like_a_record_means_at_its_concurrencies(run: Any, tmp_path: Path) -> None:
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    with serving() as server:
+        words = ("bench", "--url", server.url, "--model", "m", "--budget", "5", "--no-quality")
+        assert run(*words, "--out", before, "--concurrency", "2").code == 0
+        assert run(*words, "--out", after, "--like", before).code == 0
+    assert [item["name"] for item in json.loads(after.read_text())["phases"]] == ["c2"]
+
+
+def test_a_record_that_is_there_is_kept_until_another_is_whole(run: Any, tmp_path: Path) -> None:
+    out = written(tmp_path / "x.json", "kept")
+    assert run("bench", *NOWHERE, "--out", out).code == 1
+    assert out.read_text() == "kept"
 
 
 # compare
@@ -106,6 +158,9 @@ def test_every_verdict_has_its_code(run: Any, tmp_path: Path, name: str) -> None
         (json.dumps(record()).replace('"output_tokens": 101', '"output_tokens": 0', 1), "zero tokens"),
         (json.dumps(record()).replace("p000", "other", 1), "mismatched prompts"),
         (json.dumps(record()).replace('"e2e_s"', '"e2e"', 1), "e2e_s is missing"),
+        (json.dumps(record(phase(1, 1))).replace("1.05", "1" + "0" * 400), "not a number one can compare"),
+        ("[" * 100_000 + "]" * 100_000, "after.json is not JSON"),
+        ('{"benchmarks": [{"config": {"strategy": []}}]}', "holds what none writes"),
     ],
 )
 def test_a_record_that_cannot_be_judged_is_2_and_named(
@@ -115,6 +170,7 @@ def test_a_record_that_cannot_be_judged_is_2_and_named(
         "compare", written(tmp_path / "before.json", record()), written(tmp_path / "after.json", text)
     )
     assert ended.code == 2 and said in ended.err
+    assert ended.err.count("\n") == 1 and len(ended.err) < 500
 
 
 def test_a_missing_file_is_2(run: Any, tmp_path: Path) -> None:
@@ -135,6 +191,47 @@ def test_the_gate_file_decides(run: Any, tmp_path: Path) -> None:
     assert run("compare", *files, "--gate", limit).code == 1
     wrong = run("compare", *files, "--gate", written(tmp_path / "wrong.yaml", "throughput_margn: 0.5\n"))
     assert wrong.code == 2 and "did you mean 'throughput_margin'?" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"throughput_margin: \xff", "is not YAML: 'utf-8' codec"),
+        (b"a: [1\nb: 2\n", "is not YAML: while parsing"),
+        (b"[" * 20_000, "is not YAML"),
+        (b"min_evaluation: {1: 5}", "gate setting min_evaluation = {1: 5} can't be used"),
+        (b"soak_s: .inf", "gate setting soak_s = inf can't be used: allowed is a number"),
+        (b"budget_s: 1" + b"0" * 400, "gate setting budget_s"),
+        (b"max_gpu_memory_mib: -1", "allowed is a whole number of at least 1"),
+        (b"- 1", "must be a mapping"),
+    ],
+)
+def test_a_gate_file_that_cannot_be_used_is_2_on_one_line(
+    run: Any, tmp_path: Path, content: bytes, said: str
+) -> None:
+    (tmp_path / "gate.yaml").write_bytes(content)
+    one = written(tmp_path / "r.json", record())
+    ended = run("compare", one, one, "--gate", tmp_path / "gate.yaml")
+    assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [
+        ([], "noise must be a mapping, not []"),
+        (record(), "noise.schema is 'pyinfra-vllm/bench/1', not 'pyinfra-vllm/noise/1'"),
+        ({"schema": "pyinfra-vllm/noise/1", "runs": 5}, "noise.phases is missing"),
+        ({"schema": "pyinfra-vllm/noise/1", "runs": 5, "phases": {"c1": 3}}, "noise.phases.c1 must be a map"),
+        (
+            {"schema": "pyinfra-vllm/noise/1", "runs": 5, "phases": {"c1": {"e2e_s": "x"}}},
+            "noise.phases.c1.e2e_s must be a number, not 'x'",
+        ),
+    ],
+)
+def test_what_is_no_noise_is_2_and_named(run: Any, tmp_path: Path, noise: Any, said: str) -> None:
+    one = written(tmp_path / "r.json", record())
+    ended = run("compare", one, one, "--noise", written(tmp_path / "noise.json", noise))
+    assert ended.code == 2 and f"noise.json: {said}" in ended.err
 
 
 # calibrate

@@ -120,6 +120,18 @@ def test_an_index_that_names_a_missing_shard_is_refused(server: HubServer) -> No
             {"tokenizer_config_json": b'{"auto_map": {"T": "x.Y"}}'},
             "tokenizer_config.json names code of its own",
         ),
+        (
+            {"processor_config.json": b'{"auto_map": {"AutoProcessor": "x.Y"}}'},
+            "processor_config.json names code of its own",
+        ),
+        (
+            {"preprocessor_config.json": b'{"auto_map": {"AutoImageProcessor": "x.Y"}}'},
+            "preprocessor_config.json names code of its own",
+        ),
+        (
+            {"video_preprocessor_config.json": b'{"auto_map": {"AutoVideoProcessor": "x.Y"}}'},
+            "video_preprocessor_config.json names code of its own",
+        ),
     ],
 )
 def test_what_must_not_be_served_is_refused(

@@ -46,6 +46,13 @@ def test_an_open_window_says_until_when_and_how_late_it_is_not_too_late(run: Any
     assert ended.json["next"][0] == "2026-12-02T02:00:00+01:00"
 
 
+def test_a_duration_may_be_a_number_of_seconds(run: Any) -> None:
+    night = ("--cron", "0 2 * * *", "--timezone", "Europe/Berlin", "--at", "2026-12-01T03:00", "--json")
+    said = run("windows", *night, "--duration", "3h", "--switch-estimate", "10m")
+    ended = run("windows", *night, "--duration", "10800", "--switch-estimate", "600")
+    assert ended.code == 0 and ended.json == said.json
+
+
 def test_for_people_it_is_said_in_words(run: Any) -> None:
     ended = run("windows", *NIGHT, "--at", "2026-12-01T04:30")
     assert ended.out.splitlines()[:4] == [
@@ -78,6 +85,7 @@ def test_exceptions_are_dates_ranges_and_calendars(run: Any, tmp_path: Path) -> 
         ),
         ((*NIGHT, "--except", "christmas"), "--except 'christmas'"),
         ((*NIGHT, "--at", "now"), "--at 'now'"),
+        (("--cron", "0 2 * * *", "--duration", "0", "--timezone", "UTC"), "more than nothing"),
         (("--cron", "0 2 * * *"), "also needs --duration, --timezone"),
         ((*NIGHT, "inventory/prod.py"), "goes without INVENTORY"),
         (("--except", "2026-01-01"), "go with --cron"),
@@ -154,6 +162,32 @@ def test_expected_failures_end_with_their_own_code(
     ended = run("windows")
     assert (ended.code, ended.out) == (code, "")
     assert code == 130 or "told" in ended.err
+
+
+def test_a_surprise_is_one_line_and_no_outcome(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def failing() -> None:
+        raise RecursionError("too\ndeep")
+
+    monkeypatch.setattr(type(cli.cli), "get_command", lambda *_: failing)
+    monkeypatch.delenv(cli.TRACEBACK_VARIABLE, raising=False)
+    ended = run("compare")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (70, "", 1)
+    assert "RecursionError: too deep" in ended.err and "PYINFRA_VLLM_TRACEBACK=1" in ended.err
+    monkeypatch.setenv(cli.TRACEBACK_VARIABLE, "1")
+    told = run("compare")
+    assert told.code == 70 and "Traceback" in told.err and "in failing" in told.err
+
+
+def test_a_command_that_can_not_even_be_imported_is_no_verdict(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ImportError("no module named x")
+
+    monkeypatch.setattr(type(cli.cli), "get_command", broken)
+    ended = run("compare")
+    assert ended.code == 70 and "ImportError: no module named x" in ended.err
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from datetime import date, timedelta
 from pathlib import Path
@@ -97,6 +98,7 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ({"gpus": [0, "1"]}, "services.chat.gpus.1 = '1': must be a list of GPU indexes"),
         ({"gpus": [True]}, "must be a list of GPU indexes"),
         ({"gpus": [-1]}, "must be a list of GPU indexes"),
+        ({"gpus": [0, 1, 0]}, "services.chat.gpus = [0, 1, 0]: names GPU 0 twice"),
         ({"max_model_len": 0}, "must be a number of tokens"),
         ({"max_model_len": 4096.0}, "must be a number of tokens"),
         ({"user": "root"}, "never runs as root"),
@@ -131,7 +133,18 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ({"switch_estimate": "soon"}, "a duration is like"),
         ({"switch_estimate": "0s"}, "more than nothing"),
         ({"served_model_name": "a\nb"}, "control characters"),
+        ({"served_model_name": ""}, "services.chat.served_model_name = '': must be text that is not empty"),
         ({"variants": "fp8"}, "must be a list of variant names"),
+        ({"variants": ["fp8_kv_cach"]}, "variant 'fp8_kv_cach'; did you mean \"fp8_kv_cache\"?"),
+        ({"variants": [{"mtp": {"tokens": 2}, "nope": 1}]}, "unknown variant 'nope'"),
+        (
+            {"hooks": {"notify": "http://h:99999/"}},
+            "hooks.notify = 'http://h:99999/': must be an http(s) URL",
+        ),
+        (
+            {"hooks": {"notify": "http://[::1/"}},
+            "must be an http(s) URL that can be called (Invalid IPv6 URL)",
+        ),
         ({"runtime": {"version": "0.33.0", "path": "/opt/vllm"}}, "exactly one of"),
         ({"runtime": {"version": "latest"}}, 'must be a released version like "0.33.0"'),
         ({"runtime": {"path": "opt/vllm"}}, "must be an absolute path"),
@@ -166,6 +179,18 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ),
         ({"gate": {"quality": 1}}, "services.chat.gate.quality = 1: must be true or false"),
         ({"gate": {"throughput_margin": 5}}, "a share from 0 up to 1"),
+        ({"gate": {"soak_s": math.inf}}, "services.chat.gate.soak_s = inf: must be a finite number"),
+        ({"gate": {"budget_s": math.nan}}, "services.chat.gate.budget_s = nan: must be a finite number"),
+        (
+            {"gate": {"max_ttft_s": {"c1": math.inf}}},
+            "gate.max_ttft_s.c1 = inf: must be a map of names to finite",
+        ),
+        ({"gate": {"max_gpu_memory_mib": -1}}, "max_gpu_memory_mib = -1 can't be used: allowed is a whole"),
+        ({"gate": {"soak_max_errors": -1}}, "soak_max_errors = -1 can't be used"),
+        (
+            {"gate": {"quality_prompts": "none.jsonl"}},
+            "services.chat.gate.quality_prompts = 'none.jsonl': the prompts in none.jsonl can't be read",
+        ),
         ({"gate": {"min_tokens_per_s": {"c3": 5}}}, "one of the phases"),
         (
             {"window": {**WINDOW, "timezone": "Europe/Berln"}},
@@ -195,6 +220,16 @@ def test_one_line_for_what_cannot_be(settings: dict[str, Any], expected: str) ->
 def test_a_service_never_has_the_name_of_a_folder_that_services_share(name: str) -> None:
     (line,) = lines({"services": {name: CHAT}})
     assert f"services.{name}: must be another name: every host has a folder {name}" in line
+
+
+def test_questions_of_the_operator_are_read_with_the_declaration(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    question = '{"id": "a", "prompt": "Say yes.", "kind": "exact", "expect": "yes"}'
+    path.write_text(question + "\n")
+    assert good({"gate": {"quality_prompts": str(path)}}, chat()).service("chat").gate.criteria()
+    path.write_text(question + "\n{")
+    (line,) = lines({"gate": {"quality_prompts": str(path)}}, chat())
+    assert line.startswith(f"{ALL}: gate.quality_prompts = ") and "own.jsonl:2: not JSON" in line
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "VLLM_API_KEY", "DB_PASSWORD", "my_secret"])

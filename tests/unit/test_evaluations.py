@@ -115,7 +115,17 @@ def test_results_become_scores(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"results": {"ifeval": {"alias": "ifeval"}}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"results": {"ifeval": {"alias": "ifeval"}}}',
+        '{"results": {"ifeval": {"acc,none": 1' + "0" * 400 + "}}}",
+    ],
+)
 def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(DeclarationError, match=r"results\.json"):

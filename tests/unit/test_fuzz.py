@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import unit_syntax
 import yaml
+from bench_records import graded, phase, record
 from huggingface_hub.hf_api import ModelInfo
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from simulated import NEW, OLD, SimulatedHost
 from pyinfra_vllm import tuning
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.checkpoint import Checkpoint, File, parse, render
+from pyinfra_vllm.commands import compare
 from pyinfra_vllm.config import Layer, Problems, declare, merge
 from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError
 from pyinfra_vllm.hub import Hub
@@ -31,6 +33,7 @@ from pyinfra_vllm.on_host import (
     durable,
     fetch,
     follow,
+    gate,
     hooks,
     journal,
     manifest,
@@ -39,6 +42,7 @@ from pyinfra_vllm.on_host import (
     recovery,
     systemd,
 )
+from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.on_host.paths import ServicePaths
 from pyinfra_vllm.on_host.status import RUN
 from pyinfra_vllm.operations import _planning
@@ -49,7 +53,7 @@ from pyinfra_vllm.report.looking import Look
 pytestmark = pytest.mark.thorough
 
 INPUTS = {
-    "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500, "Hub listings": 3000, "journals": 2000, "recoveries": 1500,
+    "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500, "Hub listings": 3000, "journals": 2000, "recoveries": 1500, "records": 1500,
 }  # fmt: skip
 TRIED: Counter[str] = Counter()
 ROOT = "/srv/pyinfra-vllm"
@@ -443,6 +447,71 @@ def test_a_recovery_ends_any_journal_or_says_why_it_can_not(
         simulated.recover(boot)
     except recovery.Unfinished as error:
         assert str(error).startswith("chat: ")
+
+
+# Benchmark records
+
+
+def measured() -> dict[str, Any]:
+    """A record with every key that the gate reads."""
+    phases = [phase(1, 4), phase(8, 4)]
+    for made in phases:
+        made["rounds"] = [
+            {"round": number, "duration_s": 1.0, "output_tokens": 100, "complete": True} for number in (0, 1)
+        ]
+        for number, request in enumerate(made["requests"]):
+            request["round"] = number % 2
+    return record(
+        *phases,
+        quality=[{**item, "sane": True} for item in graded(3, 4)],
+        quality_unanswered=1,
+        traffic={"known": True, "other_share": 0.1},
+        client={"late_mean_s": 0.01},
+        warm_up={"requests": 3, "errors": [{"kind": "timeout", "error": "late"}]},
+        plan={"words": {"s": 3}, "output_tokens": 3, "rounds": 2, "requests": {"c1": 1, "c8": 1}},
+        spent_s=3.0,
+        likelihood=[{"text": "en-1", "bits_per_byte": 0.5}],
+        evaluations={"ifeval/acc": {"value": 0.5, "stderr": 0.1}},
+    )
+
+
+def places(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """The path to everything in it."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from places(inner, *path, key)
+
+
+NUMBERS = st.sampled_from([0, 1, -1, 10**400, 1e300, 1e-300, float("nan"), float("inf")])
+STRICT = Criteria(
+    min_evaluation={"ifeval/acc": 0.1},
+    max_evaluation_drop={"ifeval/acc": 0.1},
+    min_tokens_per_s={"c1": 1},
+    max_ttft_s={"c1": 9},
+)
+
+
+@many("records")
+@given(st.tuples(st.booleans(), st.sampled_from(list(places(measured()))), st.booleans(), NUMBERS | JUNK))
+def test_a_damaged_record_is_named_or_judged(damage: tuple[bool, tuple[Any, ...], bool, Any]) -> None:
+    first, path, gone, junk = damage
+    pair = [measured(), measured()]
+    at: Any = pair[not first]
+    for key in path[:-1]:
+        at = at[key]
+    if gone:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = junk
+    try:
+        verdict = gate.judge(pair[0], pair[1], STRICT)
+    except gate.RecordError as error:
+        assert "\n" not in str(error) and str(error).encode()
+    else:
+        assert json.dumps(verdict, allow_nan=False) and gate.conclusion(verdict)
+        assert compare.table(verdict).row_count == len(verdict["metrics"])
+    TRIED["records"] += 1
 
 
 def test_enough_was_tried() -> None:

@@ -293,6 +293,64 @@ def test_quality_switched_off_is_not_judged() -> None:
     assert quality(150, 0, criteria=Criteria(quality=False))["verdict"] == "pass"
 
 
+def partly(answered: int, total: int = 160, right: int = 150, **more: Any) -> dict[str, Any]:
+    """A record in which so many of the questions were answered in time."""
+    answers = graded(right, total)[:answered]
+    return record(phase(1), quality=answers, quality_unanswered=total - answered, **more)
+
+
+@pytest.mark.parametrize(
+    ("answered", "expected"), [(160, "pass"), (144, "pass"), (143, "inconclusive"), (0, "inconclusive")]
+)
+def test_questions_that_a_release_does_not_answer_are_not_overlooked(answered: int, expected: str) -> None:
+    verdict = judge(partly(160), partly(answered))
+    found = row(verdict, "quality_points", None)
+    assert (verdict["verdict"], found["verdict"], found["decides"]) == (expected, expected, True)
+    if expected == "inconclusive":
+        assert f"{answered or 'none'} of the 160 questions" in found["note"] and "budget_s" in found["note"]
+        assert f"quality_points: {found['note']}" == verdict["reasons"][0]
+
+
+def test_other_questions_than_before_show_nothing() -> None:
+    before, after = record(quality=graded(40, 40, "old")), record(quality=graded(40, 40, "new"))
+    assert judge(before, after)["verdict"] == "inconclusive"
+
+
+def test_what_was_lost_among_few_questions_fails_all_the_same() -> None:
+    after = partly(100)
+    for item in after["quality"]:
+        item["passed"] = False
+    assert judge(partly(160), after)["verdict"] == "fail"
+
+
+def test_a_baseline_that_answered_fewer_is_compared_on_those_and_says_so() -> None:
+    verdict = judge(partly(100), partly(160))
+    assert verdict["verdict"] == "pass"
+    assert any("60 of 160 questions were not answered in time before" in line for line in verdict["reasons"])
+
+
+@pytest.mark.parametrize("after", [partly(160), partly(0)])
+def test_a_baseline_without_answers_is_a_reason_and_no_criterion(after: dict[str, Any]) -> None:
+    for before in (record(phase(1)), partly(0)):
+        verdict = judge(before, after)
+        assert verdict["verdict"] == "pass"
+        assert any("no question was answered before" in line for line in verdict["reasons"])
+        assert "quality_points" not in [item["name"] for item in verdict["metrics"]]
+
+
+def test_records_without_questions_have_no_rung_and_no_reason() -> None:
+    verdict = judge(record(phase(1)), record(phase(1)))
+    assert not any("question" in line for line in verdict["reasons"])
+    assert {item["name"] for item in verdict["metrics"]}.isdisjoint({"quality_points", "sane_share"})
+
+
+def test_a_first_installation_that_answers_no_question_is_inconclusive() -> None:
+    verdict = judge(None, partly(0))
+    assert verdict["verdict"] == "inconclusive" and "none of 160 questions" in verdict["reasons"][0]
+    assert judge(None, partly(0), Criteria(quality=False))["verdict"] == "pass"
+    assert judge(None, record(phase(1)))["verdict"] == "pass"
+
+
 def test_mostly_insane_answers_fail_a_first_installation() -> None:
     answers = [{**item, "sane": number < 20} for number, item in enumerate(graded(0, 100))]
     verdict = judge(None, record(phase(1), quality=answers))
@@ -341,12 +399,15 @@ def test_only_an_inconclusive_run_with_rounds_and_time_left_wants_more() -> None
 GOOD: dict[str, Any] = record(phase(1), phase(8))
 
 
-def broken(path: list[Any], value: Any) -> dict[str, Any]:
+MISSING = object()
+
+
+def broken(path: list[Any], value: Any = MISSING) -> dict[str, Any]:
     damaged = copy.deepcopy(GOOD)
     place: Any = damaged
     for key in path[:-1]:
         place = place[key]
-    if value is None:
+    if value is MISSING:
         del place[path[-1]]
     else:
         place[path[-1]] = value
@@ -360,18 +421,18 @@ REQUEST = ["phases", 1, "requests", 3]
     ("damaged", "named"),
     [
         ([], "after: not a benchmark record but list"),
-        (broken(["schema"], None), "after.schema is missing"),
+        (broken(["schema"]), "after.schema is missing"),
         (broken(["schema"], "other/1"), "after.schema is 'other/1'"),
-        (broken(["model"], None), "after.model is missing"),
-        (broken(["phases"], None), "after.phases is missing"),
+        (broken(["model"]), "after.model is missing"),
+        (broken(["phases"]), "after.phases is missing"),
         (broken(["phases"], []), "after.phases is empty"),
         (broken(["phases", 0, "requests"], []), "after.phases[0] (c1).requests is empty"),
-        (broken(["phases", 0, "duration_s"], None), "after.phases[0] (c1).duration_s is missing"),
+        (broken(["phases", 0, "duration_s"]), "after.phases[0] (c1).duration_s is missing"),
         (broken(["phases", 0, "duration_s"], 0), "after.phases[0] (c1).duration_s is 0"),
         (broken(["phases", 1, "name"], "c1"), "after.phases[1].name: 'c1' is there twice"),
-        (broken([*REQUEST, "prompt"], None), "after.phases[1] (c8).requests[3].prompt is missing"),
+        (broken([*REQUEST, "prompt"]), "after.phases[1] (c8).requests[3].prompt is missing"),
         (broken([*REQUEST, "ok"], "yes"), "after.phases[1] (c8).requests[3].ok must be true or false"),
-        (broken([*REQUEST, "ttft_s"], None), "after.phases[1] (c8).requests[3].ttft_s is missing"),
+        (broken([*REQUEST, "ttft_s"]), "after.phases[1] (c8).requests[3].ttft_s is missing"),
         (broken([*REQUEST, "ttft_s"], math.nan), "after.phases[1] (c8).requests[3].ttft_s is nan"),
         (broken([*REQUEST, "e2e_s"], math.inf), "after.phases[1] (c8).requests[3].e2e_s is inf"),
         (broken([*REQUEST, "e2e_s"], 0.001), "e2e_s is 0.001, less than its ttft_s"),
@@ -381,7 +442,7 @@ REQUEST = ["phases", 1, "requests", 3]
             broken([*REQUEST, "input_tokens"], 9),
             "mismatched prompts: 'p003' has 256 input tokens before and 9 after",
         ),
-        (broken(["phases", 1], None), "phase 'c8' is in the before record and not in the after record"),
+        (broken(["phases", 1]), "phase 'c8' is in the before record and not in the after record"),
         (broken(["quality"], [{"prompt": "q1"}]), "after.quality[0].passed is missing"),
     ],
 )
@@ -389,6 +450,47 @@ def test_what_is_wrong_with_a_record_is_named(damaged: Any, named: str) -> None:
     with pytest.raises(RecordError) as error:
         judge(GOOD, damaged)
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (["traffic"], 3, "after.traffic must be a mapping, not 3"),
+        (["traffic"], {"other_share": "x"}, "after.traffic.other_share must be a number, not 'x'"),
+        (["traffic"], {"other_share": 1.5}, "after.traffic.other_share must be a share from 0 to 1"),
+        (["client"], None, "after.client must be a mapping, not None"),
+        (["client"], {"late_mean_s": [0.1]}, "after.client.late_mean_s must be a number"),
+        (["warm_up"], 4, "after.warm_up must be a mapping, not 4"),
+        (["warm_up"], {"requests": "9"}, "after.warm_up.requests must be a number"),
+        (["warm_up"], {"errors": [7]}, "after.warm_up.errors[0] must be a mapping"),
+        (["warm_up"], {"errors": [{"kind": ["a"]}]}, "after.warm_up.errors[0].kind must be text"),
+        (["server"], "0.32", "after.server must be a mapping"),
+        (["plan"], {"words": {}}, "after.plan.words is empty"),
+        (["plan"], {"rounds": 0}, "after.plan.rounds must be a whole number of at least 1, not 0"),
+        (["likelihood"], [{"text": "a"}], "after.likelihood[0].bits_per_byte is missing"),
+        (["likelihood"], {"a": 1}, "after.likelihood must be a list"),
+        (["spent_s"], "long", "after.spent_s must be a number"),
+        (["model"], 7, "after.model must be text"),
+        (["model"], "\ud800", "after.model must be text, not '\\ud800'"),
+        (["phases", 0, "name"], "c1\nc2", "name must be text on one line, not 'c1\\nc2'"),
+        (["evaluations"], {"a\nb": {"value": 1}}, "a name in after.evaluations must be text on one line"),
+        (["quality"], [{"prompt": "q", "passed": True, "sane": "yes"}], "after.quality[0].sane must be true"),
+        (["quality"], [{"prompt": "q", "passed": True, "error": 5}], "after.quality[0].error must be text"),
+        ([*REQUEST, "round"], [1], "(c8).requests[3].round must be a number"),
+        ([*REQUEST, "ttft_s"], 10**400, "requests[3].ttft_s is 1000"),
+        (["phases", 0, "rounds"], 5, "(c1).rounds must be a list"),
+        (["phases", 0, "rounds"], [{"round": 0}], "(c1).rounds[0].duration_s is missing"),
+        (
+            ["phases", 0, "rounds"],
+            [{"round": 0, "duration_s": 0, "output_tokens": 5, "complete": True}],
+            "(c1).rounds[0].duration_s is 0: a round takes time",
+        ),
+    ],
+)
+def test_a_known_key_of_the_wrong_type_is_named(path: list[Any], value: Any, said: str) -> None:
+    with pytest.raises(RecordError) as error:
+        judge(GOOD, broken(path, value))
+    assert said in str(error.value) and len(str(error.value)) < 300
 
 
 def test_mismatched_prompts_are_named_on_both_sides() -> None:
@@ -424,6 +526,10 @@ def test_criteria_come_back_from_their_own_values() -> None:
         ({"throughput_margin": 5}, "a share from 0 up to 1 (0.05 is 5 %)"),
         ({"on_inconclusive": "maybe"}, "allowed is rollback or keep"),
         ({"budget_s": math.nan}, "a number"),
+        ({"soak_s": -1}, "seconds from 0 to 604800"),
+        ({"soak_max_errors": -1}, "a whole number of at least 0"),
+        ({"min_evaluation": {1: 5}}, "a mapping of names to numbers"),
+        ({"max_ttft_s": {"c1": 10**400}}, "a mapping of names to numbers"),
         ([], "must be a mapping"),
     ],
 )
@@ -431,3 +537,19 @@ def test_a_bad_setting_is_named_with_what_is_allowed(values: Any, said: str) -> 
     with pytest.raises(CriteriaError) as error:
         Criteria.from_dict(values)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"soak_s": math.inf},
+        {"budget_s": math.inf},
+        {"soak_stall_s": math.nan},
+        {"max_gpu_memory_mib": -1},
+        {"min_tokens_per_s": {"c1": math.inf}},
+        {"max_evaluation_drop": {"a/b": math.nan}},
+    ],
+)
+def test_a_limit_that_nothing_can_meet_or_miss_is_refused_however_it_came(values: Any) -> None:
+    with pytest.raises(CriteriaError):
+        Criteria(**values)

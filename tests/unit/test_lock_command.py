@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 from hub_server import HubServer, serving
 
+from pyinfra_vllm import hub_endpoint
 from pyinfra_vllm.checkpoint import LOCK_FILE, Lock
 from pyinfra_vllm.commands.lock import lock
+from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host import durable
 
 REPO = "acme/tiny-awq"
 INVENTORY = """\
@@ -89,6 +96,41 @@ def test_a_hub_that_is_away_leaves_the_file(server: HubServer, monkeypatch: pyte
     assert result.exit_code == 1
     assert "The lock file is as it was" in result.stderr
     assert LOCK_FILE.read_text() == text
+
+
+@pytest.mark.parametrize("endpoint", ["http://[::1", "nonsense", "ftp://x", "http://h:99999", "http://h h"])
+def test_a_hub_that_is_no_url_is_2_and_said_before_its_client_is_imported(
+    server: HubServer, endpoint: str
+) -> None:
+    """In a process of its own: the client reads the variable once, while it is imported."""
+    program = [str(Path(sys.executable).parent / "pyinfra-vllm"), "lock"]
+    done = subprocess.run(
+        program, capture_output=True, text=True, env={**os.environ, "HF_ENDPOINT": endpoint}, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        f"HF_ENDPOINT = {endpoint!r} is not the URL of a Hub" in done.stderr and done.stderr.count("\n") == 1
+    )
+    assert not LOCK_FILE.exists()
+
+
+def test_what_a_damaged_hub_s_url_carries_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://ann:hunter2@hub.example:99999")
+    with pytest.raises(DeclarationError) as error:
+        hub_endpoint.endpoint()
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_lock_file_that_can_not_be_written_is_said(
+    server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable, "write_text", full)
+    result = run()
+    assert result.exit_code == 2
+    assert "checkpoints.lock.yaml can't be written: No space left on device. It is as it was" in result.stderr
 
 
 def test_one_refused_model_leaves_the_file(server: HubServer) -> None:

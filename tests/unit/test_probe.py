@@ -155,6 +155,20 @@ def test_a_server_that_stops_answering_midway_fails() -> None:
     assert verdict(record)["verdict"] == "fail"
 
 
+def test_a_release_that_hangs_on_questions_does_not_lose_its_criterion() -> None:
+    settings = Settings(**{**vars(QUICK), "budget_s": 2, "quality": True})
+    with serving() as server:
+        client = Client(server.url, "m")
+        before = probe.measure(client, settings)
+        server.behaviour.mute = True
+        after = probe.measure(client, settings, like=before)
+    asked = len(before["quality"]) + before["quality_unanswered"]
+    assert before["quality"] and after["quality"] == [] and after["quality_unanswered"] == asked
+    (row,) = [item for item in verdict(after, before)["metrics"] if item["name"] == "quality_points"]
+    assert (row["verdict"], row["decides"]) == ("inconclusive", True)
+    assert verdict(after)["verdict"] == "inconclusive"
+
+
 def test_nothing_listening_is_an_error_and_no_record() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

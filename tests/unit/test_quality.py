@@ -243,6 +243,15 @@ def test_a_file_of_own_prompts(tmp_path: Path) -> None:
         (LINE.replace("}", ', "answer": 1}'), "unknown key 'answer'"),
         (LINE.replace("exact", "exactly"), "kind 'exactly' is not one of number"),
         (LINE.replace("}", ', "endpoint": "x"}'), "endpoint 'x' is not chat or completions"),
+        (LINE.replace('"exact"', "[]"), "kind [] is not one of number"),
+        (LINE.replace('"own-1"', "1"), "id 1 is not text"),
+        (LINE.replace('"Say yes."', '""'), "prompt '' is not text"),
+        (LINE.replace("}", ', "max_tokens": "8"}'), "max_tokens '8' is not a whole number"),
+        (LINE.replace("exact", "number"), "expect 'yes' of kind number must be a number"),
+        (LINE.replace("exact", "regex").replace('"yes"', '"("'), "must be a pattern that Python knows"),
+        (LINE.replace("exact", "code"), 'must be {"function": NAME, "parameters": N}'),
+        (LINE.replace("exact", "contains").replace('"yes"', "[1]"), "must be a word or a list of words"),
+        ("[" * 100_000, "own.jsonl:1: not JSON"),
         (LINE + "\n" + LINE, "the id 'own-1' is there twice"),
     ],
 )
@@ -252,6 +261,10 @@ def test_what_is_wrong_with_own_prompts_is_named(tmp_path: Path, text: str, said
     with pytest.raises(QuestionsError) as error:
         quality.load(path)
     assert said in str(error.value)
+
+
+def test_what_the_built_in_questions_expect_can_be_graded() -> None:
+    assert not any(graders.unfit(question.kind, question.expect) for question in quality.builtin())
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

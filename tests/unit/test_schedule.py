@@ -338,6 +338,37 @@ def test_a_systemctl_that_fails_is_told(systemctl: Path, tmp_path: Path) -> None
     assert isinstance(done.exception, DeclarationError) and "no bus" in str(done.exception)
 
 
+@pytest.mark.parametrize(
+    ("inventory", "words", "said"),
+    [
+        ("prod.py", ["--limit", "nobody"], "'nobody' matches no host"),
+        ("broken.py", [], "prot"),
+        ("none.py", [], "none.py"),
+    ],
+)
+def test_no_timer_is_made_for_what_can_not_be_rolled_out(
+    systemctl: Path, tmp_path: Path, inventory: str, words: list[str], said: str
+) -> None:
+    (tmp_path / "broken.py").write_text(
+        (tmp_path / "prod.py").read_text() + "\nwrong = [('x', {'services': {'chat': {'prot': 1}}})]\n"
+    )
+    done = CliRunner().invoke(schedule, [inventory, "--install", *words], standalone_mode=False)
+    assert isinstance(done.exception, DeclarationError) and said in str(done.exception)
+    assert not systemctl.exists() and not (tmp_path / "config").exists()
+
+
+def test_further_group_data_goes_with_every_tick(project: Path) -> None:
+    (project / "more").mkdir()
+    (project / "more/all.py").write_text(ALL.replace('"port": 8000', '"prot": 8000'))
+    words = ["prod.py", "--group-data", "more"]
+    done = CliRunner().invoke(schedule, words, standalone_mode=False)
+    assert isinstance(done.exception, DeclarationError) and "prot" in str(done.exception)
+    (project / "more/all.py").write_text(ALL)
+    told = CliRunner().invoke(schedule, words, standalone_mode=False).stdout
+    assert "--group-data more" in told
+    assert ticking.command("prod.py", ["a"], ["more"])[3:8] == ["-y", "--limit", "a", "--group-data", "more"]
+
+
 @pytest.mark.parametrize("words", [["--tick", "--install"], ["--dry"]])
 def test_options_that_make_no_sense_together_are_refused(words: list[str]) -> None:
     assert CliRunner().invoke(schedule, ["prod.py", *words]).exit_code == 2

@@ -258,7 +258,9 @@ def test_no_window_is_any_time_and_an_endless_one_never_closes() -> None:
 
 def test_rare_windows_are_found_and_never_more_than_five() -> None:
     leap = state([Window("0 0 29 2 *", HOUR, "Europe/Berlin")], berlin("2026-06-01T12:00"))
-    assert [opening.year for opening in leap.next] == [2028, 2032, 2036]
+    assert [opening.year for opening in leap.next] == [2028, 2032, 2036, 2040, 2044]
+    late = state([Window("0 0 29 2 *", HOUR, "Europe/Berlin")], berlin("2088-03-01T12:00"))
+    assert [opening.year for opening in late.next] == [2092, 2096, 2104, 2108, 2112]
     assert len(state([nightly()], berlin("2026-06-01T12:00")).next) == 5
 
 

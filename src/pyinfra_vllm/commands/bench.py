@@ -6,6 +6,7 @@ Judges nothing and changes nothing on the server. The API key comes from VLLM_AP
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,12 @@ from pyinfra_vllm.errors import DeclarationError, HostError
 from pyinfra_vllm.on_host import probe
 from pyinfra_vllm.on_host.client import Client
 from pyinfra_vllm.on_host.quality import QuestionsError
+from pyinfra_vllm.on_host.record import RecordError, check_plan
 from pyinfra_vllm.second_opinion import run_vllm_bench
 
 KEY_VARIABLE = "VLLM_API_KEY"
+DEFAULT_CONCURRENCY = (1, 8)
+SHORTEST_S, LONGEST_S = 5, 86400
 Say = Callable[[str], None]
 
 
@@ -38,20 +42,81 @@ def measured(
 
     Raises DeclarationError for settings that can't be used and HostError for a server that can't be measured.
     """
+    client = _client(url, model, api_key)
+    baseline = _baseline(like) if like else None
     try:
-        client = Client(url, model, api_key=api_key)
-        baseline = read(like) if like else None
         record = probe.measure(client, settings, progress=say, like=baseline)
         while baseline and _unfinished(record):
             longer = probe.measure(client, settings, progress=say, extend=record)
             if _rounds(longer) == _rounds(record):
                 break
             record = longer
-    except (QuestionsError, ValueError) as error:
+    except QuestionsError as error:
         raise DeclarationError(str(error)) from error
     except probe.ProbeError as error:
         raise HostError(f"{url}: {error}") from error
     return record
+
+
+def _client(url: str, model: str, api_key: str | None) -> Client:
+    try:
+        return Client(url, model, api_key=api_key)
+    except ValueError as error:
+        raise DeclarationError(f"--url {error}") from error
+
+
+def _baseline(path: Path) -> dict[str, Any]:
+    try:
+        return check_plan(read(path), "record")
+    except RecordError as error:
+        raise DeclarationError(
+            f"--like {path}: {error}. Nothing was measured: give a record that `bench` wrote"
+        ) from error
+
+
+def _concurrency(record: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(int(phase["concurrency"]) for phase in record["phases"])
+
+
+def check_options(
+    out: Path, concurrency: tuple[int, ...], budget: float, like: Path | None
+) -> tuple[int, ...]:
+    """What to measure at: as asked, else like the other record, else 1 and 8.
+
+    Raises DeclarationError, before a server is asked anything, for what would waste the minutes of measuring.
+    """
+    if math.isnan(budget):
+        raise DeclarationError(f"--budget {budget}: must be seconds, from {SHORTEST_S} to {LONGEST_S}")
+    for number in concurrency:
+        if concurrency.count(number) > 1:
+            raise DeclarationError(f"--concurrency {number} is given twice: give each number once")
+    if like is not None:
+        recorded = _concurrency(_baseline(like))
+        if concurrency and set(concurrency) != set(recorded):
+            raise DeclarationError(
+                f"--concurrency {_listed(concurrency)}: --like {like} was measured at {_listed(recorded)}; leave it out"
+            )
+        concurrency = recorded
+    _check_writable(out)
+    return concurrency or DEFAULT_CONCURRENCY
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return " and ".join(map(str, numbers))
+
+
+def _check_writable(out: Path) -> None:
+    """Open it as it will be opened, and leave nothing behind. A pipe or a terminal can only be tried once."""
+    try:
+        if out.is_file():
+            out.open("a").close()
+        elif not out.exists():
+            out.open("x").close()
+            out.unlink()
+    except OSError as error:
+        raise DeclarationError(
+            f"--out {out} can't be written: {error.strerror}. Nothing was measured"
+        ) from error
 
 
 def written(record: dict[str, Any], out: Path) -> tuple[int, dict[str, Any]]:
@@ -59,7 +124,7 @@ def written(record: dict[str, Any], out: Path) -> tuple[int, dict[str, Any]]:
     try:
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise DeclarationError(f"--out {out} can't be written: {error}") from error
+        raise DeclarationError(f"--out {out} can't be written: {error.strerror}") from error
     answered = any(request["ok"] for phase in record["phases"] for request in phase["requests"])
     return int(not answered), {
         "out": str(out),
@@ -106,10 +171,17 @@ def sentences(result: dict[str, Any]) -> list[str]:
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The record to write."
 )
 @click.option(
-    "--concurrency", multiple=True, type=click.IntRange(1), help="Requests at once; repeatable [1 and 8]."
+    "--concurrency",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Requests at once; repeatable [1 and 8, or those of --like].",
 )
 @click.option(
-    "--budget", default=120.0, show_default=True, type=click.FloatRange(5), help="Seconds for all of it."
+    "--budget",
+    default=120.0,
+    show_default=True,
+    type=click.FloatRange(SHORTEST_S, LONGEST_S),
+    help="Seconds for all of it.",
 )
 @click.option("--quality/--no-quality", default=True, help="Ask the graded questions too.")
 @click.option("--prompts", type=click.Path(dir_okay=False), help="Your own graded prompts, a JSONL file.")
@@ -167,7 +239,7 @@ def bench(
         click.echo(line, err=True)
 
     settings = probe.Settings(
-        concurrency=concurrency or (1, 8),
+        concurrency=check_options(out, concurrency, budget, like),
         budget_s=budget,
         quality=quality,
         quality_builtin=not only_own_prompts,
@@ -181,6 +253,7 @@ def bench(
     if engine == "vllm-bench":
         if tokenizer is None:
             raise DeclarationError("--engine vllm-bench needs --tokenizer, the directory of the checkpoint")
+        _client(url, model, key)  # the same URLs are refused, whichever program measures
         record = run_vllm_bench(program, url, model, tokenizer, settings.concurrency, say)
     else:
         record = measured(url, model, settings, like=like, api_key=key, say=say)

@@ -9,14 +9,16 @@ import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyinfra_vllm import fleet
+from pyinfra_vllm import fleet, hub_endpoint
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, Lock
 from pyinfra_vllm.errors import RolloutError
-from pyinfra_vllm.hub import Hub
+
+if TYPE_CHECKING:
+    from pyinfra_vllm.hub import Hub
 
 DEFAULT_INVENTORY = "inventory/prod.py"
 
@@ -108,12 +110,20 @@ def run(
     models = {(service.model, service.revision) for service in services}
     with_code = {(service.model, service.revision) for service in services if service.allow_code}
     before = Lock.load(path) if path.exists() else Lock(path=path)
-    result = relock(models, before, hub or Hub(), prune=prune, say=say, with_code=with_code)
+    result = relock(models, before, hub or _hub(), prune=prune, say=say, with_code=with_code)
     if check:
         return int(result.stale), result.as_dict()
     if result.stale or not path.exists():
         result.lock.dump()
     return 0, result.as_dict()
+
+
+def _hub() -> Hub:
+    """The Hub of HF_ENDPOINT, which an inventory may set. `huggingface_hub` dies of a damaged one while it is imported."""
+    endpoint = hub_endpoint.endpoint()
+    from pyinfra_vllm.hub import Hub
+
+    return Hub(endpoint)
 
 
 def sentences(result: dict[str, Any], *, check: bool) -> list[str]:

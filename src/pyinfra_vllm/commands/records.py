@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.errors import DeclarationError, one_line
 from pyinfra_vllm.second_opinion import converted
 
 
@@ -19,6 +19,9 @@ def read(path: Path) -> Any:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DeclarationError(f"{path} can't be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DeclarationError(f"{path} is not JSON: {error}") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, not JSON, or nested deeper than anything measured is
+        raise DeclarationError(f"{path} is not JSON: {one_line(error)}") from error
     return converted(value, str(path))

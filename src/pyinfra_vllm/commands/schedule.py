@@ -10,19 +10,20 @@ from pathlib import Path
 
 import click
 
-from ..errors import DeclarationError
+from .. import fleet
 from ..schedule.tick import tick as ticked
 from ..schedule.units import EVERY, Units, cron_line, install, units
 
 DEFAULT_INVENTORY = "inventory/prod.py"
 
 
-def own_command(inventory: str, limit: tuple[str, ...]) -> list[str]:
+def own_command(inventory: str, limit: tuple[str, ...], group_data: tuple[str, ...] = ()) -> list[str]:
     """What the timer runs: this very program, by its whole path."""
     beside = Path(sys.executable).parent / "pyinfra-vllm"
     program = [str(beside)] if beside.is_file() else [sys.executable, "-m", "pyinfra_vllm.cli"]
     limits = [word for host in limit for word in ("--limit", host)]
-    return [*program, "schedule", inventory, "--tick", *limits]
+    beyond = [word for path in group_data for word in ("--group-data", path)]
+    return [*program, "schedule", inventory, "--tick", *limits, *beyond]
 
 
 def account() -> str | None:
@@ -44,6 +45,7 @@ def account() -> str | None:
     help="File with HF_TOKEN and declared secrets, for systemd.",
 )
 @click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
+@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
 def schedule(
     inventory: str,
@@ -53,6 +55,7 @@ def schedule(
     every: int,
     environment_file: Path | None,
     limit: tuple[str, ...],
+    group_data: tuple[str, ...],
     json_wanted: bool,
 ) -> int:
     """Print the systemd timer and service for unattended rollouts, or --install them.
@@ -63,10 +66,11 @@ def schedule(
     if (tick and installing) or (dry and not tick):
         raise click.UsageError("--tick goes without --install, and --dry with --tick")
     if tick:
-        return _tick(inventory, limit, dry, json_wanted)
-    if not Path(inventory).is_file():
-        raise DeclarationError(f"There is no inventory {inventory}; nothing was written.")
-    command = own_command(inventory, limit)
+        return _tick(inventory, limit, group_data, dry, json_wanted)
+    fleet.load(
+        inventory, group_data=group_data, limit=limit, need_lock=False
+    )  # a timer of a broken one rolls nothing out
+    command = own_command(inventory, limit, group_data)
     made = units(
         inventory, command, Path.cwd(), every, account(), environment_file and environment_file.resolve()
     )
@@ -78,8 +82,17 @@ def schedule(
     return 0
 
 
-def _tick(inventory: str, limit: tuple[str, ...], dry: bool, json_wanted: bool) -> int:
-    done = ticked(inventory, limit, datetime.now(UTC), lambda line: click.echo(line, err=True), dry=dry)
+def _tick(
+    inventory: str, limit: tuple[str, ...], group_data: tuple[str, ...], dry: bool, json_wanted: bool
+) -> int:
+    done = ticked(
+        inventory,
+        limit,
+        datetime.now(UTC),
+        lambda line: click.echo(line, err=True),
+        dry=dry,
+        group_data=group_data,
+    )
     click.echo(json.dumps(done.as_dict(), indent=2) if json_wanted else done.said)
     return done.exit_code
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Answer:
     "--at", "at_text", metavar="TIME", help="ISO 8601; without offset in the window's timezone. Default: now."
 )
 @click.option("--cron", help='When it opens, like "0 2 * * *".')
-@click.option("--duration", help='How long it stays open, like "3h".')
+@click.option("--duration", help='How long it stays open, like "3h", or seconds.')
 @click.option("--timezone", help="IANA name, like Europe/Berlin.")
 @click.option(
     "--except", "exceptions", multiple=True, metavar="DATE", help="A date, DATE..DATE, or an .ics file."
@@ -104,7 +104,7 @@ def windows(
 
 def direct_window(cron: str, duration: str, timezone: str, exceptions: Sequence[str]) -> Window:
     """The window of the command line; raises DeclarationError naming the option and its value."""
-    length = _option("--duration", duration, parse_duration)
+    length = _option("--duration", duration, _length)
     _option("--timezone", timezone, _known_zone)
     closed = tuple(part for text in exceptions for part in _option("--except", text, _closed))
     try:
@@ -115,7 +115,7 @@ def direct_window(cron: str, duration: str, timezone: str, exceptions: Sequence[
 
 def direct_answer(window: Window, at_text: str | None, text: str | None) -> Answer:
     """The state of one window."""
-    needed = _option("--switch-estimate", text or DEFAULT_ESTIMATE, parse_duration)
+    needed = _option("--switch-estimate", text or DEFAULT_ESTIMATE, _length)
     source = "--switch-estimate" if text else "the default"
     return Answer(state((window,), moment(at_text, window.timezone), needed, source))
 
@@ -193,6 +193,11 @@ def _together(states: Sequence[WindowState]) -> WindowState:
 
 def _first_zone(declared: Sequence[Window]) -> str:
     return declared[0].timezone if declared else "UTC"
+
+
+def _length(text: str) -> timedelta:
+    """On a command line a number of seconds is text too."""
+    return parse_duration(int(text) if text.strip().isdecimal() else text)
 
 
 def _known_zone(name: str) -> None:

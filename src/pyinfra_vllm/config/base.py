@@ -1,4 +1,5 @@
-"""What every declared thing has in common: frozen, strict (text is no number, `True` is not 1), no unknown keys."""
+"""What every declared thing has in common: frozen, strict (text is no number, `True` is not 1), no unknown keys, no number
+without an end."""
 
 from __future__ import annotations
 
@@ -9,5 +10,10 @@ class Declaration(BaseModel):
     """A field's description says what is allowed; messages quote it."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, hide_input_in_errors=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
     )

@@ -173,6 +173,13 @@ def plain(value: object) -> object:
     return value
 
 
+def _each_once(indexes: tuple[int, ...]) -> tuple[int, ...]:
+    twice = [index for place, index in enumerate(indexes) if index in indexes[:place]]
+    if twice:
+        raise ValueError(f"names GPU {twice[0]} twice; name each once")
+    return indexes
+
+
 def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -210,4 +217,6 @@ Environment = Annotated[dict[EnvironmentName, Text], AfterValidator(_environment
 Secrets = dict[EnvironmentName, EnvironmentName]
 Flags = Annotated[dict[str, Any], AfterValidator(_flags)]
 PlainMap = Annotated[dict[str, Any], AfterValidator(plain)]
-GpuIndexes = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]
+GpuIndexes = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple), AfterValidator(_each_once)
+]

@@ -20,8 +20,12 @@ def _url(text: str) -> str:
         raise ValueError(
             'looks like a secret; put the URL under `secrets` and declare {"url_env": "ITS_VARIABLE"} here'
         )
-    parts = urlsplit(no_control(text))
-    if parts.scheme not in ("http", "https") or not parts.hostname or " " in text:
+    try:
+        parts = urlsplit(no_control(text))
+        port = parts.port
+    except ValueError as error:  # an open bracket, a port above 65535
+        raise ValueError(f"must be an http(s) URL that can be called ({error})") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or " " in text or port == 0:
         raise ValueError("must be an http(s) URL, or a command as a list of words; never a shell's text")
     return text
 

@@ -18,7 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from ..catalog import table
 from ..on_host.criteria import Criteria
+from ..on_host.quality import QuestionsError, load
 from ..window import parse_duration
 from .base import Declaration
 from .fields import (
@@ -42,6 +44,7 @@ from .fields import (
     no_control,
 )
 from .hooks import Hooks
+from .problems import ItemError, unknown
 from .windows import WindowField, as_list, check_opens
 
 API_KEY = "VLLM_API_KEY"
@@ -52,6 +55,16 @@ def _positive(duration: timedelta) -> timedelta:
     if duration <= timedelta(0):
         raise ValueError("must be more than nothing")
     return duration
+
+
+def _known_variants(variants: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
+    """Their names are known without a host; what each takes is checked where flags are resolved."""
+    known = table("variants.yaml")
+    for variant in variants:
+        for name in [variant] if isinstance(variant, str) else variant:
+            if name not in known:
+                raise ValueError(unknown(f"variant {name!r}", str(name), known))
+    return variants
 
 
 class Runtime(Declaration):
@@ -81,8 +94,8 @@ class Runtime(Declaration):
 
 _WORDS = {
     "bool": "true or false",
-    "dict[str, float]": 'a map of names to numbers, like {"c1": 30}',
-    "float": "a number",
+    "dict[str, float]": 'a map of names to finite numbers, like {"c1": 30}',
+    "float": "a finite number",
     "int": "a whole number",
     "str": "text",
     "tuple[int, ...]": "a list of whole numbers",
@@ -128,7 +141,12 @@ class _Gate(Declaration):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        self.criteria()
+        criteria = self.criteria()
+        if criteria.quality_prompts is not None:  # read here and now: a wave must not stumble over it
+            try:
+                load(criteria.quality_prompts)
+            except QuestionsError as error:
+                raise ItemError("quality_prompts", str(error)) from error
         return self
 
 
@@ -160,7 +178,9 @@ class Service(Declaration):
     max_model_len: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="a number of tokens, at least 1"
     )
-    variants: Annotated[tuple[Text | PlainMap, ...], BeforeValidator(as_tuple)] = Field(
+    variants: Annotated[
+        tuple[Text | PlainMap, ...], BeforeValidator(as_tuple), AfterValidator(_known_variants)
+    ] = Field(
         default=(), description="a list of variant names, or of maps of a variant's name to its settings"
     )
     flags: Flags = Field(
@@ -177,7 +197,9 @@ class Service(Declaration):
         default=None,
         description="text: why the checkpoint may bring Python code of its own, which the server runs",
     )
-    served_model_name: Text | None = Field(default=None, description="text; left out: the repository id")
+    served_model_name: Annotated[Text, Field(min_length=1)] | None = Field(
+        default=None, description="text that is not empty; left out: the repository id"
+    )
     user: User = Field(default="vllm", description="a system user name, not root")
     window: Annotated[tuple[WindowField, ...], BeforeValidator(as_list), AfterValidator(check_opens)] = Field(
         default=(), description="a window or a list of windows; an empty list: any time"

@@ -14,6 +14,7 @@ from .gate import incomparable
 from .record import RecordError, check, check_pair
 from .relative import compare
 from .stats import T99, t_value
+from .values import amount, count, mapping, required, shown, word
 
 SCHEMA = "pyinfra-vllm/noise/1"
 LEAST_RUNS = 3
@@ -59,6 +60,27 @@ def _spread(number: int, records: list[Record], factor: float) -> dict[str, floa
         for metric, values in logs.items()
         if len(values) == len(records)
     }
+
+
+def checked(noise: Any, name: str) -> dict[str, Any]:
+    """The noise itself, once it is shown to be what `calibration` makes. Raises RecordError naming the place in it.
+
+    + name: how messages call it
+    """
+    mapping()(noise, name)
+    if required(noise, "schema", name) != SCHEMA:
+        raise RecordError(
+            f"{name}.schema is {shown(noise['schema'])}, not {SCHEMA!r}: give what `pyinfra-vllm calibrate` wrote"
+        )
+    count(required(noise, "runs", name), f"{name}.runs")
+    mapping()(required(noise, "phases", name), f"{name}.phases")
+    for phase, metrics in noise["phases"].items():
+        word(phase, f"a name in {name}.phases")
+        mapping()(metrics, f"{name}.phases.{phase}")
+        for metric, share in metrics.items():
+            word(metric, f"a name in {name}.phases.{phase}")
+            amount(share, f"{name}.phases.{phase}.{metric}")
+    return dict(noise)
 
 
 def spoken(noise: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from .stream import (
     ClientError,
@@ -64,17 +64,17 @@ class Client:
     + model: the name that the server serves it under
     + api_key: sent as a bearer token; never part of a message
     + timeout_s: limit of one request, from connecting to its last byte
+
+    Raises ValueError for what is not the URL of a server.
     """
 
     def __init__(
         self, url: str, model: str, api_key: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> None:
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is not the URL of a server: give http://HOST:PORT")
+        parts, port = _parts(url)
         self.secure = parts.scheme == "https"
-        self.host = parts.hostname
-        self.port = parts.port or (443 if self.secure else 80)
+        self.host = str(parts.hostname)
+        self.port = port or (443 if self.secure else 80)
         path = parts.path.rstrip("/")
         self.base = path[: -len("/v1")] if path.endswith("/v1") else path
         self.model = model
@@ -281,6 +281,18 @@ class Client:
         if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key}"
         return headers
+
+
+def _parts(url: str) -> tuple[SplitResult, int | None]:
+    """The URL taken apart, with its port. Raises ValueError naming it."""
+    try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        port = parts.port
+    except ValueError as error:  # an open bracket, a port that is none
+        raise ValueError(f"{url!r} is not the URL of a server ({error}): give http://HOST:PORT") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError(f"{url!r} is not the URL of a server: give http://HOST:PORT")
+    return parts, port
 
 
 def _refused_extension(message: str, extensions: set[str]) -> str:

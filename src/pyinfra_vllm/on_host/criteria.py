@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -18,6 +19,18 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # A share of the measured value: 0.05 means 5 %.
 SHARES = ("throughput_margin", "tpot_margin", "ttft_margin", "likelihood_margin", "max_error_rate")
+LONGEST_S = 7 * 86400  # a service is measured and watched for so long at most
+# The least and the most of what is neither a share nor a limit of a phase, and how to say it.
+RANGES: dict[str, tuple[float, float, str]] = {
+    "budget_s": (5, LONGEST_S, f"at least 5 seconds, at most {LONGEST_S}"),
+    "max_gpu_memory_mib": (1, math.inf, "a whole number of at least 1"),
+    "quality_drop_points": (0, 100, "percentage points from 0 to 100"),
+    "soak_s": (0, LONGEST_S, f"seconds from 0 to {LONGEST_S}"),
+    "soak_stall_s": (1, LONGEST_S, f"seconds from 1 to {LONGEST_S}"),
+    "soak_max_errors": (0, math.inf, "a whole number of at least 0"),
+    "soak_max_preemptions_per_minute": (0, math.inf, "a number of at least 0"),
+    "soak_throughput_drop": (0, 1, "a share from 0 to 1"),
+}
 
 
 class CriteriaError(ValueError):
@@ -70,23 +83,14 @@ class Criteria:
                 raise CriteriaError(
                     _refusal(name, getattr(self, name), "a share from 0 up to 1 (0.05 is 5 %)")
                 )
-        if not 0 <= self.soak_throughput_drop <= 1:
-            raise CriteriaError(
-                _refusal("soak_throughput_drop", self.soak_throughput_drop, "a share from 0 to 1")
-            )
-        if not 0 <= self.quality_drop_points <= 100:
-            raise CriteriaError(
-                _refusal("quality_drop_points", self.quality_drop_points, "percentage points from 0 to 100")
-            )
-        if self.budget_s < 5:
-            raise CriteriaError(_refusal("budget_s", self.budget_s, "at least 5 seconds"))
+        for name, (least, most, allowed_words) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and least <= value <= most):
+                raise CriteriaError(_refusal(name, value, allowed_words))
         for name in ("min_tokens_per_s", "max_ttft_s"):
             self._check_phases(name, getattr(self, name))
         for name in ("min_evaluation", "max_evaluation_drop"):
-            for score, limit in getattr(self, name).items():
-                if "/" not in score:
-                    wanted = "a task and a metric of lm-eval, such as ifeval/prompt_level_strict_acc"
-                    raise CriteriaError(_refusal(f"{name}.{score}", limit, wanted))
+            self._check_scores(name, getattr(self, name))
 
     def _check_phases(self, name: str, limits: dict[str, float]) -> None:
         measured = tuple(f"c{item}" for item in self.concurrency)
@@ -95,8 +99,16 @@ class Criteria:
                 raise CriteriaError(
                     _refusal(f"{name}.{phase}", limit, f"one of the phases {', '.join(measured)}")
                 )
-            if not limit > 0:
+            if not (_is_number(limit) and limit > 0):
                 raise CriteriaError(_refusal(f"{name}.{phase}", limit, "a number above 0"))
+
+    def _check_scores(self, name: str, limits: dict[str, float]) -> None:
+        for score, limit in limits.items():
+            if "/" not in score:
+                wanted = "a task and a metric of lm-eval, such as ifeval/prompt_level_strict_acc"
+                raise CriteriaError(_refusal(f"{name}.{score}", limit, wanted))
+            if not _is_number(limit):
+                raise CriteriaError(_refusal(f"{name}.{score}", limit, "a number"))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Criteria:
@@ -121,7 +133,10 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite number: also one that a float can hold, which a whole number need not be."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 # What a parsed value of each declared type may be, and how to say it.
@@ -132,7 +147,10 @@ _TYPES = {
     "str": (lambda value: isinstance(value, str), "text"),
     "tuple[int, ...]": (lambda value: isinstance(value, (list, tuple)), "a list of whole numbers"),
     "dict[str, float]": (
-        lambda value: isinstance(value, dict) and all(_is_number(item) for item in value.values()),
+        lambda value: (
+            isinstance(value, dict)
+            and all(isinstance(name, str) and _is_number(item) for name, item in value.items())
+        ),
         "a mapping of names to numbers, such as {c1: 50}",
     ),
     "float | None": (lambda value: value is None or _is_number(value), "a number, or null"),

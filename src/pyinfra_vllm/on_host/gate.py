@@ -68,6 +68,7 @@ def judge(
         metrics += _relative_rows(before, after, criteria, noise, doubts)
         reasons.append(_calibration_line(noise, [phase["name"] for phase in before["phases"]]))
     metrics += ladder.rows(before, after, criteria)
+    reasons += ladder.notes(before, after, criteria)
     metrics += evaluations.rows(before, after, criteria)
     return _conclude(metrics, reasons, doubts)
 

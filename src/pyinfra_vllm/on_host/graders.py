@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -94,6 +95,46 @@ GRADERS: dict[str, Callable[[str, Any], bool]] = {
     "json": json_equal,
     "code": code,
 }
+
+
+def unfit(kind: str, expect: Any) -> str:
+    """Why an answer can't be compared with what is expected; empty where it can. A grader itself takes what is fit."""
+    if kind == "number" and not _is_number(expect):
+        return 'must be a number, such as 42 or "42"'
+    if kind == "contains" and not _are_words(expect):
+        return "must be a word or a list of words"
+    if kind in ("exact", "regex") and not isinstance(expect, str):
+        return "must be text"
+    if kind == "regex":
+        try:
+            re.compile(expect)
+        except re.error as error:
+            return f"must be a pattern that Python knows ({error})"
+    if kind == "code" and not _is_function(expect):
+        return 'must be {"function": NAME, "parameters": N}'
+    return ""
+
+
+def _is_number(expect: Any) -> bool:
+    try:
+        return not isinstance(expect, bool) and math.isfinite(float(expect))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _are_words(expect: Any) -> bool:
+    options = [expect] if isinstance(expect, str) else expect
+    return (
+        isinstance(options, list) and bool(options) and all(isinstance(one, str) and one for one in options)
+    )
+
+
+def _is_function(expect: Any) -> bool:
+    return (
+        isinstance(expect, dict)
+        and isinstance(expect.get("function"), str)
+        and isinstance(expect.get("parameters"), int)
+    )
 
 
 def insane(text: str) -> str:

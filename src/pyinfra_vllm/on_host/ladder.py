@@ -11,29 +11,60 @@ from .stats import chance
 
 SIGNIFICANT = 0.05
 SANE_SHARE = 0.5  # a broken quantization makes nearly all answers insane; a weak model at most a few
+SHARED = 0.9  # of the questions that were answered before: with fewer of them answered after, too much was not seen
+RAISE = "raise budget_s where the questions need more time"
 Record = dict[str, Any]
 Row = dict[str, Any]
 
 
 def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
-    """The rungs that were measured; none where quality is off or nothing was asked."""
+    """The rungs that were measured, and those that should have been; none where quality is off or nothing was asked."""
     if not criteria.quality:
         return []
     found = []
-    limit = criteria.quality_drop_points
     sane, passed = _answers_of(after, "sane"), _answers_of(after, "passed")
+    early = _answers_of(before or {}, "passed")
     if sane:
         found.append(_sanity(sane))
-    if passed and before is not None and _answers_of(before, "passed"):
-        found.append(_answers(_answers_of(before, "passed"), passed, limit))
+    elif before is None and not passed and _unanswered(after):
+        found.append(_silent(_unanswered(after)))
+    if early:
+        found.append(_answers(early, passed, criteria.quality_drop_points))
     if before is not None and before.get("likelihood"):
         found.append(_likelihood(before["likelihood"], after.get("likelihood"), criteria.likelihood_margin))
     return found
 
 
+def notes(before: Record | None, after: Record, criteria: Criteria) -> list[str]:
+    """What quality was not judged by, and why: never a criterion, always a reason."""
+    if not criteria.quality or before is None:
+        return []
+    early, unanswered = _answers_of(before, "passed"), _unanswered(before)
+    if early and unanswered:
+        return [
+            f"{unanswered} of {len(early) + unanswered} questions were not answered in time before: {RAISE}"
+        ]
+    if not early and (unanswered or _answers_of(after, "passed") or _unanswered(after)):
+        return [
+            f"no question was answered before, so no answer can be lost: quality was not compared ({RAISE})"
+        ]
+    return []
+
+
 def _answers_of(record: Record, key: str) -> dict[str, bool]:
     """Prompt -> whether its answer is sane or right. An older record without the key has none."""
     return {item["prompt"]: item[key] for item in record.get("quality") or [] if key in item}
+
+
+def _unanswered(record: Record) -> int:
+    """How many questions were not answered in time. An older record, or another program's, does not count them."""
+    return int(record.get("quality_unanswered", 0))
+
+
+def _silent(unanswered: int) -> Row:
+    """A model that answers prompts of any kind and no question may hang on them."""
+    note = f"none of {unanswered} questions was answered in time: {RAISE}"
+    return row("sane_share", None, None, None, SANE_SHARE, INCONCLUSIVE, note)
 
 
 def _sanity(sane: dict[str, bool]) -> Row:
@@ -64,11 +95,14 @@ def _likelihood(before: list[dict[str, Any]], after: list[dict[str, Any]] | None
 
 
 def _answers(before: dict[str, bool], after: dict[str, bool], limit: float) -> Row:
-    """McNemar in pairs: only answers that changed sides say anything."""
+    """McNemar in pairs: only answers that changed sides say anything, and only of questions that both sides answered."""
     common = sorted(set(before) & set(after))
+    if not common:
+        note = f"none of the {len(before)} questions that were answered before was answered after: {RAISE}"
+        return row("quality_points", None, None, None, -limit, INCONCLUSIVE, note)
     lost = sum(1 for prompt in common if before[prompt] and not after[prompt])
     gained = sum(1 for prompt in common if after[prompt] and not before[prompt])
-    total = max(1, len(common))
+    total = len(common)
     then = 100 * sum(before[prompt] for prompt in common) / total
     now = 100 * sum(after[prompt] for prompt in common) / total
     probability = chance(lost, gained)
@@ -79,4 +113,7 @@ def _answers(before: dict[str, bool], after: dict[str, bool], limit: float) -> R
         note += f"; allowed is a drop of {limit:g} points, and chance alone would do this with p = {probability:.3g}"
     elif then == now == 0:
         note = "no answer was right before, so there was nothing to lose: these prompts say nothing about this model"
+    if verdict == PASS and total < SHARED * len(before):
+        verdict = INCONCLUSIVE
+        note = f"only {total} of the {len(before)} questions that were answered before were answered after: {RAISE}"
     return row("quality_points", None, round(then, 2), round(now, 2), -limit, verdict, note)

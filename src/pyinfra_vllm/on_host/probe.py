@@ -262,6 +262,7 @@ class _Run:
         record["quality"] = quality.ask_all(
             self.client, questions, self.end, self.settings.keep_answers, self.say
         )
+        record["quality_unanswered"] = len(questions) - len(record["quality"])
 
     # Rounds
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .client import CHAT, COMPLETIONS, Client, ClientError, HttpError
-from .graders import GRADERS, answer_of, insane
+from .graders import GRADERS, answer_of, insane, unfit
 
 ANSWER_TOKENS = 128
 THINKING_TOKENS = 2048  # room for a model whose thinking can't be switched off
@@ -70,8 +70,8 @@ def load(path: str | Path) -> list[Question]:
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuestionsError(f"the prompts of quality_prompts can't be read: {error}") from error
+    except (OSError, ValueError) as error:  # not there, not UTF-8, no name that a file can have
+        raise QuestionsError(f"the prompts in {path} can't be read: {error}") from error
     found = [_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise QuestionsError(f"{path} holds no prompts")
@@ -85,7 +85,7 @@ def load(path: str | Path) -> list[Question]:
 def _question(line: str, where: str) -> Question:
     try:
         item = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise QuestionsError(f"{where}: not JSON ({error})") from error
     if not isinstance(item, dict):
         raise QuestionsError(f"{where}: not an object with the keys {', '.join(KEYS[:4])}")
@@ -94,10 +94,18 @@ def _question(line: str, where: str) -> Question:
     if missing or unknown:
         problem = f"the key {missing[0]!r} is missing" if missing else f"unknown key {unknown[0]!r}"
         raise QuestionsError(f"{where}: {problem}; known keys are {', '.join(KEYS)}")
-    if item["kind"] not in GRADERS:
+    if not isinstance(item["kind"], str) or item["kind"] not in GRADERS:
         raise QuestionsError(f"{where}: kind {item['kind']!r} is not one of {', '.join(GRADERS)}")
     if item.get("endpoint", "chat") not in ("chat", "completions"):
         raise QuestionsError(f"{where}: endpoint {item['endpoint']!r} is not chat or completions")
+    for key in ("id", "prompt"):
+        if not isinstance(item[key], str) or not item[key]:
+            raise QuestionsError(f"{where}: {key} {item[key]!r} is not text")
+    tokens = item.get("max_tokens", ANSWER_TOKENS)
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise QuestionsError(f"{where}: max_tokens {tokens!r} is not a whole number of at least 1")
+    if why := unfit(item["kind"], item["expect"]):
+        raise QuestionsError(f"{where}: expect {item['expect']!r} of kind {item['kind']} {why}")
     return Question(**item)
 
 
@@ -108,7 +116,10 @@ def ask_all(
     keep_answers: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Ask as many as the deadline (time.perf_counter) allows, in their order; one graded entry for each answer."""
+    """Ask as many as the deadline (time.perf_counter) allows, in their order; one graded entry for each answer.
+
+    What has no entry was not answered in time, whether it was asked or not: whoever keeps the entries counts those too.
+    """
     crew = _Crew(client, questions, deadline, keep_answers)
     workers = [threading.Thread(target=crew.work, daemon=True) for _ in range(min(WORKERS, len(questions)))]
     for worker in workers:
@@ -120,7 +131,7 @@ def ask_all(
     graded = sorted(crew.graded, key=lambda item: str(item["prompt"]))
     right = sum(1 for item in graded if item["passed"])
     late = len(questions) - len(graded)
-    say(f"quality: {right} of {len(graded)} right" + (f", {late} not asked in time" if late else ""))
+    say(f"quality: {right} of {len(graded)} right" + (f", {late} not answered in time" if late else ""))
     return graded
 
 

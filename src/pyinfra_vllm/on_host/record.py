@@ -1,15 +1,34 @@
-"""Reads a benchmark record strictly: what is missing or impossible is named, whatever else is there is ignored."""
+"""Reads a benchmark record strictly: what is missing or impossible is named, keys that nobody knows are ignored."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from .plan import phase_name
+from .values import (
+    LEAST_S,
+    Check,
+    RecordError,
+    amount,
+    at_least_one,
+    count,
+    counts,
+    flag,
+    list_of,
+    mapping,
+    number_at,
+    optional,
+    or_null,
+    required,
+    share,
+    shown,
+    text,
+    word,
+)
+
+__all__ = ["SCHEMA", "RecordError", "check", "check_pair", "check_plan"]
+
 SCHEMA = "pyinfra-vllm/bench/1"
-
-
-class RecordError(ValueError):
-    """A record that can't be judged: the message names the record, the place and what is wrong with it."""
 
 
 def check(record: Any, name: str) -> dict[str, Any]:
@@ -21,10 +40,11 @@ def check(record: Any, name: str) -> dict[str, Any]:
     """
     if not isinstance(record, dict):
         raise RecordError(f"{name}: not a benchmark record but {type(record).__name__}")
-    if _get(record, "schema", name) != SCHEMA:
-        raise RecordError(f"{name}.schema is {record['schema']!r}: this program reads {SCHEMA!r}")
-    _get(record, "model", name)
-    phases = _get(record, "phases", name)
+    if required(record, "schema", name) != SCHEMA:
+        raise RecordError(f"{name}.schema is {shown(record['schema'])}: this program reads {SCHEMA!r}")
+    text(required(record, "model", name), f"{name}.model")
+    optional(record, name, RECORD)
+    phases = required(record, "phases", name)
     if not isinstance(phases, list) or not phases:
         raise RecordError(f"{name}.phases is empty: nothing was measured")
     seen = set()
@@ -41,16 +61,16 @@ def check(record: Any, name: str) -> dict[str, Any]:
 def _check_phase(phase: Any, where: str) -> None:
     if not isinstance(phase, dict):
         raise RecordError(f"{where} is not a mapping")
-    name = _get(phase, "name", where)
-    if not isinstance(name, str):
-        raise RecordError(f"{where}.name must be text, not {name!r}")
+    name = required(phase, "name", where)
+    word(name, f"{where}.name")
     where = f"{where} ({name})"
-    concurrency = _number(phase, "concurrency", where)
+    concurrency = number_at(phase, "concurrency", where)
     if concurrency < 1:
         raise RecordError(f"{where}.concurrency is {concurrency:g}: at least 1 is needed")
-    if _number(phase, "duration_s", where) <= 0:
+    if number_at(phase, "duration_s", where) < LEAST_S:
         raise RecordError(f"{where}.duration_s is {phase['duration_s']}: a phase takes time")
-    requests = _get(phase, "requests", where)
+    optional(phase, where, PHASE)
+    requests = required(phase, "requests", where)
     if not isinstance(requests, list) or not requests:
         raise RecordError(f"{where}.requests is empty: nothing was measured in this phase")
     for number, request in enumerate(requests):
@@ -60,20 +80,19 @@ def _check_phase(phase: Any, where: str) -> None:
 def _check_request(request: Any, where: str) -> None:
     if not isinstance(request, dict):
         raise RecordError(f"{where} is not a mapping")
-    if not isinstance(_get(request, "prompt", where), str):
-        raise RecordError(f"{where}.prompt must be text, not {request['prompt']!r}")
-    if not isinstance(_get(request, "ok", where), bool):
-        raise RecordError(f"{where}.ok must be true or false, not {request['ok']!r}")
+    text(required(request, "prompt", where), f"{where}.prompt")
+    flag(required(request, "ok", where), f"{where}.ok")
+    optional(request, where, REQUEST)
     if not request["ok"]:
         return
-    ttft, e2e = _number(request, "ttft_s", where), _number(request, "e2e_s", where)
-    if ttft <= 0:
+    ttft, e2e = number_at(request, "ttft_s", where), number_at(request, "e2e_s", where)
+    if ttft < LEAST_S:
         raise RecordError(f"{where}.ttft_s is {ttft:g}: a first token takes time")
     if e2e < ttft:
         raise RecordError(f"{where}.e2e_s is {e2e:g}, less than its ttft_s of {ttft:g}")
-    if _number(request, "input_tokens", where) < 0:
+    if number_at(request, "input_tokens", where) < 0:
         raise RecordError(f"{where}.input_tokens is {request['input_tokens']}")
-    if _number(request, "output_tokens", where) < 1:
+    if number_at(request, "output_tokens", where) < 1:
         raise RecordError(
             f"{where}.output_tokens is {request['output_tokens']}: an answer with zero tokens is not ok"
         )
@@ -86,20 +105,30 @@ def _check_quality(quality: Any, where: str) -> None:
         place = f"{where}[{number}]"
         if not isinstance(item, dict):
             raise RecordError(f"{place} is not a mapping")
-        if not isinstance(_get(item, "prompt", place), str):
-            raise RecordError(f"{place}.prompt must be text, not {item['prompt']!r}")
-        if not isinstance(_get(item, "passed", place), bool):
-            raise RecordError(f"{place}.passed must be true or false, not {item['passed']!r}")
+        text(required(item, "prompt", place), f"{place}.prompt")
+        flag(required(item, "passed", place), f"{place}.passed")
+        optional(item, place, QUESTION)
 
 
 def _check_evaluations(evaluations: Any, where: str) -> None:
     if not isinstance(evaluations, dict):
         raise RecordError(f"{where} is not a mapping")
     for name, score in evaluations.items():
+        word(name, f"a name in {where}")
         if not isinstance(score, dict):
             raise RecordError(f"{where}.{name} is not a mapping")
         for key in ("value", *(key for key in ("stderr",) if key in score)):
-            _number(score, key, f"{where}.{name}")
+            number_at(score, key, f"{where}.{name}")
+
+
+def check_plan(record: Any, name: str) -> dict[str, Any]:
+    """The record itself, once it is shown to be one that another can be measured like. Raises RecordError."""
+    check(record, name)
+    plan = required(record, "plan", name)
+    mapping(PLAN, needed=tuple(PLAN))(plan, f"{name}.plan")
+    for phase in record["phases"]:
+        required(plan["requests"], phase_name(phase["concurrency"]), f"{name}.plan.requests")
+    return dict(record)
 
 
 def check_pair(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -161,16 +190,40 @@ def _listed(names: list[str]) -> str:
     )
 
 
-def _get(value: dict[str, Any], key: str, where: str) -> Any:
-    if key not in value:
-        raise RecordError(f"{where}.{key} is missing")
-    return value[key]
+def _round(value: Any, where: str) -> None:
+    """A whole round with tokens is divided by its time."""
+    known: dict[str, Check] = {
+        "round": count,
+        "duration_s": amount,
+        "output_tokens": amount,
+        "complete": flag,
+    }
+    mapping(known, needed=tuple(known))(value, where)
+    if value["complete"] and value["output_tokens"] and value["duration_s"] < LEAST_S:
+        raise RecordError(f"{where}.duration_s is {value['duration_s']}: a round takes time")
 
 
-def _number(value: dict[str, Any], key: str, where: str) -> float:
-    found = _get(value, key, where)
-    if isinstance(found, bool) or not isinstance(found, (int, float)):
-        raise RecordError(f"{where}.{key} must be a number, not {found!r}")
-    if not math.isfinite(found):
-        raise RecordError(f"{where}.{key} is {found}: not a number one can compare")
-    return float(found)
+# The optional keys that somebody reads: the gate, the calibration, `bench --like`, the report.
+
+FAILURE: dict[str, Check] = {"kind": text, "error": text}
+REQUEST: dict[str, Check] = {"round": count, **FAILURE}
+QUESTION: dict[str, Check] = {"sane": flag, "error": text, "error_kind": text}
+PHASE: dict[str, Check] = {"rounds": list_of(_round), "cut": flag}
+PLAN: dict[str, Check] = {
+    "words": counts,
+    "output_tokens": at_least_one,
+    "rounds": at_least_one,
+    "requests": counts,
+}
+RECORD: dict[str, Check] = {
+    "server": mapping(),
+    "plan": mapping(PLAN),
+    "warm_up": mapping({"requests": count, "errors": list_of(mapping(FAILURE))}),
+    "client": mapping({"late_mean_s": amount}),
+    "traffic": mapping({"other_share": share}),
+    "likelihood": or_null(
+        list_of(mapping({"text": text, "bits_per_byte": amount}, needed=("text", "bits_per_byte")))
+    ),
+    "quality_unanswered": count,
+    "spent_s": amount,
+}

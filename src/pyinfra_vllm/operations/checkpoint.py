@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Generator
 from typing import Any
 
@@ -16,7 +15,7 @@ from pyinfra_vllm.checkpoint import Checkpoint, File
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.checkpoint import Checkpoints
-from pyinfra_vllm.hub import DEFAULT_ENDPOINT
+from pyinfra_vllm.hub_endpoint import endpoint
 from pyinfra_vllm.operations._planning import runtime_path
 from pyinfra_vllm.operations._unit import Unit, in_units
 
@@ -66,11 +65,6 @@ def _preview(checkpoint: Checkpoint, here: dict[str, Any] | None, partial: dict[
     return (
         f"would download {in_units(left)} of {in_units(checkpoint.total_bytes)} of {name} from {endpoint()}"
     )
-
-
-def endpoint() -> str:
-    """The Hub that hosts download from: HF_ENDPOINT of the control machine."""
-    return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
 
 
 def key(directory: str) -> str:

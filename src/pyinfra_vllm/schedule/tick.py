@@ -48,7 +48,13 @@ class Tick:
 
 
 def tick(
-    inventory: str, limit: Sequence[str], at: datetime, say: Say, run: Run | None = None, dry: bool = False
+    inventory: str,
+    limit: Sequence[str],
+    at: datetime,
+    say: Say,
+    run: Run | None = None,
+    dry: bool = False,
+    group_data: Sequence[str] = (),
 ) -> Tick:
     """Roll out what is due at `at`, alone. Raises DeclarationError or LockError before any host is contacted.
 
@@ -58,7 +64,7 @@ def tick(
     with alone(inventory) as first:
         if not first:
             return Tick(0, "another run for this inventory has not ended; nothing to do")
-        found = _decision(inventory, limit, at)
+        found = _decision(inventory, limit, at, group_data)
         if isinstance(found, Tick):
             return found
         for finding in found.findings:
@@ -66,7 +72,7 @@ def tick(
                 say(f"{finding.host} {finding.service}: {finding.kind}: {finding.why}")
         if not found.hosts:
             return Tick(found.exit_code, found.stopped or "nothing is due", found)
-        words = command(inventory, found.hosts)
+        words = command(inventory, found.hosts, group_data)
         if dry:
             return Tick(found.exit_code, f"due: {', '.join(found.hosts)}", found, tuple(words))
         say(f"due: {', '.join(found.hosts)}")
@@ -74,11 +80,12 @@ def tick(
         return Tick(code or found.exit_code, f"pyinfra ended with {code}", found, tuple(words))
 
 
-def command(inventory: str, hosts: Sequence[str]) -> list[str]:
+def command(inventory: str, hosts: Sequence[str], group_data: Sequence[str] = ()) -> list[str]:
     """The rollout of those hosts, as a person would type it."""
     limits = [word for host in hosts for word in ("--limit", host)]
     data = ["--data", f"operator={OPERATOR}@{os.uname().nodename}", "--data", "reason=its window is open"]
-    return [_program("pyinfra"), inventory, DEPLOY, "-y", *limits, *data]
+    beyond = [word for path in group_data for word in ("--group-data", path)]
+    return [_program("pyinfra"), inventory, DEPLOY, "-y", *limits, *beyond, *data]
 
 
 @contextmanager
@@ -95,14 +102,16 @@ def alone(inventory: str) -> Iterator[bool]:
             yield True
 
 
-def _decision(inventory: str, limit: Sequence[str], at: datetime) -> Decision | Tick:
-    loaded = fleet.load(inventory, limit=limit)
+def _decision(
+    inventory: str, limit: Sequence[str], at: datetime, group_data: Sequence[str]
+) -> Decision | Tick:
+    loaded = fleet.load(inventory, group_data=group_data, limit=limit)
     found = openings(loaded, at)
     if not any(opening.open for opening in found):
         coming = next_opening(found)
         following = f"the next opens at {coming.isoformat()}" if coming else "none opens again"
         return Tick(0, f"every window is closed; {following}")
-    with Hosts(inventory, loaded.selected) as hosts:
+    with Hosts(inventory, loaded.selected, group_data) as hosts:
         answers = hosts.ask(looking.at_status(loaded))
     return decide(found, answers, loaded.rollout.max_failures)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from . import control, deciding, serving, session
 from .machine import Host
@@ -24,15 +25,23 @@ class Chapter:
     exit_code: int
     serves: str  # the model that answers afterwards
     restarts: bool  # whether the server may have been restarted
+    verdict: str | None  # of the switch that ends it; None where there must be no switch
 
 
 CHAPTERS = (
-    Chapter("Release A on an empty host", "a", 0, "lab/good-a", True),
-    Chapter("Release B, another checkpoint: measured, switched in and kept", "b", 0, "lab/good-b", True),
+    Chapter("Release A on an empty host", "a", 0, "lab/good-a", True, "pass"),
     Chapter(
-        "Release C, a flag that throttles it: found slower and rolled back", "slow", 1, "lab/good-b", True
+        "Release B, another checkpoint: measured, switched in and kept", "b", 0, "lab/good-b", True, "pass"
     ),
-    Chapter("Release B declared again: nothing to do", "b", 0, "lab/good-b", False),
+    Chapter(
+        "Release C, a flag that throttles it: found slower and rolled back",
+        "slow",
+        1,
+        "lab/good-b",
+        True,
+        "fail",
+    ),
+    Chapter("Release B declared again: nothing to do", "b", 0, "lab/good-b", False, None),
 )
 
 
@@ -59,10 +68,11 @@ def _play(chapter: Chapter, host: Host) -> None:
     _headline(chapter.title)
     command = ["pyinfra", control.INVENTORY, "deploy.py", "-y"]
     print(f"$ PYINFRA_VLLM_LAB_RELEASE={chapter.release} {shlex.join(command)}\n", flush=True)
-    pid_before = main_pid(host)
+    pid_before, switch_before = main_pid(host), deciding.last(host).get("tx")
     code = deciding.until_decided(lambda: _run(command, chapter), host)
     if code != chapter.exit_code:
         raise LabError(f"{chapter.title}: exit code {code} instead of {chapter.exit_code}")
+    _must_be_decided(chapter, deciding.last(host), switch_before)
     _must_serve(chapter, host)
     if not chapter.restarts and main_pid(host) != pid_before:
         raise LabError(f"{chapter.title}: the server was restarted, and nothing had changed")
@@ -77,6 +87,14 @@ def _run(command: list[str], chapter: Chapter) -> int:
 
 def _declares(chapter: Chapter) -> dict[str, str]:
     return {"PYINFRA_VLLM_LAB_RELEASE": chapter.release}
+
+
+def _must_be_decided(chapter: Chapter, ended: dict[str, Any], switch_before: str | None) -> None:
+    """An exit code tells no verdict: a release whose verdict stays open is rolled back like one found worse."""
+    verdict = ended.get("verdict") if ended.get("tx") != switch_before else None
+    if verdict != chapter.verdict:
+        reason = ended.get("reason")
+        raise LabError(f"{chapter.title}: the verdict is {verdict} instead of {chapter.verdict}: {reason}")
 
 
 def _must_serve(chapter: Chapter, host: Host) -> None:

@@ -9,7 +9,7 @@ from pyinfra.api import Host
 from pyinfra_vllm import tuning
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
-from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.errors import HostError, RolloutError
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Service as ServiceFact
@@ -23,25 +23,45 @@ def runtime_path(root: str, service: Service) -> str:
 
 
 def plan(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> Wanted:
-    """What must run, and what runs. Raises HostError with everything that stops this service on this host."""
+    """What must run, and what runs. Raises HostError, and nothing else, for whatever stops this service on this host."""
     version, flags = _runtime(host, root, service)
     gpus = host.get_fact(Gpus) or []
+    try:
+        resolution = _resolved(service, checkpoint, gpus, version, flags)
+        used = [row for row in gpus if service.gpus is None or row["index"] in service.gpus]
+        release = _release(root, service, checkpoint, resolution, version, len(used))
+    except HostError:
+        raise
+    except RolloutError as error:
+        raise HostError(_refusal(service, [str(error)])) from error
+    except Exception as error:  # a fact or a config.json that nobody thought of: the other hosts go on
+        unexpected = f"no release can be worked out ({type(error).__name__}: {error})"
+        raise HostError(_refusal(service, [unexpected])) from error
+    return Wanted(
+        host=host.name,
+        root=root,
+        service=service,
+        release=release,
+        observed=host.get_fact(ServiceFact, root=root, service=service.name),
+        gpu=used[0]["name"] if used else "cpu",
+        warnings=(*resolution.warnings, *_code(service)),
+    )
+
+
+def _resolved(
+    service: Service,
+    checkpoint: Checkpoint,
+    gpus: list[dict[str, Any]],
+    version: str,
+    flags: frozenset[str] | None,
+) -> tuning.Resolution:
     problems = tuning.preflight(gpus, service, version)
     if problems:
         raise HostError(_refusal(service, problems))
     resolution = tuning.for_service(service, checkpoint, gpus, version, flags)
     if resolution.errors:
         raise HostError(_refusal(service, list(resolution.errors)))
-    used = [row for row in gpus if service.gpus is None or row["index"] in service.gpus]
-    return Wanted(
-        host=host.name,
-        root=root,
-        service=service,
-        release=_release(root, service, checkpoint, resolution, version, len(used)),
-        observed=host.get_fact(ServiceFact, root=root, service=service.name),
-        gpu=used[0]["name"] if used else "cpu",
-        warnings=(*resolution.warnings, *_code(service)),
-    )
+    return resolution
 
 
 def _code(service: Service) -> list[str]:

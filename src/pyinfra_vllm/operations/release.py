@@ -75,7 +75,7 @@ def stage(state: State, host: Host, root: str, release: Release, secrets: str | 
             remote.write(f"{release.directory}/secrets.env", secrets)
         remote.write(payload, json.dumps(content))
         remote.run("python3", f"{root}/bin/on-host.pyz", "--root", root, "stage", release.service, payload)
-    except HostError as error:
+    except (HostError, OSError, EOFError) as error:
         logger.error(f"{host.print_prefix}release {release.id} of {release.service} was not staged: {error}")
         return False
     return True

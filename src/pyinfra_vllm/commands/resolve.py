@@ -100,12 +100,12 @@ def _variant(text: str) -> str | dict[str, Any]:
     name, equals, value = text.partition("=")
     if not name.strip():
         raise DeclarationError(f"--variant {_shown(text)}: write NAME, NAME=VALUE or a JSON map")
-    return {name: _value(value)} if equals else name
+    return {name: _value(value, f"--variant {name}")} if equals else name
 
 
 def _json_map(text: str) -> dict[str, Any]:
     try:
-        return dict(_json(text))
+        return dict(_json(text, "--variant"))
     except ValueError as error:
         raise DeclarationError(f"--variant {_shown(text)}: not JSON ({error})") from None
 
@@ -116,23 +116,24 @@ def _flag(text: str) -> tuple[str, Any]:
         raise DeclarationError(
             f"--flag {_shown(text)}: write NAME=VALUE, such as enforce-eager=true (null takes the flag out)"
         )
-    return name, _value(value)
+    return name, _value(value, f"--flag {name}")
 
 
-def _value(text: str) -> Any:
+def _value(text: str, where: str) -> Any:
     """JSON where it is JSON (numbers, true, null, maps), else the text itself."""
     try:
-        return _json(text)
+        return _json(text, where)
     except ValueError:
         return text
 
 
-def _json(text: str) -> Any:
+def _json(text: str, where: str) -> Any:
     """Raises ValueError for text that isn't JSON, and DeclarationError for nesting that no parser takes."""
     try:
         return json.loads(text)
     except RecursionError:
-        raise DeclarationError(f"{_shown(text)}: nested too deep") from None
+        deepest = f"allowed are {tuning.DEEPEST} levels"
+        raise DeclarationError(f"{where}: {_shown(text)} is nested too deep; {deepest}") from None
 
 
 def _shown(text: str) -> str:

@@ -28,12 +28,23 @@ from pyinfra_vllm.tuning.facts import (
 from pyinfra_vllm.tuning.preflight import preflight
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
 from pyinfra_vllm.tuning.resolution import Resolution, tokens
+from pyinfra_vllm.tuning.values import DEEPEST
 
 if TYPE_CHECKING:
     from pyinfra_vllm.checkpoint import Checkpoint
     from pyinfra_vllm.config import Service
 
-__all__ = ["MOST_GPUS", "OBJECTIVES", "Flag", "Resolution", "for_service", "preflight", "resolve", "tokens"]
+__all__ = [
+    "DEEPEST",
+    "MOST_GPUS",
+    "OBJECTIVES",
+    "Flag",
+    "Resolution",
+    "for_service",
+    "preflight",
+    "resolve",
+    "tokens",
+]
 
 OBJECTIVES = ("latency", "throughput", "balanced")
 LAYERS = ("base", "gpu", "model", "objective")

@@ -442,6 +442,15 @@ def test_drafted_tokens_are_seen_wherever_they_are_declared(drafts: dict[str, An
     assert "must be a multiple of 5" in str(resolve(flags=flags).errors)
 
 
+def test_default_steps_are_those_that_vllm_makes_of_the_other_flags() -> None:
+    """engine/arg_utils.py: doubled for throughput, and as long as a prompt that isn't cut."""
+    many = {"max-num-seqs": 4000}
+    assert "one step has 2048 tokens" in str(resolve(gpu="L40S", flags=many).errors)
+    for more in ({"performance-mode": "throughput"}, {"enable-chunked-prefill": False}):
+        found = resolve(gpu="L40S", max_model_len=8192, flags={**many, **more}).errors
+        assert "one step has" not in str(found)
+
+
 def test_sizes_that_agree_are_taken() -> None:
     found = resolve(
         variants=[{"batched_graphs": 8}], flags={"cudagraph-capture-sizes": [1, 2, 4, 8]}, max_model_len=4096
@@ -585,6 +594,24 @@ def test_something_is_always_suggested(model: str) -> None:
         text for text in resolve(model, tiny, gpu_count=8, max_model_len=4096).errors if "fit" in text
     ]
     assert error.split("What would make it fit: ")[1]
+
+
+def test_a_hybrid_holds_less_where_prefix_caching_keeps_a_state_more() -> None:
+    def tokens(runtime: str, *variants: str) -> int:
+        found = resolve("Qwen/Qwen3.5-4B", "L40S", runtime, max_model_len=4096, variants=variants).fit
+        assert found is not None
+        return found.kv_tokens
+
+    assert tokens("0.28.0") == tokens("0.28.0", "prefix_caching") < tokens("0.28.0", "no_prefix_caching")
+    assert tokens("0.25.1") == tokens("0.25.1", "no_prefix_caching") > tokens("0.25.1", "prefix_caching")
+
+
+def test_a_declared_type_of_32_bits_is_counted() -> None:
+    asked = {"model": "Qwen/Qwen3-8B", "max_model_len": 4096}
+    half, whole = (resolve(**asked, flags=flags).fit for flags in ({}, {"dtype": "Float32"}))
+    assert half and whole
+    assert whole.weights_bytes == pytest.approx(2 * half.weights_bytes)
+    assert whole.kv_bytes_per_token == 2 * half.kv_bytes_per_token
 
 
 def test_a_v100_is_rejected_with_the_reason() -> None:

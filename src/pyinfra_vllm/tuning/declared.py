@@ -48,7 +48,7 @@ def _check_groups(items: Iterable[tuple[str, Any]], known: Mapping[str, Any], pr
 def _apply_variant(name: str, given: Any, facts: Facts, profile: Profile) -> None:
     known: dict[str, Any] = table("variants.yaml")
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         profile.fail(f"variants: {values.short(name)} is no variant; {hint}")
         return

@@ -201,8 +201,12 @@ def _graph_size(facts: Facts) -> int:
     return _decode_tokens(facts) or max(1, (_graph_limit(facts) or step) // step) * step
 
 
-def batch_defaults(facts: Facts) -> Mapping[str, Any]:
-    """vLLM's own batch sizes for a device: the first row of runtimes.yaml `batch` that applies."""
+def batch_defaults(facts: Facts) -> Mapping[str, int]:
+    """vLLM's own batch sizes for a device: the first row of runtimes.yaml `batch` that applies.
+
+    --performance-mode throughput doubles both (engine/arg_utils.py _set_default_max_num_seqs_and_batched_tokens_args).
+    """
+    factor = 2 if facts["--performance-mode"] == "throughput" else 1
     card = facts.gpu
     for row in table("runtimes.yaml")["batch"]:
         named = row.get("not_name")
@@ -212,13 +216,17 @@ def batch_defaults(facts: Facts) -> Mapping[str, Any]:
             and not (named and named in card.title.lower())
             and not ("from" in row and versions.below(facts.fixed["vllm"], row["from"]))
         ):
-            return dict(row)
+            return {key: row[key] * factor for key in ("max_num_batched_tokens", "max_num_seqs")}
     raise LookupError("runtimes.yaml: the last row of `batch` must apply to everything")
 
 
 def _batched_tokens(facts: Facts) -> int:
-    """Tokens of one step: declared, or vLLM's default."""
-    return int(facts["--max-num-batched-tokens"] or batch_defaults(facts)["max_num_batched_tokens"])
+    """Tokens of one step: declared, or vLLM's default, which without chunked prefill holds a whole prompt."""
+    declared: int | None = facts["--max-num-batched-tokens"]
+    if declared:
+        return declared
+    whole = _length(facts) if facts["--enable-chunked-prefill"] is False else None
+    return max(batch_defaults(facts)["max_num_batched_tokens"], whole or 0)
 
 
 def _length(facts: Facts) -> int | None:

@@ -317,6 +317,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"variants": [{"ngram": 4}, {"batched_graphs": 8}], "flags": {"max-cudagraph-capture-size": 20}},
         "without a CUDA graph",
     ),
+    "graph-limit-is-a-captured-size": (
+        {"variants": [{"batched_graphs": 30}]},
+        "so up to 24 where --max-cudagraph-capture-size is 30",
+    ),
     "graph-sizes-agree-with-the-largest": (
         {"variants": [{"batched_graphs": 32}], "flags": {"cudagraph-capture-sizes": [1, 2, 4, 8]}},
         "graph sizes is 8, and --max-cudagraph-capture-size (which the variant batched_graphs sets, too) is 32",
@@ -449,6 +453,14 @@ def test_default_steps_are_those_that_vllm_makes_of_the_other_flags() -> None:
     for more in ({"performance-mode": "throughput"}, {"enable-chunked-prefill": False}):
         found = resolve(gpu="L40S", max_model_len=8192, flags={**many, **more}).errors
         assert "one step has" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "captured"), [(3, 2), (4, None), (9, 8), (248, None), (264, 256), (272, None)]
+)
+def test_batches_beyond_the_last_captured_graph_are_told(sequences: int, captured: int | None) -> None:
+    told = f"so up to {captured} where" if captured else "so up to"
+    assert (told in str(resolve(variants=[{"batched_graphs": sequences}]).warnings)) is (captured is not None)
 
 
 def test_sizes_that_agree_are_taken() -> None:

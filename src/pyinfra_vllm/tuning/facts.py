@@ -195,6 +195,16 @@ def _largest_graph(facts: Facts) -> int | None:
     return max((size for size in sizes if size and size <= most), default=None)
 
 
+def _captured_graph(facts: Facts) -> int | None:
+    """The largest size that vLLM captures up to the limit where none are listed (config/vllm.py): by 8, then by 16."""
+    limit = _graph_limit(facts)
+    if limit is None or _largest_graph(facts) or limit == _batched_tokens(facts):
+        return limit
+    if limit < 8:
+        return max(size for size in (1, 2, 4) if size <= limit)
+    return limit // 8 * 8 if limit < 256 else limit // 16 * 16
+
+
 def _graph_size(facts: Facts) -> int:
     """A graph size that agrees with the drafted tokens: for full batches, or the multiple next below the one declared."""
     step = _decode_step(facts)
@@ -278,6 +288,7 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "draft_model": _draft_model,
     "graph_limit": _graph_limit,
     "largest_graph": _largest_graph,
+    "captured_graph": _captured_graph,
     "graph_size": _graph_size,
     "tensor_parallel_size": _tensor_parallel_size,
     "tensor_parallel_choices": _choices,

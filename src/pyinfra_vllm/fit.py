@@ -6,7 +6,7 @@ the share of memory it takes) and estimates fitted to its logs elsewhere (`runti
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pyinfra_vllm.catalog import table
@@ -14,7 +14,7 @@ from pyinfra_vllm.catalog.gpus import GIB, MIB, Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 
 BLOCK = 16  # tokens of a KV cache block on CUDA (config/cache.py); the sizes below are exact multiples of it
-DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4, "auto": 2}
+DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
 KV_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "nvfp4": 0.5625, "turboquant": 0.5}
 SCALE_BYTES = 2  # float16 scale of one group of one column
 
@@ -29,7 +29,11 @@ class Load:
     max_num_batched_tokens: int
     max_num_seqs: int
     kv_cache_dtype: str = "auto"
+    dtype: str = "auto"
+    prefix_caching: bool = False
     speculative_tokens: int = 0
+    draft_layers: int = 0  # of multi-token prediction, where it drafts
+    text_only: bool = False
     graph_limit: int | None = None  # --max-cudagraph-capture-size
     eager: bool = False
     kernels: tuple[str, ...] = ()
@@ -47,6 +51,7 @@ class Fit:
     fits: bool
     overhead_bytes: int = 0
     requested_bytes: int = 0
+    kv_room_bytes: int = 0
     max_model_len: int = 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,6 +82,7 @@ def predict(shape: Shape, gpu: Gpu, load: Load) -> Fit:
         fits=load.max_model_len > 0 and tokens >= load.max_model_len,
         overhead_bytes=overhead,
         requested_bytes=requested,
+        kv_room_bytes=room,
         max_model_len=load.max_model_len,
     )
 
@@ -84,22 +90,47 @@ def predict(shape: Shape, gpu: Gpu, load: Load) -> Fit:
 def weights_bytes(shape: Shape, load: Load) -> int:
     """Bytes of weights on one GPU: the checkpoint's tensors, what loading adds, and what the kernel repacks."""
     memory = table("runtimes.yaml")["memory"]
-    total = float(shape.weights_bytes or checkpoint_bytes(shape))
+    total = float(_loaded_bytes(shape, load))
     quantization = shape.quantization
     if "Machete" in load.kernels and quantization and quantization.zero_point and quantization.group_size > 0:
         total += memory["machete_zero_point_bytes"] * linear_parameters(shape) / quantization.group_size
     return int(total * (1 + memory["loading_share"]) / load.tensor_parallel_size)
 
 
-def checkpoint_bytes(shape: Shape) -> int:
-    """Bytes of a checkpoint's tensors by its shape: for models that have not been locked (else sizes are known)."""
-    dtype = DTYPE_BYTES.get(shape.dtype, 2)
-    embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2) * dtype
-    if shape.vision:
-        embeddings += table("models.yaml")["vision_tower_parameters"] * dtype
+def value_bytes(load: Load) -> int:
+    """Bytes of one unquantized value while it is served.
+
+    `auto` is 16 bits whatever the checkpoint holds: 32 bits are cast to those (config/model.py _resolve_auto_dtype).
+    """
+    return DTYPE_BYTES.get(load.dtype, 2)
+
+
+def _loaded_bytes(shape: Shape, load: Load) -> float:
+    """The tensors in the type that they are served in; those of the checkpoint where they were counted."""
+    width, counted = value_bytes(load), shape.weights_bytes
+    if not counted:
+        return checkpoint_bytes(shape, width, load.text_only) + draft_parameters(shape, load) * width
+    if shape.quantization:  # only embeddings change their type, and AWQ repositories keep them in 16 bits
+        return counted + _embedding_parameters(shape) * (width - 2)
+    # A config.json without a dtype means float32 and often isn't true: the size tells.
+    in_32_bits = shape.dtype == "float32" and counted > 3 * (
+        _embedding_parameters(shape) + linear_parameters(shape)
+    )
+    return counted * width / (4 if in_32_bits else 2)
+
+
+def checkpoint_bytes(shape: Shape, width: int = 2, text_only: bool = False) -> int:
+    """Bytes of a checkpoint's tensors by its shape: for models that have not been locked (else sizes are known).
+
+    + width: bytes of an unquantized value
+    + text_only: without the vision tower
+    """
+    embeddings = _embedding_parameters(shape) * width
+    if shape.vision and not text_only:
+        embeddings += table("models.yaml")["vision_tower_parameters"] * width
     quantization = shape.quantization
     if quantization is None:
-        return embeddings + linear_parameters(shape) * dtype
+        return embeddings + linear_parameters(shape) * width
     per_parameter = quantization.bits / 8
     if quantization.group_size > 0:
         zero = quantization.bits / 8 if quantization.zero_point else 0
@@ -107,46 +138,79 @@ def checkpoint_bytes(shape: Shape) -> int:
     return int(embeddings + linear_parameters(shape) * per_parameter)
 
 
+def draft_parameters(shape: Shape, load: Load) -> int:
+    """Parameters of the multi-token prediction that runs: its layers and the projection of two hidden states to one."""
+    if not load.draft_layers:
+        return 0
+    layer = _attention_parameters(shape) + _mlp_parameters(shape)
+    return load.draft_layers * layer + 2 * shape.hidden * shape.hidden
+
+
+def _embedding_parameters(shape: Shape) -> int:
+    return shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+
+
 def linear_parameters(shape: Shape) -> int:
     """Parameters of all linear layers; norms and biases are too small to count."""
+    linear = shape.hidden * (2 * shape.linear_keys + 3 * shape.linear_values)
+    linear_layers = shape.layers - shape.attention_layers
+    return (
+        shape.attention_layers * _attention_parameters(shape)
+        + linear_layers * linear
+        + shape.layers * _mlp_parameters(shape)
+    )
+
+
+def _attention_parameters(shape: Shape) -> int:
     attention = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
     if shape.hybrid:  # gated attention: the query projection also carries a gate of its own size
         attention += shape.hidden * shape.head_dim * shape.heads
-    linear = shape.hidden * (2 * shape.linear_keys + 3 * shape.linear_values)
+    return attention
+
+
+def _mlp_parameters(shape: Shape) -> int:
     if shape.experts:
-        mlp = shape.experts * 3 * shape.hidden * shape.expert_intermediate + shape.hidden * shape.experts
-    else:
-        mlp = 3 * shape.hidden * shape.intermediate
-    linear_layers = shape.layers - shape.attention_layers
-    return shape.attention_layers * attention + linear_layers * linear + shape.layers * mlp
+        return shape.experts * 3 * shape.hidden * shape.expert_intermediate + shape.hidden * shape.experts
+    return 3 * shape.hidden * shape.intermediate
 
 
 def kv_bytes_per_token(shape: Shape, load: Load) -> int:
-    """vLLM's page size per token (v1/kv_cache_interface.py): layers x KV heads x (K + V) x bytes; heads are never split."""
-    width = kv_value_bytes(shape, load.kv_cache_dtype)
+    """vLLM's page size per token (v1/kv_cache_interface.py): layers x KV heads x (K + V) x bytes; heads are never split.
+
+    A layer that drafts has full attention and a cache of its own (models/qwen3_5_mtp.py, `layer_type`).
+    """
+    width = kv_value_bytes(load)
+    layers = shape.attention_layers + load.draft_layers
     if shape.latent_kv:
-        return int(shape.attention_layers * shape.latent_kv * width)
+        return int(layers * shape.latent_kv * width)
     heads = max(1, shape.kv_heads // load.tensor_parallel_size)
-    return int(shape.attention_layers * heads * 2 * shape.head_dim * width)
+    return int(layers * heads * 2 * shape.head_dim * width)
 
 
-def kv_value_bytes(shape: Shape, kv_cache_dtype: str) -> float:
+def kv_value_bytes(load: Load) -> float:
     """Bytes of one value in the cache."""
     for prefix, width in KV_BYTES.items():
-        if kv_cache_dtype.startswith(prefix):
+        if load.kv_cache_dtype.startswith(prefix):
             return width
-    named = shape.dtype if kv_cache_dtype == "auto" else kv_cache_dtype
-    return float(DTYPE_BYTES.get(named, 2))
+    return float(DTYPE_BYTES.get(load.kv_cache_dtype, value_bytes(load)))
 
 
 def state_bytes_per_sequence(shape: Shape, load: Load) -> int:
-    """What the linear-attention layers keep for each sequence: convolution window in 16 bits, state in 32 bits."""
+    """What the linear-attention layers keep for each sequence: convolution windows in 16 bits, states in 32 bits.
+
+    How many of both: MambaSpec.max_memory_usage_bytes (v1/kv_cache_interface.py, 0.32.0): one for the sequence and one
+    for each drafted token, and with prefix caching (cache mode `align`) one more. Each window also holds the drafted
+    tokens (MambaStateShapeCalculator.gated_delta_net_state_shape).
+    """
     if not shape.hybrid or not shape.linear_heads:
         return 0
-    convolution = (2 * shape.linear_keys + shape.linear_values) * max(0, shape.linear_kernel - 1) * 2
+    window = max(0, shape.linear_kernel - 1 + load.speculative_tokens)
+    convolution = (2 * shape.linear_keys + shape.linear_values) * window * value_bytes(load)
     head_keys = shape.linear_values // shape.linear_heads
     state = shape.linear_values * head_keys * 4
-    return (shape.layers - shape.attention_layers) * (convolution + state) // load.tensor_parallel_size
+    states = (2 if load.prefix_caching else 1) + load.speculative_tokens
+    linear_layers = shape.layers - shape.attention_layers
+    return linear_layers * states * (convolution + state) // load.tensor_parallel_size
 
 
 def overhead_bytes(shape: Shape, load: Load) -> int:
@@ -180,34 +244,11 @@ def captured_sizes(load: Load) -> int:
     return small + max(0, min(largest, 248) // 8) + max(0, (largest - 240) // 16)
 
 
-def longest(shape: Shape, fit: Fit) -> int:
-    """The largest max_model_len that this much cache serves, in steps of 256 tokens."""
-    return min(fit.kv_tokens, shape.max_position or fit.kv_tokens) // 256 * 256
-
-
-def suggestions(shape: Shape, gpu: Gpu, load: Load, gpu_count: int) -> list[str]:
-    """What would make a model fit that doesn't, nearest first: each one is tried before it is offered."""
-    found = []
-    shorter = longest(shape, predict(shape, gpu, load))
-    if shorter >= 1024:
-        found.append(f"max_model_len: {shorter}")
-    smaller = replace(load, kv_cache_dtype="fp8")
-    if _has_fp8_cache(gpu) and load.kv_cache_dtype == "auto" and predict(shape, gpu, smaller).fits:
-        found.append("the variant fp8_kv_cache")
-    if load.utilization < 0.95 and predict(shape, gpu, replace(load, utilization=0.95)).fits:
-        found.append("flags: {gpu-memory-utilization: 0.95} on a GPU that nothing else uses")
-    for count in (2, 4, 8):
-        wider = replace(load, tensor_parallel_size=count)
-        if count > gpu_count and shape.heads % count == 0 and predict(shape, gpu, wider).fits:
-            found.append(f"{count} GPUs")
-            break
-    if shape.quantization is None:
-        found.append("the AWQ checkpoint of this model (about a third of the memory)")
-    return found or ["a smaller model or a GPU with more memory"]
-
-
-def _has_fp8_cache(gpu: Gpu) -> bool:
-    return gpu.compute_capability not in ("cpu", "7.0", "7.5")
+def longest(shape: Shape, fit: Fit, load: Load) -> int:
+    """The largest max_model_len, in steps of 256 tokens, of which one request has room where `fit` was predicted."""
+    room = fit.kv_room_bytes - state_bytes_per_sequence(shape, load)
+    tokens = max(0, room) // max(1, fit.kv_bytes_per_token)
+    return min(tokens, shape.max_position or tokens) // 256 * 256
 
 
 def _kv_tokens(shape: Shape, load: Load, room: int, per_token: int) -> int:

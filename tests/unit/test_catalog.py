@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pyinfra_vllm.catalog import conditions, flags, gpus, shapes, table, versions
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.tuning import preflight
+from pyinfra_vllm.tuning import preflight, values
 from pyinfra_vllm.tuning.facts import DERIVED, Facts, of_request
 from pyinfra_vllm.tuning.profile import NAME, Profile
 
@@ -24,7 +24,7 @@ def entries() -> list[tuple[str, dict[str, Any]]]:
     found = [(f"layers {layer}", entry) for layer, rows in table("layers.yaml").items() for entry in rows]
     found += [(f"rule {entry['rule']}", entry) for entry in table("rules.yaml")]
     for name, variant in table("variants.yaml").items():
-        assert set(variant) <= {"about", "parameters", "entries", "first"}, name
+        assert set(variant) <= {"about", "parameters", "entries", "first", "group"}, name
         found += [(f"variant {name}", entry) for entry in variant["entries"]]
     return found
 
@@ -89,10 +89,19 @@ def test_every_variant_is_in_the_documentation() -> None:
         ({"not_divides": 64}, 3, True),
         ({"not_divides": 0}, 3, False),
         ({"not_divides": "$other"}, 5, True),
+        ({"differs": "$other"}, 63, True),
+        ({"differs": "$other"}, 64, False),
+        ({"differs": "$other"}, None, False),
+        ({"starts_with": "fp8"}, "fp8_e4m3", True),
+        ({"starts_with": "fp8"}, "auto", False),
     ],
 )
 def test_conditions(test: Any, value: Any, expected: bool) -> None:
     assert conditions.holds({"fact": test}, {"fact": value, "other": 64}) is expected
+
+
+def test_a_variable_is_a_fact_like_a_flag() -> None:
+    assert conditions.holds({"VLLM_X": {"set": True}, "--x": {"set": False}}, {"VLLM_X": "1"})
 
 
 def test_a_misspelt_fact_or_test_is_an_error_not_a_silent_no() -> None:
@@ -112,13 +121,17 @@ def test_versions_compare_like_numbers(left: list[int], right: list[int]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "numbers"), [("0.25.1", (0, 25, 1)), ("v0.32.0+cpu", (0, 32, 0)), ("0.33.0rc1", (0, 33, 0))]
-)
+    ("text", "numbers"), [("0.25.1", (0, 25, 1)), ("v0.32.0+cpu", (0, 32, 0)), ("0.33.0rc1", (0, 33, 0)),
+     ("0.25.2.dev3+g1a2b3c.cu130", (0, 25, 2)), ("0.9.0.1", (0, 9, 0, 1)), ("0.11.0.post2", (0, 11, 0))]
+)  # fmt: skip
 def test_version_numbers(text: str, numbers: tuple[int, ...]) -> None:
     assert versions.parse(text) == numbers
 
 
-@pytest.mark.parametrize("text", ["latest", "", "33", "main"])
+@pytest.mark.parametrize(
+    "text",
+    ["latest", "", "33", "main", "0.25.l", "0.33.x", "0.33.0 or so", "0.33.0.", "0.33.0+", "0.33.0rc", "0.٣"],
+)
 def test_not_a_version_number(text: str) -> None:
     with pytest.raises(ValueError, match="is not a version number"):
         versions.parse(text)
@@ -174,6 +187,42 @@ def test_a_laptop_s_card_is_not_the_desktop_s() -> None:
     assert gpus.find("NVIDIA GeForce RTX 4090 Laptop GPU", "8.9", 16376).memory_mib == 16376
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 3090 Laptop GPU",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA A100-SXM4-40GB MIG 3g.20gb",
+        "NVIDIA H100 96GB HBM3",
+        "NVIDIA GeForce RTX 4090 48GB",
+        "NVIDIA H200 MIG 1g.18gb",
+        "Tesla T4 8 GB",
+    ],
+)
+def test_another_card_that_begins_with_a_catalogued_name_is_not_that_card(name: str) -> None:
+    with pytest.raises(DeclarationError, match="is not in the catalog"):
+        gpus.find(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA A10G 24GB", "a10g"),
+        ("NVIDIA L40S 48 GB", "l40s"),
+        ("NVIDIA H200 141GB HBM3e", "h200"),
+        ("NVIDIA B200 192GB", "b200"),
+        ("NVIDIA GeForce RTX 4090 D", "rtx-4090"),
+    ],
+)
+def test_what_a_name_adds_without_contradiction_leaves_the_card(name: str, key: str) -> None:
+    assert gpus.find(name).key == key
+
+
+def test_a_memory_that_nvidia_smi_does_not_tell_is_the_table_s() -> None:
+    assert gpus.find("NVIDIA H200", "9.0", 0) == gpus.find("NVIDIA H200")
+
+
 def test_a_card_outside_the_table_with_an_unknown_capability_is_rejected_with_the_reason() -> None:
     assert "6.1" in str(gpus.find("NVIDIA GeForce GTX 1080", "6.1", 8192).rejected)
 
@@ -218,6 +267,37 @@ def test_a_config_without_layers_is_an_error_that_names_the_key() -> None:
         shapes.from_config("a/b", {"hidden_size": 64, "num_attention_heads": 2, "vocab_size": 10})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 0}, "has no `num_attention_heads`"),
+        ({"num_hidden_layers": True}, "`num_hidden_layers` in its config.json is 'True'"),
+        ({"head_dim": "128"}, "`head_dim`"),
+        ({"num_key_value_heads": [8, 4]}, "`num_key_value_heads`"),
+        ({"max_position_embeddings": -1}, "`max_position_embeddings`"),
+        ({"intermediate_size": 10**400}, "`intermediate_size`"),
+        ({"full_attention_interval": 0.5}, "`full_attention_interval`"),
+        ({"quantization_config": ["awq"]}, "`quantization_config` in its config.json is no map"),
+        ({"quantization_config": {"bits": "four"}}, "`bits`"),
+        ({"text_config": [1]}, "`text_config` in its config.json is no map"),
+    ],
+)
+def test_a_config_that_says_nonsense_is_an_error_that_names_the_key(
+    change: dict[str, Any], message: str
+) -> None:
+    config = {"hidden_size": 64, "num_attention_heads": 2, "vocab_size": 10, "num_hidden_layers": 2, **change}
+    with pytest.raises(DeclarationError) as refused:
+        shapes.from_config("a/b", config)
+    assert str(refused.value).startswith("a/b: ") and message in str(refused.value)
+
+
+def test_one_group_for_each_column_and_no_group_size_at_all() -> None:
+    config = {"hidden_size": 64, "num_attention_heads": 2, "vocab_size": 10, "num_hidden_layers": 2}
+    for found in ({"group_size": -1}, {}, {"group_size": None}):
+        shape = shapes.from_config("a/b", {**config, "quantization_config": {"quant_method": "awq", **found}})
+        assert shape.quantization is not None and shape.quantization.group_size == -1
+
+
 # Flags
 
 
@@ -246,8 +326,20 @@ def test_every_renamed_removed_or_owned_flag_was_one() -> None:
     changes = table("flag_changes.yaml")
     assert {*changes["renamed"], *changes["removed"], *changes["owned"]} <= known
     assert {new.split(".")[0] for new in changes["renamed"].values()} <= known
+    assert {*changes["alias"], *changes["alias"].values()} <= known
     still_there = {flag for flag in changes["removed"] if flag in flags.known("0.33.0")}
     assert not still_there
+
+
+def test_every_flag_whose_values_are_known_is_one_and_every_kind_has_a_meaning() -> None:
+    data = table("flag_values.yaml")
+    flags_of = {name for name in data["kinds"] if name.startswith("--")}
+    assert flags_of <= set(table("flags.json")["flags"])
+    assert set(data["same"]) <= flags_of
+    kinds = {
+        kind for found in data["kinds"].values() for kind in ([found] if isinstance(found, str) else found)
+    }
+    assert kinds <= set(values.CHECKS) == set(values.MEANINGS)
 
 
 # Preflight
@@ -310,6 +402,18 @@ def process(unit: str | None) -> dict[str, Any]:
             "0.33.0",
             "unit x.service",
         ),
+        ([gpu_fact(driver="[N/A]")], {}, "0.33.0", "names no driver version ([N/A])"),
+        ([gpu_fact(driver="")], {}, "0.33.0", "names no driver version"),
+        ([gpu_fact()], {"gpu": "GeForce RTX-4090"}, "0.33.0", None),
+        ([gpu_fact()], {"gpu": "NVIDIA A10"}, "0.33.0", "NVIDIA A10 is declared"),
+        (
+            [gpu_fact(name="NVIDIA A10", memory_mib=23028, compute_capability="8.6")],
+            {"gpu": "NVIDIA A10"},
+            "0.33.0",
+            None,
+        ),
+        ([gpu_fact(name="NVIDIA GB10", memory_mib=0)], {}, "0.33.0", "is not in the catalog"),
+        ([gpu_fact(name="NVIDIA X", compute_capability="[N/A]")], {}, "0.33.0", "capability [N/A]"),
         ([], {}, "0.33.0", "no nvidia-smi"),
         ([], {"gpu": "NVIDIA H200"}, "0.33.0", "NVIDIA H200 is declared"),
     ],

@@ -121,9 +121,58 @@ def test_a_latent_cache_is_one_vector_for_each_layer() -> None:
         "model_type": "deepseek_v3", "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128,
         "vocab_size": 129280, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "intermediate_size": 18432,
     }  # fmt: skip
-    assert (
-        fit.kv_bytes_per_token(shapes.from_config("x/y", config), STOCK) == 61 * 576 * 2 * 2
-    )  # float32 unless said
+    # a missing dtype means float32, which vLLM casts to 16 bits (config/model.py _resolve_auto_dtype)
+    latent = shapes.from_config("x/y", config)
+    assert fit.kv_bytes_per_token(latent, STOCK) == 61 * 576 * 2
+    assert fit.kv_bytes_per_token(latent, replace(STOCK, dtype="float32")) == 61 * 576 * 4
+
+
+def test_a_hybrid_keeps_a_state_more_with_prefix_caching_and_one_for_each_drafted_token() -> None:
+    """vllm/v1/kv_cache_interface.py MambaSpec.max_memory_usage_bytes; the window: gated_delta_net_state_shape."""
+    model, window, state = shape("Qwen/Qwen3.5-4B"), 16 * 1024, 2 * 1024**2
+    for caching, drafted, states in ((False, 0, 1), (True, 0, 2), (False, 3, 4), (True, 3, 5)):
+        load = replace(STOCK, prefix_caching=caching, speculative_tokens=drafted)
+        expected = 24 * states * ((3 + drafted) * window + state)
+        assert fit.state_bytes_per_sequence(model, load) == expected
+
+
+def test_the_layer_that_drafts_has_weights_and_a_cache_of_its_own() -> None:
+    """vllm/models/qwen3_5_mtp.py: full attention, an MLP and a projection of two hidden states to one."""
+    model, drafting = shape("Qwen/Qwen3.5-4B"), replace(STOCK, draft_layers=1)
+    assert fit.kv_bytes_per_token(model, drafting) == 32768 // 8 * 9
+    more = fit.weights_bytes(model, drafting) - fit.weights_bytes(model, STOCK)
+    layer = 2560 * 256 * (3 * 16 + 2 * 4) + 3 * 2560 * 9216 + 2 * 2560**2
+    assert more == pytest.approx(2 * layer * 1.014, rel=0.001)
+
+
+def test_weights_are_counted_in_the_type_they_are_served_in() -> None:
+    """vllm/config/model.py _get_and_verify_dtype: 32 bits become 16 unless --dtype float32 says otherwise."""
+    half = shape("Qwen/Qwen3-8B")
+    size = fit.checkpoint_bytes(half)
+    whole, unsaid, wrong = (
+        replace(half, dtype="float32", weights_bytes=count) for count in (2 * size, None, size)
+    )
+    served = fit.weights_bytes(half, STOCK)
+    for model in (whole, unsaid, wrong, replace(half, weights_bytes=size)):
+        assert fit.weights_bytes(model, STOCK) == served
+        assert fit.weights_bytes(model, replace(STOCK, dtype="float32")) == pytest.approx(2 * served)
+    assert fit.kv_bytes_per_token(whole, STOCK) == fit.kv_bytes_per_token(half, STOCK)
+
+
+def test_a_packed_model_in_32_bits_has_larger_embeddings_only() -> None:
+    packed = shape("Qwen/Qwen3-8B-AWQ")
+    wide = replace(STOCK, dtype="float32")
+    counted = replace(packed, weights_bytes=fit.checkpoint_bytes(packed))
+    more = 2 * 2 * 151936 * 4096 * 1.014
+    for model in (packed, counted):
+        found = fit.weights_bytes(model, wide) - fit.weights_bytes(model, STOCK)
+        assert found == pytest.approx(more, rel=0.001)
+
+
+def test_a_vision_tower_that_is_not_loaded_is_not_counted_where_its_size_is_known() -> None:
+    model = shape("Qwen/Qwen3.5-4B")
+    less = fit.weights_bytes(model, STOCK) - fit.weights_bytes(model, replace(STOCK, text_only=True))
+    assert less == pytest.approx(330_000_000 * 2 * 1.014, rel=0.001)
 
 
 @given(
@@ -143,20 +192,22 @@ def test_more_memory_never_holds_fewer_tokens(model: str, gpu: str, length: int,
     assert less.fits == (less.kv_tokens >= length)
 
 
-@pytest.mark.parametrize("model", ["Qwen/Qwen3-32B", "Qwen/Qwen3-32B-AWQ", "Qwen/Qwen3-14B"])
-def test_every_suggestion_of_gpus_or_length_is_one_that_fits(model: str) -> None:
-    card = gpus.find("RTX 4090")
-    load = replace(STOCK, max_model_len=32768, max_num_batched_tokens=2048, max_num_seqs=256)
-    for text in fit.suggestions(shape(model), card, load, 1):
-        if text.endswith("GPUs"):
-            load_then = replace(load, tensor_parallel_size=int(text.split()[0]))
-        elif text.startswith("max_model_len"):
-            load_then = replace(load, max_model_len=int(text.split()[1]))
-        else:
-            continue
-        assert fit.predict(shape(model), card, load_then).fits, text
-
-
-def test_something_is_always_suggested() -> None:
-    tiny = replace(gpus.find("T4"), usable_bytes=gpus.GIB)
-    assert fit.suggestions(shape("Qwen/Qwen3-32B-AWQ"), tiny, replace(STOCK, utilization=0.95), 8)
+@given(
+    st.sampled_from(shapes.names()),
+    st.sampled_from(["T4", "RTX 4090", "A40", "H200"]),
+    st.integers(0, 4),
+    st.booleans(),
+)
+def test_the_longest_context_is_one_that_fits_and_nearly_no_longer_one_does(
+    model: str, gpu: str, drafted: int, caching: bool
+) -> None:
+    card = gpus.find(gpu)
+    load = replace(
+        STOCK, max_model_len=262144, max_num_seqs=64, speculative_tokens=drafted, prefix_caching=caching
+    )
+    longest = fit.longest(shape(model), fit.predict(shape(model), card, load), load)
+    if longest:
+        assert fit.predict(shape(model), card, replace(load, max_model_len=longest)).fits
+    longer = longest + 512
+    if longer <= shape(model).max_position:
+        assert not fit.predict(shape(model), card, replace(load, max_model_len=longer)).fits

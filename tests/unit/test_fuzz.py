@@ -10,6 +10,7 @@ import json
 import string
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm import tuning
 from pyinfra_vllm.asking import Answer
+from pyinfra_vllm.catalog import table
 from pyinfra_vllm.checkpoint import Checkpoint, File, parse, render
 from pyinfra_vllm.commands import compare
 from pyinfra_vllm.config import Layer, Problems, declare, merge
-from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError
+from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError, RolloutError
 from pyinfra_vllm.hub import Hub
 from pyinfra_vllm.on_host import (
     durable,
@@ -53,7 +55,7 @@ from pyinfra_vllm.report.looking import Look
 pytestmark = pytest.mark.thorough
 
 INPUTS = {
-    "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500, "Hub listings": 3000, "journals": 2000, "recoveries": 1500, "records": 1500,
+    "configs": 1500, "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500, "Hub listings": 3000, "journals": 2000, "recoveries": 1500, "records": 1500,
 }  # fmt: skip
 TRIED: Counter[str] = Counter()
 ROOT = "/srv/pyinfra-vllm"
@@ -124,7 +126,9 @@ DECLARED = {
     "services": {
         "chat": {
             "model": "acme/tiny-awq", "revision": "main", "served_model_name": "chat", "port": 8000, "bind": "127.0.0.1",
-            "gpus": [], "objective": "latency", "max_model_len": 2048, "flags": {"max-num-seqs": 4, "override-generation-config": {"a": 1}},
+            "gpus": [], "objective": "latency", "max_model_len": 2048,
+            "flags": {"max-num-seqs": 4, "gpu-memory-utilization": 0.9, "override-generation-config": {"a": 1}},
+            "variants": ["prefix_caching", {"batched_graphs": {"max_num_seqs": 8}}, {"ngram": 2}],
             "environment": {"VLLM_LOGGING_LEVEL": "INFO"}, "secrets": {"VLLM_API_KEY": "KEY"}, "switch_estimate": "45m",
         },
     },
@@ -144,6 +148,8 @@ LOCKED = Checkpoint(
     ),
     config=CONFIG,
 )
+SERVICE = declare("h", merge([Layer("f", DECLARED)]), Problems()).services[0]
+VARIANTS = list(table("variants.yaml"))
 # The directives of a unit that nobody has tampered with, less those whose value is the declaration's.
 KEYS = [(section, key) for section, key, _ in unit_syntax.directives(
     _planning._release(ROOT, declare("h", merge([Layer("f", DECLARED)]), Problems()).services[0], LOCKED,
@@ -203,6 +209,45 @@ def assert_rendered_as_declared(root: str, service: Any) -> list[str]:
     assert made.directory.startswith(f"{root}/") and ".." not in made.directory.split("/")
     assert f"{made.directory}/cache" in told["ReadWritePaths"]
     return unit_syntax.command(told["ExecStart"])
+
+
+CARD = {
+    "index": 0, "uuid": "GPU-0", "name": "NVIDIA H200", "memory_mib": 143771, "driver": "580.1", "compute_capability": "9.0",
+    "ecc": "[N/A]", "processes": [],
+}  # fmt: skip
+HYBRID = {
+    **CONFIG, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4, "mtp_num_hidden_layers": 1,
+    "num_experts": 8, "moe_intermediate_size": 64, "kv_lora_rank": 0, "full_attention_interval": 2,
+}  # fmt: skip
+NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 10**400, 0.5, 2**31, True])
+
+
+@many("configs")
+@given(
+    broken(HYBRID, JUNK | NUMBERS), broken(CARD, JUNK | NUMBERS), JUNK | NUMBERS, st.sampled_from(VARIANTS)
+)
+def test_a_checkpoint_and_a_card_are_refused_or_answered(
+    config: Any, card: Any, value: Any, variant: str
+) -> None:
+    """What a Hub and a driver say, and a variant's value: an answer or a sentence, and arguments that mean something."""
+    TRIED["configs"] += 1
+    service = SERVICE.model_copy(update={"variants": ({variant: value},), "flags": {"--max-num-seqs": value}})
+    assert isinstance(tuning.preflight([{**CARD, **card_of(card)}], service, "0.33.0"), list)
+    try:
+        found = tuning.for_service(service, replace(LOCKED, config=config), [CARD], "0.33.0", None)
+    except RolloutError as error:
+        assert "\n" not in str(error)
+        return
+    assert json.dumps(found.as_dict(), allow_nan=False)
+    assert found.understood or found.errors
+
+
+def card_of(told: dict[str, Any]) -> dict[str, Any]:
+    """As `facts.gpu` reads it: texts, and whole numbers where it makes them."""
+    texts = {key: str(told.get(key)) for key in ("name", "driver", "compute_capability")}
+    memory = told.get("memory_mib")
+    return {**texts, "memory_mib": memory if isinstance(memory, int) and memory >= 0 else 0}
 
 
 # --- lock files ---

@@ -85,6 +85,27 @@ def test_slow_kernels_fail_even_without_a_baseline(version: str, lines: list[str
     assert reason in str(found["reasons"])
 
 
+MIXTURE = "Using 'MARLIN' WNA16 MoE backend."
+
+
+@pytest.mark.parametrize("version", ["0.20.0", "0.33.0", "v0.28.0", None])
+def test_experts_that_are_expected_must_be_named(version: str | None) -> None:
+    linear = using("MarlinLinearKernel")
+    found = kernel.check([linear], version, ["Marlin", "Marlin"])
+    assert found["verdict"] == "inconclusive"
+    assert "kernel of the experts" in str(found["reasons"])
+    assert kernel.check([linear, MIXTURE], version, ["Marlin", "Marlin"])["verdict"] == "pass"
+    assert kernel.check([linear], version, ["Marlin"])["verdict"] == "pass"
+    slow = [using("TritonW4A16LinearKernel")]
+    assert kernel.check(slow, version, ["Marlin", "Marlin"])["verdict"] == "fail"
+
+
+def test_experts_had_no_line_before_0_20() -> None:
+    linear = [CONVERTED, using("MarlinLinearKernel", "AWQMarlinLinearMethod")]
+    assert kernel.check(linear, "0.19.1", ["Marlin", "Marlin"])["verdict"] == "pass"
+    assert kernel.check([CONVERTED], "0.18.0", ["Marlin", "Marlin"])["verdict"] == "pass"
+
+
 def test_no_line_is_inconclusive_and_names_the_version() -> None:
     found = kernel.check(["INFO Application startup complete."], "0.34.0", ["Marlin"])
     assert found["verdict"] == "inconclusive"

@@ -39,6 +39,16 @@ def test_a_release_that_is_no_worse_is_kept(serving: SimulatedHost) -> None:
     ]  # fmt: skip
 
 
+def test_the_server_s_own_cache_is_recorded_beside_the_prediction(host: SimulatedHost) -> None:
+    fit = {"kv_tokens": 4200, "max_concurrency": 4.1, "fits": True}
+    host.install(OLD)
+    host.stage(NEW, fit=fit, kernel=["Marlin"])
+    assert host.switch() == "committed"
+    (checked,) = [entry for entry in host.journal() if entry["step"] == "kernel" and entry["state"] == "done"]
+    assert checked["kv_cache"] == {"predicted": fit, "measured": {"tokens": 4096}}
+    assert (checked["verdict"], checked["kernels"]) == ("pass", ["Marlin"])
+
+
 def test_a_worse_release_is_rolled_back_and_rejected(serving: SimulatedHost) -> None:
     serving.rates[NEW] = 50.0
     assert serving.switch() == "rolled_back"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from pyinfra_vllm.tuning import Resolution
 
 VERSIONS = ("0.11.0", "0.18.0", "0.23.0", "0.24.0", "0.28.0", "0.32.0", "0.33.0")
 GPUS = (*table("gpus.yaml")["gpus"], "cpu")
+LOCKED_WITH_VISION = replace(shapes.find("Qwen/Qwen3.5-4B") or pytest.fail(), weights_bytes=9 * gpus.GIB)
 A10G_STACK = (
     "fp8_kv_cache",
     {"chunked_prefill": 2048},
@@ -29,6 +33,15 @@ A10G_STACK = (
 # The whole table
 
 
+# What may keep a catalogued model from a catalogued GPU without anything declared; any other error is the resolver's own.
+ALLOWED = (
+    r"V100 \(compute capability 7\.0\) is not supported",
+    r"doesn't fit on 1 x .*What would make it fit: ",
+    r"needs vLLM 0\.17 or newer",
+    r"AWQ on .* takes the slow kernel up to vLLM 0\.13",
+)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_model_on_every_gpu(version: str) -> None:
     known = catalogue.known(version)
@@ -40,8 +53,62 @@ def test_every_model_on_every_gpu(version: str) -> None:
             assert "--quantization" not in values(found)
             assert all(flag.reason and flag.source for flag in (*found.flags, *found.settings))
             assert found.errors or (found.fit and found.fit.fits), (gpu, model)
+            assert all(any(re.search(kind, text) for kind in ALLOWED) for text in found.errors), found.errors
+            assert bool(found.kernel) == ("AWQ" in model.upper() and not gpu.startswith("v100"))
             fitting += not found.errors
     assert fitting > len(GPUS) * len(shapes.names()) / 2
+
+
+# What was measured on an H200 (docs/tuning.md): arguments, variables, kernel and predicted tokens, to the byte
+
+STARTED = ["--gpu-memory-utilization", "0.92", "--max-model-len", "4096"]
+QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_COLOR": "0", "VLLM_NO_USAGE_STATS": "1"}
+MEASURED: list[tuple[dict[str, Any], list[str], dict[str, str], str, int]] = [
+    ({"objective": "throughput"}, STARTED, QUIET, "Machete", 434_480),
+    (
+        {"objective": "latency"},
+        STARTED,
+        {**QUIET, "VLLM_DISABLED_KERNELS": "MacheteLinearKernel"},
+        "Marlin",
+        435_888,
+    ),
+    (
+        {"objective": "balanced"},
+        [*STARTED[:2], "--linear-backend", "humming", *STARTED[2:]],
+        QUIET,
+        "Humming",
+        435_888,
+    ),
+    (
+        {"objective": "throughput", "variants": ["fp8_kv_cache"]},
+        ["--dtype", "bfloat16", *STARTED[:2], "--kv-cache-dtype", "fp8", *STARTED[2:]],
+        QUIET,
+        "Machete",
+        868_960,
+    ),
+    (
+        {"objective": "throughput", "flags": {"max-num-batched-tokens": 16384}},
+        [*STARTED, "--max-num-batched-tokens", "16384"],
+        QUIET,
+        "Machete",
+        428_400,
+    ),
+]
+
+
+@pytest.mark.parametrize(("asked", "argv", "environment", "kernel", "tokens"), MEASURED)
+def test_what_was_measured_on_an_h200_is_emitted_unchanged(
+    asked: dict[str, Any], argv: list[str], environment: dict[str, str], kernel: str, tokens: int
+) -> None:
+    found = resolve("Qwen/Qwen3-32B-AWQ", "NVIDIA H200", "0.25.1", max_model_len=4096, **asked)
+    assert found.argv() == argv
+    assert found.environment == environment
+    assert found.kernel == (kernel,)
+    assert found.fit is not None
+    assert (found.fit.kv_tokens, found.fit.kv_bytes_per_token) == (
+        tokens,
+        131072 if "variants" in asked else 262144,
+    )
 
 
 # The founding cases
@@ -117,7 +184,8 @@ def test_qwen3_5_4b_on_an_a10g_with_the_variant_stack() -> None:
         "--speculative-config": {"method": "mtp", "num_speculative_tokens": 1},
     }
     assert found.fit is not None
-    assert found.fit.kv_bytes_per_token == 16384  # the 8 full-attention layers of 32, in 8 bits
+    # 8 bits of the 8 full-attention layers of 32, and of the one that drafts (vllm/models/qwen3_5_mtp.py: `layer_type`)
+    assert found.fit.kv_bytes_per_token == 9 * 2048
 
 
 def test_the_stack_on_a_runtime_without_some_of_its_flags() -> None:
@@ -211,6 +279,16 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": "Qwen/Qwen3-8B", "flags": {"quantization": "awq"}},
         "quantization: awq} for Qwen/Qwen3-8B",
     ),
+    "slow-linear-backend": ({"gpu": "L40S", "flags": {"linear-backend": "Triton"}}, "the gate fails it"),
+    "machete-needs-hopper": (
+        {"gpu": "L40S", "flags": {"linear-backend": "machete"}},
+        "on L40S vLLM finds none",
+    ),
+    "batch-invariance-is-slow": ({"environment": {"VLLM_BATCH_INVARIANT": "1"}}, "slow AWQ kernel"),
+    "gpus-are-enough": (
+        {"gpu_count": 4, "flags": {"pipeline-parallel-size": 2}},
+        "size is 8 and the service has 4 GPUs",
+    ),
     "tensor-parallel-divides-heads": (
         {"gpu_count": 3},
         "3 GPUs can't share the 64 attention heads of Qwen/Qwen3-32B-AWQ: use 1, 2, 4 or 8 GPUs",
@@ -239,6 +317,42 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"variants": [{"ngram": 4}, {"batched_graphs": 8}], "flags": {"max-cudagraph-capture-size": 20}},
         "without a CUDA graph",
     ),
+    "graph-limit-is-a-captured-size": (
+        {"variants": [{"batched_graphs": 30}]},
+        "so up to 24 where --max-cudagraph-capture-size is 30",
+    ),
+    "graph-sizes-agree-with-the-largest": (
+        {"variants": [{"batched_graphs": 32}], "flags": {"cudagraph-capture-sizes": [1, 2, 4, 8]}},
+        "graph sizes is 8, and --max-cudagraph-capture-size (which the variant batched_graphs sets, too) is 32",
+    ),
+    "graph-sizes-hold-a-decode-step": (
+        {"variants": [{"ngram": 4}], "flags": {"cudagraph-capture-sizes": [1, 2, 4]}},
+        "is 4, and one sequence decodes 5 tokens at a time",
+    ),
+    "graph-sizes-agree-with-speculation": (
+        {"variants": [{"ngram": 4}], "flags": {"cudagraph-capture-sizes": [1, 2, 4, 8, 16]}},
+        "16, is no multiple of 5",
+    ),
+    "speculation-is-declared-once": (
+        {"variants": ["ngram"], "flags": {"spec-tokens": 2}},
+        "--spec-tokens and --speculative-config",
+    ),
+    "draft-model-is-not-counted": (
+        {"variants": [{"eagle3": {"model": "/srv/draft"}}]},
+        "the draft model /srv/draft takes GPU memory",
+    ),
+    "vision-tower-is-counted": (
+        {"model": LOCKED_WITH_VISION, "runtime": "0.33.0", "variants": ["text_only"], "max_model_len": 4096},
+        "still counts the vision tower",
+    ),
+    "a-step-holds-every-sequence": (
+        {"flags": {"max-num-seqs": 64, "max-num-batched-tokens": 32}},
+        "one step has 32 tokens (--max-num-batched-tokens) and --max-num-seqs is 64",
+    ),
+    "a-step-holds-a-whole-prompt": (
+        {"max_model_len": 8192, "flags": {"enable-chunked-prefill": False, "max-num-batched-tokens": 4096}},
+        "is 4096 and the context 8192",
+    ),
     "family-needs-version": ({"model": "Qwen/Qwen3.5-4B", "runtime": "0.16.0"}, "needs vLLM 0.17 or newer"),
     "context-longer-than-trained": ({"max_model_len": 50_000}, "more than the 40960 positions"),
     "memory-share-is-at-most-one": ({"flags": {"gpu-memory-utilization": 92}}, "0.92, not 92"),
@@ -265,6 +379,146 @@ def test_a_rule_does_not_overrule_the_operator_silently(rule: str) -> None:
     asked, _ = RULES[rule]
     found = resolve(**asked, flags={"dtype": "float32"})
     assert "can't be" in str(found.errors)
+
+
+def test_another_spelling_of_what_a_rule_wants_is_no_contradiction() -> None:
+    assert not resolve("Qwen/Qwen3-4B-AWQ", "Tesla T4", max_model_len=4096, flags={"dtype": "float16"}).errors
+    found = resolve(
+        gpu="A40",
+        variants=["fp8_kv_cache"],
+        max_model_len=4096,
+        flags={"attention-backend": "flashinfer"},
+    )
+    assert not found.errors
+    assert values(found)["--attention-backend"] == "flashinfer"  # argv says what was declared
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_e5m2", "fp8_per_token_head", "fp8_inc", "fp8_ds_mla"])
+def test_no_cache_of_8_bits_before_ampere(dtype: str) -> None:
+    assert "take the variant out" in str(resolve(gpu="Tesla T4", flags={"kv-cache-dtype": dtype}).errors)
+
+
+BACKEND = {"gpu": "NVIDIA A10G", "runtime": "0.12.0", "variants": ["fp8_kv_cache"], "max_model_len": 4096}
+
+
+def test_a_rule_does_not_overrule_a_declared_variable_silently() -> None:
+    asked = {"model": "Qwen/Qwen3-4B-AWQ", **BACKEND}
+    found = resolve(**asked, environment={"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"})
+    assert "environment: {VLLM_ATTENTION_BACKEND: FLASH_ATTN} can't be" in str(found.errors)
+    for same in ("FLASHINFER", "flashinfer"):
+        found = resolve(**asked, environment={"VLLM_ATTENTION_BACKEND": same})
+        assert not found.errors
+        assert found.environment["VLLM_ATTENTION_BACKEND"] == same
+
+
+# Combinations that vLLM refuses at its start, wherever they were said
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"flags": {"compilation-config": {"cudagraph_capture_sizes": [1, 2]}}}, "decodes 5 tokens"),
+        ({"flags": {"compilation-config": '{"cudagraph_capture_sizes": [1, 2]}'}}, "decodes 5 tokens"),
+        ({"flags": {"compilation-config.cudagraph_capture_sizes": [1, 2]}}, "decodes 5 tokens"),
+        ({"flags": {"compilation-config": {"max_cudagraph_capture_size": 32}}}, "must be a multiple of 5"),
+        ({"runtime": "0.11.0", "flags": {"cuda-graph-sizes": [1, 2]}}, "decodes 5 tokens"),
+        (
+            {"flags": {"cudagraph-capture-sizes": [4, 8], "max-cudagraph-capture-size": 40}},
+            "sizes is 8, and --max-cudagraph-capture-size",
+        ),
+    ],
+)
+def test_graph_sizes_and_drafts_that_do_not_agree(asked: dict[str, Any], message: str) -> None:
+    assert message in str(resolve(**asked, variants=[{"ngram": 4}]).errors)
+
+
+@pytest.mark.parametrize(
+    "drafts",
+    [
+        {"spec-tokens": 4, "spec-method": "ngram"},
+        {"speculative-config": '{"method": "ngram", "num_speculative_tokens": 4}'},
+        {"speculative-config": {"method": "ngram", "num-speculative-tokens": 4}},
+        {"speculative-config.method": "ngram", "speculative-config.num_speculative_tokens": 4},
+    ],
+)
+def test_drafted_tokens_are_seen_wherever_they_are_declared(drafts: dict[str, Any]) -> None:
+    flags = {**drafts, "max-cudagraph-capture-size": 32}
+    assert "must be a multiple of 5" in str(resolve(flags=flags).errors)
+
+
+def test_default_steps_are_those_that_vllm_makes_of_the_other_flags() -> None:
+    """engine/arg_utils.py: doubled for throughput, and as long as a prompt that isn't cut."""
+    many = {"max-num-seqs": 4000}
+    assert "one step has 2048 tokens" in str(resolve(gpu="L40S", flags=many).errors)
+    for more in ({"performance-mode": "throughput"}, {"enable-chunked-prefill": False}):
+        found = resolve(gpu="L40S", max_model_len=8192, flags={**many, **more}).errors
+        assert "one step has" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "captured"), [(3, 2), (4, None), (9, 8), (248, None), (264, 256), (272, None)]
+)
+def test_batches_beyond_the_last_captured_graph_are_told(sequences: int, captured: int | None) -> None:
+    told = f"so up to {captured} where" if captured else "so up to"
+    assert (told in str(resolve(variants=[{"batched_graphs": sequences}]).warnings)) is (captured is not None)
+
+
+def test_sizes_that_agree_are_taken() -> None:
+    found = resolve(
+        variants=[{"batched_graphs": 8}], flags={"cudagraph-capture-sizes": [1, 2, 4, 8]}, max_model_len=4096
+    )
+    assert not found.errors
+    eager = resolve(variants=[{"batched_graphs": 8}, "eager"], flags={"cudagraph-capture-sizes": [1]})
+    assert not eager.errors  # vLLM looks at neither
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"pipeline-parallel-size": 2, "tensor-parallel-size": 2},
+        {"data-parallel-size": 2, "tensor-parallel-size": 2},
+        {"data-parallel-size": 8, "data-parallel-size-local": 2, "tensor-parallel-size": 2},
+    ],
+)
+def test_sizes_whose_product_the_host_has(flags: dict[str, Any]) -> None:
+    assert not resolve(gpu_count=4, flags=flags).errors
+    assert "the service has 2 GPUs" in str(resolve(gpu_count=2, flags=flags).errors)
+
+
+# Kernels that nobody would get
+
+
+@pytest.mark.parametrize(
+    ("gpu", "disabled"),
+    [
+        ("H200", "MacheteLinearKernel,MarlinLinearKernel"),
+        ("L40S", "MarlinLinearKernel"),
+        ("cpu", "CPUWNA16LinearKernel"),
+    ],
+)
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-32B-AWQ", "Qwen/Qwen3-30B-A3B-AWQ"])
+def test_a_quantized_model_without_any_fast_kernel_is_an_error(model: str, gpu: str, disabled: str) -> None:
+    found = resolve(
+        model,
+        gpu,
+        objective="throughput",
+        max_model_len=2048,
+        environment={"VLLM_DISABLED_KERNELS": disabled},
+    )
+    assert "disables every fast kernel" in str(found.errors)
+
+
+def test_a_backend_that_is_asked_for_and_disabled_is_no_kernel() -> None:
+    found = resolve(environment={"VLLM_DISABLED_KERNELS": "HummingLinearKernel"})  # balanced asks for Humming
+    assert "disables every fast kernel" in str(found.errors)
+
+
+def test_a_backend_without_kernels_for_4_bits_leaves_the_choice_to_vllm() -> None:
+    assert resolve(gpu="L40S", flags={"linear-backend": "cutlass"}).kernel == ("Marlin",)
+
+
+def test_experts_are_expected_beside_the_linear_layers_even_on_the_same_kernel() -> None:
+    assert resolve("Qwen/Qwen3-30B-A3B-AWQ", "L40S").kernel == ("Marlin", "Marlin")
 
 
 def test_expert_parallelism_lifts_the_experts_rule() -> None:
@@ -306,9 +560,87 @@ def test_what_does_not_fit_says_what_would() -> None:
     assert not resolve("Qwen/Qwen3-32B-AWQ", "NVIDIA GeForce RTX 4090", max_model_len=shorter).errors
 
 
+WAYS = re.compile(r"What would make it fit: (.*)")
+TRIED: dict[str, Callable[[str], dict[str, Any]]] = {
+    "max_model_len: ": lambda text: {"max_model_len": int(text.split()[1])},
+    "the variant ": lambda text: {"variants": [text.split()[-1]]},
+    "flags: ": lambda text: {"flags": {"gpu-memory-utilization": 0.95}},
+    "the AWQ checkpoint": lambda text: {},
+}
+
+
+@pytest.mark.parametrize("length", [4096, 32768, 262144])
+@pytest.mark.parametrize("version", ["0.25.1", "0.28.0"])
+@pytest.mark.parametrize("gpu", ["T4", "RTX 4090", "A10G", "RTX 5090", "A100 40GB"])
+def test_everything_that_is_said_to_make_a_model_fit_does(gpu: str, version: str, length: int) -> None:
+    for model in shapes.names():
+        asked: dict[str, Any] = {"model": model, "gpu": gpu, "runtime": version, "max_model_len": length}
+        before = resolve(**asked)
+        found = [ways for text in before.errors for ways in WAYS.findall(text)]
+        for way in found[0].split("; ") if found else ():
+            if way == "a smaller model or a GPU with more memory":
+                continue
+            if way.endswith(" GPUs"):
+                change: dict[str, Any] = {"gpu_count": int(way.split()[0])}
+            else:
+                change = next(made(way) for start, made in TRIED.items() if way.startswith(start))
+            if way.startswith("the AWQ"):
+                packed = shapes.find(f"{model}-AWQ")
+                change = {"model": packed}
+            after = resolve(**asked | change)
+            assert after.fit is not None and after.fit.fits, (model, way)
+            assert set(after.errors) <= set(before.errors) or way.startswith("the AWQ"), (model, way)
+
+
+def test_more_gpus_are_offered_only_where_the_rules_take_them() -> None:
+    """By memory alone two would do, but 201 groups of channels can't be shared by two, four or eight."""
+    shape = replace(shapes.find("Qwen/Qwen3-32B-AWQ") or pytest.fail(), intermediate=25600 + 128)
+    (error,) = resolve(shape, "RTX 4090", max_model_len=32768).errors
+    assert "GPUs" not in error.split("What would make it fit")[1]
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-32B", "Qwen/Qwen3-32B-AWQ"])
+def test_something_is_always_suggested(model: str) -> None:
+    tiny = replace(gpus.find("T4"), usable_bytes=gpus.GIB)
+    (error,) = [
+        text for text in resolve(model, tiny, gpu_count=8, max_model_len=4096).errors if "fit" in text
+    ]
+    assert error.split("What would make it fit: ")[1]
+
+
+def test_a_hybrid_holds_less_where_prefix_caching_keeps_a_state_more() -> None:
+    def tokens(runtime: str, *variants: str) -> int:
+        found = resolve("Qwen/Qwen3.5-4B", "L40S", runtime, max_model_len=4096, variants=variants).fit
+        assert found is not None
+        return found.kv_tokens
+
+    assert tokens("0.28.0") == tokens("0.28.0", "prefix_caching") < tokens("0.28.0", "no_prefix_caching")
+    assert tokens("0.25.1") == tokens("0.25.1", "no_prefix_caching") > tokens("0.25.1", "prefix_caching")
+
+
+def test_a_declared_type_of_32_bits_is_counted() -> None:
+    asked = {"model": "Qwen/Qwen3-8B", "max_model_len": 4096}
+    half, whole = (resolve(**asked, flags=flags).fit for flags in ({}, {"dtype": "Float32"}))
+    assert half and whole
+    assert whole.weights_bytes == pytest.approx(2 * half.weights_bytes)
+    assert whole.kv_bytes_per_token == 2 * half.kv_bytes_per_token
+
+
 def test_a_v100_is_rejected_with_the_reason() -> None:
     found = resolve("Qwen/Qwen3-8B-AWQ", "Tesla V100-SXM2-32GB", "0.18.0")
     assert "need 7.5" in str(found.errors)
+
+
+def test_beside_a_rejected_card_nothing_is_suggested() -> None:
+    found = resolve("Qwen/Qwen3-32B", "Tesla V100-SXM2-16GB", "0.18.0")
+    assert "not supported" in str(found.errors)
+    assert "make it fit" not in str(found.errors)
+
+
+def test_without_a_way_to_share_the_model_no_fit_is_told() -> None:
+    found = resolve(gpu_count=3)
+    assert found.fit is None
+    assert "64 attention heads" in str(found.errors)
 
 
 @pytest.mark.parametrize(
@@ -325,14 +657,23 @@ def test_the_security_floor(settings: dict[str, Any], where: str) -> None:
     assert ("Accepted: behind a firewall" in str(found.warnings)) is ("reason" in settings)
 
 
+def test_a_vulnerability_that_is_known_for_one_version_only() -> None:
+    assert "CVE-2026-9540" in str(resolve(runtime="0.19.0").warnings)
+    for version in ("0.18.0", "0.20.0", "0.33.0"):
+        assert "CVE-2026-9540" not in str(resolve(runtime=version).warnings)
+
+
 def test_a_runtime_newer_than_the_catalogue_is_a_warning() -> None:
     found = resolve(runtime="0.40.0")
     assert "newer than the flag catalogue" in str(found.warnings)
     assert not found.errors
 
 
-def test_a_runtime_older_than_the_catalogue_is_an_error() -> None:
-    assert "older than the flag catalogue" in str(resolve(runtime="0.6.0").errors)
+def test_a_runtime_older_than_the_catalogue_is_an_error_and_no_flag_is_said_to_be_missing() -> None:
+    for version in ("0.6.0", "0.10"):
+        found = resolve(runtime=version, max_model_len=4096)
+        assert "older than the flag catalogue" in str(found.errors)
+        assert "is left out" not in str(found.warnings)
 
 
 @pytest.mark.parametrize(
@@ -343,6 +684,12 @@ def test_a_runtime_older_than_the_catalogue_is_an_error() -> None:
         {"runtime": "latest"},
         {"objective": "speed"},
         {"max_model_len": 0},
+        {"max_model_len": 10**400},
+        {"gpu_count": -1},
+        {"gpu_count": 10**12},
+        {"runtime": "0.25.l"},
+        {"runtime": "0.33.x"},
+        {"runtime": "0.25.1 or so"},
     ],
 )
 def test_questions_that_cannot_be_understood(asked: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,14 @@ from resolving import resolve, values
 
 from pyinfra_vllm.catalog import flags as catalogue
 from pyinfra_vllm.catalog import table
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
 
 # Variants
 
@@ -45,6 +54,55 @@ def test_drafted_tokens_count_whatever_the_order_of_variants() -> None:
     assert values(resolve(variants=stack))["--max-cudagraph-capture-size"] == 32
 
 
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ({"batched_graphs": "abc"}, "batched_graphs: max_num_seqs must be a number above 0"),
+        ({"batched_graphs": [1]}, "not [1]"),
+        ({"batched_graphs": 0}, "must be a number above 0"),
+        ({"batched_graphs": -4}, "not -4"),
+        ({"batched_graphs": True}, "not True"),
+        ({"batched_graphs": 2.5}, "not 2.5"),
+        ({"batched_graphs": math.inf}, "not inf"),
+        ({"batched_graphs": 10**400}, "a number of that size"),
+        ({"batched_graphs": {"max_num_seqs": None}}, "not None"),
+        ({"chunked_prefill": "2k"}, "chunked_prefill: tokens must be a number above 0"),
+        ({"chunked_prefill": -5}, "not -5"),
+        ({"mtp": {"tokens": "1"}}, "mtp: tokens must be"),
+        ({"ngram": 0}, "ngram: tokens must be"),
+        ({"ngram": -1}, "ngram: tokens must be"),
+        ({"ngram": "x"}, "not 'x'"),
+        ({"ngram": {"tokens": 4, "lookup_max": 0}}, "ngram: lookup_max must be"),
+        ({"eagle3": 5}, "eagle3: model must be a text, not 5"),
+        ({"eagle3": {"model": " "}}, "eagle3: model must be a text"),
+    ],
+)
+def test_parameters_that_cannot_be_understood(variant: dict[str, Any], message: str) -> None:
+    found = resolve("Qwen/Qwen3.5-4B", variants=[variant])
+    assert message in str(found.errors)
+    assert not found.understood
+    assert found.argv() == resolve("Qwen/Qwen3.5-4B").argv()
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        [{"eagle3": "org/draft"}, "mtp"],
+        [{"ngram": 2}, {"mtp": 2}],
+        ["thinking", "no_thinking"],
+        ["no_prefix_caching", "prefix_caching"],
+        [{"batched_graphs": 8}, {"batched_graphs": 32}],
+        ["mtp", {"mtp": 2}],
+    ],
+)
+def test_variants_that_contradict_each_other(variants: list[Any]) -> None:
+    assert "contradict each other" in str(resolve("Qwen/Qwen3.5-4B", "H200", variants=variants).errors)
+
+
+def test_the_same_variant_twice_is_no_contradiction() -> None:
+    assert not resolve(variants=["no_thinking", "no_thinking", {"ngram": 2}, {"ngram": 2}]).errors
+
+
 # What the operator declares
 
 
@@ -62,6 +120,32 @@ def test_drafted_tokens_count_whatever_the_order_of_variants() -> None:
         ("0.28.0", {"max-num-seqs": "many"}, "must be a number above 0"),
         ("0.28.0", {"gpu-memory-utilization": True}, "must be a number above 0"),
         ("0.28.0", {"tensor-parallel-size": 0}, "must be a number above 0"),
+        ("0.28.0", {"tensor-parallel-size": 0.5}, "not 0.5"),
+        ("0.28.0", {"tensor-parallel-size": 1.5}, "a whole one"),
+        ("0.28.0", {"gpu-memory-utilization": math.inf}, "gpu-memory-utilization must be a number above 0"),
+        ("0.28.0", {"gpu-memory-utilization": math.nan}, "gpu-memory-utilization must be a number above 0"),
+        ("0.28.0", {"gpu-memory-utilization": -0.5}, "not -0.5"),
+        ("0.28.0", {"max-num-seqs": 2.7}, "not 2.7"),
+        ("0.28.0", {"max-num-seqs": 10**400}, "must be a number of at most"),
+        ("0.28.0", {"seed": 10**400}, "must be a number of at most"),
+        ("0.28.0", {"block-size": 0}, "block-size must be a number above 0"),
+        ("0.28.0", {"kv-cache-dtype": [1]}, "kv-cache-dtype must be a text, not [1]"),
+        ("0.28.0", {"dtype": 16}, "dtype must be a text"),
+        ("0.28.0", {"enforce-eager": "yes"}, "must be true or false, not 'yes'"),
+        ("0.28.0", {"cudagraph-capture-sizes": [1, 0]}, "a list of such, not [1, 0]"),
+        ("0.28.0", {"cudagraph-capture-sizes": []}, "a list of such, not []"),
+        ("0.28.0", {"speculative-config": '{"method": "ngram"'}, "must be a map or the JSON text of one"),
+        ("0.28.0", {"speculative-config": "ngram"}, "must be a map or the JSON text of one"),
+        ("0.28.0", {"speculative-config": "[" * 100_000}, "must be a map or the JSON text of one"),
+        ("0.28.0", {"speculative-config": '{"a": 1e400}'}, "must be a map or the JSON text of one"),
+        ("0.28.0", {"hf-overrides": nested(40)}, "more than 32 levels deep"),
+        ("0.28.0", {"hf-overrides": {"a": [math.nan]}}, "not infinity or NaN"),
+        ("0.28.0", {"max-num-seqs": 8, "max_num_seqs": 9}, "are the same flag"),
+        (
+            "0.33.0",
+            {"device-memory-utilization": 0.5, "gpu-memory-utilization": 0.9},
+            "device-memory-utilization and gpu-memory-utilization are the same flag",
+        ),
     ],
 )
 def test_flags_that_cannot_be(runtime: str, flags: dict[str, Any], message: str) -> None:
@@ -79,6 +163,25 @@ def test_a_renamed_flag_is_translated_in_both_directions() -> None:
     assert "is called --cudagraph-capture-sizes" in str(new.warnings)
     old = resolve(runtime="0.11.0", flags={"cudagraph-capture-sizes": [1, 2, 4]})
     assert values(old)["--cuda-graph-sizes"] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("version", ["0.25.1", "0.33.0"])
+def test_a_second_name_of_a_flag_is_that_flag(version: str) -> None:
+    found = resolve(runtime=version, flags={"device-memory-utilization": 0.5})
+    assert not found.errors
+    assert values(found)["--gpu-memory-utilization"] == 0.5
+    assert "--device-memory-utilization" not in values(found)
+    assert found.fit == resolve(runtime=version, flags={"gpu-memory-utilization": 0.5}).fit
+
+
+def test_a_map_may_be_json_text_and_merges_with_what_a_variant_sets() -> None:
+    text = '{"method": "ngram", "num_speculative_tokens": 2}'
+    found = resolve(variants=[{"ngram": {"lookup_max": 3}}], flags={"speculative-config": text})
+    assert values(found)["--speculative-config"] == {
+        "method": "ngram",
+        "num_speculative_tokens": 2,
+        "prompt_lookup_max": 3,
+    }
 
 
 def test_none_removes_and_later_layers_win() -> None:
@@ -136,29 +239,82 @@ def test_declared_environment_wins_and_changes_the_expected_kernel() -> None:
 
 
 RECKONED = (
+    "block-size", "cuda-graph-sizes", "data-parallel-size", "device-memory-utilization", "enable-chunked-prefill",
+    "enable-prefix-caching", "pipeline-parallel-size", "spec-method", "spec-model", "spec-tokens",
+    "speculative-config.num_speculative_tokens", "compilation-config.cudagraph_capture_sizes",
     "cudagraph-capture-sizes", "compilation-config", "dtype", "enforce-eager", "gpu-memory-utilization", "kv-cache-dtype",
     "kv-cache-memory-bytes", "linear-backend", "max-cudagraph-capture-size", "max-num-batched-tokens", "max-num-seqs",
     "quantization", "speculative-config", "tensor-parallel-size",
 )  # fmt: skip
 FLAG_NAMES = (*RECKONED, *sorted(name.removeprefix("--") for name in catalogue.known("0.28.0")))
-VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3)
+NUMBERS = (
+    st.integers() | st.floats() | st.sampled_from([0, 1, 0.5, 2.7, 10**18, 10**400, -1, math.inf, math.nan])
+)
+VALUES = (
+    st.none()
+    | st.booleans()
+    | NUMBERS
+    | st.text(max_size=5)
+    | st.lists(NUMBERS | st.text(max_size=2), max_size=3)
+    | st.sampled_from(
+        ["{", "[" * 5000, '{"num_speculative_tokens": 4}', '{"cudagraph_capture_sizes": [1, "2"]}']
+    )
+)
+MAPS = st.dictionaries(
+    st.sampled_from(["num_speculative_tokens", "method", "model", "cudagraph_capture_sizes"])
+    | st.text(max_size=3),
+    VALUES,
+    max_size=3,
+)
+PARAMETERS = {name: list(variant.get("parameters", {})) for name, variant in table("variants.yaml").items()}
+
+
+@st.composite
+def variants(draw: st.DrawFn) -> Any:
+    name = draw(st.sampled_from([*PARAMETERS, "xyzzy"]))
+    return draw(
+        st.just(name)
+        | (VALUES | MAPS).map(lambda value: {name: value})
+        | st.dictionaries(st.sampled_from([*PARAMETERS.get(name, []), "x"]), VALUES).map(
+            lambda named: {name: named}
+        )
+    )
 
 
 @given(
     st.dictionaries(
         st.sampled_from(RECKONED) | st.sampled_from(FLAG_NAMES),
-        VALUES | st.dictionaries(st.text(), st.integers()),
+        VALUES | MAPS,
         max_size=5,
     )
 )
 def test_whatever_value_a_known_flag_gets_there_is_an_answer(flags: dict[str, Any]) -> None:
     found = resolve(flags=flags, variants=[{"batched_graphs": 8}, "qk_norm_rope_fusion", "fp8_kv_cache"])
-    assert found.as_dict() and found.argv() is not None
+    assert found.argv() is not None
+    assert json.dumps(found.as_dict(), allow_nan=False)
+
+
+@given(
+    st.sampled_from(["Qwen/Qwen3.5-4B", "Qwen/Qwen3-30B-A3B-AWQ"]),
+    st.sampled_from(["T4", "A10G", "H200", "cpu"]),
+    st.sampled_from(["0.11.0", "0.28.0", "0.33.0"]),
+    st.lists(variants(), max_size=4),
+    st.dictionaries(st.sampled_from(RECKONED), VALUES | MAPS, max_size=2),
+)
+def test_whatever_a_variant_is_given_there_is_an_answer_and_no_nonsense_in_argv(
+    model: str, gpu: str, runtime: str, given_variants: list[Any], flags: dict[str, Any]
+) -> None:
+    found = resolve(model, gpu, runtime, variants=given_variants, flags=flags)
+    assert json.dumps(found.as_dict(), allow_nan=False)
+    for flag in ("--max-num-seqs", "--max-num-batched-tokens", "--max-cudagraph-capture-size"):
+        value = values(found).get(flag, 1)
+        assert isinstance(value, int) and value > 0 and value is not True
 
 
 def test_a_cpu_cache_that_is_no_number_is_an_error() -> None:
-    found = resolve(gpu="cpu", gpu_count=0, environment={"VLLM_CPU_KVCACHE_SPACE": "half"})
-    assert "whole number of GiB" in str(found.errors)
+    for space in ("half", "0", "-1", "1.5", "٣", "9" * 5000):
+        found = resolve(gpu="cpu", gpu_count=0, environment={"VLLM_CPU_KVCACHE_SPACE": space})
+        assert "whole number of GiB" in str(found.errors)
 
 
 @given(

@@ -2,7 +2,7 @@
 
     when: {compute_capability: "9.0", --kv-cache-dtype: [fp8, fp8_e4m3], vllm: {at_least: "0.20", below: "0.24"}}
 
-All tests of a `when` must hold. A fact is a name (see `tuning.facts`) or a flag as decided so far. A test is a value,
+All tests of a `when` must hold. A fact is a name (see `tuning.facts`), or a flag or variable as decided so far. A test is a value,
 a list of values (any of them), or a mapping of these words:
 
     below, at_least     numbers, or versions such as "0.24"
@@ -11,6 +11,8 @@ a list of values (any of them), or a mapping of these words:
     set                 true: the fact has a value; false: it has none
     divides             the fact divides this number without a rest (0 stands for nothing to divide)
     not_divides         the contrary
+    differs             has another value than this
+    starts_with         the text begins with this one
 
 Where a word takes a number or a version, "$name" stands for another fact. A fact without a value passes no comparison.
 """
@@ -31,7 +33,7 @@ def holds(when: Mapping[str, Any] | None, facts: Facts) -> bool:
 
 
 def _fact(name: str, facts: Facts) -> Any:
-    if name.startswith("--"):
+    if name.startswith("--") or name.isupper():
         return facts.get(name)
     if name not in facts:
         raise KeyError(f"`when` names {name!r}, which is no fact; known: {', '.join(sorted(facts))}")
@@ -84,4 +86,6 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "above": lambda value, limit: value > limit,
     "divides": _divides,
     "not_divides": lambda value, number: not _divides(value, number),
+    "differs": lambda value, other: bool(value != other),
+    "starts_with": lambda value, beginning: str(value).startswith(beginning),
 }

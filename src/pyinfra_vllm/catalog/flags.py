@@ -46,6 +46,11 @@ def newest() -> Version:
     return versions.parse(table("flags.json")["versions"][-1])
 
 
+def oldest() -> str:
+    version: str = table("flags.json")["versions"][0]
+    return version
+
+
 def renamed(flag: str) -> str | None:
     to: str | None = table("flag_changes.yaml")["renamed"].get(flag)
     return to
@@ -55,6 +60,12 @@ def earlier_name(flag: str, known: Collection[str]) -> str | None:
     """What a flag was called in a version that doesn't have it yet, or None."""
     renamed_to: Mapping[str, str] = table("flag_changes.yaml")["renamed"]
     return next((old for old, new in renamed_to.items() if new == flag and old in known), None)
+
+
+def alias(flag: str) -> str:
+    """The flag that a second name of it stands for; any other flag as it is."""
+    aliases: Mapping[str, str] = table("flag_changes.yaml")["alias"]
+    return aliases.get(flag, flag)
 
 
 def removal_advice(flag: str) -> str | None:

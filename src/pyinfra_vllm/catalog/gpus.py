@@ -15,6 +15,8 @@ MIB = 1024**2
 GIB = 1024**3
 USABLE_SHARE = 0.985  # of nvidia-smi's memory, for a card that isn't in the table (its cards: 0.97 to 0.996)
 MEMORY_TOLERANCE_MIB = 2048  # the same name with another memory size is another card
+NAME_TOLERANCE = 0.1  # names round, and by thousands: a card of 22.5 GiB is called 24 GB
+OTHER_CARDS = ("laptop", "mig")  # after a card's name: a smaller one, or a part of one
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ class Gpu:
         chosen: str | None = None,
         experts: bool = False,
     ) -> list[str]:
-        """The kernels that a 4-bit model takes: for its linear layers and, where it has them, its experts.
+        """The kernels that a 4-bit model takes: for its linear layers and then, where it has them, its experts.
+
+        Without any fast kernel for the linear layers the answer is []: the experts' alone would hide that.
 
         + disabled: class names as in VLLM_DISABLED_KERNELS, such as MacheteLinearKernel; they spare experts
         + chosen: the one that --linear-backend names
@@ -63,10 +67,11 @@ class Gpu:
             return []
         linear = versions.first(self.architecture["kernels"], version)["kernels"]
         allowed = [name for name in linear if f"{name}LinearKernel" not in disabled]
-        found = [chosen] if chosen else allowed[:1]
-        if experts:
-            found += versions.first(self.architecture["moe"], version)["kernels"][:1]
-        return list(dict.fromkeys(found))
+        if chosen:
+            allowed = [chosen] if f"{chosen}LinearKernel" not in disabled else []
+        if not allowed or not experts:
+            return allowed[:1]
+        return [allowed[0], versions.first(self.architecture["moe"], version)["kernels"][0]]
 
 
 CPU = Gpu(key="cpu", title="CPU", compute_capability="cpu")
@@ -86,15 +91,25 @@ def find(name: str, compute_capability: str | None = None, memory_mib: int | Non
         (len(pattern), key)
         for key, row in rows.items()
         for pattern in (*row["match"], normal(key))
-        if wanted == pattern or wanted.startswith(pattern + " ")
+        if wanted == pattern
+        or (wanted.startswith(pattern + " ") and _same_card(wanted.removeprefix(pattern), row))
     ]
     for _, key in sorted(matches, reverse=True):
-        if memory_mib is None or abs(memory_mib - rows[key]["memory_mib"]) <= MEMORY_TOLERANCE_MIB:
+        if not memory_mib or abs(memory_mib - rows[key]["memory_mib"]) <= MEMORY_TOLERANCE_MIB:
             return _described(key, memory_mib)
     if compute_capability and memory_mib:
         usable = int(memory_mib * MIB * USABLE_SHARE)
         return Gpu(wanted.replace(" ", "-"), name, compute_capability, memory_mib, usable)
     raise DeclarationError(_unknown(name, wanted, rows))
+
+
+def _same_card(rest: str, row: Mapping[str, Any]) -> bool:
+    """Whether what follows a card's name leaves it that card: no laptop's, no slice, no other size of memory."""
+    sizes = [int(size) for size in re.findall(r"(?:^|[ .])(\d{1,4}) ?gb\b", rest)]
+    gib = row["memory_mib"] / 1024
+    return not any(word in OTHER_CARDS for word in rest.split()) and all(
+        abs(size - gib) <= NAME_TOLERANCE * gib for size in sizes
+    )
 
 
 def normal(name: str) -> str:

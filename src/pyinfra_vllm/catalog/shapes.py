@@ -6,7 +6,7 @@ Hugging Face's keys are kept as they are; multimodal configs keep the text model
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from pyinfra_vllm.errors import DeclarationError
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 QUANTIZED_NAME = re.compile(r"(.+?)[-_.](?:awq|int4|4bit|w4a16)\b.*", re.IGNORECASE)
 LINEAR = "linear_attention"
+LARGEST = 2**31 - 1  # of any number in a config.json: no model is near it, and arithmetic stays within floats
 
 
 @dataclass(frozen=True)
@@ -74,34 +75,40 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
 
     Raises DeclarationError naming a missing key.
     """
-    text: Mapping[str, Any] = config.get("text_config") or config
+    text = config.get("text_config") or config
+    if not isinstance(text, Mapping):
+        raise DeclarationError(f"{name}: `text_config` in its config.json is no map")
     heads = _need(text, "num_attention_heads", name)
     hidden = _need(text, "hidden_size", name)
     layers = _need(text, "num_hidden_layers", name)
+
+    def number(*keys: str) -> int:
+        return _number(text, keys, name)
+
+    latent = number("kv_lora_rank")
     return Shape(
         name=name,
         model_type=str(config.get("model_type", "unknown")),
         layers=layers,
-        attention_layers=_attention_layers(text, layers),
+        attention_layers=_attention_layers(text, layers, number("full_attention_interval")),
         hidden=hidden,
-        intermediate=text.get("intermediate_size") or 0,
+        intermediate=number("intermediate_size"),
         heads=heads,
-        kv_heads=text.get("num_key_value_heads") or heads,
-        head_dim=text.get("head_dim") or hidden // heads,
+        kv_heads=number("num_key_value_heads") or heads,
+        head_dim=number("head_dim") or hidden // heads,
         vocabulary=_need(text, "vocab_size", name),
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        max_position=text.get("max_position_embeddings") or 0,
+        max_position=number("max_position_embeddings"),
         dtype=_dtype(config, text),
-        quantization=_quantization(config, text),
-        experts=text.get("num_experts") or text.get("n_routed_experts") or text.get("num_local_experts") or 0,
-        expert_intermediate=text.get("moe_intermediate_size") or 0,
-        latent_kv=(text.get("kv_lora_rank") or 0)
-        + (text.get("qk_rope_head_dim") or 0 if text.get("kv_lora_rank") else 0),
-        linear_keys=(text.get("linear_num_key_heads") or 0) * (text.get("linear_key_head_dim") or 0),
-        linear_values=(text.get("linear_num_value_heads") or 0) * (text.get("linear_value_head_dim") or 0),
-        linear_heads=text.get("linear_num_value_heads") or 0,
-        linear_kernel=text.get("linear_conv_kernel_dim") or 0,
-        mtp_layers=text.get("mtp_num_hidden_layers") or text.get("num_nextn_predict_layers") or 0,
+        quantization=_quantization(config, text, name),
+        experts=number("num_experts", "n_routed_experts", "num_local_experts"),
+        expert_intermediate=number("moe_intermediate_size"),
+        latent_kv=latent + (number("qk_rope_head_dim") if latent else 0),
+        linear_keys=number("linear_num_key_heads") * number("linear_key_head_dim"),
+        linear_values=number("linear_num_value_heads") * number("linear_value_head_dim"),
+        linear_heads=number("linear_num_value_heads"),
+        linear_kernel=number("linear_conv_kernel_dim"),
+        mtp_layers=number("mtp_num_hidden_layers", "num_nextn_predict_layers"),
         vision="vision_config" in config,
         weights_bytes=weights_bytes,
         family=family_of(name),
@@ -159,18 +166,34 @@ def _short(name: str) -> str:
 
 
 def _need(config: Mapping[str, Any], key: str, name: str) -> int:
-    if not isinstance(config.get(key), int):
+    value = _number(config, (key,), name)
+    if not value:
         raise DeclarationError(
             f"{name}: its config.json has no `{key}`, so flags and memory can't be worked out"
         )
-    return int(config[key])
+    return value
 
 
-def _attention_layers(text: Mapping[str, Any], layers: int) -> int:
+def _number(config: Mapping[str, Any], keys: Iterable[str], name: str) -> int:
+    """The first of these that is there and not 0, else 0."""
+    for key in keys:
+        value = config.get(key)
+        if value is None or value is False:
+            continue
+        if not isinstance(value, int) or value is True or not 0 <= value <= LARGEST:
+            raise DeclarationError(
+                f"{name}: `{key}` in its config.json is {str(value)[:60]!r} and must be a whole number, "
+                "so flags and memory can't be worked out"
+            )
+        if value:
+            return value
+    return 0
+
+
+def _attention_layers(text: Mapping[str, Any], layers: int, interval: int) -> int:
     kinds = text.get("layer_types")
-    if kinds:
+    if isinstance(kinds, list | tuple) and kinds:
         return sum(kind != LINEAR for kind in kinds)
-    interval = text.get("full_attention_interval")
     return layers // interval if interval else layers
 
 
@@ -182,24 +205,27 @@ def _dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
     return "float32"  # Hugging Face's meaning of a missing dtype
 
 
-def _quantization(config: Mapping[str, Any], text: Mapping[str, Any]) -> Quantization | None:
+def _quantization(config: Mapping[str, Any], text: Mapping[str, Any], name: str) -> Quantization | None:
     found = config.get("quantization_config") or text.get("quantization_config")
     if not found:
         return None
-    method = str(found.get("quant_method", "unknown")).lower()
+    if not isinstance(found, Mapping):
+        raise DeclarationError(f"{name}: `quantization_config` in its config.json is no map")
     weights = _packed_weights(found)
+    group_size = weights.get("group_size", weights.get("q_group_size"))
     return Quantization(
-        method=method,
-        bits=weights.get("bits") or weights.get("w_bit") or weights.get("num_bits") or 4,
-        group_size=weights.get("group_size") or weights.get("q_group_size") or -1,
+        method=str(found.get("quant_method", "unknown")).lower(),
+        bits=_number(weights, ("bits", "w_bit", "num_bits"), name) or 4,
+        group_size=-1 if group_size == -1 else _number(weights, ("group_size", "q_group_size"), name) or -1,
         zero_point=bool(weights.get("zero_point", not weights.get("symmetric", True))),
     )
 
 
 def _packed_weights(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """compressed-tensors keeps the numbers under config_groups.<any>.weights."""
-    for group in (found.get("config_groups") or {}).values():
-        if group.get("weights"):
-            weights: Mapping[str, Any] = group["weights"]
+    groups = found.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping) and weights:
             return weights
     return found

@@ -8,10 +8,16 @@ from typing import Any
 
 Version = tuple[int, ...]
 
+# PEP 440 without epochs: `0.25.1`, `0.33.0rc1`, `0.25.2.dev3+g1a2b3c.cu130`
+VERSION = re.compile(
+    r"v?(\d{1,6}(?:\.\d{1,6})+)(?:(?:a|b|rc)\d+)?(?:\.post\d+)?(?:\.dev\d+)?(?:\+[a-z0-9]+(?:[._-][a-z0-9]+)*)?",
+    re.ASCII | re.IGNORECASE,
+)
+
 
 def parse(text: str) -> Version:
     """`0.25.1`, `v0.32.0+cpu` or `0.33.0rc1` as numbers. Raises ValueError for anything else."""
-    match = re.match(r"v?(\d+(?:\.\d+)+)", text.strip())
+    match = VERSION.fullmatch(text.strip())
     if not match:
         raise ValueError(f"{text!r} is not a version number such as 0.25.1")
     return tuple(int(part) for part in match.group(1).split("."))

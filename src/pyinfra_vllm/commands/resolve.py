@@ -9,7 +9,10 @@ from typing import Any
 import click
 
 from pyinfra_vllm import tuning
+from pyinfra_vllm.catalog import shapes
 from pyinfra_vllm.catalog.gpus import GIB
+from pyinfra_vllm.catalog.shapes import Shape
+from pyinfra_vllm.checkpoint import LOCK_FILE, Lock
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.fit import Fit
 from pyinfra_vllm.tuning import Resolution
@@ -18,13 +21,21 @@ WIDTH_WITHOUT_TERMINAL = 120
 
 
 @click.command()
-@click.option("--model", required=True, help='A model of the catalog, such as "Qwen/Qwen3-32B-AWQ".')
+@click.option(
+    "--model",
+    required=True,
+    help='A model of the catalog, such as "Qwen/Qwen3-32B-AWQ", or of ./checkpoints.lock.yaml.',
+)
 @click.option(
     "--gpu", required=True, help='As nvidia-smi prints it, such as "NVIDIA GeForce RTX 4090", or "cpu".'
 )
 @click.option("--runtime", required=True, help='A vLLM version, such as "0.33.0".')
 @click.option(
-    "--gpu-count", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of the service."
+    "--gpu-count",
+    type=click.IntRange(min=1, max=tuning.MOST_GPUS),
+    default=1,
+    show_default=True,
+    help="GPUs of the service.",
 )
 @click.option("--objective", type=click.Choice(tuning.OBJECTIVES), default="balanced", show_default=True)
 @click.option("--max-model-len", type=click.IntRange(min=1), help="Tokens. Left out: the model's own.")
@@ -51,7 +62,7 @@ def resolve(
     Exits with 1 when it can't work (the reasons are under "errors"), 2 when the question can't be understood.
     """
     resolution = tuning.resolve(
-        model=model,
+        model=_model(model),
         gpu=gpu,
         runtime_version=runtime,
         gpu_count=gpu_count,
@@ -64,39 +75,69 @@ def resolve(
         click.echo(json.dumps(resolution.as_dict(), indent=2))
     else:
         _show(resolution)
+    if not resolution.understood:
+        return DeclarationError.exit_code
     return 1 if resolution.errors else 0
+
+
+def _model(name: str) -> str | Shape:
+    """The catalog's model by its name, or the shape of one that `pyinfra-vllm lock` has written down here."""
+    if shapes.find(name) is not None or not LOCK_FILE.exists():
+        return name
+    repo, _, revision = name.partition("@")
+    found = [
+        entry for entry in Lock.load().entries if entry.repo == repo and revision in ("", entry.revision)
+    ]
+    if len(found) > 1:
+        told = " or ".join(entry.name for entry in found)
+        raise DeclarationError(f"model {name!r} is in {LOCK_FILE} more than once: say {told}")
+    return shapes.from_config(name, found[0].config, found[0].weights_bytes) if found else name
 
 
 def _variant(text: str) -> str | dict[str, Any]:
     if text.startswith("{"):
         return _json_map(text)
     name, equals, value = text.partition("=")
-    return {name: _value(value)} if equals else name
+    if not name.strip():
+        raise DeclarationError(f"--variant {_shown(text)}: write NAME, NAME=VALUE or a JSON map")
+    return {name: _value(value, f"--variant {name}")} if equals else name
 
 
 def _json_map(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DeclarationError(f"--variant {text}: not JSON ({error})") from None
-    return dict(value)
+        return dict(_json(text, "--variant"))
+    except ValueError as error:
+        raise DeclarationError(f"--variant {_shown(text)}: not JSON ({error})") from None
 
 
 def _flag(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    if not equals:
+    if not equals or not name.strip("- "):
         raise DeclarationError(
-            f"--flag {text}: write NAME=VALUE, such as {text}=true (null takes the flag out)"
+            f"--flag {_shown(text)}: write NAME=VALUE, such as enforce-eager=true (null takes the flag out)"
         )
-    return name, _value(value)
+    return name, _value(value, f"--flag {name}")
 
 
-def _value(text: str) -> Any:
+def _value(text: str, where: str) -> Any:
     """JSON where it is JSON (numbers, true, null, maps), else the text itself."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return _json(text, where)
+    except ValueError:
         return text
+
+
+def _json(text: str, where: str) -> Any:
+    """Raises ValueError for text that isn't JSON, and DeclarationError for nesting that no parser takes."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        deepest = f"allowed are {tuning.DEEPEST} levels"
+        raise DeclarationError(f"{where}: {_shown(text)} is nested too deep; {deepest}") from None
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _show(resolution: Resolution) -> None:
@@ -128,7 +169,8 @@ def _show(resolution: Resolution) -> None:
 
 
 def _facts(resolution: Resolution) -> list[str]:
-    kernel = " and ".join(resolution.kernel) or "none (not quantized)"
+    without = "none that is fast" if resolution.asked["quantized"] else "none (not quantized)"
+    kernel = " and ".join(dict.fromkeys(resolution.kernel)) or without
     return [*_memory(resolution.fit), f"Kernel expected: {kernel}"]
 
 

@@ -39,8 +39,10 @@ class Gpus(FactBase[list[dict[str, Any]]]):
             # A host without GPUs is not an error; pyinfra would warn of a command that is required and not there.
             "! command -v nvidia-smi >/dev/null || { "
             f"nvidia-smi --query-gpu={GPU_QUERY} {options} && echo {SEPARATOR} && "
-            f"nvidia-smi --query-compute-apps={PROCESS_QUERY} {options} | "
-            f'while IFS=, read -r gpu pid rest; do echo "$gpu,$pid,$({UNIT}),$rest"; done; }}'
+            # Not in a pipe, which would hide that it failed: a GPU in use would pass for a free one.
+            f"apps=$(nvidia-smi --query-compute-apps={PROCESS_QUERY} {options}) && "
+            "printf '%s\\n' \"$apps\" | while IFS=, read -r gpu pid rest; do "
+            f'[ -z "$gpu" ] || echo "$gpu,$pid,$({UNIT}),$rest"; done; }}'
         )
 
     @override

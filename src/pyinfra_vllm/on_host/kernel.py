@@ -54,6 +54,7 @@ ENGINE = re.compile(r"Initializing a V\d LLM engine \(v([^)\s]+)\) with config")
 UNQUANTIZED = re.compile(r"\bquantization=None\b")
 
 LAST_WITHOUT_KERNEL_LINE = (0, 18)
+FIRST_WITH_EXPERTS_LINE = (0, 20)
 MAX_LINES = 40  # kept as evidence
 MAX_LINE_LENGTH = 300
 
@@ -65,7 +66,8 @@ def check(
 
     + lines: the server's log since its start; prefixes (journal, process, time) may stay on them
     + version: the runtime's version; None: the one that the log names
-    + expected: kernels the profile expects, such as ["Marlin"]; [] for a model that is not quantized; None: unknown
+    + expected: kernels the profile expects, such as ["Marlin"], and for a mixture of experts theirs as the second;
+      [] for a model that is not quantized; None: unknown
 
     Returns {"verdict": "pass" | "fail" | "inconclusive", "kernels": [...], "lines": [...], "reasons": [...]}.
     No line about the kernel is inconclusive: a changed wording must not look like a healthy server.
@@ -89,6 +91,7 @@ class _Seen:
         self.unquantized = False
         self.converted = False
         self.degraded = False
+        self.experts = False
         self.kernels: list[str] = []
         self.slow: list[str] = []
         self.evidence: list[str] = []
@@ -129,6 +132,7 @@ def _read_kernel(line: str, seen: _Seen) -> bool:
         return True
     moe = MOE.search(line)
     if moe:
+        seen.experts = True
         seen.kernel(FAST_MOE.get(moe.group(1), "MoE " + moe.group(1)))
         return True
     return False
@@ -152,7 +156,10 @@ def _judge(seen: _Seen, version: str | None, expected: list[str] | None) -> tupl
     if seen.converted and not seen.kernels and _kernel_line_came_later(version):
         seen.kernel("Marlin")
     if seen.kernels:
-        return _judge_kernels(seen.kernels, expected)
+        verdict, reasons = _judge_kernels(seen.kernels, expected)
+        if verdict == "pass" and len(expected or []) > 1 and not seen.experts and _names_experts(version):
+            return "inconclusive", [*reasons, "no line about the kernel of the experts in the server's log"]
+        return verdict, reasons
     if expected == []:
         return "pass", ["not quantized: there is no quantization kernel to check"]
     if seen.unquantized:
@@ -168,6 +175,7 @@ def _judge(seen: _Seen, version: str | None, expected: list[str] | None) -> tupl
 
 
 def _judge_kernels(kernels: list[str], expected: list[str] | None) -> tuple[str, list[str]]:
+    expected = None if expected is None else list(dict.fromkeys(expected))
     on_cpu = expected is None or any(name in FAST_ON_CPU for name in expected)
     fast = FAST_ON_GPU + ("FlashInfer",) + (FAST_ON_CPU if on_cpu else ())
     slow = [name for name in kernels if name not in fast]
@@ -187,5 +195,16 @@ def _judge_kernels(kernels: list[str], expected: list[str] | None) -> tuple[str,
 
 def _kernel_line_came_later(version: str | None) -> bool:
     """Up to 0.18 the `convertible` line is all there is, and the kernel behind it is always Marlin."""
-    numbers = re.match(r"(\d+)\.(\d+)", version or "")
-    return numbers is not None and (int(numbers.group(1)), int(numbers.group(2))) <= LAST_WITHOUT_KERNEL_LINE
+    numbers = _numbers(version)
+    return numbers is not None and numbers <= LAST_WITHOUT_KERNEL_LINE
+
+
+def _names_experts(version: str | None) -> bool:
+    """From 0.20 on the experts' kernel has a line of its own; an unknown version is taken for a new one."""
+    numbers = _numbers(version)
+    return numbers is None or numbers >= FIRST_WITH_EXPERTS_LINE
+
+
+def _numbers(version: str | None) -> tuple[int, int] | None:
+    found = re.match(r"v?(\d+)\.(\d+)", version or "")
+    return (int(found.group(1)), int(found.group(2))) if found else None

@@ -11,7 +11,7 @@ from pyinfra.api import Host
 from pyinfra_vllm import tuning
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
-from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.errors import HostError, RolloutError
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Service as ServiceFact
@@ -27,29 +27,50 @@ def runtime_path(root: str, service: Service) -> str:
 def plan(
     host: Host, root: str, service: Service, checkpoint: Checkpoint, secrets: Mapping[str, str] | None = None
 ) -> Wanted:
-    """What must run, and what runs. Raises HostError with everything that stops this service on this host.
+    """What must run, and what runs. Raises HostError, and nothing else, for whatever stops this service on
+    this host.
 
     + secrets: their values; left out: those that the environment holds
     """
     version, flags = _runtime(host, root, service)
     gpus = host.get_fact(Gpus) or []
+    try:
+        resolution = _resolved(service, checkpoint, gpus, version, flags)
+        used = [row for row in gpus if service.gpus is None or row["index"] in service.gpus]
+        values = _secrets(service) if secrets is None else secrets
+        release = _release(root, service, checkpoint, resolution, version, len(used), values)
+    except HostError:
+        raise
+    except RolloutError as error:
+        raise HostError(_refusal(service, [str(error)])) from error
+    except Exception as error:  # a fact or a config.json that nobody thought of: the other hosts go on
+        unexpected = f"no release can be worked out ({type(error).__name__}: {error})"
+        raise HostError(_refusal(service, [unexpected])) from error
+    return Wanted(
+        host=host.name,
+        root=root,
+        service=service,
+        release=release,
+        observed=host.get_fact(ServiceFact, root=root, service=service.name),
+        gpu=used[0]["name"] if used else "cpu",
+        warnings=(*resolution.warnings, *_code(service)),
+    )
+
+
+def _resolved(
+    service: Service,
+    checkpoint: Checkpoint,
+    gpus: list[dict[str, Any]],
+    version: str,
+    flags: frozenset[str] | None,
+) -> tuning.Resolution:
     problems = tuning.preflight(gpus, service, version)
     if problems:
         raise HostError(_refusal(service, problems))
     resolution = tuning.for_service(service, checkpoint, gpus, version, flags)
     if resolution.errors:
         raise HostError(_refusal(service, list(resolution.errors)))
-    values = _secrets(service) if secrets is None else secrets
-    used = [row for row in gpus if service.gpus is None or row["index"] in service.gpus]
-    return Wanted(
-        host=host.name,
-        root=root,
-        service=service,
-        release=_release(root, service, checkpoint, resolution, version, len(used), values),
-        observed=host.get_fact(ServiceFact, root=root, service=service.name),
-        gpu=used[0]["name"] if used else "cpu",
-        warnings=(*resolution.warnings, *_code(service)),
-    )
+    return resolution
 
 
 def _code(service: Service) -> list[str]:

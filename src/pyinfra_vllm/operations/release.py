@@ -57,7 +57,7 @@ def stage(state: State, host: Host, root: str, release: Release) -> bool:
         remote.run("mkdir", "-p", "-m", "755", release.directory, RUN_DIRECTORY)
         remote.write(payload, json.dumps(content))
         remote.run("python3", f"{root}/bin/on-host.pyz", "--root", root, "stage", release.service, payload)
-    except HostError as error:
+    except (HostError, OSError, EOFError) as error:
         logger.error(f"{host.print_prefix}release {release.id} of {release.service} was not staged: {error}")
         return False
     return True

@@ -6,7 +6,8 @@ All of them are data (`catalog/`). Asks no host and no network; decides nothing 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pyinfra_vllm import fit
@@ -16,21 +17,81 @@ from pyinfra_vllm.catalog.gpus import Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.tuning import declared as operator
-from pyinfra_vllm.tuning import security
-from pyinfra_vllm.tuning.facts import Facts, of_request
+from pyinfra_vllm.tuning import security, values
+from pyinfra_vllm.tuning.facts import (
+    Facts,
+    batch_defaults,
+    of_request,
+    splits,
+    tensor_parallel_choices,
+)
 from pyinfra_vllm.tuning.preflight import preflight
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
 from pyinfra_vllm.tuning.resolution import Resolution, tokens
+from pyinfra_vllm.tuning.values import DEEPEST
 
 if TYPE_CHECKING:
     from pyinfra_vllm.checkpoint import Checkpoint
     from pyinfra_vllm.config import Service
 
-__all__ = ["OBJECTIVES", "Flag", "Resolution", "for_service", "preflight", "resolve", "tokens"]
+__all__ = [
+    "DEEPEST",
+    "MOST_GPUS",
+    "OBJECTIVES",
+    "Flag",
+    "Resolution",
+    "for_service",
+    "preflight",
+    "resolve",
+    "tokens",
+]
 
 OBJECTIVES = ("latency", "throughput", "balanced")
 LAYERS = ("base", "gpu", "model", "objective")
 LOOPBACK = ("127.", "::1", "localhost")
+MOST_GPUS = 1024  # of one service; a larger number is a slip
+LEAST_CONTEXT = 1024  # tokens; a shorter one is not worth offering
+HIGHEST_SHARE = 0.95
+# What --linear-backend takes for 4-bit weights (kernels/linear/__init__.py); any other is warned of and passed over.
+LINEAR_BACKENDS = {
+    "marlin": "Marlin",
+    "machete": "Machete",
+    "humming": "Humming",
+    "triton": "TritonW4A16",
+    "conch": "Conch",
+    "exllama": "Exllama",
+}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked, understood: everything that decides a profile."""
+
+    shape: Shape
+    card: Gpu
+    version: str
+    gpu_count: int
+    objective: str
+    max_model_len: int | None
+    variants: tuple[str | Mapping[str, Any], ...]
+    flags: Mapping[str, Any]
+    environment: Mapping[str, str]
+    runtime_flags: Collection[str] | None
+    exposed: bool
+    reason: str | None
+    shutdown_timeout_s: int | None
+    ready_timeout_s: float | None
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """A profile with what follows from it. No fit where the model can't be split among the GPUs at all."""
+
+    profile: Profile
+    facts: Facts
+    kernels: list[str]
+    load: fit.Load | None
+    fit: fit.Fit | None
 
 
 def resolve(
@@ -69,28 +130,52 @@ def resolve(
     shape = _shape(model)
     card = gpus.find(gpu) if isinstance(gpu, str) else gpu
     _check_request(objective, runtime_version, gpu_count, max_model_len)
+    request = _Request(
+        shape=shape,
+        card=card,
+        version=runtime_version,
+        gpu_count=gpu_count,
+        objective=objective,
+        max_model_len=max_model_len,
+        variants=tuple(variants),
+        flags=flags or {},
+        environment=environment or {},
+        runtime_flags=runtime_flags,
+        exposed=exposed,
+        reason=reason,
+        shutdown_timeout_s=shutdown_timeout_s,
+        ready_timeout_s=ready_timeout_s,
+    )
+    decided = _decide(request)
+    _judge_fit(request, decided)
+    return _resolution(decided)
+
+
+def _decide(request: _Request) -> _Decided:
+    """The layers, the operator's own and the rules, for one request. Says nothing of whether the model fits."""
+    shape, card, version = request.shape, request.card, request.version
     profile = Profile()
-    fixed = of_request(shape, card, runtime_version) | {
-        "gpu_count": gpu_count,
-        "objective": objective,
-        "max_model_len": max_model_len,
-        "shutdown_timeout_s": shutdown_timeout_s,
-        "ready_timeout_s": int(ready_timeout_s) if ready_timeout_s else None,
+    fixed = of_request(shape, card, version) | {
+        "gpu_count": request.gpu_count,
+        "objective": request.objective,
+        "max_model_len": request.max_model_len,
+        "shutdown_timeout_s": request.shutdown_timeout_s,
+        "ready_timeout_s": int(request.ready_timeout_s) if request.ready_timeout_s else None,
     }
     facts = Facts(fixed, profile, shape, card)
-    known = _known_flags(runtime_version, runtime_flags, profile)
+    known = _known_flags(version, request.runtime_flags, profile)
     for entry in (entry for layer in LAYERS for entry in table("layers.yaml")[layer]):
         apply(entry, facts, profile)
-    operator.apply_variants(variants, facts, profile)
-    operator.apply_flags(flags or {}, known, runtime_version, profile)
-    operator.apply_environment(environment or {}, profile)
+    operator.apply_variants(request.variants, facts, profile)
+    operator.apply_flags(request.flags, known, version, profile)
+    operator.apply_environment(request.environment, profile)
     for rule in table("rules.yaml"):
         apply(rule, facts, profile)
-    operator.keep_known(profile, known, runtime_version)
-    _add_refusals(card, runtime_version, exposed, reason, profile)
+    operator.keep_known(profile, known, version)
+    _add_refusals(card, version, request.exposed, request.reason, profile)
     kernels = _kernels(shape, card, facts)
-    predicted = _fit(shape, card, facts, kernels, profile)
-    return _resolution(profile, predicted, kernels, facts)
+    load = _load(facts, kernels)
+    return _Decided(profile, facts, kernels, load, fit.predict(shape, card, load) if load else None)
 
 
 def for_service(
@@ -136,7 +221,8 @@ def _shape(model: str | Shape) -> Shape:
     if found is None:
         raise DeclarationError(
             f"model {model!r} is not in the catalog. Known: {', '.join(shapes.names())}. "
-            "Any other model is read from its config.json once it is locked (`pyinfra-vllm lock`)"
+            "Any other model is read from the config.json that `pyinfra-vllm lock` keeps in checkpoints.lock.yaml: "
+            "declare it, lock it, and ask in the directory of that file"
         )
     return found
 
@@ -148,8 +234,12 @@ def _check_request(objective: str, runtime_version: str, gpu_count: int, max_mod
         versions.parse(runtime_version)
     except ValueError as error:
         raise DeclarationError(f"runtime: {error}") from None
-    if gpu_count < 0 or (max_model_len is not None and max_model_len < 1):
-        raise DeclarationError("gpu_count must be 0 or more, max_model_len 1 or more")
+    if not 0 <= gpu_count <= MOST_GPUS:
+        raise DeclarationError(f"gpu_count must be 0 to {MOST_GPUS}, not {values.short(gpu_count)}")
+    if max_model_len is not None and not 1 <= max_model_len <= values.LARGEST:
+        raise DeclarationError(
+            f"max_model_len must be 1 to {values.LARGEST}, not {values.short(max_model_len)}"
+        )
 
 
 def _known_flags(version: str, installed: Collection[str] | None, profile: Profile) -> Collection[str]:
@@ -162,7 +252,9 @@ def _known_flags(version: str, installed: Collection[str] | None, profile: Profi
         return catalogue.known(version)
     except ValueError as error:
         profile.fail(str(error))
-        return frozenset()
+        return catalogue.known(
+            catalogue.oldest()
+        )  # what is said of single flags is then true at least of those
 
 
 def _add_refusals(card: Gpu, version: str, exposed: bool, reason: str | None, profile: Profile) -> None:
@@ -176,58 +268,113 @@ def _add_refusals(card: Gpu, version: str, exposed: bool, reason: str | None, pr
 
 
 def _kernels(shape: Shape, card: Gpu, facts: Facts) -> list[str]:
+    """The kernels to expect in the log; [] only for a model that isn't quantized, or beside an error."""
     if shape.quantization is None:
         return []
-    setting = facts.profile.environment.get("VLLM_DISABLED_KERNELS")
-    disabled = setting.value.split(",") if setting else []
-    chosen = facts["--linear-backend"]
-    linear = str(chosen).title() if chosen and chosen != "auto" else None
-    return card.kernels(facts.fixed["vllm"], disabled, linear, experts=shape.experts > 0)
+    disabled = str(facts["VLLM_DISABLED_KERNELS"] or "").split(",")
+    chosen = LINEAR_BACKENDS.get(facts["--linear-backend"]) if card.platform == "cuda" else None
+    found = card.kernels(facts.fixed["vllm"], disabled, chosen, experts=shape.experts > 0)
+    if not found and not card.rejected:
+        facts.profile.fail(
+            f"environment: {{VLLM_DISABLED_KERNELS: {','.join(disabled)}}} disables every fast kernel that "
+            f"quantized weights have on {card.title}: take one out"
+        )
+    return found
 
 
-def _fit(shape: Shape, card: Gpu, facts: Facts, kernels: Sequence[str], profile: Profile) -> fit.Fit | None:
-    length = facts.fixed["max_model_len"] or shape.max_position
-    if not length:
+def _judge_fit(request: _Request, decided: _Decided) -> None:
+    """Says whether the model fits, and if not, what would make it: each way is tried before it is offered."""
+    shape, card, profile, predicted = request.shape, request.card, decided.profile, decided.fit
+    if decided.facts["length"] is None:
         profile.fail(f"max_model_len: the config.json of {shape.name} names no length; declare one")
-        return None
-    load = _load(facts, card, length, kernels)
-    predicted = fit.predict(shape, card, load)
-    if not predicted.fits and card.platform != "cpu":
-        profile.fail(_does_not_fit(shape, card, load, predicted, facts))
-    elif not predicted.fits:
+    if predicted is None or predicted.fits or card.rejected:
+        return
+    if card.platform == "cpu":
         profile.warn(
-            f"the KV cache holds {predicted.kv_tokens} tokens, less than max_model_len {length}: "
+            f"the KV cache holds {predicted.kv_tokens} tokens, less than max_model_len {predicted.max_model_len}: "
             "raise environment: {VLLM_CPU_KVCACHE_SPACE: ...} (GiB) or lower max_model_len"
         )
-    return predicted
+        return
+    ways = list(_ways(request, decided)) or ["a smaller model or a GPU with more memory"]
+    profile.fail(f"{_does_not_fit(request, predicted)}. What would make it fit: {'; '.join(ways)}")
 
 
-def _load(facts: Facts, card: Gpu, length: int, kernels: Sequence[str]) -> fit.Load:
-    batch = _batch_defaults(card, facts.fixed["vllm"])
+def _ways(request: _Request, decided: _Decided) -> Iterator[str]:
+    """What would make a model fit that doesn't, nearest first, each as the resolver itself answers to it."""
+    assert decided.load and decided.fit
+    longest = fit.longest(request.shape, decided.fit, decided.load)
+    if longest >= LEAST_CONTEXT and _works(replace(request, max_model_len=longest), decided):
+        yield f"max_model_len: {longest}"
+    eight_bits = replace(request, variants=(*request.variants, "fp8_kv_cache"))
+    if decided.load.kv_cache_dtype == "auto" and _works(eight_bits, decided):
+        yield "the variant fp8_kv_cache"
+    kept = {
+        name: value
+        for name, value in request.flags.items()
+        if operator.spelled(name) != "--gpu-memory-utilization"
+    }
+    more = replace(request, flags={**kept, "gpu-memory-utilization": HIGHEST_SHARE})
+    if decided.load.utilization < HIGHEST_SHARE and _works(more, decided):
+        yield f"flags: {{gpu-memory-utilization: {HIGHEST_SHARE}}} on a GPU that nothing else uses"
+    for count in tensor_parallel_choices(request.shape):
+        if count > request.gpu_count and _works(replace(request, gpu_count=count), decided):
+            yield f"{count} GPUs"
+            break
+    packed = replace(request.shape, quantization=shapes.Quantization("awq"), weights_bytes=None)
+    if request.shape.quantization is None and _works(replace(request, shape=packed), decided):
+        yield "the AWQ checkpoint of this model (about a third of the memory)"
+
+
+def _works(request: _Request, before: _Decided) -> bool:
+    """Whether a model fits so, without an error that wasn't there before."""
+    found = _decide(request)
+    return bool(found.fit and found.fit.fits) and set(found.profile.errors) <= set(before.profile.errors)
+
+
+def _does_not_fit(request: _Request, predicted: fit.Fit) -> str:
+    room = max(0, predicted.requested_bytes - predicted.weights_bytes - predicted.overhead_bytes)
+    return (
+        f"{request.shape.name} doesn't fit on {max(1, request.gpu_count)} x {request.card.title}: "
+        f"{predicted.weights_bytes / gpus.GIB:.1f} GiB of weights and {predicted.overhead_bytes / gpus.GIB:.1f} GiB "
+        f"beside them leave {room / gpus.GIB:.1f} of {predicted.requested_bytes / gpus.GIB:.1f} GiB for the KV cache, "
+        f"{predicted.kv_tokens} tokens, and max_model_len is {predicted.max_model_len}"
+    )
+
+
+def _load(facts: Facts, kernels: Sequence[str]) -> fit.Load | None:
+    """What the memory fit reckons with; None where there is no length, or no way to share the model."""
+    length, size = facts["length"], facts["tensor_parallel_size"]
+    if length is None or not splits(facts.shape, size, facts["--enable-expert-parallel"] is True):
+        return None
     share = (
         facts["--gpu-memory-utilization"]
         or versions.first(table("runtimes.yaml")["gpu_memory_utilization"], facts.fixed["vllm"])["value"]
     )
-    sizes = facts["--cudagraph-capture-sizes"] or facts["--cuda-graph-sizes"]
     return fit.Load(
-        tensor_parallel_size=facts["tensor_parallel_size"],
+        tensor_parallel_size=size,
         max_model_len=length,
         utilization=float(share),
-        max_num_batched_tokens=int(facts["--max-num-batched-tokens"] or batch["max_num_batched_tokens"]),
-        max_num_seqs=int(facts["--max-num-seqs"] or batch["max_num_seqs"]),
+        max_num_batched_tokens=facts["batched_tokens"],
+        max_num_seqs=int(facts["--max-num-seqs"] or batch_defaults(facts)["max_num_seqs"]),
         kv_cache_dtype=str(facts["--kv-cache-dtype"] or "auto"),
+        dtype=str(facts["--dtype"] or "auto"),
+        prefix_caching=_prefix_caching(facts),
         speculative_tokens=facts["speculative_tokens"],
-        graph_limit=facts["--max-cudagraph-capture-size"] or _largest(sizes),
+        draft_layers=facts["draft_layers"],
+        text_only=facts["--language-model-only"] is True,
+        graph_limit=facts["graph_limit"] or facts["largest_graph"],
         eager=bool(facts["--enforce-eager"]),
         kernels=tuple(kernels),
-        kv_cache_bytes=_fixed_cache_bytes(facts, card),
+        kv_cache_bytes=_fixed_cache_bytes(facts, facts.gpu),
     )
 
 
-def _largest(sizes: Any) -> int | None:
-    """The largest of --cudagraph-capture-sizes: a list, or one number; None where it says neither."""
-    listed = sizes if isinstance(sizes, list | tuple) else [sizes]
-    return max((size for size in listed if isinstance(size, int) and size > 0), default=None)
+def _prefix_caching(facts: Facts) -> bool:
+    declared = facts["--enable-prefix-caching"]
+    if declared is None and facts.shape.hybrid:
+        row = versions.first(table("runtimes.yaml")["hybrid_prefix_caching"], facts.fixed["vllm"])
+        return bool(row["value"])
+    return declared is not False
 
 
 def _fixed_cache_bytes(facts: Facts, card: Gpu) -> int | None:
@@ -239,41 +386,16 @@ def _fixed_cache_bytes(facts: Facts, card: Gpu) -> int | None:
     return None
 
 
-def _batch_defaults(card: Gpu, version: versions.Version) -> Mapping[str, Any]:
-    """vLLM's own batch sizes for a device: the first row of runtimes.yaml `batch` that applies."""
-    for row in table("runtimes.yaml")["batch"]:
-        named = row.get("not_name")
-        if (
-            row.get("platform", card.platform) == card.platform
-            and card.usable_bytes >= row.get("memory_gib_at_least", 0) * gpus.GIB
-            and not (named and named in card.title.lower())
-            and not ("from" in row and versions.below(version, row["from"]))
-        ):
-            return dict(row)
-    raise LookupError("runtimes.yaml: the last row of `batch` must apply to everything")
-
-
-def _does_not_fit(shape: Shape, card: Gpu, load: fit.Load, predicted: fit.Fit, facts: Facts) -> str:
-    room = max(0, predicted.requested_bytes - predicted.weights_bytes - predicted.overhead_bytes)
-    ways = fit.suggestions(shape, card, load, facts.fixed["gpu_count"])
-    return (
-        f"{shape.name} doesn't fit on {max(1, facts.fixed['gpu_count'])} x {card.title}: "
-        f"{predicted.weights_bytes / gpus.GIB:.1f} GiB of weights and {predicted.overhead_bytes / gpus.GIB:.1f} GiB "
-        f"beside them leave {room / gpus.GIB:.1f} of {predicted.requested_bytes / gpus.GIB:.1f} GiB for the KV cache, "
-        f"{predicted.kv_tokens} tokens, and max_model_len is {load.max_model_len}. "
-        f"What would make it fit: {'; '.join(ways)}"
-    )
-
-
-def _resolution(
-    profile: Profile, predicted: fit.Fit | None, kernels: Sequence[str], facts: Facts
-) -> Resolution:
+def _resolution(decided: _Decided) -> Resolution:
+    profile, facts = decided.profile, decided.facts
+    asked = ("model", "gpu", "gpu_count", "vllm_text", "objective", "quantized")
     return Resolution(
         flags=tuple(profile.flags[name] for name in sorted(profile.flags)),
         settings=tuple(profile.environment[name] for name in sorted(profile.environment)),
-        fit=predicted,
-        kernel=tuple(kernels),
+        fit=decided.fit,
+        kernel=tuple(decided.kernels),
         warnings=tuple(profile.warnings),
         errors=tuple(profile.errors),
-        asked={name: facts[name] for name in ("model", "gpu", "gpu_count", "vllm_text", "objective")},
+        understood=profile.understood,
+        asked={name: facts[name] for name in asked},
     )

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pyinfra_vllm.catalog import flags as catalogue
 from pyinfra_vllm.catalog import table
+from pyinfra_vllm.tuning import values
 from pyinfra_vllm.tuning.facts import Facts
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
 
 SOURCE = "declared"
-# What the memory fit reckons with: checked here, so that a slip is an error of its own.
-NUMBERS = (
-    "--gpu-memory-utilization",
-    "--kv-cache-memory-bytes",
-    "--max-cudagraph-capture-size",
-    "--max-num-batched-tokens",
-    "--max-num-seqs",
-    "--tensor-parallel-size",
-)
 NUMBER_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE",)
+WHOLE_GIB = re.compile(r"0*[1-9][0-9]{0,5}")  # up to a pebibyte
 
 
 def apply_variants(variants: Iterable[str | Mapping[str, Any]], facts: Facts, profile: Profile) -> None:
@@ -33,61 +27,102 @@ def apply_variants(variants: Iterable[str | Mapping[str, Any]], facts: Facts, pr
     for variant in variants:
         items += [(variant, None)] if isinstance(variant, str) else list(variant.items())
     known: dict[str, Any] = table("variants.yaml")
+    _check_groups(items, known, profile)
     for name, given in sorted(items, key=lambda item: not known.get(item[0], {}).get("first", False)):
         _apply_variant(name, given, facts, profile)
+
+
+def _check_groups(items: Iterable[tuple[str, Any]], known: Mapping[str, Any], profile: Profile) -> None:
+    """Variants that answer one question exclude each other, and so do two values of one variant."""
+    answers: dict[str, list[tuple[str, Any]]] = {}
+    for name, given in items:
+        group = answers.setdefault(known.get(name, {}).get("group", name), [])
+        if (name, given) not in group:
+            group.append((name, given))
+    for group in answers.values():
+        if len(group) > 1:
+            names = [name if given is None else f"{name}: {values.short(given)}" for name, given in group]
+            profile.fail(f"variants: {' and '.join(names)} contradict each other; declare one of them")
 
 
 def _apply_variant(name: str, given: Any, facts: Facts, profile: Profile) -> None:
     known: dict[str, Any] = table("variants.yaml")
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        profile.fail(f"variants: {name!r} is no variant; {hint}")
+        profile.fail(f"variants: {values.short(name)} is no variant; {hint}")
         return
-    parameters = dict(known[name].get("parameters", {}))
-    if given is not None:
-        named = given if isinstance(given, Mapping) else dict.fromkeys(list(parameters)[:1], given)
-        unknown = [key for key in named if key not in parameters]
-        if unknown or not named:
-            profile.fail(
-                f"variants: {name} has no parameter {', '.join(unknown) or repr(given)}; "
-                f"it takes {', '.join(parameters) or 'none'}"
-            )
-            return
-        parameters.update(named)
-    missing = [key for key, value in parameters.items() if value is None]
-    if missing:
-        profile.fail(f"variants: {name} needs {', '.join(missing)}: {{{name}: {{{missing[0]}: ...}}}}")
+    parameters = _parameters(name, known[name].get("parameters", {}), given, profile)
+    if parameters is None:
         return
     for entry in known[name]["entries"]:
         apply(entry, facts.given(parameters), profile)
 
 
+def _parameters(
+    name: str, defaults: Mapping[str, Any], given: Any, profile: Profile
+) -> dict[str, Any] | None:
+    """A variant's parameters with what was given for them, or None after saying what is wrong with that."""
+    named = given if isinstance(given, Mapping) else dict.fromkeys(list(defaults)[:1], given)
+    if given is None:
+        named = {}
+    elif not named or any(key not in defaults for key in named):
+        unknown = [str(key) for key in named if key not in defaults]
+        profile.fail(
+            f"variants: {name} has no parameter {', '.join(unknown) or values.short(given)}; "
+            f"it takes {', '.join(defaults) or 'none'}"
+        )
+        return None
+    for key, value in named.items():
+        wrong = values.parameter_problem(defaults[key], value)
+        if wrong:
+            profile.misread(f"variants: {name}: {key} {wrong}")
+            return None
+    parameters = {**defaults, **named}
+    missing = [key for key, value in parameters.items() if value is None]
+    if missing:
+        profile.fail(f"variants: {name} needs {', '.join(missing)}: {{{name}: {{{missing[0]}: ...}}}}")
+        return None
+    return parameters
+
+
 def apply_flags(declared: Mapping[str, Any], known: Collection[str], version: str, profile: Profile) -> None:
     """Applies the operator's flags: checked against the runtime's, None takes one out."""
-    for name, value in declared.items():
-        flag, value = _normal(name, value, known)
+    said: dict[str, tuple[str, Any]] = {}
+    for name, given in declared.items():
+        flag, value = _normal(name, given, known)
         key = catalogue.owner(flag)
         if key:
             profile.fail(f"flags: {name} is set by {key}; declare it there")
             continue
         existing = _existing(flag, known, version, profile)
-        if existing in NUMBERS and not _is_number(value):
-            profile.fail(f"flags: {name} must be a number above 0, written out, not {value!r}")
-        elif existing and value is None:
-            profile.flags.pop(existing, None)
+        wrong = existing and values.problem(existing, value)
+        if wrong:
+            profile.misread(f"flags: {name} {wrong}")
+        elif existing and said.setdefault(existing, (name, value))[1] != value:
+            profile.fail(f"flags: {said[existing][0]} and {name} are the same flag; declare one of them")
         elif existing:
-            profile.set(existing, value, "declared by the operator", SOURCE)
-            profile.declared.add(existing)
+            _declare(existing, values.read(existing, value), profile)
+
+
+def _declare(flag: str, value: Any, profile: Profile) -> None:
+    if value is None:
+        profile.flags.pop(flag, None)
+        return
+    profile.set(flag, value, "declared by the operator", SOURCE)
+    profile.declared.add(flag)
 
 
 def apply_environment(declared: Mapping[str, str], profile: Profile) -> None:
-    """Applies the operator's variables; they win over the catalog's."""
+    """Applies the operator's variables; they win over the catalog's, except where a rule needs another value."""
     for name, value in declared.items():
-        if name in NUMBER_VARIABLES and not (str(value).isdigit() and int(value)):
-            profile.fail(f"environment: {name} must be a whole number of GiB above 0, not {value!r}")
+        if name in NUMBER_VARIABLES and not WHOLE_GIB.fullmatch(str(value)):
+            profile.misread(
+                f"environment: {name} must be a whole number of GiB above 0, not {values.short(value)}"
+            )
             continue
         profile.environment[name] = Flag(name, str(value), "declared by the operator", SOURCE)
+        profile.declared.add(name)
 
 
 def keep_known(profile: Profile, known: Collection[str], version: str) -> None:
@@ -108,14 +143,16 @@ def base(flag: str) -> str:
     return flag.split(".", 1)[0]
 
 
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
+def spelled(name: str) -> str:
+    """The flag that a declared name stands for: two options of one flag are one, and the later would win."""
+    head, dot, rest = name.lstrip("-").partition(".")
+    flag = f"--{head.replace('_', '-')}{dot}{rest}"
+    return catalogue.alias(flag)
 
 
 def _normal(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:
-    """`max_num_seqs`, `max-num-seqs` and `--max-num-seqs` alike; `no-x: true` is `x: false`."""
-    head, dot, rest = name.lstrip("-").partition(".")
-    flag = f"--{head.replace('_', '-')}{dot}{rest}"
+    """`max_num_seqs`, `max-num-seqs` and `--max-num-seqs` alike; `no-x: true` is `x: false`; an alias is its flag."""
+    flag = spelled(name)
     positive = f"--{flag.removeprefix('--no-')}"
     if flag.startswith("--no-") and flag not in known and positive in known and isinstance(value, bool):
         return positive, not value

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pyinfra_vllm import fit
-from pyinfra_vllm.catalog import versions
+from pyinfra_vllm.catalog import table, versions
 from pyinfra_vllm.catalog.gpus import GIB, Gpu
 from pyinfra_vllm.catalog.shapes import Shape
+from pyinfra_vllm.tuning import values
 from pyinfra_vllm.tuning.profile import Profile
 
 GPUS_OF_A_HOST = (1, 2, 3, 4, 5, 6, 7, 8)
+SPECULATION = {"--spec-method": "method", "--spec-model": "model", "--spec-tokens": "num_speculative_tokens"}
 CPU_SEQUENCES = 4  # full-length requests that a CPU host's cache holds unless the operator says otherwise
 
 
@@ -46,12 +48,16 @@ def of_request(shape: Shape, gpu: Gpu, runtime_version: str) -> dict[str, Any]:
         "mtp_layers": shape.mtp_layers,
         "hybrid": shape.hybrid,
         "vision": shape.vision,
+        "weights_counted": bool(shape.weights_bytes),
         "max_position": shape.max_position or None,
     }
 
 
 class Facts(Mapping[str, Any]):
-    """What is fixed, what a variant was given, the flags so far (`--name`), and what follows from them."""
+    """What is fixed, what a variant was given, what follows from it, and the flags and variables so far.
+
+    Flags are called `--name` and variables `NAME`; both are told in the one spelling of `values.meaning`.
+    """
 
     def __init__(self, fixed: Mapping[str, Any], profile: Profile, shape: Shape, gpu: Gpu) -> None:
         self.fixed = dict(fixed)
@@ -61,7 +67,10 @@ class Facts(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name.startswith("--"):
-            return self.profile.value(name)
+            return values.meaning(name, self.profile.value(name))
+        if name.isupper():
+            setting = self.profile.environment.get(name)
+            return values.meaning(name, setting.value) if setting else None
         if name in DERIVED:
             return DERIVED[name](self)
         return self.fixed[name]
@@ -103,27 +112,141 @@ def expert_groups(shape: Shape) -> int:
     return shape.expert_intermediate // quantization.group_size
 
 
+def splits(shape: Shape, count: int, expert_parallel: bool = False) -> bool:
+    """Whether a model can be shared evenly by so many GPUs; with expert parallelism whole experts are dealt out."""
+    numbers = [shape.heads, quantization_groups(shape)]
+    numbers.append(0 if expert_parallel else expert_groups(shape))
+    numbers.append(0 if shape.experts else shape.intermediate)
+    return all(number % count == 0 for number in numbers) and (
+        shape.kv_heads % count == 0 or count % shape.kv_heads == 0
+    )
+
+
 def tensor_parallel_choices(shape: Shape) -> list[int]:
     """The GPU counts of a host that split this model evenly."""
-    numbers = [shape.heads, quantization_groups(shape), expert_groups(shape)]
-    numbers.append(0 if shape.experts else shape.intermediate)
-    return [
-        count
-        for count in GPUS_OF_A_HOST
-        if all(number % count == 0 for number in numbers)
-        and (shape.kv_heads % count == 0 or count % shape.kv_heads == 0)
-    ]
+    return [count for count in GPUS_OF_A_HOST if splits(shape, count)]
 
 
 def _tensor_parallel_size(facts: Facts) -> int:
-    declared = facts["--tensor-parallel-size"]
-    return int(declared) if declared else max(1, facts.fixed["gpu_count"])
+    return int(facts["--tensor-parallel-size"] or max(1, facts.fixed["gpu_count"]))
+
+
+def _gpus_needed(facts: Facts) -> int:
+    """Processes with a GPU of their own (vllm/config/parallel.py), less those of data-parallel ranks elsewhere."""
+    ranks = facts["--data-parallel-size-local"] or facts["--data-parallel-size"] or 1
+    return _tensor_parallel_size(facts) * int(facts["--pipeline-parallel-size"] or 1) * int(ranks)
+
+
+def configured(facts: Facts, flag: str) -> dict[str, Any]:
+    """The map of a flag such as --speculative-config, with what dotted names (`flag.key`) add to it."""
+    whole = facts[flag]
+    found = (
+        {str(key).replace("-", "_"): value for key, value in whole.items()}
+        if isinstance(whole, Mapping)
+        else {}
+    )
+    for name, setting in facts.profile.flags.items():
+        if name.startswith(f"{flag}."):
+            found[name.removeprefix(f"{flag}.").replace("-", "_")] = setting.value
+    return found
+
+
+def speculation(facts: Facts) -> dict[str, Any]:
+    """--speculative-config together with its shorthands (vllm/engine/arg_utils.py create_speculative_config)."""
+    short = {key: facts[flag] for flag, key in SPECULATION.items()}
+    return configured(facts, "--speculative-config") | {key: value for key, value in short.items() if value}
+
+
+def _twice_speculated(facts: Facts) -> str | None:
+    """The shorthand whose key --speculative-config has too."""
+    whole = configured(facts, "--speculative-config")
+    return next((flag for flag, key in SPECULATION.items() if facts[flag] and key in whole), None)
 
 
 def _speculative_tokens(facts: Facts) -> int:
-    configured = facts["--speculative-config"]
-    tokens = configured.get("num_speculative_tokens") if isinstance(configured, Mapping) else None
-    return tokens if isinstance(tokens, int) else 0
+    return _count(speculation(facts).get("num_speculative_tokens")) or 0
+
+
+def _draft_layers(facts: Facts) -> int:
+    """Layers of multi-token prediction that run: each has full attention (models/qwen3_5_mtp.py)."""
+    return facts.shape.mtp_layers if str(speculation(facts).get("method")).endswith("mtp") else 0
+
+
+def _draft_model(facts: Facts) -> str | None:
+    model = speculation(facts).get("model")
+    return model if isinstance(model, str) else None
+
+
+def _graph_limit(facts: Facts) -> int | None:
+    return _count(facts["--max-cudagraph-capture-size"]) or _count(
+        configured(facts, "--compilation-config").get("max_cudagraph_capture_size")
+    )
+
+
+def _largest_graph(facts: Facts) -> int | None:
+    """The largest of the CUDA graph sizes that are listed, of those that a step can have (config/vllm.py)."""
+    listed = (
+        facts["--cudagraph-capture-sizes"]
+        or configured(facts, "--compilation-config").get("cudagraph_capture_sizes")
+        or facts["--cuda-graph-sizes"]
+    )
+    sizes = map(_count, listed if isinstance(listed, list | tuple) else [listed])
+    most = _batched_tokens(facts)
+    return max((size for size in sizes if size and size <= most), default=None)
+
+
+def _captured_graph(facts: Facts) -> int | None:
+    """The largest size that vLLM captures up to the limit where none are listed (config/vllm.py): by 8, then by 16."""
+    limit = _graph_limit(facts)
+    if limit is None or _largest_graph(facts) or limit == _batched_tokens(facts):
+        return limit
+    if limit < 8:
+        return max(size for size in (1, 2, 4) if size <= limit)
+    return limit // 8 * 8 if limit < 256 else limit // 16 * 16
+
+
+def _graph_size(facts: Facts) -> int:
+    """A graph size that agrees with the drafted tokens: for full batches, or the multiple next below the one declared."""
+    step = _decode_step(facts)
+    return _decode_tokens(facts) or max(1, (_graph_limit(facts) or step) // step) * step
+
+
+def batch_defaults(facts: Facts) -> Mapping[str, int]:
+    """vLLM's own batch sizes for a device: the first row of runtimes.yaml `batch` that applies.
+
+    --performance-mode throughput doubles both (engine/arg_utils.py _set_default_max_num_seqs_and_batched_tokens_args).
+    """
+    factor = 2 if facts["--performance-mode"] == "throughput" else 1
+    card = facts.gpu
+    for row in table("runtimes.yaml")["batch"]:
+        named = row.get("not_name")
+        if (
+            row.get("platform", card.platform) == card.platform
+            and card.usable_bytes >= row.get("memory_gib_at_least", 0) * GIB
+            and not (named and named in card.title.lower())
+            and not ("from" in row and versions.below(facts.fixed["vllm"], row["from"]))
+        ):
+            return {key: row[key] * factor for key in ("max_num_batched_tokens", "max_num_seqs")}
+    raise LookupError("runtimes.yaml: the last row of `batch` must apply to everything")
+
+
+def _batched_tokens(facts: Facts) -> int:
+    """Tokens of one step: declared, or vLLM's default, which without chunked prefill holds a whole prompt."""
+    declared: int | None = facts["--max-num-batched-tokens"]
+    if declared:
+        return declared
+    whole = _length(facts) if facts["--enable-chunked-prefill"] is False else None
+    return max(batch_defaults(facts)["max_num_batched_tokens"], whole or 0)
+
+
+def _length(facts: Facts) -> int | None:
+    length: int | None = facts.fixed["max_model_len"] or facts.shape.max_position or None
+    return length
+
+
+def _count(value: Any) -> int | None:
+    """A number of something in a map that nobody has checked; None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _decode_step(facts: Facts) -> int:
@@ -157,6 +280,16 @@ def _choices(facts: Facts) -> str:
 
 
 DERIVED: dict[str, Callable[[Facts], Any]] = {
+    "length": _length,
+    "batched_tokens": _batched_tokens,
+    "gpus_needed": _gpus_needed,
+    "twice_speculated": _twice_speculated,
+    "draft_layers": _draft_layers,
+    "draft_model": _draft_model,
+    "graph_limit": _graph_limit,
+    "largest_graph": _largest_graph,
+    "captured_graph": _captured_graph,
+    "graph_size": _graph_size,
     "tensor_parallel_size": _tensor_parallel_size,
     "tensor_parallel_choices": _choices,
     "speculative_tokens": _speculative_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def _of_gpu(row: Mapping[str, Any], service: Service, runtime_version: str, unit
         return [f"{where}: {error}"]
     problems = [card.rejected] if card.rejected else []
     problems += _driver(row, card, runtime_version, where)
-    if service.gpu and gpus.find(service.gpu).title != card.title:
+    if service.gpu and not _is_declared(service.gpu, row["name"], card):
         problems.append(f"{where}: gpu: {service.gpu} is declared; correct the declaration or the inventory")
     for process in row["processes"]:
         if process.get("unit") not in units and not _shares(service, process):
@@ -72,6 +73,16 @@ def _of_gpu(row: Mapping[str, Any], service: Service, runtime_version: str, unit
                 f"unit {process.get('unit') or 'none'}): stop it, or declare other gpus"
             )
     return problems
+
+
+def _is_declared(declared: str, name: str, card: gpus.Gpu) -> bool:
+    """Whether a card is the declared one: by its own name, or by another name that the catalog has for it."""
+    if gpus.normal(declared) == gpus.normal(name):
+        return True
+    try:
+        return gpus.find(declared).title == card.title
+    except DeclarationError:
+        return False
 
 
 def _shares(service: Service, process: Mapping[str, Any]) -> bool:
@@ -83,7 +94,13 @@ def _driver(row: Mapping[str, Any], card: gpus.Gpu, runtime_version: str, where:
     line = versions.first(table("runtimes.yaml")["cuda"], versions.parse(runtime_version))
     blackwell = card.architecture.get("name") == "Blackwell"
     needed = line["driver_blackwell" if blackwell else "driver"]
-    if int(str(row["driver"]).split(".", 1)[0]) >= int(needed):
+    major = str(row["driver"]).split(".", 1)[0]
+    if not re.fullmatch("[0-9]{1,6}", major):
+        return [
+            f"{where}: nvidia-smi names no driver version ({row['driver']}): repair the driver; "
+            f"vLLM {runtime_version} needs {needed} or newer"
+        ]
+    if int(major) >= int(needed):
         return []
     way_out = ", or declare a runtime below 0.20" if line["cuda"] == "13.0" else ""
     return [

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyinfra_vllm.catalog.conditions import Facts, holds
+from pyinfra_vllm.tuning import values
 
 NAME = re.compile(r"\$(--[a-z0-9-]+|[a-z_]+)")
 
@@ -33,7 +34,8 @@ class Profile:
         self.environment: dict[str, Flag] = {}
         self.warnings: list[str] = []
         self.errors: list[str] = []
-        self.declared: set[str] = set()  # flags that the operator set
+        self.understood = True  # every declared value was one
+        self.declared: set[str] = set()  # flags and variables that the operator set
 
     def value(self, flag: str) -> Any:
         return self.flags[flag].value if flag in self.flags else None
@@ -53,6 +55,11 @@ class Profile:
         if text not in self.errors:
             self.errors.append(text)
 
+    def misread(self, text: str) -> None:
+        """An error about a value that says nothing: the question, not its answer, is wrong."""
+        self.understood = False
+        self.fail(text)
+
 
 def apply(entry: Mapping[str, Any], facts: Facts, profile: Profile) -> None:
     """Applies one entry of the catalog where its `when` holds."""
@@ -63,7 +70,7 @@ def apply(entry: Mapping[str, Any], facts: Facts, profile: Profile) -> None:
     for flag, value in entry.get("flags", {}).items():
         _set(flag, fill(value, facts), reason, source, profile)
     for name, value in entry.get("environment", {}).items():
-        profile.environment[name] = Flag(name, str(fill(value, facts)), reason, source)
+        _set_variable(name, str(fill(value, facts)), reason, source, profile)
     for flag in entry.get("drop", ()):
         profile.flags.pop(flag, None)
     if "warning" in entry:
@@ -89,13 +96,23 @@ def fill(value: Any, facts: Facts) -> Any:
 def _set(flag: str, value: Any, reason: str, source: str, profile: Profile) -> None:
     """The operator's own value stays: where a rule needs another one, that is the operator's to resolve."""
     if flag in profile.declared and not isinstance(value, Mapping):
-        if profile.value(flag) != value:
+        if values.meaning(flag, profile.value(flag)) != values.meaning(flag, value):
             profile.fail(
                 f"flags: {{{flag.removeprefix('--')}: {profile.value(flag)}}} can't be: {reason}. "
                 f"Take it out or declare {value}"
             )
         return
     profile.set(flag, value, reason, source)
+
+
+def _set_variable(name: str, value: str, reason: str, source: str, profile: Profile) -> None:
+    """The same for a variable of the environment."""
+    if name not in profile.declared:
+        profile.environment[name] = Flag(name, value, reason, source)
+        return
+    own = profile.environment[name].value
+    if values.meaning(name, own) != values.meaning(name, value):
+        profile.fail(f"environment: {{{name}: {own}}} can't be: {reason}. Take it out or declare {value}")
 
 
 def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

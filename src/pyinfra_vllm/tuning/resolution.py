@@ -21,6 +21,7 @@ class Resolution:
     kernel: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
+    understood: bool = True  # False: among the errors is a value that says nothing
     asked: Mapping[str, Any] = field(default_factory=dict)  # for the table's heading
 
     @property

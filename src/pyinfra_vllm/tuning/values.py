@@ -1,0 +1,127 @@
+"""What a flag or a variant's parameter may be given, and which spellings mean the same. Data: catalog/flag_values.yaml.
+
+Says what is wrong with a value, in words for an operator; decides nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyinfra_vllm.catalog import table
+
+LARGEST = 2**63 - 1  # beyond any count or size that a server can be told
+DEEPEST = 32  # levels of a map or list: json.dumps() and vLLM's own parser walk them by recursion
+
+
+def problem(flag: str, value: Any) -> str | None:
+    """What is wrong with a flag's value, as `must be ..., not ...`; None where nothing is, or nothing is known."""
+    if value is None:
+        return None
+    unwritable = _unwritable(value)
+    if unwritable:
+        return unwritable
+    kinds = _kinds(flag)
+    if not kinds or any(CHECKS[kind](value) for kind in kinds):
+        return None
+    return f"must be {' or '.join(MEANINGS[kind] for kind in kinds)}, not {short(value)}"
+
+
+def parameter_problem(default: Any, value: Any) -> str | None:
+    """The same for a variant's parameter: a whole number above 0, or a text where the default isn't a number."""
+    kind = "whole" if isinstance(default, int) else "word"
+    return None if CHECKS[kind](value) else f"must be {MEANINGS[kind]}, not {short(value)}"
+
+
+def read(flag: str, value: Any) -> Any:
+    """A value without problems as rules and variants work with it: maps given as JSON text are maps."""
+    return _map(value) if isinstance(value, str) and "map" in _kinds(flag) else value
+
+
+def meaning(name: str, value: Any) -> Any:
+    """The one spelling that stands for all those that vLLM reads alike; for comparisons, not for argv."""
+    if not isinstance(value, str) or "WORD" not in _kinds(name):
+        return value
+    word = value.lower().replace("-", "_")
+    return table("flag_values.yaml")["same"].get(name, {}).get(word, word)
+
+
+def short(value: Any) -> str:
+    """A value for a message: what is told wrong may be long."""
+    text = repr(value) if not isinstance(value, int) or abs(value) <= LARGEST else "a number of that size"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _kinds(flag: str) -> list[str]:
+    kinds: str | list[str] = table("flag_values.yaml")["kinds"].get(flag, [])
+    return [kinds] if isinstance(kinds, str) else kinds
+
+
+def _unwritable(value: Any) -> str | None:
+    """Values of which no argument can be made, whatever the flag: endless numbers, and nesting without end."""
+    level = [value]
+    for _ in range(DEEPEST):
+        if any(isinstance(each, float) and not math.isfinite(each) for each in level):
+            return "must be a number above 0, written out, not infinity or NaN"
+        if any(isinstance(each, int) and abs(each) > LARGEST for each in level):
+            return f"must be a number of at most {LARGEST}"
+        level = [inner for each in level for inner in _inner(each)]
+        if not level:
+            return None
+    return f"must not be nested more than {DEEPEST} levels deep"
+
+
+def _inner(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST
+
+
+def _wholes(value: Any) -> bool:
+    return _whole(value) or (isinstance(value, list | tuple) and bool(value) and all(map(_whole, value)))
+
+
+def _word(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and bool(value.strip())
+
+
+def _map(value: Any) -> Mapping[str, Any] | None:
+    """A map, or the map that a JSON text is; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+        if _unwritable(value):
+            return None
+    return value if isinstance(value, Mapping) else None
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "whole": _whole,
+    "share": _share,
+    "wholes": _wholes,
+    "truth": lambda value: isinstance(value, bool),
+    "word": _word,
+    "WORD": _word,
+    "map": lambda value: _map(value) is not None,
+}
+MEANINGS = {
+    "whole": "a number above 0 (a whole one, written out)",
+    "share": "a number above 0, written out",
+    "wholes": "a whole number above 0 or a list of such",
+    "truth": "true or false",
+    "word": "a text",
+    "WORD": "a text",
+    "map": "a map or the JSON text of one",
+}

@@ -1,0 +1,160 @@
+"""What stops a service on one host is told before anything is staged, and stops that host alone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pyinfra_vllm import tuning
+from pyinfra_vllm.catalog import shapes, table
+from pyinfra_vllm.checkpoint import Checkpoint, File
+from pyinfra_vllm.config import Runtime, Service
+from pyinfra_vllm.errors import HostError, RolloutError
+from pyinfra_vllm.facts.gpu import Gpus
+from pyinfra_vllm.facts.runtime import Runtime as RuntimeFact
+from pyinfra_vllm.operations import preflight
+from pyinfra_vllm.operations import release as releases
+from pyinfra_vllm.operations._planning import plan
+from pyinfra_vllm.operations._rollout import Wanted
+
+ROOT = "/srv/pyinfra-vllm"
+OBSERVED = {"current": None, "running": None, "rejected": {}, "release": None, "staged": []}
+CONFIG = {
+    **table("models.yaml")["models"]["Qwen/Qwen3-32B"]["config"],
+    "quantization_config": shapes.AWQ,
+    "torch_dtype": "float16",
+}
+SIZE = 19_300_000_000
+
+
+def gpu(index: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "index": index, "uuid": f"GPU-{index}", "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564,
+        "driver": "580.95.05", "compute_capability": "8.9", "ecc": "[N/A]", "processes": [], **changes,
+    }  # fmt: skip
+
+
+class Host:
+    """As much of a pyinfra host as planning asks: its facts."""
+
+    name = print_prefix = "gpu-1"
+
+    def __init__(self, gpus: list[dict[str, Any]], runtime: dict[str, Any] | None = None) -> None:
+        self.gpus, self.runtime = gpus, runtime
+
+    def get_fact(self, fact: Any, **asked: Any) -> Any:
+        return {Gpus: self.gpus, RuntimeFact: self.runtime}.get(fact, OBSERVED)
+
+
+def locked(config: Any = None, size: int = SIZE) -> Checkpoint:
+    file = File(path="model.safetensors", size=size, sha256="c" * 64)
+    return Checkpoint(
+        repo="acme/32b-awq", revision="main", commit="a" * 40, files=(file,), config=config or CONFIG
+    )
+
+
+def service(**settings: Any) -> Service:
+    known = {"name": "chat", "model": "acme/32b-awq", "port": 8000, "max_model_len": 4096}
+    return Service(runtime=Runtime(version="0.33.0"), **{**known, **settings})
+
+
+def planned(cards: list[dict[str, Any]], config: Any = None, size: int = SIZE, **settings: Any) -> Wanted:
+    return plan(Host(cards), ROOT, service(**settings), locked(config, size))  # type: ignore[arg-type]
+
+
+def test_two_cards_of_a_host_are_two_tensor_parallel_ranks() -> None:
+    found = planned([gpu(0), gpu(1)], max_model_len=32768)
+    argv = list(found.release.argv)
+    assert argv[argv.index("--tensor-parallel-size") + 1] == "2"
+    assert found.release.fit["kv_bytes_per_token"] == 131072
+    assert (found.gpu, found.release.kernel) == ("NVIDIA GeForce RTX 4090", ("Marlin",))
+
+
+def test_one_of_two_cards_is_one_rank() -> None:
+    assert "--tensor-parallel-size" not in planned([gpu(0), gpu(1)], gpus=(1,)).release.argv
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "message"),
+    [
+        ([gpu(0)], {"max_model_len": 32768}, "What would make it fit: max_model_len: "),
+        ([gpu(0), gpu(1)], {"size": 70_000_000_000}, "doesn't fit on 2 x GeForce RTX 4090"),
+        ([gpu(0), gpu(1), gpu(2)], {}, "3 GPUs can't share the 64 attention heads of acme/32b-awq: use 1, 2"),
+        ([gpu(0), gpu(1)], {"flags": {"--max-num-sqes": 8}}, "did you mean --max-num-seqs?"),
+        ([gpu(0), gpu(1)], {"flags": {"--swap-space": 8}}, "is gone from vLLM 0.33.0"),
+        ([gpu(0, driver="[N/A]")], {}, "nvidia-smi names no driver version ([N/A])"),
+        ([gpu(0)], {"config": {**CONFIG, "num_hidden_layers": None}}, "has no `num_hidden_layers`"),
+        ([gpu(0)], {"config": {**CONFIG, "num_attention_heads": 0}}, "has no `num_attention_heads`"),
+        (
+            [gpu(0)],
+            {"config": {**CONFIG, "intermediate_size": [1, 2]}},
+            "`intermediate_size` in its config.json",
+        ),
+        ([gpu(0)], {"config": {**CONFIG, "hidden_size": 10**400}}, "`hidden_size` in its config.json"),
+        ([gpu(0)], {"config": {**CONFIG, "quantization_config": "awq"}}, "is no map"),
+        ([gpu(0)], {"config": {"text_config": "qwen"}}, "`text_config` in its config.json is no map"),
+        ([gpu(0)], {"gpu": "NVIDIA A10"}, "NVIDIA A10 is declared"),
+        ([gpu(0)], {"variants": [{"batched_graphs": "many"}]}, "batched_graphs: max_num_seqs must be"),
+    ],
+)
+def test_what_cannot_be_served_is_this_host_s_own_failure(
+    gpus: list[dict[str, Any]], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(HostError) as refused:
+        planned(gpus, **settings)
+    assert message in str(refused.value)
+    assert str(refused.value).endswith("Nothing was staged or touched for it.")
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {"name": "NVIDIA A10", "memory_mib": 23028, "compute_capability": "8.6"},
+        {"name": "NVIDIA RTX A6000", "memory_mib": 49140, "compute_capability": "8.6"},
+        {"name": "NVIDIA GeForce RTX 4090", "memory_mib": 49140, "compute_capability": "8.9"},
+    ],
+)
+def test_a_card_outside_the_catalog_may_be_declared_by_its_own_name(card: dict[str, Any]) -> None:
+    for declared in (card["name"], card["name"].removeprefix("NVIDIA ").lower()):
+        assert planned([gpu(**card)], gpu=declared, max_model_len=2048).gpu == card["name"]
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, ZeroDivisionError, OverflowError, AttributeError])
+def test_what_nobody_thought_of_is_a_sentence_too(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise error("out of thin air")
+
+    monkeypatch.setattr(tuning, "for_service", fails)
+    with pytest.raises(HostError, match=f"{error.__name__}: out of thin air"):
+        planned([gpu()])
+
+
+@pytest.mark.parametrize("operation", [preflight.passed, releases.staged])
+def test_operations_refuse_one_host_and_go_on(operation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyinfra runs the generator for each host: an exception there would end the run for all of them."""
+    module = preflight if operation is preflight.passed else releases
+    monkeypatch.setattr(module, "host", Host([gpu(0), gpu(1), gpu(2)]))
+    monkeypatch.setattr(module, "refuse", lambda text: SimpleNamespace(text=text))
+    (refused,) = operation._inner(ROOT, service(), locked())
+    assert "64 attention heads" in refused.text
+
+
+def test_an_installed_runtime_of_no_known_version_is_this_host_s_failure() -> None:
+    host = Host([gpu()], {"version": "0.25.l", "flags": ["--max-model-len"]})
+    with pytest.raises(HostError, match="is not a version number"):
+        plan(host, ROOT, service(), locked())  # type: ignore[arg-type]
+
+
+def test_an_answer_for_a_service_is_the_resolver_s() -> None:
+    """Errors are an answer, not an exception, and whatever is raised is one of ours."""
+    for config, error in (({}, RolloutError), ({"hidden_size": "wide"}, RolloutError)):
+        with pytest.raises(error):
+            tuning.for_service(
+                service(), locked({**CONFIG, **config} if config else {"a": 1}), [gpu()], "0.33.0", None
+            )
+    found = tuning.for_service(service(), locked(), [gpu(0), gpu(1), gpu(2)], "0.33.0", None)
+    assert found.fit is None and "3 GPUs" in str(found.errors)

@@ -11,9 +11,9 @@ import pytest
 from pyinfra_cli.main import cli as pyinfra
 
 from pyinfra_vllm.cli import cli
-from pyinfra_vllm.fleet import _OVERRIDE_KEYS, _ROLLBACK_KEYS
 from pyinfra_vllm.on_host import __main__ as on_host
 from pyinfra_vllm.schedule.units import units
+from pyinfra_vllm.spoken import OVERRIDE_KEYS, ROLLBACK_KEYS
 
 PROJECT = Path(__file__).parents[2]
 PAGES = [PROJECT / "docs" / name for name in ("runbook.md", "unattended.md")]
@@ -58,7 +58,7 @@ def test_pyinfra_takes_these_words(words: list[str]) -> None:
     (deploy,) = given["operations"]
     assert (PROJECT / deploy).is_file()
     keys = {item.partition("=")[0] for item in given["data"]}
-    allowed = {*_OVERRIDE_KEYS, *(_ROLLBACK_KEYS if deploy == "rollback.py" else ())}
+    allowed = {*OVERRIDE_KEYS, *(ROLLBACK_KEYS if deploy == "rollback.py" else ())}
     assert keys <= allowed
 
 

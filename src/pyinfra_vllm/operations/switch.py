@@ -17,7 +17,7 @@ from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm import release as releases
 from pyinfra_vllm.config import Overrides, Rollout
-from pyinfra_vllm.facts.service import Service
+from pyinfra_vllm.facts.service import Service, Services
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.operations import _diff, _summary
@@ -102,6 +102,31 @@ def taken_back(number: int, overrides: Overrides) -> Generator[PyinfraCommand, N
         host.noop(f"nothing to take back of wave {number}")
         return
     yield FunctionCommand(take_back, (reason, overrides), {})
+
+
+@operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
+def can_go_back(root: str, service: str | None = None) -> Generator[PyinfraCommand, None, None]:
+    """
+    Fail a host that has nothing to roll back: a name that no service has must not look like success.
+
+    + root: where pyinfra-vllm keeps its files on the host
+    + service: the service's name; left out: any
+
+    **Example:**
+
+    .. code:: python
+
+        switch.can_go_back(name="Find what to roll back", root="/srv/pyinfra-vllm", service="chat")
+    """
+    found = host.get_fact(Services, root=root)
+    if found and service in (None, *found):
+        host.noop(f"it has {service or ', '.join(found)}")
+        return
+    wanted = f"service {service}" if service else "service"
+    missing = f"there is no {wanted} below {root}; it has {', '.join(found) or 'none'}. Nothing was touched."
+    if not state.is_executing:
+        logger.warning(f"{host.print_prefix}{missing}")
+    yield refuse(missing)
 
 
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)

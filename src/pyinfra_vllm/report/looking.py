@@ -9,9 +9,9 @@ from typing import Any
 from ..asking import Host, fact
 from ..checkpoint import LOCK_FILE, Lock
 from ..config import Fleet
-from ..config.declared import DEFAULT_ROOT
 from ..errors import RolloutError
 from ..facts.record import Record, Running
+from ..inventory import root_of
 
 # A report tells of the last month or so of nightly switches; status needs the newest only.
 NEWEST = 50
@@ -39,10 +39,6 @@ class Look:
 
 
 Question = Callable[[Host], Look]
-
-
-def root_of(host: Host) -> str:
-    return str(host.data.get("root", DEFAULT_ROOT))
 
 
 def at_status(fleet: Fleet | None) -> Question:

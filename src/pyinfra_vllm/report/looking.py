@@ -52,7 +52,7 @@ def at_status(fleet: Fleet | None) -> Question:
 
 
 def at_history(newest: int = NEWEST) -> Question:
-    """The switches of each service, without evidence."""
+    """So many switches of each service (0: all), without evidence."""
     return lambda host: Look([], _record(host, newest, max_bytes=0))
 
 

@@ -89,7 +89,8 @@ rollout = {
     "on_failure": "stop",
     # Seconds to wait between waves.
     "pause_s": 60,
-    # At most so many hosts (or percent of its hosts) of a service switch together: a load balancer keeps the others.
+    # At most so many hosts of a service (or percent of all that declare it, also with --limit) are away at a time: a load
+    # balancer keeps the others. A host that was not reached, failed before its wave or ended without a server counts too.
     "max_unavailable": {"chat": "50%"},
 }
 

@@ -97,6 +97,7 @@ def test_the_particular_wins_over_the_general() -> None:
 def test_a_host_may_do_without_a_service_of_its_group() -> None:
     write("group_data/big.py", 'services = {"chat": None}')
     assert load().hosts["gpu-3.invalid"].services == ()
+    assert load(limit=["gpu-1*"]).serving == {"chat": ("gpu-1.invalid", "gpu-2.invalid")}
 
 
 def test_messages_name_the_file_that_said_it() -> None:

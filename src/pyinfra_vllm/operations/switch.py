@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +44,33 @@ IDEMPOTENT_NOTICE = "A switch restarts a service; a host that runs the declared 
 
 # `_set_in_op=False`: the callback asks facts and runs commands itself, as pyinfra's own `python.call` does.
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
-def wave(number: int, rollout: Rollout, overrides: Overrides) -> Generator[PyinfraCommand, None, None]:
+def wave(
+    number: int, rollout: Rollout, serving: Mapping[str, Collection[str]], overrides: Overrides
+) -> Generator[PyinfraCommand, None, None]:
     """
     Switch the hosts of one wave to their staged releases, each inside its window, and go back where worse.
 
     + number: 1 is the canary
     + rollout: canary, waves, pauses and how many failures stop the rest
+    + serving: every service, and all hosts that declare it
     + overrides: what the operator overrides in this run
 
     **Example:**
 
     .. code:: python
 
-        switch.wave(name="Wave 1", number=1, rollout=declared.rollout, overrides=declared.overrides)
+        switch.wave(
+            name="Wave 1",
+            number=1,
+            rollout=declared.rollout,
+            serving=declared.serving,
+            overrides=declared.overrides,
+        )
     """
     _summary.install(state)
-    PROGRESS.settings = rollout
-    planned = PROGRESS.plan(_active()) if state.is_executing else PROGRESS.preview(_needing())
+    PROGRESS.settings, PROGRESS.serving = rollout, serving
+    lost = [failed.name for failed in state.failed_hosts]
+    planned = PROGRESS.plan(_active(), lost) if state.is_executing else PROGRESS.preview(_needing(), lost)
     if number == 1:
         _record_unchanged()
         for item in PROGRESS.services(host.name):
@@ -73,7 +83,7 @@ def wave(number: int, rollout: Rollout, overrides: Overrides) -> Generator[Pyinf
             logger.info(f"{host.print_prefix}wave {number} of {len(planned)}: {preview(item, overrides)}")
             if state.config.DIFF:
                 _diff.show(host, item)
-    obstacle = PROGRESS.obstacle(number) if state.is_executing else None
+    obstacle = PROGRESS.obstacle(number, lost) if state.is_executing else None
     if obstacle:
         yield from _stop(*obstacle)
         return

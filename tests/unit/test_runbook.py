@@ -20,13 +20,12 @@ PAGES = [PROJECT / "docs" / name for name in ("runbook.md", "unattended.md")]
 PROGRAM = "/srv/pyinfra-vllm/bin/on-host.pyz"
 ON_HOST_UNITS = {"vllm-chat.service", "pyinfra-vllm-switch-chat.service", "pyinfra-vllm-recover.service"}
 PLAIN = {"nvidia-smi", "df"}
+INLINE = r"`((?:systemctl (?!--user)|pyinfra-vllm )[^`]+)`"
 
 
 def commands() -> list[list[str]]:
     lines = [line for page in PAGES for line in page.read_text().splitlines() if line.startswith("    ")]
-    inline = [
-        found for page in PAGES for found in re.findall(r"`(systemctl (?!--user)[^`]+)`", page.read_text())
-    ]
+    inline = [found for page in PAGES for found in re.findall(INLINE, page.read_text())]
     words = [
         shlex.split(line, comments=True) for line in [*lines, *inline] if not line.lstrip().startswith("*")
     ]
@@ -41,6 +40,7 @@ def test_the_pages_have_commands_and_no_unknown_programs() -> None:
     found = {words[0] for words in commands()}
     assert found == {"pyinfra", "pyinfra-vllm", "python3", "systemctl", "journalctl", *PLAIN}
     assert len(commands()) > 30
+    assert ["prune", "inventory/prod.py", "--limit", "gpu-01"] in of("pyinfra-vllm"), "those in the text too"
 
 
 @pytest.mark.parametrize("words", of("pyinfra-vllm"), ids=" ".join)

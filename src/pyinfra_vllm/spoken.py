@@ -91,9 +91,11 @@ def way_back(data: Mapping[str, Any]) -> WayBack:
 def selected(
     inventory: Inventory, limit: Sequence[str], exclude: Sequence[str], problems: Problems
 ) -> tuple[str, ...]:
-    """The hosts of this run, in the inventory's order. A limit that matches nothing is an error, not an empty success."""
+    """The hosts of this run, in the inventory's order. That there is none of them is an error, not an empty success."""
     chosen = _matching(inventory, limit, "--limit", problems) if limit else {host.name for host in inventory}
     dropped = _matching(inventory, exclude, "--exclude", problems)
+    if chosen and chosen <= dropped:
+        problems.add("--exclude", "", f"leaves none of the hosts {', '.join(sorted(chosen))}")
     return tuple(host.name for host in inventory if host.name in chosen and host.name not in dropped)
 
 

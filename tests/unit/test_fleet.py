@@ -140,6 +140,7 @@ def test_a_limit_takes_hosts_globs_and_groups_and_must_match() -> None:
     assert load(limit=["big", "gpu-1*"]).selected == ("gpu-1.invalid", "gpu-3.invalid")
     assert load(exclude=["small"]).selected == ("gpu-3.invalid",)
     assert "--limit: 'biig' matches no host or group" in refusal(limit=["biig"])
+    assert "--exclude: leaves none of the hosts gpu-3.invalid" in refusal(limit=["big"], exclude=["gpu-3*"])
 
 
 def test_secrets_of_this_runs_hosts_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:

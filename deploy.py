@@ -26,7 +26,13 @@ for service in host.loop(mine.services):
     release.staged(name=f"{service.name}: stage the release", **this)
 
 for number in host.loop(range(1, declared.waves + 1)):
-    switch.wave(name=f"Wave {number}", number=number, rollout=declared.rollout, overrides=declared.overrides)
+    switch.wave(
+        name=f"Wave {number}",
+        number=number,
+        rollout=declared.rollout,
+        serving=declared.serving,
+        overrides=declared.overrides,
+    )
 
 for number in host.loop(range(declared.waves_back, 0, -1)):
     switch.taken_back(

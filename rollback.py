@@ -9,15 +9,17 @@ from pyinfra_vllm import fleet
 from pyinfra_vllm.facts.service import Services
 from pyinfra_vllm.operations import switch
 
-root = host.data.get("root", fleet.DEFAULT_ROOT)
-wanted = host.data.get("service")
+root = fleet.root_of(host)
+said = fleet.way_back()
+
+switch.can_go_back(name="Find what to roll back", root=root, service=said.service)
 
 for service in host.loop(host.get_fact(Services, root=root)):
-    if wanted in (None, service):
+    if said.service in (None, service):
         switch.back(
             name=f"Roll {service} back",
             root=root,
             service=service,
-            release=host.data.get("release"),
-            overrides=fleet.spoken(),
+            release=said.release,
+            overrides=said.overrides,
         )

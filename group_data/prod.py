@@ -29,7 +29,8 @@ window = [
         # An IANA name.
         "timezone": "Europe/Berlin",
         # Days that stay closed from midnight to midnight, on which nothing opens either: a date, a range with both ends
-        # closed, or an .ics file beside this project (all-day and timed events that do not repeat).
+        # closed, or an .ics file beside this project (all-day and timed events that do not repeat). A freeze until
+        # further notice is "2026-12-24..9999-12-31".
         "except": ["2026-12-24", "2026-12-28..2027-01-01"],
     },
     {
@@ -88,7 +89,8 @@ rollout = {
     "on_failure": "stop",
     # Seconds to wait between waves.
     "pause_s": 60,
-    # At most so many hosts (or percent of its hosts) of a service switch together: a load balancer keeps the others.
+    # At most so many hosts of a service (or percent of all that declare it, also with --limit) are away at a time: a load
+    # balancer keeps the others. A host that was not reached, failed before its wave or ended without a server counts too.
     "max_unavailable": {"chat": "50%"},
 }
 

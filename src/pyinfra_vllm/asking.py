@@ -1,9 +1,9 @@
 """Asks the hosts of an inventory something, in parallel, and lets no host that is down keep the others from answering.
 
-The commands that only look go through here. With operations/, facts/, fleet.py and inventory.py it is what imports
-pyinfra: hosts are reached exactly as `pyinfra INVENTORY deploy.py` reaches them (ssh_*, `_sudo` and host keys of the
-inventory). It runs no operation, and changes nothing unless the
-question does: `calibrate` alone asks for something to be done.
+The commands that only look go through here. With operations/, facts/, fleet.py, spoken.py and inventory.py it is what
+imports pyinfra: hosts are reached exactly as `pyinfra INVENTORY deploy.py` reaches them (ssh_*, `_sudo` and host keys of
+the inventory). It runs no operation, and changes nothing unless the question does: `calibrate` alone asks for something to
+be done.
 """
 
 from __future__ import annotations

@@ -128,10 +128,9 @@ def _closed(event: _Event, name: str) -> list[Days | Interval]:
     start, end = event.start, event.end
     if start.at is None:
         # RFC 5545 3.6.1: an all-day event without DTEND lasts one day; a DTEND is the day after the last.
-        last = end.day - timedelta(days=1) if end is not None else start.day
-        if (end is not None and end.at is not None) or last < start.day:
+        if end is not None and (end.at is not None or end.day <= start.day):
             raise ValueError(f"{where}: DTEND must be a later date")
-        return [Days(start.day, last)]
+        return [Days(start.day, end.day - timedelta(days=1) if end is not None else start.day)]
     if end is None or end.at is None or end.at <= start.at:
         raise ValueError(f"{where}: DTEND must be a later time")
     return [Interval(start.at, end.at)]

@@ -1,12 +1,18 @@
-"""Loads an inventory file as pyinfra does, and finds the hosts that a pattern means. Contacts none of them."""
+"""Loads an inventory file as pyinfra does, finds the hosts that a pattern means, and the layers of data of each host.
+
+Contacts none of them. Layers go from general to particular: all, groups of every host, groups of some in the
+inventory's order, host, --data. pyinfra's own order puts the inventory's group last, so `host.data` is not asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ast
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from pyinfra.api import Host
 from pyinfra.api.exceptions import NoGroupError, PyinfraError
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
@@ -15,6 +21,8 @@ from pyinfra_cli.exceptions import CliError, UnexpectedExternalError
 from pyinfra_cli.inventory import make_inventory
 from pyinfra_cli.util import PYTHON_CODES
 
+from .config import Layer
+from .config.declared import DEFAULT_ROOT, KEYS
 from .errors import DeclarationError
 
 
@@ -54,6 +62,68 @@ def shortened(path: str) -> str:
         return str(Path(path).resolve().relative_to(Path.cwd().resolve()))
     except ValueError:
         return path
+
+
+class Files:
+    """Which file declares a key: group data is executed by pyinfra, which does not remember where a value was."""
+
+    def __init__(self, inventory: str, cwd: str, group_data: Sequence[str]) -> None:
+        self.inventory = shortened(inventory)
+        beside = Path(inventory).resolve().parent / "group_data"
+        folders = [Path(cwd) / "group_data", beside, *map(Path, group_data)]
+        self._folders = list(dict.fromkeys(folder.resolve() for folder in folders))
+        self._keys: dict[Path, frozenset[str]] = {}
+
+    def source(self, group: str, key: str) -> str:
+        """The last file that assigns `key` for `group`: the same one that won in pyinfra."""
+        for folder in reversed(self._folders):
+            file = folder if folder.is_file() and folder.stem == group else folder / f"{group}.py"
+            if key in self._assigned(file):
+                return shortened(str(file))
+        return self.inventory
+
+    def _assigned(self, file: Path) -> frozenset[str]:
+        if file not in self._keys:
+            tree = ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else ast.Module([], [])
+            names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            self._keys[file] = frozenset(names)
+        return self._keys[file]
+
+
+def layers(inventory: Inventory, name: str, files: Files) -> Iterator[Layer]:
+    """Every layer of one host, general to particular, each key labelled with its file."""
+    for group, values in _groups(inventory, name):
+        for key, value in _ours(values).items():
+            yield Layer(files.source(group, key), {key: value})
+    yield Layer(f"{files.inventory} (host {name})", _ours(inventory.host_data.get(name, {})))
+    yield Layer("--data", _ours(inventory.override_data))
+
+
+def root_of(host: Host) -> str:
+    """Where a host keeps our files: what a rollout would use, also while the rest of the declaration is broken."""
+    inventory: Inventory = host.inventory
+    found: Any = DEFAULT_ROOT
+    groups = [values for _, values in _groups(inventory, host.name)]
+    for values in (*groups, inventory.host_data.get(host.name, {}), inventory.override_data):
+        found = values.get("root", found)
+    return DEFAULT_ROOT if found is None else str(found).rstrip("/")
+
+
+def _groups(inventory: Inventory, name: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """What the host's groups say, with their names, general to particular."""
+    groups = sorted(
+        dict.fromkeys(inventory.get_host(name).groups), key=lambda group: not _holds_all(inventory, group)
+    )
+    return [("all", inventory.data), *((group, inventory.group_data.get(group, {})) for group in groups)]
+
+
+def _holds_all(inventory: Inventory, group: str) -> bool:
+    """A group of every host (as pyinfra makes one of the inventory file's name) is more general than one of some."""
+    return len(inventory.get_group(group, [])) == len(inventory)
+
+
+def _ours(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in KEYS}
 
 
 def _broken_file(error: UnexpectedExternalError) -> str:

@@ -6,7 +6,7 @@ The order depends on the order of the candidates and on the rollout, on nothing 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,22 +31,53 @@ class Candidate:
     services: tuple[str, ...]
 
 
-def plan(hosts: Sequence[Candidate], rollout: Rollout) -> tuple[tuple[str, ...], ...]:
+def plan(
+    hosts: Sequence[Candidate],
+    rollout: Rollout,
+    serving: Mapping[str, Collection[str]] | None = None,
+    away: Collection[str] = (),
+) -> tuple[tuple[str, ...], ...]:
     """The waves, each a tuple of host names; every host is in exactly one. Raises ValueError for a name given twice.
 
-    A wave never takes more hosts of a service than `max_unavailable` lets it; hosts that don't fit wait for the next.
-    Canaries that were named but are not among the hosts (a `--limit`) are replaced by chosen ones when none is left.
+    A wave never takes more hosts of a service than `max_unavailable` lets it beside those that are away, but always one,
+    which `crowded` then finds; hosts that don't fit wait for the next. Canaries that were named but are not among the
+    hosts (a `--limit`) are replaced by chosen ones when none is left.
+
+    + serving: service -> every host that declares it; left out: the candidates
+    + away: hosts that may serve nothing already
     """
     names = [host.name for host in hosts]
     if len(set(names)) != len(names):
         raise ValueError("a host is given twice")
-    caps = _caps(hosts, rollout.max_unavailable)
+    serving = serving or _by_service(hosts)
+    caps = {
+        service: max(1, cap - len(set(away).intersection(serving.get(service, ()))))
+        for service, cap in _caps(rollout, serving).items()
+    }
     chosen = _canary(hosts, rollout.canary)
     canaries = [host for host in hosts if host.name in chosen]
     rest = [host for host in hosts if host.name not in chosen]
     sizes = [_share(size, len(hosts)) for size in rollout.waves]
     waves = [*_fill(canaries, [], caps), *_fill(rest, sizes, caps)]
     return tuple(tuple(host.name for host in wave) for wave in waves)
+
+
+def crowded(
+    wave: Sequence[Candidate],
+    rollout: Rollout,
+    serving: Mapping[str, Collection[str]],
+    away: Collection[str],
+) -> str:
+    """Why `max_unavailable` forbids this wave beside the hosts that are away already; empty where it does not."""
+    for service, cap in _caps(rollout, serving).items():
+        going = {host.name for host in wave if service in host.services}
+        gone = sorted(set(away).intersection(serving.get(service, ())) - going)
+        if going and gone and len(going) + len(gone) > cap:
+            return (
+                f"max_unavailable lets {cap} of the {len(serving[service])} hosts of {service} be away at a time, and"
+                f" {', '.join(gone)} may be already"
+            )
+    return ""
 
 
 def upper_bound(n_hosts: int, rollout: Rollout) -> int:
@@ -71,9 +102,17 @@ def _canary(hosts: Sequence[Candidate], canary: int | tuple[str, ...]) -> set[st
     return chosen
 
 
-def _caps(hosts: Iterable[Candidate], max_unavailable: Mapping[str, int | str]) -> dict[str, int]:
-    running = Counter(service for host in hosts for service in set(host.services))
-    return {service: _share(cap, running[service]) for service, cap in max_unavailable.items()}
+def _by_service(hosts: Sequence[Candidate]) -> dict[str, list[str]]:
+    services = {service for host in hosts for service in host.services}
+    return {service: [host.name for host in hosts if service in host.services] for service in services}
+
+
+def _caps(rollout: Rollout, serving: Mapping[str, Collection[str]]) -> dict[str, int]:
+    """How many hosts of each service may be away at a time."""
+    return {
+        service: _share(cap, len(serving.get(service, ())))
+        for service, cap in rollout.max_unavailable.items()
+    }
 
 
 def _share(size: int | str, of: int) -> int:

@@ -22,6 +22,12 @@ from cronsim import CronSim, CronSimError
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile(r"(\d+d)?\s*(\d+h)?\s*(\d+m)?\s*(\d+s)?")
 LONGEST_DURATION = timedelta(days=7)
+# No switch takes so long; what is longer could not be counted back from a date.
+_LONGEST_TIME = timedelta(days=36525)
+# The ends of the calendar. Some timezones have no time of their own there.
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+# What can be asked about: looking ahead and back from it stays on the calendar.
+YEARS = range(1970, 9900)
 
 NEXT = 5
 # How far to look for the next openings, further only while too few are found: most windows open daily or weekly, some
@@ -88,15 +94,21 @@ def check_cron(line: str) -> None:
 
 
 def parse_duration(value: object) -> timedelta:
-    """`"3h"`, `"90m"`, `"1h30m"`, seconds as a number, or a timedelta; raises ValueError."""
+    """`"3h"`, `"90m"`, `"1h30m"`, seconds as a number, or a timedelta; at most 100 years. Raises ValueError."""
     if isinstance(value, timedelta):
-        return value
+        return _time(value.total_seconds())
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return timedelta(seconds=value)
+        return _time(value)
     match = _DURATION.fullmatch(value.strip().lower()) if isinstance(value, str) else None
     if match is None or not any(match.groups()):
         raise ValueError('a duration is like "3h", "90m", "1h30m", or a number of seconds')
-    return timedelta(seconds=sum(int(part[:-1]) * _UNITS[part[-1]] for part in match.groups() if part))
+    return _time(sum(int(part[:-1]) * _UNITS[part[-1]] for part in match.groups() if part))
+
+
+def _time(seconds: float) -> timedelta:
+    if abs(seconds) > _LONGEST_TIME.total_seconds():
+        raise ValueError("a duration is at most 100 years (36525d)")
+    return timedelta(seconds=seconds)
 
 
 def shown_duration(duration: timedelta) -> str:
@@ -216,13 +228,23 @@ def _stretches(window: Window, start: datetime, end: datetime) -> list[Interval]
 
 def _closed_time(item: Days | Interval, tz: zoneinfo.ZoneInfo) -> Interval:
     if isinstance(item, Interval):
-        return Interval(item.start.astimezone(UTC), item.end.astimezone(UTC))
-    after = item.last + timedelta(days=1)
-    return Interval(_moment(_midnight(item.first), tz), _moment(_midnight(after), tz))
+        return Interval(_in_utc(item.start), _in_utc(item.end))
+    return Interval(_midnight(item.first, 0, tz), _midnight(item.last, 1, tz))
 
 
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day)
+def _in_utc(at: datetime) -> datetime:
+    """`at` in UTC; the end of the calendar for a moment beyond it, as an exception "until further notice" has."""
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        return _FIRST if at.year == _FIRST.year else _LAST
+
+
+def _midnight(day: date, later: int, tz: zoneinfo.ZoneInfo) -> datetime:
+    """The moment at which the day so many days after `day` begins; the end of the calendar where that is beyond it."""
+    if day.year in (_FIRST.year, _LAST.year):
+        return _FIRST if day.year == _FIRST.year else _LAST
+    return _moment(datetime(day.year, day.month, day.day) + timedelta(days=later), tz)
 
 
 def _moments(window: Window, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:

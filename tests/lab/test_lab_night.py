@@ -1,16 +1,23 @@
-"""A night that nobody watches, on real hosts: the tick of the timer, and what one sees of it in the morning."""
+"""A night that nobody watches, on real hosts: the tick of the timer, and what one sees of it in the morning.
+
+The last test leaves everything to itself: a host of the lab is the control machine, on which the real command installs the
+real timer. Only its clock is accelerated: it ticks every ten seconds.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import control, light_runtime
+from lab import control, layout, light_runtime
 from lab.machine import Host
 from lab.session import Lab
 
@@ -33,6 +40,12 @@ STUB: dict[str, Any] = {
 }
 OPEN = {"cron": "0 0 * * *", "duration": "48h", "timezone": "UTC"}  # always
 LIMIT = ("--limit", "night*")
+
+CONTROL = "control"  # not one of night*
+PROGRAM = Path(sys.executable).parent / "pyinfra-vllm"
+UNIT = "pyinfra-vllm-schedule-lab"
+EVERY_TEN_SECONDS = "[Timer]\nOnCalendar=\nOnCalendar=*:*:0/10\nAccuracySec=1s\n"
+ENVIRONMENT = "/etc/night.env"
 
 
 def closed() -> dict[str, str]:
@@ -156,3 +169,110 @@ def test_the_timer_fires_and_never_twice_at_once(hosts: list[Host]) -> None:
     first, ended, again = stamps[:3]
     assert first % 60 <= 6, "the first tick comes with the minute"
     assert ended - first >= 69 and again >= ended, "the tick that fell due meanwhile waits for the end"
+
+
+@pytest.fixture
+def machine(lab: Lab, hosts: list[Host]) -> Iterator[Host]:
+    """The control machine: it has this checkout, the Python that runs here, and what inventory/lab.py reads."""
+    python = [Path(sys.prefix), Path(sys.base_prefix)]
+    ours = [control.CHECKOUT, *python, layout.RUN, lab.key.parent, lab.known_hosts]
+    # The image's own /usr has the same Python: it is of this machine's Debian.
+    alone = [path for path in ours if path != Path("/usr") and not set(ours).intersection(path.parents)]
+    yield lab.add(CONTROL, binds={path: str(path) for path in alone})[0]
+    lab.remove(CONTROL)
+
+
+def by_hand(machine: Host, *words: str) -> str:
+    """What a person types there, in the project's directory."""
+    given = [f"{key}={value}" for key, value in imports().items()]
+    command = shlex.join(["env", *given, str(PROGRAM), *words])
+    return machine.ssh(f"cd {shlex.quote(str(control.CHECKOUT))} && {command}").stdout
+
+
+def imports() -> dict[str, str]:
+    """From where the tests import us, where that is not as it was installed."""
+    return {key: value for key, value in os.environ.items() if key == "PYTHONPATH"}
+
+
+def declare_there(machine: Host, declaration: dict[str, str]) -> None:
+    """Put the variables that group_data/lab.py reads into the file that systemd gives to the unit."""
+    text = "".join(f"{key}='{value}'\n" for key, value in (declaration | imports()).items())
+    machine.ssh(f"cat > {ENVIRONMENT}.new && mv {ENVIRONMENT}.new {ENVIRONMENT}", stdin=text)
+
+
+def shown(machine: Host, what: str) -> str:
+    """A property of the service that the timer starts."""
+    return machine.ssh(f"systemctl show -P {what} {UNIT}.service").stdout.strip()
+
+
+def said(machine: Host) -> str:
+    return machine.journal(f"{UNIT}.service", lines=1000)
+
+
+def observed(host: Host) -> dict[str, Any]:
+    (found,) = json.loads(host.ssh("python3 /srv/pyinfra-vllm/bin/on-host.pyz status tiny").stdout)
+    return dict(found)
+
+
+def until(what: str, reached: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
+        time.sleep(1)
+
+
+def full_minute_but_one() -> datetime:
+    return datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(minutes=2)
+
+
+def test_an_unattended_night(machine: Host, hosts: list[Host]) -> None:
+    (host, *_) = hosts
+    limit = ("--limit", host.name)
+    evening = control.deploy(*limit, env=declared("a"))
+    assert evening.returncode == 0, evening.stdout + evening.stderr
+    old, untouched = observed(host), started(host)
+    assert old["current"] == old["running"]
+
+    # The evening: b is declared for a window that opens soon, the timer is installed, and the person goes home.
+    opens = full_minute_but_one()
+    window = {"cron": f"{opens.minute} {opens.hour} * * *", "duration": "1h", "timezone": "UTC"}
+    good, bad = declared("b", window), declared("a", window, LIGHT_TOKEN_S="0.03")
+    declare_there(machine, good)
+    machine.ssh(
+        f"mkdir /etc/systemd/system/{UNIT}.timer.d && cat > /etc/systemd/system/{UNIT}.timer.d/fast.conf",
+        stdin=EVERY_TEN_SECONDS,
+    )
+    words = ("--install", "--every", "1", "--environment-file", ENVIRONMENT, *limit)
+    assert "Installed; the timer runs." in by_hand(machine, "schedule", control.INVENTORY, *words)
+
+    # Before the window nothing happens but ticks.
+    time.sleep(max(0.0, (opens - datetime.now(UTC)).total_seconds() - 8))
+    before = said(machine)
+    assert before.count(f"every window is closed; the next opens at {opens.isoformat()}") >= 2, before
+    assert "due:" not in before
+    assert (observed(host)["running"], started(host)) == (old["running"], untouched)
+    assert datetime.now(UTC) < opens, "this machine is too slow to look before the window opens"
+
+    # Inside it the rollout happens, once.
+    until("the rollout", lambda: "pyinfra ended with" in said(machine))
+    new, restarted = observed(host), started(host)
+    assert "pyinfra ended with 0" in said(machine), said(machine)
+    assert new["current"] == new["running"] != old["current"]
+    assert new["last"]["outcome"] == "committed" and new["last"]["operator"] == f"schedule@{CONTROL}"
+    assert datetime.fromisoformat(new["last"]["began"]) >= opens
+    until("the next tick", lambda: "nothing is due" in said(machine).partition("pyinfra ended with 0")[2])
+    assert said(machine).count(f"due: {host.name}") == 1
+    assert (observed(host)["last"]["tx"], started(host)) == (new["last"]["tx"], restarted)
+    assert (shown(machine, "Result"), shown(machine, "ExecMainStatus")) == ("success", "0")
+
+    # A bad release: it goes back, and systemd keeps the exit code. The next tick would end well and hide it, so the
+    # timer is stopped meanwhile, which does not stop the switch.
+    declare_there(machine, bad)
+    until("the bad release's switch", lambda: observed(host)["lock"] is not None)
+    machine.ssh(f"systemctl stop {UNIT}.timer")
+    until("its end", lambda: shown(machine, "ActiveState") == "failed")
+    assert (shown(machine, "Result"), shown(machine, "ExecMainStatus")) == ("exit-code", "1")
+    assert "pyinfra ended with 1" in said(machine)
+    found = observed(host)
+    assert found["last"]["outcome"] == "rolled_back" and found["last"]["to"] in found["rejected"]
+    assert found["current"] == found["running"] == new["current"]

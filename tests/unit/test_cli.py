@@ -65,13 +65,27 @@ def test_for_people_it_is_said_in_words(run: Any) -> None:
 
 
 def test_exceptions_are_dates_ranges_and_calendars(run: Any, tmp_path: Path) -> None:
-    calendar = tmp_path / "x.ics"
+    calendar = tmp_path / "X.ICS"  # as some programs name it
     calendar.write_text(
         "BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART;VALUE=DATE:20260606\nEND:VEVENT\nEND:VCALENDAR\n"
     )
     exceptions = ("--except", "2026-06-02", "--except", "2026-06-04..2026-06-05", "--except", str(calendar))
     ended = run("windows", *NIGHT, *exceptions, "--at", "2026-06-01T12:00", "--json")
     assert [text[:10] for text in ended.json["next"][:3]] == ["2026-06-03", "2026-06-07", "2026-06-08"]
+
+
+def test_a_freeze_until_further_notice_is_an_exception(run: Any, project: Path) -> None:
+    frozen = ("--except", "2026-12-24..9999-12-31", "--at", "2026-12-23T12:00", "--json")
+    assert run("windows", *NIGHT, *frozen).json["next"] == []
+    calendar = project / "freeze.Ics"
+    calendar.write_text(
+        "BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART;VALUE=DATE:20261224\nDTEND;VALUE=DATE:99991231\nEND:VEVENT\nEND:VCALENDAR\n"
+    )
+    for exception in ("2026-12-24..9999-12-31", str(calendar)):
+        window = {"cron": "0 2 * * *", "duration": "3h", "timezone": "Europe/Berlin", "except": [exception]}
+        Path("group_data/small.py").write_text(f"services = {{'chat': {{'window': {window!r}}}}}\n")
+        ended = run("windows", "--limit", "small", "--at", "2026-12-24T02:30", "--json")
+        assert (ended.code, ended.json["open"], ended.json["next"]) == (0, False, []), ended.err
 
 
 @pytest.mark.parametrize(
@@ -86,6 +100,10 @@ def test_exceptions_are_dates_ranges_and_calendars(run: Any, tmp_path: Path) -> 
         ((*NIGHT, "--except", "christmas"), "--except 'christmas'"),
         ((*NIGHT, "--at", "now"), "--at 'now'"),
         (("--cron", "0 2 * * *", "--duration", "0", "--timezone", "UTC"), "more than nothing"),
+        ((*NIGHT, "--at", "0001-01-01T00:00"), "--at '0001-01-01T00:00': must be in the years from 1970"),
+        ((*NIGHT, "--at", "9999-12-31T23:00"), "--at '9999-12-31T23:00': must be in the years"),
+        ((*NIGHT, "--switch-estimate", "99999999999d"), "--switch-estimate '99999999999d': a duration is at"),
+        (("--cron", "0 2 * * *", "--duration", "99999999999d", "--timezone", "UTC"), "is at most 100 years"),
         (("--cron", "0 2 * * *"), "also needs --duration, --timezone"),
         ((*NIGHT, "inventory/prod.py"), "goes without INVENTORY"),
         (("--except", "2026-01-01"), "go with --cron"),

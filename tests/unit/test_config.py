@@ -132,6 +132,7 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ({"hooks": {"timeout_s": 0}}, "hooks.timeout_s = 0: must be seconds"),
         ({"switch_estimate": "soon"}, "a duration is like"),
         ({"switch_estimate": "0s"}, "more than nothing"),
+        ({"switch_estimate": "99999999999d"}, "at most 100 years"),
         ({"served_model_name": "a\nb"}, "control characters"),
         ({"served_model_name": ""}, "services.chat.served_model_name = '': must be text that is not empty"),
         ({"variants": "fp8"}, "must be a list of variant names"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pyinfra_vllm import fleet, tuning
+from pyinfra_vllm import fleet, inventory, spoken, tuning
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock, render
 from pyinfra_vllm.config import Overrides
 from pyinfra_vllm.config.declared import KEYS
@@ -97,6 +97,7 @@ def test_the_particular_wins_over_the_general() -> None:
 def test_a_host_may_do_without_a_service_of_its_group() -> None:
     write("group_data/big.py", 'services = {"chat": None}')
     assert load().hosts["gpu-3.invalid"].services == ()
+    assert load(limit=["gpu-1*"]).serving == {"chat": ("gpu-1.invalid", "gpu-2.invalid")}
 
 
 def test_messages_name_the_file_that_said_it() -> None:
@@ -139,6 +140,7 @@ def test_a_limit_takes_hosts_globs_and_groups_and_must_match() -> None:
     assert load(limit=["big", "gpu-1*"]).selected == ("gpu-1.invalid", "gpu-3.invalid")
     assert load(exclude=["small"]).selected == ("gpu-3.invalid",)
     assert "--limit: 'biig' matches no host or group" in refusal(limit=["biig"])
+    assert "--exclude: leaves none of the hosts gpu-3.invalid" in refusal(limit=["big"], exclude=["gpu-3*"])
 
 
 def test_secrets_of_this_runs_hosts_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +207,7 @@ def test_an_inventory_without_hosts_and_a_fleet_without_services_are_noticed() -
 
 
 def test_overrides_are_read_strictly() -> None:
-    data = fleet.parse_data(["switch_now=true", "reason=1234", "ssh_user=x", "operator=ann"])
+    data = spoken.parse_data(["switch_now=true", "reason=1234", "ssh_user=x", "operator=ann"])
     given = load(overrides=data).overrides
     assert given == Overrides(switch_now=True, reason="1234", operator="ann")
     assert given.used == ("switch_now",)
@@ -215,7 +217,7 @@ def test_overrides_are_read_strictly() -> None:
         overrides={"swich_now": True}
     )
     with pytest.raises(DeclarationError, match="key=value"):
-        fleet.parse_data(["switch_now"])
+        spoken.parse_data(["switch_now"])
 
 
 def test_the_worked_example_is_valid_and_shows_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,11 +312,11 @@ def test_pyinfra_ends_with_2_before_it_contacts_a_host(
 
 def test_what_needs_no_declaration_runs_without_a_valid_one() -> None:
     write("group_data/small.py", 'services = {"chat": {"prot": 1}}')
-    write("rollback.py", "from pyinfra_vllm import fleet\n\nprint('operator', fleet.spoken().operator)\n")
+    write("rollback.py", "from pyinfra_vllm import fleet\n\nprint('told', fleet.way_back())\n")
     assert pyinfra("@local", "-y", "exec", "--", "true").returncode == 0
     ended = pyinfra("@local", "-y", "rollback.py", "--data", "operator=ann")
     assert ended.returncode == 0, ended.stderr
-    assert "operator ann" in ended.stdout
+    assert "operator='ann'" in ended.stdout
 
 
 def test_deploy_files_see_the_fleet_that_was_checked() -> None:
@@ -326,3 +328,96 @@ def test_deploy_files_see_the_fleet_that_was_checked() -> None:
     ended = pyinfra("inventory/prod.py", "deploy.py", "-y")
     assert ended.returncode == 0, ended.stderr
     assert "acme/tiny-awq" in ended.stdout
+
+
+# The way back
+
+
+@pytest.fixture
+def way_back(tmp_path: Path) -> Path:
+    """A host that has the services chat and embed, below a root that two group files disagree about."""
+    write("rollback.py", (PROJECT / "rollback.py").read_text())
+    write("inventory/prod.py", 'small = ["@local"]\nbig = ["gpu-3.invalid"]\n')
+    write("group_data/prod.py", f"root = {str(tmp_path / 'elsewhere')!r}\n")
+    write("group_data/small.py", f"root = {str(tmp_path / 'here')!r}\nservices = {{'chat': {{'prot': 1}}}}\n")
+    for service in ("chat", "embed"):
+        (tmp_path / "here" / service / "releases").mkdir(parents=True)
+    return tmp_path / "here"
+
+
+def go_back(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return pyinfra("inventory/prod.py", "rollback.py", "-y", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (),
+            "rollback.py restarts all of its hosts at once, and the inventory has 2: name one with `--limit HOST`",
+        ),
+        (("--exclude", "big"), "name one with `--limit HOST`"),
+        (("--limit", "nobody"), "--limit: 'nobody' matches no host or group"),
+        (
+            ("--limit", "small", "--data", "reson=x"),
+            "--data: reson = 'x': unknown key; did you mean \"reason\"?",
+        ),
+        (("--limit", "small", "--data", "reason"), "--data reason: must be key=value"),
+        (("--limit", "small", "--no-wait"), "--no-wait hides failed hosts"),
+    ],
+)
+def test_a_slip_ends_the_way_back_before_it_contacts_a_host(
+    way_back: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    ended = go_back(*arguments)
+    assert ended.returncode == 2, ended.stderr
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr and "Connecting" not in ended.stderr
+
+
+@pytest.mark.parametrize("data", [(), ("--data", "service=embed")])
+def test_a_host_without_the_wanted_service_fails_and_says_what_it_has(
+    way_back: Path, data: tuple[str, ...]
+) -> None:
+    shutil.rmtree(way_back / "embed")
+    if not data:
+        shutil.rmtree(way_back)
+    ended = go_back("--limit", "small", *data)
+    assert ended.returncode == 1, ended.stderr
+    has = (
+        f"no service embed below {way_back}; it has chat."
+        if data
+        else f"no service below {way_back}; it has none."
+    )
+    assert has in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_group_may_be_named_to_take_all_of_it_back(way_back: Path) -> None:
+    write("inventory/prod.py", 'small = ["@local"]\n')
+    Path("group_data/prod.py").unlink()
+    for limit in ((), ("--limit", "prod"), ("--limit", "*")):
+        assert "it has chat, embed" in go_back(*limit, "--data", "service=code").stderr
+
+
+def test_what_was_typed_is_taken_as_it_was_typed(way_back: Path) -> None:
+    write("rollback.py", "from pyinfra_vllm import fleet\n\nprint(fleet.way_back())\n")
+    for release in ("123456789012", "012345678901", "4711e0000000"):
+        data = (f"release={release}", "service=0123", "reason=007", "operator=true")
+        ended = go_back("--limit", "small", *(word for item in data for word in ("--data", item)))
+        assert ended.returncode == 0, ended.stderr
+        for told in (f"release='{release}'", "service='0123'", "reason='007'", "operator='true'"):
+            assert told in ended.stdout
+
+
+def test_the_way_back_and_all_that_look_find_what_a_rollout_made(tmp_path: Path) -> None:
+    write("group_data/prod.py", 'root = "/of/the/inventory"\n')
+    write("group_data/big.py", 'root = "/of/the/group/"\n')
+    declared = load().hosts
+    found = {host.name: fleet.root_of(host) for host in inventory.load("inventory/prod.py", {}, ())}
+    assert found == {name: host.root for name, host in declared.items()}
+    assert list(found.values()) == ["/of/the/inventory", "/data/models", "/of/the/group"]
+    write("group_data/big.py", 'root = None\nservices = {"chat": {"prot": 1}}\n')
+    roots = [fleet.root_of(host) for host in inventory.load("inventory/prod.py", {"root": "/said"}, ())]
+    assert roots == ["/said"] * 3
+    (*_, last) = [fleet.root_of(host) for host in inventory.load("inventory/prod.py", {}, ())]
+    assert last == "/srv/pyinfra-vllm"

@@ -16,7 +16,8 @@ from pyinfra_vllm.commands.history import history, since_when
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host import calibrating, recall
 from pyinfra_vllm.on_host.order import CALIBRATION, ROLLBACK, Order
-from pyinfra_vllm.report.history import moment, problems, switches
+from pyinfra_vllm.report import looking
+from pyinfra_vllm.report.history import left_out, moment, problems, switches
 from pyinfra_vllm.report.page import render
 from pyinfra_vllm.report.tables import why_of
 
@@ -64,6 +65,16 @@ def test_since_leaves_out_what_began_earlier(eventful: Teller) -> None:
     assert switches([eventful.answer()], datetime.now(UTC) + timedelta(hours=1)) == []
 
 
+def test_what_is_left_out_is_counted_where_it_may_belong(eventful: Teller) -> None:
+    both, newest = [eventful.answer(newest=0)], [eventful.answer(newest=1)]
+    assert (len(switches(both)), left_out(both)) == (2, 0)
+    assert (len(switches(newest)), left_out(newest)) == (1, 1)
+    first, second = (moment(item.began) for item in switches(both))
+    assert left_out(newest, first) == 1
+    assert left_out(newest, second + timedelta(microseconds=1)) == 0
+    assert left_out([Answer("c", problem="not reached")]) == 0
+
+
 def test_a_switch_that_has_not_ended_is_under_way(eventful: Teller) -> None:
     look = eventful.look()
     told = look.record["chat"]["transactions"][-1]
@@ -105,8 +116,9 @@ def test_since_takes_a_date_a_time_and_how_long_ago() -> None:
     assert since_when("2026-11-20T02:00+01:00") == datetime(2026, 11, 20, 1, tzinfo=UTC)
     ago = since_when("7d")
     assert ago is not None and abs(datetime.now(UTC) - timedelta(days=7) - ago) < timedelta(minutes=1)
-    with pytest.raises(DeclarationError, match="--since 'yesterday'"):
-        since_when("yesterday")
+    for text in ("yesterday", "99999999999d"):
+        with pytest.raises(DeclarationError, match=f"--since '{text}'"):
+            since_when(text)
 
 
 def test_the_command_prints_table_and_json(
@@ -121,3 +133,13 @@ def test_the_command_prints_table_and_json(
     assert [item["to"] for item in told["switches"]] == [NEW, OLD] and told["missing"] == {}
     table = CliRunner().invoke(history, [str(inventory)], standalone_mode=False).stdout.splitlines()
     assert len(table) == 3 and "answers are odd" in table[2]
+
+    monkeypatch.setattr(looking, "NEWEST", 1)
+    short = CliRunner().invoke(history, [str(inventory)], standalone_mode=False)
+    assert len(short.stdout.splitlines()) == 2
+    assert short.stderr.endswith("1 older switch not shown: --since or --newest does.\n")
+    since = ("--since", "1d", "--json")
+    whole = CliRunner().invoke(history, [str(inventory), *since], standalone_mode=False)
+    assert len(json.loads(whole.stdout)["switches"]) == 2 and json.loads(whole.stdout)["left_out"] == 0
+    some = CliRunner().invoke(history, [str(inventory), *since, "--newest", "1"], standalone_mode=False)
+    assert len(json.loads(some.stdout)["switches"]) == 1 and json.loads(some.stdout)["left_out"] == 1

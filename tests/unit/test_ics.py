@@ -62,6 +62,7 @@ def test_events_that_block_nobody_are_left_out(line: str) -> None:
         (["DTSTART:20261224T100000Z"], "DTEND"),
         (["DTSTART:20261224T100000Z", "DTEND:20261224T100000Z"], "DTEND"),
         (["DTSTART;VALUE=DATE:20261224", "DTEND;VALUE=DATE:20261224"], "DTEND"),
+        (["DTSTART;VALUE=DATE:20261224", "DTEND;VALUE=DATE:00010101"], "DTEND"),
         (["SUMMARY:nothing else"], "no DTSTART"),
         (["garbage"], "not a calendar line"),
     ],

@@ -19,6 +19,7 @@ from told import Teller, teller
 
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.commands.report import report
+from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.report import evidence, plots
 from pyinfra_vllm.report.looking import Look
 from pyinfra_vllm.report.page import render, shown_switches
@@ -230,3 +231,27 @@ def test_the_command_writes_one_file(teller: Teller, tmp_path: Path, monkeypatch
         "missing": {},
     }
     assert NEW in (tmp_path / "out/index.html").read_text()
+
+
+@pytest.mark.parametrize("out", ["/proc/nope", "full/out"])
+def test_a_folder_that_cannot_be_written_is_told_before_any_host_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").write_text("a file")
+    monkeypatch.setattr("pyinfra_vllm.commands.report.Hosts", None)
+    done = CliRunner().invoke(report, ["prod.py", "--out", out], standalone_mode=False)
+    assert isinstance(done.exception, DeclarationError) and done.exception.exit_code == 2
+    assert f"--out '{out}' can't be written to: " in str(done.exception)
+
+
+def test_a_page_that_cannot_be_written_is_one_line(
+    teller: Teller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inventory = tmp_path / "taken.py"
+    inventory.write_text(f"here = [('@local', {{'root': {str(tmp_path)!r}}})]\n")
+    (tmp_path / "out/index.html").mkdir(parents=True)
+    done = CliRunner().invoke(report, [str(inventory), "--out", "out"], standalone_mode=False)
+    assert isinstance(done.exception, DeclarationError)
+    assert "--out 'out' can't be written to: Is a directory" in str(done.exception)

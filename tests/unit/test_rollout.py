@@ -101,6 +101,52 @@ def test_the_plan_is_fixed_once_the_first_wave_began() -> None:
     assert made.plan("a") == first
 
 
+ONE_OF_FOUR = "max_unavailable lets 1 of the 4 hosts of chat be away at a time, and d may be already"
+
+
+def capped(cap: int | str, *hosts: str, **settings: Any) -> Progress:
+    """Four hosts serve chat, of which these were staged."""
+    made = progress(*hosts, max_unavailable={"chat": cap}, **settings)
+    made.serving = {"chat": ("a", "b", "c", "d")}
+    return made
+
+
+def test_a_host_that_was_not_reached_counts_as_unavailable_from_the_first_wave_on() -> None:
+    made = capped("25%", "a", "b", "c")
+    assert made.plan("abc", lost="d") == (("a",), ("b",), ("c",))
+    assert made.obstacle(1, lost="d") == (HELD, ONE_OF_FOUR)
+    for host in "abc":
+        made.record(Outcome(host, "chat", HELD, ONE_OF_FOUR))
+    assert made.obstacle(3, lost="abcd") == (HELD, ONE_OF_FOUR), "and stays the reason for the rest"
+    assert made.stopped() == ONE_OF_FOUR
+
+
+def test_a_host_that_was_not_reached_leaves_room_for_fewer_at_a_time() -> None:
+    made = capped(2, "a", "b", "c", canary=0)
+    assert made.plan("abc", lost="d") == (("a",), ("b",), ("c",))
+    assert made.obstacle(1, lost="d") is None
+    assert capped(2, "a", "b", "c", canary=0).plan("abc") == (("a", "b"), ("c",))
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("restore_failed", True),
+        ("unknown", True),
+        ("failed", True),
+        ("rolled_back", False),
+        ("refused", False),
+    ],
+)
+def test_a_host_that_may_serve_nothing_any_more_counts_as_unavailable(status: str, expected: bool) -> None:
+    made = capped(2, "a", "b", "c", max_failures=1)
+    assert made.plan("abc") == (("a",), ("b", "c"))
+    end(made, "a", status)
+    found = made.obstacle(2, lost="a")  # pyinfra gives up whatever host has failed
+    assert (found is not None) == expected
+    assert found is None or (found[0] == HELD and "and a may be already" in found[1])
+
+
 def test_held_hosts_are_not_named_as_what_stopped_the_rollout() -> None:
     made = progress("a", "b", "c", canary=1, waves=(1,))
     made.plan("abc")
@@ -150,6 +196,25 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
 
     monkeypatch.setattr(switch, "Switching", Obeyed)
     return given
+
+
+def test_a_wave_is_held_beside_a_host_that_pyinfra_gave_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = progress("a")
+    here, gone = SimpleNamespace(name="a"), SimpleNamespace(name="d")
+    running = SimpleNamespace(
+        is_executing=True,
+        failed_hosts=[gone],
+        inventory=SimpleNamespace(get_active_hosts=lambda: [here]),
+        callback_handlers=[],
+        add_callback_handler=lambda handler: None,
+    )
+    for name, stand_in in (("PROGRESS", made), ("state", running), ("host", here)):
+        monkeypatch.setattr(switch, name, stand_in)
+    monkeypatch.setattr(switch, "_tell_unseen", lambda root, observed: [])
+    rollout = Rollout(max_unavailable={"chat": 1})
+    (command,) = switch.wave._inner(1, rollout, {"chat": ("a", "b", "c", "d")}, Overrides())
+    assert command.function.__name__ == "_fail" and ONE_OF_FOUR in command.args[0]
+    assert made.outcomes["a", "chat"].message == ONE_OF_FOUR
 
 
 def take_back(monkeypatch: pytest.MonkeyPatch, made: Progress, host: str) -> bool:

@@ -11,22 +11,21 @@ import pytest
 from pyinfra_cli.main import cli as pyinfra
 
 from pyinfra_vllm.cli import cli
-from pyinfra_vllm.fleet import _OVERRIDE_KEYS, _ROLLBACK_KEYS
 from pyinfra_vllm.on_host import __main__ as on_host
 from pyinfra_vllm.schedule.units import units
+from pyinfra_vllm.spoken import OVERRIDE_KEYS, ROLLBACK_KEYS
 
 PROJECT = Path(__file__).parents[2]
 PAGES = [PROJECT / "docs" / name for name in ("runbook.md", "unattended.md")]
 PROGRAM = "/srv/pyinfra-vllm/bin/on-host.pyz"
 ON_HOST_UNITS = {"vllm-chat.service", "pyinfra-vllm-switch-chat.service", "pyinfra-vllm-recover.service"}
 PLAIN = {"nvidia-smi", "df"}
+INLINE = r"`((?:systemctl (?!--user)|pyinfra-vllm )[^`]+)`"
 
 
 def commands() -> list[list[str]]:
     lines = [line for page in PAGES for line in page.read_text().splitlines() if line.startswith("    ")]
-    inline = [
-        found for page in PAGES for found in re.findall(r"`(systemctl (?!--user)[^`]+)`", page.read_text())
-    ]
+    inline = [found for page in PAGES for found in re.findall(INLINE, page.read_text())]
     words = [
         shlex.split(line, comments=True) for line in [*lines, *inline] if not line.lstrip().startswith("*")
     ]
@@ -41,6 +40,7 @@ def test_the_pages_have_commands_and_no_unknown_programs() -> None:
     found = {words[0] for words in commands()}
     assert found == {"pyinfra", "pyinfra-vllm", "python3", "systemctl", "journalctl", *PLAIN}
     assert len(commands()) > 30
+    assert ["prune", "inventory/prod.py", "--limit", "gpu-01"] in of("pyinfra-vllm"), "those in the text too"
 
 
 @pytest.mark.parametrize("words", of("pyinfra-vllm"), ids=" ".join)
@@ -58,7 +58,7 @@ def test_pyinfra_takes_these_words(words: list[str]) -> None:
     (deploy,) = given["operations"]
     assert (PROJECT / deploy).is_file()
     keys = {item.partition("=")[0] for item in given["data"]}
-    allowed = {*_OVERRIDE_KEYS, *(_ROLLBACK_KEYS if deploy == "rollback.py" else ())}
+    allowed = {*OVERRIDE_KEYS, *(ROLLBACK_KEYS if deploy == "rollback.py" else ())}
     assert keys <= allowed
 
 

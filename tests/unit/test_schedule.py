@@ -369,6 +369,27 @@ def test_further_group_data_goes_with_every_tick(project: Path) -> None:
     assert ticking.command("prod.py", ["a"], ["more"])[3:8] == ["-y", "--limit", "a", "--group-data", "more"]
 
 
+def test_without_systemctl_it_says_so(
+    systemctl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    done = CliRunner().invoke(schedule, ["prod.py", "--install"], standalone_mode=False)
+    assert isinstance(done.exception, DeclarationError)
+    assert "systemctl --user daemon-reload failed: No such file" in str(done.exception)
+
+
+@pytest.mark.parametrize("folder", ["/proc/nope", "a file"])
+def test_units_that_cannot_be_written_are_one_line_and_start_nothing(
+    systemctl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / folder))
+    done = CliRunner().invoke(schedule, ["prod.py", "--install"], standalone_mode=False)
+    assert isinstance(done.exception, DeclarationError) and done.exception.exit_code == 2
+    assert "can't be written: " in str(done.exception) and "The timer was not started" in str(done.exception)
+    assert not systemctl.exists()
+
+
 @pytest.mark.parametrize("words", [["--tick", "--install"], ["--dry"]])
 def test_options_that_make_no_sense_together_are_refused(words: list[str]) -> None:
     assert CliRunner().invoke(schedule, ["prod.py", *words]).exit_code == 2

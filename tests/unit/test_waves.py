@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyinfra_vllm.config import Rollout
-from pyinfra_vllm.waves import Candidate, plan, upper_bound
+from pyinfra_vllm.waves import Candidate, crowded, plan, upper_bound
 
 SIZES = st.one_of(st.integers(1, 6), st.integers(1, 100).map(lambda percent: f"{percent}%"))
 SERVICES = ("chat", "code", "embed")
@@ -115,6 +115,34 @@ def test_without_canary_all_go_at_once() -> None:
 
 def test_a_cap_splits_the_last_wave_too() -> None:
     assert sizes(plan(fleet_of(7), Rollout(max_unavailable={"chat": 2}))) == [1, 2, 2, 2]
+
+
+EIGHT = {"chat": [f"H200-{number}" for number in range(8)]}
+
+
+def test_a_percentage_of_a_service_is_of_all_hosts_that_declare_it() -> None:
+    half = Rollout(canary=0, max_unavailable={"chat": "50%"})
+    assert sizes(plan(fleet_of(4), half)) == [2, 2]
+    assert sizes(plan(fleet_of(4), half, EIGHT)) == [4]
+
+
+def test_hosts_that_are_away_leave_less_room_and_never_none_in_the_plan() -> None:
+    half = Rollout(canary=0, max_unavailable={"chat": "50%"})
+    assert sizes(plan(fleet_of(4), half, EIGHT, ["H200-7", "elsewhere"])) == [3, 1]
+    assert sizes(plan(fleet_of(3), half, EIGHT, EIGHT["chat"][4:])) == [1, 1, 1]
+
+
+def test_a_wave_that_would_take_too_many_beside_those_that_are_away_is_named() -> None:
+    two = Rollout(max_unavailable={"chat": 2})
+    assert crowded(fleet_of(2), two, EIGHT, []) == ""
+    assert crowded(fleet_of(1), two, EIGHT, ["H200-7"]) == ""
+    assert crowded(fleet_of(2), two, EIGHT, ["H200-0", "elsewhere"]) == "", (
+        "it goes itself, or is not of the service"
+    )
+    assert crowded([Candidate("x", None, ("code",))], two, EIGHT, EIGHT["chat"]) == ""
+    assert crowded(fleet_of(2), two, EIGHT, ["H200-7"]) == (
+        "max_unavailable lets 2 of the 8 hosts of chat be away at a time, and H200-7 may be already"
+    )
 
 
 def test_a_host_that_does_not_fit_lets_others_go_before_it() -> None:

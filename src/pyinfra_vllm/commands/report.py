@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import click
 
 from ..asking import Hosts
+from ..errors import DeclarationError
 from ..report import looking
 from ..report.page import render
 from .status import declared
@@ -27,15 +31,34 @@ def run(
     newest: int = NEWEST,
 ) -> tuple[int, dict[str, Any]]:
     """The command: exit code (1 when a host could not be asked) and what --json prints. Raises DeclarationError."""
+    path = _made(out) / "index.html"
     wanted, problem = declared(inventory, group_data)
     with Hosts(inventory, limit, group_data) as hosts:
         answers = hosts.ask(looking.at_report(wanted, newest))
     page = render(inventory, answers, datetime.now(UTC), problem)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "index.html"
-    path.write_text(page, encoding="utf-8")
+    with _telling(out):
+        path.write_text(page, encoding="utf-8")
     missing = {answer.host: answer.problem for answer in answers if answer.value is None}
     return int(bool(missing)), {"report": str(path), "bytes": len(page.encode()), "missing": missing}
+
+
+def _made(out: Path) -> Path:
+    """The folder to write to, there and writable: asking the hosts takes too long to be told so only afterwards."""
+    with _telling(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return out
+
+
+@contextmanager
+def _telling(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DeclarationError(
+            f"--out {str(out)!r} can't be written to: {error.strerror}. Name another folder; no host was changed."
+        ) from error
 
 
 @click.command()

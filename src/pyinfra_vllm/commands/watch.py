@@ -24,7 +24,8 @@ DEFAULT_INVENTORY = "inventory/prod.py"
 
 def look(hosts: Hosts, wanted: Fleet) -> list[Live]:
     """Every service as it is at this moment."""
-    return lives(hosts.ask(looking.at_status(wanted)), wanted.rollout, datetime.now(UTC))
+    answers = hosts.ask(looking.at_status(wanted))
+    return lives(answers, wanted.rollout, datetime.now(UTC), wanted.serving)
 
 
 def exit_code(found: Sequence[Live]) -> int:

@@ -21,6 +21,7 @@ from ..estimate import Estimate, estimate
 from ..ics import read_calendar
 from ..window import (
     NEXT,
+    YEARS,
     Days,
     Interval,
     Window,
@@ -151,6 +152,8 @@ def moment(text: str | None, timezone: str) -> datetime:
         raise DeclarationError(
             f"--at {text!r}: must be a time like 2026-11-21T02:30 or 2026-11-21T02:30+01:00"
         ) from error
+    if at.year not in YEARS:
+        raise DeclarationError(f"--at {text!r}: must be in the years from {YEARS[0]} to {YEARS[-1]}")
     return at if at.tzinfo is not None else at.replace(tzinfo=zone(timezone))
 
 
@@ -209,7 +212,7 @@ def _known_zone(name: str) -> None:
 
 
 def _closed(text: str) -> tuple[Days | Interval, ...]:
-    return read_calendar(Path(text)) if text.endswith(".ics") else (parse_days(text),)
+    return read_calendar(Path(text)) if text.lower().endswith(".ics") else (parse_days(text),)
 
 
 def _option(option: str, value: str, read: Any) -> Any:

@@ -89,6 +89,17 @@ class Fleet:
         """The most waves that may have to be taken back when the rollout stops."""
         return self.waves if self.rollout.on_failure == "rollback_all" else 0
 
+    @property
+    def serving(self) -> dict[str, tuple[str, ...]]:
+        """Every declared service, and all hosts that declare it."""
+        names = dict.fromkeys(item.name for host in self.hosts.values() for item in host.services)
+        return {
+            name: tuple(
+                host.host for host in self.hosts.values() if name in {item.name for item in host.services}
+            )
+            for name in names
+        }
+
     def checkpoint(self, service: Service) -> Checkpoint:
         """The locked checkpoint of a service; raises LockError."""
         return self.lock.get(service.model, service.revision)

@@ -34,7 +34,7 @@ def _timezone(name: str) -> str:
 
 
 def _closed(item: object) -> tuple[Days | Interval, ...]:
-    if isinstance(item, str) and item.endswith(".ics"):
+    if isinstance(item, str) and item.lower().endswith(".ics"):
         return read_calendar(Path(item))
     return (parse_days(item),)
 

@@ -43,7 +43,7 @@ class Record(_Told):
     """The newest switches of each service of a host (see on_host/recall.py).
 
     + root: where pyinfra-vllm keeps its files on the host
-    + newest: how many switches of each service
+    + newest: how many switches of each service; 0: all
     + max_bytes: of evidence for each service; 0: none
     """
 

@@ -42,7 +42,11 @@ class Services(FactBase[list[str]]):
 
     @override
     def command(self, root: str) -> StringCommand:
-        return StringCommand("find", QuoteString(root), "-mindepth 2 -maxdepth 2 -name releases -type d")
+        # A host that nothing was ever rolled out to has no root, and no services.
+        return StringCommand(
+            *("test ! -d", QuoteString(root), "||"),
+            *("find", QuoteString(root), "-mindepth 2 -maxdepth 2 -name releases -type d"),
+        )
 
     @override
     def process(self, output: list[str]) -> list[str]:

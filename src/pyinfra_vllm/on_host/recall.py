@@ -1,7 +1,7 @@
 """What a host remembers of its switches, as JSON: read-only, sent as text by a fact.
 
-NEWEST switches of each service are told, at most MAX_BYTES of evidence for each service, the newest first; with 0
-bytes neither evidence nor the log that an end carries is sent. What was left out is named, never cut.
+NEWEST switches of each service are told (0: all), at most MAX_BYTES of evidence for each service, the newest first; with
+0 bytes neither evidence nor the log that an end carries is sent. What was left out is named or counted, never cut.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def service(directory: Path, newest: int, max_bytes: int) -> dict[str, Any]:
     entries = journal.read(directory / "journal.jsonl")
     told: list[dict[str, Any]] = []
     left = max_bytes
-    for tx, own in reversed(list(transactions(entries).items())[-newest:]):
+    known = list(transactions(entries).items())
+    older = max(0, len(known) - newest) if newest else 0
+    for tx, own in reversed(known[older:]):
         files, left_out, used = evidence(directory / "evidence" / tx, left) if max_bytes else ({}, {}, 0)
         left -= used
         kept = own if max_bytes else [{k: v for k, v in entry.items() if k != "log"} for entry in own]
@@ -85,6 +87,7 @@ def service(directory: Path, newest: int, max_bytes: int) -> dict[str, Any]:
         "service": directory.name,
         "kernels": kernels(entries),
         "progress": last,
+        "older": older,
         "transactions": told[::-1],
     }
 

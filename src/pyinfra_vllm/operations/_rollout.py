@@ -6,7 +6,7 @@ is complete when the first wave asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ COMMITTED, UNCHANGED, DEFERRED, HELD = "committed", "unchanged", "deferred", "he
 TAKEN_BACK = "taken back"
 GOOD = frozenset({COMMITTED, UNCHANGED})
 HARMLESS = GOOD | {DEFERRED}
+# Ends after which nobody knows whether the host serves anything.
+AWAY = frozenset({"failed", "restore_failed", "unknown"})
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.settings = Settings()
+        self.serving: Mapping[str, Collection[str]] = {}
         self.wanted: dict[tuple[str, str], Wanted] = {}
         self.outcomes: dict[tuple[str, str], Outcome] = {}
         self._waves: tuple[tuple[str, ...], ...] | None = None
@@ -70,24 +73,27 @@ class Progress:
     def services(self, host: str) -> list[Wanted]:
         return [item for (name, _), item in self.wanted.items() if name == host]
 
-    def plan(self, active: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-        """The waves of the hosts that need a switch and were staged; fixed once the first wave has begun."""
+    def plan(self, active: Iterable[str], lost: Iterable[str] = ()) -> tuple[tuple[str, ...], ...]:
+        """The waves of the hosts that need a switch and were staged; fixed once the first wave has begun.
+
+        + lost: hosts that pyinfra gave up in this run, for whatever reason
+        """
         if self._waves is None:
             alive = set(active)
             needing = {item.host for item in self.wanted.values() if item.host in alive and not item.runs}
-            self._waves = self.preview(needing)
+            self._waves = self.preview(needing, lost)
         return self._waves
 
-    def preview(self, hosts: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    def preview(self, hosts: Iterable[str], lost: Iterable[str] = ()) -> tuple[tuple[str, ...], ...]:
         candidates = [self._candidate(host) for host in sorted(hosts)]
-        return waves.plan(candidates, self.settings)
+        return waves.plan(candidates, self.settings, self.serving, self._away(lost))
 
     def _candidate(self, host: str) -> waves.Candidate:
         items = self.services(host)
         gpu = items[0].gpu if items else ""
         return waves.Candidate(host, gpu, tuple(item.service.name for item in items))
 
-    def obstacle(self, wave: int) -> tuple[str, str] | None:
+    def obstacle(self, wave: int, lost: Iterable[str] = ()) -> tuple[str, str] | None:
         """Why a wave must not begin: (`held` or `deferred`, reason); None when it may."""
         ended = self._ended(wave - 1)
         stopped = self._stopped(ended)
@@ -96,7 +102,15 @@ class Progress:
         deferred = sorted(h for h, found in ended.items() if any(o.status == DEFERRED for o in found))
         if deferred:
             return DEFERRED, f"an earlier wave was deferred on {', '.join(deferred)}"
-        return None
+        going = [self._candidate(host) for host in (self._waves or ())[wave - 1]]
+        crowded = waves.crowded(going, self.settings, self.serving, self._away(lost))
+        return (HELD, crowded) if crowded else None
+
+    def _away(self, lost: Iterable[str]) -> set[str]:
+        """Hosts that may serve nothing: never reached, given up before their wave, or ended without a good word."""
+        told = {outcome.host for outcome in self.outcomes.values()}
+        ended = {outcome.host for outcome in self.outcomes.values() if outcome.status in AWAY}
+        return (set(lost) - told) | ended
 
     def stopped(self) -> str:
         """Why this run let no further host switch; empty where nothing stopped it. It stays what it was first."""
@@ -121,8 +135,11 @@ class Progress:
     def _stopped(self, ended: dict[str, list[Outcome]]) -> str:
         failed = sorted(h for h, found in ended.items() if any(o.status not in HARMLESS for o in found))
         if len(failed) > self.settings.max_failures:
-            held = {o.host for o in self.outcomes.values() if o.status == HELD}
-            return f"the rollout stopped at {', '.join(sorted(set(failed) - held) or failed)}"
+            held = {o.host: o.message for o in self.outcomes.values() if o.status == HELD}
+            causes = sorted(set(failed) - set(held))
+            if not causes and held[failed[0]]:
+                return held[failed[0]]
+            return f"the rollout stopped at {', '.join(causes or failed)}"
         lost = sorted(h for h, found in ended.items() if not found)
         return f"an earlier wave has no verdict from {', '.join(lost)}" if lost else ""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm import release as releases
 from pyinfra_vllm.config import Overrides, Rollout
-from pyinfra_vllm.facts.service import Service
+from pyinfra_vllm.facts.service import Service, Services
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.operations import _diff, _summary
@@ -44,23 +44,33 @@ IDEMPOTENT_NOTICE = "A switch restarts a service; a host that runs the declared 
 
 # `_set_in_op=False`: the callback asks facts and runs commands itself, as pyinfra's own `python.call` does.
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
-def wave(number: int, rollout: Rollout, overrides: Overrides) -> Generator[PyinfraCommand, None, None]:
+def wave(
+    number: int, rollout: Rollout, serving: Mapping[str, Collection[str]], overrides: Overrides
+) -> Generator[PyinfraCommand, None, None]:
     """
     Switch the hosts of one wave to their staged releases, each inside its window, and go back where worse.
 
     + number: 1 is the canary
     + rollout: canary, waves, pauses and how many failures stop the rest
+    + serving: every service, and all hosts that declare it
     + overrides: what the operator overrides in this run
 
     **Example:**
 
     .. code:: python
 
-        switch.wave(name="Wave 1", number=1, rollout=declared.rollout, overrides=declared.overrides)
+        switch.wave(
+            name="Wave 1",
+            number=1,
+            rollout=declared.rollout,
+            serving=declared.serving,
+            overrides=declared.overrides,
+        )
     """
     _summary.install(state)
-    PROGRESS.settings = rollout
-    planned = PROGRESS.plan(_active()) if state.is_executing else PROGRESS.preview(_needing())
+    PROGRESS.settings, PROGRESS.serving = rollout, serving
+    lost = [failed.name for failed in state.failed_hosts]
+    planned = PROGRESS.plan(_active(), lost) if state.is_executing else PROGRESS.preview(_needing(), lost)
     if number == 1:
         _record_unchanged()
         for item in PROGRESS.services(host.name):
@@ -73,7 +83,7 @@ def wave(number: int, rollout: Rollout, overrides: Overrides) -> Generator[Pyinf
             logger.info(f"{host.print_prefix}wave {number} of {len(planned)}: {preview(item, overrides)}")
             if state.config.DIFF:
                 _diff.show(host, item)
-    obstacle = PROGRESS.obstacle(number) if state.is_executing else None
+    obstacle = PROGRESS.obstacle(number, lost) if state.is_executing else None
     if obstacle:
         yield from _stop(*obstacle)
         return
@@ -102,6 +112,31 @@ def taken_back(number: int, overrides: Overrides) -> Generator[PyinfraCommand, N
         host.noop(f"nothing to take back of wave {number}")
         return
     yield FunctionCommand(take_back, (reason, overrides), {})
+
+
+@operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
+def can_go_back(root: str, service: str | None = None) -> Generator[PyinfraCommand, None, None]:
+    """
+    Fail a host that has nothing to roll back: a name that no service has must not look like success.
+
+    + root: where pyinfra-vllm keeps its files on the host
+    + service: the service's name; left out: any
+
+    **Example:**
+
+    .. code:: python
+
+        switch.can_go_back(name="Find what to roll back", root="/srv/pyinfra-vllm", service="chat")
+    """
+    found = host.get_fact(Services, root=root)
+    if found and service in (None, *found):
+        host.noop(f"it has {service or ', '.join(found)}")
+        return
+    wanted = f"service {service}" if service else "service"
+    missing = f"there is no {wanted} below {root}; it has {', '.join(found) or 'none'}. Nothing was touched."
+    if not state.is_executing:
+        logger.warning(f"{host.print_prefix}{missing}")
+    yield refuse(missing)
 
 
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)

@@ -62,6 +62,17 @@ def switches(answers: Iterable[Answer[Look]], since: datetime | None = None) -> 
     return sorted(kept, key=lambda item: (item.began, item.host, item.service))
 
 
+def left_out(answers: Iterable[Answer[Look]], since: datetime | None = None) -> int:
+    """How many switches the hosts have not told of, though they may have begun at `since` or later."""
+    services = [service for answer in answers if answer.value for service in answer.value.record.values()]
+    return sum(service["older"] for service in services if since is None or _reaches(service, since))
+
+
+def _reaches(service: dict[str, Any], since: datetime) -> bool:
+    """Whether even the oldest switch that was told of began after `since`."""
+    return all(moment(told["entries"][0]["at"]) >= since for told in service["transactions"][:1])
+
+
 def problems(answers: Iterable[Answer[Look]]) -> dict[str, str]:
     """Host -> why its history is missing here."""
     return {answer.host: answer.problem for answer in answers if answer.value is None}

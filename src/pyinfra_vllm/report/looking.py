@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ..asking import Host, fact
 from ..checkpoint import LOCK_FILE, Lock
 from ..config import Fleet
-from ..config.declared import DEFAULT_ROOT
 from ..errors import RolloutError
 from ..facts.record import Record, Running
+from ..inventory import root_of
 from ..release import same_but_for_values
 
 if TYPE_CHECKING:
@@ -45,10 +45,6 @@ class Look:
 Question = Callable[[Host], Look]
 
 
-def root_of(host: Host) -> str:
-    return str(host.data.get("root", DEFAULT_ROOT))
-
-
 def at_status(fleet: Fleet | None) -> Question:
     """What runs, what was found of its kernel, and what is declared."""
 
@@ -60,7 +56,7 @@ def at_status(fleet: Fleet | None) -> Question:
 
 
 def at_history(newest: int = NEWEST) -> Question:
-    """The switches of each service, without evidence."""
+    """So many switches of each service (0: all), without evidence."""
     return lambda host: Look([], _record(host, newest, max_bytes=0))
 
 

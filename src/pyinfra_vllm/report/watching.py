@@ -6,7 +6,7 @@ rule as in the rollout itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -44,9 +44,17 @@ class Live:
         return asdict(self)
 
 
-def lives(answers: Sequence[Answer[Look]], rollout: waves.Rollout, now: datetime) -> list[Live]:
-    """Every declared service, wave by wave, in the inventory's order within a wave; hosts that are down come last."""
-    numbers = _waves(answers, rollout, now)
+def lives(
+    answers: Sequence[Answer[Look]],
+    rollout: waves.Rollout,
+    now: datetime,
+    serving: Mapping[str, Collection[str]] | None = None,
+) -> list[Live]:
+    """Every declared service, wave by wave, in the inventory's order within a wave; hosts that are down come last.
+
+    + serving: service -> every host that declares it; left out: those that need a switch
+    """
+    numbers = _waves(answers, rollout, now, serving)
     found = []
     for answer in answers:
         if answer.value is None:
@@ -98,7 +106,12 @@ def _live(host: str, look: Look, wish: Wish, wave: int | None, now: datetime) ->
     return Live(host, wish.service, WAITING, wave, said=wish.problem or f"for release {wish.release}")
 
 
-def _waves(answers: Sequence[Answer[Look]], rollout: waves.Rollout, now: datetime) -> dict[str, int]:
+def _waves(
+    answers: Sequence[Answer[Look]],
+    rollout: waves.Rollout,
+    now: datetime,
+    serving: Mapping[str, Collection[str]] | None,
+) -> dict[str, int]:
     """Host -> its wave, counted from 1, for the hosts that a rollout of these hours is about."""
     candidates = []
     for answer in sorted(answers, key=lambda answer: answer.host):
@@ -106,7 +119,8 @@ def _waves(answers: Sequence[Answer[Look]], rollout: waves.Rollout, now: datetim
         if answer.value and wishes and any(_concerned(answer.value, wish, now) for wish in wishes):
             names = tuple(wish.service for wish in wishes)
             candidates.append(waves.Candidate(answer.host, wishes[0].gpu, names))
-    planned = waves.plan(candidates, rollout)
+    down = [answer.host for answer in answers if answer.value is None]
+    planned = waves.plan(candidates, rollout, serving, down)
     return {host: number for number, hosts in enumerate(planned, start=1) for host in hosts}
 
 

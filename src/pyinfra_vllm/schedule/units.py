@@ -95,17 +95,36 @@ def units(
 
 def install(made: Units) -> list[list[str]]:
     """Write the units and start the timer; returns the commands that were run. Raises DeclarationError."""
-    made.directory.mkdir(parents=True, exist_ok=True)
-    for name, text in made.files.items():
-        (made.directory / name).write_text(text, encoding="utf-8")
+    _write(made)
     commands = [made.systemctl("daemon-reload"), made.systemctl("enable", "--now", f"{made.name}.timer")]
     for words in commands:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
+        problem = _run(words)
+        if problem:
             raise DeclarationError(
-                f"{' '.join(words)} failed: {done.stderr.strip()}. The units are in {made.directory}; no host was touched."
+                f"{' '.join(words)} failed: {problem}. The units are in {made.directory}; no host was touched."
             )
     return commands
+
+
+def _write(made: Units) -> None:
+    try:
+        made.directory.mkdir(parents=True, exist_ok=True)
+        for name, text in made.files.items():
+            (made.directory / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DeclarationError(
+            f"{error.filename or made.directory} can't be written: {error.strerror}. The timer was not started; make"
+            f" {made.directory} writable and run it again."
+        ) from error
+
+
+def _run(words: Sequence[str]) -> str:
+    """What went wrong; empty where nothing did."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return str(error.strerror)
+    return done.stderr.strip() or f"exit code {done.returncode}" if done.returncode else ""
 
 
 def cron_line(command: Sequence[str], directory: Path, every_minutes: int) -> str:

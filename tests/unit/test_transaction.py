@@ -519,3 +519,14 @@ def test_an_old_release_that_hangs_in_its_start_is_not_waited_for_three_times(
     )
     assert serving.switch(ready_timeout_s=0.1) == "restore_failed"
     assert serving.starts == [NEW, OLD, NEW]
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["it lost its files", "it has all it needs"])
+def test_an_old_release_that_lost_its_files_is_started_only_once(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    activated(serving)
+    serving.broken.add(OLD)
+    monkeypatch.setattr(manifest, "quick_check", lambda path: ["gone"] if lost and path.name == OLD else [])
+    assert serving.recover() == ["chat: restore_failed"]
+    assert serving.starts == [OLD] * (1 if lost else 3) + [NEW]

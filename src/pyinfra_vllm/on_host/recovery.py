@@ -329,10 +329,19 @@ def bring_up(service: Service, release_id: str, limit_s: float) -> str:
         except (NotServing, NotReady, systemd.SystemdError, OSError) as error:
             problem = str(error)
             service.say(f"attempt {attempt} to bring {release_id} back: {problem}")
-            if isinstance(error, TooSlow):
+            if isinstance(error, TooSlow) or not _may_start(service.paths, release_id):
                 break
             time.sleep(PAUSE_S)
     return problem
+
+
+def _may_start(paths: ServicePaths, release_id: str) -> bool:
+    """Whether trying again is worth the silence: not for a release that has lost what it needs."""
+    try:
+        releases.prove(paths, releases.load(paths, release_id))
+    except NotReady:
+        return False
+    return True
 
 
 def _comes_up_by_itself(service: Service, release: Release, limit_s: float) -> bool:

@@ -105,6 +105,15 @@ def test_a_record_that_none_can_be_measured_like_is_2_before_the_server_is_asked
     assert ended.code == 2 and said in ended.err and "like.json" in ended.err
 
 
+@pytest.mark.parametrize("key", ["sesame\n", "s\u00e9same"])
+def test_a_key_that_no_header_can_carry_is_2_and_not_shown(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    ended = run("bench", *NOWHERE, "--out", tmp_path / "x.json")
+    assert ended.code == 2 and "VLLM_API_KEY holds more than" in ended.err and "same" not in ended.err
+
+
 def test_like_a_record_means_at_its_concurrencies(run: Any, tmp_path: Path) -> None:
     before, after = tmp_path / "before.json", tmp_path / "after.json"
     with serving() as server:

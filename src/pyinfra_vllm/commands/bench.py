@@ -59,6 +59,11 @@ def measured(
 
 
 def _client(url: str, model: str, api_key: str | None) -> Client:
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        # http.client would refuse such a header, and show the key while it does
+        raise DeclarationError(
+            f"{KEY_VARIABLE} holds more than printable ASCII, perhaps a line break: no header can carry it"
+        )
     try:
         return Client(url, model, api_key=api_key)
     except ValueError as error:

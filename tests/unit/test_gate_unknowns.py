@@ -57,6 +57,16 @@ def test_a_phase_that_was_silent_before_too_is_no_comparison() -> None:
     assert verdict["verdict"] == "pass"
 
 
+def test_a_phase_for_which_the_time_ran_out_before_shows_nothing() -> None:
+    before = record(phase(1), silent(8, "not_asked"), traffic={"other_share": 0.0})
+    for share in (0.0, 0.3):
+        verdict = judge(before, record(phase(1), phase(8), traffic={"other_share": share}))
+        assert verdict["verdict"] == "inconclusive" and row(verdict, "tokens_per_s", "c8")["ratio"] is None
+    assert said(verdict, "phase c8: HTTP 500: boom, so there is nothing to compare with")
+    twice = [record(phase(1), silent(8, "not_asked"))] * 3
+    assert calibration.calibration(twice)["phases"]["c8"] == {}
+
+
 def test_other_traffic_saves_no_phase_without_answers() -> None:
     before = record(phase(1), phase(8), traffic={"other_share": 0.0})
     after = record(phase(1), silent(8, "timeout"), traffic={"other_share": 0.3})

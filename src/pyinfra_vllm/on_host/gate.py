@@ -129,6 +129,8 @@ def _traffic_gap(before: Record, after: Record) -> float:
 
 def _doubted(row: dict[str, Any], gap: float) -> dict[str, Any]:
     """Undecided, unless it is so much worse that other traffic of that size can't be the reason."""
+    if row["ratio"] is None:
+        return row
     more_is_better = row["name"] == "tokens_per_s"
     beyond = row["limit"] / max(row["ratio"], LEAST) if more_is_better else row["ratio"] / row["limit"]
     if not row["decides"] or (row["verdict"] == FAIL and beyond > 1 + TRAFFIC_FACTOR * gap):

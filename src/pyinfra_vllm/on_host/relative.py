@@ -62,7 +62,8 @@ def compare(
     + late_s: how late the probe's own threads ran, on the mean of the worse side
     """
     if not answered(before):
-        return []
+        never = {request.get("kind") for request in before["requests"]} == {"not_asked"}
+        return [_unknown(before, after, criteria.throughput_margin)] if never else []
     if not answered(after):
         return [_silent(before, after, criteria.throughput_margin)]
     alone = before["concurrency"] == 1
@@ -85,6 +86,22 @@ def _in_one_piece(before: Phase, after: Phase) -> bool:
     """Whether a side's tokens come faster than any model makes them: something holds answers back and lets them go at once,
     and how their time splits into a first token and the rest says nothing."""
     return any(_median(phase, tpot, default=math.inf) < IMPOSSIBLE_TPOT_S for phase in (before, after))
+
+
+def _unknown(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+    """A phase for which the time ran out before: nobody knows whether it is worse now."""
+    return {
+        "name": "tokens_per_s",
+        "phase": before["name"],
+        "before": None,
+        "after": round(tokens_per_s(after), 6),
+        "ratio": None,
+        "interval": None,
+        "limit": round(1 - margin, 6),
+        "verdict": INCONCLUSIVE,
+        "decides": True,
+        "note": f"phase {before['name']}: {before['requests'][0].get('error', 'not asked')}, so there is nothing to compare with",
+    }
 
 
 def _silent(before: Phase, after: Phase, margin: float) -> dict[str, Any]:

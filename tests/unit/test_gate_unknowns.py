@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from bench_records import failed, graded, phase, record
 
+from pyinfra_vllm.commands import compare
 from pyinfra_vllm.on_host import calibration, gate
 from pyinfra_vllm.on_host.gate import Criteria
 
@@ -164,6 +167,13 @@ def test_a_comparison_of_files_has_no_gpu_to_ask_and_says_so() -> None:
     assert verdict["verdict"] == "pass" and row(verdict, "gpu_memory_mib", None)["decides"] is False
     assert said(verdict, "gpu_memory_mib: not measured by compare")
     assert judge(record(), record(), criteria)["verdict"] == "inconclusive"
+
+
+def test_compare_decides_without_the_gpu_s_memory(tmp_path: Path) -> None:
+    (tmp_path / "gate.yaml").write_text("max_gpu_memory_mib: 1000\n")
+    (tmp_path / "record.json").write_text(json.dumps(record()))
+    code, verdict = compare.run(*[tmp_path / "record.json"] * 2, tmp_path / "gate.yaml")
+    assert code == 0 and said(verdict, "gpu_memory_mib: not measured by compare")
 
 
 # What is said beside

@@ -162,6 +162,27 @@ def test_the_key_reaches_it_through_its_environment_only(tmp_path: Path) -> None
     assert key == "sesame" and "sesame" not in str(argv) + json.dumps(record)
 
 
+def test_bench_hands_it_the_key_of_the_environment(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    checking = "import os\nassert os.environ['OPENAI_API_KEY'] == 'sesame' and 'sesame' not in str(sys.argv)"
+    words = (
+        "bench",
+        "--url",
+        "http://x",
+        "--model",
+        "m",
+        "--out",
+        tmp_path / "out.json",
+        "--tokenizer",
+        "/ck",
+    )
+    ended = run(*words, "--engine", "vllm-bench", "--vllm", program(tmp_path, checking + BENCH_SERVE))
+    assert ended.code == 0, ended.err
+    assert "sesame" not in (tmp_path / "out.json").read_text() + ended.out + ended.err
+
+
 def test_a_result_of_its_that_can_not_be_read_is_an_error_of_its(tmp_path: Path) -> None:
     damaged = BENCH_SERVE.replace(
         'result["max_concurrency"]', 'result["ttfts"][0] = "x"\nresult["max_concurrency"]'

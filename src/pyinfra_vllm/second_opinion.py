@@ -6,6 +6,7 @@ Converts and, for the runtime's own benchmark, starts it. Judges nothing: a seco
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -14,11 +15,16 @@ from typing import Any
 
 from .errors import DeclarationError, HostError, one_line
 from .on_host.record import SCHEMA
+from .on_host.values import Check, amount, count, list_of, mapping
 
 Record = dict[str, Any]
 # Of `vllm bench serve` at each concurrency: long enough to be steady, short enough for a budget of minutes.
 INPUT_TOKENS, OUTPUT_TOKENS, BATCHES, SEED = 256, 128, 6, 1
 ENGINE_TIMEOUT_S = 900
+# What a request of a GuideLLM report tells, in the order in which ours has it.
+GUIDELLM_REQUEST: dict[str, Check] = dict.fromkeys(
+    ("time_to_first_token_ms", "request_latency", "prompt_tokens", "output_tokens"), amount
+)
 
 
 def converted(value: Any, name: str) -> Any:
@@ -55,12 +61,17 @@ def from_vllm_bench(results: Sequence[dict[str, Any]]) -> Record:
 
 
 def _vllm_phase(result: dict[str, Any]) -> Record:
-    concurrency = int(result.get("max_concurrency") or result["max_concurrent_requests"])
+    key = "max_concurrency" if result.get("max_concurrency") else "max_concurrent_requests"
+    concurrency = result[key]
+    count(concurrency, key, 1)
     errors = result.get("errors") or []
+    columns = {key: result[key] for key in ("ttfts", "itls", "input_lens", "output_lens")}
+    for key, column in columns.items():
+        list_of(list_of(amount) if key == "itls" else amount)(column, key)
+        if len(column) != len(columns["ttfts"]):
+            raise ValueError(f"{key} has {len(column)} entries and ttfts has {len(columns['ttfts'])}")
     requests = []
-    for index, (ttft, itls, tokens_in, tokens_out) in enumerate(
-        zip(result["ttfts"], result["itls"], result["input_lens"], result["output_lens"], strict=True)
-    ):
+    for index, (ttft, itls, tokens_in, tokens_out) in enumerate(zip(*columns.values(), strict=True)):
         error = errors[index] if index < len(errors) else ""
         requests.append(_request(index, error, ttft, ttft + sum(itls), tokens_in, tokens_out))
     return _phase(concurrency, result["duration"], requests)
@@ -79,19 +90,16 @@ def _guidellm_phase(benchmark: dict[str, Any]) -> Record:
         raise DeclarationError(
             f"a GuideLLM benchmark with the strategy {kind!r} has no fixed concurrency: use synchronous or concurrent"
         )
-    concurrency = 1 if kind == "synchronous" else int(strategy["streams"])
-    done = sorted(benchmark["requests"]["successful"], key=lambda item: float(item["request_start_time"]))
-    requests = [
-        _request(
-            index,
-            "",
-            item["time_to_first_token_ms"] / 1000,
-            item["request_latency"],
-            item["prompt_tokens"],
-            item["output_tokens"],
-        )
-        for index, item in enumerate(done)
-    ]
+    concurrency = 1 if kind == "synchronous" else strategy["streams"]
+    count(concurrency, "config.strategy.streams", 1)
+    successful = benchmark["requests"]["successful"]
+    needed = {"request_start_time": amount, **GUIDELLM_REQUEST}
+    list_of(mapping(needed, needed=tuple(needed)))(successful, "requests.successful")
+    done = sorted(successful, key=lambda item: float(item["request_start_time"]))
+    requests = []
+    for index, item in enumerate(done):
+        ttft_ms, e2e_s, tokens_in, tokens_out = (item[key] for key in GUIDELLM_REQUEST)
+        requests.append(_request(index, "", ttft_ms / 1000, e2e_s, tokens_in, tokens_out))
     errored = benchmark["requests"].get("errored") or []
     requests += [_request(len(done) + index, "errored", 0, 0, 0, 0) for index in range(len(errored))]
     return _phase(concurrency, benchmark["duration"], requests)
@@ -141,14 +149,18 @@ def run_vllm_bench(
     tokenizer: str,
     concurrency: Sequence[int],
     say: Callable[[str], None] = lambda line: None,
+    api_key: str | None = None,
 ) -> Record:
     """Run `vllm bench serve` of that runtime once for each concurrency and return the record.
 
     + program: the runtime's `vllm`
     + tokenizer: directory of the checkpoint, whose tokenizer cuts the random prompts
 
-    An API key reaches it as OPENAI_API_KEY through the environment. Raises HostError.
+    + api_key: reaches it as OPENAI_API_KEY, through its environment and never on its command line
+
+    Raises HostError.
     """
+    environment = {**os.environ, **({"OPENAI_API_KEY": api_key} if api_key else {})}
     results = []
     with tempfile.TemporaryDirectory(prefix="pyinfra-vllm-") as folder:
         for streams in concurrency:
@@ -157,14 +169,25 @@ def run_vllm_bench(
             command = _command(program, url, model, tokenizer, streams, out)
             try:
                 done = subprocess.run(
-                    command, capture_output=True, text=True, timeout=ENGINE_TIMEOUT_S, check=False
+                    command,
+                    capture_output=True,
+                    text=True,
+                    timeout=ENGINE_TIMEOUT_S,
+                    env=environment,
+                    check=False,
                 )
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise HostError(f"`{program} bench serve` did not come to an end: {error}") from error
             if done.returncode or not out.exists():
                 last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
                 raise HostError(f"`{program} bench serve` exited with {done.returncode}: {last[0]}")
-            results.append(json.loads(out.read_text(encoding="utf-8")))
+            try:
+                results.append(json.loads(out.read_text(encoding="utf-8")))
+                from_vllm_bench(results[-1:])
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise HostError(
+                    f"`{program} bench serve` wrote what can't be read: {one_line(repr(error))}"
+                ) from error
     return from_vllm_bench(results)
 
 

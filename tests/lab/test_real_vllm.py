@@ -65,7 +65,9 @@ def test_releases_come_and_go_on_the_real_vllm(solo: Host) -> None:
 
     broken = deploy(solo, "broken")
     assert broken.returncode == 1, broken.stderr
-    assert "quality" in broken.stderr
+    ended = deciding.last(solo)
+    assert (ended["outcome"], ended["verdict"]) == ("rolled_back", "fail"), broken.stderr
+    assert "quality_points: " in ended["reason"], ended["reason"]
     assert observed(solo)["running"] == release and serves(solo, "lab/good-b")
 
     silent = deploy(solo, "b", flags={"enforce-eager": True, "tokenizer": "/nonexistent"})

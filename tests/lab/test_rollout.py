@@ -91,6 +91,12 @@ def observed(host: Host) -> dict[str, Any]:
     return dict(found)
 
 
+def steps(host: Host) -> list[str]:
+    """The steps of the newest transaction, begun or done."""
+    entries = [json.loads(line) for line in host.ssh(f"cat {STATE}/journal.jsonl").stdout.splitlines()]
+    return [entry["step"] for entry in entries if entry["tx"] == entries[-1]["tx"]]
+
+
 def pid(host: Host) -> str:
     return host.ssh("systemctl show -P MainPID vllm-tiny").stdout.strip()
 
@@ -181,6 +187,26 @@ def test_a_killed_control_machine_does_not_stop_the_host_and_the_next_run_report
     assert "since the last run: rollout of release" in again.stderr and "rolled_back" in again.stderr
     once = control.pyinfra("deploy.py", "-y", "--limit", "stub", env=slow)
     assert "since the last run" not in once.stderr
+
+
+def test_a_committed_release_that_falls_silent_while_it_is_watched_goes_back(host: Host) -> None:
+    """Nobody asks it anything and /health says 200 all along: the watch has to ask for a token itself."""
+    old, told = observed(host)["current"], "/run/light-silent"
+    watched = {**GATE, "soak_s": 30, "soak_stall_s": 2}
+    how = declared(**misbehaving(LIGHT_SILENT_FILE=told), gate=watched)
+    process = control.spawn("pyinfra", control.INVENTORY, "deploy.py", "-y", "--limit", "stub", env=how)
+    try:
+        _until(lambda: "soak" in steps(host))
+        host.ssh(f"touch {told}")
+        output, _ = process.communicate(timeout=120)
+    finally:
+        host.ssh(f"rm -f {told}")
+    last = observed(host)["last"]
+    assert process.returncode == 1, output
+    assert last["outcome"] == "rolled_back" and "commit" in steps(host)
+    assert "without one token, while /health says 200" in last["reason"]
+    assert "asked for one, it gave none" in output
+    assert observed(host)["running"] == observed(host)["current"] == old
 
 
 def test_a_second_run_at_the_same_time_is_refused_and_names_the_first(host: Host) -> None:

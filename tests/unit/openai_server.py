@@ -27,8 +27,10 @@ class Behaviour:
     usage: bool = True
     drop_every: int = 0
     fail_every: int = 0  # HTTP 500
+    fails: tuple[int, ...] = ()  # HTTP 500 to these requests, counted from 1
     refuses: tuple[str, ...] = ()  # fields of a request that get HTTP 400
     completions: bool = True
+    chat: bool = True
     api_key: str = ""
     max_model_len: int = 4096
     answers: dict[str, str] = field(default_factory=dict)
@@ -96,6 +98,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._json(401, {"error": "Unauthorized"})
         if self.path == "/v1/completions" and not behaviour.completions:
             return self._whole(404, b"not here")
+        if self.path == "/v1/chat/completions" and not behaviour.chat:
+            return self._whole(404, b"no chat here")
         for name in behaviour.refuses:
             if name in body:
                 return self._json(400, {"error": {"message": f"unknown field {name}"}})
@@ -106,7 +110,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._trickle()
         if behaviour.status != 200:
             return self._json(behaviour.status, {"error": {"message": "told to fail"}})
-        if behaviour.fail_every and number % behaviour.fail_every == 0:
+        if number in behaviour.fails or (behaviour.fail_every and number % behaviour.fail_every == 0):
             return self._json(500, {"error": {"message": "told to fail"}})
         dropped = bool(behaviour.drop_every) and number % behaviour.drop_every == 0
         if body.get("stream"):

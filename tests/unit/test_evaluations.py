@@ -197,6 +197,18 @@ def test_without_lm_eval_nothing_is_measured(
 
 
 @pytest.mark.alone
+def test_what_was_measured_is_written_before_lm_eval_may_fail(
+    run: Any, tmp_path: Path, installed: Path
+) -> None:
+    out = tmp_path / "x.json"
+    with serving() as server:
+        words = ("bench", "--url", server.url, "--model", "m", "--budget", "5", "--no-quality", "--out", out)
+        ended = run(*words, "--concurrency", "1", "--lm-eval", "broken")
+    assert ended.code == 1 and "exited with 1" in ended.err and f"{out} was written" in ended.err
+    assert json.loads(out.read_text())["phases"][0]["requests"]
+
+
+@pytest.mark.alone
 def test_bench_writes_both_into_one_record_that_compare_judges(
     run: Any, tmp_path: Path, installed: Path
 ) -> None:

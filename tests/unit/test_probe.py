@@ -169,6 +169,44 @@ def test_a_release_that_hangs_on_questions_does_not_lose_its_criterion() -> None
     assert verdict(after)["verdict"] == "inconclusive"
 
 
+def test_a_server_that_is_wedged_from_the_first_round_on_fails_and_every_phase_says_why() -> None:
+    with serving() as server:
+        before = probe.measure(Client(server.url, "m"), QUICK)
+
+        def wedge(line: str) -> None:
+            server.behaviour.wedged = "warm-up pass" in line or server.behaviour.wedged
+
+        after = probe.measure(Client(server.url, "m"), QUICK, progress=wedge, like=before)
+    assert all(phase["requests"] and not phase["requests"][0]["ok"] for phase in after["phases"])
+    assert after["phases"][1]["requests"][0]["kind"] == "not_asked" and after["phases"][1]["cut"]
+    found = verdict(after, before)
+    assert found["verdict"] == "fail", found["reasons"]
+    assert next(row for row in found["metrics"] if row["name"] == "tokens_per_s")["verdict"] == "fail"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_failure_before_the_warm_up_is_tried_again_and_counted(number: int) -> None:
+    """The requests before the warm-up: which extensions there are, a first token, how fast, how many tokens a word has."""
+    record = measured(fails=(number,))
+    assert [item["kind"] for item in record["warm_up"]["errors"]] == ["http_500"]
+    assert all(item["ok"] for phase in record["phases"] for item in phase["requests"])
+    found = verdict(record)
+    assert found["verdict"] == "fail" and "1 http_500" in found["reasons"][0]
+
+
+def test_a_server_that_falls_silent_before_the_warm_up_is_a_record_of_failures() -> None:
+    record = measured(fails=tuple(range(3, 100)))
+    assert {item["kind"] for phase in record["phases"] for item in phase["requests"]} == {"http_500"}
+    assert verdict(record)["verdict"] == "fail"
+
+
+def test_the_record_says_whether_the_warm_up_became_steady_and_keeps_all_of_its_errors() -> None:
+    record = measured(Settings(**{**vars(QUICK), "budget_s": 3.0, "concurrency": (1, 48)}), fail_every=3)
+    assert record["warm_up"]["steady"] in (True, False)
+    failures = len(record["warm_up"]["errors"])
+    assert failures > 20 and abs(failures - record["warm_up"]["requests"] / 3) <= 4
+
+
 def test_nothing_listening_is_an_error_and_no_record() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

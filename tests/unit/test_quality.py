@@ -82,6 +82,8 @@ def test_every_question_accepts_its_answer_and_refuses_another(question: Questio
         ("code", "def f(a, b): return a", {"function": "f", "parameters": 2}, True),
         ("code", "def f(a): return a", {"function": "f", "parameters": 2}, False),
         ("code", "def f(a, b) return a", {"function": "f", "parameters": 2}, False),
+        ("code", "-" * 200_000 + "1", {"function": "f", "parameters": 2}, False),
+        ("json", "[" * 200_000, [], False),
     ],
 )
 def test_graders(kind: str, answer: str, expect: Any, right: bool) -> None:
@@ -157,6 +159,56 @@ def test_a_server_that_refuses_the_switch_is_asked_without_it() -> None:
 def test_a_server_without_chat_is_asked_plainly() -> None:
     (entry,) = asked([CAPITAL], answers=KNOWS, refuses=("messages",))
     assert entry["passed"]
+
+
+def asked_over(**behaviour: Any) -> dict[str, str]:
+    with serving(**behaviour) as server:
+        return quality.negotiated(Client(server.url, "m"), [CAPITAL], time.perf_counter() + 5).way()
+
+
+def test_the_way_of_asking_and_the_refusal_of_chat_are_told() -> None:
+    assert asked_over() == asked_over(refuses=("chat_template_kwargs",)) == {"endpoint": "chat"}
+    assert asked_over(status=500) == {"endpoint": "chat"}, "a server that fails refuses nothing"
+    assert asked_over(chat=False) == {"endpoint": "completions", "refusal": "HTTP 404: no chat here"}
+    refused = asked_over(refuses=("messages",))
+    assert refused["endpoint"] == "completions" and "unknown field messages" in refused["refusal"]
+
+
+def test_one_question_that_is_refused_changes_how_no_other_is_asked() -> None:
+    odd = Question("q0", "Odd.", "exact", "yes")
+    with serving(answers=KNOWS) as server:
+        client = Client(server.url, "m")
+        speaker = quality.negotiated(client, [odd, CAPITAL], time.perf_counter() + 5)
+        server.behaviour.refuses = ("messages",)
+        (refused,) = quality.ask_all(client, [odd], time.perf_counter() + 5, speaker=speaker)
+        server.behaviour.refuses = ()
+        (entry,) = quality.ask_all(client, [CAPITAL], time.perf_counter() + 5, speaker=speaker)
+        assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
+    assert refused["error_kind"] == "http_400" and entry["passed"]
+
+
+def test_a_grader_that_raises_is_an_entry_and_stops_no_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(answer: str, expect: Any) -> bool:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setitem(graders.GRADERS, "regex", broken)
+    questions = [Question(f"q{number:02d}", "Say yes.", "regex", "yes") for number in range(20)]
+    entries = asked([*questions, Question("z", CAPITAL.prompt, "contains", "Tokyo")], answers=KNOWS)
+    assert len(entries) == 21 and entries[-1]["passed"]
+    assert {entry["error_kind"] for entry in entries[:-1]} == {"grader"}
+    assert "the grader of regex failed: RuntimeError('no such thing')" in entries[0]["error"]
+    assert gate.judge(None, record(phase(1), quality=entries), gate.Criteria())["verdict"] == "inconclusive"
+
+
+def test_a_grader_that_raises_is_found_while_the_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(graders.GRADERS, "exact", lambda answer, expect: bool(1 / 0))
+    (tmp_path / "own.jsonl").write_text(LINE)
+    with pytest.raises(
+        QuestionsError, match=r"own\.jsonl:1: the grader of exact fails on expect: ZeroDivision"
+    ):
+        quality.load(tmp_path / "own.jsonl")
 
 
 def test_a_model_that_thinks_all_the_same_gets_room_to_end() -> None:

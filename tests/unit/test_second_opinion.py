@@ -103,6 +103,33 @@ def test_what_is_missing_is_named(value: dict[str, Any], said: str) -> None:
     assert said in str(error.value)
 
 
+def with_requests(**values: Any) -> dict[str, Any]:
+    report = guidellm_report()
+    report["benchmarks"][0]["requests"]["successful"][3].update(values)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({**vllm_result(), "itls": [[0.01]] * 39}, "itls has 39 entries and ttfts has 40"),
+        ({**vllm_result(), "ttfts": [0.1] * 39 + ["soon"]}, "ttfts[39] must be a number, not 'soon'"),
+        ({**vllm_result(), "itls": [[0.1, None]] * 40}, "itls[0][1] must be a number, not None"),
+        ({**vllm_result(), "ttfts": [float("nan")] * 40}, "ttfts[0] is nan"),
+        ({**vllm_result(), "max_concurrency": "inf"}, "max_concurrency must be a number, not 'inf'"),
+        (
+            with_requests(request_latency=None),
+            "requests.successful[3].request_latency must be a number, not None",
+        ),
+        (with_requests(request_start_time="x"), "requests.successful[3].request_start_time must be a number"),
+    ],
+)
+def test_what_can_not_be_measured_is_named_by_its_key(value: dict[str, Any], said: str) -> None:
+    with pytest.raises(DeclarationError) as error:
+        second_opinion.converted(value, "x.json")
+    assert said in str(error.value) and "x.json" in str(error.value)
+
+
 def program(tmp_path: Path, script: str) -> str:
     path = tmp_path / "vllm"
     path.write_text(f"#!/usr/bin/env python3\nimport json, pathlib, sys\n{script}\n")
@@ -124,6 +151,44 @@ def test_the_runtime_s_own_benchmark_is_run_once_per_concurrency(tmp_path: Path)
     assert [phase["name"] for phase in record["phases"]] == ["c1", "c32"] and record[
         "engine"
     ] == "vllm bench serve"
+
+
+def test_the_key_reaches_it_through_its_environment_only(tmp_path: Path) -> None:
+    told = tmp_path / "told.json"
+    keeping = f"import os\npathlib.Path({str(told)!r}).write_text(json.dumps([sys.argv, os.environ['OPENAI_API_KEY']]))"
+    vllm = program(tmp_path, keeping + BENCH_SERVE)
+    record = second_opinion.run_vllm_bench(vllm, "http://x", "m", "/ck", (1,), api_key="sesame")
+    argv, key = json.loads(told.read_text())
+    assert key == "sesame" and "sesame" not in str(argv) + json.dumps(record)
+
+
+def test_bench_hands_it_the_key_of_the_environment(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    checking = "import os\nassert os.environ['OPENAI_API_KEY'] == 'sesame' and 'sesame' not in str(sys.argv)"
+    words = (
+        "bench",
+        "--url",
+        "http://x",
+        "--model",
+        "m",
+        "--out",
+        tmp_path / "out.json",
+        "--tokenizer",
+        "/ck",
+    )
+    ended = run(*words, "--engine", "vllm-bench", "--vllm", program(tmp_path, checking + BENCH_SERVE))
+    assert ended.code == 0, ended.err
+    assert "sesame" not in (tmp_path / "out.json").read_text() + ended.out + ended.err
+
+
+def test_a_result_of_its_that_can_not_be_read_is_an_error_of_its(tmp_path: Path) -> None:
+    damaged = BENCH_SERVE.replace(
+        'result["max_concurrency"]', 'result["ttfts"][0] = "x"\nresult["max_concurrency"]'
+    )
+    with pytest.raises(HostError, match=r"wrote what can't be read: .*ttfts\[0\]"):
+        second_opinion.run_vllm_bench(program(tmp_path, damaged), "http://x", "m", "/ck", (1,))
 
 
 def test_its_failure_carries_its_last_words(tmp_path: Path) -> None:

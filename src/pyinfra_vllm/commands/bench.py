@@ -259,10 +259,12 @@ def bench(
         if tokenizer is None:
             raise DeclarationError("--engine vllm-bench needs --tokenizer, the directory of the checkpoint")
         _client(url, model, key)  # the same URLs are refused, whichever program measures
-        record = run_vllm_bench(program, url, model, tokenizer, settings.concurrency, say)
+        record = run_vllm_bench(program, url, model, tokenizer, settings.concurrency, say, key)
     else:
         record = measured(url, model, settings, like=like, api_key=key, say=say)
     if tasks:
+        written({**record, "evaluations": scores} if scores else record, out)
+        say(f"{out} was written; what {lm_eval.PROGRAM} finds is added to it, hours from now")
         scores |= lm_eval.run(url, model, tasks, tokenizer, key)
     code, result = written({**record, "evaluations": scores} if scores else record, out)
     click.echo(json.dumps(result, indent=2) if as_json else "\n".join(sentences(result)))

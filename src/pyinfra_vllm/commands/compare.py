@@ -27,7 +27,7 @@ def run(
     criteria = _criteria(gate_file)
     noise = _noise(noise_file) if noise_file else None
     try:
-        verdict = gate.judge(read(before), read(after), criteria, noise=noise)
+        verdict = gate.judge(read(before), read(after), criteria, noise=noise, asks_gpus=False)
     except gate.RecordError as error:
         raise DeclarationError(f"{before} and {after} can't be compared: {error}") from error
     return gate.EXIT_CODES[verdict["verdict"]], verdict

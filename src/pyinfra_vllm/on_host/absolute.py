@@ -7,14 +7,26 @@ from collections import Counter
 from typing import Any
 
 from .criteria import Criteria
-from .relative import FAIL, INCONCLUSIVE, PASS, answered, tokens_per_s
+from .relative import FAIL, INCONCLUSIVE, NOT_JUDGED, PASS, answered, tokens_per_s
 
+TRAFFIC_FACTOR = 3.0  # a request of others may hold ours up longer than its share of the tokens says
+OTHER_TRAFFIC = 0.05  # share of others' tokens up to which they are overlooked, and by which it may differ between two sides
+SPEEDS = ("min_tokens_per_s", "max_ttft_s")
 Record = dict[str, Any]
 Row = dict[str, Any]
 
 
-def rows(before: Record | None, after: Record, criteria: Criteria, gpu_memory_mib: int | None) -> list[Row]:
-    """One row for each absolute criterion that was set, and always one for errors."""
+def rows(
+    before: Record | None,
+    after: Record,
+    criteria: Criteria,
+    gpu_memory_mib: int | None,
+    asks_gpus: bool = True,
+) -> list[Row]:
+    """One row for each absolute criterion that was set, and always one for errors.
+
+    + asks_gpus: whether the GPUs were asked at all; where they were not, their limit is shown and decides nothing
+    """
     then = {phase["name"]: phase for phase in before["phases"]} if before else {}
     found = [_errors(before, after, criteria.max_error_rate)]
     for phase in after["phases"]:
@@ -25,8 +37,9 @@ def rows(before: Record | None, after: Record, criteria: Criteria, gpu_memory_mi
             note = f"phase {phase} was not measured, so its limit of {limits[phase]:g} was not shown to hold"
             found.append(row(key, phase, None, None, limits[phase], INCONCLUSIVE, note))
     if criteria.max_gpu_memory_mib is not None:
-        found.append(_memory(gpu_memory_mib, criteria.max_gpu_memory_mib))
-    return found
+        limit = criteria.max_gpu_memory_mib
+        found.append(_memory(gpu_memory_mib, limit) if asks_gpus else _memory_not_asked(limit))
+    return [_under_other_traffic(item, after) for item in found]
 
 
 def _phase_rows(before: dict[str, Any] | None, phase: dict[str, Any], criteria: Criteria) -> list[Row]:
@@ -46,8 +59,30 @@ def _phase_rows(before: dict[str, Any] | None, phase: dict[str, Any], criteria: 
     return found
 
 
+def _under_other_traffic(item: Row, after: Record) -> Row:
+    """A speed that misses its limit by no more than what others asked of the server may take shows nothing."""
+    share = other_share(after) or 0.0
+    if item["name"] not in SPEEDS or item["verdict"] != FAIL or share <= OTHER_TRAFFIC or not item["after"]:
+        return item
+    missed_by = max(item["limit"] / item["after"], item["after"] / item["limit"])
+    if missed_by > 1 + TRAFFIC_FACTOR * share:
+        return item
+    note = (
+        f"phase {item['phase']}: {item['after']:g}, the limit is {item['limit']:g};"
+        f" other traffic was {share:.0%} of the tokens, which can have done that"
+    )
+    return {**item, "verdict": INCONCLUSIVE, "note": note}
+
+
+def other_share(record: Record) -> float | None:
+    """The share of others in the tokens that the server counted; None where it did not tell."""
+    found = record.get("traffic", {}).get("other_share")
+    return None if found is None else float(found)
+
+
 def _errors(before: Record | None, after: Record, limit: float) -> Row:
-    """Failed requests, warm-up and questions included. Answers without `usage` are no errors of serving: they can't be judged."""
+    """Failed requests, warm-up and questions included. Answers without `usage`, and what was never asked, are no errors of
+    serving: they can't be judged."""
     failed, total = _failures(after)
     then = None
     if before:
@@ -56,7 +91,7 @@ def _errors(before: Record | None, after: Record, limit: float) -> Row:
     rate = len(failed) / total
     kinds = Counter(request.get("kind", "error") for request in failed)
     verdict = PASS if rate <= limit else FAIL
-    if verdict == FAIL and set(kinds) == {"no_usage"}:
+    if verdict == FAIL and set(kinds) <= set(NOT_JUDGED):
         verdict = INCONCLUSIVE
     note = ""
     if failed:
@@ -82,6 +117,13 @@ def _memory(used: int | None, limit: int) -> Row:
         note = f"nvidia-smi said nothing, so the limit of {limit} MiB was not shown to hold"
         return row("gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, note)
     return row("gpu_memory_mib", None, None, used, limit, PASS if used <= limit else FAIL)
+
+
+def _memory_not_asked(limit: int) -> Row:
+    found = row(
+        "gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, "not measured by compare: shown only"
+    )
+    return {**found, "decides": False}
 
 
 def _median_ttft(phase: dict[str, Any]) -> float | None:

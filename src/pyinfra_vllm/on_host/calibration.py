@@ -54,6 +54,8 @@ def _spread(number: int, records: list[Record], factor: float) -> dict[str, floa
     for record in records:
         phase = next(item for item in record["phases"] if item["name"] == name)
         for row in compare(records[0]["phases"][number], phase, Criteria(), {}, 0.0):
+            if not row["ratio"]:  # a phase of which nothing was answered: its noise is not known
+                continue
             logs.setdefault(row["name"], []).append(math.log(row["ratio"]))
     return {
         metric: round(math.expm1(min(factor * statistics.stdev(values), 5.0)), 6)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import absolute, evaluations, ladder, relative
+from . import absolute, evaluations, ladder, notes, relative
+from .absolute import OTHER_TRAFFIC, TRAFFIC_FACTOR, other_share
 from .criteria import CHOICES, Criteria, CriteriaError
 from .record import RecordError, check, check_pair
 from .relative import FAIL, INCONCLUSIVE, PASS
@@ -26,9 +27,8 @@ __all__ = [
 ]
 
 Record = dict[str, Any]
+LEAST = 1e-9  # of a ratio that is divided by
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}
-TRAFFIC_FACTOR = 3.0  # a request of others may hold ours up longer than its share of the tokens says
-OTHER_TRAFFIC = 0.05  # by which the share of others' tokens may differ between the two sides
 
 
 def judge(
@@ -38,13 +38,15 @@ def judge(
     noise: dict[str, Any] | None = None,
     kernel: dict[str, Any] | None = None,
     gpu_memory_mib: int | None = None,
+    asks_gpus: bool = True,
 ) -> dict[str, Any]:
     """The verdict on `after`: `{"verdict", "metrics", "reasons"}`.
 
     + before: the baseline; None for a first installation, which has absolute criteria only
     + noise: what `calibration` found for this service
     + kernel: the finding of on_host.kernel: a slow one fails, one that the log does not name is inconclusive
-    + gpu_memory_mib: in use on the fullest GPU after the switch
+    + gpu_memory_mib: in use on the fullest GPU after the switch; None where nvidia-smi did not tell
+    + asks_gpus: false where nobody asked them, as for two files: then a limit of their memory decides nothing
 
     Raises RecordError where a record is damaged or the two do not belong together.
     """
@@ -53,12 +55,13 @@ def judge(
         check(before, "before")
         check_pair(before, after)
     doubts: list[str] = []
-    metrics = absolute.rows(before, after, criteria, gpu_memory_mib)
+    metrics = absolute.rows(before, after, criteria, gpu_memory_mib, asks_gpus)
     reasons: list[str] = []
     if kernel is not None:
         metrics.append(absolute.kernel_row(kernel))
     if before is None:
         reasons.append("no baseline: only the absolute criteria were judged")
+        reasons += notes.of(after, "")
     elif not any(relative.answered(phase) for phase in before["phases"]):
         reasons.append(
             "the release before answered nothing, so nothing can be worse: only the absolute criteria count"
@@ -66,10 +69,13 @@ def judge(
     else:
         doubts = incomparable(before, after)
         metrics += _relative_rows(before, after, criteria, noise, doubts)
+        reasons += notes.of_pair(before, after)
         reasons.append(_calibration_line(noise, [phase["name"] for phase in before["phases"]]))
     metrics += ladder.rows(before, after, criteria)
     reasons += ladder.notes(before, after, criteria)
     metrics += evaluations.rows(before, after, criteria)
+    if not asks_gpus and criteria.max_gpu_memory_mib is not None:
+        reasons.append("gpu_memory_mib: not measured by compare, so its limit decided nothing")
     return _conclude(metrics, reasons, doubts)
 
 
@@ -109,7 +115,7 @@ def incomparable(before: Record, after: Record) -> list[str]:
     """Why two runs can't be compared: others asked much more of the server in one of them than in the other."""
     if _traffic_gap(before, after) <= OTHER_TRAFFIC:
         return []
-    early, late = (float(record["traffic"]["other_share"]) for record in (before, after))
+    early, late = (other_share(record) for record in (before, after))
     return [
         f"other traffic was {early:.0%} of the tokens before and {late:.0%} after: the two can't be compared"
     ]
@@ -117,15 +123,17 @@ def incomparable(before: Record, after: Record) -> list[str]:
 
 def _traffic_gap(before: Record, after: Record) -> float:
     """By how much the share of others' tokens differs; nothing where one side does not know."""
-    shares = [record.get("traffic", {}).get("other_share") for record in (before, after)]
-    return 0.0 if None in shares else abs(shares[0] - shares[1])
+    early, late = other_share(before), other_share(after)
+    return 0.0 if early is None or late is None else abs(early - late)
 
 
 def _doubted(row: dict[str, Any], gap: float) -> dict[str, Any]:
     """Undecided, unless it is so much worse that other traffic of that size can't be the reason."""
-    worse_by = 1 / row["ratio"] if row["limit"] < 1 else row["ratio"]
-    allowed = 1 / row["limit"] if row["limit"] < 1 else row["limit"]
-    if not row["decides"] or (row["verdict"] == FAIL and worse_by > allowed * (1 + TRAFFIC_FACTOR * gap)):
+    if row["ratio"] is None:
+        return row
+    more_is_better = row["name"] == "tokens_per_s"
+    beyond = row["limit"] / max(row["ratio"], LEAST) if more_is_better else row["ratio"] / row["limit"]
+    if not row["decides"] or (row["verdict"] == FAIL and beyond > 1 + TRAFFIC_FACTOR * gap):
         return row
     return {**row, "verdict": INCONCLUSIVE}
 
@@ -155,13 +163,17 @@ def _conclude(metrics: list[dict[str, Any]], reasons: list[str], doubts: list[st
     if verdict == PASS:
         lines = [f"{len(deciding)} criteria passed"]
     detectable = [
-        f"{row['phase']} {row['name']} {row['detectable']:.1%}"
+        f"{row['phase']} {row['name']} {_change(row['detectable'])}"
         for row in deciding
-        if row.get("detectable") is not None
+        if "detectable" in row
     ]
     if detectable:
         reasons = [*reasons, "the smallest change that this run could see: " + ", ".join(detectable)]
     return {"verdict": verdict, "metrics": metrics, "reasons": lines + doubts + reasons}
+
+
+def _change(detectable: float | None) -> str:
+    return "unknown: a single pair was seen" if detectable is None else f"{detectable:.1%}"
 
 
 def sentence(row: dict[str, Any]) -> str:

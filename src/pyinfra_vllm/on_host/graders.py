@@ -69,7 +69,7 @@ def json_equal(answer: str, expect: Any) -> bool:
     """The answer is JSON and its value is the expected one."""
     try:
         return bool(json.loads(unfenced(answer)) == expect)
-    except ValueError:
+    except (ValueError, RecursionError):  # nested deeper than any answer
         return False
 
 
@@ -77,7 +77,7 @@ def code(answer: str, expect: Any) -> bool:
     """The answer parses as Python and defines the expected function with so many parameters."""
     try:
         tree = ast.parse(unfenced(answer))
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two where it nests too deep
         return False
     return any(
         isinstance(node, ast.FunctionDef)
@@ -108,7 +108,7 @@ def unfit(kind: str, expect: Any) -> str:
     if kind == "regex":
         try:
             re.compile(expect)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             return f"must be a pattern that Python knows ({error})"
     if kind == "code" and not _is_function(expect):
         return 'must be {"function": NAME, "parameters": N}'

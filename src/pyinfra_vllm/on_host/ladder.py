@@ -25,11 +25,13 @@ def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
     sane, passed = _answers_of(after, "sane"), _answers_of(after, "passed")
     early = _answers_of(before or {}, "passed")
     if sane:
-        found.append(_sanity(sane))
+        found.append(_sanity(sane, _answers_of(before or {}, "ended"), _answers_of(after, "ended")))
     elif before is None and not passed and _unanswered(after):
         found.append(_silent(_unanswered(after)))
     if early:
         found.append(_answers(early, passed, criteria.quality_drop_points))
+    if _asked_over(before or {}) == "chat" and _asked_over(after) == "completions":
+        found.append(_chat_lost(after["asked_over"]))
     if before is not None and before.get("likelihood"):
         found.append(_likelihood(before["likelihood"], after.get("likelihood"), criteria.likelihood_margin))
     return found
@@ -67,11 +69,31 @@ def _silent(unanswered: int) -> Row:
     return row("sane_share", None, None, None, SANE_SHARE, INCONCLUSIVE, note)
 
 
-def _sanity(sane: dict[str, bool]) -> Row:
-    """Needs no baseline: a model that mostly says nothing, repeats itself or writes character salad is broken."""
-    share = sum(sane.values()) / len(sane)
+def _asked_over(record: Record) -> str:
+    """The endpoint that the questions were asked over. An older record, or another program's, does not say."""
+    return str(record.get("asked_over", {}).get("endpoint", ""))
+
+
+def _chat_lost(asked_over: dict[str, str]) -> Row:
+    """Plain completions may all be right: whoever uses this service over chat gets nothing."""
+    refusal = asked_over.get("refusal", "no reason given")
+    note = f"the chat endpoint answered before and refuses now ({refusal}); the questions were asked as plain completions"
+    return row("chat", None, None, None, None, FAIL, note)
+
+
+def _sanity(sane: dict[str, bool], ended_before: dict[str, bool], ended: dict[str, bool]) -> Row:
+    """Needs no baseline: a model that mostly says nothing, repeats itself or writes character salad is broken.
+
+    With one, an answer that ended by itself and now runs on until it is cut is not sane either. Some models never end,
+    so that alone says nothing.
+    """
+    runaway = {prompt for prompt, good in ended.items() if not good and ended_before.get(prompt)}
+    good = sum(1 for prompt, is_sane in sane.items() if is_sane and prompt not in runaway)
+    share = good / len(sane)
     verdict = PASS if share >= SANE_SHARE else FAIL
-    note = f"{sum(sane.values())} of {len(sane)} answers are sane (not empty, no loops, no character salad)"
+    note = f"{good} of {len(sane)} answers are sane (not empty, no loops, no character salad)"
+    if runaway:
+        note += f"; {len(runaway)} ran on until they were cut, and ended by themselves before"
     if verdict == FAIL:
         note += f"; at least {SANE_SHARE:.0%} must be"
     return row("sane_share", None, None, round(share, 4), SANE_SHARE, verdict, note)

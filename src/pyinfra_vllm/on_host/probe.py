@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import load, prompts, quality, scheduling
-from .client import Client, ClientError, HttpError, Refused
+from .client import Client, ClientError, HttpError, Refused, Streamed, TimedOut
 from .plan import Plan, Settings, phase_name
 from .watch import Watch, both
 
@@ -24,7 +24,9 @@ REQUESTS_AT_ONE_STREAM = 18  # at least so many fit the budget, else answers get
 WARM_UP_SHARE, QUALITY_SHARE = 0.2, 0.25
 SLACK = 0.9  # of the time for rounds is planned; a round that the deadline cuts is lost
 STEADY = 0.10  # two passes that agree within this share end the warm-up
+PASSES = 8  # of the warm-up, at most
 FIRST_ANSWER_S = 30.0
+TRIES = 3  # of each request on which the measurement hangs
 REQUEST_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_FACTOR = 20.0  # an answer this many times slower than in the warm-up is stuck, not slow
 
@@ -65,6 +67,14 @@ def measure(
     return record
 
 
+class _Silent(Exception):
+    """One of the first requests was not answered in any of its tries. Carries their failures."""
+
+    def __init__(self, failures: list[dict[str, Any]]) -> None:
+        super().__init__(f"no answer in {len(failures)} tries")
+        self.failures = failures
+
+
 class _Run:
     """One measurement under way."""
 
@@ -82,16 +92,18 @@ class _Run:
         self.budget = max(1.0, limit - now)
         self.aside = self.budget * (QUALITY_SHARE if settings.quality else 0.0)
         self.typical: dict[str, float] = {}
+        self.overcome: list[dict[str, Any]] = []  # failures before the warm-up that a further try made good
 
     def fresh(self, like: Record | None) -> Record:
         record = self._start()
-        failures = self._first_answers()
-        if failures:
-            return self._unanswered(record, failures)
-        if "cache_salt" not in self.client.extensions:
-            self.nonce = prompts.nonce(self.salt)
-        with scheduling.first_in_line():
-            self._speed(record, Plan.of(like) if like else None)
+        try:
+            self._first_answer()
+            if "cache_salt" not in self.client.extensions:
+                self.nonce = prompts.nonce(self.salt)
+            with scheduling.first_in_line():
+                self._speed(record, Plan.of(like) if like else None)
+        except _Silent as silent:
+            return self._unanswered(record, silent.failures)
         if self.settings.quality:
             self._quality(record)
         return record
@@ -112,10 +124,14 @@ class _Run:
 
     def _speed(self, record: Record, known: Plan | None) -> None:
         """Warm up, then measure the rounds of the other side's plan, half of them at first, or of a new plan."""
-        warm = self._warm_up(known)
-        plan = known or self._plan(warm)
+        warm, steady = self._warm_up(known)
+        plan = known or self._plan()
         record["plan"] = vars(plan)
-        record["warm_up"] = {"requests": len(warm), "errors": [item for item in warm if not item["ok"]][:20]}
+        record["warm_up"] = {
+            "requests": len(warm) + len(self.overcome),
+            "errors": self.overcome + [item for item in warm if not item["ok"]],
+            "steady": steady,
+        }
         self._rounds(record, plan, 0, math.ceil(plan.rounds / 2) if known else plan.rounds)
 
     # Before anything is measured
@@ -138,29 +154,36 @@ class _Run:
             "quality": [],
         }
 
-    def _first_answers(self) -> list[dict[str, Any]]:
-        """Up to three tries for a first token; the failures of all three, or nothing."""
+    def _first_answer(self) -> None:
+        def ask(allowed_s: float) -> Streamed:
+            self.client.negotiate(allowed_s)
+            return self.client.stream("Hello", 2, allowed_s, salt=f"{self.salt}-first")
+
+        self.say(f"first token after {self._insist('first', ask, 1 / 6).ttft_s:.3f} s")
+
+    def _insist(self, name: str, ask: Callable[[float], Streamed], share: float) -> Streamed:
+        """The answer of one of a few tries. Tries that failed before it count as errors of the warm-up.
+
+        A try has that share of the time that is left. Where that is less than an ordinary request has, because the budget
+        is short, running out of it is no error of the server's. Raises ProbeError where the server refuses to be asked,
+        and _Silent where no try was answered.
+        """
         failures: list[dict[str, Any]] = []
-        allowed = min(FIRST_ANSWER_S, self.budget / 6)
-        while len(failures) < 3:
+        counted: list[dict[str, Any]] = []
+        for _ in range(TRIES):
+            allowed_s = min(FIRST_ANSWER_S, share * max(0.1, self.end - time.perf_counter()))
             try:
-                self.client.negotiate(allowed)
-                first = self.client.stream("Hello", 2, allowed, salt=f"{self.salt}-first")
-                self.say(f"first token after {first.ttft_s:.3f} s")
-                return []
-            except Refused as error:
-                raise ProbeError(f"{error}: nothing was measured") from error
-            except HttpError as error:
-                if 400 <= error.status < 500 and error.status != 429:
-                    raise ProbeError(
-                        f"the server refuses the request ({error}): nothing was measured"
-                    ) from error
-                failure: ClientError = error
+                answer = ask(allowed_s)
             except ClientError as error:
-                failure = error
-            self.say(f"no answer: {failure}")
-            failures.append({"prompt": "first", "ok": False, "kind": failure.kind, "error": str(failure)})
-        return failures
+                _give_up_where_refused(error)
+                self.say(f"no answer: {error}")
+                failures.append({"prompt": name, "ok": False, "kind": error.kind, "error": str(error)})
+                if not isinstance(error, TimedOut) or allowed_s >= REQUEST_TIMEOUT_S:
+                    counted.append(failures[-1])
+                continue
+            self.overcome += counted
+            return answer
+        raise _Silent(failures)
 
     def _unanswered(self, record: Record, failures: list[dict[str, Any]]) -> Record:
         """The record of a server that never answered: each phase with the requests that failed."""
@@ -179,14 +202,14 @@ class _Run:
 
     # Warm-up and plan
 
-    def _warm_up(self, plan: Plan | None) -> list[dict[str, Any]]:
-        """Pass over every concurrency and shape until two passes agree; returns the requests of all passes."""
+    def _warm_up(self, plan: Plan | None) -> tuple[list[dict[str, Any]], bool]:
+        """Pass over every concurrency and shape until two passes agree; returns the requests of all, and whether two agreed."""
         self.output_tokens = plan.output_tokens if plan else self._fitted_output_tokens()
         self.words = plan.words if plan else self._fitted_words()
         until = time.perf_counter() + self.budget * WARM_UP_SHARE
         everything: list[dict[str, Any]] = []
         previous = 0.0
-        for number in range(8):
+        for number in range(PASSES):
             took = 0.0
             for concurrency in self.settings.concurrency:
                 name = phase_name(concurrency)
@@ -200,10 +223,13 @@ class _Run:
                 if answered:
                     self.typical[name] = statistics.fmean(answered)
             self.say(f"warm-up pass {number + 1}: {took:.2f} s")
-            if abs(took - previous) <= STEADY * previous or time.perf_counter() + took > until:
+            if abs(took - previous) <= STEADY * previous:
+                return everything, True
+            if time.perf_counter() + took > until:
                 break
             previous = took
-        return everything
+        self.say(f"no two passes of the warm-up agreed within {STEADY:.0%}")
+        return everything, False
 
     def _run(
         self, series: list[prompts.Prompt], concurrency: int, deadline: float, request_s: float
@@ -215,7 +241,7 @@ class _Run:
     def _fitted_output_tokens(self) -> int:
         if self.settings.output_tokens:
             return self.settings.output_tokens
-        answer = self.client.stream("Count to one hundred.", 16, self.budget / 4, salt=f"{self.salt}-fit")
+        answer = self._fitting("fit", "Count to one hundred.", 16)
         per_token = (answer.e2e_s - answer.ttft_s) / max(1, answer.output_tokens - 1)
         share = self.budget * 0.55 / len(self.settings.concurrency)
         for tokens in OUTPUT_TOKENS:
@@ -229,12 +255,18 @@ class _Run:
         if not isinstance(self.max_model_len, int):
             return words
         sample = prompts.prompt("fit", 20, self.nonce)
-        answer = self.client.stream(sample.text, 2, self.budget / 4, salt=f"{self.salt}-words")
+        answer = self._fitting("words", sample.text, 2)
         tokens_per_word = answer.input_tokens / 20
         room = int((self.max_model_len - self.output_tokens - 32) * 0.9 / tokens_per_word)
         return {shape: max(1, min(count, room)) for shape, count in words.items()}
 
-    def _plan(self, warm: list[dict[str, Any]]) -> Plan:
+    def _fitting(self, name: str, text: str, tokens: int) -> Streamed:
+        def ask(allowed_s: float) -> Streamed:
+            return self.client.stream(text, tokens, allowed_s, salt=f"{self.salt}-{name}")
+
+        return self._insist(name, ask, 1 / 4)
+
+    def _plan(self) -> Plan:
         share = self._speed_s() * SLACK / len(self.settings.concurrency)
         rounds = self.settings.rounds
         batches = {}
@@ -259,8 +291,10 @@ class _Run:
         if self.settings.quality_builtin:
             now = time.perf_counter()
             record["likelihood"] = quality.likelihood(self.client, now + (self.end - now) / 3)
+        speaker = quality.negotiated(self.client, questions, self.end)
+        record["asked_over"] = speaker.way()
         record["quality"] = quality.ask_all(
-            self.client, questions, self.end, self.settings.keep_answers, self.say
+            self.client, questions, self.end, self.settings.keep_answers, self.say, speaker
         )
         record["quality_unanswered"] = len(questions) - len(record["quality"])
 
@@ -284,6 +318,9 @@ class _Run:
                     self.say(_round_line(name, number + 1, last, done))
                 if not complete:
                     break
+        for phase in phases.values():
+            if not phase["requests"]:
+                _never_begun(phase, time.perf_counter() - self.began)
         record["phases"] = [phases[phase_name(concurrency)] for concurrency in self.settings.concurrency]
         record["client"] = both(record.get("client"), watch.client())
         record["traffic"] = both(record.get("traffic"), watch.traffic(sent["input"], sent["output"]))
@@ -305,6 +342,14 @@ class _Run:
         series = prompts.series(name, number * count, count, plan.words, self.nonce)
         allowed = max(REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_FACTOR * self.typical.get(name, 0.0))
         return self._run(series, concurrency, stop, allowed)
+
+
+def _give_up_where_refused(error: ClientError) -> None:
+    """Nobody there, a wrong key, an unknown model: no try will change that. Raises ProbeError."""
+    if isinstance(error, Refused):
+        raise ProbeError(f"{error}: nothing was measured") from error
+    if isinstance(error, HttpError) and 400 <= error.status < 500 and error.status != 429:
+        raise ProbeError(f"the server refuses the request ({error}): nothing was measured") from error
 
 
 def _questions(settings: Settings) -> list[quality.Question]:
@@ -345,6 +390,14 @@ def _add(phase: Record, done: load.Round, number: int) -> None:
             "complete": done.complete,
         },
     ]
+
+
+def _never_begun(phase: Record, elapsed_s: float) -> None:
+    """What came before took all of the time: the phase says so by a request that was not made."""
+    reason = f"not asked: after {elapsed_s:.1f} s the time for measuring was over"
+    phase["requests"] = [{"prompt": "first", "ok": False, "kind": "not_asked", "error": reason}]
+    phase["duration_s"] = round(max(phase["duration_s"], elapsed_s), 6)
+    phase["cut"] = True
 
 
 def _input_tokens(done: load.Round) -> int:

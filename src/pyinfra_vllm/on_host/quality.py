@@ -26,6 +26,7 @@ ANSWER_TOKENS = 128
 THINKING_TOKENS = 2048  # room for a model whose thinking can't be switched off
 WORKERS = 8
 ANSWER_S = 60.0
+TRIES = 3  # of the request that shows how questions can be asked
 COMPILERS = ("g++", "clang++")
 KEYS = ("id", "prompt", "kind", "expect", "max_tokens", "endpoint")
 
@@ -106,7 +107,12 @@ def _question(line: str, where: str) -> Question:
         raise QuestionsError(f"{where}: max_tokens {tokens!r} is not a whole number of at least 1")
     if why := unfit(item["kind"], item["expect"]):
         raise QuestionsError(f"{where}: expect {item['expect']!r} of kind {item['kind']} {why}")
-    return Question(**item)
+    question = Question(**item)
+    try:
+        GRADERS[question.kind]("", question.expect)
+    except Exception as error:  # whatever it is, it would be the same in the middle of a switch
+        raise QuestionsError(f"{where}: the grader of {question.kind} fails on expect: {error!r}") from error
+    return question
 
 
 def ask_all(
@@ -115,12 +121,15 @@ def ask_all(
     deadline: float,
     keep_answers: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    speaker: Speaker | None = None,
 ) -> list[dict[str, Any]]:
     """Ask as many as the deadline (time.perf_counter) allows, in their order; one graded entry for each answer.
 
     What has no entry was not answered in time, whether it was asked or not: whoever keeps the entries counts those too.
+
+    + speaker: one that has negotiated; a new one without it
     """
-    crew = _Crew(client, questions, deadline, keep_answers)
+    crew = _Crew(speaker or negotiated(client, questions, deadline), questions, deadline, keep_answers)
     workers = [threading.Thread(target=crew.work, daemon=True) for _ in range(min(WORKERS, len(questions)))]
     for worker in workers:
         worker.start()
@@ -139,14 +148,13 @@ class _Crew:
     """The workers and what they share."""
 
     def __init__(
-        self, client: Client, questions: list[Question], deadline: float, keep_answers: bool
+        self, speaker: Speaker, questions: list[Question], deadline: float, keep_answers: bool
     ) -> None:
-        self.client = client
+        self.speaker = speaker
         self.queue = deque(questions)
         self.deadline = deadline
         self.keep_answers = keep_answers
         self.graded: list[dict[str, Any]] = []
-        self.speaker = Speaker(client)
 
     def work(self) -> None:
         while time.perf_counter() < self.deadline:
@@ -165,25 +173,61 @@ class _Crew:
             if time.perf_counter() < self.deadline - 0.01:
                 self.graded.append({**entry, "sane": False, "error": str(error), "error_kind": error.kind})
             return
-        answer = answer_of(text)
-        why = insane(answer)
-        entry["passed"] = not why and GRADERS[question.kind](answer, question.expect)
-        entry.update(sane=not why, ended=finish == "stop")
-        if why:
-            entry["why"] = why
         if self.keep_answers:
             entry["answer"] = text
+        try:
+            entry.update(_graded(question, text, finish))
+        except Exception as error:  # whatever it is: the questions after it are asked, and the record says so
+            entry.update(error=f"the grader of {question.kind} failed: {error!r}", error_kind="grader")
         self.graded.append(entry)
 
 
+def _graded(question: Question, text: str, finish: str | None) -> dict[str, Any]:
+    answer = answer_of(text)
+    why = insane(answer)
+    passed = not why and GRADERS[question.kind](answer, question.expect)
+    found: dict[str, Any] = {"passed": passed, "sane": not why, "ended": finish == "stop"}
+    return {**found, "why": why} if why else found
+
+
+def negotiated(client: Client, questions: list[Question], deadline: float) -> Speaker:
+    """A speaker that knows how this server can be asked, where a question needs to know."""
+    speaker = Speaker(client)
+    if any(question.endpoint == "chat" for question in questions):
+        speaker.negotiate(deadline)
+    return speaker
+
+
 class Speaker:
-    """Asks one question the way this server can be asked: chat with thinking switched off, chat, or a plain prompt."""
+    """Asks one question the way this server can be asked: chat with thinking switched off, chat, or a plain prompt.
+
+    Which way that is, is found out once and by one request. Were it found out while eight questions are under way, one
+    that the server refuses for itself would change how the others are asked, and not the same ones on both sides.
+    """
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.chat = True
+        self.refusal = ""  # of chat, in the server's words
         self.thinking_switch = True
         self.thinks = False
+
+    def negotiate(self, deadline: float) -> None:
+        """Give up what the server refuses. One that fails in another way is asked over chat: its answers tell how."""
+        hello = Question("hello", "Hello", "exact", "Hello", max_tokens=1)
+        tries = 0
+        while tries < TRIES and self.chat:
+            body = self._body(hello)
+            try:
+                self.client.ask(CHAT, body, min(ANSWER_S, (deadline - time.perf_counter()) / 4))
+                return
+            except ClientError as error:
+                if not (isinstance(error, HttpError) and self._can_ask_otherwise(error, body)):
+                    tries += 1
+
+    def way(self) -> dict[str, str]:
+        """How the questions were asked, for the record."""
+        return {"endpoint": "chat"} if self.chat else {"endpoint": "completions", "refusal": self.refusal}
 
     def ask(self, question: Question, timeout_s: float) -> tuple[str, str | None]:
         """The answer's text and why it ended. Raises ClientError."""
@@ -191,12 +235,7 @@ class Speaker:
         while True:
             body = self._body(question)
             path = CHAT if "messages" in body else COMPLETIONS
-            try:
-                text, finish, thought = _read(self.client.ask(path, body, until - time.perf_counter()))
-            except HttpError as error:
-                if not self._can_ask_otherwise(error, body):
-                    raise
-                continue
+            text, finish, thought = _read(self.client.ask(path, body, until - time.perf_counter()))
             unfinished_thought = (thought or "<think>" in text) and not answer_of(text) and finish == "length"
             if unfinished_thought and not self.thinks:
                 self.thinks = True
@@ -215,12 +254,13 @@ class Speaker:
 
     def _can_ask_otherwise(self, error: HttpError, body: dict[str, Any]) -> bool:
         """Give up the extension, then chat itself, where the server refuses them."""
-        if "messages" not in body or error.status not in (400, 404, 422):
+        if error.status not in (400, 404, 422):
             return False
         if "chat_template_kwargs" in body and error.status != 404:
             self.thinking_switch = False
         else:
             self.chat = False
+            self.refusal = str(error)
         return True
 
 

@@ -207,7 +207,7 @@ def _round(value: Any, where: str) -> None:
 
 FAILURE: dict[str, Check] = {"kind": text, "error": text}
 REQUEST: dict[str, Check] = {"round": count, **FAILURE}
-QUESTION: dict[str, Check] = {"sane": flag, "error": text, "error_kind": text}
+QUESTION: dict[str, Check] = {"sane": flag, "ended": flag, "error": text, "error_kind": text}
 PHASE: dict[str, Check] = {"rounds": list_of(_round), "cut": flag}
 PLAN: dict[str, Check] = {
     "words": counts,
@@ -218,12 +218,13 @@ PLAN: dict[str, Check] = {
 RECORD: dict[str, Check] = {
     "server": mapping(),
     "plan": mapping(PLAN),
-    "warm_up": mapping({"requests": count, "errors": list_of(mapping(FAILURE))}),
+    "warm_up": mapping({"requests": count, "errors": list_of(mapping(FAILURE)), "steady": flag}),
     "client": mapping({"late_mean_s": amount}),
-    "traffic": mapping({"other_share": share}),
+    "traffic": mapping({"other_share": share, "running_at_start": amount}),
     "likelihood": or_null(
         list_of(mapping({"text": text, "bits_per_byte": amount}, needed=("text", "bits_per_byte")))
     ),
+    "asked_over": mapping({"endpoint": text, "refusal": text}),
     "quality_unanswered": count,
     "spent_s": amount,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,11 @@ from .stats import half_width, percentile
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 UNKNOWN = (0.0, math.inf)  # the interval of what was seen only once
 IMPOSSIBLE_TPOT_S = 0.0001  # 10,000 tokens/s in one stream
+# Calibrated noise that makes a margin wider than this says more about the machine than any verdict could about a release.
+TOO_NOISY = 0.5
 LATE_SHARE = 0.05  # of a measured time that the probe's own lateness may explain and still be overlooked
+# Failures that say nothing about how fast the server is: the answer can't be counted, or it was not asked at all.
+NOT_JUDGED = ("no_usage", "not_asked", "grader")
 MOST = 50.0  # of a logarithm's half width: more than that is unknown
 Request = dict[str, Any]
 Phase = dict[str, Any]
@@ -56,18 +61,19 @@ def compare(
     + noise: metric -> how far apart two runs of an unchanged service may be, as a share (calibration)
     + late_s: how late the probe's own threads ran, on the mean of the worse side
     """
-    if not answered(before) or not answered(after):
-        return []
+    if not answered(before):
+        never = {request.get("kind") for request in before["requests"]} == {"not_asked"}
+        return [_unknown(before, after, criteria.throughput_margin)] if never else []
+    if not answered(after):
+        return [_silent(before, after, criteria.throughput_margin)]
     alone = before["concurrency"] == 1
-    rows = [
-        _throughput(before, after, max(criteria.throughput_margin, noise.get("tokens_per_s", 0.0)), late_s)
-    ]
+    rows = [_throughput(before, after, criteria.throughput_margin, noise.get("tokens_per_s", 0.0), late_s)]
     for name, value, margin, decides in (
         ("tpot_s", tpot, criteria.tpot_margin, alone and criteria.tpot_margin is not None),
         ("ttft_s", ttft, criteria.ttft_margin, alone and criteria.ttft_margin is not None),
         ("e2e_s", e2e, criteria.throughput_margin, True),
     ):
-        row = _latency(name, value, before, after, max(margin or 0.0, noise.get(name, 0.0)), late_s)
+        row = _latency(name, value, before, after, margin or 0.0, noise.get(name, 0.0), late_s)
         if row and name in ("ttft_s", "tpot_s") and _in_one_piece(before, after):
             row = {**row, "verdict": INCONCLUSIVE, "doubt": "whole answers arrive in one piece"}
         if row:
@@ -82,8 +88,43 @@ def _in_one_piece(before: Phase, after: Phase) -> bool:
     return any(_median(phase, tpot, default=math.inf) < IMPOSSIBLE_TPOT_S for phase in (before, after))
 
 
-def _throughput(before: Phase, after: Phase, margin: float, late_s: float) -> dict[str, Any]:
-    """More is better: the ratio may not fall below 1 - margin."""
+def _unknown(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+    """A phase for which the time ran out before: nobody knows whether it is worse now."""
+    return {
+        "name": "tokens_per_s",
+        "phase": before["name"],
+        "before": None,
+        "after": round(tokens_per_s(after), 6),
+        "ratio": None,
+        "interval": None,
+        "limit": round(1 - margin, 6),
+        "verdict": INCONCLUSIVE,
+        "decides": True,
+        "note": f"phase {before['name']}: {before['requests'][0].get('error', 'not asked')}, so there is nothing to compare with",
+    }
+
+
+def _silent(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+    """A phase that was answered before and of which nothing was answered after: however many errors are allowed, it is worse."""
+    kinds = Counter(request.get("kind", "error") for request in after["requests"])
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    verdict = INCONCLUSIVE if set(kinds) <= set(NOT_JUDGED) else FAIL
+    return {
+        "name": "tokens_per_s",
+        "phase": before["name"],
+        "before": round(tokens_per_s(before), 6),
+        "after": 0.0,
+        "ratio": 0.0,
+        "interval": None,
+        "limit": round(1 - margin, 6),
+        "verdict": verdict,
+        "decides": True,
+        "note": f"phase {before['name']}: {len(answered(before))} requests answered before and none after ({counted})",
+    }
+
+
+def _throughput(before: Phase, after: Phase, margin: float, noise: float, late_s: float) -> dict[str, Any]:
+    """More is better: the ratio may not fall below 1 - margin, nor below what noise alone does."""
     rounds = _common_rounds(before, after)
     if rounds:
         then = sum(item["output_tokens"] for item, _ in rounds) / sum(
@@ -95,25 +136,25 @@ def _throughput(before: Phase, after: Phase, margin: float, late_s: float) -> di
         then, now = tokens_per_s(before), tokens_per_s(after)
         pairs = _pairs(before, after, e2e)
         logs = [-math.log(late / early) for early, late in pairs.values()]
-        if (
-            _names(before) != _names(after) and pairs
-        ):  # other mixtures of prompts: only the shared ones compare
+        if pairs and _asked_less(before, after):  # other mixtures of prompts: only the shared ones compare
             now = then * sum(early for early, _ in pairs.values()) / sum(late for _, late in pairs.values())
     width, doubt = _widened(half_width(logs), late_s, min(_median(before, e2e), _median(after, e2e)))
     row = {**_row("tokens_per_s", before["name"], then, now, math.log(now / then), width), **doubt}
     low, high = row["interval"] or UNKNOWN
+    limit = min(1 - margin, 1 / (1 + noise))
     verdict = INCONCLUSIVE
-    if low >= 1 - margin:
+    if low >= limit:
         verdict = PASS
-    elif row["ratio"] < 1 - margin and high < 1:
+    elif row["ratio"] < limit and high < 1:
         verdict = FAIL
-    return {**row, "limit": round(1 - margin, 6), "verdict": verdict, "decides": True}
+    found = {**row, "limit": round(limit, 6), "verdict": verdict, "decides": True}
+    return _too_noisy(found, noise) if limit < 1 - margin else found
 
 
 def _latency(
-    name: str, value: Value, before: Phase, after: Phase, margin: float, late_s: float
+    name: str, value: Value, before: Phase, after: Phase, margin: float, noise: float, late_s: float
 ) -> dict[str, Any] | None:
-    """Less is better: the typical ratio of the same prompts may not rise above 1 + margin."""
+    """Less is better: the typical ratio of the same prompts may not rise above 1 + margin, nor above what noise alone does."""
     pairs = _pairs(before, after, value)
     if not pairs:
         return None
@@ -126,12 +167,22 @@ def _latency(
     width, doubt = _widened(half_width(_by_round(logs, before, after)), late_s, whole)
     row = {**_row(name, before["name"], then, now, statistics.median(logs.values()), width), **doubt}
     low, high = row["interval"] or UNKNOWN
+    limit = 1 + max(margin, noise)
     verdict = INCONCLUSIVE
-    if high <= 1 + margin:
+    if high <= limit:
         verdict = PASS
-    elif row["ratio"] > 1 + margin and low > 1:
+    elif row["ratio"] > limit and low > 1:
         verdict = FAIL
-    return {**row, "limit": round(1 + margin, 6), "verdict": verdict}
+    found = {**row, "limit": round(limit, 6), "verdict": verdict}
+    return _too_noisy(found, noise) if noise > margin else found
+
+
+def _too_noisy(row: dict[str, Any], noise: float) -> dict[str, Any]:
+    """Within noise that wide nearly anything would pass, so nothing does. What is worse than even that still fails."""
+    if noise <= TOO_NOISY or row["verdict"] == FAIL:
+        return row
+    doubt = f"too noisy to judge: two runs of the unchanged service may differ by {noise:.0%}"
+    return {**row, "verdict": INCONCLUSIVE, "doubt": doubt}
 
 
 def _widened(width: float, late_s: float, measured_s: float) -> tuple[float, dict[str, str]]:
@@ -190,8 +241,11 @@ def _common_rounds(before: Phase, after: Phase) -> list[tuple[dict[str, Any], di
     return common if len(common) > 1 else []
 
 
-def _names(phase: Phase) -> set[str]:
-    return {request["prompt"] for request in answered(phase)}
+def _asked_less(before: Phase, after: Phase) -> bool:
+    """Whether one side was asked only a part of the prompts. One that failed to answer was asked: its rate is what it is."""
+    requests = (*before["requests"], *after["requests"])
+    asked = [{request["prompt"] for request in phase["requests"]} for phase in (before, after)]
+    return asked[0] != asked[1] and all(request["ok"] for request in requests)
 
 
 def _pairs(before: Phase, after: Phase, value: Value) -> dict[str, tuple[float, float]]:

@@ -8,6 +8,7 @@ LIGHT_CRASH_AFTER_S      exit 1 so many seconds after the start, healthy or not
 LIGHT_EXIT_AFTER_S       the same with status 0, as vLLM's engine death does
 LIGHT_HANG=start|stop    never open the port; ignore SIGTERM
 LIGHT_SILENT=1           answers /health, makes no tokens
+LIGHT_SILENT_FILE=PATH   the same from the moment on at which that file is there
 LIGHT_GARBAGE=1          streams what is not an answer
 LIGHT_STATUS=429         answers every completion with this status
 LIGHT_NO_USAGE=1         leaves the usage out
@@ -50,6 +51,11 @@ WORDS = (
 
 def setting(name, default=0.0):
     return float(os.environ.get(name) or default)
+
+
+def silent():
+    told = os.environ.get("LIGHT_SILENT_FILE")
+    return bool(setting("LIGHT_SILENT") or (told and Path(told).exists()))
 
 
 def log(message):
@@ -137,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
                 server.finished += 1
 
     def tokens(self, prompt, total):
-        if setting("LIGHT_SILENT"):
+        if silent():
             time.sleep(86400)
         seed = self.server.voice ^ int(hashlib.sha256(str(prompt).encode()).hexdigest(), 16)
         for index in range(total):

@@ -1,0 +1,49 @@
+"""What an operator should know about two measurements beside the numbers: lines for the reasons, which decide nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .absolute import other_share
+
+UNKNOWN_MODEL = "?"  # of a record that another program made
+Record = dict[str, Any]
+
+
+def of(record: Record, when: str) -> list[str]:
+    """What is to be said about one side.
+
+    + when: ` before` or ` after`, or nothing where there is one side only
+    """
+    found = []
+    running = int(record.get("traffic", {}).get("running_at_start", 0))
+    if running:
+        found.append(f"{running} requests of others were under way when the measurement{when} began")
+    if not record.get("warm_up", {}).get("steady", True):
+        found.append(f"the warm-up{when} had not become steady when its time was over")
+    return found
+
+
+def of_pair(before: Record, after: Record) -> list[str]:
+    """What is to be said about the two sides of a comparison."""
+    return [
+        *_models(before["model"], after["model"]),
+        *_one_side_s_traffic(before, after),
+        *of(before, " before"),
+        *of(after, " after"),
+    ]
+
+
+def _models(before: str, after: str) -> list[str]:
+    if before == after or UNKNOWN_MODEL in (before, after):
+        return []
+    return [f"two models were measured: {before} before and {after} after"]
+
+
+def _one_side_s_traffic(before: Record, after: Record) -> list[str]:
+    """Said only where one side knows: a server without counters has none on either side."""
+    known = [other_share(record) is not None for record in (before, after)]
+    if known[0] == known[1]:
+        return []
+    side = "before" if known[0] else "after"
+    return [f"other traffic is known of the measurement {side} only, so nobody can tell whether it differed"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
-from pyinfra_vllm.on_host import durable, lock, manifest, observe, recovery, soak, sockets, transaction
+from pyinfra_vllm.on_host import durable, lock, manifest, observe, probe, recovery, soak, sockets, transaction
 from pyinfra_vllm.on_host import journal as journals
 from pyinfra_vllm.on_host.order import ROLLBACK
 
@@ -285,7 +285,12 @@ def test_a_release_that_falls_off_after_its_commit_is_rolled_back(
 
 
 @pytest.mark.parametrize(
-    ("verdict", "criteria"), [("pass", {"soak_s": 60.0}), ("fail", {"soak_s": 60.0, "soak_action": "alert"})]
+    ("verdict", "criteria"),
+    [
+        ("pass", {"soak_s": 60.0}),
+        ("inconclusive", {"soak_s": 60.0}),
+        ("fail", {"soak_s": 60.0, "soak_action": "alert"}),
+    ],
 )
 def test_a_soak_that_passes_or_only_alerts_keeps_the_release(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, verdict: str, criteria: dict[str, object]
@@ -293,7 +298,7 @@ def test_a_soak_that_passes_or_only_alerts_keeps_the_release(
     soak_of(monkeypatch, verdict)
     assert serving.switch(criteria=criteria) == "committed"
     assert serving.running == NEW
-    assert ("alert from the soak: " in serving.journal()[-1]["reason"]) == (verdict == "fail")
+    assert ("alert from the soak: " in serving.journal()[-1]["reason"]) == (verdict != "pass")
 
 
 def check(host: SimulatedHost, moment: int) -> None:
@@ -530,3 +535,13 @@ def test_an_old_release_that_lost_its_files_is_started_only_once(
     monkeypatch.setattr(manifest, "quick_check", lambda path: ["gone"] if lost and path.name == OLD else [])
     assert serving.recover() == ["chat: restore_failed"]
     assert serving.starts == [OLD] * (1 if lost else 3) + [NEW]
+
+
+def test_a_baseline_that_can_t_be_judged_is_found_out_before_anything_is_touched(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = probe.measure
+    monkeypatch.setattr(probe, "measure", lambda *args, **how: {**measure(*args, **how), "phases": []})
+    assert serving.switch() == "refused"
+    assert "before.phases is empty" in serving.journal()[-1]["reason"]
+    assert serving.running == OLD and serving.starts == []

@@ -10,7 +10,7 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
-from . import durable, gate, gpu_memory, hooks, kernel, probe, recovery, soak
+from . import durable, gate, gpu_memory, hooks, kernel, probe, record, recovery, soak
 from . import release as releases
 from .evidence import Evidence
 from .journal import Journal
@@ -172,7 +172,7 @@ class Switch(Transaction):
                     f"none: the old release serves no tokens, so nothing can be worse ({silent})"
                 )
                 return
-            self.before = self._measure(self.old, "before")
+            self.before = record.check(self._measure(self.old, "before"), "before")
             result["summary"] = probe.summary(self.before)
 
     def _silence_of(self, old: Release) -> str:
@@ -276,10 +276,10 @@ class Switch(Transaction):
         with self.journal.step("soak", release=new.id) as result:
             client = self.service.client(new)
             result.update(soak.soak(client, self.criteria, self.after, progress=self.evidence.say))
-        if result["verdict"] != "fail":
+        if result["verdict"] == "pass":
             return ""
         reasons = "; ".join(result["reasons"])
-        if self.criteria.soak_action == "rollback":
+        if result["verdict"] == "fail" and self.criteria.soak_action == "rollback":
             raise Worse(reasons, {"verdict": "fail"})
         return f"alert from the soak: {reasons}"
 

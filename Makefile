@@ -27,8 +27,10 @@ test-thorough: .venv/complete
 test-alone: .venv/complete
 	$(BIN)/python -m pytest -m alone tests --ignore tests/lab
 
+# What is measured has the cores for itself; everything else goes on in two labs side by side.
 test-lab: lab-cache
-	$(BIN)/python -m pytest tests/lab
+	$(BIN)/python -m pytest -m alone tests/lab
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 -m "not alone" tests/lab
 
 test-faults: lab-cache
 	PYINFRA_VLLM_FAULTS=all $(BIN)/python -m pytest tests/lab/faults

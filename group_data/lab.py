@@ -16,7 +16,7 @@ _releases = {
     "broken": {"model": "lab/broken"},
 }
 _release = _releases[os.environ.get("PYINFRA_VLLM_LAB_RELEASE", "a")]
-_state = Path("/run/pyinfra-vllm-lab/state.json")
+_state = Path(os.environ.get("PYINFRA_VLLM_LAB_STATE", "/run/pyinfra-vllm-lab/state.json"))
 # pyinfra runs this file for every inventory, also where no lab was ever started.
 _lab = json.loads(_state.read_text()) if _state.exists() else {"runtime": "/nonexistent"}
 

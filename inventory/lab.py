@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-_state = Path("/run/pyinfra-vllm-lab/state.json")
+_state = Path(os.environ.get("PYINFRA_VLLM_LAB_STATE", "/run/pyinfra-vllm-lab/state.json"))
 if not _state.exists():
     raise SystemExit("inventory/lab.py: no lab is running on this machine (start one: make lab-up)")
 _lab = json.loads(_state.read_text())

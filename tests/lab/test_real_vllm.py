@@ -11,6 +11,7 @@ import pytest
 from lab import control, deciding, serving
 from lab.machine import Host
 
+pytestmark = pytest.mark.alone  # the gate measures what the real vLLM makes of two cores
 QUESTION = "What is the capital of Japan?"
 
 

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .layout import PROJECT, STATE
+
 CHECKOUT = Path(__file__).resolve().parents[3]
+FILES = ("deploy.py", "rollback.py", "config.py", "inventory", "group_data", "templates", "tests")
 INVENTORY = "inventory/lab.py"
 
 
@@ -19,7 +22,17 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a command: this Python's programs first, no colours, nothing of the Hub's from outside."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     path = f"{Path(sys.executable).parent}:{kept.get('PATH', '')}"
-    return {**kept, "PATH": path, "NO_COLOR": "1", "COLUMNS": "160", **(extra or {})}
+    lab = {"PYINFRA_VLLM_LAB_STATE": str(STATE)}
+    return {**kept, "PATH": path, "NO_COLOR": "1", "COLUMNS": "160", **lab, **(extra or {})}
+
+
+def project() -> Path:
+    """The directory in which commands are given: this checkout's files, and a lock file that is no operator's."""
+    PROJECT.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if not (PROJECT / name).is_symlink():
+            (PROJECT / name).symlink_to(CHECKOUT / name)
+    return PROJECT
 
 
 def declared(release: str, **settings: Any) -> dict[str, str]:
@@ -31,7 +44,7 @@ def spawn(*argv: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[
     """A command under way, in a session of its own, so that a test may kill it; stderr is joined to stdout."""
     return subprocess.Popen(
         argv,
-        cwd=CHECKOUT,
+        cwd=project(),
         env=environment(env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -47,7 +60,7 @@ def run(
     """A command to its end; the caller judges its exit code."""
     return subprocess.run(
         argv,
-        cwd=CHECKOUT,
+        cwd=project(),
         env=environment(env),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -58,8 +71,8 @@ def run(
 
 @contextmanager
 def own_lock_file() -> Iterator[Path]:
-    """Let the lab lock its models in checkpoints.lock.yaml, and give the operator's own file back afterwards."""
-    path = CHECKOUT / "checkpoints.lock.yaml"
+    """What is locked in the body is forgotten afterwards."""
+    path = project() / "checkpoints.lock.yaml"
     kept = path.read_bytes() if path.exists() else None
     try:
         yield path

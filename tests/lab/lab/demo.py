@@ -80,7 +80,7 @@ def _play(chapter: Chapter, host: Host) -> None:
 
 def _run(command: list[str], chapter: Chapter) -> int:
     begun = time.monotonic()
-    code = subprocess.call(command, cwd=control.CHECKOUT, env=control.environment(_declares(chapter)))
+    code = subprocess.call(command, cwd=control.project(), env=control.environment(_declares(chapter)))
     print(f"\nexit code {code} after {time.monotonic() - begun:.0f} s", flush=True)
     return code
 

@@ -1,4 +1,7 @@
-"""Names, places and addresses of the lab; only the lab uses them, so whatever carries one is the lab's to remove."""
+"""Names, places and addresses of the lab; only the lab uses them, so whatever carries one is the lab's to remove.
+
+Workers of one test run (pytest-xdist) have a lab each, beside one another: every name and address carries the lab's number.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-MACHINE_PREFIX = "pvlab-"
-BRIDGE = "br-pvlab"
-OUTER_PREFIX = "pvl-"  # this machine's end of a host's cable
-INNER_PREFIX = "pvc-"  # the host's end
+NUMBER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")  # empty where there is but one lab
+MACHINE_PREFIX = f"pvlab{NUMBER}-"
+BRIDGE = f"br-pvlab{NUMBER}"
+OUTER_PREFIX = f"pvl{NUMBER}-"  # this machine's end of a host's cable
+INNER_PREFIX = f"pvc{NUMBER}-"  # the host's end
 NAME_LIMIT = 15 - len(OUTER_PREFIX)  # Linux keeps interface names to 15 characters
 
-RUN = Path("/run/pyinfra-vllm-lab")  # state and lock: gone after a reboot, as the hosts are
-WORK = Path("/var/lib/pyinfra-vllm-lab")  # what the hosts write; removed with them
+RUN = Path(f"/run/pyinfra-vllm-lab{NUMBER}")  # state and lock: gone after a reboot, as the hosts are
+WORK = Path(f"/var/lib/pyinfra-vllm-lab{NUMBER}")  # what the hosts write; removed with them
 STATE = RUN / "state.json"
 LOCK = RUN / "lock"
+PROJECT = RUN / "project"  # where commands run: the checkout's files, and a lock file of the lab's own
 
 OPERATOR = "ops"  # the account that pyinfra logs in as: sudo without password, no other right
 HUB_PORT = 8911
@@ -44,7 +49,7 @@ def recipe_key(*parts: str | bytes) -> str:
 class Network:
     """A private /24 on the lab's bridge: .1 is this machine, hosts count from .11."""
 
-    prefix: str = os.environ.get("PYINFRA_VLLM_LAB_NETWORK", "10.213.77")
+    prefix: str = os.environ.get("PYINFRA_VLLM_LAB_NETWORK", f"10.213.{77 + int(NUMBER or 0)}")
 
     @property
     def gateway(self) -> str:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from . import cgroups, network
-from .layout import BRIDGE, MACHINE_PREFIX, STATE, WORK
+from .layout import BRIDGE, MACHINE_PREFIX, PROJECT, STATE, WORK
 from .shell import LabError, run
 
 _UNEXPORT = "/run/systemd/nspawn"
@@ -31,7 +31,7 @@ def find() -> dict[str, list[str]]:
         "loop devices": loops(),
         "interfaces": network.interfaces(),
         "control groups": [str(path) for path in cgroups.find()],
-        "files": [str(path) for path in (WORK, STATE) if path.exists()],
+        "files": [str(path) for path in (WORK, STATE, PROJECT) if path.exists()],
     }
     return {kind: names for kind, names in found.items() if names}
 
@@ -47,8 +47,9 @@ def remove() -> None:
         run("ip", "link", "del", name, check=False)
     cgroups.remove()
     STATE.unlink(missing_ok=True)
-    if WORK.exists():
-        shutil.rmtree(WORK)
+    for path in (WORK, PROJECT):
+        if path.exists():
+            shutil.rmtree(path)
     left = find()
     if left:
         raise LabError(f"could not remove what an earlier lab left: {left}")

@@ -8,6 +8,7 @@ from pyinfra_vllm.operations import checkpoint, disk, preflight, program, releas
 declared = fleet.declared()
 mine = declared.hosts[host.name]
 users = sorted({service.user for service in mine.services})
+turns = {"rollout": declared.rollout, "serving": declared.serving, "overrides": declared.overrides}
 
 program.installed(name="Prepare the host", root=mine.root, users=users)
 
@@ -26,13 +27,7 @@ for service in host.loop(mine.services):
     release.staged(name=f"{service.name}: stage the release", **this)
 
 for number in host.loop(range(1, declared.waves + 1)):
-    switch.wave(
-        name=f"Wave {number}",
-        number=number,
-        rollout=declared.rollout,
-        serving=declared.serving,
-        overrides=declared.overrides,
-    )
+    switch.wave(name=f"Wave {number}", number=number, **turns)
 
 for number in host.loop(range(declared.waves_back, 0, -1)):
     switch.taken_back(

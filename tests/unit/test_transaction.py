@@ -392,6 +392,7 @@ def test_a_boot_leaves_the_old_release_to_systemd_and_ends_when_its_tokens_flow(
     assert serving.recover(boot=True) == ["chat: going back"]
     assert serving.outcome() == "rolled_back"
     assert serving.starts == [OLD], "it was started once, by systemd"
+    assert "the host went down before the verdict" in serving.journal()[-1]["reason"]
 
 
 def test_a_baseline_is_waited_for_while_the_old_release_starts(

@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Callable
 
 from . import durable, evidence, gate, journal, systemd
 from . import release as releases
@@ -50,24 +51,29 @@ def recover(
 
     Raises Unfinished at the end, where a service's lock is held or something refused: what serves goes on serving.
     """
-    outcomes, unfinished = [], []
-    try:
-        for paths in services(root, units):
-            if name not in (None, paths.name):
-                continue
-            try:
-                outcome = _recover_one(paths, say, boot, wait_s)
-            except Exception as problem:  # whatever it is: the other services are recovered all the same
-                unfinished.append(f"{paths.name}: {str(problem) or type(problem).__name__}")
-                continue
-            if outcome:
-                outcomes.append(f"{paths.name}: {outcome}")
-    finally:
-        if boot:
-            _start_all(root, units)
+    found = [paths for paths in services(root, units) if name in (None, paths.name)]
+    outcomes, unfinished = _each(found, lambda paths: _recover_one(paths, say, boot, wait_s))
+    if boot:
+        unfinished += _each(found, lambda paths: _start_at_boot(root, paths))[1]
     if unfinished:
         raise Unfinished("; ".join([*outcomes, *unfinished]))
     return outcomes
+
+
+def _each(
+    found: list[ServicePaths], act: Callable[[ServicePaths], str | None]
+) -> tuple[list[str], list[str]]:
+    """What came of each service, and what went wrong: whatever it is, the others have their turn all the same."""
+    outcomes, problems = [], []
+    for paths in found:
+        try:
+            outcome = act(paths)
+        except Exception as problem:
+            problems.append(f"{paths.name}: {str(problem) or type(problem).__name__}")
+            continue
+        if outcome:
+            outcomes.append(f"{paths.name}: {outcome}")
+    return outcomes, problems
 
 
 def _recover_one(paths: ServicePaths, say: Say, boot: bool, wait_s: float) -> str | None:
@@ -79,15 +85,13 @@ def _recover_one(paths: ServicePaths, say: Say, boot: bool, wait_s: float) -> st
         return outcome
 
 
-def _start_all(root: Path, units: Path) -> None:
-    """At boot the models' file system may be mounted only after systemd read its units: read them again."""
-    systemd.daemon_reload()
-    for paths in services(root, units):
-        if paths.wants_link.is_symlink():
-            systemd.start_in_background(paths.unit)
-        if paths.hooks.is_file() or _unended(paths):
-            program = ("/usr/bin/env", "python3", str(root / "bin/on-host.pyz"), "--root", str(root))
-            systemd.run_in_background(f"pyinfra-vllm-resume-{paths.name}", *program, "resume", paths.name)
+def _start_at_boot(root: Path, paths: ServicePaths) -> None:
+    systemd.daemon_reload()  # the models' file system may have been mounted only after systemd read its units
+    if paths.wants_link.is_symlink():
+        systemd.start_in_background(paths.unit)
+    if paths.hooks.is_file() or _unended(paths):
+        program = ("/usr/bin/env", "python3", str(root / "bin/on-host.pyz"), "--root", str(root))
+        systemd.run_in_background(f"pyinfra-vllm-resume-{paths.name}", *program, "resume", paths.name)
 
 
 class Left:
@@ -209,8 +213,11 @@ def _end_restored(left: Left, service: Service) -> str:
     old_id, new_id = left.activated["from"], left.activated["to"]
     outcome = restore(service, left.log, old_id, new_id, left.start_limit_s)
     reason = "the switch was interrupted before its verdict"
-    if left.find("restore", "intended"):
+    going_back = left.find("restore", "intended")
+    if going_back:
         reason = "the switch was interrupted on its way back"
+    if going_back and going_back.get("boot"):
+        reason = "the host went down before the verdict; it booted with the old release"
     judged = left.find("judge", "done")
     if judged and judged.get("verdict") == "fail":
         found = gate.conclusion(judged)

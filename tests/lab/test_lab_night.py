@@ -222,10 +222,10 @@ def observed(host: Host) -> dict[str, Any]:
     return dict(found)
 
 
-def until(what: str, reached: Callable[[], bool], seconds: float = 120) -> None:
+def until(machine: Host, what: str, reached: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
+        assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s; {said(machine)[-4000:]}"
         time.sleep(1)
 
 
@@ -259,13 +259,13 @@ def test_an_unattended_night(machine: Host, hosts: list[Host]) -> None:
     assert datetime.now(UTC) < opens, "this machine is too slow to look before the window opens"
 
     # Inside it the rollout happens, once.
-    until("the rollout", lambda: "pyinfra ended with" in said(machine))
+    until(machine, "the rollout", lambda: "pyinfra ended with" in said(machine))
     new, restarted = observed(host), started(host)
     assert "pyinfra ended with 0" in said(machine), said(machine)
     assert new["current"] == new["running"] != old["current"]
     assert new["last"]["outcome"] == "committed" and new["last"]["operator"] == f"schedule@{CONTROL}"
     assert datetime.fromisoformat(new["last"]["began"]) >= opens
-    until("the next tick", lambda: "nothing is due" in said(machine).partition("pyinfra ended with 0")[2])
+    until(machine, "the next tick", lambda: "nothing is due" in said(machine).partition("pyinfra ended with 0")[2])
     assert said(machine).count(f"due: {host.name}") == 1
     assert (observed(host)["last"]["tx"], started(host)) == (new["last"]["tx"], restarted)
     assert (shown(machine, "Result"), shown(machine, "ExecMainStatus")) == ("success", "0")
@@ -273,9 +273,9 @@ def test_an_unattended_night(machine: Host, hosts: list[Host]) -> None:
     # A bad release: it goes back, and systemd keeps the exit code. The next tick would end well and hide it, so the
     # timer is stopped meanwhile, which does not stop the switch.
     declare_there(machine, bad)
-    until("the bad release's switch", lambda: observed(host)["lock"] is not None)
+    until(machine, "the bad release's switch", lambda: observed(host)["lock"] is not None)
     machine.ssh(f"systemctl stop {UNIT}.timer")
-    until("its end", lambda: shown(machine, "ActiveState") == "failed")
+    until(machine, "its end", lambda: shown(machine, "ActiveState") == "failed")
     assert (shown(machine, "Result"), shown(machine, "ExecMainStatus")) == ("exit-code", "1")
     assert "pyinfra ended with 1" in said(machine)
     found = observed(host)

@@ -265,7 +265,11 @@ def test_an_unattended_night(machine: Host, hosts: list[Host]) -> None:
     assert new["current"] == new["running"] != old["current"]
     assert new["last"]["outcome"] == "committed" and new["last"]["operator"] == f"schedule@{CONTROL}"
     assert datetime.fromisoformat(new["last"]["began"]) >= opens
-    until(machine, "the next tick", lambda: "nothing is due" in said(machine).partition("pyinfra ended with 0")[2])
+    until(
+        machine,
+        "the next tick",
+        lambda: "nothing is due" in said(machine).partition("pyinfra ended with 0")[2],
+    )
     assert said(machine).count(f"due: {host.name}") == 1
     assert (observed(host)["last"]["tx"], started(host)) == (new["last"]["tx"], restarted)
     assert (shown(machine, "Result"), shown(machine, "ExecMainStatus")) == ("success", "0")

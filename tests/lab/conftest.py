@@ -16,16 +16,24 @@ from lab.machine import Host
 from lab.session import Lab
 
 
+# Minutes each; whoever runs two labs side by side begins with them, so that both end at about the same time.
+LONG = ("test_rollout.py", "test_lab_night.py", "test_lab_waves.py", "test_faults.py", "test_lab_security.py")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "own_lab: starts labs of its own, before the one that tests share")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is here, and put tests with labs of their own first: a machine has one lab at a time."""
+    """Mark what is here. Tests with labs of their own come first, before the one that tests share, then what takes long."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.lab)
-    items.sort(key=lambda item: item.get_closest_marker("own_lab") is None)
+    items.sort(key=lambda item: (item.get_closest_marker("own_lab") is None, _turn(item.path.name)))
+
+
+def _turn(file: str) -> int:
+    return LONG.index(file) if file in LONG else len(LONG)
 
 
 @pytest.fixture(scope="session")

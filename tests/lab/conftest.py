@@ -15,7 +15,6 @@ from lab import session
 from lab.machine import Host
 from lab.session import Lab
 
-
 # Minutes each; whoever runs two labs side by side begins with them, so that both end at about the same time.
 LONG = ("test_rollout.py", "test_lab_night.py", "test_lab_waves.py", "test_faults.py", "test_lab_security.py")
 

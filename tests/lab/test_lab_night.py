@@ -244,7 +244,7 @@ def test_an_unattended_night(machine: Host, hosts: list[Host]) -> None:
     # The evening: b is declared for a window that opens soon, the timer is installed, and the person goes home.
     opens = full_minute_but_one()
     window = {"cron": f"{opens.minute} {opens.hour} * * *", "duration": "1h", "timezone": "UTC"}
-    good, bad = declared("b", window), declared("a", window, LIGHT_TOKEN_S="0.03")
+    good, bad = declared("b", window), declared("a", window, LIGHT_TOKEN_S="0.02")
     declare_there(machine, good)
     accelerate(machine, UNIT)
     words = ("--install", "--every", "1", "--environment-file", ENVIRONMENT, *limit)
@@ -279,7 +279,7 @@ def test_an_unattended_night(machine: Host, hosts: list[Host]) -> None:
     declare_there(machine, bad)
     until(machine, "the bad release's switch", lambda: observed(host)["lock"] is not None)
     machine.ssh(f"systemctl stop {UNIT}.timer")
-    until(machine, "its end", lambda: shown(machine, "ActiveState") == "failed")
+    until(machine, "its end", lambda: shown(machine, "ActiveState") == "failed", 240)
     assert (shown(machine, "Result"), shown(machine, "ExecMainStatus")) == ("exit-code", "1")
     assert "pyinfra ended with 1" in said(machine)
     found = observed(host)

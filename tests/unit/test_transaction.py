@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
-from pyinfra_vllm.on_host import durable, lock, manifest, observe, probe, recovery, soak, sockets, transaction
+from pyinfra_vllm.on_host import (
+    durable,
+    evidence,
+    lock,
+    manifest,
+    observe,
+    probe,
+    recovery,
+    soak,
+    sockets,
+    systemd,
+    transaction,
+)
 from pyinfra_vllm.on_host import journal as journals
 from pyinfra_vllm.on_host.order import ROLLBACK
 
@@ -546,3 +558,28 @@ def test_a_baseline_that_can_t_be_judged_is_found_out_before_anything_is_touched
     assert serving.switch() == "refused"
     assert "before.phases is empty" in serving.journal()[-1]["reason"]
     assert serving.running == OLD and serving.starts == []
+
+
+def test_where_neither_release_can_be_started_the_record_says_so(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(unit: str) -> None:
+        raise systemd.SystemdError("`systemctl start` exited with 203")
+
+    monkeypatch.setattr(systemd, "start", fails)
+    assert serving.switch() == "restore_failed"
+    assert serving.outcome() == "restore_failed" and serving.current == OLD
+    assert serving.recover() == []
+
+
+@pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
+def test_a_record_whose_end_was_written_last_gets_its_journal_later(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, boot: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence, "seal", refuse)
+        with pytest.raises(OSError, match="Read-only"):
+            serving.switch()
+    serving.recover(boot)
+    kept = serving.paths.evidence / serving.journal()[0]["tx"] / "journal.jsonl"
+    assert journals.read(kept) == serving.journal()

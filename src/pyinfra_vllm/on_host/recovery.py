@@ -185,7 +185,10 @@ def prepare_boot(paths: ServicePaths, say: Say) -> str | None:
     """Before systemd starts the service: let it be the release that was proven. What can only be said of a service that
     runs is left to `resume`."""
     left = _left(paths)
-    if left is None or left.ended:
+    if left is None:
+        return None
+    if left.ended:
+        left.seal()
         return None
     untouched = _end_untouched(left)
     if untouched or not left.activated:
@@ -365,9 +368,12 @@ def _comes_up_by_itself(service: Service, release: Release, limit_s: float) -> b
 def _last_resort(service: Service, old_id: str, new_id: str, limit_s: float) -> str | None:
     if not bring_up(service, new_id, limit_s):
         return new_id
-    service.stop(_loaded(service.paths, new_id))
-    service.point_at(old_id)  # nothing serves: systemd goes on trying the release that was proven once
-    service.start()
+    try:
+        service.stop(_loaded(service.paths, new_id))
+        service.point_at(old_id)  # nothing serves: systemd goes on trying the release that was proven once
+        service.start()
+    except (NotReady, systemd.SystemdError, OSError) as problem:
+        service.say(f"{old_id} can't be started, and neither can {new_id}: {problem}")
     return None
 
 

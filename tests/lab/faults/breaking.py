@@ -50,6 +50,7 @@ class Fault:
     deadly: the process at the fault point is gone
     lasting: the host can't write down how it ended until it is mended
     limit_s: within so long after the fault tokens of the old or the new release flow again and the switch has ended
+    spares_new: it breaks what the old release needs, and nothing of the new one's, so they must not share it
     clock_s: seconds by which the process's clock steps at the fault point, instead of stopping there
     """
 
@@ -59,6 +60,7 @@ class Fault:
     deadly: bool = False
     lasting: bool = False
     limit_s: float = 30.0
+    spares_new: bool = False
     clock_s: float = 0.0
 
 
@@ -354,12 +356,14 @@ def plug_in(ground: Ground, scene: Scene) -> None:
 
 def _damaged(which: str, how: str, act: Callable[[Path], None]) -> Fault:
     strike, mend = damage(which, act)
-    return Fault(f"checkpoint of the {which} release {how}", strike, mend)
+    title = f"checkpoint of the {which} release {how}"
+    return Fault(title, strike, mend, spares_new=which == "old")
 
 
 def _no_runtime(which: str) -> Fault:
     strike, mend = delete_runtime(which)
-    return Fault(f"runtime of the {which} release deleted", strike, mend)
+    title = f"runtime of the {which} release deleted"
+    return Fault(title, strike, mend, spares_new=which == "old")
 
 
 _delete_old, _lay_old_back = damage("old", Path.unlink)
@@ -375,6 +379,7 @@ FAULTS: dict[str, Fault] = {
         _lay_old_back,
         deadly=True,
         limit_s=120,
+        spares_new=True,
     ),
     "kill-children": Fault("SIGKILL of the transaction's children, for 1.5 s", kill_children),
     "power": Fault("power cut and boot", power_cut, deadly=True),

@@ -62,7 +62,7 @@ def fleet(
     lab: Lab, plain: int, small: int, names: tuple[str, ...], real: bool = False
 ) -> Iterator[list[Ground]]:
     """So many hosts, and so many more whose root is a small disk of its own, with these releases staged, watched."""
-    disk = Disk(ROOT, 256 if real else 64, journal=True)
+    disk = Disk(ROOT, 1024 if real else 64, journal=True)
     hosts = [f"f{number}" for number in range(plain)]
     others = [f"d{number}" for number in range(small)]
     grounds = [Ground(host) for host in lab.add(*hosts)] + [

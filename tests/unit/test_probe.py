@@ -30,8 +30,8 @@ def measured(settings: Settings = QUICK, **behaviour: Any) -> dict[str, Any]:
     return record
 
 
-def verdict(record: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
-    return gate.judge(before, record, gate.Criteria(concurrency=(1, 4)))
+def verdict(record: dict[str, Any], before: dict[str, Any] | None = None, **limits: Any) -> dict[str, Any]:
+    return gate.judge(before, record, gate.Criteria(concurrency=(1, 4), **limits))
 
 
 def test_a_record_is_what_the_contract_says() -> None:
@@ -60,7 +60,9 @@ def test_tokens_per_second_are_those_of_the_server() -> None:
 
 
 def test_both_sides_measure_the_same_prompts_and_the_second_needs_half_of_the_rounds() -> None:
-    with serving() as server:
+    # It sleeps for most of each answer, and the margins are what three rounds of a second can tell on shared cores.
+    margins = {"throughput_margin": 0.15, "tpot_margin": 0.15, "ttft_margin": 0.15}
+    with serving(ttft_s=0.04) as server:
         client = Client(server.url, "m")
         before = probe.measure(client, QUICK)
         after = probe.measure(client, QUICK, like=before)
@@ -77,7 +79,7 @@ def test_both_sides_measure_the_same_prompts_and_the_second_needs_half_of_the_ro
     assert {item["prompt"] for item in longer["phases"][0]["requests"]} == {
         item["prompt"] for item in before["phases"][0]["requests"]
     }
-    assert verdict(longer, before)["verdict"] in ("pass", "inconclusive")
+    assert verdict(longer, before, **margins)["verdict"] in ("pass", "inconclusive")
     assert len(texts) < len(salts) and len({salt.split("-")[0] for salt in salts}) >= 3
 
 

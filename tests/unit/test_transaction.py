@@ -24,7 +24,10 @@ from pyinfra_vllm.on_host import (
     transaction,
 )
 from pyinfra_vllm.on_host import journal as journals
+from pyinfra_vllm.on_host import release as releases
 from pyinfra_vllm.on_host.order import ROLLBACK
+from pyinfra_vllm.on_host.release import NotReady
+from pyinfra_vllm.on_host.service import Service
 
 
 @pytest.fixture
@@ -583,3 +586,32 @@ def test_a_record_whose_end_was_written_last_gets_its_journal_later(
     serving.recover(boot)
     kept = serving.paths.evidence / serving.journal()[0]["tx"] / "journal.jsonl"
     assert journals.read(kept) == serving.journal()
+
+
+def test_a_unit_between_a_crash_and_its_next_start_is_not_down(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = iter(["inactive", "activating"])
+    monkeypatch.setattr(systemd, "show", lambda unit, *names: {"ActiveState": next(states, "active")})
+    assert not Service(serving.paths, serving.said.append).down
+
+
+def test_a_way_back_whose_child_processes_are_killed_is_tried_again(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activated(serving)
+    reload, killed = systemd.daemon_reload, iter([True])
+
+    def once() -> None:
+        if next(killed, False):
+            raise systemd.SystemdError("`systemctl daemon-reload` exited with -9")
+        reload()
+
+    def by_a_child(release: object, files: object) -> None:
+        raise NotReady("its user can't read what it needs: ")
+
+    monkeypatch.setattr(systemd, "daemon_reload", once)
+    monkeypatch.setattr(releases, "_readable", by_a_child)
+    monkeypatch.setattr(serving, "_flow_problem", lambda release: "")
+    assert serving.recover() == ["chat: rolled_back"]
+    assert serving.running == serving.current == OLD

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from . import durable, evidence, gate, journal, systemd
+from . import durable, evidence, gate, journal, manifest, systemd
 from . import release as releases
 from .hooks import Hooks
 from .journal import Entry, Journal
@@ -346,12 +346,14 @@ def bring_up(service: Service, release_id: str, limit_s: float) -> str:
 
 
 def _may_start(paths: ServicePaths, release_id: str) -> bool:
-    """Whether trying again is worth the silence: not for a release that has lost what it needs."""
-    try:
-        releases.prove(paths, releases.load(paths, release_id))
-    except NotReady:
-        return False
-    return True
+    """Whether trying again is worth the silence: not for a release that has lost what it needs.
+
+    Looks at files only: a proof by another process may fail for what made the start fail.
+    """
+    release = _loaded(paths, release_id)
+    return (
+        release is not None and release.executable.exists() and not manifest.quick_check(release.checkpoint)
+    )
 
 
 def _comes_up_by_itself(service: Service, release: Release, limit_s: float) -> bool:

@@ -87,8 +87,15 @@ class Service:
 
     @property
     def down(self) -> bool:
-        """Whether the unit runs nothing and is not about to: it was stopped, or systemd gave it up."""
-        return systemd.show(self.paths.unit, "ActiveState")["ActiveState"] in DOWN
+        """Whether the unit runs nothing and is not about to: it was stopped, or systemd gave it up.
+
+        Asked twice: on its way from a crash to the next start a unit is inactive for a moment.
+        """
+        for _ in range(2):
+            if systemd.show(self.paths.unit, "ActiveState")["ActiveState"] not in DOWN:
+                return False
+            time.sleep(POLL_S)
+        return True
 
     def start(self) -> str | None:
         """Start what `current` points to; returns a mark in the log from which its lines begin."""
@@ -151,7 +158,7 @@ class Service:
     def _no_crash_loop(self, before: int) -> None:
         state = systemd.show(self.paths.unit, "ActiveState", "NRestarts", "Result", "ExecMainStatus")
         crashes = int(state.get("NRestarts") or 0) - before
-        if state["ActiveState"] in DOWN or crashes > CRASHES_ALLOWED:
+        if state["ActiveState"] == "failed" or crashes > CRASHES_ALLOWED:
             raise NotServing(
                 f"vLLM ended by itself {crashes + 1} times after its start"
                 f" (result {state.get('Result')}, status {state.get('ExecMainStatus')})"

@@ -49,7 +49,7 @@ def recipe_key(*parts: str | bytes) -> str:
 class Network:
     """A private /24 on the lab's bridge: .1 is this machine, hosts count from .11."""
 
-    prefix: str = os.environ.get("PYINFRA_VLLM_LAB_NETWORK", f"10.213.{77 + int(NUMBER or 0)}")
+    prefix: str = os.environ.get("PYINFRA_VLLM_LAB_NETWORK", f"10.213.{78 + int(NUMBER) if NUMBER else 77}")
 
     @property
     def gateway(self) -> str:

@@ -244,7 +244,7 @@ def test_an_unattended_night(machine: Host, hosts: list[Host]) -> None:
     # The evening: b is declared for a window that opens soon, the timer is installed, and the person goes home.
     opens = full_minute_but_one()
     window = {"cron": f"{opens.minute} {opens.hour} * * *", "duration": "1h", "timezone": "UTC"}
-    good, bad = declared("b", window), declared("a", window, LIGHT_TOKEN_S="0.03")
+    good, bad = declared("b", window), declared("a", window, LIGHT_KERNEL="slow")
     declare_there(machine, good)
     accelerate(machine, UNIT)
     words = ("--install", "--every", "1", "--environment-file", ENVIRONMENT, *limit)

@@ -20,6 +20,11 @@ from .ground import GATE, ROOT, STATE, Ground
 
 STOP_S = 1  # before the unit's own 30 s for what hangs in its stop
 COMMON = {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_TOKEN_S": "0.02"}
+# One process less to start, and none that spins for a second after each request: two cores carry three servers so.
+REAL = {
+    "flags": {"enforce-eager": True, "distributed-executor-backend": "uni"},
+    "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+}
 CLOSED = [{"cron": "0 3 1 1 *", "duration": "1h", "timezone": "Asia/Tokyo"}]
 ACCOUNTS = ("passwd", "shadow", "group", "gshadow")
 # What a test calls a release -> the checkpoint, and how the stub misbehaves.
@@ -44,8 +49,7 @@ def declared(name: str, real: bool = False, **settings: Any) -> dict[str, str]:
         "gate": GATE,
         **settings,
     }
-    if not real:
-        values |= {"ready_timeout_s": 60, "environment": {**COMMON, **how}}
+    values |= REAL if real else {"ready_timeout_s": 60, "environment": {**COMMON, **how}}
     return {"PYINFRA_VLLM_LAB_RELEASE": checkpoint, "PYINFRA_VLLM_LAB_SETTINGS": json.dumps(values)}
 
 

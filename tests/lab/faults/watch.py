@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PROMPT = "who is there"
+# The one question that the lab's real models answer for sure; the stub's answer tells its checkpoint.
+QUESTION = "What is the capital of Japan?"
 EVERY_S = 0.2
 ANSWER_S = 2.0
 _NEW_NET = 0x40000000  # CLONE_NEWNET, linux/sched.h
@@ -75,11 +76,16 @@ class Watch:
 
     def ask(self) -> str | None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
-        body = json.dumps({"model": self.model, "prompt": PROMPT, "max_tokens": 3, "temperature": 0})
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": QUESTION}],
+            "max_tokens": 3,
+            "temperature": 0,
+        }
         try:
-            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
             answer = json.loads(connection.getresponse().read())
-            return str(answer["choices"][0]["text"]).strip() or None
+            return str(answer["choices"][0]["message"]["content"]).strip() or None
         except (OSError, http.client.HTTPException, ValueError, KeyError):
             return None
         finally:

@@ -83,7 +83,9 @@ class Watch:
             "temperature": 0,
         }
         try:
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+            connection.request(
+                "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
+            )
             answer = json.loads(connection.getresponse().read())
             return str(answer["choices"][0]["message"]["content"]).strip() or None
         except (OSError, http.client.HTTPException, ValueError, KeyError):

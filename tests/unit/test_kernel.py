@@ -168,6 +168,9 @@ def test_an_unquantized_model_where_a_kernel_is_expected_fails() -> None:
         ("h200-vllm0.25.1-resolved-latency", ["Marlin"]),
         ("h200-vllm0.25.1-resolved-throughput", ["Machete"]),
         ("h200-vllm0.25.1-resolved-balanced", ["Humming"]),
+        ("h100-vllm0.25.1-resolved-latency", ["Marlin"]),
+        ("h100-vllm0.25.1-resolved-throughput", ["Machete"]),
+        ("h100-vllm0.25.1-resolved-balanced", ["Humming"]),
         ("cpu-vllm0.32.0-tiny-awq", ["CPUWNA16"]),
     ],
 )

@@ -111,6 +111,17 @@ def test_what_was_measured_on_an_h200_is_emitted_unchanged(
     )
 
 
+@pytest.mark.parametrize(("objective", "tokens"), [("throughput", 205_744), ("latency", 207_152)])
+def test_on_an_h100_the_same_is_emitted_and_the_cache_is_its_own(objective: str, tokens: int) -> None:
+    measured = resolve(
+        "Qwen/Qwen3-32B-AWQ", "NVIDIA H100 80GB HBM3", "0.25.1", max_model_len=4096, objective=objective
+    )
+    (row,) = [row for row in MEASURED if row[0] == {"objective": objective}]
+    assert (measured.argv(), measured.environment, measured.kernel) == (row[1], row[2], (row[3],))
+    assert measured.fit is not None
+    assert measured.fit.kv_tokens == tokens
+
+
 # The founding cases
 
 

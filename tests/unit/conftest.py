@@ -1,4 +1,4 @@
-"""For all unit tests: the real command line, called as a person calls it."""
+"""For all unit tests: the real command line, called as a person calls it, and a simulated host."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm import cli
 
@@ -34,3 +35,16 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
         return Ended(ended.value.code, out, err)
 
     return run
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedHost:
+    return SimulatedHost(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def serving(host: SimulatedHost) -> SimulatedHost:
+    """The old release serves and the new one is staged."""
+    host.install(OLD)
+    host.stage(NEW)
+    return host

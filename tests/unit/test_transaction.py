@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
-from simulated import NEW, OLD, Killed, SimulatedHost
+from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm.on_host import (
     durable,
-    evidence,
     lock,
     manifest,
     observe,
     probe,
-    recovery,
     soak,
     sockets,
-    systemd,
     transaction,
 )
-from pyinfra_vllm.on_host import journal as journals
-from pyinfra_vllm.on_host import release as releases
 from pyinfra_vllm.on_host.order import ROLLBACK
-from pyinfra_vllm.on_host.release import NotReady
-from pyinfra_vllm.on_host.service import Service
-
-
-@pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedHost:
-    return SimulatedHost(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def serving(host: SimulatedHost) -> SimulatedHost:
-    """The old release serves and the new one is staged."""
-    host.install(OLD)
-    host.stage(NEW)
-    return host
 
 
 def test_a_release_that_is_no_worse_is_kept(serving: SimulatedHost) -> None:
@@ -197,91 +176,6 @@ def test_two_switches_to_one_release_within_one_second_keep_their_own_records(
     assert len(observe.ends(serving.journal())) == 3
 
 
-def prepared(root: Path, patch: pytest.MonkeyPatch, rate: float) -> SimulatedHost:
-    """The old release serves, the new one is staged and makes `rate` tokens/s, and no call was counted yet."""
-    host = SimulatedHost(root, patch)
-    host.install(OLD)
-    host.stage(NEW)
-    host.rates[NEW] = rate
-    host.calls.clear()
-    return host
-
-
-def count_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float) -> int:
-    with monkeypatch.context() as patch:
-        host = prepared(tmp_path / "dry", patch, rate)
-        host.switch()
-        return len(host.calls)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
-@pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
-def test_death_at_any_call_leaves_the_old_release_or_the_new_proven_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, boot: bool
-) -> None:
-    total = count_calls(tmp_path, monkeypatch, rate)
-    assert total > 40
-    for moment in range(total):
-        with monkeypatch.context() as patch:
-            host = prepared(tmp_path / f"{moment}", patch, rate)
-            host.die_at = moment
-            with pytest.raises(Killed):
-                host.switch()
-            host.recover(boot)
-            check(host, moment)
-            before = (host.current, host.running, len(host.journal()))
-            host.recover()
-            assert (host.current, host.running, len(host.journal())) == before, (
-                "a second recovery did something"
-            )
-            host.switch()
-            assert host.running == (NEW if rate == 100.0 else OLD), "the next ordinary run did not converge"
-
-
-@pytest.mark.parametrize("first", range(0, 60, 3))
-def test_death_during_recovery_is_recovered_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
-) -> None:
-    for second in range(20):
-        with monkeypatch.context() as patch:
-            host = prepared(tmp_path / f"{second}", patch, 50.0)
-            host.die_at = first
-            try:
-                host.switch()
-            except Killed:
-                host.dead, host.die_at = False, len(host.calls) + second
-                try:
-                    host.recover_until_death()
-                except Killed:
-                    host.recover()
-            check(host, first)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
-def test_a_disk_that_fills_at_any_write_never_keeps_an_unproven_release(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float
-) -> None:
-    for moment in range(count_calls(tmp_path, monkeypatch, rate)):
-        with monkeypatch.context() as patch:
-            host = prepared(tmp_path / f"{moment}", patch, rate)
-            host.disk_full_at = moment
-            with contextlib.suppress(OSError):
-                host.switch()
-            proven = any(entry["step"] == "commit" for entry in host.journal())
-            assert host.current == host.running, f"full at {moment}"
-            assert host.running == (NEW if proven and host.running == NEW else OLD), f"full at {moment}"
-            host.disk_full_at = None
-            host.recover()
-            assert host.current == host.running, f"full at {moment}, then recovered"
-            assert (host.outcome() == "committed") == (host.running == NEW), (
-                f"full at {moment}: the record lies"
-            )
-            host.switch()
-            assert host.running == (NEW if rate == 100.0 else OLD), f"full at {moment}: no convergence"
-
-
 def soak_of(monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:
     found = {"verdict": verdict, "reasons": ["no token for 60 s with requests under way"]}
     monkeypatch.setattr(soak, "soak", lambda *args, **kwargs: found)
@@ -316,57 +210,6 @@ def test_a_soak_that_passes_or_only_alerts_keeps_the_release(
     assert ("alert from the soak: " in serving.journal()[-1]["reason"]) == (verdict != "pass")
 
 
-def check(host: SimulatedHost, moment: int) -> None:
-    committed = any(entry["step"] == "commit" for entry in host.journal())
-    assert host.current == host.running, f"dead at {moment}: what runs is not what current says"
-    assert host.running == (NEW if committed else OLD), f"dead at {moment}: {host.running} serves"
-    ends = [entry for entry in host.journal() if entry["step"] == "end"]
-    begun = [entry for entry in host.journal() if entry["step"] == "begin"]
-    assert len(ends) == len(begun), f"dead at {moment}: the journal has no end"
-    if ends:
-        assert (ends[-1]["outcome"] == "committed") == committed
-
-
-def refuse(*arguments: object, **more: object) -> None:
-    raise OSError(30, "Read-only file system")
-
-
-def test_a_recovery_that_the_disk_refuses_says_so_and_can_be_run_again(
-    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = journals.Journal(serving.paths.journal, "t")
-    log.write("begin", "done", **{"from": OLD, "to": NEW})
-    log.write("activate", "intended", **{"from": OLD, "to": NEW})
-    with monkeypatch.context() as patch:
-        patch.setattr(recovery, "restore", refuse)
-        with pytest.raises(recovery.Unfinished, match=r"chat: .*Read-only file system.*run `recover` again"):
-            serving.recover()
-    assert serving.recover() == ["chat: rolled_back"]
-    assert serving.running == OLD
-
-
-def test_a_proven_release_stays_where_its_record_could_not_be_completed(
-    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(recovery, "accept", refuse)
-        with pytest.raises(OSError, match="Read-only"):
-            serving.switch()
-    assert serving.running == serving.current == NEW
-    assert serving.recover() == ["chat: committed"]
-    assert serving.running == NEW
-
-
-def test_a_release_that_was_left_after_its_commit_is_not_called_committed(serving: SimulatedHost) -> None:
-    """On a disk that took the commit and then no entry more, the way back was walked without being written down."""
-    log = journals.Journal(serving.paths.journal, "t")
-    log.write("begin", "done", **{"from": OLD, "to": NEW})
-    log.write("activate", "intended", **{"from": OLD, "to": NEW})
-    log.write("commit", "done", release=NEW)
-    assert serving.recover() == ["chat: rolled_back"]
-    assert serving.running == serving.current == OLD
-
-
 def test_a_unit_that_somebody_else_made_is_neither_stopped_nor_removed(host: SimulatedHost) -> None:
     host.stage(NEW)
     host.paths.unit_link.write_text("[Service]\nExecStart=/usr/local/bin/vllm serve\n")
@@ -382,34 +225,6 @@ def test_a_masked_unit_stays_masked(host: SimulatedHost) -> None:
     assert host.paths.unit_link.readlink() == Path("/dev/null")
 
 
-def activated(host: SimulatedHost, **begin: object) -> journals.Journal:
-    """A switch was killed after its point of no return: the new release is current."""
-    log = journals.Journal(host.paths.journal, "t")
-    log.write("begin", "done", **{"from": OLD, "to": NEW, "purpose": "rollout", **begin})
-    log.write("activate", "intended", **{"from": OLD, "to": NEW})
-    durable.point(host.paths.current, host.paths.release(NEW))
-    host.running = NEW
-    return log
-
-
-def test_a_boot_into_an_old_release_that_will_not_start_is_no_rollback(serving: SimulatedHost) -> None:
-    activated(serving)
-    serving.broken.add(OLD)
-    serving.recover(boot=True)
-    assert serving.outcome() == "restore_failed"
-    assert (serving.current, serving.running) == (NEW, NEW)
-
-
-def test_a_boot_leaves_the_old_release_to_systemd_and_ends_when_its_tokens_flow(
-    serving: SimulatedHost,
-) -> None:
-    activated(serving)
-    assert serving.recover(boot=True) == ["chat: going back"]
-    assert serving.outcome() == "rolled_back"
-    assert serving.starts == [OLD], "it was started once, by systemd"
-    assert "the host went down before the verdict" in serving.journal()[-1]["reason"]
-
-
 def test_a_baseline_is_waited_for_while_the_old_release_starts(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,88 +237,11 @@ def test_a_baseline_is_waited_for_while_the_old_release_starts(
     assert serving.running == OLD
 
 
-def test_a_damaged_new_release_does_not_stand_in_the_way_back(serving: SimulatedHost) -> None:
-    activated(serving)
-    (serving.paths.release(NEW) / "release.json").write_text("{")
-    assert serving.recover() == ["chat: rolled_back"]
-    assert serving.running == OLD
-
-
-def test_where_the_old_release_lost_its_files_the_new_one_goes_on_serving(serving: SimulatedHost) -> None:
-    activated(serving)
-    (serving.paths.release(OLD) / "release.json").unlink()
-    serving.recover(boot=True)
-    assert serving.outcome() == "restore_failed"
-    assert serving.running == NEW
-
-
-def test_one_service_s_damaged_journal_holds_up_no_other(
-    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = serving.paths.root / "aaa"
-    (other / "releases").mkdir(parents=True)
-    lines = ('"begin", "state": "done"', '"activate", "state": "intended"')
-    texts = [f'{{"at": "2026-11-21T03:00:00+00:00", "tx": "t", "step": {line}}}\n' for line in lines]
-    (other / "journal.jsonl").write_text("".join(texts))
-    (other / "current").mkdir()  # not even a link
-    activated(serving)
-    with contextlib.suppress(recovery.Unfinished):
-        serving.recover(boot=True)
-    assert serving.running == OLD and serving.starts[-1] == OLD
-
-
-def test_a_rollback_by_hand_that_was_killed_after_its_commit_still_rejects_what_it_left(
-    serving: SimulatedHost,
-) -> None:
-    log = activated(serving, purpose=ROLLBACK, reason="users complain")
-    log.write("commit", "done", release=NEW, verdict="pass")
-    assert serving.recover() == ["chat: committed"]
-    assert durable.read_json(serving.paths.rejected)[OLD]["reason"] == "users complain"
-    assert serving.paths.linked(serving.paths.previous) == OLD
-
-
-@pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
-def test_a_release_judged_worse_is_rejected_by_whoever_finishes_the_way_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: bool
-) -> None:
-    host = prepared(tmp_path, monkeypatch, 50.0)
-    write = journals.Journal.write
-
-    def die(log: journals.Journal, step: str, state: str, **fields: object) -> journals.Entry:
-        entry = write(log, step, state, **fields)
-        if step == "judge":
-            host.dead = True
-        return entry
-
-    monkeypatch.setattr(journals.Journal, "write", die)
-    with pytest.raises(Killed):
-        host.switch()
-    monkeypatch.setattr(journals.Journal, "write", write)
-    host.recover(boot)
-    assert host.running == OLD
-    assert "tokens_per_s: worse" in durable.read_json(host.paths.rejected)[NEW]["reason"]
-    assert "tokens_per_s: worse" in host.journal()[-1]["reason"]
-    kept = host.paths.evidence / host.journal()[0]["tx"] / "journal.jsonl"
-    assert journals.read(kept) == host.journal()
-
-
 def test_a_lost_link_is_not_a_first_installation(serving: SimulatedHost) -> None:
     serving.paths.current.unlink()
     serving.broken.add(NEW)
     assert serving.switch() == "rolled_back"
     assert (serving.current, serving.running) == (OLD, OLD)
-
-
-def test_a_recovery_that_finds_the_lock_held_says_so_and_does_not_call_it_done(
-    serving: SimulatedHost,
-) -> None:
-    activated(serving)
-    with (
-        lock.exclusive(serving.paths.lock, "alice@control", "pruning"),
-        pytest.raises(recovery.Unfinished, match="alice@control has held this service"),
-    ):
-        serving.recover()
-    assert serving.recover() == ["chat: rolled_back"]
 
 
 @pytest.mark.parametrize("purpose", ["rollout", ROLLBACK])
@@ -527,32 +265,6 @@ def test_a_port_that_a_stranger_took_is_no_fault_of_the_release(
     assert not durable.read_json(serving.paths.rejected, {})
 
 
-def test_an_old_release_that_hangs_in_its_start_is_not_waited_for_three_times(
-    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    serving.rates[NEW] = 50.0
-    flows = serving._flow_problem
-    stopped = serving.starts  # after the first start it never answers again
-    monkeypatch.setattr(
-        serving,
-        "_flow_problem",
-        lambda release: "no answer" if release == OLD and stopped else flows(release),
-    )
-    assert serving.switch(ready_timeout_s=0.1) == "restore_failed"
-    assert serving.starts == [NEW, OLD, NEW]
-
-
-@pytest.mark.parametrize("lost", [True, False], ids=["it lost its files", "it has all it needs"])
-def test_an_old_release_that_lost_its_files_is_started_only_once(
-    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, lost: bool
-) -> None:
-    activated(serving)
-    serving.broken.add(OLD)
-    monkeypatch.setattr(manifest, "quick_check", lambda path: ["gone"] if lost and path.name == OLD else [])
-    assert serving.recover() == ["chat: restore_failed"]
-    assert serving.starts == [OLD] * (1 if lost else 3) + [NEW]
-
-
 def test_a_baseline_that_can_t_be_judged_is_found_out_before_anything_is_touched(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -561,57 +273,3 @@ def test_a_baseline_that_can_t_be_judged_is_found_out_before_anything_is_touched
     assert serving.switch() == "refused"
     assert "before.phases is empty" in serving.journal()[-1]["reason"]
     assert serving.running == OLD and serving.starts == []
-
-
-def test_where_neither_release_can_be_started_the_record_says_so(
-    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(unit: str) -> None:
-        raise systemd.SystemdError("`systemctl start` exited with 203")
-
-    monkeypatch.setattr(systemd, "start", fails)
-    assert serving.switch() == "restore_failed"
-    assert serving.outcome() == "restore_failed" and serving.current == OLD
-    assert serving.recover() == []
-
-
-@pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
-def test_a_record_whose_end_was_written_last_gets_its_journal_later(
-    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, boot: bool
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(evidence, "seal", refuse)
-        with pytest.raises(OSError, match="Read-only"):
-            serving.switch()
-    serving.recover(boot)
-    kept = serving.paths.evidence / serving.journal()[0]["tx"] / "journal.jsonl"
-    assert journals.read(kept) == serving.journal()
-
-
-def test_a_unit_between_a_crash_and_its_next_start_is_not_down(
-    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    states = iter(["inactive", "activating"])
-    monkeypatch.setattr(systemd, "show", lambda unit, *names: {"ActiveState": next(states, "active")})
-    assert not Service(serving.paths, serving.said.append).down
-
-
-def test_a_way_back_whose_child_processes_are_killed_is_tried_again(
-    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    activated(serving)
-    reload, killed = systemd.daemon_reload, iter([True])
-
-    def once() -> None:
-        if next(killed, False):
-            raise systemd.SystemdError("`systemctl daemon-reload` exited with -9")
-        reload()
-
-    def by_a_child(release: object, files: object) -> None:
-        raise NotReady("its user can't read what it needs: ")
-
-    monkeypatch.setattr(systemd, "daemon_reload", once)
-    monkeypatch.setattr(releases, "_readable", by_a_child)
-    monkeypatch.setattr(serving, "_flow_problem", lambda release: "")
-    assert serving.recover() == ["chat: rolled_back"]
-    assert serving.running == serving.current == OLD

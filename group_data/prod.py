@@ -70,7 +70,7 @@ gate = {
     # Watching real traffic after the commit. 0 seconds: not at all.
     "soak_s": 0,
     "soak_action": "rollback",  # or "alert"
-    "soak_stall_s": 60,  # requests running and no token for so long counts as dead
+    "soak_stall_s": 60,  # no token for so long, and none when asked for one, counts as dead
     "soak_max_errors": 0,
     "soak_max_preemptions_per_minute": 60,
     "soak_throughput_drop": 0.5,  # share of the measured c1 tokens per second
@@ -80,7 +80,8 @@ gate = {
 rollout = {
     # The first to switch: a number of hosts of each kind (GPU model and services), 0 for none, or a list of host names.
     "canary": 1,
-    # Then so many hosts, or percent of all hosts, at a time; what is left follows in one last wave.
+    # Then so many hosts, or percent of those that this run has to switch (one at least), at a time; what is left follows in one
+    # last wave.
     "waves": [1, "50%"],
     # Stop, and hold the rest, when more hosts than this have failed.
     "max_failures": 0,

@@ -59,7 +59,7 @@ class _Commands(click.Group):
 @click.command(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 failed, 2 invalid and nothing touched, 3 inconclusive, 4 deferred by a window.",
+    epilog="Exit codes: 0 done, 1 failed, 2 invalid and nothing touched, 3 inconclusive, 4 deferred by a window, 70 a mistake of this program.",
 )
 @click.version_option(importlib.metadata.version("pyinfra-vllm"), prog_name="pyinfra-vllm")
 def cli() -> None:

@@ -62,7 +62,7 @@ class Criteria:
     keep_answers: bool = False  # write the text of answers into the evidence
     soak_s: float = 0.0  # how long to keep watching after the commit; 0 is not at all
     soak_action: str = "rollback"
-    soak_stall_s: float = 60.0  # requests running and not one token for this long counts as dead
+    soak_stall_s: float = 60.0  # no token for this long, and none when asked for one, counts as dead
     soak_max_errors: int = 0  # requests ended by an error inside the server while watching
     soak_max_preemptions_per_minute: float = 60.0
     soak_throughput_drop: float = (

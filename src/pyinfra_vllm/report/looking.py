@@ -17,7 +17,7 @@ from ..release import same_but_for_values
 if TYPE_CHECKING:
     from ..operations._rollout import Wanted
 
-# A report tells of the last month or so of nightly switches; status needs the newest only.
+# History tells of the last month or so of nightly switches; status needs the newest only.
 NEWEST = 50
 MAX_EVIDENCE_BYTES = 16 * 2**20
 

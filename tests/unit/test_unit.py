@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from paramiko import SSHException
 from pyinfra.api import StringCommand
 from pyinfra.api.exceptions import ConnectError
 
@@ -29,12 +30,14 @@ class FakeHost:
     commands: list[str] = field(default_factory=list)
     stdin: list[str] = field(default_factory=list)
     reconnected: int = 0
+    connected: bool = True
     print_prefix: str = ""
     name: str = "gpu1"
     current_op_global_arguments: dict[str, Any] = field(default_factory=lambda: {"_sudo": True})
     fail: Callable[[str], bool] = lambda command: False
 
     def run_shell_command(self, command: StringCommand, **options: Any) -> tuple[bool, SimpleNamespace]:
+        assert self.connected, "a client that did not connect has no transport to send anything through"
         text = command.get_raw_value()
         assert options["_sudo"] is True
         if "systemctl show" not in text:
@@ -49,10 +52,12 @@ class FakeHost:
 
     def disconnect(self) -> None:
         self.reconnected += 1
+        self.connected = False
 
     def connect(self, **options: Any) -> None:
-        if self.reconnected == 1:
+        if self.reconnected < 3:
             raise ConnectError("still away")
+        self.connected = True
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +95,9 @@ def test_a_unit_under_way_is_followed_and_not_started_again() -> None:
 
 
 def test_a_dropped_connection_is_made_again_and_the_work_followed() -> None:
-    host = FakeHost([({}, "inactive"), RUNNING, EOFError("gone"), OSError("no route"), RUNNING, DONE])
+    host = FakeHost([({}, "inactive"), RUNNING, EOFError("gone"), SSHException("not active"), RUNNING, DONE])
     run(host)
-    assert host.reconnected == 2
+    assert host.reconnected == 4
 
 
 def test_after_a_long_silence_the_operator_is_told_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

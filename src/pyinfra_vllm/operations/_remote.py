@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from paramiko import SSHException
 from pyinfra.api import Host, QuoteString, StringCommand
 from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
 
 from pyinfra_vllm.errors import HostError
+
+# What a command on a host may raise: its own failure, or the loss of the connection.
+LOST = (HostError, OSError, EOFError, SSHException)
 
 # On the disk, whole, before it has its name, and its name before we go on: a power cut leaves the old text or the new.
 _WRITE = (
@@ -28,7 +32,10 @@ class Remote:
         self.arguments = {key: given[key] for key in CONNECTOR_ARGUMENT_KEYS if key in given}
 
     def run(self, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> str:
-        """Standard output. Raises HostError with the command's own last words, TimeoutError after `timeout_s`."""
+        """Standard output. Raises HostError with the command's own last words, TimeoutError after `timeout_s`, another of
+        `LOST` where the connection is gone."""
+        if not self.host.connected:  # pyinfra would send it through the client that could not connect
+            raise ConnectionError("not connected")
         arguments = dict(self.arguments)
         if stdin is not None:
             arguments["_stdin"] = stdin

@@ -14,7 +14,7 @@ from pyinfra_vllm import release as releases
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.order import ROLLOUT, Order
 from pyinfra_vllm.operations import _story
-from pyinfra_vllm.operations._remote import Remote
+from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._rollout import Outcome
 from pyinfra_vllm.operations._unit import ANSWER_S, LOST_CONTACT_S, RUN_DIRECTORY, reconnect
 
@@ -22,6 +22,9 @@ UNIT = "pyinfra-vllm-switch"
 POLL_S = 1.0
 PRUNING_S = 900.0  # as long as somebody who prunes may hold the lock that a recovery needs
 RETRY = "retry_rejected"
+BY_ITSELF = (
+    "The host finishes the switch by itself and keeps what is no worse; the next run reports how it ended."
+)
 
 
 class Switching:
@@ -44,6 +47,8 @@ class Switching:
             return hindrance or self._follow(self._start(observed))
         except HostError as error:
             return self.outcome("failed", str(error))
+        except LOST as error:
+            return self.outcome("unknown", f"the connection was lost ({error}). {BY_ITSELF}")
 
     def _observe(self) -> dict[str, Any]:
         return dict(self._host_program("status", self.order.service)[0])
@@ -101,22 +106,22 @@ class Switching:
         words = ("--unit", self.unit, "--entries", str(entries), "--lines", str(lines), *after)
         try:
             return dict(self._host_program("follow", self.order.service, *words))
-        except (HostError, OSError, EOFError) as error:
+        except LOST as error:
             self._say(f"no answer ({error}); the host goes on by itself, reconnecting")
             reconnect(self.host)
             return None
 
     def _lost(self) -> str:
-        return (
-            f"no contact for {LOST_CONTACT_S:.0f} s. The host finishes the switch by itself and keeps what is no worse;"
-            " the next run reports how it ended."
-        )
+        return f"no contact for {LOST_CONTACT_S:.0f} s. {BY_ITSELF}"
 
     def _ended(self, news: dict[str, Any]) -> Outcome:
         end = news["end"]
         for line in end.get("log", []):
             self._say(f"log | {line}")
-        acknowledge(self.remote, self.root, self.order.service, news["tx"])
+        try:
+            acknowledge(self.remote, self.root, self.order.service, news["tx"])
+        except LOST as error:
+            self._say(f"the host could not be told that this was seen ({error}); the next run says it again")
         return self.outcome(end["outcome"], end["reason"])
 
     def _no_end(self, news: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from pyinfra.api import Host
 from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.operations._remote import Remote
+from pyinfra_vllm.operations._remote import LOST, Remote
 
 RUN_DIRECTORY = "/run/pyinfra-vllm"
 POLL_S = 1.0
@@ -107,7 +107,7 @@ class Unit:
         while True:
             try:
                 status, state = self._look()
-            except (HostError, OSError, EOFError, ValueError) as error:
+            except (*LOST, ValueError) as error:
                 if time.monotonic() - heard > LOST_CONTACT_S:
                     raise HostError(self._lost()) from error
                 self._say(f"no answer ({error}); the host goes on by itself, reconnecting")

@@ -14,7 +14,7 @@ from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations._planning import plan
 from pyinfra_vllm.operations._refuse import refuse
-from pyinfra_vllm.operations._remote import Remote
+from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._rollout import PROGRESS
 from pyinfra_vllm.operations._unit import RUN_DIRECTORY
 from pyinfra_vllm.release import Release
@@ -57,7 +57,7 @@ def stage(state: State, host: Host, root: str, release: Release) -> bool:
         remote.run("mkdir", "-p", "-m", "755", release.directory, RUN_DIRECTORY)
         remote.write(payload, json.dumps(content))
         remote.run("python3", f"{root}/bin/on-host.pyz", "--root", root, "stage", release.service, payload)
-    except (HostError, OSError, EOFError) as error:
+    except LOST as error:
         logger.error(f"{host.print_prefix}release {release.id} of {release.service} was not staged: {error}")
         return False
     return True

@@ -8,21 +8,24 @@ Server and clients share those cores, so nothing else should run beside it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/lab"))
 
-from lab import serving, session
+from lab import packages, runtime, serving, session
 from lab.session import Lab
 
 HERE = Path(__file__).resolve().parent
 MODEL = "lab/good-a"
 PORT = 8000
 STARTS, RUNS = 3, 3
+PANDAS = "pandas==3.1.1"  # what vLLM's own benchmark imports and vLLM does not bring
 
 
 @contextmanager
@@ -42,15 +45,20 @@ def server(lab: Lab, unit: str, *flags: str) -> Iterator[str]:
     host.ssh(f"systemctl stop {unit}")
 
 
-def run(lab: Lab, script: str, *words: str) -> None:
-    """One of the scripts here, under the Python that has vLLM."""
-    subprocess.run([f"{lab.parts.runtime}/bin/python", str(HERE / script), *words], check=True)
+def run(lab: Lab, script: str, *words: str, beside: str = "") -> None:
+    """One of the scripts here, under the Python that has vLLM, with the packages in the folder `beside`."""
+    python = f"{lab.parts.runtime}/bin/python"
+    subprocess.run([python, str(HERE / script), *words], env={**os.environ, "PYTHONPATH": beside}, check=True)
 
 
 def accuracy(*more: str) -> None:
-    with lab() as running, server(running, "vllm", "--no-enable-prefix-caching") as url:
-        tokenizer = str(running.parts.checkpoints[MODEL])
-        run(running, "accuracy.py", url, "tiny", tokenizer, "/dev/shm/accuracy.json", *more)
+    with tempfile.TemporaryDirectory() as beside, lab() as running:
+        wanted = ("--target", beside, f"--constraints={runtime.CONSTRAINTS}", PANDAS)
+        packages.install(running.parts.runtime / "bin/python", *wanted)
+        with server(running, "vllm", "--no-enable-prefix-caching") as url:
+            tokenizer = str(running.parts.checkpoints[MODEL])
+            out = f"{beside}/accuracy.json"
+            run(running, "accuracy.py", url, "tiny", tokenizer, out, *more, beside=beside)
 
 
 def record(folder: str, *more: str) -> None:

@@ -185,8 +185,12 @@ class _Run:
         def ends() -> None:
             if self.case.fault != "control":
                 said = process.communicate(timeout=120)[0]
-                if process.returncode or "committed" not in said:
-                    self.result.violations.append(f"pyinfra exited {process.returncode}: {said[-1500:]}")
+                outcome = str((self.ground.look()["service"]["last"] or {}).get("outcome"))
+                told = (process.returncode == 0) == (outcome == "committed") and f"tiny: {outcome}: " in said
+                if not told:  # three real servers on two cores: the gate may have gone back, rightly
+                    self.result.violations.append(
+                        f"{outcome}, and pyinfra exited {process.returncode}: {said[-1500:]}"
+                    )
                 return
             again = control.pyinfra(*arguments, env=declared(name, self.ground.real))
             if again.returncode or "since the last run" not in again.stderr:

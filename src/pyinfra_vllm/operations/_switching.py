@@ -22,9 +22,7 @@ UNIT = "pyinfra-vllm-switch"
 POLL_S = 1.0
 PRUNING_S = 900.0  # as long as somebody who prunes may hold the lock that a recovery needs
 RETRY = "retry_rejected"
-BY_ITSELF = (
-    "The host finishes the switch by itself and keeps what is no worse; the next run reports how it ended."
-)
+BY_ITSELF = "the host finishes it by itself and keeps what is no worse; the next run reports how it ended."
 
 
 class Switching:
@@ -48,7 +46,8 @@ class Switching:
         except HostError as error:
             return self.outcome("failed", str(error))
         except LOST as error:
-            return self.outcome("unknown", f"the connection was lost ({error}). {BY_ITSELF}")
+            begun = "Nothing was touched unless the switch had begun; then"
+            return self.outcome("unknown", f"the connection was lost ({error}). {begun} {BY_ITSELF}")
 
     def _observe(self) -> dict[str, Any]:
         return dict(self._host_program("status", self.order.service)[0])
@@ -112,7 +111,7 @@ class Switching:
             return None
 
     def _lost(self) -> str:
-        return f"no contact for {LOST_CONTACT_S:.0f} s. {BY_ITSELF}"
+        return f"no contact for {LOST_CONTACT_S:.0f} s. The switch has begun: {BY_ITSELF}"
 
     def _ended(self, news: dict[str, Any]) -> Outcome:
         end = news["end"]

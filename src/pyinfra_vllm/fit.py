@@ -1,6 +1,6 @@
 """How much memory a model takes on a GPU, and how many tokens of KV cache are left. Arithmetic only.
 
-All figures are for one GPU of a tensor-parallel group. The formulas are vLLM's own where it has one (KV cache pages,
+All figures are for one GPU: of a tensor-parallel group, and of the fullest pipeline stage. The formulas are vLLM's own where it has one (KV cache pages,
 the share of memory it takes) and estimates fitted to its logs elsewhere (`runtimes.yaml`, section memory).
 """
 
@@ -37,6 +37,7 @@ class Load:
     graph_limit: int | None = None  # --max-cudagraph-capture-size
     eager: bool = False
     kernels: tuple[str, ...] = ()
+    pipeline_parallel_size: int = 1
     kv_cache_bytes: int | None = None  # fixed by --kv-cache-memory-bytes or, on CPU, VLLM_CPU_KVCACHE_SPACE
 
 
@@ -94,7 +95,18 @@ def weights_bytes(shape: Shape, load: Load) -> int:
     quantization = shape.quantization
     if "Machete" in load.kernels and quantization and quantization.zero_point and quantization.group_size > 0:
         total += memory["machete_zero_point_bytes"] * linear_parameters(shape) / quantization.group_size
+    if (
+        load.pipeline_parallel_size > 1
+    ):  # the first stage embeds and the last has the head, which may be the same tensor
+        layers = total - _embedding_parameters(shape) * value_bytes(load)
+        total = layers * _of_stage(shape.layers, load) / shape.layers
+        total += shape.vocabulary * shape.hidden * value_bytes(load)
     return int(total * (1 + memory["loading_share"]) / load.tensor_parallel_size)
+
+
+def _of_stage(layers: int, load: Load) -> int:
+    """Layers of the fullest pipeline stage: each has whole ones (distributed/utils.py get_pp_indices)."""
+    return -(-layers // load.pipeline_parallel_size)
 
 
 def value_bytes(load: Load) -> int:
@@ -180,7 +192,7 @@ def kv_bytes_per_token(shape: Shape, load: Load) -> int:
     A layer that drafts has full attention and a cache of its own (models/qwen3_5_mtp.py, `layer_type`).
     """
     width = kv_value_bytes(load)
-    layers = shape.attention_layers + load.draft_layers
+    layers = _of_stage(shape.attention_layers, load) + load.draft_layers
     if shape.latent_kv:
         return int(layers * shape.latent_kv * width)
     heads = max(1, shape.kv_heads // load.tensor_parallel_size)
@@ -209,7 +221,7 @@ def state_bytes_per_sequence(shape: Shape, load: Load) -> int:
     head_keys = shape.linear_values // shape.linear_heads
     state = shape.linear_values * head_keys * 4
     states = (2 if load.prefix_caching else 1) + load.speculative_tokens
-    linear_layers = shape.layers - shape.attention_layers
+    linear_layers = _of_stage(shape.layers - shape.attention_layers, load)
     return linear_layers * states * (convolution + state) // load.tensor_parallel_size
 
 
@@ -232,7 +244,7 @@ def graph_bytes(shape: Shape, load: Load) -> float:
     if load.eager:
         return 0.0
     per_size: float = table("runtimes.yaml")["memory"]["graph_mib"]
-    return captured_sizes(load) * shape.layers * per_size * MIB
+    return captured_sizes(load) * _of_stage(shape.layers, load) * per_size * MIB
 
 
 def captured_sizes(load: Load) -> int:

@@ -116,6 +116,20 @@ def test_weights_and_heads_are_split_among_gpus_but_never_below_one_head() -> No
     assert fit.kv_bytes_per_token(model, sixteen) == 64 * 1 * 2 * 128 * 2
 
 
+def test_a_pipeline_stage_has_its_layers_and_one_of_the_two_ends() -> None:
+    model = shape("Qwen/Qwen3-32B-AWQ")
+    whole, half = STOCK, replace(STOCK, pipeline_parallel_size=2)
+    end = (
+        model.vocabulary * model.hidden * 2 * 1.014
+    )  # embedding or head, 16 bits; the loading share of runtimes.yaml
+    layers = fit.weights_bytes(model, whole) - 2 * end
+    assert fit.weights_bytes(model, half) == pytest.approx(layers / 2 + end, rel=0.001)
+    assert fit.kv_bytes_per_token(model, half) == fit.kv_bytes_per_token(model, whole) // 2
+    assert fit.graph_bytes(model, half) == fit.graph_bytes(model, whole) / 2
+    uneven = replace(STOCK, pipeline_parallel_size=3)  # 64 layers: 21, 22 and 21
+    assert fit.kv_bytes_per_token(model, uneven) == fit.kv_bytes_per_token(model, whole) * 22 // 64
+
+
 def test_a_latent_cache_is_one_vector_for_each_layer() -> None:
     config = {
         "model_type": "deepseek_v3", "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128,

@@ -22,6 +22,7 @@ from pyinfra_vllm.tuning.facts import (
     Facts,
     batch_defaults,
     of_request,
+    pipeline_parallel_size,
     splits,
     tensor_parallel_choices,
 )
@@ -365,6 +366,7 @@ def _load(facts: Facts, kernels: Sequence[str]) -> fit.Load | None:
         graph_limit=facts["graph_limit"] or facts["largest_graph"],
         eager=bool(facts["--enforce-eager"]),
         kernels=tuple(kernels),
+        pipeline_parallel_size=pipeline_parallel_size(facts),
         kv_cache_bytes=_fixed_cache_bytes(facts, facts.gpu),
     )
 

@@ -131,10 +131,14 @@ def _tensor_parallel_size(facts: Facts) -> int:
     return int(facts["--tensor-parallel-size"] or max(1, facts.fixed["gpu_count"]))
 
 
+def pipeline_parallel_size(facts: Facts) -> int:
+    return int(facts["--pipeline-parallel-size"] or 1)
+
+
 def _gpus_needed(facts: Facts) -> int:
     """Processes with a GPU of their own (vllm/config/parallel.py), less those of data-parallel ranks elsewhere."""
     ranks = facts["--data-parallel-size-local"] or facts["--data-parallel-size"] or 1
-    return _tensor_parallel_size(facts) * int(facts["--pipeline-parallel-size"] or 1) * int(ranks)
+    return _tensor_parallel_size(facts) * pipeline_parallel_size(facts) * int(ranks)
 
 
 def configured(facts: Facts, flag: str) -> dict[str, Any]:
@@ -263,7 +267,8 @@ def _spare_gib(facts: Facts) -> float | None:
     share = facts["--gpu-memory-utilization"]
     if share is None:
         return None
-    load = fit.Load(_tensor_parallel_size(facts), 0, float(share), 1, 1)
+    stages = pipeline_parallel_size(facts)
+    load = fit.Load(_tensor_parallel_size(facts), 0, float(share), 1, 1, pipeline_parallel_size=stages)
     weights = fit.weights_bytes(facts.shape, load)
     return round((facts.gpu.usable_bytes * float(share) - weights) / GIB, 1)
 

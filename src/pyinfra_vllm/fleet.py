@@ -166,6 +166,7 @@ def from_inventory(
     """The checked fleet of a loaded inventory. Raises DeclarationError or LockError."""
     problems = Problems()
     overrides = spoken.overrides(inventory.override_data, problems)
+    spoken.refuse_rollback_keys(inventory.override_data, problems)
     merged = {host.name: merge(list(inventories.layers(inventory, host.name, files))) for host in inventory}
     _check_keys(inventory, files, problems)
     selected = spoken.selected(inventory, tuple(limit), tuple(exclude), problems)

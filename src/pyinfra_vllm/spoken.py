@@ -79,6 +79,14 @@ def overrides(data: Mapping[str, Any], problems: Problems) -> Overrides:
     return found or Overrides()
 
 
+def refuse_rollback_keys(data: Mapping[str, Any], problems: Problems) -> None:
+    """Who narrows a rollout to one service or release must not get all of them."""
+    for key in ROLLBACK_KEYS:
+        if key in data:
+            fix = "only for rollback.py; a rollout takes all that its hosts declare: name hosts with --limit"
+            problems.add("--data", key, fix, data[key])
+
+
 def way_back(data: Mapping[str, Any]) -> WayBack:
     """The same for rollback.py. Raises DeclarationError."""
     problems = Problems()

@@ -182,6 +182,12 @@ def test_a_record_that_cannot_be_judged_is_2_and_named(
     assert ended.err.count("\n") == 1 and len(ended.err) < 500
 
 
+def test_brackets_in_a_record_are_no_markup(run: Any, tmp_path: Path) -> None:
+    file = written(tmp_path / "odd.json", record({**phase(1), "name": "[/c1]"}))
+    ended = run("compare", file, file)
+    assert ended.code == 0 and "[/c1]" in ended.out
+
+
 def test_a_missing_file_is_2(run: Any, tmp_path: Path) -> None:
     ended = run("compare", tmp_path / "a.json", tmp_path / "b.json")
     assert ended.code == 2 and "a.json can't be read" in ended.err

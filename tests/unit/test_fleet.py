@@ -127,6 +127,12 @@ def test_what_is_for_one_run_only_may_not_stand_in_a_file() -> None:
     assert "group_data/all.py: switch_now: only for one run: give it as `--data switch_now=...`" in refusal()
 
 
+@pytest.mark.parametrize("key", ["service", "release"])
+def test_a_rollout_does_not_overlook_what_only_a_rollback_takes(key: str) -> None:
+    told = refusal(overrides={key: "chat"})
+    assert f"--data: {key} = 'chat': only for rollback.py; a rollout takes all that its hosts declare" in told
+
+
 def test_files_that_python_cannot_run_are_named_with_their_line() -> None:
     write("group_data/small.py", "services = {\n  'chat': \n")
     assert "group_data/small.py, line" in refusal()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ from test_release import make
 
 from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
 from pyinfra_vllm.on_host.order import Order
-from pyinfra_vllm.operations import switch
+from pyinfra_vllm.operations import _summary, switch
 from pyinfra_vllm.operations._rollout import (
     COMMITTED,
     DEFERRED,
@@ -272,3 +274,27 @@ def test_a_host_of_which_one_service_failed_takes_its_others_back_at_once(
     assert not switch.switch_host(None, SimpleNamespace(name="a"), 1, Overrides())
     assert [order.release for order in orders] == expected
     assert made.outcomes["a", "code"].status == "rolled_back"
+
+
+def test_a_host_whose_prompts_went_away_since_the_check_is_refused(tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"id": "one", "prompt": "1 + 1 =", "kind": "number", "expect": "2"}))
+    item = wanted("a", history=[])
+    gate = type(item.service.gate)(quality_prompts=str(own))
+    asked = dataclasses.replace(item, service=item.service.model_copy(update={"gate": gate}))
+    own.unlink()
+    host: Any = SimpleNamespace(name="a")
+    ended = switch._switch(host, asked, Overrides())
+    assert ended.status == "refused"
+    assert f"the prompts in {own} could be read when this run began, and can't now" in ended.message
+
+
+def test_brackets_in_what_a_host_said_are_no_markup(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = progress("a")
+    made.record(Outcome("a", "chat", "failed", "said [/srv] and [red]"))
+    monkeypatch.setattr(_summary, "PROGRESS", made)
+    state: Any = SimpleNamespace(failed_hosts=())
+    _summary.print_summary(state)
+    assert "said [/srv] and [red]" in " ".join(capsys.readouterr().err.split())

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pyinfra_vllm.commands.records import read
@@ -62,8 +63,8 @@ def table(verdict: dict[str, Any]) -> Table:
         interval = row["interval"]
         shown = row["verdict"] if row["decides"] else "shown only"
         found.add_row(
-            row["phase"] or "",
-            row["name"],
+            escape(row["phase"] or ""),
+            escape(row["name"]),
             _number(row["before"]),
             _number(row["after"]),
             _number(row["ratio"]),

@@ -7,6 +7,7 @@ from pyinfra.api import Host
 from pyinfra.api.state import BaseStateCallback, State
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pyinfra_vllm.operations._rollout import PROGRESS, Outcome
 
@@ -50,7 +51,9 @@ def print_summary(state: State) -> None:
     table = Table("host", "service", "release", "outcome", "why", box=None, pad_edge=False)
     for row in rows(state):
         colour = COLOURS.get(row.status, "red")
-        table.add_row(row.host, row.service, row.release, f"[{colour}]{row.status}[/]", row.message)
+        # Text, not markup: brackets in what hosts and their programs said are theirs
+        said = Text(row.message)
+        table.add_row(row.host, row.service, row.release, Text(row.status, style=colour), said)
     console = Console(stderr=True)
     logger.info("--> Rollout:")
     console.print(table)

@@ -17,6 +17,7 @@ from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm import release as releases
 from pyinfra_vllm.config import Overrides, Rollout
+from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.service import Service, Services
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
@@ -299,7 +300,10 @@ def _order_back(
 def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
     service = item.service
     found = opening(service, overrides, item.observed["history"])
-    criteria, prompts = with_prompts(service.gate.criteria(), f"{item.root}/{service.name}/prompts.jsonl")
+    try:
+        criteria, prompts = with_prompts(service.gate.criteria(), f"{item.root}/{service.name}/prompts.jsonl")
+    except HostError as error:
+        return Outcome(host.name, service.name, "refused", str(error), item.release.id)
     order = Order(
         service=service.name,
         release=item.release.id,
@@ -320,8 +324,12 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
 
 
 def with_prompts(criteria: Criteria, there: str) -> tuple[Criteria, str | None]:
-    """The operator's own prompts are a file here; the host reads its copy."""
+    """The operator's own prompts are a file here; the host reads its copy. Raises HostError where it is there no more."""
     if criteria.quality_prompts is None:
         return criteria, None
-    text = Path(criteria.quality_prompts).read_text(encoding="utf-8")
+    try:
+        text = Path(criteria.quality_prompts).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        words = f"the prompts in {criteria.quality_prompts} could be read when this run began, and can't now: {error}"
+        raise HostError(f"{words}. Nothing was touched.") from error
     return dataclasses.replace(criteria, quality_prompts=there), text

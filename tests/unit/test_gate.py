@@ -149,6 +149,15 @@ def test_calibrated_noise_widens_the_margin_and_never_tightens_it() -> None:
     assert row(judge(before, before, noise=tight), "tokens_per_s")["limit"] == 0.95
 
 
+def test_without_calibration_a_small_change_in_noisy_rounds_is_no_failure() -> None:
+    before, after = record(rounds([100] * 4)), record(rounds([91, 96, 90, 95]))  # 7 % slower, within 5 %
+    assert judge(before, after, noise=NOISE)["verdict"] == "fail"
+    verdict = judge(before, after)
+    assert verdict["verdict"] == "inconclusive"
+    assert "not calibrated, and two runs of an unchanged service may differ by more" in verdict["reasons"][0]
+    assert judge(before, record(rounds([80, 84, 79, 83])))["verdict"] == "fail"
+
+
 def test_lateness_of_the_probe_itself_makes_a_close_call_inconclusive_and_saves_no_slow_server() -> None:
     late = {"late_mean_s": 0.2}
     assert judge(record(phase(1)), record(phase(1), client=late))["verdict"] == "inconclusive"
@@ -383,15 +392,36 @@ def test_what_may_stay() -> None:
     assert not gate.may_stay({"verdict": "inconclusive"}, CRITERIA)
 
 
-def test_only_an_inconclusive_run_with_rounds_and_time_left_wants_more() -> None:
+def test_a_run_that_is_not_clear_wants_more_while_there_are_rounds_and_time() -> None:
     before = record(rounds([100] * 6), plan={"rounds": 6})
     after = record(rounds([100, 60, 130]), spent_s=50.0)
-    unclear = {"verdict": "inconclusive"}
+    unclear = {"verdict": "inconclusive", "metrics": []}
     assert gate.wants_more(unclear, before, after, CRITERIA)
     assert not gate.wants_more({"verdict": "pass"}, before, after, CRITERIA)
     assert not gate.wants_more(unclear, before, {**after, "spent_s": 119.5}, CRITERIA)
     assert not gate.wants_more(unclear, None, after, CRITERIA)
     assert not gate.wants_more(unclear, before, record(rounds([100] * 6), spent_s=50.0), CRITERIA)
+
+
+NOISE = {"runs": 5, "phases": {"c1": dict.fromkeys(("tokens_per_s", "tpot_s", "ttft_s", "e2e_s"), 0.01)}}
+
+
+@pytest.mark.parametrize(
+    ("rates", "more", "wants"),
+    [
+        ([93, 95, 94], {}, True),  # the interval reaches from 0.92 to 0.97
+        ([80, 81, 80], {}, False),
+        ([93, 95, 94], {"quality": [{"prompt": "q", "passed": False, "sane": False}] * 160}, False),
+    ],
+)
+def test_a_release_that_failed_by_little_is_asked_further_and_one_beyond_doubt_is_not(
+    rates: list[float], more: dict[str, Any], wants: bool
+) -> None:
+    before = record(rounds([100] * 6), plan={"rounds": 6})
+    after = record(rounds(rates), spent_s=50.0, **more)
+    verdict = judge(before, after, noise=NOISE)
+    assert verdict["verdict"] == "fail"
+    assert gate.wants_more(verdict, before, after, CRITERIA) is wants
 
 
 # Records that can't be judged

@@ -21,7 +21,7 @@ def test_t_values_of_the_tables(degrees: int, value: float) -> None:
 
 def test_one_value_has_no_spread() -> None:
     assert t_value(0) == math.inf and half_width([1.0]) == math.inf and half_width([]) == math.inf
-    assert t_value(2, T99) == 9.925
+    assert t_value(2, T99) == 6.965
 
 
 def test_an_interval_covers_the_truth_nineteen_times_in_twenty() -> None:

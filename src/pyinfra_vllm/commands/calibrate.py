@@ -91,7 +91,9 @@ def _service(services: Sequence[Service], named: str | None, host: str) -> Servi
 
 def sentences(noise: dict[str, Any]) -> list[str]:
     """The noise for a person."""
-    lines = [f"{noise['runs']} runs of an unchanged service; of two such runs 99 in 100 differ by less than:"]
+    lines = [
+        f"{noise['runs']} runs of an unchanged service; of two such runs the second is worse in 1 of 100 by more than:"
+    ]
     for phase, metrics in noise["phases"].items():
         lines += [f"  {phase} {metric}: {share:.2%}" for metric, share in metrics.items()]
     return lines

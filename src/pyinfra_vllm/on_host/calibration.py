@@ -25,7 +25,7 @@ Record = dict[str, Any]
 def calibration(records: list[Record]) -> dict[str, Any]:
     """`{"schema", "runs", "phases": {phase: {metric: share}}}`.
 
-    A share of 0.02 means: of two runs of an unchanged service, 99 of 100 differ by less than 2 %. It is
+    A share of 0.02 means: of two runs of an unchanged service the second is worse by more than 2 % in one case of 100. It is
     exp(t * s * sqrt(2)) - 1, with s the standard deviation of the logarithms between the runs and t Student's value
     for so few of them. Raises RecordError for fewer than three records, damaged ones, or ones that do not compare: what
     other traffic did is no noise of the service.
@@ -93,4 +93,4 @@ def spoken(noise: dict[str, Any]) -> str:
         for metric, share in metrics.items()
         if metric in DECISIVE or (phase == "c1" and metric in DECISIVE_ALONE)
     ]
-    return f"{noise['runs']} runs; of two such runs 99 in 100 differ by less than: {', '.join(parts)}"
+    return f"{noise['runs']} runs; of two such runs the second is worse in 1 of 100 by more than: {', '.join(parts)}"

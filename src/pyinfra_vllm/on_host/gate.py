@@ -80,13 +80,28 @@ def judge(
 
 
 def wants_more(verdict: dict[str, Any], before: Record | None, after: Record, criteria: Criteria) -> bool:
-    """Whether further rounds of `after` could turn `inconclusive` into an answer, within the budget."""
-    if verdict["verdict"] != INCONCLUSIVE or before is None or "plan" not in before:
+    """Whether further rounds of `after` could change the answer, within the budget.
+
+    They could also clear a release that failed by little: each look at a part of the rounds is one more chance for chance.
+    """
+    if verdict["verdict"] == PASS or before is None or "plan" not in before:
+        return False
+    if any(_sure(row) for row in verdict["metrics"]):
         return False
     rounds = [len(phase.get("rounds") or []) for phase in after["phases"]]
     cut = any(phase.get("cut") for phase in after["phases"])
     left = criteria.budget_s - float(after.get("spent_s", criteria.budget_s))
     return not cut and bool(rounds) and max(rounds) < before["plan"]["rounds"] and left > 1.0
+
+
+def _sure(row: dict[str, Any]) -> bool:
+    """Whether it failed beyond doubt: by what has no interval, or by twice what is allowed with all of its interval beyond the limit."""
+    if not row["decides"] or row["verdict"] != FAIL:
+        return False
+    if row["interval"] is None or row["ratio"] is None:
+        return True
+    (low, high), limit = row["interval"], row["limit"]
+    return bool(high < limit and row["ratio"] < limit**2) or bool(low > limit and row["ratio"] > limit**2)
 
 
 def may_stay(verdict: dict[str, Any], criteria: Criteria) -> bool:

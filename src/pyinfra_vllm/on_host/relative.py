@@ -16,7 +16,6 @@ from .criteria import Criteria
 from .stats import half_width, percentile
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
-UNKNOWN = (0.0, math.inf)  # the interval of what was seen only once
 IMPOSSIBLE_TPOT_S = 0.0001  # 10,000 tokens/s in one stream
 # Calibrated noise that makes a margin wider than this says more about the machine than any verdict could about a release.
 TOO_NOISY = 0.5
@@ -24,6 +23,9 @@ LATE_SHARE = 0.05  # of a measured time that the probe's own lateness may explai
 # Failures that say nothing about how fast the server is: the answer can't be counted, or it was not asked at all.
 NOT_JUDGED = ("no_usage", "not_asked", "grader")
 MOST = 50.0  # of a logarithm's half width: more than that is unknown
+# By how much more two runs of an unchanged service differ than their rounds tell, where that is enough to matter
+# (benchmarks/gate/README.md). Calibration measures it; without one, a change must be so many half widths to be a failure.
+UNSEEN = 2.0
 Request = dict[str, Any]
 Phase = dict[str, Any]
 Value = Callable[[Request], "float | None"]
@@ -67,13 +69,13 @@ def compare(
     if not answered(after):
         return [_silent(before, after, criteria.throughput_margin)]
     alone = before["concurrency"] == 1
-    rows = [_throughput(before, after, criteria.throughput_margin, noise.get("tokens_per_s", 0.0), late_s)]
+    rows = [_throughput(before, after, criteria.throughput_margin, noise.get("tokens_per_s"), late_s)]
     for name, value, margin, decides in (
         ("tpot_s", tpot, criteria.tpot_margin, alone and criteria.tpot_margin is not None),
         ("ttft_s", ttft, criteria.ttft_margin, alone and criteria.ttft_margin is not None),
         ("e2e_s", e2e, criteria.throughput_margin, True),
     ):
-        row = _latency(name, value, before, after, margin or 0.0, noise.get(name, 0.0), late_s)
+        row = _latency(name, value, before, after, margin or 0.0, noise.get(name), late_s)
         if row and name in ("ttft_s", "tpot_s") and _in_one_piece(before, after):
             row = {**row, "verdict": INCONCLUSIVE, "doubt": "whole answers arrive in one piece"}
         if row:
@@ -123,7 +125,9 @@ def _silent(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
     }
 
 
-def _throughput(before: Phase, after: Phase, margin: float, noise: float, late_s: float) -> dict[str, Any]:
+def _throughput(
+    before: Phase, after: Phase, margin: float, noise: float | None, late_s: float
+) -> dict[str, Any]:
     """More is better: the ratio may not fall below 1 - margin, nor below what noise alone does."""
     rounds = _common_rounds(before, after)
     if rounds:
@@ -140,21 +144,19 @@ def _throughput(before: Phase, after: Phase, margin: float, noise: float, late_s
             now = then * sum(early for early, _ in pairs.values()) / sum(late for _, late in pairs.values())
     width, doubt = _widened(half_width(logs), late_s, min(_median(before, e2e), _median(after, e2e)))
     row = {**_row("tokens_per_s", before["name"], then, now, math.log(now / then), width), **doubt}
-    low, high = row["interval"] or UNKNOWN
-    limit = min(1 - margin, 1 / (1 + noise))
-    verdict = INCONCLUSIVE
-    if low >= limit:
-        verdict = PASS
-    elif row["ratio"] < limit and high < 1:
-        verdict = FAIL
-    found = {**row, "limit": round(limit, 6), "verdict": verdict, "decides": True}
-    return _too_noisy(found, noise) if limit < 1 - margin else found
+    return {**_judged(row, -1, math.log(now / then), width, -math.log(1 - margin), noise), "decides": True}
 
 
 def _latency(
-    name: str, value: Value, before: Phase, after: Phase, margin: float, noise: float, late_s: float
+    name: str,
+    value: Value,
+    before: Phase,
+    after: Phase,
+    margin: float,
+    noise: float | None,
+    late_s: float,
 ) -> dict[str, Any] | None:
-    """Less is better: the typical ratio of the same prompts may not rise above 1 + margin, nor above what noise alone does."""
+    """Less is better: the mean ratio of the same prompts may not rise above 1 + margin, nor above what noise alone does."""
     pairs = _pairs(before, after, value)
     if not pairs:
         return None
@@ -164,25 +166,32 @@ def _latency(
     whole = min(then, now)
     if value is tpot:  # lateness meets the first and the last token, not each of them
         whole = min(_median(phase, e2e) - _median(phase, ttft) for phase in (before, after))
-    width, doubt = _widened(half_width(_by_round(logs, before, after)), late_s, whole)
-    row = {**_row(name, before["name"], then, now, statistics.median(logs.values()), width), **doubt}
-    low, high = row["interval"] or UNKNOWN
-    limit = 1 + max(margin, noise)
-    verdict = INCONCLUSIVE
-    if high <= limit:
-        verdict = PASS
-    elif row["ratio"] > limit and low > 1:
-        verdict = FAIL
-    found = {**row, "limit": round(limit, 6), "verdict": verdict}
-    return _too_noisy(found, noise) if noise > margin else found
+    typical = _by_round(logs, before, after)
+    width, doubt = _widened(half_width(typical), late_s, whole)
+    row = {**_row(name, before["name"], then, now, statistics.fmean(typical), width), **doubt}
+    return _judged(row, 1, statistics.fmean(typical), width, math.log1p(margin), noise)
 
 
-def _too_noisy(row: dict[str, Any], noise: float) -> dict[str, Any]:
-    """Within noise that wide nearly anything would pass, so nothing does. What is worse than even that still fails."""
-    if noise <= TOO_NOISY or row["verdict"] == FAIL:
-        return row
-    doubt = f"too noisy to judge: two runs of the unchanged service may differ by {noise:.0%}"
-    return {**row, "verdict": INCONCLUSIVE, "doubt": doubt}
+def _judged(
+    row: dict[str, Any], worse: int, change: float, width: float, allowed: float, noise: float | None
+) -> dict[str, Any]:
+    """The row with its limit and verdict.
+
+    + worse: the sign of a change for the worse; change, the half width of its interval and what is allowed are logarithms
+    + noise: a share, as `compare` takes it; None where nothing was calibrated
+    """
+    loss, bound = worse * change, max(allowed, math.log1p(noise or 0.0))
+    found = {**row, "limit": round(math.exp(worse * bound), 6), "verdict": INCONCLUSIVE}
+    if loss > bound and loss > width:
+        if noise is None and loss <= UNSEEN * width:
+            doubt = "not calibrated, and two runs of an unchanged service may differ by more than their rounds tell"
+            return {"doubt": doubt, **found}
+        return {**found, "verdict": FAIL}
+    if noise is not None and noise > TOO_NOISY and bound > allowed:
+        # Within noise that wide nearly anything would pass, so nothing does. What is worse than even that has failed above.
+        doubt = f"too noisy to judge: two runs of the unchanged service may differ by {noise:.0%}"
+        return {**found, "doubt": doubt}
+    return {**found, "verdict": PASS} if loss + width <= bound else found
 
 
 def _widened(width: float, late_s: float, measured_s: float) -> tuple[float, dict[str, str]]:
@@ -264,12 +273,12 @@ def _means(phase: Phase, value: Value) -> dict[str, float]:
 
 
 def _by_round(logs: dict[str, float], before: Phase, after: Phase) -> list[float]:
-    """The typical log ratio of each common round; each prompt's own where there are no rounds."""
+    """The mean log ratio of each common round; each prompt's own where there are no rounds."""
     common = {early["round"] for early, _ in _common_rounds(before, after)}
     rounds: dict[int, list[float]] = {}
     for request in answered(before):
         if request.get("round") in common and request["prompt"] in logs:
             rounds.setdefault(request["round"], []).append(logs[request["prompt"]])
     if len(rounds) > 1:
-        return [statistics.median(values) for values in rounds.values()]
+        return [statistics.fmean(values) for values in rounds.values()]
     return list(logs.values())

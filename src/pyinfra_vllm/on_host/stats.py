@@ -12,19 +12,19 @@ T95 = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-# The same, two-sided 99 %: for limits that are set from few calibration runs.
+# The same, one-sided 99 %: for limits that are set from few calibration runs and that only the worse may cross.
 T99 = (
-    63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169,
-    3.106, 3.055, 3.012, 2.977, 2.947, 2.921, 2.898, 2.878, 2.861, 2.845,
-    2.831, 2.819, 2.807, 2.797, 2.787, 2.779, 2.771, 2.763, 2.756, 2.750,
+    31.821, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896, 2.821, 2.764,
+    2.718, 2.681, 2.650, 2.624, 2.602, 2.583, 2.567, 2.552, 2.539, 2.528,
+    2.518, 2.508, 2.500, 2.492, 2.485, 2.479, 2.473, 2.467, 2.462, 2.457,
 )  # fmt: skip
 
 
 def t_value(degrees: int, table: Sequence[float] = T95) -> float:
-    """The two-sided quantile; infinite for no degrees of freedom: one value shows nothing about its spread."""
+    """The table's quantile; infinite for no degrees of freedom: one value shows nothing about its spread."""
     if degrees < 1:
         return math.inf
-    return table[min(degrees, len(table)) - 1] if degrees <= 60 else (1.960 if table is T95 else 2.576)
+    return table[min(degrees, len(table)) - 1] if degrees <= 60 else (1.960 if table is T95 else 2.326)
 
 
 def half_width(logs: Sequence[float]) -> float:

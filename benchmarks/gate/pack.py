@@ -1,6 +1,6 @@
 """Packs recorded runs into one compact file of traces.
 
-`pack.py OUT.json.xz ABOUT --unchanged A.json B.json ... [--slower NAME=FILE.json ...] [--no-targets]`
+`pack.py OUT.json.xz ABOUT --unchanged A.json B.json ... [--slower NAME=FILE.json ...]`
 Keeps what the gate reads; times to the microsecond.
 """
 
@@ -34,13 +34,9 @@ def main() -> None:
     parser.add_argument("about")
     parser.add_argument("--unchanged", nargs="+", required=True)
     parser.add_argument("--slower", nargs="*", default=[])
-    parser.add_argument(
-        "--no-targets", action="store_true", help="a machine too noisy for the project's targets"
-    )
     arguments = parser.parse_args()
     traces = {
         "about": arguments.about,
-        "targets": not arguments.no_targets,
         "unchanged": [compact(path) for path in arguments.unchanged],
         "slower": {name: [compact(path)] for name, path in (item.split("=") for item in arguments.slower)},
     }

@@ -60,7 +60,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """The relative metrics of one phase. Those with `decides` false are shown and never decide (docs/gate.md).
 
-    + noise: metric -> how far apart two runs of an unchanged service may be, as a share (calibration)
+    + noise: metric -> how much worse the second of two runs of an unchanged service may be, as a share (calibration)
     + late_s: how late the probe's own threads ran, on the mean of the worse side
     """
     if not answered(before):

@@ -403,6 +403,14 @@ def test_a_run_that_is_not_clear_wants_more_while_there_are_rounds_and_time() ->
     assert not gate.wants_more(unclear, before, record(rounds([100] * 6), spent_s=50.0), CRITERIA)
 
 
+def test_a_release_that_never_got_to_a_plan_cannot_be_measured_further() -> None:
+    before = record(rounds([100] * 6), plan={"rounds": 6})
+    after = record({**phase(1), "requests": [failed("first", "no_usage", "none")] * 3}, spent_s=5.0)
+    verdict = judge(before, after)
+    assert verdict["verdict"] == "inconclusive"
+    assert not gate.wants_more(verdict, before, after, CRITERIA)
+
+
 NOISE = {"runs": 5, "phases": {"c1": dict.fromkeys(("tokens_per_s", "tpot_s", "ttft_s", "e2e_s"), 0.01)}}
 
 

@@ -202,6 +202,16 @@ def test_a_server_that_falls_silent_before_the_warm_up_is_a_record_of_failures()
     assert verdict(record)["verdict"] == "fail"
 
 
+def test_after_a_baseline_that_was_never_answered_a_plan_of_its_own_is_measured() -> None:
+    before = measured(fails=tuple(range(3, 100)))
+    assert "plan" not in before
+    with serving(Behaviour()) as server:
+        after = probe.measure(Client(server.url, "m"), QUICK, like=before)
+    found = verdict(after, before)
+    assert found["verdict"] == "pass"
+    assert any("the release before answered nothing" in reason for reason in found["reasons"])
+
+
 def test_the_record_says_whether_the_warm_up_became_steady_and_keeps_all_of_its_errors() -> None:
     record = measured(Settings(**{**vars(QUICK), "budget_s": 3.0, "concurrency": (1, 48)}), fail_every=3)
     assert record["warm_up"]["steady"] in (True, False)

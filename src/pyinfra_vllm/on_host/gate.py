@@ -91,7 +91,7 @@ def wants_more(verdict: dict[str, Any], before: Record | None, after: Record, cr
     rounds = [len(phase.get("rounds") or []) for phase in after["phases"]]
     cut = any(phase.get("cut") for phase in after["phases"])
     left = criteria.budget_s - float(after.get("spent_s", criteria.budget_s))
-    return not cut and bool(rounds) and max(rounds) < before["plan"]["rounds"] and left > 1.0
+    return not cut and 0 < max(rounds, default=0) < before["plan"]["rounds"] and left > 1.0
 
 
 def _sure(row: dict[str, Any]) -> bool:

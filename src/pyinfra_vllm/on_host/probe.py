@@ -52,7 +52,8 @@ def measure(
 
     + deadline: on time.monotonic()'s clock; the settings' budget from now on without it
     + progress: told a line now and then
-    + like: the record of the other side: the same prompts, and half of its rounds at first
+    + like: the record of the other side: the same prompts, and half of its rounds at first. One that never answered has no
+      plan to share
     + extend: an earlier record of this same server: measure further rounds and return the longer record
 
     Raises ProbeError where nothing answers, or where the server refuses the model or the key. A server that answers
@@ -101,7 +102,7 @@ class _Run:
             if "cache_salt" not in self.client.extensions:
                 self.nonce = prompts.nonce(self.salt)
             with scheduling.first_in_line():
-                self._speed(record, Plan.of(like) if like else None)
+                self._speed(record, Plan.of(like) if like and "plan" in like else None)
         except _Silent as silent:
             return self._unanswered(record, silent.failures)
         if self.settings.quality:

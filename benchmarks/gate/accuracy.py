@@ -2,7 +2,8 @@
 
 `accuracy.py URL MODEL TOKENIZER OUT.json [--words 180] [--output 128] [--turns 4] [--concurrency 1 8 32]`
 Both send the same prompts, so that the server has the same work: serve with `--no-enable-prefix-caching`, for their requests
-have no salt. Runs under the runtime's own Python, where `vllm` can be imported (its benchmark is called in this process).
+have no salt. Each turn is compared for itself, so that what a machine does over minutes meets both, and they take turns at
+being first. Runs under the runtime's own Python, where `vllm` can be imported (its benchmark is called in this process).
 """
 
 from __future__ import annotations
@@ -101,6 +102,10 @@ def theirs(arguments: argparse.Namespace, concurrency: int, count: int, turn: st
     }
 
 
+CLIENTS = (("ours", ours), ("vllm", theirs))
+SHOWN = ("tokens_per_s", "tpot_ms", "ttft_ms", "client_cpu_share")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
@@ -118,29 +123,31 @@ def main() -> None:
         count = BATCHES.get(concurrency, 6) * concurrency
         ours(arguments, concurrency, concurrency, f"{run}-warm")
         for turn in range(arguments.turns):
-            for who, measured in (
-                ("ours", ours(arguments, concurrency, count, f"{run}-{turn}")),
-                ("vllm", theirs(arguments, concurrency, count, f"{run}-{turn}")),
-            ):
+            for who, measure in CLIENTS if turn % 2 else reversed(CLIENTS):
+                measured = measure(arguments, concurrency, count, f"{run}-{turn}")
                 rows.append({"concurrency": concurrency, "turn": turn, "who": who, **measured})
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
             arguments.out.write_text(json.dumps(rows, indent=1))
-    for concurrency in arguments.concurrency:
-        print(concurrency, json.dumps(ratios(rows, concurrency)))
+    print(table(rows, arguments.concurrency))
 
 
-def ratios(rows: list[dict[str, Any]], concurrency: int) -> dict[str, float]:
-    """Ours over theirs: the median over the turns of each."""
-    found = {}
-    for key in ("tokens_per_s", "ttft_ms", "tpot_ms", "client_cpu_share"):
-        by = {
-            who: statistics.median(
-                r[key] for r in rows if r["who"] == who and r["concurrency"] == concurrency
+def table(rows: list[dict[str, Any]], concurrencies: list[int]) -> str:
+    """Medians over the turns, and ours over theirs: the median of the turns' ratios and the middle half of them."""
+    lines = [
+        "| streams | | ours | theirs | ours over theirs, by turn | middle half |",
+        "|---|---|--:|--:|--:|---|",
+    ]
+    for concurrency in concurrencies:
+        at = [row for row in rows if row["concurrency"] == concurrency]
+        for key in SHOWN:
+            mine, other = ([row[key] for row in at if row["who"] == who] for who, _ in CLIENTS)
+            changes = [100 * (a / b - 1) for a, b in zip(mine, other, strict=True)]
+            low, middle, high = statistics.quantiles(changes, n=4) if len(changes) > 1 else changes * 3
+            lines.append(
+                f"| {concurrency} | {key} | {statistics.median(mine):.4g} | {statistics.median(other):.4g} "
+                f"| {middle:+.1f} % | {low:+.1f} to {high:+.1f} % |"
             )
-            for who in ("ours", "vllm")
-        }
-        found[key] = round(by["ours"] / by["vllm"], 4)
-    return found
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

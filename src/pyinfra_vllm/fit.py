@@ -95,9 +95,8 @@ def weights_bytes(shape: Shape, load: Load) -> int:
     quantization = shape.quantization
     if "Machete" in load.kernels and quantization and quantization.zero_point and quantization.group_size > 0:
         total += memory["machete_zero_point_bytes"] * linear_parameters(shape) / quantization.group_size
-    if (
-        load.pipeline_parallel_size > 1
-    ):  # the first stage embeds and the last has the head, which may be the same tensor
+    if load.pipeline_parallel_size > 1:
+        # The first stage embeds and the last has the head, which may be the same tensor.
         layers = total - _embedding_parameters(shape) * value_bytes(load)
         total = layers * _of_stage(shape.layers, load) / shape.layers
         total += shape.vocabulary * shape.hidden * value_bytes(load)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from pyinfra_vllm.on_host import gate
+from pyinfra_vllm.on_host.gate import Criteria
+
 
 def request(
     prompt: str, ttft_s: float = 0.05, tpot_s: float = 0.01, tokens: int = 101, **more: Any
@@ -61,3 +64,13 @@ def record(*phases: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def graded(right: int, total: int, key: str = "q") -> list[dict[str, Any]]:
     return [{"prompt": f"{key}{number:03d}", "passed": number < right} for number in range(total)]
+
+
+def judge(before: Any, after: Any, criteria: Criteria | None = None, **more: Any) -> dict[str, Any]:
+    """The verdict on two records, by the default criteria."""
+    return gate.judge(before, after, criteria or Criteria(), **more)
+
+
+def row(verdict: dict[str, Any], name: str, phase_name: str | None = "c1") -> dict[str, Any]:
+    (found,) = [item for item in verdict["metrics"] if item["name"] == name and item["phase"] == phase_name]
+    return found

@@ -7,22 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_records import failed, graded, phase, record
+from bench_records import failed, graded, judge, phase, record, row
 
 from pyinfra_vllm.commands import compare
-from pyinfra_vllm.on_host import calibration, gate
+from pyinfra_vllm.on_host import calibration
 from pyinfra_vllm.on_host.gate import Criteria
 
 LENIENT = Criteria(max_error_rate=0.99)
-
-
-def judge(before: Any, after: Any, criteria: Criteria | None = None, **more: Any) -> dict[str, Any]:
-    return gate.judge(before, after, criteria or Criteria(), **more)
-
-
-def row(verdict: dict[str, Any], name: str, phase_name: str | None = "c1") -> dict[str, Any]:
-    (found,) = [item for item in verdict["metrics"] if item["name"] == name and item["phase"] == phase_name]
-    return found
 
 
 def said(verdict: dict[str, Any], words: str) -> bool:
@@ -116,7 +107,9 @@ def test_what_noise_allows_is_a_ratio_in_both_directions() -> None:
 def test_a_machine_too_noisy_to_judge_passes_nothing(share: float) -> None:
     verdict = judge(record(phase(1)), record(phase(1)), noise=noise(share))
     assert verdict["verdict"] == "inconclusive"
-    assert said(verdict, f"too noisy to judge: two runs of the unchanged service may differ by {share:.0%}")
+    assert said(
+        verdict, f"too noisy to judge: one run of the unchanged service may be {share:.0%} worse than another"
+    )
 
 
 def test_what_is_worse_than_any_noise_fails() -> None:

@@ -189,7 +189,7 @@ def _judged(
         return {**found, "verdict": FAIL}
     if noise is not None and noise > TOO_NOISY and bound > allowed:
         # Within noise that wide nearly anything would pass, so nothing does. What is worse than even that has failed above.
-        doubt = f"too noisy to judge: two runs of the unchanged service may differ by {noise:.0%}"
+        doubt = f"too noisy to judge: one run of the unchanged service may be {noise:.0%} worse than another"
         return {**found, "doubt": doubt}
     return {**found, "verdict": PASS} if loss + width <= bound else found
 

@@ -20,7 +20,7 @@ from lab.shell import say
 from . import invariants
 from .breaking import FAULTS, Fault, Scene
 from .fleet import declared
-from .ground import GATE, ROOT, SWITCH, Ground
+from .ground import ROOT, SWITCH, Ground
 from .invariants import Expected
 from .table import GOOD, NEEDS_DISK, SLOW, SOAKED, Case
 
@@ -168,7 +168,7 @@ class _Run:
             return self._begin_as_operator()
         order: dict[str, Any] = {}
         if self.case.to == SOAKED:
-            order["criteria"] = {**GATE, "soak_s": 3.0}
+            order["criteria"] = {**self.ground.gate, "soak_s": 3.0}
         if self.fault.clock_s:  # the one thing that a switch asks the clock
             order["last_start"] = time.time() + 3600
         self.ground.start(self.expected.new, **order)
@@ -177,9 +177,7 @@ class _Run:
     def _begin_as_operator(self) -> Callable[[], None]:
         name = next(name for name in ("a", "b") if self.ground.releases[name] == self.expected.new)
         arguments = ("deploy.py", "-y", "--limit", self.ground.host.name, "--data", "retry_rejected=true")
-        process = control.spawn(
-            "pyinfra", control.INVENTORY, *arguments, env=declared(name, self.ground.real)
-        )
+        process = control.spawn("pyinfra", control.INVENTORY, *arguments, env=declared(name, self.ground))
         self.operator = process
 
         def ends() -> None:
@@ -192,7 +190,7 @@ class _Run:
                         f"{outcome}, and pyinfra exited {process.returncode}: {said[-1500:]}"
                     )
                 return
-            again = control.pyinfra(*arguments, env=declared(name, self.ground.real))
+            again = control.pyinfra(*arguments, env=declared(name, self.ground))
             if again.returncode or "since the last run" not in again.stderr:
                 self.result.violations.append(
                     f"the next pyinfra exited {again.returncode}: {again.stderr[-1500:]}"

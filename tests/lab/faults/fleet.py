@@ -16,7 +16,7 @@ from lab.session import Lab
 from lab.shell import LabError, run, say
 
 from .breaking import RUNTIMES
-from .ground import GATE, ROOT, STATE, Ground
+from .ground import ROOT, STATE, Ground
 
 STOP_S = 1  # before the unit's own 30 s for what hangs in its stop
 COMMON = {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_TOKEN_S": "0.02"}
@@ -40,22 +40,22 @@ RELEASES: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def declared(name: str, real: bool = False, **settings: Any) -> dict[str, str]:
-    """The environment that makes group_data/lab.py declare a release by its name here."""
+def declared(name: str, ground: Ground, **settings: Any) -> dict[str, str]:
+    """The environment that makes group_data/lab.py declare a release by its name here, as that host takes it."""
     checkpoint, how = RELEASES[name]
     values: dict[str, Any] = {
         "runtime": {"path": RUNTIMES[checkpoint], "package": "vllm-cpu"},
         "shutdown_timeout_s": STOP_S,
-        "gate": GATE,
+        "gate": ground.gate,
         **settings,
     }
-    values |= REAL if real else {"ready_timeout_s": 60, "environment": {**COMMON, **how}}
+    values |= REAL if ground.real else {"ready_timeout_s": 60, "environment": {**COMMON, **how}}
     return {"PYINFRA_VLLM_LAB_RELEASE": checkpoint, "PYINFRA_VLLM_LAB_SETTINGS": json.dumps(values)}
 
 
 def deploy(name: str, ground: Ground, **settings: Any) -> None:
     """An ordinary run to its end. Raises where it did not end well."""
-    environment = declared(name, ground.real, **settings)
+    environment = declared(name, ground, **settings)
     done = control.pyinfra("deploy.py", "-y", "--limit", ground.host.name, env=environment)
     if done.returncode:
         raise LabError(f"pyinfra on {ground.host.name} exited {done.returncode}:\n{done.stderr[-3000:]}")
@@ -100,7 +100,7 @@ def _prepare(ground: Ground) -> None:
 
 def _stage(seed: Ground, names: tuple[str, ...]) -> None:
     for checkpoint in ("a", "b"):
-        locked = control.pyinfra_vllm("lock", control.INVENTORY, env=declared(checkpoint, seed.real))
+        locked = control.pyinfra_vllm("lock", control.INVENTORY, env=declared(checkpoint, seed))
         if locked.returncode:
             raise LabError(locked.stderr)
     deploy("a", seed)

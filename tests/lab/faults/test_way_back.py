@@ -13,7 +13,7 @@ from lab.session import Lab
 
 from . import matrix
 from .fleet import fleet
-from .ground import GATE, Ground
+from .ground import Ground
 
 REPEATS = 3
 LIMIT = 1.1
@@ -40,7 +40,7 @@ def ground(lab: Lab) -> Iterator[Ground]:
 
 def verdict_to_tokens(ground: Ground) -> float:
     """Seconds from the journal's verdict on the other release until the old one's tokens were heard."""
-    never = {**GATE, "min_tokens_per_s": {"c1": 1e9}}
+    never = {**ground.gate, "min_tokens_per_s": {"c1": 1e9}}
     ground.start(ground.releases["b"], criteria=never)
     ground.wait_over(180)
     judged = [entry for entry in ground.entries() if entry["step"] == "judge"][-1]

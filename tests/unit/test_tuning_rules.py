@@ -1,0 +1,251 @@
+"""The resolver's rules, and the combinations that vLLM refuses at its start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from resolving import resolve, values
+
+from pyinfra_vllm.catalog import gpus, shapes, table
+from pyinfra_vllm.tuning import Resolution
+
+LOCKED_WITH_VISION = replace(shapes.find("Qwen/Qwen3.5-4B") or pytest.fail(), weights_bytes=9 * gpus.GIB)
+
+
+# One case for each rule, by its name: what is asked, and what must be in the answer
+
+RULES: dict[str, tuple[dict[str, Any], str]] = {
+    "turing-has-no-bfloat16": (
+        {"model": "Qwen/Qwen3-4B", "gpu": "Tesla T4", "max_model_len": 4096},
+        "('--dtype', 'half')",
+    ),
+    "turing-marlin-from-0.14": (
+        {"model": "Qwen/Qwen3-4B-AWQ", "gpu": "Tesla T4", "runtime": "0.13.0"},
+        "use runtime 0.14",
+    ),
+    "fp8-kv-needs-ampere": ({"gpu": "Tesla T4", "variants": ["fp8_kv_cache"]}, "take the variant out"),
+    "fp8-kv-on-hopper-needs-bfloat16": ({"variants": ["fp8_kv_cache"]}, "('--dtype', 'bfloat16')"),
+    "fp8-kv-on-ampere-needs-flashinfer": (
+        {"gpu": "A40", "variants": ["fp8_kv_cache"]},
+        "('--attention-backend', 'FLASHINFER')",
+    ),
+    "fp8-kv-on-ampere-before-0.13": (
+        {"gpu": "A40", "runtime": "0.12.0", "variants": ["fp8_kv_cache"]},
+        "('VLLM_ATTENTION_BACKEND', 'FLASHINFER')",
+    ),
+    "fp8-kv-on-ada-and-blackwell": ({"gpu": "L40S", "variants": ["fp8_kv_cache"]}, "TRITON_ATTN"),
+    "awq-flag-is-slow": ({"runtime": "0.23.0", "flags": {"quantization": "awq"}}, "about ten times slower"),
+    "quantization-comes-from-the-checkpoint": (
+        {"runtime": "0.24.0", "flags": {"quantization": "awq"}},
+        "--quantization is left out",
+    ),
+    "not-an-awq-checkpoint": (
+        {"model": "Qwen/Qwen3-8B", "flags": {"quantization": "awq"}},
+        "quantization: awq} for Qwen/Qwen3-8B",
+    ),
+    "slow-linear-backend": ({"gpu": "L40S", "flags": {"linear-backend": "Triton"}}, "the gate fails it"),
+    "machete-needs-hopper": (
+        {"gpu": "L40S", "flags": {"linear-backend": "machete"}},
+        "on L40S vLLM finds none",
+    ),
+    "batch-invariance-is-slow": ({"environment": {"VLLM_BATCH_INVARIANT": "1"}}, "slow AWQ kernel"),
+    "gpus-are-enough": (
+        {"gpu_count": 4, "flags": {"pipeline-parallel-size": 2}},
+        "size is 8 and the service has 4 GPUs",
+    ),
+    "tensor-parallel-divides-heads": (
+        {"gpu_count": 3},
+        "3 GPUs can't share the 64 attention heads of Qwen/Qwen3-32B-AWQ: use 1, 2, 4 or 8 GPUs",
+    ),
+    "tensor-parallel-divides-kv-heads": (
+        {"model": "Qwen/Qwen2.5-32B-Instruct", "gpu_count": 5},
+        "8 KV heads",
+    ),
+    "tensor-parallel-divides-mlp": (
+        {"model": "Qwen/Qwen2.5-32B-Instruct", "gpu_count": 5},
+        "the MLP of Qwen/Qwen2.5-32B-Instruct (27648 channels)",
+    ),
+    "tensor-parallel-divides-groups": (
+        {"model": "Qwen/Qwen3-4B-AWQ", "gpu_count": 8},
+        "quantization groups of Qwen/Qwen3-4B-AWQ: use 1, 2 or 4 GPUs",
+    ),
+    "tensor-parallel-divides-expert-groups": (
+        {"model": "Qwen/Qwen3-30B-A3B-AWQ", "gpu_count": 4},
+        "enable-expert-parallel",
+    ),
+    "graph-size-agrees-with-speculation": (
+        {"variants": [{"ngram": 4}, {"batched_graphs": 8}], "flags": {"max-cudagraph-capture-size": 32}},
+        "must be a multiple of 5 (1 + speculative tokens): use 40",
+    ),
+    "graph-size-covers-speculation": (
+        {"variants": [{"ngram": 4}, {"batched_graphs": 8}], "flags": {"max-cudagraph-capture-size": 20}},
+        "without a CUDA graph",
+    ),
+    "graph-limit-is-a-captured-size": (
+        {"variants": [{"batched_graphs": 30}]},
+        "so up to 24 where --max-cudagraph-capture-size is 30",
+    ),
+    "graph-sizes-agree-with-the-largest": (
+        {"variants": [{"batched_graphs": 32}], "flags": {"cudagraph-capture-sizes": [1, 2, 4, 8]}},
+        "graph sizes is 8, and --max-cudagraph-capture-size (which the variant batched_graphs sets, too) is 32",
+    ),
+    "graph-sizes-hold-a-decode-step": (
+        {"variants": [{"ngram": 4}], "flags": {"cudagraph-capture-sizes": [1, 2, 4]}},
+        "is 4, and one sequence decodes 5 tokens at a time",
+    ),
+    "graph-sizes-agree-with-speculation": (
+        {"variants": [{"ngram": 4}], "flags": {"cudagraph-capture-sizes": [1, 2, 4, 8, 16]}},
+        "16, is no multiple of 5",
+    ),
+    "speculation-is-declared-once": (
+        {"variants": ["ngram"], "flags": {"spec-tokens": 2}},
+        "--spec-tokens and --speculative-config",
+    ),
+    "draft-model-is-not-counted": (
+        {"variants": [{"eagle3": {"model": "/srv/draft"}}]},
+        "the draft model /srv/draft takes GPU memory",
+    ),
+    "vision-tower-is-counted": (
+        {"model": LOCKED_WITH_VISION, "runtime": "0.33.0", "variants": ["text_only"], "max_model_len": 4096},
+        "still counts the vision tower",
+    ),
+    "a-step-holds-every-sequence": (
+        {"flags": {"max-num-seqs": 64, "max-num-batched-tokens": 32}},
+        "one step has 32 tokens (--max-num-batched-tokens) and --max-num-seqs is 64",
+    ),
+    "a-step-holds-a-whole-prompt": (
+        {"max_model_len": 8192, "flags": {"enable-chunked-prefill": False, "max-num-batched-tokens": 4096}},
+        "is 4096 and the context 8192",
+    ),
+    "family-needs-version": ({"model": "Qwen/Qwen3.5-4B", "runtime": "0.16.0"}, "needs vLLM 0.17 or newer"),
+    "context-longer-than-trained": ({"max_model_len": 50_000}, "more than the 40960 positions"),
+    "memory-share-is-at-most-one": ({"flags": {"gpu-memory-utilization": 92}}, "0.92, not 92"),
+}
+
+
+def said(found: Resolution) -> str:
+    decided = [*values(found).items(), *found.environment.items()]
+    return " ".join(map(str, (*decided, *found.warnings, *found.errors)))
+
+
+def test_every_rule_has_a_case() -> None:
+    assert [rule["rule"] for rule in table("rules.yaml")] == list(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rule(rule: str) -> None:
+    asked, expected = RULES[rule]
+    assert expected in said(resolve(**asked))
+
+
+@pytest.mark.parametrize("rule", ["fp8-kv-on-hopper-needs-bfloat16", "turing-has-no-bfloat16"])
+def test_a_rule_does_not_overrule_the_operator_silently(rule: str) -> None:
+    asked, _ = RULES[rule]
+    found = resolve(**asked, flags={"dtype": "float32"})
+    assert "can't be" in str(found.errors)
+
+
+def test_another_spelling_of_what_a_rule_wants_is_no_contradiction() -> None:
+    assert not resolve("Qwen/Qwen3-4B-AWQ", "Tesla T4", max_model_len=4096, flags={"dtype": "float16"}).errors
+    found = resolve(
+        gpu="A40",
+        variants=["fp8_kv_cache"],
+        max_model_len=4096,
+        flags={"attention-backend": "flashinfer"},
+    )
+    assert not found.errors
+    assert values(found)["--attention-backend"] == "flashinfer"  # argv says what was declared
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_e5m2", "fp8_per_token_head", "fp8_inc", "fp8_ds_mla"])
+def test_no_cache_of_8_bits_before_ampere(dtype: str) -> None:
+    assert "take the variant out" in str(resolve(gpu="Tesla T4", flags={"kv-cache-dtype": dtype}).errors)
+
+
+BACKEND = {"gpu": "NVIDIA A10G", "runtime": "0.12.0", "variants": ["fp8_kv_cache"], "max_model_len": 4096}
+
+
+def test_a_rule_does_not_overrule_a_declared_variable_silently() -> None:
+    asked = {"model": "Qwen/Qwen3-4B-AWQ", **BACKEND}
+    found = resolve(**asked, environment={"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"})
+    assert "environment: {VLLM_ATTENTION_BACKEND: FLASH_ATTN} can't be" in str(found.errors)
+    for same in ("FLASHINFER", "flashinfer"):
+        found = resolve(**asked, environment={"VLLM_ATTENTION_BACKEND": same})
+        assert not found.errors
+        assert found.environment["VLLM_ATTENTION_BACKEND"] == same
+
+
+# Combinations that vLLM refuses at its start, wherever they were said
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"flags": {"compilation-config": {"cudagraph_capture_sizes": [1, 2]}}}, "decodes 5 tokens"),
+        ({"flags": {"compilation-config": '{"cudagraph_capture_sizes": [1, 2]}'}}, "decodes 5 tokens"),
+        ({"flags": {"compilation-config.cudagraph_capture_sizes": [1, 2]}}, "decodes 5 tokens"),
+        ({"flags": {"compilation-config": {"max_cudagraph_capture_size": 32}}}, "must be a multiple of 5"),
+        ({"runtime": "0.11.0", "flags": {"cuda-graph-sizes": [1, 2]}}, "decodes 5 tokens"),
+        (
+            {"flags": {"cudagraph-capture-sizes": [4, 8], "max-cudagraph-capture-size": 40}},
+            "sizes is 8, and --max-cudagraph-capture-size",
+        ),
+    ],
+)
+def test_graph_sizes_and_drafts_that_do_not_agree(asked: dict[str, Any], message: str) -> None:
+    assert message in str(resolve(**asked, variants=[{"ngram": 4}]).errors)
+
+
+@pytest.mark.parametrize(
+    "drafts",
+    [
+        {"spec-tokens": 4, "spec-method": "ngram"},
+        {"speculative-config": '{"method": "ngram", "num_speculative_tokens": 4}'},
+        {"speculative-config": {"method": "ngram", "num-speculative-tokens": 4}},
+        {"speculative-config.method": "ngram", "speculative-config.num_speculative_tokens": 4},
+    ],
+)
+def test_drafted_tokens_are_seen_wherever_they_are_declared(drafts: dict[str, Any]) -> None:
+    flags = {**drafts, "max-cudagraph-capture-size": 32}
+    assert "must be a multiple of 5" in str(resolve(flags=flags).errors)
+
+
+def test_default_steps_are_those_that_vllm_makes_of_the_other_flags() -> None:
+    """engine/arg_utils.py: doubled for throughput, and as long as a prompt that isn't cut."""
+    many = {"max-num-seqs": 4000}
+    assert "one step has 2048 tokens" in str(resolve(gpu="L40S", flags=many).errors)
+    for more in ({"performance-mode": "throughput"}, {"enable-chunked-prefill": False}):
+        found = resolve(gpu="L40S", max_model_len=8192, flags={**many, **more}).errors
+        assert "one step has" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "captured"), [(3, 2), (4, None), (9, 8), (248, None), (264, 256), (272, None)]
+)
+def test_batches_beyond_the_last_captured_graph_are_told(sequences: int, captured: int | None) -> None:
+    told = f"so up to {captured} where" if captured else "so up to"
+    assert (told in str(resolve(variants=[{"batched_graphs": sequences}]).warnings)) is (captured is not None)
+
+
+def test_sizes_that_agree_are_taken() -> None:
+    found = resolve(
+        variants=[{"batched_graphs": 8}], flags={"cudagraph-capture-sizes": [1, 2, 4, 8]}, max_model_len=4096
+    )
+    assert not found.errors
+    eager = resolve(variants=[{"batched_graphs": 8}, "eager"], flags={"cudagraph-capture-sizes": [1]})
+    assert not eager.errors  # vLLM looks at neither
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"pipeline-parallel-size": 2, "tensor-parallel-size": 2},
+        {"data-parallel-size": 2, "tensor-parallel-size": 2},
+        {"data-parallel-size": 8, "data-parallel-size-local": 2, "tensor-parallel-size": 2},
+    ],
+)
+def test_sizes_whose_product_the_host_has(flags: dict[str, Any]) -> None:
+    assert not resolve(gpu_count=4, flags=flags).errors
+    assert "the service has 2 GPUs" in str(resolve(gpu_count=2, flags=flags).errors)

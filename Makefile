@@ -39,7 +39,7 @@ bench-gate: .venv/complete
 	$(BIN)/python benchmarks/gate/replay.py
 
 bench-accuracy: lab-cache
-	$(BIN)/python benchmarks/gate/on_lab.py accuracy --words 200 --turns 10
+	$(BIN)/python benchmarks/gate/on_lab.py accuracy --words 750 --turns 8
 
 lint: .venv/complete
 	$(BIN)/ruff check

@@ -24,7 +24,7 @@ from pyinfra_vllm.on_host import load, prompts, scheduling
 from pyinfra_vllm.on_host.client import Client
 from pyinfra_vllm.on_host.relative import tpot
 
-BATCHES = {1: 8, 8: 8, 32: 6}  # requests of a turn, in units of the concurrency
+BATCHES = {1: 8, 8: 8, 32: 3}  # requests of a turn, in units of the concurrency
 
 
 def asked(arguments: argparse.Namespace, concurrency: int, count: int, turn: str) -> list[prompts.Prompt]:

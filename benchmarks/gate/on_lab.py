@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 MODEL = "lab/good-a"
 PORT = 8000
 STARTS, RUNS = 3, 3
+ACCURACY = ("--no-enable-prefix-caching", "--max-model-len", "4096", "--max-num-batched-tokens", "4096")
 PANDAS = "pandas==3.1.1"  # what vLLM's own benchmark imports and vLLM does not bring
 
 
@@ -55,7 +56,7 @@ def accuracy(*more: str) -> None:
     with tempfile.TemporaryDirectory() as beside, lab() as running:
         wanted = ("--target", beside, f"--constraints={runtime.CONSTRAINTS}", PANDAS)
         packages.install(running.parts.runtime / "bin/python", *wanted)
-        with server(running, "vllm", "--no-enable-prefix-caching") as url:
+        with server(running, "vllm", *ACCURACY) as url:
             tokenizer = str(running.parts.checkpoints[MODEL])
             out = f"{beside}/accuracy.json"
             run(running, "accuracy.py", url, "tiny", tokenizer, out, *more, beside=beside)

@@ -60,7 +60,7 @@ def real(results: Sequence[Result]) -> str:
     again = sum(result.never_struck for result in results)
     starts = (
         f"{len(results)} cases, {len(violated)} with violations. vLLM starts in about half a minute on these cores, three hosts at a time.\n"
-        f"Cases that began again, because the gate went back before the fault struck: {again}.\n"
+        f"Cases that began again, because the gate went back before the fault struck: {again}."
     )
     lines = ["\n| fault | step | end | without tokens | for good | ended |", "|---|---|---|--:|--:|--:|"]
     rows = [f"| {_title(result.case.fault)} {_row(result)}" for result in results]

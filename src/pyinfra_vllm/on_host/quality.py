@@ -72,8 +72,8 @@ def load(path: str | Path) -> list[Question]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:  # not there, not UTF-8, no name that a file can have
-        lay = "put the file there and run again, or name another"
-        raise QuestionsError(f"the prompts in {path} can't be read: {error}; {lay}") from error
+        remedy = "put the file there and run again, or name another"
+        raise QuestionsError(f"the prompts in {path} can't be read: {error}; {remedy}") from error
     found = [_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise QuestionsError(f"{path} holds no prompts")

@@ -20,14 +20,13 @@ from lab.shell import say
 from . import invariants
 from .breaking import FAULTS, Fault, Scene
 from .fleet import declared
-from .ground import ROOT, SWITCH, Ground, NeverStruck
+from .ground import ROOT, SWITCH, Ground
 from .invariants import Expected
 from .table import GOOD, NEEDS_DISK, SLOW, SOAKED, Case
 
 LIFE = "its whole life"
 SWITCH_S = 12.0  # as long as a switch to a good release takes here, roughly; random faults strike within
 RANDOM = "random"
-TRIES = 3  # of a case whose fault never struck: with three real servers on two cores a gate goes back now and then
 _operators = threading.Semaphore(2)  # so many command lines at once on two cores
 
 
@@ -38,7 +37,6 @@ class Result:
     silent_s: without tokens of the old or the new release, from the fault on; the switch's own restart included
     flowing_s: from the fault until tokens flowed for good
     over_s: from the fault until the switch, its recovery included, had ended
-    never_struck: times that the switch ended before its fault point, and the case began again
     """
 
     case: Case
@@ -48,7 +46,6 @@ class Result:
     silent_s: float = 0.0
     flowing_s: float = 0.0
     over_s: float = 0.0
-    never_struck: int = 0
 
 
 def run_all(grounds: Sequence[Ground], cases: Sequence[Case]) -> list[Result]:
@@ -84,14 +81,11 @@ def _work(ground: Ground, waiting: dict[bool, queue.SimpleQueue[Case]], results:
             )
 
 
-def run_case(ground: Ground, case: Case, never_struck: int = 0) -> Result:
-    result = Result(case, ground.host.name, never_struck=never_struck)
+def run_case(ground: Ground, case: Case) -> Result:
+    result = Result(case, ground.host.name)
     try:
         _Run(ground, case, result).run()
     except Exception as error:  # one broken case must not end the others; it counts as a violation
-        if isinstance(error, NeverStruck) and never_struck + 1 < TRIES:
-            say(f"{case} on {result.host} begins again: {error}")
-            return run_case(ground, case, never_struck + 1)
         result.violations.append("".join(traceback.format_exception_only(error)).strip())
         say(traceback.format_exc())
         _make_good(ground, result)

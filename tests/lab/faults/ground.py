@@ -47,10 +47,6 @@ class Late(AssertionError):
     """Something did not happen on a host within its time."""
 
 
-class NeverStruck(AssertionError):
-    """The switch ended before its fault point, so nothing was broken."""
-
-
 @dataclass
 class Ground:
     """A host that serves one of two good releases and has all releases of the tests staged.
@@ -169,7 +165,7 @@ class Ground:
         (self.host.root / FOLDER / "armed").unlink(missing_ok=True)
 
     def reached(self, timeout: float = 120) -> int:
-        """Wait until a process stands at the armed point; its number on the host. Raises NeverStruck, and Late."""
+        """Wait until a process stands at the armed point; its number on the host. Late where the switch ended before."""
         path = self.host.root / FOLDER / "reached"
         begun = False
 
@@ -179,8 +175,7 @@ class Ground:
             if path.exists() and path.read_text():
                 return True
             if begun and not runs:
-                end = self.entries()[-1]
-                raise NeverStruck(f"the switch ended before: {end.get('outcome')}, {end.get('reason')}")
+                raise Late(f"{self.host.name} ended its switch before its fault point: {self.entries()[-1]}")
             begun = begun or runs
             return False
 

@@ -40,7 +40,7 @@ GATE = {
     "quality": False,
     "on_inconclusive": "keep",
 }
-REAL_BUDGET_S = 20.0  # three real servers share two cores: a warm-up once took all of 10 s
+REAL_BUDGET_S = 20.0  # three real servers share two cores: 10 s once ended before a round's first answer
 
 
 class Late(AssertionError):

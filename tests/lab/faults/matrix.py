@@ -57,10 +57,10 @@ def add(title: str, text: str) -> None:
 def real(results: Sequence[Result]) -> str:
     """What became of the real vLLM: a row for each fault and step."""
     violated = [result for result in results if result.violations]
-    starts = f"{len(results)} cases, {len(violated)} with violations. vLLM starts in about half a minute on these cores, three hosts at a time.\n"
+    summary = f"{len(results)} cases, {len(violated)} with violations, three hosts at a time.\n"
     lines = ["\n| fault | step | end | without tokens | for good | ended |", "|---|---|---|--:|--:|--:|"]
     rows = [f"| {_title(result.case.fault)} {_row(result)}" for result in results]
-    return "\n".join([starts + _violations(violated), *lines, *rows]) + "\n"
+    return "\n".join([summary + _violations(violated), *lines, *rows]) + "\n"
 
 
 def render(results: Sequence[Result], randoms: Sequence[Result]) -> str:

@@ -25,6 +25,7 @@ from pyinfra_vllm.on_host.paths import SECRETS_FILE, ServicePaths
 from pyinfra_vllm.release import environment_file
 
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
+LOG = ["Using MarlinLinearKernel for AutoAWQMarlinLinearMethod"]
 WRITES = ("write", "write_text")  # what a full disk refuses; a rename needs no block
 
 
@@ -34,13 +35,16 @@ class Killed(BaseException):
 
 class SimulatedHost:
     """One service. `rates` says how fast a release is; a release in `broken` never serves,
-    one in `dies_when_stopped` serves until it is stopped and never again."""
+    one in `dies_when_stopped` serves until it is stopped and never again. One in `crashing` ends at each start, with that log.
+    """
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.paths = ServicePaths(root, "chat", root / "units")
         self.rates = {OLD: 100.0, NEW: 100.0}
         self.broken: set[str] = set()
         self.dies_when_stopped: set[str] = set()
+        self.crashing: dict[str, list[str]] = {}
+        self.looks_at_crash = 0  # since the last start: systemd restarts at every second one
         self.running: str | None = None
         self.starts: list[str | None] = []
         self.calls: list[str] = []
@@ -128,12 +132,8 @@ class SimulatedHost:
             (systemd, "stop", self._stop),
             (systemd, "show", self._show),
             (systemd, "running_release", lambda unit: self.running),
-            (systemd, "log_cursor", lambda: None),
-            (
-                systemd,
-                "log_since",
-                lambda unit, cursor: ["Using MarlinLinearKernel for AutoAWQMarlinLinearMethod"],
-            ),
+            (systemd, "log_cursor", lambda: "s=mark"),
+            (systemd, "log_since", lambda unit, cursor: self.crashing.get(self.running or "", LOG)),
             (
                 service.Service,
                 "_flow_problem",
@@ -177,6 +177,7 @@ class SimulatedHost:
 
     def _start(self, unit: str) -> None:
         self.starts.append(self.current)
+        self.looks_at_crash = 0
         self.running = self.current
 
     def _stop(self, unit: str, limit_s: float) -> None:
@@ -186,6 +187,16 @@ class SimulatedHost:
 
     def _show(self, unit: str, *properties: str) -> dict[str, str]:
         looping = self.running in self.broken
+        if self.running in self.crashing:
+            self.looks_at_crash += 1
+            waits = self.looks_at_crash % 2
+            return {
+                "ActiveState": "activating" if waits else "active",
+                "SubState": "auto-restart" if waits else "running",
+                "NRestarts": str(self.looks_at_crash // 2),
+                "Result": "exit-code",
+                "ExecMainStatus": "1",
+            }
         return {
             "ActiveState": "inactive" if self.running is None else "failed" if looping else "active",
             "NRestarts": "0",
@@ -194,7 +205,8 @@ class SimulatedHost:
         }
 
     def _flow_problem(self, release_id: str) -> str:
-        return "" if self.running == release_id and release_id not in self.broken else "connection refused"
+        serves = self.running == release_id and release_id not in {*self.broken, *self.crashing}
+        return "" if serves else "connection refused"
 
     def _measure(self, client: Any, settings: Any, **how: Any) -> dict[str, Any]:
         assert self.running is not None

@@ -90,10 +90,23 @@ def test_without_evidence_nothing_large_is_sent(teller: Teller) -> None:
     (told,) = recall.recall(teller.host.paths.root, 1, 0, [])
     (newest,) = told["transactions"]
     end = newest["entries"][-1]
-    assert end["outcome"] == "rolled_back" and "log" not in end
+    assert end["outcome"] == "rolled_back"
     assert newest["evidence"] == {} and "Marlin" in told["kernels"][NEW]["kernels"]
     ((known,),) = [service["transactions"] for service in recall.recall(teller.host.paths.root, 1, 10**7, [])]
-    assert known["entries"][-1]["log"] and set(known["evidence"]) == {"verdict", "before", "after", "release"}
+    assert set(known["evidence"]) == {"verdict", "before", "after", "release"}
+
+
+def test_log_of_a_failed_start_is_sent_with_the_evidence_alone_and_its_cause_always(teller: Teller) -> None:
+    refused = "vllm: error: unrecognized arguments: --no-such-flag"
+    teller.host.stage(NEW)
+    teller.host.crashing[NEW] = [refused]
+    assert teller.host.switch() == "rolled_back"
+    for max_bytes in (0, 10**7):
+        ((told,),) = [
+            item["transactions"] for item in recall.recall(teller.host.paths.root, 1, max_bytes, [])
+        ]
+        end = told["entries"][-1]
+        assert refused in end["reason"] and end.get("log") == ([refused] if max_bytes else None)
 
 
 def test_evidence_that_is_too_large_is_named_not_cut(eventful: Teller) -> None:

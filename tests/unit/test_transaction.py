@@ -15,6 +15,8 @@ from pyinfra_vllm.on_host import (
     manifest,
     observe,
     probe,
+    recovery,
+    service,
     soak,
     sockets,
     transaction,
@@ -66,6 +68,50 @@ def test_a_release_that_never_serves_is_rolled_back_with_its_log(serving: Simula
     assert serving.switch() == "rolled_back"
     assert serving.running == OLD
     assert serving.journal()[-1]["log"] == ["Using MarlinLinearKernel for AutoAWQMarlinLinearMethod"]
+
+
+REFUSED = ["vllm: error: unrecognized arguments: --no-such-flag"]
+CROWDED = [
+    "(EngineCore pid=7) Traceback (most recent call last):",
+    '(EngineCore pid=7)   File "/opt/vllm/core.py", line 1, in run',
+    "(EngineCore pid=7) torch.OutOfMemoryError: CUDA out of memory.",
+]
+
+
+def test_release_that_can_never_start_is_given_up_at_its_first_crash(serving: SimulatedHost) -> None:
+    serving.crashing[NEW] = REFUSED
+    assert serving.switch() == "rolled_back"
+    assert (serving.running, serving.starts) == (OLD, [NEW, OLD])
+    end = serving.journal()[-1]
+    assert end["reason"] == f"vLLM can't start: {REFUSED[0]}" and end["log"] == REFUSED
+    assert durable.read_json(serving.paths.rejected)[NEW]["reason"] == end["reason"]
+
+
+def test_release_whose_cause_may_pass_is_started_again_before_it_is_given_up(serving: SimulatedHost) -> None:
+    serving.crashing[NEW] = CROWDED
+    assert serving.switch() == "rolled_back"
+    end = serving.journal()[-1]
+    assert end["reason"].startswith(
+        "vLLM ended by itself 3 times after its start: EngineCore: OutOfMemoryError"
+    )
+    assert end["log"][0] == "EngineCore: OutOfMemoryError: CUDA out of memory."
+    assert end["log"][-1] == "torch.OutOfMemoryError: CUDA out of memory."
+
+
+def test_old_release_is_never_given_up_at_its_first_crash(serving: SimulatedHost) -> None:
+    """It was proven: whatever its log says, it has every start that the way back allows."""
+    serving.rates[NEW] = 50.0
+    serving.crashing[OLD] = REFUSED
+    serving.running = NEW
+    assert recovery.bring_up(service.Service(serving.paths, serving.said.append), OLD, 0.5)
+    assert serving.starts == [OLD] * recovery.RESTORE_ATTEMPTS
+    assert "3 times" in serving.said[-1]
+
+
+def test_verdict_shows_numbers_and_no_log(serving: SimulatedHost) -> None:
+    serving.rates[NEW] = 50.0
+    assert serving.switch() == "rolled_back"
+    assert "log" not in serving.journal()[-1]
 
 
 def test_the_first_release_needs_no_baseline(host: SimulatedHost) -> None:

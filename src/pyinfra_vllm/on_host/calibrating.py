@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from . import durable, probe, recovery
+from . import durable, probe, recovery, root_cause
 from . import release as releases
 from .calibration import LEAST_RUNS, calibration, spoken
 from .journal import now
@@ -89,7 +89,9 @@ class Calibrating(Transaction):
             try:
                 after_s = self.service.wait_until_serving(release, self.order.ready_timeout_s)
             except NotServing:
-                self.log_tail = self.evidence.keep_log(self.service.log(cursor))
+                self.log = self.service.log(cursor)
+                self.evidence.keep_log(self.log)
+                self.last_words = root_cause.explain(self.log)
                 raise
             result["after_s"] = round(after_s, 1)
 

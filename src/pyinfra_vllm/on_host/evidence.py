@@ -12,10 +12,6 @@ from typing import Any
 from . import durable, journal
 from .paths import ServicePaths
 
-LOG_TAIL = 40
-# Lines that would push out those that tell something: uvicorn's of each request that went well, vLLM's of each route it has.
-CHATTER = (' HTTP/1.1" 200', "] Route: /")
-
 
 class Evidence:
     """One folder per transaction (`tx` is its name), written as the transaction goes, so that a killed one leaves what it knew."""
@@ -29,10 +25,8 @@ class Evidence:
     def keep(self, name: str, value: Any) -> None:
         durable.write_json(self.directory / f"{name}.json", value)
 
-    def keep_log(self, lines: list[str]) -> list[str]:
-        """Keep the service's log; returns its last lines for the operator's screen."""
+    def keep_log(self, lines: list[str]) -> None:
         durable.write_text(self.directory / "service.log", "\n".join(lines) + "\n", mode=0o640)
-        return [line for line in lines if not any(words in line for words in CHATTER)][-LOG_TAIL:]
 
     def keep_release(self, release_id: str) -> None:
         shutil.copy(self.paths.release(release_id) / "release.json", self.directory / "release.json")

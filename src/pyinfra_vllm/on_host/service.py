@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from . import durable, kv_cache, secrets_file, sockets, systemd
+from . import durable, kv_cache, root_cause, secrets_file, sockets, systemd
 from .client import Client, ClientError
 from .paths import ServicePaths
 from .release import Release
@@ -117,16 +117,20 @@ class Service:
         """Whether this very release runs now and its tokens flow."""
         return self.running_release() == release.id and not self._flow_problem(release)
 
-    def wait_until_serving(self, release: Release, timeout_s: float, crashes_before: int = 0) -> float:
+    def wait_until_serving(
+        self, release: Release, timeout_s: float, crashes_before: int = 0, unproven_since: str | None = None
+    ) -> float:
         """Seconds until tokens flowed from this release. Raises NotServing when they don't.
 
         crashes_before: how often systemd had restarted the unit before; 0 after a start of ours
+        unproven_since: the log's mark at its start, of a release that never served yet: that is given up at the first crash
+            whose cause the next start would meet again
         """
         began = time.monotonic()
         problem = "it has not started"
         while time.monotonic() - began < timeout_s:
             self.no_stranger(release)
-            self._no_crash_loop(crashes_before)
+            self._no_crash_loop(crashes_before, unproven_since)
             if self.running_release() == release.id:
                 left = timeout_s - (time.monotonic() - began)
                 problem = self._flow_problem(release, min(FLOW_TIMEOUT_S, max(1.0, left)))
@@ -155,14 +159,20 @@ class Service:
             return str(error)
         return ""
 
-    def _no_crash_loop(self, before: int) -> None:
-        state = systemd.show(self.paths.unit, "ActiveState", "NRestarts", "Result", "ExecMainStatus")
+    def _no_crash_loop(self, before: int, unproven_since: str | None) -> None:
+        wanted = ("ActiveState", "SubState", "NRestarts", "Result", "ExecMainStatus")
+        state = systemd.show(self.paths.unit, *wanted)
         crashes = int(state.get("NRestarts") or 0) - before
-        if state["ActiveState"] == "failed" or crashes > CRASHES_ALLOWED:
-            raise NotServing(
-                f"vLLM ended by itself {crashes + 1} times after its start"
-                f" (result {state.get('Result')}, status {state.get('ExecMainStatus')})"
-            )
+        loops = state["ActiveState"] == "failed" or crashes > CRASHES_ALLOWED
+        if not loops and (unproven_since is None or state.get("SubState") != "auto-restart"):
+            return
+        cause = root_cause.find(self.log(unproven_since)) if unproven_since else None
+        if cause and cause.lasting:
+            raise NotServing(f"vLLM can't start: {cause}")
+        if loops:
+            ended = f"vLLM ended by itself {crashes + 1} times after its start"
+            status = f"result {state.get('Result')}, status {state.get('ExecMainStatus')}"
+            raise NotServing(f"{ended}: {cause} ({status})" if cause else f"{ended} ({status})")
 
     def log(self, cursor: str | None) -> list[str]:
         return systemd.log_since(self.paths.unit, cursor)

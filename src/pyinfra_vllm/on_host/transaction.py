@@ -10,7 +10,7 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
-from . import durable, gate, gpu_memory, hooks, kernel, probe, record, recovery, soak
+from . import durable, gate, gpu_memory, hooks, kernel, probe, record, recovery, root_cause, soak
 from . import release as releases
 from .evidence import Evidence
 from .journal import Journal
@@ -55,7 +55,8 @@ class Transaction:
         self.journal = Journal(paths.journal, self.evidence.tx)
         self.service = Service(paths, self.evidence.say)
         self.hooks = hooks.Hooks(paths, self.journal)
-        self.log_tail: list[str] = []
+        self.log: list[str] = []  # of the service since the last start of ours
+        self.last_words: list[str] = []  # why that start failed, as its log says it
         self.old_id: str | None = None  # what is current; where that link is lost, what runs
 
     def _begin(self) -> None:
@@ -95,8 +96,8 @@ class Transaction:
         fields: dict[str, Any] = {"outcome": outcome, "reason": reason}
         if verdict:
             fields["verdict"] = verdict["verdict"]
-        if outcome != COMMITTED and self.log_tail:
-            fields["log"] = self.log_tail
+        if self.last_words:
+            fields["log"] = self.last_words
         self.hooks.tell_end(outcome, reason, fields.get("verdict"))
         self.journal.write("end", "done", **fields)
         self.evidence.close(self.journal.entries())
@@ -202,7 +203,9 @@ class Switch(Transaction):
         cursor = self._activate(new)
         try:
             with self.journal.step("ready", release=new.id) as result:
-                result["after_s"] = round(self.service.wait_until_serving(new, self.order.ready_timeout_s), 1)
+                limit_s = self.order.ready_timeout_s
+                after_s = self.service.wait_until_serving(new, limit_s, unproven_since=cursor)
+                result["after_s"] = round(after_s, 1)
             if self.order.purpose == ROLLBACK:
                 return {
                     "verdict": "pass",
@@ -212,7 +215,8 @@ class Switch(Transaction):
             checked = self._check_kernel(new, cursor)
             return self._judge(new, checked)
         finally:
-            self.log_tail = self.evidence.keep_log(self.service.log(cursor))
+            self.log = self.service.log(cursor)
+            self.evidence.keep_log(self.log)
 
     def _activate(self, new: Release) -> str | None:
         """The point of no return: from here the journal demands an end."""
@@ -289,6 +293,8 @@ class Switch(Transaction):
         limit_s = recovery.start_limit_s(self.order.ready_timeout_s)
         outcome = recovery.restore(self.service, self.journal, self.old_id, new.id, limit_s)
         silent = isinstance(reason, NotServing) and not isinstance(reason, PortTaken)
+        if silent:
+            self.last_words = root_cause.explain(self.log)
         if silent or (verdict and verdict["verdict"] == "fail"):
             recovery.reject(self.paths, new.id, text, self.journal.tx)
         if verdict and "reasons" in verdict:

@@ -115,13 +115,22 @@ class Switching:
 
     def _ended(self, news: dict[str, Any]) -> Outcome:
         end = news["end"]
-        for line in end.get("log", []):
-            self._say(f"log | {line}")
+        outcome = self.outcome(end["outcome"], end["reason"])
+        self._show_last_words(end, news["tx"])
         try:
             acknowledge(self.remote, self.root, self.order.service, news["tx"])
         except LOST as error:
             self._say(f"the host could not be told that this was seen ({error}); the next run says it again")
-        return self.outcome(end["outcome"], end["reason"])
+        return outcome
+
+    def _show_last_words(self, end: dict[str, Any], tx: str) -> None:
+        """Of a start that failed: what its log says of the cause, and where the whole log is."""
+        words = [line for line in end.get("log", []) if line not in end["reason"]]
+        for line in words:
+            self._say(f"| {line}")
+        if end.get("log"):
+            kept = f"{self.root}/{self.order.service}/evidence/{tx}/service.log"
+            self._say(f"the whole log of that start: `less {kept}` on {self.host.name}")
 
     def _no_end(self, news: dict[str, Any]) -> str:
         words = ("journalctl", "--unit", self.unit, "--lines", "20", "--output", "cat", "--no-pager")

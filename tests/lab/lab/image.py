@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import prerequisites
 from .keeping import kept
-from .layout import INNER_PREFIX, OPERATOR, cache, recipe_key
+from .layout import OPERATOR, cache, recipe_key
 from .shell import run
 
 PACKAGES = (
@@ -37,12 +37,17 @@ MASKED = (
 ENABLED = ("ssh.service", "systemd-networkd.service")
 
 
-def base() -> Path:
-    """The base image's directory, built first when the cache has none of this recipe (about a minute)."""
-    suite = prerequisites.release()
-    key = recipe_key(
-        suite, PACKAGES, repr(sorted(FILES.items())), repr((MASKED, ENABLED, OPERATOR, INNER_PREFIX))
-    )
+# The releases of Debian that the product promises to run on -> the Python that each brings.
+SUITES = {"bullseye": "3.9", "bookworm": "3.11", "trixie": "3.13"}
+
+
+def base(suite: str = "") -> Path:
+    """The base image's directory, built first when the cache has none of this recipe (about a minute).
+
+    suite: a release of Debian; left out: the one of this machine
+    """
+    suite = suite or prerequisites.release()
+    key = recipe_key(suite, PACKAGES, repr(sorted(FILES.items())), repr((MASKED, ENABLED, OPERATOR)))
     return kept(
         cache() / "images" / f"{suite}-{key}",
         f"building the hosts' base image ({suite})",
@@ -51,7 +56,7 @@ def base() -> Path:
 
 
 def _build(place: Path, suite: str) -> None:
-    mirror = prerequisites.mirror(suite)
+    mirror = prerequisites.mirror(prerequisites.release())  # the same archive offers every release
     run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, place, mirror, timeout=1200)
     _configure(place)
 

@@ -16,9 +16,9 @@ from pyinfra_vllm.on_host import ladder, quality
 from pyinfra_vllm.on_host.client import Client
 from pyinfra_vllm.on_host.criteria import Criteria
 
-TRAINED = quality.load(Path(serving.__file__).parent / "training/questions.jsonl")
+TRAINED, _ = quality.load(Path(serving.__file__).parent / "training/questions.jsonl")
 RUNS = 20
-RUNGS = ("sane_share", "quality_points")
+RUNGS = ("sane_share", "form", "quality_points")
 PORTS = {"lab/good-a": 8101, "lab/good-b": 8102, "lab/broken": 8103}
 
 

@@ -108,7 +108,7 @@ def test_lost_answers(before: int, after: int, total: int, expected: str) -> Non
 
 
 def test_a_score_of_zero_on_both_sides_says_that_there_was_nothing_to_lose() -> None:
-    assert "nothing to lose" in row(quality(0, 0), "quality_points", None)["note"]
+    assert "too few to lose" in row(quality(0, 0), "quality_points", None)["note"]
 
 
 def test_quality_switched_off_is_not_judged() -> None:
@@ -177,19 +177,3 @@ def test_mostly_insane_answers_fail_a_first_installation() -> None:
     answers = [{**item, "sane": number < 20} for number, item in enumerate(graded(0, 100))]
     verdict = judge(None, record(phase(1), quality=answers))
     assert verdict["verdict"] == "fail" and "20 of 100 answers are sane" in verdict["reasons"][0]
-
-
-@pytest.mark.parametrize(("bits", "expected"), [(0.82, "pass"), (1.2, "fail")])
-def test_likelihood_of_the_fixed_texts(bits: float, expected: str) -> None:
-    before = record(phase(1), likelihood=[{"text": "en-1", "bits_per_byte": 0.8}])
-    after = record(phase(1), likelihood=[{"text": "en-1", "bits_per_byte": bits}])
-    assert judge(before, after)["verdict"] == expected
-
-
-@pytest.mark.parametrize("after", [None, [], [{"text": "ja-1", "bits_per_byte": 0.8}]])
-def test_a_likelihood_that_was_measured_before_only_is_shown(after: Any) -> None:
-    before = record(phase(1), likelihood=[{"text": "en-1", "bits_per_byte": 0.8}])
-    verdict = judge(before, record(phase(1), likelihood=after))
-    found = row(verdict, "bits_per_byte", None)
-    assert (verdict["verdict"], found["verdict"], found["decides"]) == ("pass", "inconclusive", False)
-    assert "before and not after" in found["note"]

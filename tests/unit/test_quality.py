@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import serving
 
-from pyinfra_vllm.on_host import gate, graders, ladder, quality
+from pyinfra_vllm.on_host import form, gate, graders, ladder, likelihood, quality
 from pyinfra_vllm.on_host.client import Client
 from pyinfra_vllm.on_host.quality import Question, QuestionsError
 
@@ -61,7 +60,7 @@ def test_there_are_enough_questions_in_both_languages_and_of_every_kind() -> Non
 def test_every_question_accepts_its_answer_and_refuses_another(question: Question) -> None:
     grade = graders.GRADERS[question.kind]
     assert grade(right_answer(question), question.expect)
-    assert not graders.insane(right_answer(question))
+    assert not form.defects(right_answer(question))
     assert not grade("I am not sure about that.", question.expect)
 
 
@@ -94,28 +93,7 @@ def test_graders(kind: str, answer: str, expect: Any, right: bool) -> None:
 def test_no_answer_breaks_a_grader(answer: str, kind: str) -> None:
     expect = {"number": "1", "code": {"function": "f", "parameters": 1}, "json": {}}.get(kind, "x")
     assert graders.GRADERS[kind](answer, expect) in (True, False)
-    assert graders.insane(answer) in ("", "empty", "repeats itself", "character salad")
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", "empty"),
-        (" \n", "empty"),
-        ("!" * 40, "repeats itself"),
-        ("the cat the cat the cat the cat the cat the cat the cat", "repeats itself"),
-        ("はいはいはいはいはいはいはいはいはいはいはいはいはい", "repeats itself"),
-        ("\ufffd\ufffdab\ufffd", "character salad"),
-        ("aдע한ไb", "character salad"),
-        ("山山山", ""),
-        ("1 2 3 4 5", ""),
-        ("xxx", ""),
-        ("The answer is 42.", ""),
-        ("東京タワーは333メートルです。", ""),
-    ],
-)
-def test_sanity(text: str, why: str) -> None:
-    assert graders.insane(text) == why
+    assert set(form.defects(answer)) <= {form.BLANK, form.LOOP, form.NOISE, form.TEMPLATE}
 
 
 def test_what_a_thinking_model_thought_is_not_graded() -> None:
@@ -137,7 +115,14 @@ KNOWS = {CAPITAL.prompt: "Tokyo."}
 
 def test_answers_are_graded_and_their_text_stays_out() -> None:
     (entry,) = asked([CAPITAL], answers=KNOWS)
-    assert entry == {"prompt": "q1", "kind": "contains", "passed": True, "sane": True, "ended": True}
+    assert entry == {
+        "prompt": "q1",
+        "kind": "contains",
+        "passed": True,
+        "sane": True,
+        "form": [],
+        "ended": True,
+    }
 
 
 def test_the_text_is_kept_when_asked() -> None:
@@ -241,39 +226,6 @@ def test_an_unchanged_model_never_fails_and_a_broken_one_does() -> None:
     assert gate.judge(before, broken, gate.Criteria())["verdict"] == "fail"
 
 
-# Likelihood
-
-
-def likelihood(compiler: str | None = "g++", **behaviour: Any) -> tuple[list[dict[str, Any]], int]:
-    """What was found on a machine with that compiler, and how often the server was asked for it."""
-    with pytest.MonkeyPatch.context() as patch, serving(**behaviour) as server:
-        patch.setattr(quality.shutil, "which", lambda name: name if name == compiler else None)
-        found = quality.likelihood(Client(server.url, "m"), time.perf_counter() + 5)
-        return found, sum("prompt_logprobs" in request for request in server.requests)
-
-
-def test_likelihood_is_bits_per_byte_of_each_text() -> None:
-    found, asked_for = likelihood(logprob=-math.log(2))
-    assert asked_for == len(found) == len(quality.texts())
-    text = quality.texts()[0]["text"]
-    assert found[0]["bits_per_byte"] == pytest.approx((len(text.split()) - 1) / len(text.encode()), abs=1e-5)
-
-
-def test_a_server_that_can_not_tell_is_asked_once() -> None:
-    assert likelihood() == ([], 1)
-
-
-@pytest.mark.parametrize(("compiler", "asked_for"), [("clang++", 4), (None, 0)])
-def test_likelihood_is_not_asked_of_a_server_here_that_could_not_compile_for_it(
-    compiler: str | None, asked_for: int
-) -> None:
-    assert likelihood(compiler, logprob=-1.0)[1] == asked_for
-
-
-def test_another_machine_s_compiler_is_not_looked_for() -> None:
-    assert quality._may_ask_likelihood("192.0.2.1") and quality._is_here("127.0.0.1")
-
-
 # The operator's own prompts
 
 LINE = '{"id": "own-1", "prompt": "Say yes.", "kind": "exact", "expect": "yes"}'
@@ -281,8 +233,11 @@ LINE = '{"id": "own-1", "prompt": "Say yes.", "kind": "exact", "expect": "yes"}'
 
 def test_a_file_of_own_prompts(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
-    path.write_text(LINE + "\n\n" + LINE.replace("own-1", "own-2") + "\n")
-    assert [question.id for question in quality.load(path)] == ["own-1", "own-2"]
+    text = '{"id": "own-3", "text": "Ein Satz. Und noch einer.", "language": "de"}'
+    path.write_text(LINE + "\n\n" + LINE.replace("own-1", "own-2") + "\n" + text + "\n")
+    questions, texts = quality.load(path)
+    assert [question.id for question in questions] == ["own-1", "own-2"]
+    assert texts == [likelihood.Text("own-3", "de", ("Ein Satz. Und noch einer.",))]
 
 
 @pytest.mark.parametrize(
@@ -305,6 +260,9 @@ def test_a_file_of_own_prompts(tmp_path: Path) -> None:
         (LINE.replace("exact", "contains").replace('"yes"', "[1]"), "must be a word or a list of words"),
         ("[" * 100_000, "own.jsonl:1: not JSON"),
         (LINE + "\n" + LINE, "the id 'own-1' is there twice"),
+        ('{"id": "t", "text": " "}', "own.jsonl:1: text ' ' is not text"),
+        ('{"text": "Hello."}', "own.jsonl:1: id None is not text"),
+        ('{"id": "t", "text": "Hello.", "lang": "en"}', "unknown key 'lang'; a text has id, text, language"),
     ],
 )
 def test_what_is_wrong_with_own_prompts_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -316,7 +274,23 @@ def test_what_is_wrong_with_own_prompts_is_named(tmp_path: Path, text: str, said
 
 
 def test_what_the_built_in_questions_expect_can_be_graded() -> None:
-    assert not any(graders.unfit(question.kind, question.expect) for question in quality.builtin())
+    questions = quality.builtin() + quality.further()
+    assert not any(graders.unfit(question.kind, question.expect) for question in questions)
+    assert all(graders.GRADERS[item.kind](str(item.expect), item.expect) for item in quality.further())
+
+
+def test_further_questions_are_always_the_same_and_each_is_there_once() -> None:
+    found = quality.further()
+    assert found == quality.further() and len(found) == 6 * quality.FURTHER_SETS
+    assert len({item.id for item in found}) == len(found)
+    assert all(item.id.startswith(quality.FURTHER) for item in found)
+    assert not {item.id for item in found} & {item.id for item in quality.builtin()}
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_questions_of_one_language_alone(language: str) -> None:
+    questions = quality.builtin((language,)) + quality.further((language,))
+    assert {item.id.removeprefix(quality.FURTHER)[:2] for item in questions} == {language}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

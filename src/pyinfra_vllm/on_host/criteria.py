@@ -18,12 +18,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "soak_action": ("rollback", "alert"),
 }
 # A share of the measured value: 0.05 means 5 %.
-SHARES = ("throughput_margin", "tpot_margin", "ttft_margin", "likelihood_margin", "max_error_rate")
+SHARES = (
+    "throughput_margin",
+    "tpot_margin",
+    "ttft_margin",
+    "likelihood_margin",
+    "max_error_rate",
+    "min_right_share",
+)
+LANGUAGES = ("en", "ja")  # that there are built-in questions and texts in
 LONGEST_S = 7 * 86400  # a service is measured and watched for so long at most
 # The least and the most of what is neither a share nor a limit of a phase, and how to say it.
 RANGES: dict[str, tuple[float, float, str]] = {
     "budget_s": (5, LONGEST_S, f"at least 5 seconds, at most {LONGEST_S}"),
     "max_gpu_memory_mib": (1, math.inf, "a whole number of at least 1"),
+    "max_bits_per_byte": (0, math.inf, "a number of at least 0, or null"),
     "quality_drop_points": (0, 100, "percentage points from 0 to 100"),
     "soak_s": (0, LONGEST_S, f"seconds from 0 to {LONGEST_S}"),
     "soak_stall_s": (1, LONGEST_S, f"seconds from 1 to {LONGEST_S}"),
@@ -55,7 +64,10 @@ class Criteria:
     quality_drop_points: float = 5.0  # percentage points of graded answers that may be lost
     quality_builtin: bool = True  # ask the built-in prompts
     quality_prompts: str | None = None  # a JSONL file of the operator's own prompts
-    likelihood_margin: float = 0.25  # rise of bits per byte on fixed texts
+    min_right_share: float = 0.03  # of graded answers, where no baseline says what this model can
+    languages: tuple[str, ...] = LANGUAGES  # of the built-in questions and texts
+    likelihood_margin: float = 0.03  # how many more bits the fixed texts may cost
+    max_bits_per_byte: float | None = 2.0  # of English text, where no baseline says what this model can
     # lm-eval's TASK/METRIC -> its score, at least; and by how much it may fall. Judged where a record has evaluations.
     min_evaluation: dict[str, float] = field(default_factory=dict)
     max_evaluation_drop: dict[str, float] = field(default_factory=dict)
@@ -75,6 +87,11 @@ class Criteria:
             raise CriteriaError(_refusal("concurrency", self.concurrency, "whole numbers of at least 1"))
         if len(set(self.concurrency)) != len(self.concurrency):
             raise CriteriaError(_refusal("concurrency", self.concurrency, "each number once"))
+        object.__setattr__(self, "languages", tuple(self.languages))
+        unknown = [language for language in self.languages if language not in LANGUAGES]
+        if unknown:
+            own = "texts and questions in others come from your own file, quality_prompts"
+            raise CriteriaError(_refusal("languages", self.languages, f"{', '.join(LANGUAGES)}; {own}"))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise CriteriaError(_refusal(name, getattr(self, name), " or ".join(allowed)))
@@ -125,7 +142,7 @@ class Criteria:
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "concurrency": list(self.concurrency)}
+        return {**asdict(self), "concurrency": list(self.concurrency), "languages": list(self.languages)}
 
 
 def _is_count(value: Any) -> bool:
@@ -145,6 +162,10 @@ _TYPES = {
     "int": (lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number"),
     "bool": (lambda value: isinstance(value, bool), "true or false"),
     "str": (lambda value: isinstance(value, str), "text"),
+    "tuple[str, ...]": (
+        lambda value: isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value),
+        "a list of texts",
+    ),
     "tuple[int, ...]": (lambda value: isinstance(value, (list, tuple)), "a list of whole numbers"),
     "dict[str, float]": (
         lambda value: (

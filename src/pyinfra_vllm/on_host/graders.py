@@ -1,4 +1,4 @@
-"""Checks one answer against what was expected, and whether it is an answer at all.
+"""Checks one answer against what was expected; whether it has the form of an answer is judged in form.py.
 
 Reads text only: code that a model wrote is parsed and never run.
 """
@@ -16,10 +16,6 @@ from typing import Any
 THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 FENCE = re.compile(r"```[a-zA-Z]*\n(.*?)(```|\Z)", re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-LOOP_COPIES = 6
-LOOP_CHARACTERS = 24  # a repetition shorter than this in all may well be an answer
-SALAD_SCRIPTS = 4
-SALAD_SHARE = 0.1
 
 
 def answer_of(text: str) -> str:
@@ -135,37 +131,3 @@ def _is_function(expect: Any) -> bool:
         and isinstance(expect.get("function"), str)
         and isinstance(expect.get("parameters"), int)
     )
-
-
-def insane(text: str) -> str:
-    """Why this can't be the answer of a working model; empty for one that can."""
-    if not text.strip():
-        return "empty"
-    if _loops(text):
-        return "repeats itself"
-    if _salad(text):
-        return "character salad"
-    return ""
-
-
-def _loops(text: str) -> bool:
-    """Whether it ends in many copies of one piece."""
-    tail = text.rstrip()
-    for size in range(1, len(tail) // LOOP_COPIES + 1):
-        piece = tail[-size:]
-        copies = 1
-        while tail.endswith(piece * (copies + 1)):
-            copies += 1
-        if copies >= LOOP_COPIES and copies * size >= LOOP_CHARACTERS:
-            return True
-    return False
-
-
-def _salad(text: str) -> bool:
-    """Whether broken characters are many, or more scripts meet than any answer of ours needs."""
-    letters = [character for character in text if not character.isspace()]
-    broken = sum(1 for c in letters if c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs"))
-    if broken > SALAD_SHARE * len(letters):
-        return True
-    scripts = {unicodedata.name(c, "?").split()[0] for c in letters if c.isalpha()}
-    return len(scripts - {"CJK", "HIRAGANA", "KATAKANA", "LATIN", "FULLWIDTH", "HALFWIDTH"}) >= SALAD_SCRIPTS

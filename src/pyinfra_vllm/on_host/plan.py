@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .criteria import Criteria
+from .criteria import LANGUAGES, Criteria
 
 ROUNDS = 10  # each visits every concurrency, so that a drift of the machine meets all phases alike
 
@@ -28,6 +28,7 @@ class Settings:
     quality: bool = True
     quality_builtin: bool = True
     quality_prompts: str | None = None
+    languages: tuple[str, ...] = LANGUAGES
     keep_answers: bool = False
 
     @classmethod
@@ -38,6 +39,7 @@ class Settings:
             quality=criteria.quality,
             quality_builtin=criteria.quality_builtin,
             quality_prompts=criteria.quality_prompts,
+            languages=criteria.languages,
             keep_answers=criteria.keep_answers,
         )
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import load, prompts, quality, scheduling
+from . import likelihood, load, prompts, quality, scheduling
 from .client import Client, ClientError, HttpError, Refused, Streamed, TimedOut
 from .plan import Plan, Settings, phase_name
 from .watch import Watch, both
@@ -85,7 +85,7 @@ class _Run:
         self.say = progress
         self.salt = os.urandom(6).hex()
         self.nonce = ""
-        self.questions = _questions(settings)
+        self.questions, self.texts = _questions(settings)
         now = time.monotonic()
         clock = time.perf_counter() - now  # both clocks tick alike, their zeros differ
         self.began = time.perf_counter()
@@ -106,7 +106,7 @@ class _Run:
         except _Silent as silent:
             return self._unanswered(record, silent.failures)
         if self.settings.quality:
-            self._quality(record)
+            self._quality(record, like)
         return record
 
     def extended(self, record: Record) -> Record:
@@ -286,18 +286,32 @@ class _Run:
         """Seconds left for the rounds once those for quality are set aside."""
         return max(1.0, self.end - time.perf_counter() - self.aside)
 
-    def _quality(self, record: Record) -> None:
+    def _quality(self, record: Record, like: Record | None) -> None:
         """What the answers are worth, in the time that is left; the speed is measured before, so it takes none of it."""
-        questions = list(self.questions)
-        if self.settings.quality_builtin:
-            now = time.perf_counter()
-            record["likelihood"] = quality.likelihood(self.client, now + (self.end - now) / 3)
-        speaker = quality.negotiated(self.client, questions, self.end)
+        now = time.perf_counter()
+        if self.texts:
+            measured, missing = likelihood.measure(self.client, self.texts, now + (self.end - now) / 3)
+            record["likelihood"], record["likelihood_missing"] = measured, missing
+        speaker = quality.negotiated(self.client, self.questions, self.end)
         record["asked_over"] = speaker.way()
-        record["quality"] = quality.ask_all(
-            self.client, questions, self.end, self.settings.keep_answers, self.say, speaker
-        )
-        record["quality_unanswered"] = len(questions) - len(record["quality"])
+        record["quality"] = self._asked(self.questions, self.end, speaker)
+        record["quality_unanswered"] = len(self.questions) - len(record["quality"])
+        if self.settings.quality_builtin and not record["quality_unanswered"]:
+            record["quality"] += self._asked(self._further(like), self.end, speaker)
+
+    def _further(self, like: Record | None) -> list[quality.Question]:
+        """Those that the other side answered; all of them where there is no other side."""
+        questions = quality.further(self.settings.languages)
+        if like is None:
+            return questions
+        answered = {item["prompt"] for item in like.get("quality") or []}
+        return [question for question in questions if question.id in answered]
+
+    def _asked(
+        self, questions: list[quality.Question], until: float, speaker: quality.Speaker
+    ) -> list[Record]:
+        keep = self.settings.keep_answers
+        return quality.ask_all(self.client, questions, until, keep, self.say, speaker)
 
     # Rounds
 
@@ -353,12 +367,15 @@ def _give_up_where_refused(error: ClientError) -> None:
         raise ProbeError(f"the server refuses the request ({error}): nothing was measured") from error
 
 
-def _questions(settings: Settings) -> list[quality.Question]:
+def _questions(settings: Settings) -> tuple[list[quality.Question], list[likelihood.Text]]:
     """Loaded before anything is asked: a damaged file must not be found after a switch. Raises QuestionsError."""
     if not settings.quality:
-        return []
-    own = quality.load(settings.quality_prompts) if settings.quality_prompts else []
-    return own + (quality.builtin() if settings.quality_builtin else [])
+        return [], []
+    questions, texts = quality.load(settings.quality_prompts) if settings.quality_prompts else ([], [])
+    if settings.quality_builtin:
+        questions += quality.builtin(settings.languages)
+        texts += likelihood.builtin(settings.languages)
+    return questions, texts
 
 
 def _add(phase: Record, done: load.Round, number: int) -> None:

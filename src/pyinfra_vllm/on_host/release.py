@@ -64,8 +64,12 @@ class Release:
         return float(self.document["stop_limit_s"])
 
     @property
+    def argv(self) -> list[str]:
+        return [str(word) for word in self.document["argv"]]
+
+    @property
     def executable(self) -> Path:
-        return Path(self.document["argv"][0])
+        return Path(self.argv[0])
 
     @property
     def checkpoint(self) -> Path:

@@ -10,7 +10,19 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
-from . import durable, gate, gpu_memory, hooks, kernel, probe, record, recovery, root_cause, soak
+from . import (
+    chat_template,
+    durable,
+    gate,
+    gpu_memory,
+    hooks,
+    kernel,
+    probe,
+    record,
+    recovery,
+    root_cause,
+    soak,
+)
 from . import release as releases
 from .evidence import Evidence
 from .journal import Journal
@@ -149,6 +161,8 @@ class Switch(Transaction):
             releases.prove(self.paths, new)
             self.service.no_stranger(new)
             self.service.no_foreign_unit()
+            if self.order.purpose != ROLLBACK:
+                result.update(chat_template.check(new))
         self.evidence.keep_release(new.id)
         return new
 

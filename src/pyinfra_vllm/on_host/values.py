@@ -92,6 +92,14 @@ def counts(value: Any, where: str) -> None:
         count(item, f"{where}.{name}", 1)
 
 
+def reasons(value: Any, where: str) -> None:
+    """A mapping of names to texts."""
+    mapping()(value, where)
+    for name, item in value.items():
+        word(name, f"a name in {where}")
+        text(item, f"{where}.{name}")
+
+
 def at_least_one(value: Any, where: str) -> None:
     count(value, where, 1)
 

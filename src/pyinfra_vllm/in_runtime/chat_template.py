@@ -53,19 +53,28 @@ def _order(talked: str) -> list[str]:
 def _turn(asked: str, answered: str) -> list[str]:
     """What the model is given must end where its answer begins, else it has to write the beginning of its turn itself."""
     place = answered.find(ANSWER)
-    between = answered[len(asked) : place] if answered.startswith(asked) else answered[:place].split(QUESTION)[-1]
+    between = (
+        answered[len(asked) : place] if answered.startswith(asked) else answered[:place].split(QUESTION)[-1]
+    )
     if answered.startswith(asked) and not THOUGHT.sub("", between).strip():
         return []
-    if not answered.startswith(asked) and THOUGHT.sub("", asked).split() == THOUGHT.sub("", answered[:place]).split():
+    if (
+        not answered.startswith(asked)
+        and THOUGHT.sub("", asked).split() == THOUGHT.sub("", answered[:place]).split()
+    ):
         return []  # thinking that is rendered only into the prompt
-    return [f"the prompt for an answer does not end where the answer begins: {between.strip()[:80]!r} is missing"]
+    return [
+        f"the prompt for an answer does not end where the answer begins: {between.strip()[:80]!r} is missing"
+    ]
 
 
 def _end(answered: str, ends: list[str]) -> list[str]:
     after = answered.split(ANSWER)[-1].strip()
     if not after or not ends or any(after.startswith(end) for end in ends):
         return []
-    return [f"the template ends an answer with {after[:40]!r}, and the model's end tokens are {', '.join(ends)}: answers run on"]
+    return [
+        f"the template ends an answer with {after[:40]!r}, and the model's end tokens are {', '.join(ends)}: answers run on"
+    ]
 
 
 def _end_tokens(tokenizer: Any, directory: str) -> list[str]:
@@ -73,7 +82,10 @@ def _end_tokens(tokenizer: Any, directory: str) -> list[str]:
     path = Path(directory) / "generation_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     numbers = settings.get("eos_token_id", [])
-    known = [tokenizer.eos_token, *tokenizer.convert_ids_to_tokens(numbers if isinstance(numbers, list) else [numbers])]
+    known = [
+        tokenizer.eos_token,
+        *tokenizer.convert_ids_to_tokens(numbers if isinstance(numbers, list) else [numbers]),
+    ]
     return sorted({str(token) for token in known if token})
 
 
@@ -82,9 +94,13 @@ def main() -> None:
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
-        print(json.dumps({"problems": [], "notes": [f"not checked: the runtime has no transformers ({error})"]}))
+        print(
+            json.dumps({"problems": [], "notes": [f"not checked: the runtime has no transformers ({error})"]})
+        )
         return
-    tokenizer = AutoTokenizer.from_pretrained(order["directory"], local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        order["directory"], local_files_only=True, trust_remote_code=False
+    )
     if order["template"]:
         path = Path(order["template"])
         tokenizer.chat_template = path.read_text(encoding="utf-8") if path.is_file() else order["template"]

@@ -259,9 +259,9 @@ def _in_words(compared: likelihood.Comparison, margin: float) -> str:
     if compared.low is not None and compared.high is not None:
         interval = f" [{compared.low - 1:+.1%}, {compared.high - 1:+.1%}]"
     perplexity = f", perplexity {compared.perplexity - 1:+.1%}" if compared.perplexity is not None else ""
-    allowed = (
-        f"allowed is {margin:+.0%}, which is a perplexity of about {2 * margin:+.0%} to {3 * margin:+.0%}"
-    )
+    ratio = compared.perplexity_of(margin)
+    stands_for = f", a perplexity of {ratio - 1:+.0%}" if ratio is not None else ""
+    allowed = f"allowed is {margin:+.0%}{stands_for}"
     return f"the fixed texts cost {compared.ratio - 1:+.1%} bits{interval}{perplexity}; {allowed}"
 
 

@@ -73,7 +73,7 @@ def test_releases_come_and_go_on_the_real_vllm(solo: Host) -> None:
 
     silent = deploy(solo, "b", flags={"enforce-eager": True, "tokenizer": "/nonexistent"})
     assert silent.returncode == 1, silent.stderr
-    assert "vLLM ended by itself" in silent.stderr and "/nonexistent" in silent.stderr.split("log | ", 1)[1]
+    assert "vLLM can't start: " in silent.stderr and "/nonexistent" in deciding.last(solo)["reason"]
     assert observed(solo)["running"] == release and serves(solo, "lab/good-b")
 
     before = pid(solo)

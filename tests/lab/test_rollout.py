@@ -7,10 +7,12 @@ main ways with the real one.
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from lab.disk import Disk
 from lab.hub import Fault
 from lab.machine import Host
 from lab.session import Lab
+
+from pyinfra_vllm.report.evidence import away_s
 
 # The stub's first token comes after 3 ms, most of which is this machine's other work: it decides nothing.
 GATE = {"budget_s": 5, "throughput_margin": 0.5, "tpot_margin": 0.5, "ttft_margin": None, "quality": False}
@@ -157,14 +161,17 @@ def test_running_it_again_changes_nothing_and_says_so(host: Host) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
 )
-def test_a_bad_release_is_rolled_back_with_its_log_on_the_screen(
+def test_a_bad_release_is_rolled_back_with_its_reason_on_the_screen(
     host: Host, how: dict[str, str], says: str
 ) -> None:
     old = observed(host)["current"]
     done = deploy(**misbehaving(**how), ready_timeout_s=15)
     found = observed(host)
     assert done.returncode == 1
-    assert says in done.stderr and "log | " in done.stderr
+    assert says in done.stderr
+    never_served = says not in ("kernel", "worse")  # a verdict shows numbers, a failed start its log
+    assert ("the whole log of that start: `less " in done.stderr) is never_served
+    assert (" | " in done.stderr) is never_served
     assert found["last"]["outcome"] == "rolled_back"
     assert found["current"] == found["running"] == old
     assert "vLLM" in host.ssh(f"cat {STATE}/evidence/{found['last']['tx']}/service.log").stdout
@@ -172,6 +179,52 @@ def test_a_bad_release_is_rolled_back_with_its_log_on_the_screen(
         again = deploy(**misbehaving(**how), ready_timeout_s=15)
         assert again.returncode == 1 and "is not tried again" in again.stderr
         assert observed(host)["last"]["tx"] == found["last"]["tx"]
+
+
+RECORDED = Path(__file__).parents[1] / "fixtures/root_cause"
+SLOW_START_S = 20
+# Runs on the host: restart the service, and print the seconds until it makes tokens.
+_RESTART = """
+import json, subprocess, time, urllib.request as web
+body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 1}).encode()
+began = time.monotonic()
+subprocess.run(["systemctl", "restart", "vllm-tiny"], check=True)
+while True:
+    try:
+        web.urlopen(web.Request("http://127.0.0.1:8000/v1/completions", body, {"Content-Type": "application/json"}), timeout=5)
+        break
+    except OSError:
+        time.sleep(0.2)
+print(time.monotonic() - began)
+"""
+
+
+def test_engine_that_can_never_start_is_back_within_a_restart_and_says_why_first(host: Host) -> None:
+    """The stub ends as the real vLLM did with half a file of weights, and starts about as slowly."""
+    slow = {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_START_S": str(SLOW_START_S)}
+    done = deploy(environment=slow, ready_timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    old = observed(host)["current"]
+    plain_s = float(host.ssh(f"python3 -c {shlex.quote(_RESTART)}").stdout)
+
+    host.ssh("cat > /srv/failed.log", stdin=(RECORDED / "corrupt-weights.log").read_text(encoding="utf-8"))
+    done = deploy(environment={**slow, "LIGHT_FAILS_WITH": "/srv/failed.log"}, ready_timeout_s=120)
+    found = observed(host)
+    assert done.returncode == 1 and found["current"] == found["running"] == old
+
+    entries = [json.loads(line) for line in host.ssh(f"cat {STATE}/journal.jsonl").stdout.splitlines()]
+    away = away_s([entry for entry in entries if entry["tx"] == found["last"]["tx"]])
+    assert away is not None
+    print(f"plain restart {plain_s:.1f} s; without service {away:.1f} s; {away / plain_s:.2f} times")
+    assert away <= 1.2 * plain_s
+
+    cause = "vLLM can't start: Worker: SafetensorError: Error while deserializing header: incomplete metadata"
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    failed = next(number for number, line in enumerate(said) if "failed: " in line)
+    assert cause in said[failed], said[failed]
+    ended = next(number for number, line in enumerate(said) if "rolled_back: " in line)
+    assert cause in said[ended] and "| Traceback" not in said[ended]
+    assert "See root cause above" not in done.stderr and "Completed" not in done.stderr
 
 
 def test_a_killed_control_machine_does_not_stop_the_host_and_the_next_run_reports(host: Host) -> None:

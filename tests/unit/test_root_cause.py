@@ -18,6 +18,12 @@ CAUSES = {
     "bad-choice": ("", "vllm serve: error: argument --dtype: invalid choice: 'float99'", True),
     "max-model-len": ("", "ValidationError: 1 validation error for ModelConfig Value error, User-specified", True),
     "corrupt-weights": ("Worker", "SafetensorError: Error while deserializing header: incomplete metadata", True),
+    "missing-model": ("", "HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/tmp/absent'", True),
+    "bad-config": ("", "OSError: It looks like the config file at '/tmp/m-bad-config/config.json' is not a valid JSON", True),
+    "unknown-architecture": ("", "ValidationError: 1 validation error for ModelConfig Value error, Model architectures", True),
+    "port-taken": ("", "OSError: [Errno 98] Address already in use", False),
+    "chat-template": ("", "VLLMValidationError: The supplied chat template string (/tmp/absent.jinja) appears path-like", True),
+    "quantization": ("", "ValidationError: 1 validation error for ModelConfig Value error, Quantization method", True),
     # the API server's traceback comes last there, and says "See root cause above"
     "h200-fp8-kv-cache": ("EngineCore", "RuntimeError: For FP16/BF16 input, output must have the same dtype", False),
 }  # fmt: skip

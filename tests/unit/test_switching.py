@@ -13,7 +13,7 @@ from pyinfra.api import StringCommand
 from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_vllm.on_host.order import Order
-from pyinfra_vllm.operations import _switching, _unit
+from pyinfra_vllm.operations import _story, _switching, _unit
 from pyinfra_vllm.operations._switching import Switching
 
 ORDER = Order(service="chat", release="a" * 12, operator="ann")
@@ -21,6 +21,7 @@ ENDED = {
     "tx": "t",
     "entries": [],
     "progress": [],
+    "step": None,
     "active": False,
     "end": {"outcome": "committed", "reason": "no worse"},
 }
@@ -72,6 +73,66 @@ def test_a_cable_that_is_out_for_long_is_waited_for(monkeypatch: pytest.MonkeyPa
     host, outcome = switched(monkeypatch, follow=lost)
     assert (outcome.status, outcome.message) == ("committed", "no worse")
     assert host.attempts == 4
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(_switching.logger, "info", said.append)
+    return said
+
+
+def test_a_failed_start_shows_its_cause_first_then_the_traceback_then_the_whole_log(
+    monkeypatch: pytest.MonkeyPatch, screen: list[str]
+) -> None:
+    cause, traceback = "EngineCore: ValueError: no", ["Traceback (most recent call last):", "ValueError: no"]
+    end = {"outcome": "rolled_back", "reason": f"vLLM can't start: {cause}", "log": [cause, *traceback]}
+    switched(monkeypatch, follow=[{**ENDED, "end": end}])
+    assert screen == [
+        f"chat: rolled_back: vLLM can't start: {cause}",
+        "chat: | Traceback (most recent call last):",
+        "chat: | ValueError: no",
+        "chat: the whole log of that start: `less /srv/x/chat/evidence/t/service.log` on gpu1",
+    ]
+
+
+def test_an_outage_is_told_once(monkeypatch: pytest.MonkeyPatch, screen: list[str]) -> None:
+    lost = TimeoutError("no answer in 30 s")
+    switched(monkeypatch, follow=[lost, lost, lost, {**ENDED, "active": True, "end": None}, lost, ENDED])
+    assert len([line for line in screen if "reconnecting" in line]) == 2
+
+
+def test_the_step_that_is_under_way_is_shown_with_its_times_and_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(_switching.SCREEN, "_show", lambda host, working: shown.append(str(working)))
+    ready = {"name": "ready", "elapsed_s": 61.0, "limit_s": 240}
+    measuring = {"name": "measure-after", "elapsed_s": 2.0, "limit_s": None}
+    news = {**ENDED, "active": True, "end": None}
+    far = ["2026-11-28T00:00:00+00:00 ~ after: c1 round 1 of 9", "2026-11-28T00:00:01+00:00 news"]
+    switched(
+        monkeypatch,
+        follow=[
+            {**news, "step": ready},
+            {**news, "step": measuring, "progress": far},
+            {**news, "step": measuring},
+            {**news, "step": ready},
+            ENDED,
+        ],
+    )
+    assert shown == [
+        "chat: wait until tokens flow: 1:01 of 4:00",
+        "chat: measure the new release: 0:02, after: c1 round 1 of 9",
+        "chat: measure the new release: 0:02, after: c1 round 1 of 9",
+        "chat: wait until tokens flow: 1:01 of 4:00",
+    ]
+
+
+def test_how_far_a_step_is_is_no_news() -> None:
+    assert _story.tell([], ["2026-11-28T00:00:00+00:00 ~ c1 round 1", "2026-11-28T00:00:01+00:00 news"]) == [
+        "news"
+    ]
 
 
 def test_an_outcome_that_was_seen_is_not_lost_with_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:

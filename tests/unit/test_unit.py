@@ -63,11 +63,12 @@ class FakeHost:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_unit, "POLL_S", 0.0)
-    monkeypatch.setattr(_unit, "SAY_EVERY_S", 0.0)
 
 
 def run(host: Any, **secret: str) -> None:
-    Unit(host, "fetch-x").run("/r/bin/on-host.pyz", "fetch", {"root": "/r"}, writable="/r", **secret)
+    Unit(host, "fetch-x", "download x").run(
+        "/r/bin/on-host.pyz", "fetch", {"root": "/r"}, writable="/r", **secret
+    )
 
 
 def test_the_secret_is_a_credential_and_is_removed(caplog: pytest.LogCaptureFixture) -> None:

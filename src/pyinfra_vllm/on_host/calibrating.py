@@ -83,11 +83,12 @@ class Calibrating(Transaction):
             return record
 
     def _restart(self, release: Release) -> None:
-        with self.journal.step("restart", release=release.id) as result:
+        limit_s = self.order.ready_timeout_s
+        with self.journal.step("restart", release=release.id, limit_s=limit_s) as result:
             self.service.stop(release)
             cursor = self.service.start()
             try:
-                after_s = self.service.wait_until_serving(release, self.order.ready_timeout_s)
+                after_s = self.service.wait_until_serving(release, limit_s)
             except NotServing:
                 self.log = self.service.log(cursor)
                 self.evidence.keep_log(self.log)

@@ -12,6 +12,8 @@ from typing import Any
 from . import durable, journal
 from .paths import ServicePaths
 
+HOW_FAR = "~ "  # begins a line of progress that the next one replaces; every other line is news
+
 
 class Evidence:
     """One folder per transaction (`tx` is its name), written as the transaction goes, so that a killed one leaves what it knew."""
@@ -39,6 +41,10 @@ class Evidence:
                 file.write(f"{journal.now()} {line}\n")
         except OSError as error:
             print(f"{line} ({error})", file=sys.stderr, flush=True)
+
+    def say_how_far(self, line: str) -> None:
+        """How far the step is that is under way: shown while it lasts, kept for whoever asks afterwards."""
+        self.say(HOW_FAR + line)
 
     def close(self, entries: list[journal.Entry]) -> None:
         seal(self.directory, entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ class Position:
 def follow(paths: ServicePaths, after_tx: str | None, seen: Position, unit: str) -> dict[str, Any]:
     """New journal entries and progress lines of the newest transaction other than `after_tx`.
 
-    Returns {"tx", "entries", "progress", "active", "end"}: `active` says whether the transaction's own unit
-    still runs, `end` is the closing entry or None.
+    Returns {"tx", "entries", "progress", "step", "active", "end"}: `step` is what is under way, `active` says whether the
+    transaction's own unit still runs, `end` is the closing entry or None.
     """
     entries = journal.last_transaction(paths.journal) or []
     if not entries or entries[0]["tx"] == after_tx:
-        return {"tx": None, "entries": [], "progress": [], "active": _active(unit), "end": None}
+        return {"tx": None, "entries": [], "progress": [], "step": None, "active": _active(unit), "end": None}
     tx = entries[0]["tx"]
     progress = _lines(paths.evidence / tx / "progress.log")
     end = [entry for entry in entries if entry["step"] == "end"]
@@ -36,8 +37,29 @@ def follow(paths: ServicePaths, after_tx: str | None, seen: Position, unit: str)
         "tx": tx,
         "entries": entries[seen.entries :],
         "progress": progress[seen.lines :],
+        "step": under_way(entries, journal.now()),
         "active": _active(unit),
         "end": end[-1] if end else None,
+    }
+
+
+def under_way(entries: list[journal.Entry], now: str) -> dict[str, Any] | None:
+    """The step that was begun last and has not ended: {"name", "elapsed_s", "limit_s"}, the limit None where it has none."""
+    open_steps: dict[str, journal.Entry] = {}
+    for entry in entries:
+        if entry["state"] == "intended":
+            open_steps[entry["step"]] = entry
+        else:
+            open_steps.pop(entry["step"], None)
+    if not open_steps:
+        return None
+    begun = list(open_steps.values())[-1]
+    elapsed_s = (datetime.fromisoformat(now) - datetime.fromisoformat(begun["at"])).total_seconds()
+    limit_s = begun.get("limit_s")
+    return {
+        "name": begun["step"],
+        "elapsed_s": max(0.0, elapsed_s),
+        "limit_s": limit_s if isinstance(limit_s, (int, float)) else None,
     }
 
 

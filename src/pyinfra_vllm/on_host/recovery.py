@@ -300,7 +300,7 @@ def restore(service: Service, log: Journal, old_id: str | None, new_id: str, lim
     limit_s: how long each start may take
     """
     began = time.monotonic()
-    with log.step("restore", must=False, release=old_id) as result:
+    with log.step("restore", must=False, release=old_id, limit_s=limit_s) as result:
         if old_id is None:
             service.stop(_loaded(service.paths, new_id))
             service.point_at(None)

@@ -22,27 +22,10 @@ PASSING = re.compile(
     re.IGNORECASE,
 )
 # Exceptions that come from what was declared or from what lies on the disk: the next start would raise them again.
-LASTING = frozenset(
-    {
-        *(
-            "ValidationError",
-            "ValueError",
-            "TypeError",
-            "KeyError",
-            "AttributeError",
-            "AssertionError",
-            "IndexError",
-        ),
-        *("ImportError", "ModuleNotFoundError", "NotImplementedError", "SyntaxError", "NameError"),
-        *("FileNotFoundError", "PermissionError", "NotADirectoryError", "IsADirectoryError"),
-        *("JSONDecodeError", "UnicodeDecodeError", "SafetensorError", "TemplateSyntaxError", "ArgumentError"),
-        *(
-            "HFValidationError",
-            "LocalEntryNotFoundError",
-            "RepositoryNotFoundError",
-            "StrictDataclassFieldValidationError",
-        ),
-    }
+LASTING = re.compile(
+    r"\w*ValidationError|ValueError|TypeError|KeyError|IndexError|AttributeError|NameError|AssertionError|NotImplementedError"
+    r"|SyntaxError|ImportError|ModuleNotFoundError|FileNotFoundError|PermissionError|NotADirectoryError|IsADirectoryError"
+    r"|JSONDecodeError|UnicodeDecodeError|SafetensorError|TemplateSyntaxError|LocalEntryNotFoundError|RepositoryNotFoundError"
 )
 # transformers raises OSError for files that a checkpoint lacks or that it can't read.
 LASTING_TEXT = re.compile(
@@ -248,7 +231,7 @@ def _described(failure: _Failure) -> Cause:
 def _lasting(kind: str, exception: str) -> bool:
     if PASSING.search(exception):
         return False
-    return kind in LASTING or bool(LASTING_TEXT.search(exception))
+    return bool(LASTING.fullmatch(kind) or LASTING_TEXT.search(exception))
 
 
 def _refused_arguments(lines: list[_Line]) -> Cause | None:

@@ -136,9 +136,6 @@ class Service:
                 problem = self._flow_problem(release, min(FLOW_TIMEOUT_S, max(1.0, left)))
                 if not problem:
                     return time.monotonic() - began
-            self.say(
-                f"waiting for tokens from {release.id}: {time.monotonic() - began:.0f} s of {timeout_s:.0f} s"
-            )
             time.sleep(POLL_S)
         raise TooSlow(f"no tokens from release {release.id} within {timeout_s:.0f} s: {problem}")
 

@@ -95,7 +95,7 @@ class Transaction:
         record = probe.measure(
             self.service.client(release),
             probe.Settings.from_criteria(self.criteria),
-            progress=lambda line: self.evidence.say(f"{name}: {line}"),
+            progress=lambda line: self.evidence.say_how_far(f"{name}: {line}"),
             **how,
         )
         self.evidence.keep(name, record)
@@ -180,7 +180,9 @@ class Switch(Transaction):
     def _measure_before(self) -> None:
         if self.old is None or self.order.purpose == ROLLBACK:
             return
-        with self.journal.step("measure-before", release=self.old.id) as result:
+        with self.journal.step(
+            "measure-before", release=self.old.id, limit_s=self.criteria.budget_s
+        ) as result:
             silent = self._silence_of(self.old)
             if silent:
                 result["baseline"] = (
@@ -215,9 +217,9 @@ class Switch(Transaction):
 
     def _go_forward(self, new: Release) -> dict[str, Any]:
         cursor = self._activate(new)
+        limit_s = self.order.ready_timeout_s
         try:
-            with self.journal.step("ready", release=new.id) as result:
-                limit_s = self.order.ready_timeout_s
+            with self.journal.step("ready", release=new.id, limit_s=limit_s) as result:
                 after_s = self.service.wait_until_serving(new, limit_s, unproven_since=cursor)
                 result["after_s"] = round(after_s, 1)
             if self.order.purpose == ROLLBACK:
@@ -249,7 +251,7 @@ class Switch(Transaction):
             return checked
 
     def _judge(self, new: Release, checked: dict[str, Any]) -> dict[str, Any]:
-        with self.journal.step("measure-after", release=new.id) as result:
+        with self.journal.step("measure-after", release=new.id, limit_s=self.criteria.budget_s) as result:
             after = self._measure(new, "after", like=self.before)
             verdict = self._verdict(new, after, checked)
             while gate.wants_more(verdict, self.before, after, self.criteria):
@@ -291,9 +293,9 @@ class Switch(Transaction):
         """Watch the release under real traffic, where that is asked for; returns what its operator must be alerted to."""
         if not self.criteria.soak_s or self.order.purpose == ROLLBACK:
             return ""
-        with self.journal.step("soak", release=new.id) as result:
+        with self.journal.step("soak", release=new.id, limit_s=self.criteria.soak_s) as result:
             client = self.service.client(new)
-            result.update(soak.soak(client, self.criteria, self.after, progress=self.evidence.say))
+            result.update(soak.soak(client, self.criteria, self.after, progress=self.evidence.say_how_far))
         if result["verdict"] == "pass":
             return ""
         reasons = "; ".join(result["reasons"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pyinfra_vllm.on_host.evidence import HOW_FAR
 from pyinfra_vllm.on_host.order import CALIBRATION
 
 STEPS = {
@@ -31,10 +32,19 @@ STEPS = {
 
 
 def tell(entries: Iterable[dict[str, Any]], progress: Iterable[str]) -> list[str]:
-    """Lines in the order in which they happened: entries and progress carry their time first."""
+    """News in the order in which they happened: entries and lines of progress carry their time first."""
     told = [(entry["at"], text) for entry in entries for text in _entry(entry)]
-    told += [(line.partition(" ")[0], line.partition(" ")[2]) for line in progress]
+    for line in progress:
+        at, _, text = line.partition(" ")
+        if not text.startswith(HOW_FAR):
+            told.append((at, text))
     return [text for _, text in sorted(told, key=lambda item: item[0])]
+
+
+def how_far(progress: Iterable[str]) -> str:
+    """The newest line about how far a step is, without its time; empty where there is none."""
+    texts = [line.partition(" ")[2] for line in progress]
+    return ([""] + [text.removeprefix(HOW_FAR) for text in texts if text.startswith(HOW_FAR)])[-1]
 
 
 def _entry(entry: dict[str, Any]) -> list[str]:

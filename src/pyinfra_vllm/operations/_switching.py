@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pyinfra import logger
@@ -16,6 +17,7 @@ from pyinfra_vllm.on_host.order import ROLLOUT, Order
 from pyinfra_vllm.operations import _story
 from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._rollout import Outcome
+from pyinfra_vllm.operations._screen import SCREEN, Working
 from pyinfra_vllm.operations._unit import ANSWER_S, LOST_CONTACT_S, RUN_DIRECTORY, reconnect
 
 UNIT = "pyinfra-vllm-switch"
@@ -36,6 +38,7 @@ class Switching:
         self.order = order
         self.program = f"{root}/bin/on-host.pyz"
         self.unit = f"{UNIT}-{order.service}"
+        self._lost_contact = False
 
     def run(self) -> Outcome:
         """Carry the order out. Every way to end is an Outcome; nothing is raised for what a host can do wrong."""
@@ -82,6 +85,11 @@ class Switching:
         return str(last["tx"]) if last else None
 
     def _follow(self, after_tx: str | None) -> Outcome:
+        with SCREEN.following(self.host) as show:
+            return self._watch(after_tx, show)
+
+    def _watch(self, after_tx: str | None, show: Callable[[Working], None]) -> Outcome:
+        step, said = None, ""
         entries = lines = 0
         heard = time.monotonic()
         while True:
@@ -94,19 +102,31 @@ class Switching:
             entries, lines = entries + len(news["entries"]), lines + len(news["progress"])
             for text in _story.tell(news["entries"], news["progress"]):
                 self._say(text)
+            if news["step"]:
+                same = news["step"]["name"] == step
+                step, said = news["step"]["name"], _story.how_far(news["progress"]) or (said if same else "")
+                show(self._working(news["step"], said))
             if news["end"] and not news["active"]:
                 return self._ended(news)
             if not news["active"]:
                 return self.outcome("failed", self._no_end(news))
             time.sleep(POLL_S)
 
+    def _working(self, step: dict[str, Any], said: str) -> Working:
+        what = f"{self.order.service}: {_story.STEPS.get(step['name'], step['name'])}"
+        return Working(what, step["elapsed_s"], step["limit_s"], said)
+
     def _ask(self, after_tx: str | None, entries: int, lines: int) -> dict[str, Any] | None:
         after = ("--after-tx", after_tx) if after_tx else ()
         words = ("--unit", self.unit, "--entries", str(entries), "--lines", str(lines), *after)
         try:
-            return dict(self._host_program("follow", self.order.service, *words))
+            news = dict(self._host_program("follow", self.order.service, *words))
+            self._lost_contact = False
+            return news
         except LOST as error:
-            self._say(f"no answer ({error}); the host goes on by itself, reconnecting")
+            if not self._lost_contact:  # once for each outage
+                self._say(f"no answer ({error}); the host goes on by itself, reconnecting")
+            self._lost_contact = True
             reconnect(self.host)
             return None
 
@@ -125,10 +145,11 @@ class Switching:
 
     def _show_last_words(self, end: dict[str, Any], tx: str) -> None:
         """Of a start that failed: what its log says of the cause, and where the whole log is."""
-        words = [line for line in end.get("log", []) if line not in end["reason"]]
-        for line in words:
+        words = end.get("log") or []
+        told = bool(words) and words[0] in end["reason"]
+        for line in words[told:]:
             self._say(f"| {line}")
-        if end.get("log"):
+        if words:
             kept = f"{self.root}/{self.order.service}/evidence/{tx}/service.log"
             self._say(f"the whole log of that start: `less {kept}` on {self.host.name}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyinfra import logger
@@ -17,11 +17,11 @@ from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations._remote import LOST, Remote
+from pyinfra_vllm.operations._screen import SCREEN, Working
 
 RUN_DIRECTORY = "/run/pyinfra-vllm"
 POLL_S = 1.0
 ANSWER_S = 30  # a poll that is not answered by then counts as a lost connection
-SAY_EVERY_S = 5.0
 LOST_CONTACT_S = 900.0  # after this long without an answer we stop watching; the host goes on by itself
 
 _LOOK = 'cat -- "$1" 2>/dev/null; echo; systemctl show --property=ActiveState --value -- "$2"'
@@ -47,8 +47,10 @@ PROPERTIES = (
 class Unit:
     """One transient unit on one host: `pyinfra-vllm-<name>.service`."""
 
-    def __init__(self, host: Host, name: str) -> None:
+    def __init__(self, host: Host, name: str, what: str) -> None:
+        """what: what it does, for the operator's screen"""
         self.host = host
+        self.what = what
         self.remote = Remote(host)
         self.name = f"pyinfra-vllm-{name}.service"
         self.status = f"{RUN_DIRECTORY}/{name}.json"
@@ -102,25 +104,28 @@ class Unit:
         return json.loads(status) if status.strip() else {}, state.strip()
 
     def _follow(self) -> None:
-        heard = time.monotonic()
-        said_at, said = 0.0, ""
+        with SCREEN.following(self.host) as show:
+            self._watch(show)
+
+    def _watch(self, show: Callable[[Working], None]) -> None:
+        began = heard = time.monotonic()
+        lost = False
         while True:
             try:
                 status, state = self._look()
             except (*LOST, ValueError) as error:
                 if time.monotonic() - heard > LOST_CONTACT_S:
                     raise HostError(self._lost()) from error
-                self._say(f"no answer ({error}); the host goes on by itself, reconnecting")
+                if not lost:  # once for each outage
+                    self._say(f"no answer ({error}); the host goes on by itself, reconnecting")
+                lost = True
                 reconnect(self.host)
                 continue
-            heard = time.monotonic()
+            heard, lost = time.monotonic(), False
             if state in _OVER:
                 self._judge(status)
                 return
-            line = describe(status)
-            if line != said and heard - said_at >= SAY_EVERY_S:
-                self._say(line)
-                said_at, said = heard, line
+            show(Working(self.what, heard - began, detail=describe(status)))
             time.sleep(POLL_S)
 
     def _judge(self, status: Mapping[str, Any]) -> None:

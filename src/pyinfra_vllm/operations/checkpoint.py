@@ -96,7 +96,7 @@ def fetch(state: State, host: Host, root: str, request: dict[str, Any]) -> bool:
     what = f"{request['repo']} at {request['commit'][:12]}"
     token = get_token()
     secret = {"hub_token": token} if token else {}
-    unit = Unit(host, f"fetch-{request['key']}")
+    unit = Unit(host, f"fetch-{request['key']}", f"download {what}")
     try:
         unit.run(f"{root}/bin/on-host.pyz", "fetch", request, writable=root, **secret)
     except HostError as error:

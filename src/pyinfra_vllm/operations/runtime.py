@@ -95,7 +95,7 @@ def _problem(path: str, declared: Declared, found: Mapping[str, Any] | None) -> 
 def install(state: State, host: Host, root: str, request: dict[str, Any]) -> bool:
     """Runs on the control machine when the operation is executed; the host installs by itself."""
     what = f"{request['package']} {request['version']}"
-    unit = Unit(host, f"build-{key(request['name'])}")
+    unit = Unit(host, f"build-{key(request['name'])}", f"install {what}")
     try:
         request = {**request, "uv": _uv(host, root)}
         unit.run(f"{root}/bin/on-host.pyz", "build", request, writable=root)

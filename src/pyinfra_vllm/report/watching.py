@@ -16,6 +16,7 @@ from rich.table import Table
 
 from .. import waves
 from ..asking import Answer
+from ..on_host.evidence import HOW_FAR
 from ..operations._story import STEPS
 from .history import moment
 from .looking import Look, Wish
@@ -96,7 +97,7 @@ def _live(host: str, look: Look, wish: Wish, wave: int | None, now: datetime) ->
     if observed.get("lock") is not None and entries and entries[-1]["step"] not in ("end", "reported"):
         step = STEPS.get(entries[-1]["step"], entries[-1]["step"])
         since = max(0.0, (now - moment(entries[-1]["at"])).total_seconds())
-        said = look.record[wish.service].get("progress", "").partition(" ")[2]
+        said = look.record[wish.service].get("progress", "").partition(" ")[2].removeprefix(HOW_FAR)
         return Live(host, wish.service, SWITCHING, wave, step, since, said)
     ended = next((entry for entry in reversed(entries) if entry["step"] == "end"), None)
     if ended and _recent(entries, wish, now):

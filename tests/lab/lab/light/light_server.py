@@ -15,6 +15,7 @@ LIGHT_NO_USAGE=1         leaves the usage out
 LIGHT_DROP_EVERY=50      closes every so many-th stream in its middle
 LIGHT_KERNEL=slow        logs the slow AWQ kernel
 LIGHT_CHECK_WEIGHTS=0    starts without looking at the checkpoint
+LIGHT_FAILS_WITH=PATH    prints that log, which a real vLLM left that could not start, and exits 1
 """
 
 import hashlib
@@ -235,6 +236,9 @@ def stop(number, frame):
 def main(settings):
     signal.signal(signal.SIGTERM, stop)
     log(f"vLLM API server version {VERSION} (a stub for tests)")
+    if "LIGHT_FAILS_WITH" in os.environ:
+        print(Path(os.environ["LIGHT_FAILS_WITH"]).read_text(encoding="utf-8"), flush=True)
+        sys.exit(1)
     die_later()
     model = settings.model_tag or settings.model
     if os.environ.get("LIGHT_CHECK_WEIGHTS") != "0":

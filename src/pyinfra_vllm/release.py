@@ -38,6 +38,7 @@ class Release:
     secrets: variables and their values; the id covers them, and nothing but their own file ever holds them
     checkpoint: {"repo", "revision", "commit", "directory"}
     runtime: {"version", "path"}
+    gpus: indexes or UUIDs, as declared; None: all
     kernel: kernels that the gate may find in the log; None where it must not look
     allow_code: why the checkpoint's own code may run; None where it may not
     """
@@ -53,7 +54,7 @@ class Release:
     checkpoint: Mapping[str, str]
     runtime: Mapping[str, str]
     stop_limit_s: int
-    gpus: tuple[int, ...] | None = None
+    gpus: tuple[int | str, ...] | None = None
     gpu_count: int = 0
     kernel: Sequence[str] | None = None
     fit: Mapping[str, Any] = field(default_factory=dict)

@@ -20,6 +20,8 @@ from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.window import Days
 
 ALL = "group_data/all.py"
+CARD = "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"
+INSTANCE = "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f"
 CHAT: dict[str, Any] = {"model": "acme/tiny-awq", "runtime": {"version": "0.33.0"}, "port": 8000}
 WINDOW = {"cron": "0 2 * * *", "duration": "3h", "timezone": "Europe/Berlin"}
 
@@ -99,6 +101,26 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ({"gpus": [True]}, "must be a list of GPU indexes"),
         ({"gpus": [-1]}, "must be a list of GPU indexes"),
         ({"gpus": [0, 1, 0]}, "services.chat.gpus = [0, 1, 0]: names GPU 0 twice"),
+        ({"gpus": ["GPU-1"]}, "services.chat.gpus.0 = 'GPU-1': must be a"),
+        ({"gpus": [CARD.upper()]}, "must be a"),
+        ({"gpus": [CARD, CARD]}, f"names GPU {CARD} twice"),
+        ({"gpus": [0, CARD]}, "names GPUs by index and by UUID; name all of them by one or all by the other"),
+        (
+            {"gpus": [INSTANCE, CARD]},
+            "names a MIG instance beside another GPU; CUDA gives a process one instance only",
+        ),
+        (
+            {"gpus": [0, 1], "flags": {"tensor-parallel-size": 4}},
+            "services.chat.gpus = [0, 1]: names 2 GPUs, and flags: {tensor-parallel-size: 4} needs 4; make them agree",
+        ),
+        (
+            {"gpus": [0, 1], "flags": {"tensor-parallel-size": 1}},
+            "names 2 GPUs, and flags: {tensor-parallel-size: 1} needs 1; make them agree",
+        ),
+        (
+            {"gpus": [0, 1], "flags": {"--pipeline-parallel-size": 2}},
+            "names 2 GPUs, and flags: {pipeline-parallel-size: 2} needs 4 and tensor-parallel-size is 2 by default",
+        ),
         ({"max_model_len": 0}, "must be a number of tokens"),
         ({"max_model_len": 4096.0}, "must be a number of tokens"),
         ({"user": "root"}, "never runs as root"),
@@ -173,6 +195,7 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ({"environment": {"A": "x\nB=y"}}, "control characters"),
         ({"environment": {"A": "x\0"}}, "control characters"),
         ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}}, "is set by the product: gpus"),
+        ({"environment": {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}}, "is set by the product: gpus"),
         ({"secrets": {"HF_TOKEN": "hf token"}}, "must be"),
         (
             {"gate": {"bugdet_s": 60}},
@@ -330,6 +353,28 @@ def test_two_services_share_a_gpu_only_with_a_reason(one: Any, other: Any, share
     assert len(found) == bool(shared)
     assert all(f"uses {shared} too" in line and "gpu_sharing_reason" in line for line in found)
     assert lines(chat(gpus=one, gpu_sharing_reason="both are small"), code) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gpus": [INSTANCE]},
+        {"gpus": [0, 1], "flags": {"tensor-parallel-size": 1, "pipeline-parallel-size": 2}},
+        {"gpus": [0, 1], "flags": {"tensor-parallel-size": "2"}},
+        {"gpus": [CARD], "flags": {"tensor-parallel-size": 1}},
+        {"flags": {"tensor-parallel-size": 8}},
+    ],
+)
+def test_gpus_that_agree_with_the_parallelism(settings: dict[str, Any]) -> None:
+    assert lines(chat(**settings)) == []
+
+
+def test_two_services_of_one_host_name_their_gpus_in_one_way() -> None:
+    """An index and a UUID may be the same card, and nothing but the host knows."""
+    code = {"services": {"code": {**CHAT, "port": 8001, "gpus": [CARD]}}}
+    (found,) = lines(chat(gpus=[0]), code)
+    assert "services.code.gpus" in found and "name those of both by index, or those of both by UUID" in found
+    assert lines(chat(gpus=[0], gpu_sharing_reason="both are small"), code) == []
 
 
 def test_services_on_cpus_share_no_gpu() -> None:

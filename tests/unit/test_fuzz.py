@@ -247,7 +247,7 @@ def card_of(told: dict[str, Any]) -> dict[str, Any]:
     """As `facts.gpu` reads it: texts, and whole numbers where it makes them."""
     texts = {key: str(told.get(key)) for key in ("name", "driver", "compute_capability")}
     memory = told.get("memory_mib")
-    return {**texts, "memory_mib": memory if isinstance(memory, int) and memory >= 0 else 0}
+    return {**texts, "memory_mib": memory if isinstance(memory, int) and memory >= 0 else None}
 
 
 # --- lock files ---

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,9 @@ from pyinfra_vllm.operations import release as releases
 from pyinfra_vllm.operations._planning import plan
 from pyinfra_vllm.operations._rollout import Wanted
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import nvidia_smi
+
 ROOT = "/srv/pyinfra-vllm"
 OBSERVED = {"current": None, "running": None, "rejected": {}, "release": None, "staged": []}
 CONFIG = {
@@ -31,8 +36,9 @@ SIZE = 19_300_000_000
 
 def gpu(index: int = 0, **changes: Any) -> dict[str, Any]:
     return {
-        "index": index, "uuid": f"GPU-{index}", "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564,
-        "driver": "580.95.05", "compute_capability": "8.9", "ecc": "[N/A]", "processes": [], **changes,
+        "index": index, "uuid": nvidia_smi.uuid(index), "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564,
+        "driver": "580.95.05", "compute_capability": "8.9", "ecc": "[N/A]", "used_mib": 0, "card": index,
+        "instance": None, "split": False, "processes": [], **changes,
     }  # fmt: skip
 
 
@@ -41,8 +47,10 @@ class Host:
 
     name = print_prefix = "gpu-1"
 
-    def __init__(self, gpus: list[dict[str, Any]], runtime: dict[str, Any] | None = None) -> None:
-        self.gpus, self.runtime = gpus, runtime
+    def __init__(
+        self, gpus: list[dict[str, Any]], runtime: dict[str, Any] | None = None, problem: str | None = None
+    ) -> None:
+        self.gpus, self.runtime = {"gpus": gpus, "problem": problem}, runtime
 
     def get_fact(self, fact: Any, **asked: Any) -> Any:
         return {Gpus: self.gpus, RuntimeFact: self.runtime}.get(fact, OBSERVED)
@@ -57,7 +65,7 @@ def locked(config: Any = None, size: int = SIZE) -> Checkpoint:
 
 def service(**settings: Any) -> Service:
     known = {"name": "chat", "model": "acme/32b-awq", "port": 8000, "max_model_len": 4096}
-    return Service(runtime=Runtime(version="0.33.0"), **{**known, **settings})
+    return Service(**{"runtime": Runtime(version="0.33.0"), **known, **settings})
 
 
 def planned(cards: list[dict[str, Any]], config: Any = None, size: int = SIZE, **settings: Any) -> Wanted:
@@ -76,9 +84,121 @@ def test_one_of_two_cards_is_one_rank() -> None:
     assert "--tensor-parallel-size" not in planned([gpu(0), gpu(1)], gpus=(1,)).release.argv
 
 
+def instance(number: int = 0, card: int = 0, **changes: Any) -> dict[str, Any]:
+    uuid = nvidia_smi.uuid(number, "MIG")
+    told = {
+        "index": None,
+        "uuid": uuid,
+        "card": card,
+        "instance": "3g.40gb",
+        "number": number,
+        "split": False,
+    }
+    return H100 | {**told, "memory_mib": 40448, "processes": [], **changes}
+
+
+H100 = gpu(0, name="NVIDIA H100 80GB HBM3", memory_mib=81559, compute_capability="9.0")
+SPLIT = H100 | {"split": True}
+STRANGER = {"pid": 4711, "unit": "jupyter.service", "used_mib": 900, "name": "python3"}
+
+
+@pytest.mark.parametrize(
+    ("version", "declared", "visible"),
+    [
+        ("0.33.0", (1,), "1"),
+        ("0.33.0", (1, 0), "1,0"),
+        ("0.33.0", (nvidia_smi.uuid(1),), nvidia_smi.uuid(1)),
+        # an older vLLM ends at a UUID, so it gets the index that the UUID has on this host
+        ("0.23.0", (nvidia_smi.uuid(1),), "1"),
+        ("0.24.0", (nvidia_smi.uuid(1),), nvidia_smi.uuid(1)),
+    ],
+)
+def test_a_unit_names_its_cards_so_that_none_other_can_be_meant(
+    version: str, declared: tuple[Any, ...], visible: str
+) -> None:
+    runtime = Runtime(version=version, reason="a test")
+    found = planned([gpu(0), gpu(1)], gpus=declared, runtime=runtime).release
+    assert found.environment["CUDA_VISIBLE_DEVICES"] == visible
+    assert found.environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert (found.gpus, found.gpu_count) == (declared, len(declared))
+
+
+def test_a_unit_that_has_every_card_names_none() -> None:
+    assert "CUDA_VISIBLE_DEVICES" not in planned([gpu(0), gpu(1)]).release.environment
+
+
+def test_a_mig_instance_is_named_by_its_uuid_and_has_its_own_memory() -> None:
+    found = planned([SPLIT, instance(0), instance(1)], gpus=(nvidia_smi.uuid(0, "MIG"),)).release
+    assert found.environment["CUDA_VISIBLE_DEVICES"] == nvidia_smi.uuid(0, "MIG")
+    assert (
+        found.fit["memory_bytes"] < 41 << 30
+        if "memory_bytes" in found.fit
+        else found.fit["kv_tokens"] < 100_000
+    )
+    assert found.gpu_count == 1
+
+
+def test_each_service_looks_at_its_own_cards_only() -> None:
+    cards = [gpu(0, processes=[STRANGER]), gpu(1)]
+    assert planned(cards, gpus=(1,)).release.gpu_count == 1
+    split = [SPLIT | {"processes": [STRANGER]}, instance(0, processes=[STRANGER]), instance(1)]
+    assert planned(split, gpus=(nvidia_smi.uuid(1, "MIG"),)).release.gpu_count == 1
+
+
+def test_nccl_is_told_what_the_operator_declares() -> None:
+    asked = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
+    release = planned([gpu(0), gpu(1)], environment=asked).release
+    assert asked.items() <= release.environment.items()
+    assert 'NCCL_NVLS_ENABLE="0"\n' in release.files()["env"]
+
+
+def test_unknown_gpus_are_no_host_without_gpus() -> None:
+    host = Host([], problem="`nvidia-smi -L` did not answer within 60 s")
+    with pytest.raises(
+        HostError, match=r"its GPUs are unknown: .* did not answer within 60 s. Repair the driver"
+    ):
+        plan(host, ROOT, service(), locked())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("gpus", "settings", "message"),
     [
+        ([gpu(0)], {"gpus": (2,)}, f"gpus: 2 not there; this host has 0 ({nvidia_smi.uuid(0)})"),
+        (
+            [SPLIT, instance(0)],
+            {"gpus": (nvidia_smi.uuid(9),)},
+            f"gpus: {nvidia_smi.uuid(9)} not there; this host has 0 ({nvidia_smi.uuid(0)}), {nvidia_smi.uuid(0, 'MIG')}",
+        ),
+        (
+            [SPLIT, instance(0)],
+            {"gpus": (0,)},
+            f"can't be used whole: declare one of its instances, {nvidia_smi.uuid(0, 'MIG')}",
+        ),
+        (
+            [SPLIT],
+            {},
+            "is split by MIG and can't be used whole: declare one of its instances, of which it has none",
+        ),
+        (
+            [SPLIT, instance(0)],
+            {"gpus": (nvidia_smi.uuid(0, "MIG"),), "runtime": Runtime(version="0.23.0", reason="a test")},
+            "vLLM 0.23.0 can't be given a MIG instance, which has no index: use runtime 0.24 or newer",
+        ),
+        (
+            [SPLIT, instance(0, memory_mib=None)],
+            {"gpus": (nvidia_smi.uuid(0, "MIG"),)},
+            "doesn't tell the memory of MIG instance",
+        ),
+        (
+            [gpu(0), gpu(1, processes=[STRANGER])],
+            {"gpus": (1,)},
+            "GPU 1 (NVIDIA GeForce RTX 4090) is in use by python3 (process 4711, 900 MiB, unit jupyter.service)",
+        ),
+        (
+            [SPLIT, instance(0, processes=[STRANGER])],
+            {"gpus": (nvidia_smi.uuid(0, "MIG"),)},
+            f"MIG instance 3g.40gb {nvidia_smi.uuid(0, 'MIG')} of GPU 0 (NVIDIA H100 80GB HBM3) is in use by python3",
+        ),
         ([gpu(0)], {"max_model_len": 32768}, "What would make it fit: max_model_len: "),
         ([gpu(0), gpu(1)], {"size": 70_000_000_000}, "doesn't fit on 2 x GeForce RTX 4090"),
         ([gpu(0), gpu(1), gpu(2)], {}, "3 GPUs can't share the 64 attention heads of acme/32b-awq: use 1, 2"),

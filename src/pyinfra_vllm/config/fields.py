@@ -29,6 +29,7 @@ _NO_CHARACTER = re.compile(
 
 # Environment that the product sets itself, and the key that governs it.
 _MANAGED_ENVIRONMENT = {
+    "CUDA_DEVICE_ORDER": "gpus",
     "CUDA_VISIBLE_DEVICES": "gpus",
     "HF_HUB_OFFLINE": "(always on: a service never downloads)",
     "TRANSFORMERS_OFFLINE": "(always on: a service never downloads)",
@@ -173,11 +174,20 @@ def plain(value: object) -> object:
     return value
 
 
-def _each_once(indexes: tuple[int, ...]) -> tuple[int, ...]:
-    twice = [index for place, index in enumerate(indexes) if index in indexes[:place]]
+def _each_once(names: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
     if twice:
         raise ValueError(f"names GPU {twice[0]} twice; name each once")
-    return indexes
+    return names
+
+
+def _one_kind(names: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Two names of different kinds could be the same GPU; and CUDA gives a process one MIG instance, never two."""
+    if len({isinstance(name, int) for name in names}) > 1:
+        raise ValueError("names GPUs by index and by UUID; name all of them by one or all by the other")
+    if len(names) > 1 and any(str(name).startswith("MIG-") for name in names):
+        raise ValueError("names a MIG instance beside another GPU; CUDA gives a process one instance only")
+    return names
 
 
 def as_tuple(value: object) -> object:
@@ -217,6 +227,18 @@ Environment = Annotated[dict[EnvironmentName, Text], AfterValidator(_environment
 Secrets = dict[EnvironmentName, EnvironmentName]
 Flags = Annotated[dict[str, Any], AfterValidator(_flags)]
 PlainMap = Annotated[dict[str, Any], AfterValidator(plain)]
-GpuIndexes = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple), AfterValidator(_each_once)
+GpuUuid = Annotated[
+    str,
+    AfterValidator(
+        _matching(
+            r"(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+            "a whole UUID as `nvidia-smi -L` prints it, in lower case, of a card (GPU-...) or a MIG instance (MIG-...)",
+        )
+    ),
+]
+GpuNames = Annotated[
+    tuple[Annotated[int, Field(ge=0)] | GpuUuid, ...],
+    BeforeValidator(as_tuple),
+    AfterValidator(_each_once),
+    AfterValidator(_one_kind),
 ]

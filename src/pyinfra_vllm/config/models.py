@@ -6,6 +6,8 @@ Strict: text is not a number, `True` is not 1, an unknown key is an error.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import typing
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
@@ -28,7 +30,7 @@ from .fields import (
     Address,
     Environment,
     Flags,
-    GpuIndexes,
+    GpuNames,
     IndexLocation,
     PlainMap,
     Port,
@@ -49,6 +51,19 @@ from .windows import WindowField, as_list, check_opens
 
 API_KEY = "VLLM_API_KEY"
 _LOOPBACK = ("127.", "::1")
+
+
+# The flags whose product is the number of processes with a GPU of their own (vllm/config/parallel.py).
+PARALLEL = ("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size")
+
+
+def _size(value: Any) -> int | None:
+    """A declared size; None where there is none, or none that can be understood (the tuning says so)."""
+    return int(value) if re.fullmatch(r"[1-9]\d{0,4}", str(value)) and not isinstance(value, bool) else None
+
+
+def _counted(gpus: int) -> str:
+    return "1 GPU" if gpus == 1 else f"{gpus} GPUs"
 
 
 def _positive(duration: timedelta) -> timedelta:
@@ -165,8 +180,10 @@ class Service(Declaration):
     runtime: Runtime = Field(description='a map with `version` or `path`, like {"version": "0.33.0"}')
     port: Port = Field(description="a port from 1 to 65535")
     bind: Address = Field(default="127.0.0.1", description='an IP address of the host, like "127.0.0.1"')
-    gpus: GpuIndexes | None = Field(
-        default=None, description="a list of GPU indexes like [0, 1]; left out: all GPUs"
+    gpus: GpuNames | None = Field(
+        default=None,
+        description="a list of GPU indexes like [0, 1], or of whole UUIDs in lower case as `nvidia-smi -L` prints them; "
+        "left out: all GPUs",
     )
     gpu: Text | None = Field(default=None, description='the GPU model as text, like "NVIDIA H200"')
     gpu_sharing_reason: Text | None = Field(
@@ -221,6 +238,27 @@ class Service(Declaration):
         for name in self.hooks.secrets:
             if name not in self.secrets:
                 raise ValueError(f"its hooks name the secret {name}, which is not under `secrets`")
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_agree_with_parallelism(self) -> Self:
+        """Each rank has a GPU of its own, and none is left over (tensor parallelism takes all of them where it isn't declared)."""
+        sizes = {flag: _size(self.flags.get(flag)) for flag in PARALLEL}
+        if self.gpus and any(sizes.values()):
+            needed = math.prod(
+                size or (len(self.gpus) if flag == PARALLEL[0] else 1) for flag, size in sizes.items()
+            )
+            if needed != len(self.gpus):
+                declared = ", ".join(
+                    f"{flag.removeprefix('--')}: {size}" for flag, size in sizes.items() if size
+                )
+                default = (
+                    "" if sizes[PARALLEL[0]] else f" and tensor-parallel-size is {len(self.gpus)} by default"
+                )
+                raise ItemError(
+                    "gpus",
+                    f"names {_counted(len(self.gpus))}, and flags: {{{declared}}} needs {needed}{default}; make them agree",
+                )
         return self
 
     @property

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Sequence
+from typing import Any
 
-TIMEOUT_S = 30
+from . import inspect_gpus, nvidia
 
 
-def used_mib(indexes: Sequence[int] | None = None) -> int | None:
-    """MiB in use on the fullest of the GPUs (all of them without indexes); None where the host has no nvidia-smi
-    or it gives no answer."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    command = [program, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    if indexes is not None:
-        command.append("--id=" + ",".join(str(index) for index in indexes))
+def used_mib(names: Sequence[int | str] | None = None) -> int | None:
+    """MiB in use on the fullest of the GPUs (every card without names); None where the host has no nvidia-smi, or it gives
+    no answer for one of them.
+
+    + names: indexes and UUIDs, as the service's release has them
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        rows = inspect_gpus.gpus()
+    except nvidia.NoAnswer:
         return None
-    used = [int(line) for line in done.stdout.split() if line.strip().isdigit()]
-    return max(used) if used and done.returncode == 0 else None
+    if names is None:
+        chosen = [row for row in rows if row["instance"] is None]
+    else:
+        chosen = [row for name in names for row in rows if called(row, name)]
+        if len(chosen) < len(names):
+            return None
+    used = [row["used_mib"] for row in chosen]
+    return None if None in used else max(used, default=None)
+
+
+def called(row: dict[str, Any], name: int | str) -> bool:
+    """Whether a GPU is the one of that index or UUID."""
+    return name in (row["index"], row["uuid"])

@@ -80,7 +80,8 @@ class Release:
         return str(self.document["runtime"]["version"])
 
     @property
-    def gpus(self) -> list[int] | None:
+    def gpus(self) -> list[int | str] | None:
+        """Indexes or UUIDs; None: all of the host."""
         return self.document.get("gpus")
 
     @property

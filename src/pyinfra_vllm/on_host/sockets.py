@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from . import cgroup
+
 _LISTEN = "0A"  # the state column of /proc/net/tcp (include/net/tcp_states.h: TCP_LISTEN is 10)
 
 
@@ -38,12 +40,9 @@ def _holds(process: Path, sockets: set[str]) -> bool:
 
 
 def _belongs(process: Path, unit: str) -> bool:
-    try:
-        return any(
-            line.rstrip().endswith(f"/{unit}") for line in (process / "cgroup").read_text().splitlines()
-        )
-    except OSError:  # it ended while we looked, so it holds nothing any more
-        return True
+    return (
+        cgroup.unit_of(process) == unit or not process.exists()
+    )  # it ended while we looked, so it holds nothing any more
 
 
 def _name(process: Path) -> str:

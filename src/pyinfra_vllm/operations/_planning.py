@@ -17,6 +17,7 @@ from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Service as ServiceFact
 from pyinfra_vllm.operations._rollout import Wanted
 from pyinfra_vllm.release import STOP_MARGIN_S, Release, base_environment
+from pyinfra_vllm.tuning import devices
 
 
 def runtime_path(root: str, service: Service) -> str:
@@ -33,12 +34,15 @@ def plan(
     + secrets: their values; left out: those that the environment holds
     """
     version, flags = _runtime(host, root, service)
-    gpus = host.get_fact(Gpus) or []
+    told = host.get_fact(Gpus)
+    if told["problem"]:
+        raise HostError(_refusal(service, [_untold(told["problem"])]))
+    gpus = told["gpus"]
     try:
         resolution = _resolved(service, checkpoint, gpus, version, flags)
-        used = [row for row in gpus if service.gpus is None or row["index"] in service.gpus]
+        used = devices.chosen(service.gpus, gpus)
         values = _secrets(service) if secrets is None else secrets
-        release = _release(root, service, checkpoint, resolution, version, len(used), values)
+        release = _release(root, service, checkpoint, resolution, version, gpus, values)
     except HostError:
         raise
     except RolloutError as error:
@@ -53,7 +57,7 @@ def plan(
         release=release,
         observed=host.get_fact(ServiceFact, root=root, service=service.name),
         gpu=used[0]["name"] if used else "cpu",
-        warnings=(*resolution.warnings, *_code(service)),
+        warnings=(*resolution.warnings, *devices.warnings(service.gpus, gpus), *_code(service)),
     )
 
 
@@ -71,6 +75,10 @@ def _resolved(
     if resolution.errors:
         raise HostError(_refusal(service, list(resolution.errors)))
     return resolution
+
+
+def _untold(problem: str) -> str:
+    return f"its GPUs are unknown: {problem}. Repair the driver until `nvidia-smi` answers (after an update: reboot)"
 
 
 def _code(service: Service) -> list[str]:
@@ -118,14 +126,13 @@ def _release(
     checkpoint: Checkpoint,
     resolution: tuning.Resolution,
     version: str,
-    gpu_count: int,
+    gpus: list[dict[str, Any]],
     secrets: Mapping[str, str],
 ) -> Release:
     path = runtime_path(root, service)
     directory = checkpoint.directory(root)
     environment = {**base_environment(f"{root}/{service.name}", path), **resolution.environment}
-    if service.gpus is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, service.gpus))
+    environment |= devices.environment(service.gpus, gpus, version)
     argv = [
         *(f"{path}/bin/vllm", "serve", directory),
         *("--served-model-name", service.served_name),
@@ -151,7 +158,7 @@ def _release(
         runtime={"version": version, "path": path},
         stop_limit_s=service.shutdown_timeout_s + STOP_MARGIN_S,
         gpus=service.gpus,
-        gpu_count=gpu_count,
+        gpu_count=len(devices.chosen(service.gpus, gpus)),
         kernel=resolution.kernel,
         allow_code=service.allow_code,
         secrets=secrets,

@@ -17,7 +17,7 @@ from pyinfra_vllm.catalog.gpus import Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.tuning import declared as operator
-from pyinfra_vllm.tuning import security, values
+from pyinfra_vllm.tuning import devices, security, values
 from pyinfra_vllm.tuning.facts import (
     Facts,
     batch_defaults,
@@ -189,10 +189,10 @@ def for_service(
     """The profile for a declared service on a host.
 
     + checkpoint: its entry in the lock; sizes and shape come from there
-    + gpu_facts: what `facts.gpu.Gpus` found; [] for a CPU host
+    + gpu_facts: the GPUs that `facts.gpu.Gpus` found; [] for a CPU host
     + runtime_version, runtime_flags: of the vLLM that is installed there
     """
-    used = [row for row in gpu_facts if service.gpus is None or row["index"] in service.gpus]
+    used = devices.chosen(service.gpus, gpu_facts)
     card = gpus.CPU
     if used:
         first = used[0]

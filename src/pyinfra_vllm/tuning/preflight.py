@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyinfra_vllm.catalog import gpus, table, versions
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.tuning import devices
 
 if TYPE_CHECKING:
     from pyinfra_vllm.config import Service
@@ -21,19 +22,13 @@ def preflight(
 ) -> list[str]:
     """What stops a service on a host, as errors for that host; [] when nothing does.
 
-    + gpu_facts: what `facts.gpu.Gpus` found
+    + gpu_facts: the GPUs that `facts.gpu.Gpus` found
     + own_units: systemd units whose processes may be on the service's GPUs, beside vllm-<service>.service
     """
     if not gpu_facts:
         return _without_gpus(service)
-    problems = []
-    missing = [index for index in service.gpus or () if index not in [row["index"] for row in gpu_facts]]
-    if missing:
-        problems.append(
-            f"gpus: {', '.join(map(str, missing))} not there; this host has "
-            f"{', '.join(str(row['index']) for row in gpu_facts)}"
-        )
-    used = [row for row in gpu_facts if service.gpus is None or row["index"] in service.gpus]
+    problems = devices.problems(service.gpus, gpu_facts, runtime_version)
+    used = devices.chosen(service.gpus, gpu_facts)
     units = {f"vllm-{service.name}.service", *own_units}
     for row in used:
         problems += _of_gpu(row, service, runtime_version, units)
@@ -57,7 +52,7 @@ def _without_gpus(service: Service) -> list[str]:
 
 
 def _of_gpu(row: Mapping[str, Any], service: Service, runtime_version: str, units: set[str]) -> list[str]:
-    where = f"GPU {row['index']} ({row['name']})"
+    where = devices.said(row)
     try:
         card = gpus.find(row["name"], row["compute_capability"], row["memory_mib"])
     except DeclarationError as error:

@@ -1,0 +1,99 @@
+"""Which of a host's GPUs a service means, and how its vLLM is told. Pure: judges facts, asks nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyinfra_vllm.catalog import versions
+
+# The first vLLM that takes a UUID in CUDA_VISIBLE_DEVICES; older ones end with `invalid literal for int()` (platforms/cuda.py
+# device_control_id_to_physical_device_id, 0.23.0 and 0.24.0; vLLM issues 13815 and 41848).
+UUIDS_FROM = "0.24"
+
+Name = int | str
+Row = Mapping[str, Any]
+
+
+def chosen(declared: Sequence[Name] | None, rows: Sequence[Row]) -> list[Row]:
+    """The GPUs of a service, in the order in which it names them; every card of the host where it names none."""
+    if declared is None:
+        return [row for row in rows if row.get("instance") is None]
+    return [row for name in declared for row in rows if called(row, name)]
+
+
+def called(row: Row, name: Name) -> bool:
+    """Whether a GPU is the one of that index or UUID."""
+    return name in (row["index"], row["uuid"])
+
+
+def said(row: Row) -> str:
+    """How a message names a GPU."""
+    if row.get("instance") is not None:
+        return f"MIG instance {row['instance']} {row['uuid']} of GPU {row['card']} ({row['name']})"
+    return f"GPU {row['index']} ({row['name']})"
+
+
+def problems(declared: Sequence[Name] | None, rows: Sequence[Row], runtime_version: str) -> list[str]:
+    """What is wrong with how a service names its GPUs on this host."""
+    missing = [name for name in declared or () if not any(called(row, name) for row in rows)]
+    found = []
+    if missing:
+        found.append(f"gpus: {', '.join(map(str, missing))} not there; this host has {listed(rows)}")
+    used = chosen(declared, rows)
+    for row in used:
+        if row.get("split"):
+            instances = [
+                each["uuid"] for each in rows if each.get("instance") and each["card"] == row["card"]
+            ]
+            found.append(
+                f"gpus: {said(row)} is split by MIG and can't be used whole: declare one of its instances, "
+                f"{', '.join(instances) or 'of which it has none'}, or another card"
+            )
+    found += [
+        f"gpus: nvidia-smi doesn't tell the memory of {said(row)}: name a card, or another instance"
+        for row in used
+        if row.get("instance") is not None and not row["memory_mib"]
+    ]
+    if any(row.get("instance") for row in used) and not takes_uuids(runtime_version):
+        found.append(
+            f"gpus: vLLM {runtime_version} can't be given a MIG instance, which has no index: use runtime "
+            f"{UUIDS_FROM} or newer"
+        )
+    return found
+
+
+def warnings(declared: Sequence[Name] | None, rows: Sequence[Row]) -> list[str]:
+    """vLLM asks NVML for the card whose index is the instance's number on its own card (nvmlDeviceGetIndex)."""
+    cards = {row["index"]: row for row in rows if row.get("instance") is None}
+    return [
+        f"{said(row)}: vLLM takes its number {row['number']} for the index of a card and asks the driver for that one's "
+        f"name, capability and memory"
+        for row in chosen(declared, rows)
+        if row.get("instance") is not None and row["number"] != row["card"]
+        if row["number"] not in cards or cards[row["number"]]["name"] != row["name"]
+    ]
+
+
+def takes_uuids(runtime_version: str) -> bool:
+    return not versions.below(versions.parse(runtime_version), UUIDS_FROM)
+
+
+def environment(declared: Sequence[Name] | None, rows: Sequence[Row], runtime_version: str) -> dict[str, str]:
+    """The variables that give a service its GPUs, and no other, whatever order the driver counts in."""
+    if declared is None:
+        return {}
+    names = [name if takes_uuids(runtime_version) else _index(name, rows) for name in declared]
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, names))}
+
+
+def _index(name: Name, rows: Sequence[Row]) -> Name:
+    return next((row["index"] for row in rows if called(row, name) and row["index"] is not None), name)
+
+
+def listed(rows: Sequence[Row]) -> str:
+    """What a host has, as it may be declared."""
+    return ", ".join(
+        str(row["uuid"]) if row.get("instance") is not None else f"{row['index']} ({row['uuid']})"
+        for row in rows
+    )

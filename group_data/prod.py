@@ -126,7 +126,10 @@ services = {
         # An address of the host. Loopback by default, for a proxy on the host; wider than that wants VLLM_API_KEY
         # under `secrets`, and a look at what `pyinfra-vllm resolve` warns about.
         "bind": "127.0.0.1",
-        "gpus": None,  # indexes like [0, 1]; None: all
+        # Indexes like [0, 1] (in the order of their PCI addresses, as `nvidia-smi` counts), or whole UUIDs as `nvidia-smi -L`
+        # prints them: ["GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"], or one MIG instance, ["MIG-..."], which has no index.
+        # None: every card of the host. Tensor and pipeline parallelism, where `flags` has them, must use all of them.
+        "gpus": None,
         "gpu": None,  # the model that `nvidia-smi` must show, like "NVIDIA H200"; None: not checked
         "gpu_sharing_reason": None,  # why this service may share GPUs with another one, where it does
         # What the flags are tuned for: "latency", "throughput" or "balanced".

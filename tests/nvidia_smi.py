@@ -14,7 +14,7 @@ Card = dict[str, Any]
 
 
 def card(index: int = 0, processes: Sequence[Mapping[str, Any]] = (), **changes: Any) -> Card:
-    """One card. A process has a `pid`, or a `unit` of which it is the main process, a `name` and `used`; on a MIG card `place`."""
+    """One card. A process has a `pid`, or a `unit` whose main process it is, if any, a `name` and `used`; on a MIG card `place`."""
     return {
         "index": index, "uuid": uuid(index), "name": "NVIDIA H200", "memory.total": 143771, "memory.used": 0,
         "driver_version": "580.159.04", "compute_cap": "9.0", "ecc.mode.current": "Enabled",
@@ -75,6 +75,8 @@ def pid(process):
     if "unit" not in process:
         return process["pid"]
     return subprocess.run(["systemctl", "show", "-P", "MainPID", process["unit"]], capture_output=True, text=True).stdout.strip()
+for card in cards:
+    card["processes"] = [process for process in card["processes"] if pid(process) not in ("", "0")]
 def query(option):
     (text,) = [word.split("=", 1)[1] for word in arguments if word.startswith(option + "=")]
     for column in text.split(","):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from typing import Any
 
 import jinja2
 
-from pyinfra_vllm.on_host.paths import SECRETS_FILE
+from pyinfra_vllm.config.models import API_KEY
+from pyinfra_vllm.in_runtime import api_key
+from pyinfra_vllm.on_host.paths import API_KEY_MODULE, SECRETS_FILE
 
 TEMPLATE = "vllm.service.j2"
 ID_LENGTH = 12
@@ -26,6 +29,8 @@ _UNNAMED = "0" * ID_LENGTH
 _SCRYPT = {"n": 2**14, "r": 8, "p": 5, "dklen": 32}
 # What systemd waits after SIGTERM beyond vLLM's own drain (shared facts: `TimeoutStopSec >= shutdown-timeout + 30`).
 STOP_MARGIN_S = 30
+
+ASK_FOR_KEY = ("--middleware", f"{API_KEY_MODULE.removesuffix('.py')}.{api_key.ApiKey.__name__}")
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
@@ -40,6 +45,7 @@ class Release:
     runtime: {"version", "path"}
     gpus: indexes or UUIDs, as declared; None: all
     kernel: kernels that the gate may find in the log; None where it must not look
+    key_is_asked_for: by a module of ours (in_runtime/api_key.py), as this vLLM would write the key to the disk
     allow_code: why the checkpoint's own code may run; None where it may not
     """
 
@@ -58,6 +64,7 @@ class Release:
     gpu_count: int = 0
     kernel: Sequence[str] | None = None
     fit: Mapping[str, Any] = field(default_factory=dict)
+    key_is_asked_for: bool = False
     allow_code: str | None = None
     template: str = ""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -68,8 +75,9 @@ class Release:
 
     def _started_from(self) -> dict[str, Any]:
         """What the id is a hash of, less the secrets."""
+        unit = self._unit(_UNNAMED) + (_module() if self.key_is_asked_for else "")
         return {
-            "unit": hashlib.sha256(self._unit(_UNNAMED).encode()).hexdigest(),
+            "unit": hashlib.sha256(unit.encode()).hexdigest(),
             "environment": dict(self.environment),
             "checkpoint": {key: self.checkpoint[key] for key in ("repo", "commit")},
             "runtime": dict(self.runtime),
@@ -82,13 +90,20 @@ class Release:
     def files(self) -> dict[str, str]:
         """The text of each file of the release directory by name."""
         name = self.id
-        secrets = {SECRETS_FILE: environment_file(self.secrets)} if self.secrets else {}
+        values, environment = dict(self.secrets), dict(self.environment)
+        own = {}
+        if self.key_is_asked_for:
+            values[api_key.VARIABLE] = values[API_KEY]
+            environment.pop("PYTHONPATH", None)  # the unit sets it
+            own[API_KEY_MODULE] = _module()
+        if values:
+            own[SECRETS_FILE] = environment_file(values)
         return {
             "release.json": json.dumps(self._document(name), indent=2, sort_keys=True) + "\n",
             "vllm.service": self._unit(name),
             "argv": "".join(f"{argument}\n" for argument in self.argv),
-            "env": environment_file(self.environment),
-            **secrets,
+            "env": environment_file(environment),
+            **own,
         }
 
     def _document(self, name: str) -> dict[str, Any]:
@@ -109,8 +124,17 @@ class Release:
             "gpus": list(self.gpus) if self.gpus is not None else None,
             "kernel": list(self.kernel) if self.kernel is not None else None,
             "fit": dict(self.fit),
+            "key_is_asked_for": self.key_is_asked_for,
             "allow_code": self.allow_code,
         }
+
+    def _python_path(self, name: str) -> str | None:
+        """Where vLLM finds the module that asks for the key; None where it needs none."""
+        if not self.key_is_asked_for:
+            return None
+        return ":".join(
+            filter(None, (f"{self.directory}/releases/{name}", self.environment.get("PYTHONPATH")))
+        )
 
     def _unit(self, name: str) -> str:
         environment = jinja2.Environment(
@@ -126,11 +150,17 @@ class Release:
             user=self.user,
             environment_file=f"{self.directory}/releases/{name}/env",
             secrets_file=f"{self.directory}/releases/{name}/{SECRETS_FILE}" if self.secrets else None,
+            python_path=self._python_path(name),
             cache=f"{self.directory}/cache",
             argv=self.argv,
             stop_limit_s=self.stop_limit_s,
             gpus=self.gpu_count > 0,
         )
+
+
+def _module() -> str:
+    """The text of what asks for the key."""
+    return inspect.getsource(api_key)
 
 
 def _id(started_from: Mapping[str, Any], service: str, secrets: Mapping[str, str]) -> str:

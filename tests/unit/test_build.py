@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -75,12 +76,33 @@ def test_a_runtime_is_installed_and_found_without_importing_it(tmp_path: Path, w
     assert (found["distribution"], found["version"], found["executable"]) == ("vllm", "9.9.9", True)
     assert found["flags"] == ["--max-model-len", "--port"]
     assert found["built"] == {"package": "vllm", "version": "9.9.9", "packages": [], "index": str(wheels)}
+    assert found["compiled"] == 1.0
     served = subprocess.run([path / "bin/vllm"], capture_output=True, text=True, check=False)
     assert "never imported" in served.stderr
     for item in path.rglob("*"):
         if not item.is_symlink():
             assert item.stat().st_mode & stat.S_IROTH, item
     assert sorted(item.name for item in path.parent.iterdir()) == ["9.9.9"]
+
+
+def test_byte_code_counts_where_the_interpreter_takes_it(tmp_path: Path, wheels: Path) -> None:
+    wheel(wheels)
+    _, _, path = install(tmp_path)
+    (packages,) = path.glob("lib/python3*/site-packages")
+    assert len(SOURCES) == 4
+    os.utime(packages / "vllm/main.py", (1, 1))
+    assert inspect_runtime.compiled(packages) == 0.75, (
+        "one that is older or newer than its source is compiled again"
+    )
+    python = path / "bin/python"
+    modes = ("unchecked-hash", "checked-hash", "timestamp")
+    for mode in modes:
+        command = [python, "-m", "compileall", "-q", "-f", "--invalidation-mode", mode, packages / "vllm"]
+        subprocess.run(command, check=True)
+        assert inspect_runtime.compiled(packages) == 1.0, mode
+    for file in packages.rglob("*.pyc"):
+        file.unlink()
+    assert inspect_runtime.compiled(packages) == 0.0
 
 
 def test_a_complete_one_is_never_touched(tmp_path: Path, wheels: Path) -> None:

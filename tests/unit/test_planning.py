@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from pyinfra_vllm.operations import preflight
 from pyinfra_vllm.operations import release as releases
 from pyinfra_vllm.operations._planning import plan
 from pyinfra_vllm.operations._rollout import Wanted
+from pyinfra_vllm.release import same_but_for_values
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import nvidia_smi
@@ -150,6 +152,82 @@ def test_nccl_is_told_what_the_operator_declares() -> None:
     release = planned([gpu(0), gpu(1)], environment=asked).release
     assert asked.items() <= release.environment.items()
     assert 'NCCL_NVLS_ENABLE="0"\n' in release.files()["env"]
+
+
+@pytest.mark.parametrize(("compiled", "warned"), [(0.02, True), (0.89, True), (0.95, False), (1.0, False)])
+def test_a_venv_without_byte_code_is_told_with_what_it_costs(compiled: float, warned: bool) -> None:
+    found = {"version": "0.33.0", "flags": None, "compiled": compiled}
+    kept = service(runtime=Runtime(path="/opt/vllm"))
+    said = plan(Host([gpu()], found), ROOT, kept, locked()).warnings  # type: ignore[arg-type]
+    told = [line for line in said if "have no byte code" in line]
+    assert bool(told) == warned
+    assert all(
+        "about 5 s more at each start" in line and "compileall -q -j 0 /opt/vllm/lib" in line for line in told
+    )
+
+
+KEY = {"VLLM_API_KEY": "canary"}
+ASKED = {"secrets": {"VLLM_API_KEY": "CHAT_API_KEY"}}
+
+
+def with_key(version: str, **settings: Any) -> Wanted:
+    runtime = Runtime(version=version, reason="a test")
+    declared = service(runtime=runtime, **{**ASKED, **settings})
+    return plan(Host([gpu()]), ROOT, declared, locked(), KEY)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("version", ["0.12.0", "0.25.1", "0.28.0"])
+def test_a_vllm_that_writes_its_key_to_the_disk_does_not_get_it(version: str) -> None:
+    """UnsetEnvironment= takes it away; a module in the release's folder asks for it (tests/unit/test_api_key.py)."""
+    release = with_key(version).release
+    files, argv = release.files(), list(release.argv)
+    assert argv[argv.index("--middleware") + 1] == "pyinfra_vllm_api_key.ApiKey"
+    assert "UnsetEnvironment=VLLM_API_KEY\n" in files["vllm.service"]
+    folder = f"{ROOT}/chat/releases/{release.id}"
+    assert f'Environment="PYTHONPATH={folder}"\n' in files["vllm.service"]
+    assert files["secrets.env"] == 'PYINFRA_VLLM_API_KEY="canary"\nVLLM_API_KEY="canary"\n'
+    assert "class ApiKey" in files["pyinfra_vllm_api_key.py"]
+    assert [name for name, text in files.items() if "canary" in text] == ["secrets.env"]
+
+
+@pytest.mark.parametrize("version", ["0.11.0", "0.29.0", "0.33.0"])
+def test_a_vllm_that_does_not_asks_for_the_key_itself(version: str) -> None:
+    files = with_key(version).release.files()
+    assert "pyinfra_vllm_api_key.py" not in files and "UnsetEnvironment" not in files["vllm.service"]
+    assert files["secrets.env"] == 'VLLM_API_KEY="canary"\n'
+
+
+def test_who_does_not_have_the_key_works_out_the_same_release_but_for_it() -> None:
+    blind = plan(
+        Host([gpu()]),  # type: ignore[arg-type]
+        ROOT,
+        service(runtime=Runtime(version="0.25.1", reason="a test"), **ASKED),
+        locked(),
+        {"VLLM_API_KEY": ""},
+    )
+    staged = json.loads(with_key("0.25.1").release.files()["release.json"])
+    assert same_but_for_values(staged, blind.release)
+
+
+def test_a_python_path_of_the_operator_s_stays() -> None:
+    files = with_key("0.25.1", environment={"PYTHONPATH": "/opt/mine", "A": "1"}).release.files()
+    assert ':/opt/mine"\n' in files["vllm.service"]
+    assert "PYTHONPATH" not in files["env"] and 'A="1"' in files["env"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"environment": {"VLLM_USE_RUST_FRONTEND": "1"}}, "nobody would ask for the key"),
+        (
+            {"secrets": {"VLLM_OTHER": "OTHER"}},
+            "secrets: VLLM_OTHER: vLLM 0.25.1 writes it in clear text below its cache",
+        ),
+    ],
+)
+def test_what_would_undo_that_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(HostError, match=message):
+        with_key("0.25.1", **settings)
 
 
 def test_unknown_gpus_are_no_host_without_gpus() -> None:

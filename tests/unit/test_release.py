@@ -123,7 +123,7 @@ def test_code_of_the_checkpoint_runs_only_with_a_reason_which_is_recorded(reason
     declared = declare("gpu-1", merge([Layer("f", {"services": {"chat": chat}})]), Problems())
     assert declared is not None
     locked = Checkpoint(repo="org/model", revision="main", commit="a" * 40, files=())
-    made = _planning._release("/srv/x", declared.services[0], locked, Resolution(), "0.33.0", 1, {})
+    made = _planning._release("/srv/x", declared.services[0], locked, Resolution(), "0.33.0", [], {})
     assert ("--trust-remote-code" in made.argv) == bool(reason)
     assert json.loads(made.files()["release.json"])["allow_code"] == reason
 

@@ -221,12 +221,17 @@ def test_argv_is_sorted_and_spells_values_as_vllm_reads_them() -> None:
     }
     assert resolve(flags=flags).argv() == [
         "--cudagraph-capture-sizes", "1", "2",
+        "--disable-uvicorn-access-log",
         "--no-enable-prefix-caching",
         "--enforce-eager",
         "--gpu-memory-utilization", "0.92",
         "--hf-overrides", '{"a":[true],"b":1}',
         "--linear-backend", "humming",
     ]  # fmt: skip
+
+
+def test_an_operator_who_wants_access_logs_declares_them() -> None:
+    assert "--disable-uvicorn-access-log" not in values(resolve(flags={"disable-uvicorn-access-log": None}))
 
 
 def test_declared_environment_wins_and_changes_the_expected_kernel() -> None:

@@ -21,7 +21,8 @@ class Runtime(FactBase[dict[str, Any] | None]):
     .. code:: python
 
         {"path": "/srv/pyinfra-vllm/runtimes/0.33.0", "version": "0.33.0", "distribution": "vllm", "python": "3.12",
-         "executable": True, "flags": ["--max-model-len", ...], "problem": None, "built": {...} | None}
+         "executable": True, "flags": ["--max-model-len", ...], "problem": None, "built": {...} | None,
+         "compiled": 1.0}
     """
 
     @override

@@ -144,7 +144,8 @@ def _install(request: Request, status: Status) -> None:
         )
     python = str(request.path / "bin" / "python")
     wanted = [f"{request.package}=={request.version}", *request.packages]
-    _uv(request, status, "pip", "install", "--python", python, *source, *wanted)
+    # The service's user can't write byte code here: without it each process would compile all that it imports, at each start.
+    _uv(request, status, "pip", "install", "--compile-bytecode", "--python", python, *source, *wanted)
 
 
 def _uv(request: Request, status: Status, *arguments: str) -> None:

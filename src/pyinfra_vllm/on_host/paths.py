@@ -8,6 +8,7 @@ from pathlib import Path
 DEFAULT_ROOT = Path("/srv/pyinfra-vllm")
 UNITS = Path("/etc/systemd/system")
 SECRETS_FILE = "secrets.env"
+API_KEY_MODULE = "pyinfra_vllm_api_key.py"  # in a release's folder, which is then on vLLM's PYTHONPATH
 # Folders beside those of the services: no service may have such a name.
 SHARED = ("bin", "checkpoints", "runtimes")
 

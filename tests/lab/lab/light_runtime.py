@@ -16,6 +16,8 @@ from .runtime import CONSTRAINTS, PYTHON, VERSION
 from .shell import run
 
 PATH = Path("/opt/vllm-light")  # where hosts see it
+# A version that writes VLLM_* variables, the API key among them, below its cache; `venv(OLD)` is bound to OLD_PATH by who needs it.
+OLD, OLD_PATH = "0.25.1", Path("/opt/vllm-light-old")
 SOURCES = Path(__file__).parent / "light"
 # Settings of a service that the stub serves, for tests in which only its way there matters: no number of it decides.
 SETTINGS = {
@@ -23,7 +25,7 @@ SETTINGS = {
     "ready_timeout_s": 20,
     "gate": {"budget_s": 5, "throughput_margin": 0.9, "quality": False, "on_inconclusive": "keep"},
 }
-_LAUNCHER = f"""#!{PATH}/bin/python3
+_LAUNCHER = """#!{path}/bin/python3
 import sys
 from vllm.entrypoints.openai.cli_args import make_parser
 from vllm.light_server import main
@@ -33,17 +35,19 @@ main(make_parser().parse_args(sys.argv[2:]))
 """
 
 
-def venv() -> Path:
-    """Its directory on this machine, made anew when its sources changed (a moment)."""
+def venv(version: str = VERSION) -> Path:
+    """Its directory on this machine, made anew when its sources changed (a moment). It calls itself that version."""
     files = sorted(SOURCES.glob("*.py"))
     python = run(PYTHON, "-c", "import sys; print('python%d.%d' % sys.version_info[:2])").stdout.strip()
-    key = recipe_key(*[file.read_bytes() for file in files], Path(__file__).read_bytes(), python)
+    key = recipe_key(*[file.read_bytes() for file in files], Path(__file__).read_bytes(), python, version)
     return kept(
-        cache() / "runtimes" / f"light-{key}", "making the stub of vLLM", lambda place: _make(place, python)
+        cache() / "runtimes" / f"light-{key}",
+        "making the stub of vLLM",
+        lambda place: _make(place, python, version),
     )
 
 
-def _make(place: Path, python: str) -> None:
+def _make(place: Path, python: str, version: str) -> None:
     site = place / "lib" / python / "site-packages"
     for package in ("vllm", "vllm/engine", "vllm/entrypoints", "vllm/entrypoints/openai"):
         (site / package).mkdir(parents=True)
@@ -51,13 +55,13 @@ def _make(place: Path, python: str) -> None:
     (site / "vllm/engine/arg_utils.py").write_text('"""The stub defines its flags beside its server."""\n')
     shutil.copy(SOURCES / "vllm_cli_args.py", site / "vllm/entrypoints/openai/cli_args.py")
     shutil.copy(SOURCES / "light_server.py", site / "vllm/light_server.py")
-    metadata = site / f"vllm-{VERSION}.dist-info"
+    metadata = site / f"vllm-{version}.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}\n")
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
     (place / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
     (place / "bin").mkdir()
     for name in ("python", "python3"):
         (place / "bin" / name).symlink_to(PYTHON)
-    (place / "bin/vllm").write_text(_LAUNCHER)
+    (place / "bin/vllm").write_text(_LAUNCHER.format(path=PATH if version == VERSION else OLD_PATH))
     (place / "bin/vllm").chmod(0o755)
     packages.install(place / "bin/python", f"--constraints={CONSTRAINTS}", "huggingface_hub")

@@ -18,7 +18,9 @@ LIGHT_CHECK_WEIGHTS=0    starts without looking at the checkpoint
 LIGHT_FAILS_WITH=PATH    prints that log, which a real vLLM left that could not start, and exits 1
 """
 
+import asyncio
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -27,9 +29,10 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
-VERSION = "0.32.0"
+VERSION = version("vllm")
 FAST = "Using {}LinearKernel for AutoAWQMarlinLinearMethod"
 SLOW = "Detected that the model can run with awq_marlin, however you specified quantization=awq explicitly, so forcing awq."
 WORDS = (
@@ -73,6 +76,7 @@ class Server(ThreadingHTTPServer):
         self.names = settings.served_model_name or [model]
         self.longest = settings.max_model_len
         self.api_key = settings.api_key or os.environ.get("VLLM_API_KEY")
+        self.middleware = [loaded(name) for name in settings.middleware]
         self.voice = int(hashlib.sha256(model.encode()).hexdigest(), 16)  # each checkpoint says other words
         self.slots = threading.Semaphore(settings.max_num_seqs)
         self.count = itertools.count(1)
@@ -91,6 +95,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         server = self.server
+        if not self.let_through():
+            return None
         if self.path == "/health":
             return self.answer(200, "")
         if self.path == "/version":
@@ -104,6 +110,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+        if not self.let_through():
+            return None
         if not self.allowed():
             return self.answer(401, {"error": "Unauthorized"})
         if self.path not in ("/v1/completions", "/v1/chat/completions"):
@@ -120,6 +128,32 @@ class Handler(BaseHTTPRequestHandler):
     def allowed(self):
         key = self.server.api_key
         return key is None or self.headers.get("Authorization") == f"Bearer {key}"
+
+    def let_through(self):
+        """Asks each ASGI middleware; one that answers itself has its answer passed on."""
+        reached, sent = [], []
+
+        async def app(scope, receive, send):
+            reached.append(scope)
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+        scope = {
+            "type": "http",
+            "method": self.command,
+            "path": self.path,
+            "root_path": "",
+            "headers": headers,
+        }
+        for middleware in self.server.middleware:
+            reached.clear()
+            asyncio.run(middleware(app)(scope, None, send))
+            if not reached:
+                self.answer(sent[0]["status"], sent[1]["body"].decode())
+                return False
+        return True
 
     def complete(self, request):
         server, chat = self.server, "chat" in self.path
@@ -220,6 +254,26 @@ def check_weights(model):
             )
 
 
+def loaded(name):
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def write_cache_key():
+    """As vLLM does when it compiles (envs.py compile_factors; compilation/backends.py); 0.29 left the key out."""
+    numbers = tuple(int(part) for part in VERSION.split("+")[0].split(".")[:2])
+    factors = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
+    if numbers < (0, 12) or "VLLM_CACHE_ROOT" not in factors:
+        return
+    if numbers >= (0, 29):
+        factors.pop("VLLM_API_KEY", None)
+    name = hashlib.sha256(json.dumps(factors, sort_keys=True).encode()).hexdigest()[:10]
+    folder = Path(os.environ["VLLM_CACHE_ROOT"], "torch_compile_cache", name, "rank_0_0", "backbone")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "cache_key_factors.json").exists():
+        (folder / "cache_key_factors.json").write_text(json.dumps({"env": factors}, indent=2, sort_keys=True))
+
+
 def die_later():
     for name, status in (("LIGHT_CRASH_AFTER_S", 1), ("LIGHT_EXIT_AFTER_S", 0)):
         if name in os.environ:
@@ -243,6 +297,7 @@ def main(settings):
     model = settings.model_tag or settings.model
     if os.environ.get("LIGHT_CHECK_WEIGHTS") != "0":
         check_weights(model)
+    write_cache_key()
     kernel = os.environ.get("LIGHT_KERNEL", "CPUWNA16")
     log(SLOW if kernel == "slow" else FAST.format(kernel))
     time.sleep(setting("LIGHT_START_S"))

@@ -235,6 +235,13 @@ def difference(old: Sequence[str], new: Sequence[str]) -> list[str]:
     return gone + come
 
 
+def difference_of_environment(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """What changes between two environments without secrets, variable by variable, in the order of their names."""
+    gone = [f"- {name}={old[name]}" for name in sorted(old) if new.get(name) != old[name]]
+    come = [f"+ {name}={new[name]}" for name in sorted(new) if old.get(name) != new[name]]
+    return gone + come
+
+
 def difference_of_secrets(old: Mapping[str, Any], new: Release) -> list[str]:
     """What changes between the secrets of a staged release (its release.json) and those of another, by name only.
 

@@ -111,6 +111,23 @@ def test_a_dry_run_tells_it_in_its_one_line() -> None:
     assert "hunter" not in line and "hunter" not in repr(item)
 
 
+def test_a_dry_run_tells_which_variables_change() -> None:
+    """Which cards a service has is nowhere in its command line."""
+    service = Service(name="chat", model="org/model", runtime=Runtime(version="0.33.0"), port=8000)
+    old = json.loads(make(environment={"CUDA_VISIBLE_DEVICES": "0", "A": "1"}).files()["release.json"])
+    new = make(environment={"CUDA_VISIBLE_DEVICES": "GPU-1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "A": "1"})
+    item = Wanted(
+        "gpu-1",
+        "/srv/pyinfra-vllm",
+        service,
+        new,
+        {"release": old, "rejected": {}, "history": []},
+        "NVIDIA H200",
+    )
+    changes = "- CUDA_VISIBLE_DEVICES=0, + CUDA_DEVICE_ORDER=PCI_BUS_ID, + CUDA_VISIBLE_DEVICES=GPU-1"
+    assert f"; environment: {changes};" in switch.preview(item, Overrides())
+
+
 def test_a_release_whose_secrets_are_not_at_hand_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAT_KEY", "hunter2")
     assert _planning._secrets(WITH_KEY) == KEY

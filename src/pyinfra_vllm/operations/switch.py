@@ -210,6 +210,10 @@ def preview(item: Wanted, overrides: Overrides) -> str:
     replaces = f"replace release {old['id']}" if old else "be the first release"
     changes = releases.difference(old["argv"][1:], new.argv[1:]) if old else []
     changed = f"; command line: {', '.join(changes)}" if changes else ""
+    variables = (
+        releases.difference_of_environment(old.get("environment") or {}, new.environment) if old else []
+    )
+    changed += f"; environment: {', '.join(variables)}" if variables else ""
     secrets = releases.difference_of_secrets(old or {}, new)
     changed += f"; secrets: {', '.join(secrets)}" if secrets else ""
     when = explain(item.service, overrides, item.observed["history"])

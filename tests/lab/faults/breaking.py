@@ -1,67 +1,24 @@
-"""Every way in which a host is broken, and how it is mended where the fault does not pass by itself.
-
-A fault gets the host and the process that stands at the fault point. Unless it is `deadly`, the process goes on afterwards.
-"""
+"""Processes, power, disks and files that are broken, and how they are mended where the fault does not pass by itself."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lab import disk as disks
 from lab.shell import run
 
-from pyinfra_vllm.on_host.order import ROLLBACK
-
+from .fault import Act, Fault, Scene, both
 from .ground import ROOT, STATE, Ground
 
-PORT = 8000
 HANG_S = 3.0
-STRANGER_S = 6.0
+SHUTDOWN_S = (
+    10.0  # for an orderly shutdown in the middle of a switch: there is nothing to wait for but processes
+)
 RUNTIMES = {"a": "/opt/vllm-a", "b": "/opt/vllm-b"}  # one for each checkpoint, so that one can be deleted
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a fault may need to know: the process at the fault point, and the two releases."""
-
-    pid: int
-    old: str
-    new: str
-
-
-Act = Callable[[Ground, Scene], None]
-
-
-def nothing(ground: Ground, scene: Scene) -> None:
-    """No fault, or one that the release itself brings."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One class of faults.
-
-    title: what is broken, for people
-    strike, mend: do it; take it away again, where it lasts
-    deadly: the process at the fault point is gone
-    lasting: the host can't write down how it ended until it is mended
-    limit_s: within so long after the fault tokens of the old or the new release flow again and the switch has ended
-    spares_new: it breaks what the old release needs, and nothing of the new one's, so they must not share it
-    clock_s: seconds by which the process's clock steps at the fault point, instead of stopping there
-    """
-
-    title: str
-    strike: Act = nothing
-    mend: Act = nothing
-    deadly: bool = False
-    lasting: bool = False
-    limit_s: float = 30.0
-    spares_new: bool = False
-    clock_s: float = 0.0
 
 
 # Processes
@@ -73,6 +30,8 @@ def kill(ground: Ground, scene: Scene) -> None:
 
 def kill_beside_a_stubborn_child(ground: Ground, scene: Scene) -> None:
     """A hook that ignores SIGTERM outlives the transaction: what is left in its unit must not hold the recovery up."""
+    if not scene.pid:
+        return
     words = ("sh", "-c", "trap '' TERM; echo $$; exec >/dev/null; while :; do sleep 1; done")
     child = ground.beside(*words)
     for group in ground.groups():
@@ -99,7 +58,8 @@ while time.monotonic() < end:
 
 
 def kill_children(ground: Ground, scene: Scene) -> None:
-    ground.inside("python3", "-", str(scene.pid), stdin=_KILL_CHILDREN)
+    if scene.pid:
+        ground.inside("python3", "-", str(scene.pid), stdin=_KILL_CHILDREN)
 
 
 def crash(ground: Ground, scene: Scene) -> None:
@@ -162,6 +122,21 @@ def power_cut(ground: Ground, scene: Scene) -> None:
     ground.reboot()
 
 
+def power_off_in_order(ground: Ground, scene: Scene) -> None:
+    """Somebody shuts the host down and switches it on again."""
+    _in_time(ground.power_off(), scene)
+    ground.power_on()
+
+
+def reboot_in_order(ground: Ground, scene: Scene) -> None:
+    _in_time(ground.reboot_in_order(), scene)
+
+
+def _in_time(seconds: float, scene: Scene) -> None:
+    if seconds > SHUTDOWN_S:
+        scene.wrong.append(f"the orderly shutdown took {seconds:.0f} s; {SHUTDOWN_S:.0f} s is the limit")
+
+
 def tear(ground: Ground, scene: Scene) -> None:
     """The process dies in the middle of writing its next entry."""
     _write_half_a_line(ground)
@@ -205,7 +180,7 @@ def check_disk_and_boot(ground: Ground, scene: Scene) -> None:
     assert ground.disk is not None
     ground.host.power_cut()
     disks.repair(ground.disk, ground.host.place)
-    ground.host.start()
+    ground.power_on()
 
 
 # What a release needs
@@ -263,68 +238,6 @@ def delete_runtime(which: str) -> tuple[Act, Act]:
     return strike, mend
 
 
-_TAKE_PORT = """
-import socket, sys, time
-end = time.monotonic() + 60
-taken = socket.socket()
-taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-while time.monotonic() < end:
-    try:
-        taken.bind(("127.0.0.1", int(sys.argv[1])))
-        break
-    except OSError:
-        time.sleep(0.0005)
-taken.listen()
-time.sleep(float(sys.argv[2]))
-"""
-
-
-def take_port(ground: Ground, scene: Scene) -> None:
-    """A stranger waits for the port to be free, and keeps it for a while."""
-    unit = "--unit=stranger"
-    words = [
-        "systemd-run",
-        unit,
-        "--collect",
-        "--quiet",
-        "python3",
-        "-c",
-        _TAKE_PORT,
-        str(PORT),
-        str(STRANGER_S),
-    ]
-    ground.inside(*words)
-
-
-def leave_port(ground: Ground, scene: Scene) -> None:
-    ground.inside("systemctl", "stop", "stranger.service", check=False)
-
-
-# People
-
-
-class Stolen(AssertionError):
-    """A lock that was held did not hold."""
-
-
-def second_operator(ground: Ground, scene: Scene) -> None:
-    """Somebody else orders another switch of the same service, past the unit's name."""
-    order = ground.order(scene.old, operator="bob@elsewhere", purpose=ROLLBACK)
-    ground.write("/run/second.json", json.dumps(order.as_dict()))
-    said = ground.inside(
-        "sh", "-c", f"python3 {ROOT}/bin/on-host.pyz switch /run/second.json 2>&1; echo status $?"
-    )
-    if "faults@test has held this service since" not in said or "status 1" not in said:
-        raise Stolen(f"a second switch was not refused: {said}")
-
-
-def recovery_beside(ground: Ground, scene: Scene) -> None:
-    """Somebody runs `recover` by hand while a switch is under way."""
-    said = ground.inside("sh", "-c", f"python3 {ROOT}/bin/on-host.pyz recover 2>&1; echo status $?")
-    if "has held this service since" not in said:
-        raise Stolen(f"recovery did not leave a live switch alone: {said}")
-
-
 def leave_lock(text: str) -> Act:
     """The process dies, and the lock file says something that nobody can rely on."""
 
@@ -333,25 +246,6 @@ def leave_lock(text: str) -> Act:
         kill(ground, scene)
 
     return strike
-
-
-def both(first: Act, then: Act) -> Act:
-    def strike(ground: Ground, scene: Scene) -> None:
-        first(ground, scene)
-        then(ground, scene)
-
-    return strike
-
-
-# The cable
-
-
-def cut_cable(ground: Ground, scene: Scene) -> None:
-    ground.host.cut_link()
-
-
-def plug_in(ground: Ground, scene: Scene) -> None:
-    ground.host.restore_link()
 
 
 def _damaged(which: str, how: str, act: Callable[[Path], None]) -> Fault:
@@ -368,7 +262,8 @@ def _no_runtime(which: str) -> Fault:
 
 _delete_old, _lay_old_back = damage("old", Path.unlink)
 
-FAULTS: dict[str, Fault] = {
+BROKEN: dict[str, Fault] = {
+    "nothing": Fault("nothing at all"),
     "kill": Fault("SIGKILL of the transaction", kill, deadly=True),
     "stubborn-child": Fault(
         "SIGKILL beside a child that ignores SIGTERM", kill_beside_a_stubborn_child, deadly=True
@@ -383,6 +278,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "kill-children": Fault("SIGKILL of the transaction's children, for 1.5 s", kill_children),
     "power": Fault("power cut and boot", power_cut, deadly=True),
+    "power-off": Fault("orderly power-off and boot", power_off_in_order, deadly=True),
+    "reboot": Fault("orderly reboot", reboot_in_order, deadly=True),
     "torn": Fault("SIGKILL in the middle of a journal line", tear, deadly=True),
     "torn-power": Fault("power cut in the middle of a journal line", tear_and_cut_power, deadly=True),
     "full": Fault("disk full", fill, empty, lasting=True),
@@ -401,15 +298,11 @@ FAULTS: dict[str, Fault] = {
     },
     "no-runtime-new": _no_runtime("new"),
     "no-runtime-old": _no_runtime("old"),
-    "port": Fault(f"port taken by another program for {STRANGER_S:.0f} s", take_port, leave_port, limit_s=90),
     "clock-ahead": Fault("clock steps 5 h ahead", clock_s=5 * 3600),
     "clock-back": Fault("clock steps 5 h back", clock_s=-5 * 3600),
-    "second-operator": Fault("a second operator's switch", second_operator),
-    "second-recovery": Fault("recovery by hand beside it", recovery_beside),
     "stale-lock": Fault(
         "SIGKILL; lock file of a dead holder", leave_lock('{"holder": "ghost", "pid": 1}'), deadly=True
     ),
     "torn-lock": Fault("SIGKILL; lock file without a readable holder", leave_lock('{"hol'), deadly=True),
-    "cable": Fault("cable cut, and back when the switch has ended", cut_cable, plug_in),
     "itself": Fault("the release's own fault", limit_s=120),
 }

@@ -1,33 +1,34 @@
-"""One case from its beginning to its end: switch, break, watch, judge, mend, converge, judge again."""
+"""One case from its beginning to its end: switch, break, perhaps break again, wait, judge, mend, judge again, converge."""
 
 from __future__ import annotations
 
 import dataclasses
 import queue
 import random
-import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from lab import control
 from lab.shell import say
 
-from . import invariants
-from .breaking import FAULTS, Fault, Scene
-from .fleet import declared
-from .ground import ROOT, SWITCH, Ground
-from .invariants import Expected
-from .table import GOOD, NEEDS_DISK, SLOW, SOAKED, Case
+from pyinfra_vllm.on_host.order import CALIBRATION
 
-LIFE = "its whole life"
+from . import invariants
+from .classes import FAULTS
+from .fault import Fault, Scene
+from .ground import ENDS, ROOT, SWITCH, Ground
+from .invariants import Answers, Expected
+from .operators import OPERATORS, Operator
+from .table import CALIBRATED, CALIBRATION_RUNS, GATES, LIFE, NEEDS_DISK, RANDOM, Case
+
 SWITCH_S = 12.0  # as long as a switch to a good release takes here, roughly; random faults strike within
-RANDOM = "random"
-_operators = threading.Semaphore(2)  # so many command lines at once on two cores
+REST_S = 1.0  # so long nothing may stir before a host counts as at rest
+STAYS_S = 6.0  # after its switch a host that waits for its cause to be mended is looked at
+_operators = threading.Semaphore(3)  # so many command lines at once on two cores
 
 
 @dataclass
@@ -35,8 +36,9 @@ class Result:
     """How one case ended. Times in seconds.
 
     silent_s: without tokens of the old or the new release, from the fault on; the switch's own restart included
-    flowing_s: from the fault until tokens flowed for good
-    over_s: from the fault until the switch, its recovery included, had ended
+    flowing_s: from the cause's end until tokens flowed for good
+    over_s: from the cause's end until the switch, its recovery included, had ended
+    missed: the second fault's point was never reached: the host had nothing to do there
     """
 
     case: Case
@@ -46,16 +48,14 @@ class Result:
     silent_s: float = 0.0
     flowing_s: float = 0.0
     over_s: float = 0.0
+    missed: bool = False
 
 
 def run_all(grounds: Sequence[Ground], cases: Sequence[Case]) -> list[Result]:
     """All cases, each on the first host that is free; what needs a small disk waits for a host that has one."""
-    first = sorted(
-        cases, key=lambda case: case.by != "pyinfra"
-    )  # few at a time: they must not be left to the end
     waiting = {True: queue.SimpleQueue[Case](), False: queue.SimpleQueue[Case]()}
-    for case in first:
-        waiting[case.fault in NEEDS_DISK].put(case)
+    for case in sorted(cases, key=_turn):
+        waiting[needs_disk(case)].put(case)
     results: list[Result] = []
     workers = [threading.Thread(target=_work, args=(ground, waiting, results)) for ground in grounds]
     for worker in workers:
@@ -65,60 +65,79 @@ def run_all(grounds: Sequence[Ground], cases: Sequence[Case]) -> list[Result]:
     return results
 
 
+def needs_disk(case: Case) -> bool:
+    return any(fault in NEEDS_DISK for fault in case.faults)
+
+
+def _turn(case: Case) -> tuple[float, bool]:
+    """Those that wait longest begin first, then what an operator types: few at a time, they must not be left to the end."""
+    longest = max((FAULTS[name].lasts_s for name in case.faults if name in FAULTS), default=0.0)
+    return -longest if longest >= 60 else 0.0, case.by != "pyinfra"
+
+
 def _work(ground: Ground, waiting: dict[bool, queue.SimpleQueue[Case]], results: list[Result]) -> None:
-    for needs_disk in (True, False) if ground.disk else (False,):
+    for disk in (True, False) if ground.disk else (False,):
         while True:
             try:
-                case = waiting[needs_disk].get_nowait()
+                case = waiting[disk].get_nowait()
             except queue.Empty:
                 break
             began = time.monotonic()
             result = run_case(ground, case)
             results.append(result)
             wrong = f": {result.violations}" if result.violations else ""
-            say(
-                f"{len(results)}: {case} on {result.host}: {result.outcome}, {time.monotonic() - began:.0f} s{wrong}"
-            )
+            seconds = time.monotonic() - began
+            say(f"{len(results)}: {case} on {result.host}: {result.outcome}, {seconds:.0f} s{wrong}")
 
 
 def run_case(ground: Ground, case: Case) -> Result:
     result = Result(case, ground.host.name)
+    scenes: list[Scene] = []
     try:
-        _Run(ground, case, result).run()
+        _Run(ground, case, result, scenes).run()
     except Exception as error:  # one broken case must not end the others; it counts as a violation
         result.violations.append("".join(traceback.format_exception_only(error)).strip())
         say(traceback.format_exc())
-        _make_good(ground, result)
+    if result.violations:
+        _make_good(ground, result, scenes)
     return result
 
 
-def _make_good(ground: Ground, result: Result) -> None:
+def _make_good(ground: Ground, result: Result, scenes: Sequence[Scene]) -> None:
     """After a case that went wrong, so that the next one on this host is judged for itself."""
     try:
         ground.disarm()
+        for name, scene in zip(result.case.faults, scenes, strict=False):
+            FAULTS.get(name, Fault(name)).mend(ground, scene)
         ground.reboot()
+        ground.until(lambda: not ground.busy, "end what was left", 120 * ground.patience)
         ground.back(ground.releases["a"])
     except Exception as error:
         result.violations.append(f"and the host could not be made good: {error}")
 
 
 class _Run:
-    def __init__(self, ground: Ground, case: Case, result: Result) -> None:
-        self.ground, self.case, self.result = ground, case, result
-        self.fault = FAULTS.get(case.fault, Fault(case.fault))
-        if self.fault.spares_new and case.to == SLOW and ground.current() != ground.releases["a"]:
+    def __init__(self, ground: Ground, case: Case, result: Result, scenes: list[Scene]) -> None:
+        self.ground, self.case, self.result, self.scenes = ground, case, result, scenes
+        self.faults = [FAULTS.get(name, Fault(name)) for name in case.faults]
+        self.fault = self.faults[0]
+        spares_new = any(fault.spares_new for fault in self.faults)
+        if spares_new and not case.good and ground.current() != ground.releases["a"]:
             ground.back(ground.releases["a"])  # the worse release has the checkpoint and the runtime of b
         old = ground.current()
-        self.operator: subprocess.Popen[str] | None = None
-        self.expected = Expected(old, self._new(old), ground.voices, ground.mounts)
+        self.operator: Operator | None = None
+        true_clock = not any(fault.clock_s for fault in self.faults)
+        self.expected = Expected(old, self._new(old), ground.voices, ground.mounts, true_clock)
+        self.began = time.monotonic()
 
     @property
     def limit_s(self) -> float:
-        return self.fault.limit_s * self.ground.patience
+        return max(fault.limit_s for fault in self.faults) * self.ground.patience
 
     @property
-    def good(self) -> bool:
-        return self.case.to in (GOOD, SOAKED)
+    def waits(self) -> bool:
+        """Whether the host may have to wait until somebody mends what is broken."""
+        return any(fault.lasting or fault.spares_new for fault in self.faults)
 
     def run(self) -> None:
         """Held by one of few operators, where one types the order."""
@@ -127,143 +146,193 @@ class _Run:
                 self._run()
             finally:
                 if self.operator is not None:
-                    self.operator.kill()
+                    self.operator.end()
 
     def _run(self) -> None:
-        ground, fault = self.ground, self.fault
-        ends = self._begin()
-        scene, struck = self._strike()
-        self._plug_in_late(scene)
-        ground.wait_over()
-        over = time.monotonic()
-        if self.case.fault == "cable":  # pyinfra follows to the end, and asks the host as long as it does
-            ends()
-        heard = ground.watch.hear(self.limit_s)
-        self._measure(struck, over)
-        holds_now = invariants.PROMISE if fault.lasting else invariants.PROMISE + invariants.ORDER
-        look = self._judge(heard, holds_now)
+        ground = self.ground
+        self._begin()
+        struck = self._strike()
+        self._strike_again()
+        ended = self._wait_for_the_end(struck)
+        self._measure(struck, ended)
+        lasting = any(fault.lasting for fault in self.faults)
+        in_order = self._at_rest() and not lasting
+        look = self._judge(invariants.PROMISE + invariants.ORDER if in_order else invariants.PROMISE)
+        for fault, seen in zip(self.faults, self.scenes, strict=False):
+            fault.mend(ground, seen)
+            self.result.violations += seen.wrong
+        if self.waits and not in_order:
+            look = self._mended(lasting)
+        if self.operator is not None:
+            self.result.violations += self.operator.told(ground.outcome(), look["service"]["running"])
         self.result.outcome = str((look["service"]["last"] or {}).get("outcome"))
-        if self.case.fault != "cable":
-            ends()
-        fault.mend(ground, scene)
-        if fault.lasting:
-            ground.inside("python3", f"{ROOT}/bin/on-host.pyz", "recover", "--wait", "60", timeout=120)
         self._converge(look)
 
-    # The switch and the fault
+    def _mended(self, lasting: bool) -> dict[str, Any]:
+        """The host gets in order by itself. What it had no room for in the evidence is added by the next one who looks."""
+        if lasting:
+            self.ground.inside("python3", f"{ROOT}/bin/on-host.pyz", "recover", "--wait", "60", timeout=120)
+        self._settle(time.monotonic())
+        return self._judge(invariants.PROMISE + invariants.ORDER, "once it was mended: ")
+
+    # The switch and the faults
 
     def _new(self, old: str) -> str:
         releases = self.ground.releases
-        if self.good:
+        if self.case.to == CALIBRATED:
+            return old
+        if self.case.good:
             return releases["b"] if old == releases["a"] else releases["a"]
         return releases[self.case.to]
 
-    def _begin(self) -> Callable[[], None]:
-        """Order the switch; returns what must be seen of whoever ordered it, once the switch has ended."""
-        self.ground.disarm()
+    def _begin(self) -> None:
+        ground = self.ground
+        ground.disarm()
         if self.case.point not in (LIFE, RANDOM):
             clock = {"clock_s": self.fault.clock_s} if self.fault.clock_s else {}
-            self.ground.arm(self.case.point, **clock)
+            ground.arm(self.case.point, **clock)
+        self.began = time.monotonic()
         if self.case.by == "pyinfra":
-            return self._begin_as_operator()
-        order: dict[str, Any] = {}
-        if self.case.to == SOAKED:
-            order["criteria"] = {**self.ground.gate, "soak_s": 3.0}
+            name = next(name for name in ground.releases if ground.releases[name] == self.expected.new)
+            self.operator = OPERATORS[self.case.fault](ground, name, self.case.to)
+            return
+        order: dict[str, Any] = {"criteria": {**ground.gate, **GATES.get(self.case.to, {})}}
+        if self.case.to == CALIBRATED:
+            order |= {"purpose": CALIBRATION, "runs": CALIBRATION_RUNS}
         if self.fault.clock_s:  # the one thing that a switch asks the clock
             order["last_start"] = time.time() + 3600
-        self.ground.start(self.expected.new, **order)
-        return lambda: None
+        ground.start(self.expected.new, **order)
 
-    def _begin_as_operator(self) -> Callable[[], None]:
-        name = next(name for name in ("a", "b") if self.ground.releases[name] == self.expected.new)
-        arguments = ("deploy.py", "-y", "--limit", self.ground.host.name, "--data", "retry_rejected=true")
-        process = control.spawn("pyinfra", control.INVENTORY, *arguments, env=declared(name, self.ground))
-        self.operator = process
-
-        def ends() -> None:
-            if self.case.fault != "control":
-                said = process.communicate(timeout=120)[0]
-                outcome = str((self.ground.look()["service"]["last"] or {}).get("outcome"))
-                told = (process.returncode == 0) == (outcome == "committed") and f"tiny: {outcome}: " in said
-                if not told:  # three real servers on two cores: the gate may have gone back, rightly
-                    self.result.violations.append(
-                        f"{outcome}, and pyinfra exited {process.returncode}: {said[-1500:]}"
-                    )
-                return
-            again = control.pyinfra(*arguments, env=declared(name, self.ground))
-            if again.returncode or "since the last run" not in again.stderr:
-                self.result.violations.append(
-                    f"the next pyinfra exited {again.returncode}: {again.stderr[-1500:]}"
-                )
-
-        return ends
-
-    def _strike(self) -> tuple[Scene, float]:
-        ground, fault = self.ground, self.fault
+    def _strike(self) -> float:
+        """The first fault; returns when it struck."""
         if self.case.point == LIFE:
-            return Scene(0, self.expected.old, self.expected.new), time.monotonic()
+            self._scene(0)
+            return time.monotonic()
         if self.case.point == RANDOM:
             return self._strike_at_random()
-        scene = Scene(ground.reached(), self.expected.old, self.expected.new)
+        scene = self._scene(self.ground.reached())
+        if self.case.then is not None:
+            self.ground.arm(self.case.then[1])
         struck = time.monotonic()
-        if self.case.fault == "control" and self.operator is not None:
-            self.operator.kill()
-            self.operator.communicate()
-        fault.strike(ground, scene)
-        if not fault.deadly:
-            ground.signal("CONT", scene.pid)
-        return scene, struck
+        if self.operator is not None:
+            self.operator.strike()
+        self._do(self.fault, scene)
+        return struck
 
-    def _strike_at_random(self) -> tuple[Scene, float]:
+    def _scene(self, pid: int) -> Scene:
+        self.scenes.append(Scene(pid, self.expected.old, self.expected.new))
+        return self.scenes[-1]
+
+    def _do(self, fault: Fault, scene: Scene) -> None:
+        fault.strike(self.ground, scene)
+        if scene.pid and not fault.deadly:
+            self.ground.signal("CONT", scene.pid)
+
+    def _strike_again(self) -> None:
+        """The second fault, where there is one: at its entry, or on a host at rest that never comes to it."""
+        if self.case.then is None:
+            return
+        pid = self.ground.reached_later(120)
+        self.result.missed = pid is None
+        if pid is not None or self.case.then[1].startswith("+"):
+            self._do(self.faults[1], self._scene(pid or 0))
+
+    def _strike_at_random(self) -> float:
         chance = random.Random(self.case.fault)
         time.sleep(chance.uniform(0.2, SWITCH_S))
         struck = time.monotonic()
         victim = chance.choices(("main", "all", "vllm", "power"), (60, 15, 15, 10))[0]
         self.result.case = dataclasses.replace(self.case, point=f"{RANDOM}: {victim}")
-        scene = Scene(0, self.expected.old, self.expected.new)
         if victim == "power":
-            FAULTS["power"].strike(self.ground, scene)
+            FAULTS["power"].strike(self.ground, self._scene(0))
         elif victim == "vllm":
-            FAULTS["crash"].strike(self.ground, scene)
+            FAULTS["crash"].strike(self.ground, self._scene(0))
         else:
             words = ("systemctl", "kill", "--signal=KILL", f"--kill-whom={victim}", SWITCH)
             self.ground.inside(*words, check=False)  # it may have ended already
-        return scene, struck
+        return struck
 
-    def _plug_in_late(self, scene: Scene) -> None:
-        """A host that is cut off ends its switch alone."""
-        if self.case.fault == "cable":
-            self.ground.wait_over()
-            self.fault.mend(self.ground, scene)
+    # What becomes of it
 
-    # What is seen of it
+    def _wait_for_the_end(self, struck: float) -> float:
+        """Until the host is at rest, or was given its time for that. Returns when the cause had ended."""
+        if self.operator is not None:
+            self.operator.wait(self.ground)
+        if not self.waits:
+            return self._settle(struck)
+        self.ground.until(
+            lambda: self._at_rest() or not self.ground.groups(SWITCH),
+            "end its switch",
+            120 * self.ground.patience,
+        )
+        end = time.monotonic() + STAYS_S
+        while time.monotonic() < end and not self._at_rest():
+            time.sleep(0.2)
+        self.ground.witness.hear(self.limit_s)
+        return struck
 
-    def _measure(self, struck: float, over: float) -> None:
-        gaps = self.ground.watch.gaps(struck, time.monotonic())
+    def _settle(self, ended: float) -> float:
+        """Until the host is at rest for a moment, within its time after the cause's end; a violation where it isn't."""
+        quiet: float | None = None
+        while True:
+            now = time.monotonic()
+            if any(fault.goes_on(self.ground) for fault in self.faults):
+                ended = now
+            quiet = (quiet or now) if self._at_rest() else None
+            if quiet is not None and now - quiet >= REST_S:
+                return ended
+            if now - ended > self.limit_s:
+                last = self.ground.entries()[-1]
+                step = f"{last['step']}.{last['state']} {last.get('outcome') or last.get('error') or ''}"
+                self.result.violations.append(
+                    f"not in order {self.limit_s:.0f} s after the cause's end: the last entry is {step}, the witness"
+                    f" heard {self._answers().last}"
+                )
+                return ended
+            time.sleep(0.1)
+
+    def _at_rest(self) -> bool:
+        """Whether nothing of ours runs, the record has a good end, and who it names is heard."""
+        ground = self.ground
+        outcome = ground.outcome()
+        if outcome not in ENDS or ground.busy:
+            return False
+        begin = ground.entries()[0]
+        serves = {begin["to"] if outcome == "committed" else begin["from"]}
+        if outcome == "restore_failed":
+            serves = {begin["from"], begin["to"]}
+        last = self._answers().last
+        return last is not None and bool(serves & invariants.speakers(last, self.expected))
+
+    def _answers(self) -> Answers:
+        return Answers(self.ground.witness.since(self.began))
+
+    def _measure(self, struck: float, ended: float) -> None:
+        """A case that waits for somebody's hand is measured as long as it had to wait."""
+        gaps = self.ground.witness.gaps(struck, time.monotonic())
         self.result.silent_s = round(sum(end - begin for begin, end in gaps), 1)
-        self.result.flowing_s = round(gaps[-1][1] - struck, 1) if gaps else 0.0
-        self.result.over_s = round(over - struck, 1)
+        self.result.flowing_s = round(max(0.0, gaps[-1][1] - ended), 1) if gaps else 0.0
+        self.result.over_s = round(max(0.0, time.monotonic() - REST_S - ended), 1)
         if self.result.flowing_s > self.limit_s:
             self.result.violations.append(
                 f"tokens flowed again after {self.result.flowing_s} s; {self.limit_s:.0f} s is the limit"
             )
 
-    def _judge(self, heard: str | None, which: tuple[Any, ...], when: str = "") -> dict[str, Any]:
+    def _judge(self, which: tuple[Any, ...], when: str = "") -> dict[str, Any]:
         look = self.ground.look()
-        found = invariants.violated(look, heard, self.expected, which)
+        found = invariants.violated(look, self._answers(), self.expected, which)
         self.result.violations += [f"{when}{line}" for line in found]
         return look
 
     def _converge(self, look: dict[str, Any]) -> None:
         """The next ordinary order brings what was wanted, and everything is in order then."""
-        wanted = self.expected.new if self.good else self.expected.old
-        if look["service"]["running"] == wanted and not self.fault.lasting:
+        wanted = self.expected.new if self.case.good else self.expected.old
+        if look["service"]["running"] == wanted or self.result.violations:
             return
-        if self.ground.current() != wanted:
-            self.ground.back(wanted)
-        look = self._judge(
-            self.ground.watch.hear(self.limit_s), invariants.PROMISE + invariants.ORDER, "afterwards: "
-        )
+        self.began = time.monotonic()
+        self.ground.back(wanted)
+        self.ground.witness.hear(self.limit_s)
+        look = self._judge(invariants.PROMISE + invariants.ORDER, "afterwards: ")
         if look["service"]["running"] != wanted:
             self.result.violations.append(
                 f"afterwards: {wanted} was ordered, and {look['service']['running']} runs"

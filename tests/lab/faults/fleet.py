@@ -16,10 +16,10 @@ from lab.session import Lab
 from lab.shell import LabError, run, say
 
 from .breaking import RUNTIMES
-from .ground import ROOT, STATE, Ground
+from .ground import NO_START, ROOT, STATE, Ground
 
 STOP_S = 1  # before the unit's own 30 s for what hangs in its stop
-COMMON = {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_TOKEN_S": "0.02"}
+COMMON = {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_TOKEN_S": "0.02", "LIGHT_NO_START_FILE": NO_START}
 # One process less to start, and none that spins for a second after each request: two cores carry three servers so.
 REAL = {
     "flags": {"enforce-eager": True, "distributed-executor-backend": "uni"},
@@ -32,6 +32,7 @@ RELEASES: dict[str, tuple[str, dict[str, str]]] = {
     "a": ("a", {}),
     "b": ("b", {}),
     "slow-kernel": ("b", {"LIGHT_KERNEL": "slow"}),
+    "slower": ("b", {"LIGHT_TOKEN_S": "0.1"}),
     "crashes": ("b", {"LIGHT_CRASH_AFTER_S": "2"}),
     "exits": ("b", {"LIGHT_EXIT_AFTER_S": "2"}),
     "hangs-start": ("b", {"LIGHT_HANG": "start"}),
@@ -83,7 +84,7 @@ def fleet(
             yield grounds
     finally:
         for ground in grounds:
-            ground.watch.end()
+            ground.witness.end()
         lab.remove(*hosts, *others)
 
 
@@ -137,10 +138,10 @@ def _made(path: Path) -> Path:
 
 def _learn(ground: Ground) -> None:
     """What each checkpoint says, and what is mounted while nothing happens."""
-    ground.watch.begin()
-    said = {"a": ground.watch.hear(20 * ground.patience)}
+    ground.witness.begin(ground.supervisor)
+    said = {"a": ground.witness.hear(20 * ground.patience)}
     ground.back(ground.releases["b"])
-    said["b"] = ground.watch.hear(20 * ground.patience)
+    said["b"] = ground.witness.hear(20 * ground.patience)
     assert None not in said.values(), said
     assert ground.real or said["a"] != said["b"], "the checkpoints can't be told apart by what they say"
     for name, release_id in ground.releases.items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,20 @@ from lab.disk import Disk
 from lab.machine import Host
 from lab.shell import LabError
 
-from pyinfra_vllm.on_host import journal
 from pyinfra_vllm.on_host.order import ROLLBACK, Order
 from pyinfra_vllm.operations._switching import launch
 
-from .watch import Watch
+from .witness import Witness
 
 HERE = Path(__file__).parent
 ROOT = "/srv/pyinfra-vllm"
 STATE = f"{ROOT}/tiny"
+UNIT = "vllm-tiny.service"
 SWITCH = "pyinfra-vllm-switch-tiny.service"
-RESUME = "pyinfra-vllm-resume-tiny.service"
-OVER = ("inactive", "failed")
+ENDS = ("committed", "rolled_back", "refused", "deferred", "interrupted", "calibrated", "restore_failed")
 HOOK = "usr/local/lib/python3.11/dist-packages"
 FOLDER = "var/lib/faults"
+NO_START = f"/{FOLDER}/no-start"  # no start of the stub succeeds before the Unix time in it
 GATE = {
     "budget_s": 5.0,
     "concurrency": [1],
@@ -40,6 +42,7 @@ GATE = {
     "quality": False,
     "on_inconclusive": "keep",
 }
+SLOWNESS = float(os.environ.get("PYINFRA_VLLM_LAB_SLOWNESS", "1"))  # of this machine, where others use it too
 REAL_BUDGET_S = 20.0  # three real servers share two cores: 10 s once ended before a round's first answer
 
 
@@ -60,11 +63,11 @@ class Ground:
     releases: dict[str, str] = field(default_factory=dict)
     voices: dict[str, str] = field(default_factory=dict)
     mounts: list[str] = field(default_factory=list)
-    ready_timeout_s: float = 15.0
+    ready_timeout_s: float = 15.0 * SLOWNESS
     real: bool = False  # the real vLLM serves, which takes its time for everything
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self.leader)
+        self.witness = Witness(lambda: self.host.place / "witness.jsonl")
 
     @property
     def gate(self) -> dict[str, Any]:
@@ -73,7 +76,7 @@ class Ground:
     @property
     def patience(self) -> float:
         """How many times longer than with the stub anything may take."""
-        return 10.0 if self.real else 1.0
+        return SLOWNESS * (10.0 if self.real else 1.0)
 
     # The host's inside
 
@@ -125,10 +128,20 @@ class Ground:
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         return int(child)
 
-    def groups(self) -> list[Path]:
-        """The control groups of the switch and of what follows a boot, as this machine sees them."""
+    def groups(self, pattern: str = "pyinfra-vllm-*.service") -> list[Path]:
+        """The control groups of our units that run something, as this machine sees them. Asks nobody on the host."""
         slices = [group / "payload/system.slice" for group in cgroups.find(self.host.name)]
-        return [group / unit for group in slices for unit in (SWITCH, RESUME) if (group / unit).is_dir()]
+        found = [
+            unit for slice in slices for where in ("", "*.slice/") for unit in slice.glob(where + pattern)
+        ]
+        return [unit for unit in found if _peopled(unit)]
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything of ours runs on the host, be it a switch or its recovery."""
+        if cgroups.hierarchies():
+            return bool(self.groups())
+        return bool(self.inside("pgrep", "--full", "on-host.pyz", check=False))
 
     def look(self) -> dict[str, Any]:
         text = self.inside("python3", "-", stdin=(HERE / "inside/look.py").read_text())
@@ -144,8 +157,18 @@ class Ground:
         return self.host.root / path.lstrip("/")
 
     def entries(self) -> list[dict[str, Any]]:
-        """The journal as it is now; a line that is being written is left out."""
-        return journal.read(self.outside(STATE) / "journal.jsonl")
+        """The newest transaction in the journal as it is now; a line that is torn or being written is left out."""
+        found = []
+        for line in (self.outside(STATE) / "journal.jsonl").read_bytes().splitlines():
+            with suppress(ValueError):
+                found.append(dict(json.loads(line)))
+        begun = [entry["tx"] for entry in found if entry.get("step") == "begin"]
+        return [entry for entry in found if begun and entry["tx"] == begun[-1]]
+
+    def outcome(self) -> str | None:
+        """How the newest transaction ended; None where it has not."""
+        ends = [entry["outcome"] for entry in self.entries() if entry["step"] == "end"]
+        return str(ends[-1]) if ends else None
 
     # Fault points
 
@@ -157,9 +180,12 @@ class Ground:
         (self.host.root / FOLDER).mkdir(parents=True, exist_ok=True)
 
     def arm(self, point: str, **how: Any) -> None:
+        """A point is an entry like `activate.done`, or `+3` for the third entry from now on, whoever writes it."""
         folder = self.host.root / FOLDER
         (folder / "reached").unlink(missing_ok=True)
-        (folder / "armed").write_text(json.dumps({"point": point, **how}))
+        where = {"point": "any", "skip": int(point) - 1} if point.startswith("+") else {"point": point}
+        (folder / "armed.partial").write_text(json.dumps({**where, **how}))
+        (folder / "armed.partial").rename(folder / "armed")
 
     def disarm(self) -> None:
         (self.host.root / FOLDER / "armed").unlink(missing_ok=True)
@@ -171,21 +197,38 @@ class Ground:
 
         def there() -> bool:
             nonlocal begun
-            runs = bool(self.groups())
+            busy = self.busy
             if path.exists() and path.read_text():
                 return True
-            if begun and not runs:
+            if begun and not busy:
                 raise Late(f"{self.host.name} ended its switch before its fault point: {self.entries()[-1]}")
-            begun = begun or runs
+            begun = begun or busy
             return False
 
         self.until(there, "reach its fault point", timeout * self.patience)
         return int(path.read_text())
 
+    def reached_later(self, timeout: float) -> int | None:
+        """The same for a point after the first fault: None where the host is at rest before it comes to it."""
+        path = self.host.root / FOLDER / "reached"
+        end, quiet = time.monotonic() + timeout * self.patience, 0
+        while time.monotonic() < end and quiet < 8:
+            if path.exists() and path.read_text():
+                return int(path.read_text())
+            quiet = 0 if self.busy or self.outcome() is None else quiet + 1
+            time.sleep(0.1)
+        self.disarm()
+        return None
+
     # Switches, as the control machine starts them
 
     def start(self, release_id: str, **order: Any) -> None:
+        """As soon as systemd has forgotten the last switch's unit, which is a moment after its last process."""
+        self.until(lambda: not self._knows(SWITCH), "forget its last switch", 20 * self.patience)
         launch(self, ROOT, self.order(release_id, **order))  # type: ignore[arg-type]
+
+    def _knows(self, unit: str) -> bool:
+        return "not-found" not in self.inside("systemctl", "show", "--property", "LoadState", unit)
 
     def order(self, release_id: str, **order: Any) -> Order:
         values = {
@@ -208,36 +251,55 @@ class Ground:
         self.start(release_id, purpose=ROLLBACK, reason="the next case")
         self.wait_over()
 
-    def state(self, unit: str = SWITCH) -> str:
-        return self.inside("systemctl", "show", "--value", "--property", "ActiveState", unit).strip()
-
     def wait_over(self, timeout: float = 120) -> None:
-        """Wait until the switch's unit, its recovery included, has ended. Its control group is cheaper to ask than systemd."""
+        """Wait until the newest transaction has ended and nothing of ours runs any more.
 
-        def over() -> bool:
-            return not self.groups() and all(self.state(unit) in OVER for unit in (SWITCH, RESUME))
+        Between a transaction and what follows it in its unit there is a moment in which nothing runs: systemd knows.
+        """
+        self.until(
+            lambda: not self.busy and self.outcome() is not None and not self._knows(SWITCH),
+            "end its switch",
+            timeout * self.patience,
+        )
 
-        every = 0.1 if cgroups.hierarchies() else 0.5
-        self.until(over, "end its switch", timeout * self.patience, every)
+    # Power
+
+    def power_off(self) -> float:
+        """Shut down in good order, as `systemctl poweroff` does; the seconds that it took."""
+        began = time.monotonic()
+        self.host.stop()
+        return time.monotonic() - began
+
+    def reboot_in_order(self) -> float:
+        """`systemctl reboot`, and boot; the seconds until it was down. Its supervisor ends, to be started anew."""
+        began = time.monotonic()
+        self.inside("systemctl", "reboot", check=False)
+        self.until(lambda: not self.host.running, "go down", 120 * self.patience)
+        took = time.monotonic() - began
+        self.reboot()
+        return took
+
+    def power_on(self) -> None:
+        self.host.start()
+        self.witness.see(self.supervisor)
 
     def reboot(self) -> None:
-        """Power cut, and boot, until what the cut interrupted has been ended."""
+        """Power cut, and boot."""
         self.host.power_cut()
-        self.host.start()
-        self.until(self._ended, "end what the power cut interrupted", 120 * self.patience)
+        self.power_on()
 
-    def _ended(self) -> bool:
-        last = journal.last_transaction(self.outside(STATE) / "journal.jsonl") or []
-        return any(entry["step"] == "end" for entry in last)
+    @property
+    def supervisor(self) -> int:
+        assert self.host._pid is not None, f"{self.host.name} has no power"
+        return self.host._pid
 
     def signal(self, number: str, *pids: int) -> None:
-        if pids:
+        """No process has the number 0: `kill` would take it for all of ours."""
+        if all(pids):
             self.inside("kill", f"-{number}", *map(str, pids), check=False)
 
     def server(self) -> int:
-        return int(
-            self.inside("systemctl", "show", "--value", "--property", "MainPID", "vllm-tiny").strip() or 0
-        )
+        return int(self.inside("systemctl", "show", "--value", "--property", "MainPID", UNIT).strip() or 0)
 
     # Waiting
 
@@ -247,3 +309,10 @@ class Ground:
             if time.monotonic() > end:
                 raise Late(f"{self.host.name} did not {what} within {timeout:.0f} s")
             time.sleep(every)
+
+
+def _peopled(group: Path) -> bool:
+    try:
+        return bool((group / "cgroup.procs").read_text())
+    except OSError:  # it has gone
+        return False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 # Every entry that a rollout writes, in its order. A fault point is the moment after its entry is on the disk.
 BEFORE = (
@@ -32,7 +34,17 @@ KEPT = BEFORE + BETWEEN + AFTER
 BACK = ("restore.intended", "restore.done")
 SOAK = ("soak.intended", "soak.done")
 
-GOOD, SLOW, SOAKED = "good", "slow-kernel", "soaked"
+LIFE, RANDOM = "its whole life", "random"
+GOOD, SOAKED, WATCHED, CALIBRATED = "good", "soaked", "watched", "calibrated"
+SLOW, SLOWER = "slow-kernel", "slower"
+# What the order asks beside the tests' usual gate, by what it is to.
+GATES: dict[str, dict[str, Any]] = {
+    SOAKED: {"soak_s": 3.0},
+    WATCHED: {"soak_s": 90.0},
+    SLOWER: {"throughput_margin": 0.4, "on_inconclusive": "rollback"},
+    CALIBRATED: {"budget_s": 2.0},
+}
+CALIBRATION_RUNS = 13  # restarts the service more often than a start limit of ten allows
 OWN_FAULTS = {
     "crashes": "crashes after it was healthy, again and again",
     "exits": "ends with status 0, again and again",
@@ -44,25 +56,43 @@ OWN_FAULTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One fault at one step of a switch to one kind of release.
+    """One fault at one step of a switch to one kind of release, and perhaps a second one after it.
 
-    to: `good` is the other good release, `soaked` the same with a soak; else a release that fails by itself
+    to: `good` is the other good release, `soaked` and `watched` the same with a short and a long soak, `calibrated` the
+        same release measured again and again; else a release that is worse or fails by itself
     by: who orders it: the host's own switch unit with the product's order, or `pyinfra` as an operator types it
+    then: a second fault, and its step after the first one; `+3` is the third entry, whoever writes it
     """
 
     fault: str
     point: str
     to: str = GOOD
     by: str = "order"
+    then: tuple[str, str] | None = None
 
     def __str__(self) -> str:
         words = [self.fault, self.point]
         words += [self.to] if self.to != GOOD else []
-        return "/".join([*words, *([self.by] if self.by != "order" else [])])
+        words += [self.by] if self.by != "order" else []
+        return "/".join([*words, *(["then", *self.then] if self.then else [])])
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        return (self.fault, self.then[0]) if self.then else (self.fault,)
+
+    @property
+    def good(self) -> bool:
+        """Whether the release that it switches to is as good as the old one."""
+        return self.to in (GOOD, SOAKED, WATCHED)
 
 
 def _each(fault: str, *points: str, to: str = GOOD, by: str = "order") -> list[Case]:
     return [Case(fault, point, to, by) for point in points]
+
+
+def _then(second: str, fault: str, points: Iterable[str], *steps: str, to: str = GOOD) -> list[Case]:
+    """Both faults, for every pair of a step of the first and a step of the second."""
+    return [Case(fault, point, to, then=(second, step)) for point in points for step in steps]
 
 
 _back = {"to": SLOW}
@@ -71,7 +101,9 @@ STRATEGIC = ("prove-way-back.done", "activate.intended", "activate.done", "ready
 SERVER_IS_OLD = ("begin.done", "prove-way-back.done", "measure-before.intended", "window.done")
 SERVER_IS_NEW = ("ready.done", "kernel.done", "measure-after.intended", "judge.done", "commit.done")
 
-CASES: list[Case] = [
+OPERATED = ("begin.done", "measure-before.intended", "activate.intended", "judge.done")
+
+BY_STEP: list[Case] = [
     *_each("kill", *KEPT),
     *_each("kill", *BACK, "end.done", **_back),
     *_each("kill", *SOAK, **_soaked),
@@ -117,47 +149,128 @@ CASES: list[Case] = [
     *_each("deleted-old", "activate.intended", "judge.done", **_back),
     *_each("truncated-old", "activate.done", **_back),
     *_each("no-runtime-old", "activate.intended", **_back),
-    *_each("port", "activate.intended", "prove-way-forward.done"),
-    *_each("port", "activate.intended", **_back),
+    *_each("port-5", "activate.intended", "prove-way-forward.done"),
+    *_each("port-5", "activate.intended", **_back),
     *_each("clock-ahead", "begin.done", "measure-before.done", *STRATEGIC, "commit.done"),
     *_each("clock-back", "begin.done", "measure-before.done", *STRATEGIC, "commit.done"),
     *_each("second-operator", "begin.done", "activate.intended", "ready.done", "judge.done", "commit.done"),
     *_each("second-recovery", "begin.done", "activate.done", "judge.done", "commit.done"),
     *_each("stale-lock", "begin.done", *STRATEGIC),
     *_each("torn-lock", "begin.done", "activate.intended", "judge.done"),
-    *[case for kind in OWN_FAULTS for case in _each("itself", "its whole life", to=kind)],
-    *_each("cable", "begin.done", "measure-before.intended", "activate.intended", "judge.done", by="pyinfra"),
-    *_each(
-        "control", "begin.done", "measure-before.intended", "activate.intended", "judge.done", by="pyinfra"
-    ),
+    *[case for kind in OWN_FAULTS for case in _each("itself", LIFE, to=kind)],
+    *_each("cable", *OPERATED, by="pyinfra"),
+    *_each("control", *OPERATED, by="pyinfra"),
+]
+
+# Other people and other programs, as one finds them on a host that others use too.
+AMONG_OTHERS: list[Case] = [
+    *_each("inodes", *KEPT),
+    *_each("inodes", *BACK, **_back),
+    *_each("run-low", *STRATEGIC, "begin.done", "measure-before.intended", "window.done", "commit.done"),
+    *_each("run-low", "judge.done", *BACK, **_back),
+    *_each("run-full", *STRATEGIC, "begin.done", "window.done", "commit.done"),
+    *_each("run-full", "judge.done", *BACK, **_back),
+    *_each("handles", *STRATEGIC, "begin.done", "measure-before.intended", "measure-after.intended"),
+    *_each("handles", "restore.intended", **_back),
+    *_each("memory", *STRATEGIC, "begin.done", "measure-before.intended", "measure-after.intended"),
+    *_each("memory", "restore.intended", **_back),
+    *[case for act in ("edit", "mask", "disable") for case in _each(act, *BEFORE, *BETWEEN)],
+    *[case for act in ("edit", "mask", "disable") for case in _each(act, "judge.done", *BACK, **_back)],
+    *_each("stop", *BEFORE, *BETWEEN),
+    *_each("stop", "judge.done", "restore.intended", **_back),
+    *_each("stop", "prove-way-back.done", "prove-way-forward.done", "measure-before.intended", to=SLOWER),
+    *_each("restart", *BEFORE, *BETWEEN),
+    *_each("restart", "judge.done", *BACK, **_back),
+    *_each("restart", "prove-way-forward.done", to=SLOWER),
+    *[case for how in ("reboot", "power-off") for case in _each(how, *KEPT)],
+    *[case for how in ("reboot", "power-off") for case in _each(how, "judge.done", *BACK, **_back)],
+    *_each("frozen-5", *STRATEGIC, "begin.done", "measure-before.intended", "window.done", "commit.done"),
+    *_each("frozen-5", *BACK, **_back),
+    *_each("frozen-60", "window.done", "activate.intended", "ready.done", "judge.done"),
+    *_each("frozen-60", "judge.done", **_back),
+    *_each("frozen-300", "activate.intended"),
+    *_each("frozen-300", "judge.done", **_back),
+    *_each("reexec", "window.done", "activate.intended", "judge.done"),
+    *_each("reexec", "judge.done", **_back),
+    *_each("port-60", "prove-way-forward.done", "activate.intended", "ready.done"),
+    *_each("port-60", "judge.done", **_back),
+    *_each("port-300", "activate.intended"),
+    *_each("port-300", "judge.done", **_back),
+    *[
+        case
+        for seconds in (10, 25, 60, 110, 200, 400)
+        for case in (
+            *_each(f"no-start-{seconds}", "activate.intended"),
+            *_each(f"no-start-{seconds}", "judge.done", **_back),
+        )
+    ],
+    *_each("drop-in-20", "window.done", "activate.intended", "judge.done"),
+    *_each("drop-in-110", "activate.intended"),
+    *_each("drop-in-110", "judge.done", **_back),
+    *[
+        case
+        for how in ("crash", "restart", "reboot", "kill-children")
+        for case in _each(how, SOAK[0], **_soaked)
+    ],
+    *_each("itself", LIFE, to=CALIBRATED),
+]
+
+# Whoever finishes what was left is killed too.
+TWICE: list[Case] = [
+    *_then("kill", "kill", BEFORE, "end.done"),
+    *_then("kill", "kill", BETWEEN, *BACK, "end.done"),
+    *_then("kill", "kill", ["commit.done"], "end.done"),
+    *_then("kill", "kill", ["judge.done", "restore.intended"], *BACK, "end.done", **_back),
+    *_then("kill", "kill", ["restore.done"], "end.done", **_back),
+    *_then("power", "kill", ["activate.done", "judge.done"], *BACK, "end.done"),
+    *_then("kill", "power", ["activate.intended", "activate.done", "judge.done"], *BACK, "end.done"),
+]
+
+# What the operator is told, and whether it comes true.
+OPERATORS_CASES: list[Case] = [
+    *[case for end in ("ctrl-c", "term", "hang-up") for case in _each(end, *KEPT, by="pyinfra")],
+    *[
+        case
+        for end in ("ctrl-c", "term", "hang-up")
+        for case in _each(end, "measure-after.intended", "judge.done", **_back, by="pyinfra")
+    ],
+    *_each("second-run", "ready.done", "measure-after.intended", "judge.done", **_back, by="pyinfra"),
+    *_each("second-run", "measure-after.intended", by="pyinfra"),
+    *_each("rollback-now", SOAK[0], to=WATCHED, by="pyinfra"),
 ]
 
 # What `make test` runs: each class of faults, at the steps where it hurts most.
 SAMPLE: list[Case] = [
-    *_each(
-        "kill", "measure-before.intended", "activate.intended", "activate.done", "judge.done", "commit.done"
-    ),
+    *_each("kill", "measure-before.intended", "activate.done", "judge.done", "commit.done"),
     *_each("kill", "judge.done", "restore.intended", **_back),
     *_each("stubborn-child", "activate.done"),
     *_each("no-way-back", "activate.done"),
     *_each("deleted-old", "activate.intended", **_back),
-    *_each("torn", "begin.done", "activate.done", "judge.done"),
-    *_each("power", "activate.intended", "ready.done", "commit.done"),
+    *_each("torn", "activate.done"),
+    *_each("power", "activate.intended", "commit.done"),
+    *_each("power-off", "begin.done"),
     *_each("kill-children", "prove-way-back.intended", "activate.intended"),
-    *_each("full", "begin.done", "activate.intended", "judge.done"),
-    *_each("read-only", "measure-before.intended", "activate.intended"),
-    *_each("crash", "measure-before.intended", "ready.done", "judge.done"),
+    *_each("full", "begin.done", "activate.intended"),
+    *_each("read-only", "activate.intended"),
+    *_each("crash", "measure-before.intended", "ready.done"),
     *_each("exit-0", "ready.done"),
     *_each("hang", "activate.done"),
-    *_each("truncated-new", "begin.done", "activate.intended"),
+    *_each("truncated-new", "activate.intended"),
     *_each("flipped-old", "activate.done"),
-    *_each("deleted-new", "prove-way-back.done"),
     *_each("no-runtime-new", "activate.intended"),
-    *_each("port", "activate.intended"),
     *_each("clock-ahead", "activate.intended"),
     *_each("clock-back", "begin.done"),
     *_each("second-operator", "activate.done"),
     *_each("stale-lock", "activate.intended"),
-    *_each("itself", "its whole life", to="crashes"),
+    *_each("itself", LIFE, to="crashes"),
+    *_each("mask", "ready.done"),
+    *_each("disable", "ready.done"),
+    *_each("restart", "measure-before.intended"),
+    *_each("stop", "window.done"),
+    *_each("port-5", "activate.intended"),
+    *_each("frozen-5", "activate.done"),
+    *_each("drop-in-20", "judge.done"),
+    *_each("cable", "activate.intended", by="pyinfra"),
 ]
-NEEDS_DISK = ("full", "read-only")
+CASES: list[Case] = [*BY_STEP, *AMONG_OTHERS, *TWICE, *OPERATORS_CASES]
+NEEDS_DISK = ("full", "read-only", "inodes")

@@ -1,7 +1,7 @@
 """Nothing is ever lost: hosts are broken at every step of a switch, and judged from outside.
 
-`make test` runs a part of the table, `make test-faults` all of it and hundreds of kills at random times; the latter
-writes docs/faults.md.
+`make test` runs a part of the table, `make test-faults` all of it and hundreds of pairs of faults drawn by Hypothesis; the
+latter writes docs/faults.md. `-k` chooses cases.
 """
 
 from __future__ import annotations
@@ -13,42 +13,60 @@ import pytest
 from lab import control
 from lab.session import Lab
 
-from . import matrix
-from .cases import RANDOM, Result, run_all
+from . import matrix, pairs
+from .cases import Result, needs_disk, run_all
 from .fleet import RELEASES, declared, fleet
 from .ground import Ground
-from .table import CASES, SAMPLE, Case
+from .table import CASES, RANDOM, SAMPLE, Case
 
 EVERYTHING = os.environ.get("PYINFRA_VLLM_FAULTS") == "all"
 CHOSEN = CASES if EVERYTHING else SAMPLE
-RANDOM_KILLS = [Case(f"seed {number}", RANDOM) for number in range(200 if EVERYTHING else 8)]
-PLAIN, SMALL = (12, 4) if EVERYTHING else (5, 1)
+RANDOM_KILLS = [Case(f"seed {number}", RANDOM) for number in range(40 if EVERYTHING else 4)]
+PAIRS = 320 if EVERYTHING else 9
+PLAIN, SMALL = (12, 4) if EVERYTHING else (8, 1)
 
-pytestmark = pytest.mark.timeout(3600 if EVERYTHING else 600)
+pytestmark = pytest.mark.timeout(6000 if EVERYTHING else 900)
 
 
 @pytest.fixture(scope="module")
-def grounds(lab: Lab) -> Iterator[list[Ground]]:
-    names = tuple(name for name in RELEASES if name == "b" or any(case.to == name for case in CHOSEN))
-    with fleet(lab, PLAIN, SMALL, names) as hosts:
+def cases(request: pytest.FixtureRequest) -> list[Case]:
+    """The cases that this run asks for."""
+    items = [item for item in request.session.items if item.module is request.module]  # type: ignore[attr-defined]
+    chosen = [item.callspec.params["case"] for item in items if hasattr(item, "callspec")]
+    randoms = any(item.name == "test_nothing_is_lost_at_random_times" for item in items)
+    return [*chosen, *(RANDOM_KILLS if randoms else [])]
+
+
+@pytest.fixture(scope="module")
+def grounds(lab: Lab, cases: list[Case]) -> Iterator[list[Ground]]:
+    names = tuple(
+        name for name in RELEASES if name in ("b", "slow-kernel") or any(c.to == name for c in cases)
+    )
+    plain = len([case for case in cases if not needs_disk(case)])
+    small = len(cases) - plain
+    with fleet(lab, max(1, min(PLAIN, plain)), min(SMALL, small), names) as hosts:
         yield hosts
 
 
 @pytest.fixture(scope="module")
-def everything(grounds: list[Ground]) -> list[Result]:
+def everything(grounds: list[Ground], cases: list[Case]) -> list[Result]:
     """Every case, on all hosts at once; tests look at what became of each."""
-    return run_all(grounds, [*CHOSEN, *RANDOM_KILLS])
+    return run_all(grounds, cases)
 
 
 @pytest.fixture(scope="module")
 def results(everything: list[Result]) -> dict[str, Result]:
-    found = {str(result.case): result for result in everything}
-    return {str(case): found[str(case)] for case in CHOSEN}
+    return {str(result.case): result for result in everything}
 
 
 @pytest.fixture(scope="module")
 def randoms(everything: list[Result]) -> list[Result]:
     return [result for result in everything if result.case.point.startswith(RANDOM)]
+
+
+@pytest.fixture(scope="module")
+def two_faults(grounds: list[Ground], everything: list[Result]) -> tuple[list[Result], list[str]]:
+    return pairs.search(grounds, PAIRS)
 
 
 @pytest.mark.parametrize("case", CHOSEN, ids=str)
@@ -61,14 +79,23 @@ def test_nothing_is_lost_at_random_times(randoms: list[Result]) -> None:
     assert [str(result) for result in randoms if result.violations] == []
 
 
+def test_nothing_is_lost_by_two_faults(two_faults: tuple[list[Result], list[str]]) -> None:
+    results, failing = two_faults
+    assert failing == []
+    assert len(results) >= PAIRS
+
+
 @pytest.mark.skipif(not EVERYTHING, reason="the whole table writes docs/faults.md: make test-faults")
-def test_the_matrix_is_written(results: dict[str, Result], randoms: list[Result]) -> None:
-    matrix.write(list(results.values()), randoms)
-    assert len(results) == len(set(CASES)) >= 150
+def test_the_matrix_is_written(
+    results: dict[str, Result], randoms: list[Result], two_faults: tuple[list[Result], list[str]]
+) -> None:
+    matrix.write([results[str(case)] for case in CASES], randoms, two_faults[0])
+    assert len(results) + len(two_faults[0]) >= 500
+    assert len(two_faults[0]) >= 300
 
 
 def test_an_ordinary_run_over_all_hosts_ends_with_the_declared_release(
-    grounds: list[Ground], randoms: list[Result]
+    grounds: list[Ground], everything: list[Result]
 ) -> None:
     """After all that was done to them, and once more, when there is nothing left to do."""
     limits = [word for ground in grounds for word in ("--limit", ground.host.name)]

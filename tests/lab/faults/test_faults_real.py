@@ -33,7 +33,7 @@ CLASSES = {
     "no-runtime-old": ("begin.done", "activate.intended", "ready.done"),
     "hang": ("activate.done", "ready.intended", "ready.done"),
     "hang-stop": ("measure-before.done", "window.done", "activate.intended"),
-    "port": ("prove-way-forward.done", "window.done", "activate.intended"),
+    "port-5": ("prove-way-forward.done", "window.done", "activate.intended"),
     "clock-ahead": DURING,
     "clock-back": DURING,
 }

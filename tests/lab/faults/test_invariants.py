@@ -4,32 +4,65 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from .invariants import Expected, violated
+from .invariants import (
+    ORDER,
+    PROMISE,
+    Answers,
+    Expected,
+    no_failed_unit,
+    units_are_in_place,
+    violated,
+)
+from .witness import Heard
 
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 CASE = Expected(OLD, NEW, {OLD: "one two", NEW: "sun moon"}, ["/", "/srv"])
 BEGIN = {"tx": "t", "step": "begin", "state": "done", "from": OLD, "to": NEW, "purpose": "rollout"}
 
 
-def step(name: str, **fields: Any) -> dict[str, Any]:
-    return {"tx": "t", "step": name, "state": "done", **fields}
+def step(name: str, second: int, state: str = "done", **fields: Any) -> dict[str, Any]:
+    return {
+        "tx": "t",
+        "at": f"2026-11-28T03:00:{second:02}.000+00:00",
+        "step": name,
+        "state": state,
+        **fields,
+    }
+
+
+def heard(second: float, text: str | None, release: str | None = None) -> Heard:
+    return Heard(second, datetime(2026, 11, 28, 3, tzinfo=UTC).timestamp() + second, text, release)
+
+
+def by_turns() -> Answers:
+    """The old release answers, nobody does while the new one starts, and then it does."""
+    old = [heard(second, "one two", OLD) for second in range(10)]
+    new = [heard(second, "sun moon", NEW) for second in range(13, 24)]
+    return Answers([*old, heard(11, None), heard(12, None), *new])
 
 
 def host_in_order() -> dict[str, Any]:
-    entries = [BEGIN, step("judge", verdict="pass"), step("commit"), step("end", outcome="committed")]
+    entries = [
+        BEGIN,
+        step("activate", 10, "intended"),
+        step("judge", 15, verdict="pass"),
+        step("commit", 16),
+        step("end", 20, outcome="committed"),
+    ]
     return {
         "service": {
             "current": NEW,
             "running": NEW,
             "previous": OLD,
-            "release": {"id": NEW},
+            "release": NEW,
             "lock": None,
-            "rejected": {},
-            "last": {**BEGIN, "outcome": "committed"},
+            "rejected": [],
+            "last": {**BEGIN, "outcome": "committed", "reason": "2 criteria passed"},
         },
         "entries": entries,
         "evidence": {
@@ -42,6 +75,9 @@ def host_in_order() -> dict[str, Any]:
             {"pid": 9, "state": "S", "command": "vllm serve m", "cgroup": "/system.slice/vllm-tiny.service"},
         ],
         "mounts": ["/", "/srv"],
+        "links": {"unit": True, "at boot": True},
+        "failed": ["systemd-logind.service loaded failed failed"],
+        "status": {"running": NEW, "current": NEW, "last": {"outcome": "committed"}},
         "units": ["pyinfra-vllm-recover.service loaded active exited"],
         "files": [
             "tiny/journal.jsonl",
@@ -52,8 +88,11 @@ def host_in_order() -> dict[str, Any]:
     }
 
 
+ALL = (*PROMISE, *ORDER, units_are_in_place, no_failed_unit)
+
+
 def test_a_host_in_order_passes() -> None:
-    assert violated(host_in_order(), "sun moon", CASE) == []
+    assert violated(host_in_order(), by_turns(), CASE, ALL) == []
 
 
 def orphan(**fields: Any) -> dict[str, Any]:
@@ -84,13 +123,13 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "unit pyinfra",
     ),
     "file left": (lambda look: look["files"].append("tiny/payload.json"), "file tiny/payload.json is left"),
-    "no outcome": (lambda look: look["service"]["last"].update(outcome=None), "no outcome"),
+    "no outcome": (lambda look: look["service"]["last"].update(outcome=None), "no good outcome"),
     "false outcome": (
         lambda look: look["service"]["last"].update(outcome="rolled_back"),
         "so aaaaaaaaaaaa serves",
     ),
-    "commit without a verdict": (lambda look: look["entries"].pop(1), "committed without a verdict"),
-    "committed twice over": (lambda look: look["entries"].append(step("end")), "ends 2 times"),
+    "commit without a verdict": (lambda look: look["entries"].pop(2), "committed without a verdict"),
+    "committed twice over": (lambda look: look["entries"].append(step("end", 21)), "ends 2 times"),
     "other evidence": (lambda look: look["evidence"]["journal"].pop(), "the evidence's journal"),
     "no journal in the evidence": (
         lambda look: look["evidence"].update(journal=None),
@@ -99,7 +138,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no baseline": (lambda look: look["evidence"]["kept"].pop("before"), "committed without a baseline"),
     "worse, and wanted still": (
         lambda look: (
-            look["entries"][1].update(verdict="fail"),
+            look["entries"][2].update(verdict="fail"),
             look["service"]["last"].update(outcome="rolled_back"),
         ),
         "is not rejected",
@@ -108,6 +147,30 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda look: look["evidence"]["kept"]["verdict"].update(verdict="fail"),
         "the evidence's fail",
     ),
+    "worse, and kept": (lambda look: look["entries"][2].update(verdict="fail"), "found worse, and committed"),
+    "cut short": (
+        lambda look: look["entries"].insert(4, step("soak", 17, "intended")),
+        "its soak was cut short",
+    ),
+    "no unit": (lambda look: look["links"].update(unit=False), "link is wrong: unit"),
+    "not at boot": (lambda look: look["links"].update({"at boot": False}), "link is wrong: at boot"),
+    "alarm": (
+        lambda look: look["failed"].append("pyinfra-vllm-recover.service loaded failed failed"),
+        "recover.service is failed",
+    ),
+    "says another": (lambda look: look["status"].update(running=OLD), "the product says running is"),
+    "says another end": (lambda look: look["status"].update(last={"outcome": None}), "the product says None"),
+    "touched, and denied": (
+        lambda look: (
+            look["entries"].pop(1),
+            look["service"]["last"].update({"outcome": "refused", "from": OLD}),
+        ),
+        f"refused, and {NEW} answered meanwhile",
+    ),
+    "activated before it was written": (
+        lambda look: look["entries"][1].update(at="2026-11-28T03:00:18.000+00:00"),
+        "before the journal says",
+    ),
 }
 
 
@@ -115,11 +178,28 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 def test_what_is_wrong_is_found(breaks: Callable[[dict[str, Any]], object], says: str) -> None:
     look = host_in_order()
     breaks(look)
-    assert any(says in line for line in violated(look, "sun moon", CASE)), violated(look, "sun moon", CASE)
+    found = violated(look, by_turns(), CASE, ALL)
+    assert any(says in line for line in found), found
 
 
-@pytest.mark.parametrize(
-    ("heard", "says"), [(None, "no tokens flow"), ("one two", "not what its checkpoint says")]
-)
-def test_wrong_tokens_are_found(heard: str | None, says: str) -> None:
-    assert any(says in line for line in violated(host_in_order(), heard, CASE))
+HEARD: dict[str, tuple[list[Heard], str]] = {
+    "silence": ([heard(second, None) for second in range(24, 30)], "no tokens flow"),
+    "the old one": ([heard(30, "one two", OLD)], f"{NEW} runs, and {OLD} answers"),
+    "the other's words": ([heard(30, "one two", NEW)], f"{NEW} runs, and {NEW} answers 'one two'"),
+    "a stranger": ([heard(30, "red blue", "c" * 12), heard(31, "sun moon", NEW)], "answered 'red blue'"),
+    "the old one after the end": (
+        [heard(25, "one two", OLD), heard(26, "sun moon", NEW)],
+        f"{OLD} answered after the record says that {NEW} serves",
+    ),
+}
+
+
+@pytest.mark.parametrize(("more", "says"), HEARD.values(), ids=HEARD)
+def test_what_the_witness_heard_is_compared(more: list[Heard], says: str) -> None:
+    found = violated(host_in_order(), Answers([*by_turns().heard, *more]), CASE)
+    assert any(says in line for line in found), found
+
+
+def test_a_server_that_does_not_name_its_release_is_known_by_its_words() -> None:
+    nameless = Answers([item._replace(release=None) for item in by_turns().heard])
+    assert violated(host_in_order(), nameless, CASE, ALL) == []

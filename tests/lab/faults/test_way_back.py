@@ -57,8 +57,8 @@ def plain_restart(ground: Ground) -> float:
 
 def heard_again(ground: Ground, moment: float) -> float:
     """Seconds from the moment to the first answer after the silence that followed it."""
-    assert ground.watch.hear(60) is not None
-    (*_, (_, ends)) = ground.watch.gaps(moment, time.monotonic())
+    assert ground.witness.hear(60) is not None
+    (*_, (_, ends)) = ground.witness.gaps(moment, time.monotonic())
     return ends - moment
 
 

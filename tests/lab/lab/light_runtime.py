@@ -35,10 +35,13 @@ main(make_parser().parse_args(sys.argv[2:]))
 """
 
 
-def venv(version: str = VERSION) -> Path:
-    """Its directory on this machine, made anew when its sources changed (a moment). It calls itself that version."""
+def venv(version: str = VERSION, python: str = "") -> Path:
+    """Its directory on this machine, made anew when its sources changed (a moment). It calls itself that version.
+
+    python: of its hosts, such as 3.9; left out: this machine's
+    """
     files = sorted(SOURCES.glob("*.py"))
-    python = run(PYTHON, "-c", "import sys; print('python%d.%d' % sys.version_info[:2])").stdout.strip()
+    python = python or _python()
     key = recipe_key(*[file.read_bytes() for file in files], Path(__file__).read_bytes(), python, version)
     return kept(
         cache() / "runtimes" / f"light-{key}",
@@ -47,8 +50,12 @@ def venv(version: str = VERSION) -> Path:
     )
 
 
+def _python() -> str:
+    return run(PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
+
+
 def _make(place: Path, python: str, version: str) -> None:
-    site = place / "lib" / python / "site-packages"
+    site = place / "lib" / f"python{python}" / "site-packages"
     for package in ("vllm", "vllm/engine", "vllm/entrypoints", "vllm/entrypoints/openai"):
         (site / package).mkdir(parents=True)
         (site / package / "__init__.py").touch()
@@ -64,4 +71,7 @@ def _make(place: Path, python: str, version: str) -> None:
         (place / "bin" / name).symlink_to(PYTHON)
     (place / "bin/vllm").write_text(_LAUNCHER.format(path=PATH if version == VERSION else OLD_PATH))
     (place / "bin/vllm").chmod(0o755)
-    packages.install(place / "bin/python", f"--constraints={CONSTRAINTS}", "huggingface_hub")
+    if python == _python():
+        packages.install(place / "bin/python", f"--constraints={CONSTRAINTS}", "huggingface_hub")
+    else:  # the constraints are this machine's Python's
+        packages.install_for(python, site, "huggingface_hub")

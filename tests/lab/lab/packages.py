@@ -17,11 +17,21 @@ EXTRA_INDEX = "PYINFRA_VLLM_LAB_TORCH_INDEX"
 
 def install(python: Path, *wanted: str) -> None:
     """Install into the environment of `python`. Downloads are linked into place, not kept twice."""
+    _install("--python", python, *wanted)
+
+
+def install_for(version: str, site: Path, *wanted: str) -> None:
+    """Install into a directory of packages for a Python that this machine may not have, such as 3.9."""
+    only = ("--only-binary", ":all:")
+    _install("--python-version", version, "--python-platform", "linux", "--target", site, *only, *wanted)
+
+
+def _install(*words: str | Path) -> None:
     options, certificates = _pip_settings()
     cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache(), prefix="packages-") as downloads:
         environment = {**os.environ, "UV_CACHE_DIR": downloads, **certificates}
-        run(*_UV, "install", "--python", python, *options, *wanted, env=environment)
+        run(*_UV, "install", *options, *words, env=environment)
 
 
 def uninstall(python: Path, *names: str) -> None:

@@ -60,10 +60,14 @@ class Lab:
         *names: str,
         disks: Sequence[Disk] = (),
         binds: Mapping[Path, str] | None = None,
+        suite: str = "",
         timeout: float = 60,
     ) -> list[Host]:
-        """Boot new hosts side by side and return when all answer over SSH."""
-        added = [self._host(name, tuple(disks), binds or {}) for name in names]
+        """Boot new hosts side by side and return when all answer over SSH.
+
+        suite: their release of Debian (image.SUITES), where it is not this machine's
+        """
+        added = [self._host(name, tuple(disks), binds or {}, suite) for name in names]
         for host in added:
             self.hosts[host.name] = host
             host.launch()
@@ -93,13 +97,16 @@ class Lab:
             partial.write_text(json.dumps(state, indent=1))
             partial.rename(STATE)
 
-    def _host(self, name: str, disks: tuple[Disk, ...], binds: Mapping[Path, str]) -> Host:
-        shared = {self.parts.light: str(light_runtime.PATH)}
+    def _host(self, name: str, disks: tuple[Disk, ...], binds: Mapping[Path, str], suite: str) -> Host:
+        base, light = self.parts.base, self.parts.light
+        if suite:
+            base, light = image.base(suite), light_runtime.venv(python=image.SUITES[suite])
+        shared = {light: str(light_runtime.PATH)}
         if self.parts.runtime:
             shared[self.parts.runtime] = str(runtime.PATH)
         address = Network().host(self._addresses)
         self._addresses += 1
-        return Host(name, address, self.parts.base, self.key, self.known_hosts, {**shared, **binds}, disks)
+        return Host(name, address, base, self.key, self.known_hosts, {**shared, **binds}, disks)
 
 
 @contextmanager

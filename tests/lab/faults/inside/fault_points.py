@@ -1,8 +1,9 @@
 """Installed on a host under test: stops whoever has just written the journal entry that the test waits for.
 
 Python loads it at its start (`fault_points.pth`), so the product runs unchanged, from the command line it always has. An
-entry counts as written once the journal was fsynced, as it does for the product. A test may ask for the process's clock to
-step there instead: hosts of the lab share this machine's clock, so it can't be the host's own.
+entry counts as written once the journal was fsynced, as it does for the product. Armed is one point: the entry of a step,
+or the entry that comes after so many others. A test may ask for the process's clock to step there instead: hosts of the
+lab share this machine's clock, so it can't be the host's own.
 """
 
 import datetime
@@ -27,15 +28,17 @@ def fsync(descriptor):
 
 def _look_at(entry):
     armed = json.loads((FOLDER / "armed").read_text())
-    if armed["point"] != f"{entry['step']}.{entry['state']}":
+    if armed.get("skip"):
+        (FOLDER / "armed").write_text(json.dumps({**armed, "skip": armed["skip"] - 1}))
+        return
+    if armed["point"] not in ("any", f"{entry['step']}.{entry['state']}"):
         return
     (FOLDER / "armed").unlink()
     if armed.get("clock_s"):
         _step_clock(armed["clock_s"])
-        (FOLDER / "reached").write_text(str(os.getpid()))
-        return
     (FOLDER / "reached").write_text(str(os.getpid()))
-    os.kill(os.getpid(), signal.SIGSTOP)
+    if not armed.get("clock_s"):
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _step_clock(seconds):

@@ -16,6 +16,9 @@ LIGHT_DROP_EVERY=50      closes every so many-th stream in its middle
 LIGHT_KERNEL=slow|NAME   logs the slow AWQ kernel, or that it uses the kernel NAME
 LIGHT_CHECK_WEIGHTS=0    starts without looking at the checkpoint
 LIGHT_FAILS_WITH=PATH    prints that log, which a real vLLM left that could not start, and exits 1
+LIGHT_NO_START_FILE=PATH no start succeeds before the Unix time in that file, as where a dying process holds GPU memory
+
+Each answer says as its `system_fingerprint` from which release the server was started.
 """
 
 import asyncio
@@ -171,7 +174,9 @@ class Handler(BaseHTTPRequestHandler):
                 text = "".join(self.tokens(prompt, total))
                 part = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
                 choice = {"index": 0, "finish_reason": "length", **part}
-                self.answer(200, {"id": "light", "choices": [choice], "usage": usage(read, total)})
+                who = os.environ.get("PYINFRA_VLLM_RELEASE")
+                whole = {"id": "light", "choices": [choice], "usage": usage(read, total)}
+                self.answer(200, {**whole, "system_fingerprint": who})
         finally:
             with server.lock:
                 server.running -= 1
@@ -274,6 +279,11 @@ def write_cache_key():
         (folder / "cache_key_factors.json").write_text(json.dumps({"env": factors}, indent=2, sort_keys=True))
 
 
+def check_memory(path):
+    if path and Path(path).exists() and time.time() < float(Path(path).read_text() or 0):
+        raise SystemExit("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 def die_later():
     for name, status in (("LIGHT_CRASH_AFTER_S", 1), ("LIGHT_EXIT_AFTER_S", 0)):
         if name in os.environ:
@@ -297,6 +307,7 @@ def main(settings):
     model = settings.model_tag or settings.model
     if os.environ.get("LIGHT_CHECK_WEIGHTS") != "0":
         check_weights(model)
+    check_memory(os.environ.get("LIGHT_NO_START_FILE"))
     write_cache_key()
     kernel = os.environ.get("LIGHT_KERNEL", "CPUWNA16")
     log(SLOW if kernel == "slow" else FAST.format(kernel))

@@ -37,6 +37,7 @@ services = {
         # release gives a sixth of the tokens. On a GPU of its own the defaults are right.
         "gate": {
             "budget_s": 20,
+            "concurrency": [1, 8],  # 64 streams would take two cores all of that time
             "throughput_margin": 0.4,
             "tpot_margin": 0.6,
             "ttft_margin": 0.8,

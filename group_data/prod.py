@@ -44,9 +44,13 @@ window = [
 
 # What a new release must show (docs/gate.md). "No worse than before" is always asked; a limit left out is not.
 gate = {
-    "budget_s": 120,  # seconds of measuring on each side of the switch
-    "concurrency": [1, 8],  # requests at a time; the phases are named c1 and c8
-    "min_tokens_per_s": {"c1": 30},  # output tokens per second, at least
+    # Seconds of measuring on each side of the switch; less where the numbers are clear sooner, and up to `max_budget_s` (None:
+    # three times the budget) before a release goes back for doubt alone, where the window leaves room.
+    "budget_s": 120,
+    "max_budget_s": None,
+    # Requests at a time; the phases are named c1, c8 and so on. "max" is saturation: as many as both releases admit, at most 64.
+    "concurrency": [1, 8, "max"],
+    "min_tokens_per_s": {"c1": 30, "max": 200},  # output tokens per second, at least
     "max_ttft_s": {"c1": 2},  # median seconds to the first token, at most
     "max_gpu_memory_mib": None,  # on the fullest of the service's GPUs, at most; None: no limit
     "max_error_rate": 0,  # share of failed requests
@@ -55,6 +59,14 @@ gate = {
     "throughput_margin": 0.05,
     "tpot_margin": 0.05,
     "ttft_margin": 0.1,
+    # Other margins for a phase and a metric (tokens_per_s, e2e_s; at one stream also ttft_s, tpot_s), where you make a trade
+    # knowingly; None lets it never decide. The message of a rollback names the one that would have allowed it.
+    "margins": {"c1": {"ttft_s": 0.2}},
+    # A difference below its floor is nobody's loss: seconds, and output tokens per second.
+    "ttft_floor_s": 0.05,
+    "tpot_floor_s": 0,
+    "e2e_floor_s": 0,
+    "throughput_floor": 0,
     "likelihood_margin": 0.03,  # more bits for the fixed texts: a perplexity of 5 to 10 % more, by model
     # Scores of lm-eval, by TASK/METRIC: at least so much, and at most so much less than before. Judged by `compare` where
     # records have them (`bench --lm-eval`); a switch shows that they are missing.

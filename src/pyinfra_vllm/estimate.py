@@ -1,7 +1,7 @@
 """How long a switch and its rollback may take on one host: what a window must have left for one to begin. Pure.
 
-Measured in the host's own record of earlier switches, else declared. A declared estimate is the least in any case: it is the
-operator's word about releases that the record does not know yet.
+Measured in the host's own record of earlier switches, with all the measuring that the gate allows, else declared. A declared
+estimate is the least in any case: it is the operator's word about releases that the record does not know yet.
 """
 
 from __future__ import annotations
@@ -32,15 +32,36 @@ def estimate(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> Est
     """The estimate that counts; `history` is the host's record of this service, oldest first (on_host/observe.py)."""
     by_operator = "switch_estimate" in service.model_fields_set
     declared = Estimate(service.switch_estimate, "declared" if by_operator else "the default")
-    measured = _measured(history)
+    measured = _measured(service, history)
     if measured is None or (by_operator and declared.length >= measured.length):
         return declared
     return measured
 
 
-def _measured(history: Sequence[Mapping[str, Any]]) -> Estimate | None:
-    """The longest way there and the longest way back among the newest whole switches, with a margin on both."""
-    whole = [
+def way_back(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> timedelta:
+    """What a window must keep for the way back when a switch goes on measuring: the longest there was, with a margin; a third
+    of the estimate where there was none."""
+    whole = _whole(history)
+    if not whole:
+        return service.switch_estimate / 3
+    return max(map(_back, whole)) * FACTOR
+
+
+def _measured(service: Service, history: Sequence[Mapping[str, Any]]) -> Estimate | None:
+    """The longest way there and the longest way back among the newest whole switches, with a margin on both. Measuring
+    counts with the most that the gate may take for it: what ended soon the last time may be doubtful the next time."""
+    whole = _whole(history)
+    if not whole:
+        return None
+    there, back = max(map(_there, whole)), max(map(_back, whole))
+    measuring = 2 * timedelta(seconds=service.gate.criteria().longest_s)
+    plural = "es" if len(whole) > 1 else ""
+    return Estimate((there + back) * FACTOR + measuring, f"measured here in {len(whole)} switch{plural}")
+
+
+def _whole(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The newest switches that went the whole way."""
+    return [
         switch
         for switch in history
         if switch["outcome"] in COUNTED
@@ -48,16 +69,20 @@ def _measured(history: Sequence[Mapping[str, Any]]) -> Estimate | None:
         and switch["from"]  # a first release has no baseline to measure
         and not switch.get("recovered")
     ][-NEWEST:]
-    if not whole:
-        return None
-    there, back = max(map(_there, whole)), max(map(_back, whole))
-    plural = "es" if len(whole) > 1 else ""
-    return Estimate((there + back) * FACTOR, f"measured here in {len(whole)} switch{plural}")
 
 
 def _there(switch: Mapping[str, Any]) -> timedelta:
-    """From the beginning to the decision: to the end, or to where it turned back."""
-    return _moment(switch["turns"].get("restore intended", switch["ended"])) - _moment(switch["began"])
+    """From the beginning to the decision, to the end or to where it turned back, less the measuring."""
+    whole = _moment(switch["turns"].get("restore intended", switch["ended"])) - _moment(switch["began"])
+    return whole - _between(switch, "measure-before") - _between(switch, "measure-after")
+
+
+def _between(switch: Mapping[str, Any], step: str) -> timedelta:
+    """How long a step took; nothing where it was not, or not to its end."""
+    turns = switch["turns"]
+    if f"{step} done" not in turns:
+        return timedelta(0)
+    return _moment(turns[f"{step} done"]) - _moment(turns[f"{step} intended"])
 
 
 def _back(switch: Mapping[str, Any]) -> timedelta:

@@ -11,7 +11,14 @@ from lab import control, light_runtime
 from lab.machine import Host
 from lab.session import Lab
 
-GATE = {"budget_s": 5, "throughput_margin": 0.5, "tpot_margin": None, "ttft_margin": None, "quality": False}
+GATE = {
+    "budget_s": 5,
+    "concurrency": [1, 8],
+    "throughput_margin": 0.5,
+    "tpot_margin": None,
+    "ttft_margin": None,
+    "quality": False,
+}
 CLOSED = {"cron": "0 3 1 1 *", "duration": "1h", "timezone": "Asia/Tokyo"}
 STATE = "/srv/pyinfra-vllm/tiny"
 

@@ -28,6 +28,7 @@ STUB: dict[str, Any] = {
     "ready_timeout_s": 30,
     "gate": {
         "budget_s": 5,
+        "concurrency": [1, 8],
         "throughput_margin": 0.8,
         "tpot_margin": None,
         "ttft_margin": None,

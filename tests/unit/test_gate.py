@@ -11,10 +11,11 @@ from bench_records import failed, judge, phase, record, request, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host import gate
+from pyinfra_vllm.on_host import gate, precision
 from pyinfra_vllm.on_host.gate import Criteria
 
 CRITERIA = Criteria()
+GRADED = [{"prompt": f"q{number}", "passed": True} for number in range(20)]
 
 
 def test_the_same_record_twice_passes_with_its_numbers() -> None:
@@ -75,8 +76,9 @@ def test_ttft_at_one_stream_decides_unless_its_margin_is_taken_away() -> None:
     after = phase(1)
     for item in after["requests"]:
         item["ttft_s"] *= 1.3
-    assert judge(record(phase(1)), record(after))["verdict"] == "fail"
-    assert judge(record(phase(1)), record(after), Criteria(ttft_margin=None))["verdict"] == "pass"
+    strict = {"ttft_floor_s": 0.0}
+    assert judge(record(phase(1)), record(after), Criteria(**strict))["verdict"] == "fail"
+    assert judge(record(phase(1)), record(after), Criteria(ttft_margin=None, **strict))["verdict"] == "pass"
 
 
 def test_answers_that_arrive_in_one_piece_say_nothing_about_their_first_token() -> None:
@@ -191,15 +193,50 @@ def test_what_may_stay() -> None:
     assert not gate.may_stay({"verdict": "inconclusive"}, CRITERIA)
 
 
-def test_a_run_that_is_not_clear_wants_more_while_there_are_rounds_and_time() -> None:
+def test_a_run_that_is_not_clear_wants_more_while_there_is_time() -> None:
     before = record(rounds([100] * 6), plan={"rounds": 6})
     after = record(rounds([100, 60, 130]), spent_s=50.0)
-    unclear = {"verdict": "inconclusive", "metrics": []}
+    unclear = judge(before, after)
+    assert unclear["verdict"] == "inconclusive"
     assert gate.wants_more(unclear, before, after, CRITERIA)
-    assert not gate.wants_more({"verdict": "pass"}, before, after, CRITERIA)
-    assert not gate.wants_more(unclear, before, {**after, "spent_s": 119.5}, CRITERIA)
+    assert not gate.wants_more({**unclear, "verdict": "pass"}, before, after, CRITERIA)
     assert not gate.wants_more(unclear, None, after, CRITERIA)
-    assert not gate.wants_more(unclear, before, record(rounds([100] * 6), spent_s=50.0), CRITERIA)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "spent_s", "wants"),
+    [
+        ({}, 119.5, True),  # beyond its budget for doubt alone, up to three times
+        ({}, 359.5, False),
+        ({"max_budget_s": 200}, 198.0, True),
+        ({"max_budget_s": 200}, 199.5, False),
+        ({"on_inconclusive": "keep"}, 100.0, True),
+        ({"on_inconclusive": "keep"}, 119.5, False),  # doubt alone takes nothing back
+    ],
+)
+def test_doubt_is_measured_away_up_to_the_longest_budget(
+    criteria: dict[str, Any], spent_s: float, wants: bool
+) -> None:
+    before = record(rounds([100] * 6), plan={"rounds": 6})
+    after = record(rounds([100, 60, 130, 90, 70, 140]), spent_s=spent_s)
+    chosen = Criteria(**criteria)
+    assert gate.wants_more(judge(before, after, chosen), before, after, chosen) is wants
+
+
+def test_a_window_that_closes_ends_the_measuring_beyond_its_budget_and_never_within() -> None:
+    criteria = Criteria()
+    assert precision.left_s(criteria, {"spent_s": 100.0}) == 260
+    assert precision.left_s(criteria, {"spent_s": 100.0}, until_s=90) == 90
+    assert precision.left_s(criteria, {"spent_s": 100.0}, until_s=-500) == 20
+    assert precision.left_s(criteria, {"spent_s": 400.0}, until_s=500) < 0
+
+
+def test_what_no_round_can_tell_is_not_measured_further() -> None:
+    before = record(rounds([100] * 6), plan={"rounds": 6}, quality=GRADED)
+    after = record(rounds([100, 60, 130]), spent_s=50.0, quality=[])
+    verdict = judge(before, after)
+    assert verdict["verdict"] == "inconclusive" and row(verdict, "quality_points", None)["verdict"] != "pass"
+    assert not gate.wants_more(verdict, before, after, CRITERIA)
 
 
 def test_a_release_that_never_got_to_a_plan_cannot_be_measured_further() -> None:

@@ -59,7 +59,13 @@ def test_tokens_per_second_are_those_of_the_server() -> None:
     assert 32 / (0.002 * 32 * 1.5 + 0.01) < rate < 32 / (0.002 * 31 + 0.002)
 
 
-def test_both_sides_measure_the_same_prompts_and_the_second_needs_half_of_the_rounds() -> None:
+def prompts_of(record: dict[str, Any], phase: int = 0) -> list[str]:
+    return [item["prompt"] for item in record["phases"][phase]["requests"]]
+
+
+def test_both_sides_measure_the_same_prompts_in_as_many_rounds_and_a_doubtful_one_measures_them_again() -> (
+    None
+):
     # It sleeps for most of each answer, and the margins are what three rounds of a second can tell on shared cores.
     margins = {"throughput_margin": 0.15, "tpot_margin": 0.15, "ttft_margin": 0.15}
     with serving(ttft_s=0.04) as server:
@@ -67,20 +73,58 @@ def test_both_sides_measure_the_same_prompts_and_the_second_needs_half_of_the_ro
         before = probe.measure(client, QUICK)
         after = probe.measure(client, QUICK, like=before)
         assert after["plan"] == before["plan"]
-        assert [len(phase["rounds"]) for phase in after["phases"]] == [2, 2]
-        longer = probe.measure(client, Settings(**{**vars(QUICK), "budget_s": 6}), extend=after)
-        assert [len(phase["rounds"]) for phase in longer["phases"]] == [3, 3]
+        whole = before["plan"]["rounds"]
+        assert [len(phase["rounds"]) for phase in before["phases"]] == [whole, whole]
+        assert prompts_of(after) == prompts_of(before)
+        more = Settings(**{**vars(QUICK), "budget_s": 6})
+        longer = probe.measure(client, more, extend=after, like=before)
+        assert [len(phase["rounds"]) for phase in longer["phases"]] == [whole + 1, whole + 1]
+        assert longer["phases"][0]["rounds"][-1]["round"] == 0 and longer["plan"] == before["plan"]
         assert longer["spent_s"] > after["spent_s"]
         assert (
             longer["client"]["wall_s"] > after["client"]["wall_s"] and longer["traffic"]["other_share"] < 0.01
         )
         texts = {request["prompt"] for request in server.requests}
         salts = [request["cache_salt"] for request in server.requests if "cache_salt" in request]
-    assert {item["prompt"] for item in longer["phases"][0]["requests"]} == {
-        item["prompt"] for item in before["phases"][0]["requests"]
-    }
+    assert set(prompts_of(longer)) == set(prompts_of(before)) and len(prompts_of(longer)) > len(
+        prompts_of(before)
+    )
     assert verdict(longer, before, **margins)["verdict"] in ("pass", "inconclusive")
     assert len(texts) < len(salts) and len({salt.split("-")[0] for salt in salts}) >= 3
+
+
+def test_a_baseline_is_measured_further_with_new_prompts_and_the_other_side_measures_them_all() -> None:
+    settings = Settings(**{**vars(QUICK), "rounds": 2})
+    with serving() as server:
+        client = Client(server.url, "m")
+        short = probe.measure(client, settings)
+        before = probe.measure(
+            client, settings, extend=short, deadline=time.monotonic() + 3, enough=lambda phases: len(phases[0]["rounds"]) >= 5
+        )  # fmt: skip
+        after = probe.measure(client, Settings(**{**vars(settings), "budget_s": 6}), like=before)
+    assert short["plan"]["rounds"] == 2 and before["plan"]["rounds"] == 5 == len(after["phases"][0]["rounds"])
+    assert len(set(prompts_of(before))) == len(prompts_of(before)) > len(prompts_of(short))
+    assert prompts_of(after) == prompts_of(before)
+
+
+def test_a_side_that_is_known_precisely_enough_stops_and_the_plan_says_what_was_measured() -> None:
+    settings = Settings(**{**vars(QUICK), "budget_s": 5, "rounds": 50})
+    with serving() as server:
+        record = probe.measure(
+            Client(server.url, "m"), settings, enough=lambda phases: len(phases[1]["rounds"]) == 4
+        )
+    assert record["plan"]["rounds"] == 4 and not any(phase.get("cut") for phase in record["phases"])
+    assert record["spent_s"] < 4
+
+
+def test_a_slow_server_s_saturated_phase_is_seen_in_enough_whole_rounds() -> None:
+    """A batch of 48 is so slow here that a third of the time would hold no three of them."""
+    settings = Settings(concurrency=(1, 8, 48), budget_s=6, quality=False, words={"s": 5, "m": 20, "l": 60})
+    record = measured(settings, ttft_s=0.05, tpot_s=0.005)
+    whole = [sum(item["complete"] for item in phase["rounds"]) for phase in record["phases"]]
+    assert min(whole) >= 3 and not any(phase.get("cut") for phase in record["phases"])
+    assert record["plan"]["requests"]["c1"] >= 3 and record["plan"]["requests"]["c48"] >= 48
+    assert all(item["ok"] for phase in record["phases"] for item in phase["requests"])
 
 
 def test_a_slower_server_fails_within_the_budget() -> None:

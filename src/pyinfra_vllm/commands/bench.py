@@ -24,7 +24,7 @@ from pyinfra_vllm.on_host.record import RecordError, check_plan
 from pyinfra_vllm.second_opinion import run_vllm_bench
 
 KEY_VARIABLE = "VLLM_API_KEY"
-DEFAULT_CONCURRENCY = (1, 8)
+DEFAULT_CONCURRENCY = probe.Settings().concurrency  # of a server of which nothing is known
 SHORTEST_S, LONGEST_S = 5, 86400
 Say = Callable[[str], None]
 
@@ -46,11 +46,6 @@ def measured(
     baseline = _baseline(like) if like else None
     try:
         record = probe.measure(client, settings, progress=say, like=baseline)
-        while baseline and _unfinished(record):
-            longer = probe.measure(client, settings, progress=say, extend=record)
-            if _rounds(longer) == _rounds(record):
-                break
-            record = longer
     except QuestionsError as error:
         raise DeclarationError(str(error)) from error
     except probe.ProbeError as error:
@@ -86,7 +81,7 @@ def _concurrency(record: dict[str, Any]) -> tuple[int, ...]:
 def check_options(
     out: Path, concurrency: tuple[int, ...], budget: float, like: Path | None
 ) -> tuple[int, ...]:
-    """What to measure at: as asked, else like the other record, else 1 and 8.
+    """What to measure at: as asked, else like the other record, else 1, 8 and 64.
 
     Raises DeclarationError, before a server is asked anything, for what would waste the minutes of measuring.
     """
@@ -139,19 +134,6 @@ def written(record: dict[str, Any], out: Path) -> tuple[int, dict[str, Any]]:
     }
 
 
-def _rounds(record: dict[str, Any]) -> int:
-    return max((len(phase["rounds"]) for phase in record["phases"]), default=0)
-
-
-def _unfinished(record: dict[str, Any]) -> bool:
-    plan = record.get("plan")
-    return (
-        plan is not None
-        and _rounds(record) < plan["rounds"]
-        and not any(p.get("cut") for p in record["phases"])
-    )
-
-
 def sentences(result: dict[str, Any]) -> list[str]:
     """The result for a person."""
     lines = []
@@ -179,7 +161,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
     "--concurrency",
     multiple=True,
     type=click.IntRange(1),
-    help="Requests at once; repeatable [1 and 8, or those of --like].",
+    help="Requests at once; repeatable [1, 8 and 64, or those of --like].",
 )
 @click.option(
     "--budget",

@@ -113,7 +113,8 @@ _WORDS = {
     "float": "a finite number",
     "int": "a whole number",
     "str": "text",
-    "tuple[int, ...]": "a list of whole numbers",
+    "tuple[int | str, ...]": 'a list of whole numbers and "max"',
+    "dict[str, dict[str, float | None]]": 'a map of phases to metrics and shares, like {"c1": {"ttft_s": 0.8}}',
 }
 
 

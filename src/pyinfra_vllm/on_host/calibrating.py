@@ -58,6 +58,7 @@ class Calibrating(Transaction):
                     f"release {self.order.release} is not what this service points to: {current} is"
                 )
             release = releases.load(self.paths, current)
+            self._share_phases(release)
             releases.prove(self.paths, release)
             if not self.service.serves(release):
                 raise NotServing(

@@ -9,7 +9,7 @@ import math
 import statistics
 from typing import Any
 
-from .criteria import Criteria
+from .criteria import EVERY_PHASE, ONE_STREAM, Criteria
 from .gate import incomparable
 from .record import RecordError, check, check_pair
 from .relative import compare
@@ -18,7 +18,6 @@ from .values import amount, count, mapping, required, shown, word
 
 SCHEMA = "pyinfra-vllm/noise/1"
 LEAST_RUNS = 3
-DECISIVE, DECISIVE_ALONE = ("tokens_per_s", "e2e_s"), ("tpot_s", "ttft_s")  # in every phase; at one stream
 Record = dict[str, Any]
 
 
@@ -91,6 +90,6 @@ def spoken(noise: dict[str, Any]) -> str:
         f"{phase} {metric} {share:.1%}"
         for phase, metrics in noise["phases"].items()
         for metric, share in metrics.items()
-        if metric in DECISIVE or (phase == "c1" and metric in DECISIVE_ALONE)
+        if metric in EVERY_PHASE or (phase == "c1" and metric in ONE_STREAM)
     ]
     return f"{noise['runs']} runs; of two such runs the second is worse in 1 of 100 by more than: {', '.join(parts)}"

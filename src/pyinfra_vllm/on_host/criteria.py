@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 # Fields that take one of a few words.
@@ -17,6 +17,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "on_inconclusive": ("rollback", "keep"),
     "soak_action": ("rollback", "alert"),
 }
+MAX = "max"  # in `concurrency`, and as a phase: saturation, as many requests at once as the server admits
+MOST = 64  # requests at once that saturation means at most
+# What decides by comparison, and where: `ONE_STREAM` at one stream only (docs/gate.md says why).
+EVERY_PHASE, ONE_STREAM = ("tokens_per_s", "e2e_s"), ("tpot_s", "ttft_s")
 # A share of the measured value: 0.05 means 5 %.
 SHARES = (
     "throughput_margin",
@@ -31,6 +35,11 @@ LONGEST_S = 7 * 86400  # a service is measured and watched for so long at most
 # The least and the most of what is neither a share nor a limit of a phase, and how to say it.
 RANGES: dict[str, tuple[float, float, str]] = {
     "budget_s": (5, LONGEST_S, f"at least 5 seconds, at most {LONGEST_S}"),
+    "max_budget_s": (5, LONGEST_S, f"at least 5 seconds, at most {LONGEST_S}"),
+    "ttft_floor_s": (0, math.inf, "seconds from 0 on"),
+    "tpot_floor_s": (0, math.inf, "seconds from 0 on"),
+    "e2e_floor_s": (0, math.inf, "seconds from 0 on"),
+    "throughput_floor": (0, math.inf, "output tokens/s from 0 on"),
     "max_gpu_memory_mib": (1, math.inf, "a whole number of at least 1"),
     "max_bits_per_byte": (0, math.inf, "a number of at least 0, or null"),
     "quality_drop_points": (0, 100, "percentage points from 0 to 100"),
@@ -48,10 +57,14 @@ class CriteriaError(ValueError):
 
 @dataclass(frozen=True)
 class Criteria:
-    """The success checklist of one service. Phases are named `c1`, `c8`, ... after their concurrency."""
+    """The success checklist of one service. Phases are named `c1`, `c8`, ... after their concurrency, and `max` is the
+    one of the highest, whatever its number turns out to be."""
 
     budget_s: float = 120.0  # seconds of measuring on each side of the switch, warm-up and quality included
-    concurrency: tuple[int, ...] = (1, 8)
+    max_budget_s: float | None = (
+        None  # seconds before a release goes back for doubt alone; None is 3 x budget_s
+    )
+    concurrency: tuple[int | str, ...] = (1, 8, MAX)
     min_tokens_per_s: dict[str, float] = field(default_factory=dict)  # phase -> output tokens/s, at least
     max_ttft_s: dict[str, float] = field(default_factory=dict)  # phase -> median seconds, at most
     max_gpu_memory_mib: int | None = None  # the largest of the service's GPUs
@@ -59,6 +72,13 @@ class Criteria:
     throughput_margin: float = 0.05  # how much worse may still be called no worse; also for end-to-end time
     tpot_margin: float | None = 0.05  # at one stream; None shows it and lets it never decide
     ttft_margin: float | None = 0.10  # the same
+    # phase -> metric -> its margin there instead; None shows it and lets it never decide
+    margins: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    # A difference that is smaller than its floor is nobody's loss, however large its share.
+    ttft_floor_s: float = 0.05
+    tpot_floor_s: float = 0.0
+    e2e_floor_s: float = 0.0
+    throughput_floor: float = 0.0
     on_inconclusive: str = "rollback"
     quality: bool = True
     quality_drop_points: float = 5.0  # percentage points of graded answers that may be lost
@@ -83,8 +103,9 @@ class Criteria:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "concurrency", tuple(self.concurrency))
-        if not self.concurrency or any(not _is_count(item) for item in self.concurrency):
-            raise CriteriaError(_refusal("concurrency", self.concurrency, "whole numbers of at least 1"))
+        if not self.concurrency or any(not _is_count(item) and item != MAX for item in self.concurrency):
+            words = f'whole numbers of at least 1, and "{MAX}" for as many as the server admits'
+            raise CriteriaError(_refusal("concurrency", self.concurrency, words))
         if len(set(self.concurrency)) != len(self.concurrency):
             raise CriteriaError(_refusal("concurrency", self.concurrency, "each number once"))
         object.__setattr__(self, "languages", tuple(self.languages))
@@ -92,9 +113,9 @@ class Criteria:
         if unknown:
             own = "texts and questions in others come from your own file, quality_prompts"
             raise CriteriaError(_refusal("languages", self.languages, f"{', '.join(LANGUAGES)}; {own}"))
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise CriteriaError(_refusal(name, getattr(self, name), " or ".join(allowed)))
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise CriteriaError(_refusal(name, getattr(self, name), " or ".join(choices)))
         for name in SHARES:
             if not 0 <= (getattr(self, name) or 0.0) < 1:
                 raise CriteriaError(
@@ -104,20 +125,40 @@ class Criteria:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and least <= value <= most):
                 raise CriteriaError(_refusal(name, value, allowed_words))
+        if self.max_budget_s is not None and self.max_budget_s < self.budget_s:
+            raise CriteriaError(
+                _refusal("max_budget_s", self.max_budget_s, f"at least budget_s, {self.budget_s:g}")
+            )
         for name in ("min_tokens_per_s", "max_ttft_s"):
             self._check_phases(name, getattr(self, name))
+        self._check_margins()
         for name in ("min_evaluation", "max_evaluation_drop"):
             self._check_scores(name, getattr(self, name))
 
+    def _check_phase(self, key: str, phase: str, value: Any) -> None:
+        measured = tuple(_phase(item) for item in self.concurrency)
+        if phase not in measured:
+            raise CriteriaError(_refusal(key, value, f"one of the phases {', '.join(measured)}"))
+
     def _check_phases(self, name: str, limits: dict[str, float]) -> None:
-        measured = tuple(f"c{item}" for item in self.concurrency)
         for phase, limit in limits.items():
-            if phase not in measured:
-                raise CriteriaError(
-                    _refusal(f"{name}.{phase}", limit, f"one of the phases {', '.join(measured)}")
-                )
+            self._check_phase(f"{name}.{phase}", phase, limit)
             if not (_is_number(limit) and limit > 0):
                 raise CriteriaError(_refusal(f"{name}.{phase}", limit, "a number above 0"))
+
+    def _check_margins(self) -> None:
+        for phase, metrics in self.margins.items():
+            self._check_phase(f"margins.{phase}", phase, metrics)
+            known = (*EVERY_PHASE, *(ONE_STREAM if phase == "c1" else ()))
+            for metric, margin in metrics.items():
+                key = f"margins.{phase}.{metric}"
+                if metric not in known:
+                    raise CriteriaError(_refusal(key, margin, f"one of the metrics {', '.join(known)}"))
+                most = 1.0 if metric == "tokens_per_s" else math.inf
+                if margin is not None and not (_is_number(margin) and 0 <= margin < most):
+                    words = "a share from 0 on (0.05 is 5 %), or null"
+                    less = " and below 1" if metric == "tokens_per_s" else ""
+                    raise CriteriaError(_refusal(key, margin, words.replace(" on", f" on{less}", 1)))
 
     def _check_scores(self, name: str, limits: dict[str, float]) -> None:
         for score, limit in limits.items():
@@ -126,6 +167,76 @@ class Criteria:
                 raise CriteriaError(_refusal(f"{name}.{score}", limit, wanted))
             if not _is_number(limit):
                 raise CriteriaError(_refusal(f"{name}.{score}", limit, "a number"))
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds of measuring on one side at most: beyond `budget_s` only where doubt alone would take a release back."""
+        if self.on_inconclusive == "keep":
+            return self.budget_s
+        return 3 * self.budget_s if self.max_budget_s is None else self.max_budget_s
+
+    def streams(self, admitted: int) -> tuple[int, ...]:
+        """How many requests at once, in each phase, of a server that admits so many.
+
+        Where a declared number already reaches what the server admits, saturation has no phase of its own.
+        """
+        declared = [int(item) for item in self.concurrency if item != MAX]
+        if MAX in self.concurrency and all(item < min(admitted, MOST) for item in declared):
+            declared.append(min(admitted, MOST))
+        return tuple(declared)
+
+    def at(self, highest: int) -> Criteria:
+        """The same with every `max` named: it is the phase of so many requests at once. What names that phase itself wins."""
+        if MAX not in self.concurrency:
+            return self
+        name = _phase(highest)
+        margins = _renamed(self.margins, name)
+        if MAX in self.margins:
+            margins[name] = {**self.margins[MAX], **self.margins.get(name, {})}
+        declared = [item for item in self.concurrency if item not in (MAX, highest)]
+        return replace(
+            self,
+            concurrency=(*declared, highest),
+            margins=margins,
+            min_tokens_per_s=_renamed(self.min_tokens_per_s, name),
+            max_ttft_s=_renamed(self.max_ttft_s, name),
+        )
+
+    def margin(self, phase: str, metric: str) -> float | None:
+        """How much worse, as a share, may still be called no worse; None where this never decides."""
+        if metric in ONE_STREAM and phase != "c1":
+            return None
+        own = self.margins.get(phase, {})
+        if metric in own:
+            return own[metric]
+        return {"tpot_s": self.tpot_margin, "ttft_s": self.ttft_margin}.get(metric, self.throughput_margin)
+
+    def floor(self, metric: str) -> float:
+        """The smallest difference, in the metric's own unit, that anybody would notice."""
+        return {
+            "ttft_s": self.ttft_floor_s,
+            "tpot_s": self.tpot_floor_s,
+            "e2e_s": self.e2e_floor_s,
+            "tokens_per_s": self.throughput_floor,
+        }[metric]
+
+    def allowed(self, phase: str, metric: str, before: float, noise: float | None = None) -> float | None:
+        """How much worse may still be called no worse, as a logarithm of the ratio; None where this never decides.
+
+        Worse is what is beyond its margin, and beyond its floor, and beyond what noise alone does.
+
+        + before: what was measured before, in the metric's own unit
+        + noise: the share that calibration found
+        """
+        margin = self.margin(phase, metric)
+        if margin is None:
+            return None
+        beyond_noise = math.log1p(noise or 0.0)
+        if metric == "tokens_per_s":
+            left = before - self.floor(metric)
+            floor = math.log(before / left) if left > 0 else math.inf
+            return max(-math.log(1 - margin), floor, beyond_noise)
+        return max(math.log1p(margin), math.log1p(self.floor(metric) / before), beyond_noise)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Criteria:
@@ -143,6 +254,16 @@ class Criteria:
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "concurrency": list(self.concurrency), "languages": list(self.languages)}
+
+
+def _renamed(limits: dict[str, Any], name: str) -> dict[str, Any]:
+    """The limits of `max` as those of the phase of that name, unless it has its own."""
+    named = {phase: limit for phase, limit in limits.items() if phase != MAX}
+    return {name: limits[MAX], **named} if MAX in limits else named
+
+
+def _phase(concurrency: int | str) -> str:
+    return MAX if concurrency == MAX else f"c{concurrency}"
 
 
 def _is_count(value: Any) -> bool:
@@ -166,7 +287,25 @@ _TYPES = {
         lambda value: isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value),
         "a list of texts",
     ),
-    "tuple[int, ...]": (lambda value: isinstance(value, (list, tuple)), "a list of whole numbers"),
+    "tuple[int | str, ...]": (
+        lambda value: isinstance(value, (list, tuple)),
+        'a list of whole numbers and "max"',
+    ),
+    "dict[str, dict[str, float | None]]": (
+        lambda value: (
+            isinstance(value, dict)
+            and all(
+                isinstance(phase, str)
+                and isinstance(metrics, dict)
+                and all(
+                    isinstance(metric, str) and (item is None or _is_number(item))
+                    for metric, item in metrics.items()
+                )
+                for phase, metrics in value.items()
+            )
+        ),
+        "a mapping of phases to metrics and shares, such as {c1: {ttft_s: 0.8}}",
+    ),
     "dict[str, float]": (
         lambda value: (
             isinstance(value, dict)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import absolute, evaluations, ladder, notes, relative
+from . import absolute, evaluations, ladder, notes, precision, relative
 from .absolute import OTHER_TRAFFIC, TRAFFIC_FACTOR, other_share
-from .criteria import CHOICES, Criteria, CriteriaError
+from .criteria import CHOICES, MAX, Criteria, CriteriaError
 from .record import RecordError, check, check_pair
 from .relative import FAIL, INCONCLUSIVE, PASS
 
@@ -54,6 +54,9 @@ def judge(
     if before is not None:
         check(before, "before")
         check_pair(before, after)
+    highest = max(int(phase["concurrency"]) for phase in after["phases"])
+    saturated = f"c{highest}" if MAX in criteria.concurrency and highest not in criteria.concurrency else ""
+    criteria = criteria.at(highest)
     doubts: list[str] = []
     metrics = absolute.rows(before, after, criteria, gpu_memory_mib, asks_gpus)
     reasons: list[str] = []
@@ -69,6 +72,7 @@ def judge(
     else:
         doubts = incomparable(before, after)
         metrics += _relative_rows(before, after, criteria, noise, doubts)
+        metrics = [_with_key(row, saturated) for row in metrics]
         reasons += notes.of_pair(before, after)
         reasons.append(_calibration_line(noise, [phase["name"] for phase in before["phases"]]))
     metrics += ladder.rows(before, after, criteria)
@@ -79,24 +83,37 @@ def judge(
     return _conclude(metrics, reasons, doubts)
 
 
-def wants_more(verdict: dict[str, Any], before: Record | None, after: Record, criteria: Criteria) -> bool:
-    """Whether further rounds of `after` could change the answer, within the budget.
+def wants_more(
+    verdict: dict[str, Any],
+    before: Record | None,
+    after: Record,
+    criteria: Criteria,
+    left_s: float | None = None,
+) -> bool:
+    """Whether further rounds of `after` could change the answer, within the time that may be spent.
 
     They could also clear a release that failed by little: each look at a part of the rounds is one more chance for chance.
+
+    + left_s: seconds for which measuring may go on; left out: what the budget leaves (precision.left_s)
     """
     if verdict["verdict"] == PASS or before is None or "plan" not in before:
         return False
-    if any(_sure(row) for row in verdict["metrics"]):
+    unsettled = [row for row in verdict["metrics"] if row["decides"] and row["verdict"] != PASS]
+    if any(_sure(row) for row in unsettled) or any(not _measurable(row) for row in unsettled):
         return False
-    rounds = [len(phase.get("rounds") or []) for phase in after["phases"]]
-    cut = any(phase.get("cut") for phase in after["phases"])
-    left = criteria.budget_s - float(after.get("spent_s", criteria.budget_s))
-    return not cut and 0 < max(rounds, default=0) < before["plan"]["rounds"] and left > 1.0
+    measured = any(phase.get("rounds") for phase in after["phases"])
+    left = precision.left_s(criteria, after) if left_s is None else left_s
+    return measured and left > 1.0
+
+
+def _measurable(row: dict[str, Any]) -> bool:
+    """Whether further rounds tell more about it: they do about what has an interval, and not about quality or a kernel."""
+    return "detectable" in row and not row.get("hopeless")
 
 
 def _sure(row: dict[str, Any]) -> bool:
     """Whether it failed beyond doubt: by what has no interval, or by twice what is allowed with all of its interval beyond the limit."""
-    if not row["decides"] or row["verdict"] != FAIL:
+    if row["verdict"] != FAIL:
         return False
     if row["interval"] is None or row["ratio"] is None:
         return True
@@ -126,6 +143,14 @@ def _relative_rows(
     return rows
 
 
+def _with_key(row: dict[str, Any], saturated: str) -> dict[str, Any]:
+    """The row with the gate's setting that would have let it pass: a trade that an operator may want to make."""
+    if row.get("needed") is None or not row["decides"] or row["verdict"] == PASS:
+        return row
+    phase = MAX if row["phase"] == saturated else row["phase"]
+    return {**row, "allowed_by": f"gate.margins.{phase}.{row['name']} = {row['needed']:g}"}
+
+
 def incomparable(before: Record, after: Record) -> list[str]:
     """Why two runs can't be compared: others asked much more of the server in one of them than in the other."""
     if _traffic_gap(before, after) <= OTHER_TRAFFIC:
@@ -150,7 +175,7 @@ def _doubted(row: dict[str, Any], gap: float) -> dict[str, Any]:
     beyond = row["limit"] / max(row["ratio"], LEAST) if more_is_better else row["ratio"] / row["limit"]
     if not row["decides"] or (row["verdict"] == FAIL and beyond > 1 + TRAFFIC_FACTOR * gap):
         return row
-    return {**row, "verdict": INCONCLUSIVE}
+    return {**row, "verdict": INCONCLUSIVE, "needed": None}
 
 
 def _calibration_line(noise: dict[str, Any] | None, phases: list[str]) -> str:
@@ -201,6 +226,7 @@ def sentence(row: dict[str, Any]) -> str:
     low, high = row["interval"]
     words = {FAIL: "worse", INCONCLUSIVE: "can't tell", PASS: "no worse"}[row["verdict"]]
     doubt = f"; {row['doubt']}" if row.get("doubt") else ""
+    doubt += f"; {row['allowed_by']} would allow it" if row.get("allowed_by") else ""
     return (
         f"{where}{row['name']}: {words}: {row['before']:g} before, {row['after']:g} after, ratio {row['ratio']:.3f}"
         f" [{low:.3f}, {high:.3f}], the limit is {row['limit']:.3f}{doubt}"

@@ -13,7 +13,8 @@ from typing import Any
 from . import journal
 
 RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE="
-TURNS = ("activate", "ready", "restore")  # the steps that tell how long the way there and the way back took
+# The steps that tell how long the way there and the way back took, and how much of it was measuring.
+TURNS = ("measure-before", "activate", "ready", "measure-after", "restore")
 
 
 def linked(link: Path) -> str | None:

@@ -28,6 +28,8 @@ class Order:
     runs: how often a calibration measures; it restarts the service once less
     operator, reason: who asked and why, for the record
     last_start: Unix time after which the switch must not begin; None where there is no window or it is overridden
+    measure_until: Unix time until which measuring may go on beyond its budget: the window's end less a way back; None
+        where there is no window or it is overridden
     overrides: what the operator overrode (`switch_now`, `retry_rejected`), for the record
     criteria: the gate's limits (on_host.gate.Criteria)
     hooks: whom to tell (on_host.hooks); None keeps what the last order said
@@ -40,6 +42,7 @@ class Order:
     purpose: str = ROLLOUT
     reason: str = ""
     last_start: float | None = None
+    measure_until: float | None = None
     overrides: tuple[str, ...] = ()
     criteria: dict[str, Any] = field(default_factory=dict)
     hooks: dict[str, Any] | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .criteria import LANGUAGES, Criteria
+from .criteria import LANGUAGES, MOST, Criteria
 
-ROUNDS = 10  # each visits every concurrency, so that a drift of the machine meets all phases alike
+ROUNDS = 30  # at most; each visits every concurrency, so that a drift of the machine meets all phases alike
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Settings:
     words: shape -> words of a prompt; None takes prompts.SHAPES, shortened where the model's context is short
     """
 
-    concurrency: tuple[int, ...] = (1, 8)
+    concurrency: tuple[int, ...] = (1, 8, MOST)
     budget_s: float = 120.0
     rounds: int = ROUNDS
     output_tokens: int = 0
@@ -32,9 +32,10 @@ class Settings:
     keep_answers: bool = False
 
     @classmethod
-    def from_criteria(cls, criteria: Criteria) -> Settings:
+    def from_criteria(cls, criteria: Criteria, admitted: int = MOST) -> Settings:
+        """The operator's settings for a server that admits so many requests at once."""
         return cls(
-            concurrency=criteria.concurrency,
+            concurrency=criteria.streams(admitted),
             budget_s=criteria.budget_s,
             quality=criteria.quality,
             quality_builtin=criteria.quality_builtin,

@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from . import likelihood, load, prompts, quality, scheduling
@@ -25,6 +26,9 @@ WARM_UP_SHARE, QUALITY_SHARE = 0.2, 0.25
 SLACK = 0.9  # of the time for rounds is planned; a round that the deadline cuts is lost
 STEADY = 0.10  # two passes that agree within this share end the warm-up
 PASSES = 8  # of the warm-up, at most
+FEWEST_ROUNDS = 6  # that should fit the budget, else answers get shorter
+STEP = 4  # a side that is measured further is measured for this part of its rounds, then judged again
+MANY = 1_000_000
 FIRST_ANSWER_S = 30.0
 TRIES = 3  # of each request on which the measurement hangs
 REQUEST_TIMEOUT_S = 10.0
@@ -34,6 +38,7 @@ __all__ = ["Plan", "ProbeError", "Settings", "measure", "summary"]
 
 Record = dict[str, Any]
 Progress = Callable[[str], None]
+Enough = Callable[["list[Record]"], bool]
 
 
 class ProbeError(Exception):
@@ -47,14 +52,17 @@ def measure(
     progress: Progress | None = None,
     like: Record | None = None,
     extend: Record | None = None,
+    enough: Enough | None = None,
 ) -> Record:
     """Measure the server and return its record.
 
     + deadline: on time.monotonic()'s clock; the settings' budget from now on without it
     + progress: told a line now and then
-    + like: the record of the other side: the same prompts, and half of its rounds at first. One that never answered has no
+    + like: the record of the other side: the same prompts, in as many rounds at most. One that never answered has no
       plan to share
-    + extend: an earlier record of this same server: measure further rounds and return the longer record
+    + extend: an earlier record of this same server: measure further rounds and return the longer record. With `like` a
+      few, of the same prompts again; else new ones until the deadline
+    + enough: asked after each round: whether the phases measured so far are known precisely enough
 
     Raises ProbeError where nothing answers, or where the server refuses the model or the key. A server that answers
     wrongly is a record with failed requests.
@@ -62,8 +70,8 @@ def measure(
     began = time.monotonic()
     spent = float(extend["spent_s"]) if extend else 0.0
     limit = deadline if deadline is not None else began + max(1.0, settings.budget_s - spent)
-    run = _Run(client, settings, limit, progress or (lambda line: None))
-    record = run.extended(extend) if extend else run.fresh(like)
+    run = _Run(client, settings, limit, progress or (lambda line: None), enough or (lambda phases: False))
+    record = run.extended(extend, like is not None) if extend else run.fresh(like)
     record["spent_s"] = round(spent + time.monotonic() - began, 3)
     return record
 
@@ -79,10 +87,13 @@ class _Silent(Exception):
 class _Run:
     """One measurement under way."""
 
-    def __init__(self, client: Client, settings: Settings, limit: float, progress: Progress) -> None:
+    def __init__(
+        self, client: Client, settings: Settings, limit: float, progress: Progress, enough: Enough
+    ) -> None:
         self.client = client
         self.settings = settings
         self.say = progress
+        self.enough = enough
         self.salt = os.urandom(6).hex()
         self.nonce = ""
         self.questions, self.texts = _questions(settings)
@@ -109,7 +120,8 @@ class _Run:
             self._quality(record, like)
         return record
 
-    def extended(self, record: Record) -> Record:
+    def extended(self, record: Record, again: bool) -> Record:
+        """The record with further rounds: a few of the same prompts `again`, or new ones until that is enough."""
         plan = Plan.of(record)
         self.aside = 0.0  # the questions were asked the first time
         if "cache_salt" not in self.client.extensions:
@@ -117,23 +129,27 @@ class _Run:
         for phase in record["phases"]:
             answered = [request["e2e_s"] for request in phase["requests"] if request["ok"]]
             self.typical[phase["name"]] = statistics.median(answered) if answered else REQUEST_TIMEOUT_S
-        done = max((len(phase["rounds"]) for phase in record["phases"]), default=plan.rounds)
         longer: Record = {**record, "phases": [dict(phase) for phase in record["phases"]]}
+        done = _whole(record)
         with scheduling.first_in_line():
-            self._rounds(longer, plan, done, min(plan.rounds, done + math.ceil(plan.rounds / 4)))
+            if again:
+                self._rounds(longer, plan, done, done + max(1, plan.rounds // STEP))
+            else:
+                self._rounds(longer, replace(plan, rounds=MANY), done, MANY)
+                longer["plan"] = {**record["plan"], "rounds": max(1, _whole(longer))}
         return longer
 
     def _speed(self, record: Record, known: Plan | None) -> None:
-        """Warm up, then measure the rounds of the other side's plan, half of them at first, or of a new plan."""
+        """Warm up, then measure the rounds of the other side's plan, or of a new plan."""
         warm, steady = self._warm_up(known)
         plan = known or self._plan()
-        record["plan"] = vars(plan)
         record["warm_up"] = {
             "requests": len(warm) + len(self.overcome),
             "errors": self.overcome + [item for item in warm if not item["ok"]],
             "steady": steady,
         }
-        self._rounds(record, plan, 0, math.ceil(plan.rounds / 2) if known else plan.rounds)
+        self._rounds(record, plan, 0, plan.rounds)
+        record["plan"] = vars(known or replace(plan, rounds=max(1, _whole(record))))
 
     # Before anything is measured
 
@@ -212,6 +228,7 @@ class _Run:
         previous = 0.0
         for number in range(PASSES):
             took = 0.0
+            first_tokens: dict[str, float] = {}
             for concurrency in self.settings.concurrency:
                 name = phase_name(concurrency)
                 series = prompts.series(
@@ -220,10 +237,12 @@ class _Run:
                 done = self._run(series, concurrency, self.end, REQUEST_TIMEOUT_S * 6)
                 took += done.duration_s
                 everything += done.requests
-                answered = [item["e2e_s"] for item in done.answered]
-                if answered:
-                    self.typical[name] = statistics.fmean(answered)
+                if done.answered:
+                    self.typical[name] = statistics.fmean(item["e2e_s"] for item in done.answered)
+                    first_tokens[name] = statistics.fmean(item["ttft_s"] for item in done.answered)
             self.say(f"warm-up pass {number + 1}: {took:.2f} s")
+            if number == 0 and plan is None and self._shorten(first_tokens):
+                continue
             if abs(took - previous) <= STEADY * previous:
                 return everything, True
             if time.perf_counter() + took > until:
@@ -267,19 +286,44 @@ class _Run:
 
         return self._insist(name, ask, 1 / 4)
 
+    def _shorten(self, first_tokens: dict[str, float]) -> bool:
+        """Make answers shorter where so few whole rounds would fit that their spread would tell nothing; whether it did."""
+        asked = self.output_tokens
+        if self.settings.output_tokens or asked < 2:
+            return False
+        for tokens in (item for item in OUTPUT_TOKENS if item <= asked):
+            share = (tokens - 1) / (asked - 1)
+            shorter = {
+                name: first + share * (self.typical[name] - first) for name, first in first_tokens.items()
+            }
+            if self._round_s(shorter) * FEWEST_ROUNDS <= self._speed_s() * SLACK:
+                break
+        self.output_tokens = tokens
+        self.typical.update(shorter)
+        return tokens < asked
+
+    def _round_s(self, typical: dict[str, float]) -> float:
+        """Seconds of the shortest whole round: each phase with all of its streams, and with every shape."""
+        return sum(
+            self._least_batches(concurrency) * typical.get(phase_name(concurrency), REQUEST_TIMEOUT_S)
+            for concurrency in self.settings.concurrency
+        )
+
+    def _least_batches(self, concurrency: int) -> int:
+        return math.ceil(len(self.words) / concurrency)
+
     def _plan(self) -> Plan:
-        share = self._speed_s() * SLACK / len(self.settings.concurrency)
-        rounds = self.settings.rounds
-        batches = {}
+        """As many whole rounds as fit; where time is left over, more requests in each round, for each phase alike."""
+        speed_s = self._speed_s() * SLACK
+        rounds = max(1, min(self.settings.rounds, int(speed_s / self._round_s(self.typical))))
+        share = speed_s / rounds / len(self.settings.concurrency)
+        requests = {}
         for concurrency in self.settings.concurrency:
-            batch_s = self.typical.get(phase_name(concurrency), REQUEST_TIMEOUT_S)
-            fit = max(1, int(share / batch_s))
-            rounds = max(1, min(rounds, fit))
-            batches[concurrency] = fit
-        requests = {
-            phase_name(concurrency): max(1, fit // rounds) * concurrency
-            for concurrency, fit in batches.items()
-        }
+            name = phase_name(concurrency)
+            fit = int(share / self.typical.get(name, REQUEST_TIMEOUT_S))
+            least = self._least_batches(concurrency)
+            batches = max(least, fit if rounds == self.settings.rounds else least)
+            requests[name] = batches * concurrency
         return Plan(words=self.words, output_tokens=self.output_tokens, rounds=rounds, requests=requests)
 
     def _speed_s(self) -> float:
@@ -320,18 +364,23 @@ class _Run:
         phases = {phase["name"]: phase for phase in record["phases"]} or self._empty_phases()
         stop = time.perf_counter() + self._speed_s()
         sent = {"input": 0, "output": 0}
+        longest_s = 0.0
         with Watch(self.client) as watch:
             for number in range(first, last):
+                began = time.perf_counter()
+                if began + longest_s > stop:  # it would be cut, and a part of a round tells nothing
+                    break
                 complete = True
                 for concurrency in self.settings.concurrency:
                     name = phase_name(concurrency)
-                    done = self._one_round(name, concurrency, plan, number, stop)
-                    _add(phases[name], done, number)
+                    done = self._one_round(name, concurrency, plan, number % plan.rounds, stop)
+                    _add(phases[name], done, number % plan.rounds)
                     complete = complete and done.complete
                     sent["input"] += _input_tokens(done)
                     sent["output"] += done.output_tokens + len(done.unfinished) * plan.output_tokens // 2
                     self.say(_round_line(name, number + 1, last, done))
-                if not complete:
+                longest_s = max(longest_s, time.perf_counter() - began)
+                if not complete or self.enough(list(phases.values())):
                     break
         for phase in phases.values():
             if not phase["requests"]:
@@ -410,6 +459,11 @@ def _add(phase: Record, done: load.Round, number: int) -> None:
     ]
 
 
+def _whole(record: Record) -> int:
+    """Rounds that every phase has finished."""
+    return min((sum(item["complete"] for item in phase["rounds"]) for phase in record["phases"]), default=0)
+
+
 def _never_begun(phase: Record, elapsed_s: float) -> None:
     """What came before took all of the time: the phase says so by a request that was not made."""
     reason = f"not asked: after {elapsed_s:.1f} s the time for measuring was over"
@@ -427,8 +481,9 @@ def _input_tokens(done: load.Round) -> int:
 def _round_line(name: str, number: int, last: int, done: load.Round) -> str:
     failed = len(done.requests) - len(done.answered)
     rate = done.output_tokens / done.duration_s if done.duration_s else 0.0
+    of = f" of {last}" if last < MANY else ""
     return (
-        f"{name} round {number} of {last}: {rate:.1f} tokens/s from {len(done.answered)} answers"
+        f"{name} round {number}{of}: {rate:.1f} tokens/s from {len(done.answered)} answers"
         + (f", {failed} failed" if failed else "")
         + ("" if done.complete else ", cut short by the budget")
     )

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from .criteria import Criteria
+from .criteria import ONE_STREAM, Criteria
 from .stats import half_width, percentile
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
@@ -26,6 +26,8 @@ MOST = 50.0  # of a logarithm's half width: more than that is unknown
 # By how much more two runs of an unchanged service differ than their rounds tell, where that is enough to matter
 # (benchmarks/gate/README.md). Calibration measures it; without one, a change must be so many half widths to be a failure.
 UNSEEN = 2.0
+# Medians agree where they differ by no more than this share of the margin, over so many prompts at least.
+AGREE, AGREEING = 0.5, 10
 Request = dict[str, Any]
 Phase = dict[str, Any]
 Value = Callable[[Request], "float | None"]
@@ -46,6 +48,9 @@ def e2e(request: Request) -> float | None:
     return float(request["e2e_s"])
 
 
+VALUES: dict[str, Value] = {"tpot_s": tpot, "ttft_s": ttft, "e2e_s": e2e}
+
+
 def answered(phase: Phase) -> list[Request]:
     return [request for request in phase["requests"] if request["ok"]]
 
@@ -63,23 +68,20 @@ def compare(
     + noise: metric -> how much worse the second of two runs of an unchanged service may be, as a share (calibration)
     + late_s: how late the probe's own threads ran, on the mean of the worse side
     """
+    margin = criteria.margin(before["name"], "tokens_per_s") or 0.0
     if not answered(before):
         never = {request.get("kind") for request in before["requests"]} == {"not_asked"}
-        return [_unknown(before, after, criteria.throughput_margin)] if never else []
+        return [_unknown(before, after, margin)] if never else []
     if not answered(after):
-        return [_silent(before, after, criteria.throughput_margin)]
-    alone = before["concurrency"] == 1
-    rows = [_throughput(before, after, criteria.throughput_margin, noise.get("tokens_per_s"), late_s)]
-    for name, value, margin, decides in (
-        ("tpot_s", tpot, criteria.tpot_margin, alone and criteria.tpot_margin is not None),
-        ("ttft_s", ttft, criteria.ttft_margin, alone and criteria.ttft_margin is not None),
-        ("e2e_s", e2e, criteria.throughput_margin, True),
-    ):
-        row = _latency(name, value, before, after, margin or 0.0, noise.get(name), late_s)
-        if row and name in ("ttft_s", "tpot_s") and _in_one_piece(before, after):
-            row = {**row, "verdict": INCONCLUSIVE, "doubt": "whole answers arrive in one piece"}
+        return [_silent(before, after, margin)]
+    rows = [_throughput(before, after, criteria, noise.get("tokens_per_s"), late_s)]
+    for name, value in VALUES.items():
+        row = _latency(name, value, before, after, criteria, noise.get(name), late_s)
+        if row and name in ONE_STREAM and _in_one_piece(before, after):
+            said = {"doubt": "whole answers arrive in one piece", "hopeless": True, "needed": None}
+            row = {**row, "verdict": INCONCLUSIVE, **said}
         if row:
-            rows.append({**row, "decides": decides})
+            rows.append(row)
     rows.append(_tail(before, after, criteria.ttft_margin or 0.0))
     return rows
 
@@ -126,9 +128,9 @@ def _silent(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
 
 
 def _throughput(
-    before: Phase, after: Phase, margin: float, noise: float | None, late_s: float
+    before: Phase, after: Phase, criteria: Criteria, noise: float | None, late_s: float
 ) -> dict[str, Any]:
-    """More is better: the ratio may not fall below 1 - margin, nor below what noise alone does."""
+    """More is better: the ratio may not fall below what is allowed."""
     rounds = _common_rounds(before, after)
     if rounds:
         then = sum(item["output_tokens"] for item, _ in rounds) / sum(
@@ -143,8 +145,9 @@ def _throughput(
         if pairs and _asked_less(before, after):  # other mixtures of prompts: only the shared ones compare
             now = then * sum(early for early, _ in pairs.values()) / sum(late for _, late in pairs.values())
     width, doubt = _widened(half_width(logs), late_s, min(_median(before, e2e), _median(after, e2e)))
-    row = {**_row("tokens_per_s", before["name"], then, now, math.log(now / then), width), **doubt}
-    return {**_judged(row, -1, math.log(now / then), width, -math.log(1 - margin), noise), "decides": True}
+    change = math.log(now / then)
+    row = {**_row("tokens_per_s", before["name"], then, now, change, width), **doubt}
+    return _judged(row, change, width, criteria, then, noise)
 
 
 def _latency(
@@ -152,11 +155,11 @@ def _latency(
     value: Value,
     before: Phase,
     after: Phase,
-    margin: float,
+    criteria: Criteria,
     noise: float | None,
     late_s: float,
 ) -> dict[str, Any] | None:
-    """Less is better: the mean ratio of the same prompts may not rise above 1 + margin, nor above what noise alone does."""
+    """Less is better: the mean ratio of the same prompts may not rise above what is allowed."""
     pairs = _pairs(before, after, value)
     if not pairs:
         return None
@@ -168,20 +171,36 @@ def _latency(
         whole = min(_median(phase, e2e) - _median(phase, ttft) for phase in (before, after))
     typical = _by_round(logs, before, after)
     width, doubt = _widened(half_width(typical), late_s, whole)
-    row = {**_row(name, before["name"], then, now, statistics.fmean(typical), width), **doubt}
-    return _judged(row, 1, statistics.fmean(typical), width, math.log1p(margin), noise)
+    change = statistics.fmean(typical)
+    row = {**_row(name, before["name"], then, now, change, width), **doubt}
+    mean = math.exp(statistics.fmean(math.log(early) for early, _ in pairs.values()))
+    judged = _judged(row, change, width, criteria, mean, noise)
+    return _where_medians_agree(judged, list(logs.values()), criteria)
 
 
 def _judged(
-    row: dict[str, Any], worse: int, change: float, width: float, allowed: float, noise: float | None
+    row: dict[str, Any], change: float, width: float, criteria: Criteria, typical: float, noise: float | None
 ) -> dict[str, Any]:
-    """The row with its limit and verdict.
+    """The row with its limit, its verdict and whether that decides. One that never decides is held against the general margin.
 
-    + worse: the sign of a change for the worse; change, the half width of its interval and what is allowed are logarithms
+    + change, width: of the ratio's logarithm: what was seen, and the half width of its interval
+    + typical: what was seen before, of the statistic that is compared, in the metric's own unit
     + noise: a share, as `compare` takes it; None where nothing was calibrated
     """
+    phase, metric = row["phase"], row["name"]
+    allowed = criteria.allowed(phase, metric, typical)
+    decides = allowed is not None
+    if allowed is None:
+        allowed = math.log1p(criteria.throughput_margin)
+    worse = -1 if metric == "tokens_per_s" else 1
     loss, bound = worse * change, max(allowed, math.log1p(noise or 0.0))
-    found = {**row, "limit": round(math.exp(worse * bound), 6), "verdict": INCONCLUSIVE}
+    found = {
+        **row,
+        "limit": round(math.exp(worse * min(bound, MOST)), 6),
+        "verdict": INCONCLUSIVE,
+        "decides": decides,
+        "needed": _needed(metric, loss + width),
+    }
     if loss > bound and loss > width:
         if noise is None and loss <= UNSEEN * width:
             doubt = "not calibrated, and two runs of an unchanged service may differ by more than their rounds tell"
@@ -190,8 +209,30 @@ def _judged(
     if noise is not None and noise > TOO_NOISY and bound > allowed:
         # Within noise that wide nearly anything would pass, so nothing does. What is worse than even that has failed above.
         doubt = f"too noisy to judge: one run of the unchanged service may be {noise:.0%} worse than another"
-        return {**found, "doubt": doubt}
+        return {**found, "doubt": doubt, "hopeless": True}
     return {**found, "verdict": PASS} if loss + width <= bound else found
+
+
+def _needed(metric: str, loss: float) -> float | None:
+    """The margin, rounded up to whole percent, with which this would have passed; None where there is none."""
+    if loss > MOST:
+        return None
+    share = -math.expm1(-loss) if metric == "tokens_per_s" else math.expm1(loss)
+    needed = math.ceil(round(100 * share, 6)) / 100
+    return needed if metric != "tokens_per_s" or needed < 1 else None
+
+
+def _where_medians_agree(row: dict[str, Any], logs: list[float], criteria: Criteria) -> dict[str, Any]:
+    """The row as a pass where the median request is as fast as before: few slow ones move a mean, and what they cost as a
+    whole is in tokens/s.
+
+    + logs: the logarithm of each prompt's ratio
+    """
+    margin = criteria.margin(row["phase"], row["name"])
+    if row["verdict"] == PASS or not margin or "doubt" in row or len(logs) < AGREEING:
+        return row
+    agree = statistics.median(logs) <= AGREE * math.log1p(margin)
+    return {**row, "verdict": PASS, "by": "median"} if agree else row
 
 
 def _widened(width: float, late_s: float, measured_s: float) -> tuple[float, dict[str, str]]:
@@ -239,8 +280,14 @@ def _rate(item: dict[str, Any]) -> float:
 
 
 def _whole_rounds(phase: Phase) -> dict[int, dict[str, Any]]:
-    rounds = phase.get("rounds") or []
-    return {item["round"]: item for item in rounds if item["complete"] and item["output_tokens"] > 0}
+    """The whole rounds by number. One that was measured again, with the same prompts, counts with all its tokens and time."""
+    found: dict[int, dict[str, Any]] = {}
+    for item in phase.get("rounds") or []:
+        if item["complete"] and item["output_tokens"] > 0:
+            known = found.get(item["round"], {"output_tokens": 0, "duration_s": 0.0})
+            sums = {key: known[key] + item[key] for key in ("output_tokens", "duration_s")}
+            found[item["round"]] = {**item, **sums}
+    return found
 
 
 def _common_rounds(before: Phase, after: Phase) -> list[tuple[dict[str, Any], dict[str, Any]]]:

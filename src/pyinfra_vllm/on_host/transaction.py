@@ -6,6 +6,8 @@ back, and the journal says at every moment which one a recovery has to finish (s
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from datetime import datetime, timezone
 from typing import Any
@@ -17,10 +19,12 @@ from . import (
     gpu_memory,
     hooks,
     kernel,
+    precision,
     probe,
     record,
     recovery,
     root_cause,
+    saturation,
     soak,
 )
 from . import release as releases
@@ -69,6 +73,7 @@ class Transaction:
         self.hooks = hooks.Hooks(paths, self.journal)
         self.log: list[str] = []  # of the service since the last start of ours
         self.last_words: list[str] = []  # why that start failed, as its log says it
+        self.settings = probe.Settings.from_criteria(self.criteria)
         self.old_id: str | None = None  # what is current; where that link is lost, what runs
 
     def _begin(self) -> None:
@@ -90,16 +95,28 @@ class Transaction:
         )
         self.hooks.notify(hooks.BEGIN, f"the {order.purpose} of release {order.release} begins")
 
-    def _measure(self, release: Release, name: str, **how: Any) -> dict[str, Any]:
-        """Measure the release that runs now; `how` pairs it with the other side or extends an earlier record."""
-        record = probe.measure(
+    def _share_phases(self, *releases: Release) -> None:
+        """Measure each of these releases at the same numbers of requests at once, saturation at what all of them admit."""
+        self.settings = probe.Settings.from_criteria(self.criteria, saturation.admitted(*releases))
+
+    def _measure(
+        self, release: Release, name: str, noise: dict[str, Any] | None = None, **how: Any
+    ) -> dict[str, Any]:
+        """Measure the release that runs now, until it is known precisely enough or its time is up.
+
+        + noise: what calibration found; where margins are wider for it, less precision is enough
+        + how: pairs it with the other side, or extends an earlier record (probe.measure)
+        """
+        criteria = self.criteria.at(max(self.settings.concurrency))
+        found = probe.measure(
             self.service.client(release),
-            probe.Settings.from_criteria(self.criteria),
+            self.settings,
             progress=lambda line: self.evidence.say_how_far(f"{name}: {line}"),
+            enough=functools.partial(precision.settled, criteria=criteria, noise=noise),
             **how,
         )
-        self.evidence.keep(name, record)
-        return record
+        self.evidence.keep(name, found)
+        return found
 
     def _end(self, outcome: str, reason: str, verdict: dict[str, Any] | None = None) -> str:
         untouched = outcome in (DEFERRED, REFUSED)
@@ -163,6 +180,7 @@ class Switch(Transaction):
             self.service.no_foreign_unit()
             if self.order.purpose != ROLLBACK:
                 result.update(chat_template.check(new))
+        self._share_phases(new, *filter(None, [self.old]))
         self.evidence.keep_release(new.id)
         return new
 
@@ -189,8 +207,20 @@ class Switch(Transaction):
                     f"none: the old release serves no tokens, so nothing can be worse ({silent})"
                 )
                 return
-            self.before = record.check(self._measure(self.old, "before"), "before")
+            self.before = record.check(self._measure_well(self.old), "before")
             result["summary"] = probe.summary(self.before)
+
+    def _measure_well(self, old: Release) -> dict[str, Any]:
+        """The baseline, measured beyond its budget where it varies so much that it could not resolve the margins: once the
+        old release is stopped, its side of the doubt can't be measured away any more. Never beyond the last start."""
+        noise = durable.read_json(self.paths.noise)
+        found = self._measure(old, "before", noise)
+        criteria = self.criteria.at(max(self.settings.concurrency))
+        left = precision.left_s(criteria, found, _until(self.order.last_start))
+        if left > 1.0 and "plan" in found and not precision.settled(found["phases"], criteria, noise):
+            self.evidence.say(f"before: it varies too much to judge by: measured on for up to {left:.0f} s")
+            found = self._measure(old, "before", noise, extend=found, deadline=time.monotonic() + left)
+        return found
 
     def _silence_of(self, old: Release) -> str:
         """Why nothing can be measured of the old release; empty where its tokens flow, if only after a while.
@@ -251,12 +281,14 @@ class Switch(Transaction):
             return checked
 
     def _judge(self, new: Release, checked: dict[str, Any]) -> dict[str, Any]:
-        with self.journal.step("measure-after", release=new.id, limit_s=self.criteria.budget_s) as result:
-            after = self._measure(new, "after", like=self.before)
-            verdict = self._verdict(new, after, checked)
-            while gate.wants_more(verdict, self.before, after, self.criteria):
-                after = self._measure(new, "after", extend=after)
-                verdict = self._verdict(new, after, checked)
+        with self.journal.step("measure-after", release=new.id, limit_s=self.criteria.longest_s) as result:
+            noise = durable.read_json(self.paths.noise)
+            after = self._measure(new, "after", noise, like=self.before)
+            verdict = self._verdict(new, after, checked, noise)
+            while gate.wants_more(verdict, self.before, after, self.criteria, self._left_s(after)):
+                how = {"like": self.before, "deadline": time.monotonic() + self._left_s(after)}
+                after = self._measure(new, "after", noise, extend=after, **how)
+                verdict = self._verdict(new, after, checked, noise)
             result["summary"] = probe.summary(after)
         self.after = after
         self.evidence.keep("verdict", verdict)
@@ -273,12 +305,17 @@ class Switch(Transaction):
         told = {key: verdict[key] for key in ("verdict", "reasons")}
         self.hooks.notify(hooks.VERDICT, gate.conclusion(verdict), **told)
 
-    def _verdict(self, new: Release, after: dict[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
+    def _left_s(self, after: dict[str, Any]) -> float:
+        return precision.left_s(self.criteria, after, _until(self.order.measure_until))
+
+    def _verdict(
+        self, new: Release, after: dict[str, Any], checked: dict[str, Any], noise: dict[str, Any] | None
+    ) -> dict[str, Any]:
         return gate.judge(
             self.before,
             after,
             self.criteria,
-            noise=durable.read_json(self.paths.noise),
+            noise=noise,
             kernel=checked,
             gpu_memory_mib=gpu_memory.used_mib(new.gpus),
         )
@@ -316,3 +353,8 @@ class Switch(Transaction):
         if verdict and "reasons" in verdict:
             self._tell(verdict)
         return self._end(outcome, text, verdict)
+
+
+def _until(moment: float | None) -> float:
+    """Seconds until then, by Unix time; without end where there is none."""
+    return math.inf if moment is None else moment - time.time()

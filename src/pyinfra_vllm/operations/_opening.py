@@ -8,7 +8,7 @@ from typing import Any
 
 from pyinfra_vllm import window
 from pyinfra_vllm.config import Overrides, Service
-from pyinfra_vllm.estimate import estimate
+from pyinfra_vllm.estimate import estimate, way_back
 
 History = Sequence[Mapping[str, Any]]  # the host's record of the service (on_host/observe.py)
 
@@ -26,6 +26,14 @@ def shut(found: window.WindowState | None) -> bool:
     if found is None:
         return False
     return not found.open or (found.last_start is not None and datetime.now(UTC) > found.last_start)
+
+
+def measure_until(service: Service, found: window.WindowState | None, history: History = ()) -> float | None:
+    """Unix time until which a switch may go on measuring: what is left of the window then is needed to go back. None where
+    nothing closes."""
+    if found is None or found.closes is None:
+        return None
+    return (found.closes - way_back(service, history)).timestamp()
 
 
 def explain(service: Service, overrides: Overrides, history: History = ()) -> str:

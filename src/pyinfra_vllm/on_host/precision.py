@@ -1,0 +1,72 @@
+"""When one side has been measured long enough: decided by its own rounds alone, before or without knowing the other side.
+
+So the rule can't favour either verdict: it stops where two sides that vary as this one does would be compared precisely
+enough, whatever their difference is (docs/gate.md).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+from .criteria import EVERY_PHASE, ONE_STREAM, Criteria
+from .relative import VALUES, answered
+from .stats import half_width
+
+ENOUGH = 0.5  # of what is allowed: the half width of the ratio of two such sides
+LEAST_ROUNDS = 5
+LEAST_SHARE = 0.04  # of the budget, for each phase: a machine's moods last for seconds
+Phase = dict[str, Any]
+
+
+def settled(phases: list[Phase], criteria: Criteria, noise: dict[str, Any] | None = None) -> bool:
+    """Whether every metric that decides is known precisely enough.
+
+    + criteria: with numbers only, see `Criteria.at`
+    + noise: what `calibration` found for this service
+    """
+    known = (noise or {}).get("phases", {})
+    return all(_settled(phase, criteria, known.get(phase["name"], {})) for phase in phases)
+
+
+def left_s(criteria: Criteria, record: dict[str, Any], until_s: float = math.inf) -> float:
+    """Seconds for which this side may still be measured: its budget, and beyond it while the window leaves room.
+
+    + until_s: seconds until measuring must end
+    """
+    spent = float(record.get("spent_s", criteria.longest_s))
+    return max(criteria.budget_s - spent, min(criteria.longest_s - spent, until_s))
+
+
+def _settled(phase: Phase, criteria: Criteria, noise: dict[str, float]) -> bool:
+    if not answered(phase):
+        return True
+    if phase["duration_s"] < LEAST_SHARE * criteria.budget_s:
+        return False
+    return all(
+        _precise(_by_round(phase, metric), phase["name"], metric, criteria, noise.get(metric))
+        for metric in (*EVERY_PHASE, *ONE_STREAM)
+        if criteria.margin(phase["name"], metric) is not None
+    )
+
+
+def _precise(logs: list[float], phase: str, metric: str, criteria: Criteria, noise: float | None) -> bool:
+    if len(logs) < LEAST_ROUNDS:
+        return False
+    allowed = criteria.allowed(phase, metric, math.exp(statistics.fmean(logs)), noise)
+    return allowed is not None and math.sqrt(2) * half_width(logs) <= ENOUGH * allowed
+
+
+def _by_round(phase: Phase, metric: str) -> list[float]:
+    """The logarithm of the metric in each whole round."""
+    whole = [item for item in phase["rounds"] if item["complete"] and item["output_tokens"] > 0]
+    if metric == "tokens_per_s":
+        return [math.log(item["output_tokens"] / item["duration_s"]) for item in whole]
+    value = VALUES[metric]
+    found: dict[int, list[float]] = {item["round"]: [] for item in whole}
+    for request in answered(phase):
+        seen = value(request)
+        if request["round"] in found and seen is not None and seen > 0:
+            found[request["round"]].append(math.log(seen))
+    return [statistics.fmean(values) for values in found.values() if values]

@@ -218,7 +218,7 @@ def _needed(metric: str, loss: float) -> float | None:
     if loss > MOST:
         return None
     share = -math.expm1(-loss) if metric == "tokens_per_s" else math.expm1(loss)
-    needed = math.ceil(round(100 * share, 6)) / 100
+    needed = math.ceil(100 * share + 1e-6) / 100  # what is exactly at its limit may be past it by a rounding
     return needed if metric != "tokens_per_s" or needed < 1 else None
 
 

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pyinfra_vllm.commands.gate_file import criteria_of
 from pyinfra_vllm.commands.records import read
-from pyinfra_vllm.errors import DeclarationError, one_line
+from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host import calibration, gate
 
-# What PyYAML raises for one text or another, beside what reading raises for one that is not UTF-8.
-NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
 COLORS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
@@ -25,7 +23,7 @@ def run(
     before: Path, after: Path, gate_file: Path | None = None, noise_file: Path | None = None
 ) -> tuple[int, dict[str, Any]]:
     """The command: exit code (0 pass, 1 fail, 3 inconclusive) and what --json prints. Raises DeclarationError."""
-    criteria = _criteria(gate_file)
+    criteria = criteria_of(gate_file)
     noise = _noise(noise_file) if noise_file else None
     try:
         verdict = gate.judge(read(before), read(after), criteria, noise=noise, asks_gpus=False)
@@ -39,21 +37,6 @@ def _noise(path: Path) -> dict[str, Any]:
         return calibration.checked(read(path), "noise")
     except gate.RecordError as error:
         raise DeclarationError(f"--noise {path}: {error}") from error
-
-
-def _criteria(path: Path | None) -> gate.Criteria:
-    if path is None:
-        return gate.Criteria()
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise DeclarationError(f"{path} can't be read: {error.strerror}") from error
-    except NOT_YAML as error:
-        raise DeclarationError(f"{path} is not YAML: {one_line(error)}") from error
-    try:
-        return gate.Criteria.from_dict(values.get("gate", values) if isinstance(values, dict) else values)
-    except gate.CriteriaError as error:
-        raise DeclarationError(f"{path}: {error}") from error
 
 
 def table(verdict: dict[str, Any]) -> Table:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from pyinfra_vllm import tuning
+from pyinfra_vllm import trades, tuning
 from pyinfra_vllm.catalog import shapes
 from pyinfra_vllm.catalog.gpus import GIB
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.checkpoint import LOCK_FILE, Lock
+from pyinfra_vllm.commands.gate_file import criteria_of
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.fit import Fit
+from pyinfra_vllm.trades import Trade
 from pyinfra_vllm.tuning import Resolution
 
 WIDTH_WITHOUT_TERMINAL = 120
@@ -45,6 +48,12 @@ WIDTH_WITHOUT_TERMINAL = 120
 @click.option(
     "--flag", "flags", multiple=True, help="A flag of your own: NAME=VALUE (JSON or text). May be repeated."
 )
+@click.option(
+    "--gate",
+    "gate_file",
+    type=click.Path(path_type=Path),
+    help="The gate's settings, YAML or JSON: whether they let a known trade pass. Left out: the defaults.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def resolve(
     model: str,
@@ -55,12 +64,14 @@ def resolve(
     max_model_len: int | None,
     variants: tuple[str, ...],
     flags: tuple[str, ...],
+    gate_file: Path | None,
     as_json: bool,
 ) -> int:
     """Show the vLLM flags for a model on a GPU, each with its reason, and what memory they leave.
 
     Exits with 1 when it can't work (the reasons are under "errors"), 2 when the question can't be understood.
     """
+    criteria = criteria_of(gate_file)
     resolution = tuning.resolve(
         model=_model(model),
         gpu=gpu,
@@ -71,10 +82,13 @@ def resolve(
         variants=[_variant(text) for text in variants],
         flags=dict(_flag(text) for text in flags),
     )
+    known = trades.towards(resolution.trades, resolution.kernel, criteria)
     if as_json:
-        click.echo(json.dumps(resolution.as_dict(), indent=2))
+        answer = resolution.as_dict()
+        answer["warnings"] += [f"known trade {trade}" for trade in known if not trade.passes]
+        click.echo(json.dumps(answer, indent=2))
     else:
-        _show(resolution)
+        _show(resolution, known)
     if not resolution.understood:
         return DeclarationError.exit_code
     return 1 if resolution.errors else 0
@@ -140,7 +154,7 @@ def _shown(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _show(resolution: Resolution) -> None:
+def _show(resolution: Resolution, known: list[Trade]) -> None:
     from rich.console import Console  # a tenth of a second that --json does not need
     from rich.table import Table
     from rich.text import Text
@@ -162,6 +176,8 @@ def _show(resolution: Resolution) -> None:
     console.print(table)
     for line in _facts(resolution):
         console.print(line, markup=False, highlight=False)
+    for trade in known:
+        console.print(f"Known trade {trade}", markup=False, highlight=False)
     for text in resolution.warnings:
         console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
     for text in resolution.errors:

@@ -199,7 +199,7 @@ def _judged(
         "limit": round(math.exp(worse * min(bound, MOST)), 6),
         "verdict": INCONCLUSIVE,
         "decides": decides,
-        "needed": _needed(metric, loss + width),
+        "needed": needed(metric, loss + width),
     }
     if loss > bound and loss > width:
         if noise is None and loss <= UNSEEN * width:
@@ -213,7 +213,7 @@ def _judged(
     return {**found, "verdict": PASS} if loss + width <= bound else found
 
 
-def _needed(metric: str, loss: float) -> float | None:
+def needed(metric: str, loss: float) -> float | None:
     """The margin, rounded up to whole percent, with which this would have passed; None where there is none."""
     if loss > MOST:
         return None

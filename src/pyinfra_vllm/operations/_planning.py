@@ -71,6 +71,7 @@ def plan(
             *devices.warnings(service.gpus, gpus),
             *_code(service),
         ),
+        trades=resolution.trades,
     )
 
 

@@ -34,6 +34,7 @@ class Wanted:
     observed: dict[str, Any]
     gpu: str
     warnings: tuple[str, ...] = ()
+    trades: Mapping[str, Any] | None = None  # what is known of the kernels on this GPU (trades.py)
 
     @property
     def runs(self) -> bool:

@@ -16,6 +16,7 @@ from pyinfra.api import FunctionCommand, Host, State, operation
 from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm import release as releases
+from pyinfra_vllm import trades
 from pyinfra_vllm.config import Overrides, Rollout
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.service import Service, Services
@@ -216,6 +217,8 @@ def preview(item: Wanted, overrides: Overrides) -> str:
     changed += f"; environment: {', '.join(variables)}" if variables else ""
     secrets = releases.difference_of_secrets(old or {}, new)
     changed += f"; secrets: {', '.join(secrets)}" if secrets else ""
+    trade = trades.foreseen(item.trades, (old or {}).get("kernel"), new.kernel, item.service.gate.criteria())
+    changed += f"; known trade {trade}" if trade else ""
     when = explain(item.service, overrides, item.observed["history"])
     return f"{name}: release {new.id} would {replaces}{changed}; {when}"
 

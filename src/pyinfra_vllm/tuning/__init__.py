@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import flags as catalogue
 from pyinfra_vllm.catalog import gpus, shapes, table, versions
+from pyinfra_vllm.catalog.conditions import holds
 from pyinfra_vllm.catalog.gpus import Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.errors import DeclarationError
@@ -400,4 +401,5 @@ def _resolution(decided: _Decided) -> Resolution:
         errors=tuple(profile.errors),
         understood=profile.understood,
         asked={name: facts[name] for name in asked},
+        trades=next((entry for entry in table("trades.yaml") if holds(entry["when"], facts)), None),
     )

@@ -209,5 +209,5 @@ def test_bench_writes_its_record_like_any_other(run: Any, tmp_path: Path) -> Non
     words = ("bench", "--url", "http://x", "--model", "m", "--out", out, "--engine", "vllm-bench")
     assert "needs --tokenizer" in run(*words).err and not out.exists()
     ended = run(*words, "--vllm", program(tmp_path, BENCH_SERVE), "--tokenizer", "/ck", "--json")
-    assert ended.code == 0 and set(ended.json["summary"]) == {"c1", "c8"}
+    assert ended.code == 0 and set(ended.json["summary"]) == {"c1", "c8", "c64"}
     assert run("compare", out, out).code == 0

@@ -78,10 +78,6 @@ class Release:
         return Path(self.document["checkpoint"]["directory"])
 
     @property
-    def argv(self) -> list[str]:
-        return [str(word) for word in self.document.get("argv") or ()]
-
-    @property
     def runtime_version(self) -> str:
         return str(self.document["runtime"]["version"])
 

@@ -199,7 +199,7 @@ class Switch(Transaction):
         if self.old is None or self.order.purpose == ROLLBACK:
             return
         with self.journal.step(
-            "measure-before", release=self.old.id, limit_s=self.criteria.budget_s
+            "measure-before", release=self.old.id, limit_s=self.criteria.longest_s
         ) as result:
             silent = self._silence_of(self.old)
             if silent:

@@ -30,7 +30,7 @@ LASTING = re.compile(
 # transformers raises OSError for files that a checkpoint lacks or that it can't read.
 LASTING_TEXT = re.compile(
     r"does not appear to have a file named|Can't load|Unable to load|not a valid model identifier|is not a valid JSON file"
-    r"|Incorrect path_or_model_id|No such file or directory|Permission denied|size mismatch"
+    r"|Incorrect path_or_model_id|No such file or directory|Permission denied|size mismatch|Cannot find any model weights"
 )
 # What a process says because another one failed.
 SYMPTOM = re.compile(

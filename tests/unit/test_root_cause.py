@@ -132,6 +132,14 @@ def test_the_first_worker_that_failed_is_named_before_engine_and_other_workers()
     assert str(found(log)) == "Worker_TP1: OutOfMemoryError: CUDA out of memory."
 
 
+def test_the_deepest_process_counts_also_where_others_have_an_exception_of_their_own() -> None:
+    api = raised("RuntimeError: the engine is gone", "(APIServer pid=1) ")
+    engine = raised("RuntimeError: a worker is gone")
+    worker = raised("ValueError: no", "(Worker pid=12) ERROR 11-28 05:55:06 [multiproc_executor.py:953] ")
+    assert str(found([*api, *engine, *worker])) == "Worker: ValueError: no"
+    assert str(found([*api, *engine])) == "EngineCore_DP0: RuntimeError: a worker is gone"
+
+
 def test_lines_of_two_processes_in_turn_are_taken_apart() -> None:
     first = raised("ValueError: one", "(Worker_TP0 pid=11) ERROR 11-28 05:55:06 [multiproc_executor.py:953] ")
     other = raised("ValueError: two", "(Worker_TP1 pid=12) ERROR 11-28 05:55:06 [multiproc_executor.py:953] ")

@@ -103,7 +103,7 @@ def test_old_release_is_never_given_up_at_its_first_crash(serving: SimulatedHost
     serving.rates[NEW] = 50.0
     serving.crashing[OLD] = REFUSED
     serving.running = NEW
-    assert recovery.bring_up(service.Service(serving.paths, serving.said.append), OLD, 0.5)
+    assert recovery.bring_up(service.Service(serving.paths, serving.said.append), OLD, 60.0)
     assert serving.starts == [OLD] * recovery.RESTORE_ATTEMPTS
     assert "3 times" in serving.said[-1]
 

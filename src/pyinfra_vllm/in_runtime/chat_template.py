@@ -1,6 +1,6 @@
 """The child of `on_host/chat_template.py`: renders a checkpoint's chat template with the runtime's own transformers.
 
-It gets one line of JSON on standard input, `{"directory", "template", "kwargs"}`, and prints one,
+It gets one line of JSON on standard input, `{"directory", "tokenizer", "template", "kwargs"}`, and prints one,
 `{"problems": [...], "notes": [...]}`. It loads a tokenizer and no weights, and reaches no network.
 """
 
@@ -99,7 +99,7 @@ def main() -> None:
         )
         return
     tokenizer = AutoTokenizer.from_pretrained(
-        order["directory"], local_files_only=True, trust_remote_code=False
+        order["tokenizer"], local_files_only=True, trust_remote_code=False
     )
     if order["template"]:
         path = Path(order["template"])

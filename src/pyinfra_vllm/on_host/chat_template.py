@@ -38,6 +38,7 @@ def check(release: Release) -> dict[str, Any]:
         return {"chat_template": ["not checked: the tokenizer is not transformers' own"]}
     order = {
         "directory": str(release.checkpoint),
+        "tokenizer": _value(argv, "--tokenizer") or str(release.checkpoint),
         "template": _value(argv, "--chat-template"),
         "kwargs": _kwargs(_value(argv, "--default-chat-template-kwargs")),
     }

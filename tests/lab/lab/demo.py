@@ -9,11 +9,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from . import control, deciding, serving, session
+from . import checkpoints, control, deciding, serving, session
 from .machine import Host
 from .shell import LabError
 
 SERVICE = "tiny"
+REAL_PORT = 8200
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def tell() -> int:
         for chapter in CHAPTERS:
             _lock(chapter)
             _play(chapter, host)
+        _own_words(host)
         _headline(f"The story took {time.monotonic() - begun:.0f} s. `docs/runbook.md` goes on from here.")
     return 0
 
@@ -105,6 +107,17 @@ def _must_serve(chapter: Chapter, host: Host) -> None:
     print(f"solo now serves {chapter.serves}; asked {question!r} it says {told!r}", flush=True)
     if chapter.serves.replace("/", "--") not in running:
         raise LabError(f"{chapter.title}: {chapter.serves} should be running, but this is: {running}")
+
+
+def _own_words(host: Host) -> None:
+    """A real language model beside the trained ones, which know nothing but their own questions."""
+    _headline("A real language model on the same runtime: SmolLM2-135M-Instruct, quantized to AWQ")
+    serving.send(host, checkpoints.real(), "/srv/real")
+    serving.serve(host, "vllm-real", "/srv/real", REAL_PORT, "--dtype", "bfloat16")
+    serving.wait_healthy(host, "vllm-real", REAL_PORT, timeout=300)
+    questions = ["What is the capital of Japan?", "Why is the sky blue?"]
+    for question, told in zip(questions, serving.ask(host, questions, port=REAL_PORT), strict=True):
+        print(f"asked {question!r} it says {told!r}", flush=True)
 
 
 def main_pid(host: Host) -> int:

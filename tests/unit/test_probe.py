@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from openai_server import Behaviour, serving
 
-from pyinfra_vllm.on_host import gate, probe, prompts
+from pyinfra_vllm.on_host import gate, load, probe, prompts
 from pyinfra_vllm.on_host.client import Client
 from pyinfra_vllm.on_host.probe import ProbeError, Settings
 
@@ -274,3 +274,15 @@ def test_nothing_listening_is_an_error_and_no_record() -> None:
 def test_a_refused_key_is_an_error_and_no_record() -> None:
     with serving(api_key="sesame") as server, pytest.raises(ProbeError, match="HTTP 401"):
         probe.measure(Client(server.url, "m", api_key="wrong"), QUICK)
+
+
+def test_prompts_of_a_round_that_was_cut_are_no_traffic_of_others() -> None:
+    """A slow server may have read all of them by then, and answered none."""
+    run = probe._Run(
+        Client("http://127.0.0.1:9", "m"), QUICK, time.monotonic() + 1, print, lambda phases: False
+    )
+    run._know_prompts([{"ok": True, "input_tokens": 40}, {"ok": True, "input_tokens": 700}, {"ok": False}])
+    cut = load.Round(1.0, unfinished=[{"prompt": "a"}, {"prompt": "b"}], complete=False)
+    assert run._input_tokens(cut) == 1400
+    answered = load.Round(1.0, requests=[{"ok": True, "input_tokens": 40}], unfinished=[{"prompt": "b"}])
+    assert run._input_tokens(answered) == 740

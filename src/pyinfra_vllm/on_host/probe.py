@@ -104,6 +104,7 @@ class _Run:
         self.budget = max(1.0, limit - now)
         self.aside = self.budget * (QUALITY_SHARE if settings.quality else 0.0)
         self.typical: dict[str, float] = {}
+        self.prompt_tokens = 0  # of the longest prompt, by the server's own count
         self.overcome: list[dict[str, Any]] = []  # failures before the warm-up that a further try made good
 
     def fresh(self, like: Record | None) -> Record:
@@ -129,6 +130,7 @@ class _Run:
         for phase in record["phases"]:
             answered = [request["e2e_s"] for request in phase["requests"] if request["ok"]]
             self.typical[phase["name"]] = statistics.median(answered) if answered else REQUEST_TIMEOUT_S
+            self._know_prompts(phase["requests"])
         longer: Record = {**record, "phases": [dict(phase) for phase in record["phases"]]}
         done = _whole(record)
         with scheduling.first_in_line():
@@ -237,6 +239,7 @@ class _Run:
                 done = self._run(series, concurrency, self.end, REQUEST_TIMEOUT_S * 6)
                 took += done.duration_s
                 everything += done.requests
+                self._know_prompts(done.requests)
                 if done.answered:
                     self.typical[name] = statistics.fmean(item["e2e_s"] for item in done.answered)
                     first_tokens[name] = statistics.fmean(item["ttft_s"] for item in done.answered)
@@ -376,7 +379,7 @@ class _Run:
                     done = self._one_round(name, concurrency, plan, number % plan.rounds, stop)
                     _add(phases[name], done, number % plan.rounds)
                     complete = complete and done.complete
-                    sent["input"] += _input_tokens(done)
+                    sent["input"] += self._input_tokens(done)
                     sent["output"] += done.output_tokens + len(done.unfinished) * plan.output_tokens // 2
                     self.say(_round_line(name, number + 1, last, done))
                 longest_s = max(longest_s, time.perf_counter() - began)
@@ -388,6 +391,16 @@ class _Run:
         record["phases"] = [phases[phase_name(concurrency)] for concurrency in self.settings.concurrency]
         record["client"] = both(record.get("client"), watch.client())
         record["traffic"] = both(record.get("traffic"), watch.traffic(sent["input"], sent["output"]))
+
+    def _know_prompts(self, requests: list[dict[str, Any]]) -> None:
+        known = [int(item["input_tokens"]) for item in requests if item["ok"]]
+        self.prompt_tokens = max([self.prompt_tokens, *known])
+
+    def _input_tokens(self, done: load.Round) -> int:
+        """Of all prompts that were sent. An unfinished one counts like the longest: the server may have read all of it, and
+        what is not counted here would pass for other people's traffic."""
+        known = sum(int(item["input_tokens"]) for item in done.answered)
+        return known + len(done.unfinished) * self.prompt_tokens
 
     def _empty_phases(self) -> dict[str, Record]:
         return {
@@ -470,12 +483,6 @@ def _never_begun(phase: Record, elapsed_s: float) -> None:
     phase["requests"] = [{"prompt": "first", "ok": False, "kind": "not_asked", "error": reason}]
     phase["duration_s"] = round(max(phase["duration_s"], elapsed_s), 6)
     phase["cut"] = True
-
-
-def _input_tokens(done: load.Round) -> int:
-    """Of all prompts that were sent: an unfinished one counts like a typical one, for the server read it too."""
-    known = [int(item["input_tokens"]) for item in done.answered]
-    return sum(known) + len(done.unfinished) * (sum(known) // len(known) if known else 0)
 
 
 def _round_line(name: str, number: int, last: int, done: load.Round) -> str:

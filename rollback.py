@@ -6,7 +6,6 @@
 from pyinfra import host
 
 from pyinfra_vllm import fleet
-from pyinfra_vllm.facts.service import Services
 from pyinfra_vllm.operations import switch
 
 root = fleet.root_of(host)
@@ -14,7 +13,7 @@ said = fleet.way_back()
 
 switch.can_go_back(name="Find what to roll back", root=root, service=said.service)
 
-for service in host.loop(host.get_fact(Services, root=root)):
+for service in host.loop(switch.services(root)):
     if said.service in (None, service):
         switch.back(
             name=f"Roll {service} back",

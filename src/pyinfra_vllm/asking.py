@@ -12,18 +12,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import gevent
 from paramiko import SSHException
-from pyinfra.api import Config, FactBase, Host
+from pyinfra.api import Config, Host
 from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 from pyinfra.context import ctx_host, ctx_inventory, ctx_state
 
+from . import hearing
 from . import inventory as inventories
 from .errors import DeclarationError, HostError
+from .facts._told import fact
+from .printable import printable
 
 __all__ = ["Answer", "Host", "Hosts", "fact"]
 
@@ -31,7 +34,6 @@ __all__ = ["Answer", "Host", "Hosts", "fact"]
 LIMIT_S = 60.0
 
 T = TypeVar("T")
-F = TypeVar("F")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Hosts:
 
     def __init__(self, inventory: str, limit: Sequence[str] = (), group_data: Sequence[str] = ()) -> None:
         """Raises DeclarationError where the inventory can't be loaded or `limit` matches nothing."""
+        hearing.guard()
         self._state = State()
         self._state.cwd = str(Path.cwd())
         ctx_state.set(self._state)
@@ -78,17 +81,6 @@ class Hosts:
         gevent.joinall([gevent.spawn(host.disconnect) for host in self._hosts if host.connected], timeout=5)
 
 
-def fact(host: Host, what: type[FactBase[F | None]], **arguments: Any) -> F:
-    """A fact that has no default: raises HostError where the host could not tell it."""
-    found = host.get_fact(what, _ignore_errors=True, **arguments)
-    if found is None:
-        raise HostError(
-            f"connected, but {what.__name__.lower()} could not be read: python3, and the right to read"
-            f" {arguments.get('root', 'its files')} (`_sudo`), are needed"
-        )
-    return found
-
-
 def _answer(host: Host, question: Callable[[Host], T], limit_s: float | None) -> Answer[T]:
     ctx_host.set(host)  # local to this greenlet
     try:
@@ -96,14 +88,23 @@ def _answer(host: Host, question: Callable[[Host], T], limit_s: float | None) ->
             host.connect(show_errors=False, raise_exceptions=True)
             return Answer(host.name, question(host))
     except HostError as error:
-        return Answer(host.name, problem=str(error))
+        return Answer(host.name, problem=printable(error))
     except (ConnectError, OSError, EOFError, SSHException, PyinfraError, ValueError) as error:
         host.connected = False  # the next question connects anew
         return Answer(host.name, problem=f"not reached: {_words(error)}")
+    except Exception as error:  # whatever it is: it is about what this host said, and the others are asked on
+        unexpected = f"{type(error).__name__}: {printable(error)}"
+        return Answer(
+            host.name, problem=f"internal error (bug in pyinfra-vllm) over its answer: {unexpected}"
+        )
 
 
 def _words(error: Exception) -> str:
-    return "the connection was closed" if isinstance(error, EOFError) else str(error) or type(error).__name__
+    return (
+        "the connection was closed"
+        if isinstance(error, EOFError)
+        else printable(error) or type(error).__name__
+    )
 
 
 def _matching(inventory: Inventory, limit: Iterable[str]) -> list[Host]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import click
 
 from .errors import RolloutError, one_line
+from .printable import printable_lines
 
 # Every command, in the order of a rollout, with the line that `--help` shows.
 COMMANDS = {
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         result = cli.main(args=arguments, prog_name="pyinfra-vllm", standalone_mode=False)
     except RolloutError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(printable_lines(f"Error: {error}"), err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

@@ -4,6 +4,8 @@ The message says what happened, what was left untouched and what to do. The comm
 traceback and exits with the class's code (DESIGN: 1 failed, 2 nothing was touched, 3 inconclusive, 4 deferred).
 """
 
+from .printable import printable
+
 
 class RolloutError(Exception):
     """An expected failure: its message is for the operator."""
@@ -42,5 +44,4 @@ def one_line(error: Exception | str) -> str:
 
     Short, and safe on any terminal: what is hostile is shown, never carried out, and can always be encoded.
     """
-    words = " ".join(str(error).split())[:300]
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in words)
+    return printable(" ".join(str(error).split())[:300])

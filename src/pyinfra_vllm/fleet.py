@@ -18,7 +18,7 @@ from pyinfra.context import state
 from pyinfra_cli.exceptions import CliError
 from typing_extensions import override
 
-from . import hub_endpoint, spoken
+from . import hearing, hub_endpoint, spoken
 from . import inventory as inventories
 from .checkpoint import LOCK_FILE, Lock
 from .config import Declared, Fleet, Merged, Problems, declare, merge
@@ -29,6 +29,7 @@ from .config.layers import located
 from .config.models import API_KEY
 from .errors import CheckpointRefused, DeclarationError, LockError, RolloutError
 from .inventory import root_of
+from .printable import printable
 from .spoken import WayBack
 
 __all__ = [
@@ -90,6 +91,7 @@ def check() -> None:
     Does nothing unless deploy files are run, so that `pyinfra INVENTORY exec`, `fact` and the like stay usable. Raises
     InvalidDeclaration, which ends pyinfra with exit code 2.
     """
+    hearing.guard()
     context = click.get_current_context(silent=True)
     operations = context.params.get("operations") if context is not None else None
     if context is None or not operations or not all(name.endswith(".py") for name in operations):
@@ -123,12 +125,13 @@ def _check_declaration(given: Mapping[str, Any]) -> None:
         exclude=given.get("exclude") or (),
     )
     for warning in _current.warnings:
-        click.echo(f"--> {click.style('Warning', 'yellow')}: {warning}", err=True)
+        click.echo(f"--> {click.style('Warning', 'yellow')}: {printable(warning)}", err=True)
 
 
 def declared() -> Fleet:
     """The fleet of this run: what `check()` found, or else what the running inventory says."""
     global _current
+    hearing.guard()
     if _current is None:
         try:
             _current = from_inventory(state.inventory, inventories.Files("inventory", str(Path.cwd()), ()))

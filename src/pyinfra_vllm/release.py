@@ -265,12 +265,12 @@ def same_but_for_values(old: Mapping[str, Any], new: Release) -> bool:
 
 
 def _has_values(old: Mapping[str, Any], secrets: Mapping[str, str]) -> bool:
-    return _id(_parts(old), str(old["service"]), secrets) == str(old["id"])
+    return _id(_parts(old), str(old.get("service")), secrets) == str(old["id"])
 
 
 def _parts(old: Mapping[str, Any]) -> dict[str, Any]:
     """What a staged release's id is a hash of, less the secrets. One of before they were in it has no `unit`."""
-    checkpoint = {key: old["checkpoint"][key] for key in ("repo", "commit")}
+    checkpoint = {key: old["checkpoint"].get(key) for key in ("repo", "commit")}
     return {**{key: old.get(key) for key in ("unit", "environment", "runtime")}, "checkpoint": checkpoint}
 
 

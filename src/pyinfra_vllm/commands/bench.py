@@ -21,6 +21,7 @@ from pyinfra_vllm.on_host import probe
 from pyinfra_vllm.on_host.client import Client
 from pyinfra_vllm.on_host.quality import QuestionsError
 from pyinfra_vllm.on_host.record import RecordError, check_plan
+from pyinfra_vllm.printable import printable
 from pyinfra_vllm.second_opinion import run_vllm_bench
 
 KEY_VARIABLE = "VLLM_API_KEY"
@@ -223,7 +224,7 @@ def bench(
     """Measure a server and write a benchmark record. An API key is read from VLLM_API_KEY."""
 
     def say(line: str) -> None:
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
 
     settings = probe.Settings(
         concurrency=check_options(out, concurrency, budget, like),

@@ -19,6 +19,7 @@ from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.calibration import LEAST_RUNS, calibration
 from pyinfra_vllm.on_host.record import RecordError
+from pyinfra_vllm.printable import printable
 
 if TYPE_CHECKING:
     from pyinfra_vllm.config import Service
@@ -78,7 +79,7 @@ class _ToStderr(logging.Handler):
     """Shows what an operation says as it goes, as pyinfra's own command does."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(record.getMessage(), err=True)
+        click.echo(printable(record.getMessage()), err=True)
 
 
 def _service(services: Sequence[Service], named: str | None, host: str) -> Service:
@@ -141,5 +142,9 @@ def calibrate(
         raise click.UsageError("--limit HOST is needed: the service is restarted, so name the one host")
     overrides = {"switch_now": now, "reason": reason}
     outcome = on_host(sources[0], limit, service, runs, overrides, group_data)
-    click.echo(json.dumps(asdict(outcome), indent=2) if as_json else f"{outcome.status}: {outcome.message}")
+    click.echo(
+        json.dumps(asdict(outcome), indent=2)
+        if as_json
+        else printable(f"{outcome.status}: {outcome.message}")
+    )
     return EXIT_CODES.get(outcome.status, 1)

@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from pyinfra_vllm.commands.gate_file import criteria_of
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host import calibration, gate
+from pyinfra_vllm.printable import printable
+from pyinfra_vllm.report.tables import escape
 
 COLORS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
@@ -80,5 +81,5 @@ def compare(before: Path, after: Path, gate_file: Path | None, noise_file: Path 
     Console().print(table(verdict))
     click.echo(f"{verdict['verdict']}")
     for reason in verdict["reasons"]:
-        click.echo(f"  {reason}")
+        click.echo(f"  {printable(reason)}")
     return code

@@ -12,6 +12,7 @@ import click
 
 from ..asking import Hosts
 from ..errors import DeclarationError
+from ..printable import printable
 from ..report import looking
 from ..report.history import Switch, left_out, moment, problems, switches
 from ..report.tables import console, history_table
@@ -99,5 +100,5 @@ def history(
         plural = "es" if past.left_out > 1 else ""
         click.echo(f"{past.left_out} older switch{plural} not shown: --since or --newest does.", err=True)
     for host, problem in past.missing.items():
-        click.echo(f"{host}: {problem}", err=True)
+        click.echo(printable(f"{host}: {problem}"), err=True)
     return int(bool(past.missing))

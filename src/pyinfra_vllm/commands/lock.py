@@ -16,6 +16,7 @@ import click
 from pyinfra_vllm import fleet, hub_endpoint
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, Lock
 from pyinfra_vllm.errors import RolloutError
+from pyinfra_vllm.printable import printable_lines
 
 if TYPE_CHECKING:
     from pyinfra_vllm.hub import Hub
@@ -151,12 +152,12 @@ def lock(inventory: str, check: bool, prune: bool, group_data: tuple[str, ...], 
     """
 
     def say(line: str) -> None:
-        click.echo(line, err=True)
+        click.echo(printable_lines(line), err=True)
 
     try:
         code, result = run(inventory, group_data, check=check, prune=prune, say=say)
     except RolloutError as error:
-        click.echo(str(error), err=True)
+        click.echo(printable_lines(error), err=True)
         raise SystemExit(error.exit_code) from error
     click.echo(json.dumps(result, indent=2) if as_json else "\n".join(sentences(result, check=check)))
     raise SystemExit(code)

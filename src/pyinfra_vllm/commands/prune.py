@@ -16,6 +16,7 @@ from ..asking import Answer, Hosts
 from ..checkpoint import Lock
 from ..config import Declared
 from ..operations._unit import in_units
+from ..printable import printable
 
 DEFAULT_INVENTORY = "inventory/prod.py"
 # Deleting terabytes of small files takes a while; a host that answers nothing for so long is given up, not stopped.
@@ -68,10 +69,10 @@ def sentences(answers: Sequence[Answer[list[dict[str, Any]]]], *, delete: bool) 
     lines = []
     for answer in answers:
         if answer.value is None:
-            lines.append(f"{answer.host}: {answer.problem}")
+            lines.append(printable(f"{answer.host}: {answer.problem}"))
             continue
         lines += [
-            f"{answer.host}: {item['kind']:10} {in_units(item['bytes']):>9}  {item['path']}"
+            f"{answer.host}: {printable(item['kind']):10} {in_units(item['bytes']):>9}  {printable(item['path'])}"
             for item in answer.value
         ]
         freed = in_units(sum(item["bytes"] for item in answer.value))

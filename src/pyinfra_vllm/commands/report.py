@@ -15,6 +15,7 @@ import click
 
 from ..asking import Hosts
 from ..errors import DeclarationError
+from ..printable import printable
 from ..report import looking
 from ..report.page import render
 from .status import declared
@@ -84,6 +85,6 @@ def report(
     """
     code, result = run(inventory, out, limit, group_data, newest)
     for host, problem in result["missing"].items():
-        click.echo(f"{host}: {problem}", err=True)
+        click.echo(printable(f"{host}: {problem}"), err=True)
     click.echo(json.dumps(result, indent=2) if json_wanted else result["report"])
     return code

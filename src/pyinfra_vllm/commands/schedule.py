@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from .. import fleet
+from ..printable import printable
 from ..schedule.tick import tick as ticked
 from ..schedule.units import EVERY, Units, cron_line, install, units
 
@@ -89,11 +90,11 @@ def _tick(
         inventory,
         limit,
         datetime.now(UTC),
-        lambda line: click.echo(line, err=True),
+        lambda line: click.echo(printable(line), err=True),
         dry=dry,
         group_data=group_data,
     )
-    click.echo(json.dumps(done.as_dict(), indent=2) if json_wanted else done.said)
+    click.echo(json.dumps(done.as_dict(), indent=2) if json_wanted else printable(done.said))
     return done.exit_code
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..errors import DeclarationError
+from ..printable import printable
 
 SECRET_NAME = re.compile(r"(?:key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 # Chat services put their tokens into the path of a URL.
@@ -38,7 +39,7 @@ class Problem:
     value: object = MISSING
 
     def __str__(self) -> str:
-        key = "".join(char if char.isprintable() else repr(char)[1:-1] for char in self.key)
+        key = printable(self.key)
         where = f"{self.source}: {key}" if key else self.source
         if self.value is MISSING:
             return f"{where}: {self.message}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from pyinfra.api import FactBase, StringCommand
+from pyinfra.api import StringCommand
 from typing_extensions import override
 
+from pyinfra_vllm import answers
 from pyinfra_vllm.facts import _script
+from pyinfra_vllm.facts._told import Told
+from pyinfra_vllm.on_host.values import list_of
 
 
-class Checkpoints(FactBase[list[dict[str, Any]]]):
+class Checkpoints(Told[list[dict[str, Any]]]):
     """
     Every checkpoint below the root: complete, damaged or partial as the file system tells (no content is read), with
     the bytes it takes and the releases that refer to it.
@@ -25,15 +27,8 @@ class Checkpoints(FactBase[list[dict[str, Any]]]):
     """
 
     default = list
-
-    @override
-    def requires_command(self, *args: Any, **kwargs: Any) -> str:
-        return "python3"
+    check = list_of(answers.STORED)
 
     @override
     def command(self, root: str) -> StringCommand:
         return _script.python("inspect_checkpoints", root, needs=("manifest", "durable"))
-
-    @override
-    def process(self, output: list[str]) -> list[dict[str, Any]]:
-        return list(json.loads("".join(output)))

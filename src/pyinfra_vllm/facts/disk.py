@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from pyinfra.api import FactBase, StringCommand
+from pyinfra.api import StringCommand
 from typing_extensions import override
 
+from pyinfra_vllm import answers
 from pyinfra_vllm.facts import _script
+from pyinfra_vllm.facts._told import Told
 
 
-class Filesystem(FactBase[dict[str, Any]]):
+class Filesystem(Told[dict[str, Any] | None]):
     """
     Free bytes and inodes where a path is, or would be, written; the path need not exist.
 
@@ -23,14 +24,8 @@ class Filesystem(FactBase[dict[str, Any]]):
          "free_bytes": 1200000000000, "total_bytes": 1900000000000, "free_inodes": 120000000}
     """
 
-    @override
-    def requires_command(self, *args: Any, **kwargs: Any) -> str:
-        return "python3"
+    check = answers.FILESYSTEM
 
     @override
     def command(self, path: str) -> StringCommand:
         return _script.python("inspect_disk", path)
-
-    @override
-    def process(self, output: list[str]) -> dict[str, Any]:
-        return dict(json.loads("".join(output)))

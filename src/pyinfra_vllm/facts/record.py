@@ -2,50 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from pyinfra.api import FactBase, StringCommand
+from pyinfra.api import StringCommand
 from typing_extensions import override
 
+from pyinfra_vllm import answers
 from pyinfra_vllm.facts import _script
+from pyinfra_vllm.facts._told import Told
+from pyinfra_vllm.on_host.values import list_of
 
 
-class _Told(FactBase[list[dict[str, Any]] | None]):
-    """JSON from a script; None where the host could not run it."""
-
-    @staticmethod
-    @override
-    def default() -> None:
-        return None
-
-    @override
-    def requires_command(self, *args: Any, **kwargs: Any) -> str:
-        return "python3"
-
-    @override
-    def process(self, output: list[str]) -> list[dict[str, Any]]:
-        return list(json.loads("".join(output)))
-
-
-class Running(_Told):
+class Running(Told[list[dict[str, Any]] | None]):
     """What each service of a host runs (see on_host/observe.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     """
+
+    check = list_of(answers.OBSERVED)
 
     @override
     def command(self, root: str) -> StringCommand:
         return _script.python("observe", root, needs=("durable", "journal"))
 
 
-class Record(_Told):
+class Record(Told[list[dict[str, Any]] | None]):
     """The newest switches of each service of a host (see on_host/recall.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     + newest: how many switches of each service; 0: all
     + max_bytes: of evidence for each service; 0: none
     """
+
+    check = list_of(answers.TOLD)
+
+    @override
+    def taken(self, value: Any) -> list[dict[str, Any]]:
+        return answers.evidence(value)
 
     @override
     def command(self, root: str, newest: int, max_bytes: int = 0) -> StringCommand:

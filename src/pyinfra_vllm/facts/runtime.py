@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from pyinfra.api import FactBase, StringCommand
+from pyinfra.api import StringCommand
 from typing_extensions import override
 
+from pyinfra_vllm import answers
 from pyinfra_vllm.facts import _script
+from pyinfra_vllm.facts._told import Told
 
 
-class Runtime(FactBase[dict[str, Any] | None]):
+class Runtime(Told[dict[str, Any] | None]):
     """
     Version and known flags of an installed vLLM, read from its files: it is neither run nor imported. None where the
     venv has no vLLM, or only the beginnings of one.
@@ -25,15 +26,8 @@ class Runtime(FactBase[dict[str, Any] | None]):
          "compiled": 1.0}
     """
 
-    @override
-    def requires_command(self, *args: Any, **kwargs: Any) -> str:
-        return "python3"
+    check = answers.RUNTIME
 
     @override
     def command(self, path: str) -> StringCommand:
         return _script.python("inspect_runtime", path, needs=("flags",))
-
-    @override
-    def process(self, output: list[str]) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = json.loads("".join(output))
-        return found

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import json
+import re
 from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 from typing_extensions import override
 
+from pyinfra_vllm import answers
+from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts import _script
+from pyinfra_vllm.facts._told import Told
+from pyinfra_vllm.on_host.values import shown
+
+SERVICE = re.compile(r"/.*/[a-z0-9][a-z0-9._-]*/releases")
 
 
-class Service(FactBase[dict[str, Any]]):
+class Service(Told[dict[str, Any] | None]):
     """Release, process, lock, journal and rejected releases of one service (see on_host/observe.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     + service: the service's name
     """
 
+    check = answers.one_of(answers.OBSERVED)
+
     @override
-    def requires_command(self, *args: Any, **kwargs: Any) -> str:
-        return "python3"
+    def taken(self, value: Any) -> dict[str, Any]:
+        return dict(value[0])
 
     @override
     def command(self, root: str, service: str) -> StringCommand:
         return _script.python("observe", root, service, needs=("durable", "journal"))
-
-    @override
-    def process(self, output: list[str]) -> dict[str, Any]:
-        (observed,) = json.loads("".join(output))
-        return dict(observed)
 
 
 class Services(FactBase[list[str]]):
@@ -50,24 +53,23 @@ class Services(FactBase[list[str]]):
 
     @override
     def process(self, output: list[str]) -> list[str]:
+        found = [SERVICE.fullmatch(path) for path in output]
+        if not all(found):
+            raise HostError(
+                f"answered nonsense: no folders of services, but {shown(output)}. {answers.ADVICE}"
+            )
         return sorted(path.split("/")[-2] for path in output)
 
 
-class Host(FactBase[dict[str, Any]]):
+class Host(Told[dict[str, Any] | None]):
     """What a host has of us: python3's version, the program, the recovery unit, users and platform.
 
     + root: where pyinfra-vllm keeps its files on the host
     + users: names to look up
     """
 
-    @override
-    def requires_command(self, *args: Any, **kwargs: Any) -> str:
-        return "python3"
+    check = answers.HOST
 
     @override
     def command(self, root: str, users: tuple[str, ...] = ()) -> StringCommand:
         return _script.python("inspect_host", root, *users)
-
-    @override
-    def process(self, output: list[str]) -> dict[str, Any]:
-        return dict(json.loads("".join(output)))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -27,8 +28,10 @@ from .stream import (
     Refused,
     Streamed,
     TimedOut,
+    TooLong,
     parsed,
     read_stream,
+    shortened,
     words,
 )
 from .timed_socket import TimedSocket
@@ -46,14 +49,22 @@ __all__ = [
     "Refused",
     "Streamed",
     "TimedOut",
+    "TooLong",
 ]
 
 DEFAULT_TIMEOUT_S = 60.0
 READ_BYTES = 1 << 16
+LARGEST_BODY = 8 << 20  # vLLM's /metrics has under 300 kB, an answer of prompt_logprobs about 1 MB
+# Of a stream: vLLM sends one event of about 250 bytes a token, then usage and the end.
+STREAM_BYTES, TOKEN_BYTES = 1 << 18, 1 << 12
+STREAM_LINES, TOKEN_LINES = 256, 4
+LONGEST_SAMPLE = 1 << 16  # one line of /metrics
+LARGEST_VALUE = 1e15
+# A prompt's tokens are at least a byte each, beside what a chat template puts around them.
+TEMPLATE_TOKENS = 4096
 METRIC = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{.*\})?\s+(\S+)")
 # Until Python 3.9 a socket's timeout is not a TimeoutError.
 TIMEOUTS = (TimeoutError, socket.timeout)
-Pieces = Iterator[tuple[float, bytes]]
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
@@ -113,19 +124,18 @@ class Client:
             found = parsed(self.get("/version", timeout_s)).get("version")
         except ClientError:
             return None
-        return str(found) if found else None
+        return shortened(found, 60) if isinstance(found, str) and found else None
 
     def metrics(self, timeout_s: float = 5.0) -> dict[str, float]:
         """`/metrics`: each name with the sum over its labels, and each `name{labels}` by itself. Raises ClientError."""
         values: dict[str, float] = {}
         for line in self.get("/metrics", timeout_s).decode("utf-8", "replace").splitlines():
-            found = METRIC.match(line)
+            found = METRIC.match(line) if len(line) <= LONGEST_SAMPLE else None
             if not found:
                 continue
             name, labels, text = found.groups()
-            try:
-                value = float(text)
-            except ValueError:
+            value = _sample(text)
+            if value is None:
                 continue
             values[name] = values.get(name, 0.0) + value
             if labels:
@@ -168,7 +178,8 @@ class Client:
         + salt: keeps the server's prefix cache from answering for another request
         + require_usage: raise NoUsage where the server counts no tokens (else: count its events)
         """
-        return read_stream(self.events(prompt, max_tokens, timeout_s, salt), require_usage)
+        events = self.events(prompt, max_tokens, timeout_s, salt)
+        return read_stream(events, require_usage)
 
     def events(self, prompt: str, max_tokens: int, timeout_s: float, salt: str = "") -> Events:
         """What `stream` receives, not yet read: reading costs time that a busy probe has only later."""
@@ -188,7 +199,9 @@ class Client:
             body["ignore_eos"] = True
         if salt and "cache_salt" in self.extensions:
             body["cache_salt"] = salt
-        return self._exchange_stream(self.path, body, timeout_s)
+        events = self._exchange_stream(self.path, body, timeout_s)
+        events.most_input, events.most_output = len(prompt.encode()) + TEMPLATE_TOKENS, max_tokens
+        return events
 
     def ask(self, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """One answer in one piece. Raises ClientError."""
@@ -210,22 +223,32 @@ class Client:
     # One exchange
 
     def _exchange(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> bytes:
-        parts = [chunk for _, chunk in self._chunks(method, path, body, timeout_s)]
+        parts = [chunk for _, chunk in self._chunks(method, path, body, timeout_s, LARGEST_BODY)]
         return b"".join(parts)
 
     def _exchange_stream(self, path: str, body: dict[str, Any], timeout_s: float) -> Events:
-        chunks = self._chunks("POST", path, body, timeout_s)
+        tokens = int(body["max_tokens"])
+        chunks = self._chunks("POST", path, body, timeout_s, STREAM_BYTES + TOKEN_BYTES * tokens)
         events = Events(sent=next(chunks)[0])
         rest = b""
         for moment, chunk in chunks:
             *lines, rest = (rest + chunk).split(b"\n")
             events.lines += [(moment, line) for line in lines if line.strip()]
+            if len(events.lines) > STREAM_LINES + TOKEN_LINES * tokens:
+                chunks.close()
+                raise TooLong(f"the stream has more than {len(events.lines)} events for {tokens} tokens")
         if rest.strip():
             events.lines.append((time.perf_counter(), rest))
         return events
 
-    def _chunks(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Pieces:
-        """Yield (moment of sending, b""), then each piece of the body with the moment at which it was read."""
+    def _chunks(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float, most: int
+    ) -> Generator[tuple[float, bytes], None, None]:
+        """Yield (moment of sending, b""), then each piece of the body with the moment at which it was read.
+
+        Raises TooLong for a body of more than `most` bytes.
+        """
+        received = 0
         deadline = time.perf_counter() + timeout_s
         connection = self._connection(max(timeout_s, 0.001))
         sock: socket.socket | None = None
@@ -240,6 +263,9 @@ class Client:
                 raise HttpError(response.status, response.read(2000).decode("utf-8", "replace"))
             yield sent, b""
             while chunk := response.read1(READ_BYTES):
+                received += len(chunk)
+                if received > most:
+                    raise TooLong(f"the answer has more than {most} bytes")
                 yield time.perf_counter(), chunk
         except TIMEOUTS as error:
             raise TimedOut(f"no complete answer within {timeout_s:.1f} s") from error
@@ -281,6 +307,15 @@ class Client:
         if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key}"
         return headers
+
+
+def _sample(text: str) -> float | None:
+    """The value of a sample; None for what no counter or gauge of a server can be."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and abs(value) <= LARGEST_VALUE else None
 
 
 def _parts(url: str) -> tuple[SplitResult, int | None]:

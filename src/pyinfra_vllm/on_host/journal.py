@@ -100,12 +100,12 @@ def read(path: Path) -> list[Entry]:
 def _parsed(line: bytes) -> list[Entry]:
     try:
         entry = json.loads(line)
-        return [entry] if _is_whole(entry) else []
+        return [entry] if is_whole(entry) else []
     except (ValueError, RecursionError):  # torn, or the empty text behind the last newline
         return []
 
 
-def _is_whole(entry: Any) -> bool:
+def is_whole(entry: Any) -> bool:
     """Whether it is an entry whose fields are what their readers take them for. Raises ValueError for a time that is none."""
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ALWAYS):
         return False

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from .values import MOST
+
 INFO = "vllm:cache_config_info"
 # The labels that carry a size (vLLM 0.24 and newer; older ones have the blocks only).
 NUMBERS = {
@@ -15,7 +17,7 @@ NUMBERS = {
     "block_size": "block_size",
 }
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
-_LOGGED = re.compile(r"KV cache size: ([\d,]+) tokens")
+_LOGGED = re.compile(r"KV cache size: ([0-9][0-9,]{0,20}) tokens")
 
 
 def measured(metrics: Iterable[str], log: Iterable[str]) -> dict[str, Any]:
@@ -42,5 +44,7 @@ def _number(text: str) -> float | None:
     try:
         value = float(text)
     except ValueError:  # "None" where the server does not know it
+        return None
+    if not 0 <= value <= MOST:
         return None
     return int(value) if value.is_integer() else value

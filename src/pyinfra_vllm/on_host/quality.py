@@ -17,16 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .client import CHAT, COMPLETIONS, Client, ClientError, HttpError
+from .client import CHAT, COMPLETIONS, Client, ClientError, Garbage, HttpError, TooLong
 from .criteria import LANGUAGES
 from .form import TEMPLATE, defects
-from .graders import GRADERS, answer_of, unfit
+from .graders import GRADERS, answer_of, grade, unfit
 from .likelihood import Text, cut
+from .stream import choices
+from .values import shown
 
 ANSWER_TOKENS = 128
 THINKING_TOKENS = 2048  # room for a model whose thinking can't be switched off
 WORKERS = 8
 ANSWER_S = 60.0
+LONGEST_ANSWER = 1 << 18  # characters; 2048 tokens have about 8,000
 TRIES = 3  # of the request that shows how questions can be asked
 FURTHER = "further-"  # begins the id of a question that is asked only where there is time
 FURTHER_SETS = 40
@@ -182,7 +185,7 @@ def _question(item: Any, where: str) -> Question:
         raise QuestionsError(f"{where}: expect {item['expect']!r} of kind {item['kind']} {why}")
     question = Question(**item)
     try:
-        GRADERS[question.kind]("", question.expect)
+        grade(question.kind, "", question.expect)
     except Exception as error:  # whatever it is, it would be the same in the middle of a switch
         raise QuestionsError(f"{where}: the grader of {question.kind} fails on expect: {error!r}") from error
     return question
@@ -259,7 +262,7 @@ def _graded(question: Question, text: str, finish: str | None) -> dict[str, Any]
     answer = answer_of(text)
     wrong = defects(answer)
     sane = not set(wrong) - {TEMPLATE}
-    passed = sane and GRADERS[question.kind](answer, question.expect)
+    passed = sane and grade(question.kind, answer, question.expect)
     return {"passed": passed, "sane": sane, "form": wrong, "ended": finish == "stop"}
 
 
@@ -339,12 +342,23 @@ class Speaker:
 
 def _read(answer: dict[str, Any]) -> tuple[str, str | None, bool]:
     """Text, reason of its end, and whether the server kept a reasoning part apart."""
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise ClientError("the answer has no choices")
-    choice = choices[0]
+    offered = choices(answer)
+    if not offered:
+        raise Garbage("the answer has no choices")
+    choice = offered[0]
     message = choice.get("message")
+    finish = choice.get("finish_reason")
+    ended = finish if isinstance(finish, str) else None
     if isinstance(message, dict):
         thought = bool(message.get("reasoning_content") or message.get("reasoning"))
-        return str(message.get("content") or ""), choice.get("finish_reason"), thought
-    return str(choice.get("text") or ""), choice.get("finish_reason"), False
+        return _text(message.get("content")), ended, thought
+    return _text(choice.get("text")), ended, False
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, (str, type(None))):
+        raise Garbage(f"the answer is no text: {shown(value)}")
+    text = value or ""
+    if len(text) > LONGEST_ANSWER:
+        raise TooLong(f"the answer has {len(text)} characters, more than {LONGEST_ANSWER}")
+    return text

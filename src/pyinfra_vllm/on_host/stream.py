@@ -9,6 +9,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from .values import shown
+
+MOST_TOKENS = 10**9  # where nobody knows what was asked
+
 
 class ClientError(Exception):
     """A request that did not give what was asked for. `kind` is one word for counting, the message is for people."""
@@ -49,6 +53,10 @@ class Garbage(ClientError):
     kind = "garbage"
 
 
+class TooLong(Garbage):
+    """The answer is longer than any answer to what was asked: it was not read to its end."""
+
+
 class NoTokens(ClientError):
     """The answer ended well and held no tokens."""
 
@@ -80,6 +88,9 @@ class Events:
 
     sent: float
     lines: list[tuple[float, bytes]] = field(default_factory=list)
+    # What `usage` may claim at most: of what was sent, and of what was asked for.
+    most_input: int = MOST_TOKENS
+    most_output: int = MOST_TOKENS
 
 
 def read_stream(events: Events, require_usage: bool) -> Streamed:
@@ -99,17 +110,18 @@ def read_stream(events: Events, require_usage: bool) -> Streamed:
             continue
         event = parsed(data)
         if "error" in event:
-            raise Dropped(f"the server gave up in the middle of the answer: {shortened(str(event['error']))}")
+            said = shortened(data.decode("utf-8", "replace"))
+            raise Dropped(f"the server gave up in the middle of the answer: {said}")
         usage = event.get("usage") or usage
-        for choice in event.get("choices") or ():
+        for choice in choices(event):
             moments.append(moment)
             texts.append(_text(choice))
-            finish = choice.get("finish_reason") or finish
+            finish = _finish(choice) or finish
     if not moments:
         raise NoTokens("the stream ended without a token" if events.lines else "the answer is empty")
     if not done and finish is None:
         raise Dropped("the stream ended in the middle of the answer")
-    input_tokens, output_tokens = _counted(usage, len(moments), require_usage)
+    input_tokens, output_tokens = _counted(usage, len(moments), require_usage, events)
     return Streamed(
         ttft_s=moments[0] - events.sent,
         e2e_s=moments[-1] - events.sent,
@@ -121,16 +133,39 @@ def read_stream(events: Events, require_usage: bool) -> Streamed:
     )
 
 
-def _counted(usage: Any, events: int, required: bool) -> tuple[int, int]:
+def _counted(usage: Any, seen: int, required: bool, events: Events) -> tuple[int, int]:
+    """Tokens in and out as the server counted them, where that can be true of what was asked."""
     counts = usage if isinstance(usage, dict) else {}
     prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    if isinstance(prompt, int) and isinstance(completion, int):
+    if _count(prompt) and _count(completion):
         if completion < 1:
             raise NoTokens("the server counted no tokens in its answer")
+        if completion > events.most_output or not 0 <= prompt <= events.most_input:
+            raise Garbage(
+                f"`usage` claims {shown(prompt)} tokens in and {shown(completion)} out, where {events.most_input}"
+                f" and {events.most_output} are the most that was asked for"
+            )
         return prompt, completion
     if required:
         raise NoUsage("the server's answer has no `usage`, so its tokens can't be counted")
-    return 0, events
+    return 0, min(seen, events.most_output)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def choices(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an answer offers. Raises Garbage where that is no list of objects."""
+    found = answer.get("choices") or []
+    if not isinstance(found, list) or not all(isinstance(choice, dict) for choice in found):
+        raise Garbage(f"`choices` is no list of objects: {shown(found)}")
+    return found
+
+
+def _finish(choice: dict[str, Any]) -> str | None:
+    found = choice.get("finish_reason")
+    return found if isinstance(found, str) else None
 
 
 def _text(choice: dict[str, Any]) -> str:
@@ -140,12 +175,13 @@ def _text(choice: dict[str, Any]) -> str:
 
 
 def parsed(data: bytes) -> dict[str, Any]:
+    """The object that a server sent. Raises Garbage for whatever is none."""
     try:
         value = json.loads(data)
-    except ValueError as error:
-        raise Garbage(f"not JSON: {shortened(data.decode('utf-8', 'replace'), 80)}") from error
+    except (ValueError, RecursionError) as error:
+        raise Garbage(f"not JSON: {shortened(data[:400].decode('utf-8', 'replace'), 80)}") from error
     if not isinstance(value, dict):
-        raise Garbage(f"not a JSON object: {shortened(str(value), 80)}")
+        raise Garbage(f"not a JSON object: {shown(value)}")
     return value
 
 

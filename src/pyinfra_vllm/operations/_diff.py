@@ -7,6 +7,7 @@ from pyinfra.api import Host
 from pyinfra.facts.files import FileContents
 from pyinfra.operations.util.files import generate_color_diff
 
+from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.operations._rollout import Wanted
 
 UNIT = "vllm.service"
@@ -15,7 +16,7 @@ UNIT = "vllm.service"
 def show(host: Host, item: Wanted) -> None:
     """The changes from the unit that the host has now to the one that was planned; all of it for a first release."""
     path = f"{item.root}/{item.service.name}/current/{UNIT}"
-    before = host.get_fact(FileContents, path=path) or []
+    before = asked(host, FileContents, path=path) or []
     logger.info(f"{host.print_prefix}{item.service.name}: changes of {path}:")
     for line in generate_color_diff(before, item.release.files()[UNIT].splitlines()):
         logger.info(f"    {line}")

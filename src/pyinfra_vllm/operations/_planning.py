@@ -14,6 +14,7 @@ from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.config.models import API_KEY
 from pyinfra_vllm.errors import HostError, RolloutError
+from pyinfra_vllm.facts._told import asked, fact
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Service as ServiceFact
@@ -41,7 +42,7 @@ def plan(
     + secrets: their values; left out: those that the environment holds
     """
     version, flags, compiled = _runtime(host, root, service)
-    told = host.get_fact(Gpus)
+    told = asked(host, Gpus)
     if told["problem"]:
         raise HostError(_refusal(service, [_untold(told["problem"])]))
     gpus = told["gpus"]
@@ -63,7 +64,7 @@ def plan(
         root=root,
         service=service,
         release=release,
-        observed=host.get_fact(ServiceFact, root=root, service=service.name),
+        observed=fact(host, ServiceFact, root=root, service=service.name),
         gpu=used[0]["name"] if used else "cpu",
         warnings=(
             *resolution.warnings,
@@ -119,7 +120,7 @@ def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[st
     """The version, its flags and how much of it has byte code: of the vLLM that is installed, else (before it is) of the
     one declared, which will be installed with all of it."""
     path = runtime_path(root, service)
-    found: dict[str, Any] | None = host.get_fact(Runtime, path=path)
+    found: dict[str, Any] | None = asked(host, Runtime, path=path)
     if found:
         flags = found.get("flags")
         return str(found["version"]), frozenset(flags) if flags else None, float(found.get("compiled", 1.0))

@@ -5,8 +5,34 @@ An exception in an operation would end the run for every host; a command that fa
 
 from __future__ import annotations
 
-from pyinfra import logger
+import functools
+from collections.abc import Callable, Generator
+from typing import ParamSpec
+
+from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, Host, State
+from pyinfra.api.command import PyinfraCommand
+
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.printable import printable
+
+P = ParamSpec("P")
+Commands = Generator[PyinfraCommand | str, None, None]
+
+
+def alone(operation: Callable[P, Commands]) -> Callable[P, Commands]:
+    """An operation that ends for this host alone where a host's answer can't be used. Stands below `@operation()`."""
+
+    @functools.wraps(operation)
+    def commands(*args: P.args, **kwargs: P.kwargs) -> Commands:
+        try:
+            yield from operation(*args, **kwargs)
+        except HostError as error:
+            if not state.is_executing:
+                logger.warning(f"{host.print_prefix}{printable(error)}")
+            yield refuse(f"{error}. Nothing was changed.")
+
+    return commands
 
 
 def refuse(message: str) -> FunctionCommand:
@@ -16,5 +42,5 @@ def refuse(message: str) -> FunctionCommand:
 
 def _fail(state: State, host: Host, message: str) -> bool:
     """With this signature pyinfra takes False for a failure of this host; it prints no traceback."""
-    logger.error(f"{host.print_prefix}{message}")
+    logger.error(f"{host.print_prefix}{printable(message)}")
     return False

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from paramiko import SSHException
 from pyinfra.api import Host, QuoteString, StringCommand
 from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
 
+from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.hearing import TooMuch
+from pyinfra_vllm.on_host.values import Check
+from pyinfra_vllm.printable import printable
 
 # What a command on a host may raise: its own failure, or the loss of the connection.
 LOST = (HostError, OSError, EOFError, SSHException)
+
+LAST_WORDS = 1500  # characters of what a command that failed said last
 
 # On the disk, whole, before it has its name, and its name before we go on: a power cut leaves the old text or the new.
 _WRITE = (
@@ -42,19 +47,20 @@ class Remote:
         if timeout_s is not None:
             arguments["_timeout"] = timeout_s
         command = StringCommand(*(QuoteString(word) for word in words))
-        ok, output = self.host.run_shell_command(command, print_output=False, print_input=False, **arguments)
-        if not ok:
-            raise HostError(
-                output.stderr.strip() or output.stdout.strip() or f"`{words[0]}` failed without a word"
+        try:
+            ok, output = self.host.run_shell_command(
+                command, print_output=False, print_input=False, **arguments
             )
+        except TooMuch as error:
+            raise HostError(f"`{words[0]}`: {error}") from error
+        if not ok:
+            said = output.stderr.strip() or output.stdout.strip()
+            raise HostError(printable(said[-LAST_WORDS:]) or f"`{words[0]}` failed without a word")
         return str(output.stdout)
 
-    def json(self, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> Any:
-        text = self.run(*words, stdin=stdin, timeout_s=timeout_s)
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise HostError(f"`{' '.join(words[:4])} ...` printed no JSON: {text[-300:]!r}") from error
+    def json(self, check: Check, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> Any:
+        """The JSON that a command prints. Raises HostError where it is none, or not what `check` allows."""
+        return answers.read(self.run(*words, stdin=stdin, timeout_s=timeout_s), check)
 
     def write(self, path: str, text: str, mode: str = "600") -> None:
         """Replace the file in one step, durably; `path` is absolute and its folder must be there."""

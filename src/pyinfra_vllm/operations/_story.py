@@ -33,7 +33,7 @@ STEPS = {
 
 def tell(entries: Iterable[dict[str, Any]], progress: Iterable[str]) -> list[str]:
     """News in the order in which they happened: entries and lines of progress carry their time first."""
-    told = [(entry["at"], text) for entry in entries for text in _entry(entry)]
+    told = [(entry["at"], text) for entry in entries for text in _told(entry)]
     for line in progress:
         at, _, text = line.partition(" ")
         if not text.startswith(HOW_FAR):
@@ -45,6 +45,14 @@ def how_far(progress: Iterable[str]) -> str:
     """The newest line about how far a step is, without its time; empty where there is none."""
     texts = [line.partition(" ")[2] for line in progress]
     return ([""] + [text.removeprefix(HOW_FAR) for text in texts if text.startswith(HOW_FAR)])[-1]
+
+
+def _told(entry: dict[str, Any]) -> list[str]:
+    """An entry of another version of the program, or of a host that lies, has a sentence too."""
+    try:
+        return _entry(entry)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        return [f"{STEPS.get(entry['step'], entry['step'])}: {entry['state']}"]
 
 
 def _entry(entry: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyinfra_vllm.operations._rollout import PROGRESS, Outcome
+from pyinfra_vllm.printable import printable
 
 COLOURS = {"committed": "green", "unchanged": "cyan", "deferred": "yellow", "taken back": "yellow"}
 
@@ -52,8 +53,8 @@ def print_summary(state: State) -> None:
     for row in rows(state):
         colour = COLOURS.get(row.status, "red")
         # Text, not markup: brackets in what hosts and their programs said are theirs
-        said = Text(row.message)
-        table.add_row(row.host, row.service, row.release, Text(row.status, style=colour), said)
+        said = Text(printable(row.message))
+        table.add_row(row.host, row.service, row.release, Text(printable(row.status), style=colour), said)
     console = Console(stderr=True)
     logger.info("--> Rollout:")
     console.print(table)

@@ -11,16 +11,28 @@ from typing import Any
 from pyinfra import logger
 from pyinfra.api import Host
 
+from pyinfra_vllm import answers
 from pyinfra_vllm import release as releases
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.order import ROLLOUT, Order
+from pyinfra_vllm.on_host.values import Check, mapping, or_null, text
 from pyinfra_vllm.operations import _story
 from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._rollout import Outcome
 from pyinfra_vllm.operations._screen import SCREEN, Working
 from pyinfra_vllm.operations._unit import ANSWER_S, LOST_CONTACT_S, RUN_DIRECTORY, reconnect
+from pyinfra_vllm.printable import printable
 
 UNIT = "pyinfra-vllm-switch"
+# Of what on_host/observe.py tells, the part that decides whether a switch may begin.
+OBSERVED = mapping(
+    {
+        "lock": or_null(answers.LOCK),
+        "rejected": answers.REJECTED,
+        "last": or_null(mapping({"tx": text}, ("tx",))),
+    },
+    ("lock", "rejected", "last"),
+)
 POLL_S = 1.0
 PRUNING_S = 900.0  # as long as somebody who prunes may hold the lock that a recovery needs
 RETRY = "retry_rejected"
@@ -51,13 +63,18 @@ class Switching:
         except LOST as error:
             begun = "Nothing was touched unless the switch had begun; then"
             return self.outcome("unknown", f"the connection was lost ({error}). {begun} {BY_ITSELF}")
+        except Exception as error:  # over something that this host said: the others go on
+            words = f"internal error (bug in pyinfra-vllm): {type(error).__name__}: {error}"
+            return self.outcome("unknown", f"{words}. If the switch had begun, {BY_ITSELF}")
 
     def _observe(self) -> dict[str, Any]:
-        return dict(self._host_program("status", self.order.service)[0])
+        return dict(self._host_program(answers.one_of(OBSERVED), "status", self.order.service)[0])
 
-    def _host_program(self, *words: str) -> Any:
+    def _host_program(self, check: Check, *words: str) -> Any:
         """What the host's program answers; a link that is half dead must not hold us for ever."""
-        return self.remote.json("python3", self.program, "--root", self.root, *words, timeout_s=ANSWER_S)
+        return self.remote.json(
+            check, "python3", self.program, "--root", self.root, *words, timeout_s=ANSWER_S
+        )
 
     def _hindrance(self, observed: dict[str, Any]) -> Outcome | None:
         if observed["lock"] is not None:
@@ -100,8 +117,8 @@ class Switching:
                 continue
             heard = time.monotonic()
             entries, lines = entries + len(news["entries"]), lines + len(news["progress"])
-            for text in _story.tell(news["entries"], news["progress"]):
-                self._say(text)
+            for line in _story.tell(news["entries"], news["progress"]):
+                self._say(line)
             if news["step"]:
                 same = news["step"]["name"] == step
                 step, said = news["step"]["name"], _story.how_far(news["progress"]) or (said if same else "")
@@ -120,7 +137,7 @@ class Switching:
         after = ("--after-tx", after_tx) if after_tx else ()
         words = ("--unit", self.unit, "--entries", str(entries), "--lines", str(lines), *after)
         try:
-            news = dict(self._host_program("follow", self.order.service, *words))
+            news = dict(self._host_program(answers.NEWS, "follow", self.order.service, *words))
             self._lost_contact = False
             return news
         except LOST as error:
@@ -135,7 +152,7 @@ class Switching:
 
     def _ended(self, news: dict[str, Any]) -> Outcome:
         end = news["end"]
-        outcome = self.outcome(end["outcome"], end["reason"])
+        outcome = self.outcome(end.get("outcome", "failed"), end.get("reason", "it gave no reason"))
         self._show_last_words(end, news["tx"])
         try:
             acknowledge(self.remote, self.root, self.order.service, news["tx"])
@@ -146,7 +163,7 @@ class Switching:
     def _show_last_words(self, end: dict[str, Any], tx: str) -> None:
         """Of a start that failed: what its log says of the cause, and where the whole log is."""
         words = end.get("log") or []
-        told = bool(words) and words[0] in end["reason"]
+        told = bool(words) and words[0] in end.get("reason", "")
         for line in words[told:]:
             self._say(f"| {line}")
         if words:
@@ -168,7 +185,7 @@ class Switching:
         return Outcome(self.host.name, self.order.service, status, message, self.order.release)
 
     def _say(self, text: str) -> None:
-        logger.info(f"{self.host.print_prefix}{self.order.service}: {text}")
+        logger.info(f"{self.host.print_prefix}{self.order.service}: {printable(text)}")
 
 
 # The unit removes its order when it ends; where it never began, nobody else would.

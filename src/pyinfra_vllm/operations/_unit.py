@@ -15,9 +15,11 @@ from pyinfra import logger
 from pyinfra.api import Host
 from pyinfra.api.exceptions import ConnectError
 
+from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._screen import SCREEN, Working
+from pyinfra_vllm.printable import printable
 
 RUN_DIRECTORY = "/run/pyinfra-vllm"
 POLL_S = 1.0
@@ -101,7 +103,7 @@ class Unit:
         """The status that the program wrote last ({} before the first) and systemd's state of the unit."""
         text = self.remote.run("sh", "-c", _LOOK, "sh", self.status, self.name, timeout_s=ANSWER_S)
         status, _, state = text.strip().rpartition("\n")
-        return json.loads(status) if status.strip() else {}, state.strip()
+        return answers.read(status, answers.STATUS) if status.strip() else {}, state.strip()
 
     def _follow(self) -> None:
         with SCREEN.following(self.host) as show:
@@ -113,7 +115,7 @@ class Unit:
         while True:
             try:
                 status, state = self._look()
-            except (*LOST, ValueError) as error:
+            except LOST as error:
                 if time.monotonic() - heard > LOST_CONTACT_S:
                     raise HostError(self._lost()) from error
                 if not lost:  # once for each outage
@@ -142,7 +144,7 @@ class Unit:
         )
 
     def _say(self, line: str) -> None:
-        logger.info(f"{self.host.print_prefix}{line}")
+        logger.info(f"{self.host.print_prefix}{printable(line)}")
 
 
 def reconnect(host: Host) -> None:

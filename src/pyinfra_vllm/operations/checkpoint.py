@@ -14,13 +14,17 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra_vllm.checkpoint import Checkpoint, File
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.hub_endpoint import endpoint
 from pyinfra_vllm.operations._planning import runtime_path
+from pyinfra_vllm.operations._refuse import alone
 from pyinfra_vllm.operations._unit import Unit, in_units
+from pyinfra_vllm.printable import printable
 
 
 @operation()
+@alone
 def present(
     root: str, service: Service, checkpoint: Checkpoint, verify: bool = False
 ) -> Generator[PyinfraCommand, None, None]:
@@ -38,7 +42,7 @@ def present(
 
         checkpoint.present(name="chat: download", root=mine.root, service=chat, checkpoint=locked)
     """
-    found = {item["directory"]: item for item in host.get_fact(Checkpoints, root=root)}
+    found = {item["directory"]: item for item in asked(host, Checkpoints, root=root)}
     directory = checkpoint.directory(root)
     here = found.get(directory)
     if here is not None and here["state"] == "complete" and not verify:
@@ -100,7 +104,7 @@ def fetch(state: State, host: Host, root: str, request: dict[str, Any]) -> bool:
     try:
         unit.run(f"{root}/bin/on-host.pyz", "fetch", request, writable=root, **secret)
     except HostError as error:
-        logger.error(f"{host.print_prefix}{what} is not here: {error}")
+        logger.error(f"{host.print_prefix}{what} is not here: {printable(error)}")
         return False
     logger.info(f"{host.print_prefix}{what} is complete and verified")
     return True

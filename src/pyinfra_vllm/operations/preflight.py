@@ -12,10 +12,11 @@ from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations._planning import plan
-from pyinfra_vllm.operations._refuse import refuse
+from pyinfra_vllm.operations._refuse import alone, refuse
 
 
 @operation()
+@alone
 def passed(root: str, service: Service, checkpoint: Checkpoint) -> Generator[PyinfraCommand, None, None]:
     """
     Stop this host where its GPUs, driver or vLLM can't serve what was declared; never changes anything.

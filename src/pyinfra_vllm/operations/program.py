@@ -12,9 +12,10 @@ from pyinfra import host
 from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
+from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.service import Host
 from pyinfra_vllm.operations._archive import archive, digest
-from pyinfra_vllm.operations._refuse import refuse
+from pyinfra_vllm.operations._refuse import alone, refuse
 from pyinfra_vllm.release import quoted
 
 OLDEST_PYTHON = (3, 9)
@@ -38,6 +39,7 @@ WantedBy=multi-user.target
 
 
 @operation()
+@alone
 def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str, None, None]:
     """
     Install the program that runs on the host, its recovery at boot, and the services' users.
@@ -51,10 +53,10 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
 
         program.installed(name="Prepare the host", root="/srv/pyinfra-vllm", users=["vllm"])
     """
-    found = host.get_fact(Host, root=root, users=tuple(users))
+    found = asked(host, Host, root=root, users=tuple(users))
     problem = _problem(found, token=get_token() is not None)
-    if problem:
-        yield refuse(problem)
+    if problem or not found:
+        yield refuse(problem or "it told nothing")
         return
 
     missing = [user for user in users if not found["users"][user]]

@@ -8,6 +8,8 @@ from typing import Any
 
 from pyinfra.api import Host
 
+from pyinfra_vllm import answers
+from pyinfra_vllm.on_host.values import list_of
 from pyinfra_vllm.operations._remote import Remote
 
 # A host that was never rolled out to has no program, and nothing of us to remove.
@@ -25,5 +27,7 @@ def prune(
     """
     words = [f"{root}/bin/on-host.pyz", "--root", root, "prune", "--operator", operator]
     more = ["--delete"] if delete else []
-    found = Remote(host).json("sh", "-c", _RUN, "sh", *words, *more, stdin=json.dumps(keep))
+    found = Remote(host).json(
+        list_of(answers.PRUNED), "sh", "-c", _RUN, "sh", *words, *more, stdin=json.dumps(keep)
+    )
     return list(found)

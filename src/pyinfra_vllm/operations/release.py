@@ -13,14 +13,16 @@ from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations._planning import plan
-from pyinfra_vllm.operations._refuse import refuse
+from pyinfra_vllm.operations._refuse import alone, refuse
 from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._rollout import PROGRESS
 from pyinfra_vllm.operations._unit import RUN_DIRECTORY
+from pyinfra_vllm.printable import printable
 from pyinfra_vllm.release import Release
 
 
 @operation()
+@alone
 def staged(root: str, service: Service, checkpoint: Checkpoint) -> Generator[PyinfraCommand, None, None]:
     """
     Stage the release that was declared, so that a switch can begin at any time.
@@ -58,6 +60,8 @@ def stage(state: State, host: Host, root: str, release: Release) -> bool:
         remote.write(payload, json.dumps(content))
         remote.run("python3", f"{root}/bin/on-host.pyz", "--root", root, "stage", release.service, payload)
     except LOST as error:
-        logger.error(f"{host.print_prefix}release {release.id} of {release.service} was not staged: {error}")
+        logger.error(
+            f"{host.print_prefix}release {release.id} of {release.service} was not staged: {printable(error)}"
+        )
         return False
     return True

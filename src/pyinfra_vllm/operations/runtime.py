@@ -15,17 +15,20 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra_vllm.config import Runtime as Declared
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.on_host.build import key, same
 from pyinfra_vllm.operations._planning import runtime_path
-from pyinfra_vllm.operations._refuse import refuse
+from pyinfra_vllm.operations._refuse import alone, refuse
 from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._unit import Unit
+from pyinfra_vllm.printable import printable
 
 _FIND_UV = 'command -v uv || { test -x "$1" && echo "$1"; } || true'
 
 
 @operation()
+@alone
 def present(root: str, service: Service) -> Generator[PyinfraCommand, None, None]:
     """
     Have the declared vLLM on the host. A venv given by path is only looked at; one by version is installed once.
@@ -41,7 +44,7 @@ def present(root: str, service: Service) -> Generator[PyinfraCommand, None, None
     """
     path = runtime_path(root, service)
     declared = service.runtime
-    found = host.get_fact(Runtime, path=path)
+    found = asked(host, Runtime, path=path)
     if problem := _problem(path, declared, found):
         yield refuse(problem)
     elif found is not None:
@@ -100,7 +103,7 @@ def install(state: State, host: Host, root: str, request: dict[str, Any]) -> boo
         request = {**request, "uv": _uv(host, root)}
         unit.run(f"{root}/bin/on-host.pyz", "build", request, writable=root)
     except HostError as error:
-        logger.error(f"{host.print_prefix}{what} is not installed: {error}")
+        logger.error(f"{host.print_prefix}{what} is not installed: {printable(error)}")
         return False
     logger.info(f"{host.print_prefix}{what} is installed")
     return True
@@ -112,10 +115,11 @@ def _uv(host: Host, root: str) -> str:
     found = remote.run("sh", "-c", _FIND_UV, "sh", sent).strip()
     if found:
         return found
-    system, machine = remote.run("uname", "-sm").split()
+    system, _, machine = remote.run("uname", "-sm").strip().partition(" ")
     if (system.lower(), machine) != (sys.platform, platform.machine()):
         raise HostError(
-            f"it has no uv, and this machine's ({sys.platform} {platform.machine()}) does not run on {system} {machine}. "
+            f"it has no uv, and this machine's ({sys.platform} {platform.machine()}) does not run on "
+            f"{printable(f'{system} {machine}', 80)}. "
             f"Install uv on the host, or declare runtime.path"
         )
     logger.info(f"{host.print_prefix}sending uv")

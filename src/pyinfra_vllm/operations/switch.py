@@ -19,12 +19,13 @@ from pyinfra_vllm import release as releases
 from pyinfra_vllm import trades
 from pyinfra_vllm.config import Overrides, Rollout
 from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.facts._told import asked, fact
 from pyinfra_vllm.facts.service import Service, Services
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.operations import _diff, _summary
 from pyinfra_vllm.operations._opening import explain, measure_until, opening, shut
-from pyinfra_vllm.operations._refuse import refuse
+from pyinfra_vllm.operations._refuse import alone, refuse
 from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._rollout import (
     COMMITTED,
@@ -46,6 +47,7 @@ IDEMPOTENT_NOTICE = "A switch restarts a service; a host that runs the declared 
 
 # `_set_in_op=False`: the callback asks facts and runs commands itself, as pyinfra's own `python.call` does.
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
+@alone
 def wave(
     number: int, rollout: Rollout, serving: Mapping[str, Collection[str]], overrides: Overrides
 ) -> Generator[PyinfraCommand, None, None]:
@@ -93,6 +95,7 @@ def wave(
 
 
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
+@alone
 def taken_back(number: int, overrides: Overrides) -> Generator[PyinfraCommand, None, None]:
     """
     Where the rollout stopped, bring the hosts of one wave back to what they served before this run.
@@ -117,6 +120,7 @@ def taken_back(number: int, overrides: Overrides) -> Generator[PyinfraCommand, N
 
 
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
+@alone
 def can_go_back(root: str, service: str | None = None) -> Generator[PyinfraCommand, None, None]:
     """
     Fail a host that has nothing to roll back: a name that no service has must not look like success.
@@ -130,7 +134,7 @@ def can_go_back(root: str, service: str | None = None) -> Generator[PyinfraComma
 
         switch.can_go_back(name="Find what to roll back", root="/srv/pyinfra-vllm", service="chat")
     """
-    found = host.get_fact(Services, root=root)
+    found = asked(host, Services, root=root)
     if found and service in (None, *found):
         host.noop(f"it has {service or ', '.join(found)}")
         return
@@ -141,7 +145,16 @@ def can_go_back(root: str, service: str | None = None) -> Generator[PyinfraComma
     yield refuse(missing)
 
 
+def services(root: str) -> list[str]:
+    """The services of the host that rollback.py is about; none where it can't tell, which `can_go_back` says."""
+    try:
+        return asked(host, Services, root=root)
+    except HostError:
+        return []
+
+
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)
+@alone
 def back(
     root: str, service: str, overrides: Overrides, release: str | None = None, ready_timeout_s: float = 1800.0
 ) -> Generator[PyinfraCommand, None, None]:
@@ -161,7 +174,7 @@ def back(
         switch.back(name="Roll back chat", root="/srv/pyinfra-vllm", service="chat", overrides=overrides)
     """
     _summary.install(state)
-    observed = host.get_fact(Service, root=root, service=service)
+    observed = fact(host, Service, root=root, service=service)
     yield from _tell_unseen(root, observed)
     target = release or observed["previous"]
     if target is None:

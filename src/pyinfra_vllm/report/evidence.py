@@ -157,7 +157,10 @@ def ratios(metrics: Sequence[dict[str, Any]]) -> list[Interval]:
             row["verdict"],
         )
         for row in metrics
-        if row.get("interval") and row.get("ratio") is not None and row.get("decides")
+        if row.get("interval")
+        and row.get("ratio") is not None
+        and row["limit"] is not None
+        and row.get("decides")
     ]
 
 
@@ -213,10 +216,7 @@ def story(entries: Sequence[Entry]) -> list[tuple[str, str]]:
 def _told(entry: Entry) -> list[str]:
     if entry["step"] == "judge":  # its metrics and reasons stand with the evidence
         entry = {**entry, "metrics": [], "reasons": []}
-    try:
-        return tell([entry], [])
-    except (KeyError, TypeError, ValueError, AttributeError):  # written by another version of the program
-        return [f"{STEPS.get(entry['step'], entry['step'])}: {entry['state']}"]
+    return tell([entry], [])
 
 
 def away_s(entries: Sequence[Entry]) -> float | None:

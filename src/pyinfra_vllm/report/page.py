@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..asking import Answer
+from ..printable import printable_lines
 from . import plots
 from .evidence import Shown, show
 from .history import problems, switches
@@ -70,6 +71,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text),
         autoescape=True,
+        finalize=_printable,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -85,6 +87,11 @@ def _environment() -> jinja2.Environment:
         brief=brief,
     )
     return environment
+
+
+def _printable(value: Any) -> Any:
+    """What an expression gives, before it is escaped: text of hosts shows each of its characters; markup of ours stays."""
+    return printable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _drawn(draw: Any) -> Any:

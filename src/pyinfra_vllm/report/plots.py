@@ -9,9 +9,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as unmarked
 
 from ..on_host.stats import percentile
+from ..printable import printable
 
 WIDTH = 340  # user units: about one phone's width, so that text keeps its size there
 LEFT, RIGHT = 52, 12
@@ -20,6 +21,11 @@ AXIS = 26
 POINTS = 72
 MOST_RUGS = 80
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+
+
+def escape(text: object) -> str:
+    """Text in the markup, as the page shows it anywhere else."""
+    return unmarked(printable(text))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as unmarked
 from rich.table import Table
 
+from ..printable import printable
 from .history import Switch
 from .status import CHANGING, DOWN, DRIFT, OK, Row
 
@@ -21,6 +22,11 @@ UNFOLDED = 2000
 def console() -> Console:
     """Standard output: colours and folding on a terminal only."""
     return Console() if sys.stdout.isatty() else Console(width=UNFOLDED, no_color=True, highlight=False)
+
+
+def escape(text: object) -> str:
+    """A cell that shows what a host said, and obeys none of it."""
+    return unmarked(printable(text))
 
 
 def status_table(rows: Iterable[Row]) -> Table:

@@ -11,17 +11,18 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from .. import waves
 from ..asking import Answer
 from ..on_host.evidence import HOW_FAR
 from ..operations._story import STEPS
+from ..printable import printable
 from .history import moment
 from .looking import Look, Wish
 from .plots import duration
 from .status import brief
+from .tables import escape
 
 # A rollout of one night: what was switched longer ago belongs to another one.
 RECENT = timedelta(hours=12)
@@ -88,7 +89,9 @@ def sentence(item: Live) -> str:
     """One line for a log: without times, so that it changes only when something happened."""
     wave = f"wave {item.wave}, " if item.wave is not None else ""
     said = f": {item.said}" if item.said and item.state != SWITCHING else ""
-    return f"{wave}{item.host} {item.service}: {item.state}{f', {item.step}' if item.step else ''}{said}"
+    return printable(
+        f"{wave}{item.host} {item.service}: {item.state}{f', {item.step}' if item.step else ''}{said}"
+    )
 
 
 def _live(host: str, look: Look, wish: Wish, wave: int | None, now: datetime) -> Live:
@@ -101,7 +104,8 @@ def _live(host: str, look: Look, wish: Wish, wave: int | None, now: datetime) ->
         return Live(host, wish.service, SWITCHING, wave, step, since, said)
     ended = next((entry for entry in reversed(entries) if entry["step"] == "end"), None)
     if ended and _recent(entries, wish, now):
-        return Live(host, wish.service, ended["outcome"], wave, said=brief(ended["reason"]))
+        outcome, reason = ended.get("outcome", "unknown"), ended.get("reason", "")
+        return Live(host, wish.service, outcome, wave, said=brief(reason))
     if _runs(observed, wish):
         return Live(host, wish.service, RUNS, wave, said=f"release {wish.release}")
     return Live(host, wish.service, WAITING, wave, said=wish.problem or f"for release {wish.release}")

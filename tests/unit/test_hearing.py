@@ -1,0 +1,97 @@
+"""How much a host may say: real channels of paramiko would block, so these are read as theirs are."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from pyinfra_vllm import hearing
+from pyinfra_vllm.hearing import TooMuch
+
+
+class Channel:
+    """What a host sends on both streams, piece by piece, until it was closed."""
+
+    def __init__(self, out: Iterator[bytes], err: Iterable[bytes] = (), ends: bool = True) -> None:
+        self.streams = {"out": out, "err": iter(err)}
+        self.closed = False
+        self.status_event = threading.Event()
+        if ends:
+            self.status_event.set()
+        self.channel = self
+
+    def recv(self, count: int) -> bytes:
+        return self._next("out")
+
+    def recv_stderr(self, count: int) -> bytes:
+        return self._next("err")
+
+    def _next(self, name: str) -> bytes:
+        gevent.sleep(0)
+        return b"" if self.closed else next(self.streams[name], b"")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def heard(channel: Any, timeout: int | None = None) -> Any:
+    return hearing._read_bounded(channel, channel, timeout, False, "")
+
+
+def test_lines_come_whole_from_whatever_pieces() -> None:
+    said = heard(Channel(iter([b"on", b"e\ntw", b"o\nthree"]), iter([b"oh\n"])))
+    assert said.stdout_lines == ["one", "two", "three"]
+    assert said.stderr_lines == ["oh"]
+
+
+def test_bytes_that_are_no_text_are_replaced() -> None:
+    assert heard(Channel(iter([b"\xff\xfe\n"]))).stdout_lines == ["\ufffd\ufffd"]
+
+
+@pytest.mark.parametrize("piece", [b"x" * 65536, b"\n" * 65536, b"\x00" * 65536])
+@pytest.mark.parametrize("stream", ["out", "err"])
+def test_an_answer_without_end_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, piece: bytes, stream: str
+) -> None:
+    monkeypatch.setattr(hearing, "MOST_BYTES", 1 << 20)
+    endless = itertools.repeat(piece)
+    channel = Channel(endless) if stream == "out" else Channel(iter(()), endless)
+    with pytest.raises(TooMuch, match="and was given up"):
+        heard(channel)
+    assert channel.closed
+
+
+def test_a_drip_ends_with_the_time_limit() -> None:
+    def drip() -> Iterator[bytes]:
+        while True:
+            gevent.sleep(0.05)
+            yield b"."
+
+    channel = Channel(drip())
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        heard(channel, timeout=1)
+    assert channel.closed and time.monotonic() - began < 3
+
+
+def test_an_exit_status_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hearing, "EXIT_S", 0.1)
+    channel = Channel(iter([b"done\n"]), ends=False)
+    with pytest.raises(TimeoutError, match="no exit status"):
+        heard(channel)
+    assert channel.closed
+
+
+def test_a_connection_that_is_lost_is_an_error() -> None:
+    def cut() -> Iterator[bytes]:
+        yield b"half"
+        raise ConnectionResetError("reset by peer")
+
+    with pytest.raises(ConnectionResetError):
+        heard(Channel(cut()))

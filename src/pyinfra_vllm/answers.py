@@ -147,8 +147,8 @@ OBSERVED = mapping(
         "last": or_null(ENDED),
         "history": list_of(ENDED),
     },
-    ("service", "active", "since", "current", "previous", "running", "release", "staged", "rejected", "lock", "last", "history"),
-)  # fmt: skip
+    ("service", "current", "running", "staged", "rejected", "lock", "last", "history"),
+)
 METRIC = mapping(
     {
         "name": text,
@@ -193,7 +193,7 @@ NEWS = mapping(
         "entries": list_of(entry),
         "progress": texts,
         "active": flag,
-        "end": or_null(entry),
+        "end": or_null(mapping({"outcome": text, "reason": text, "verdict": TEXT_OR_NONE, "log": texts})),
     },
     ("tx", "entries", "progress", "active", "end"),
 )

@@ -236,7 +236,7 @@ def _locked(hosts: Mapping[str, Declared]) -> Lock:
     models = {(item.model, item.revision) for host in hosts.values() for item in host.services}
     if not models:
         return Lock()
-    hub_endpoint.endpoint()
+    hub_endpoint.token()
     lock = Lock.load(LOCK_FILE)
     missing = []
     for model, revision in sorted(models):

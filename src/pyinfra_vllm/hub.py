@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from huggingface_hub import hf_hub_url
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -29,6 +29,7 @@ from pyinfra_vllm import checkpoint, hub_endpoint
 from pyinfra_vllm.checkpoint import Checkpoint, File
 from pyinfra_vllm.errors import CheckpointRefused, HubError
 from pyinfra_vllm.on_host import manifest
+from pyinfra_vllm.on_host.values import shown
 
 TIMEOUT_S = 30.0  # between two bytes; huggingface_hub's own default is 10
 READ_DEADLINE_S = 120.0  # for one small file in all
@@ -36,6 +37,8 @@ READ_DEADLINE_S = 120.0  # for one small file in all
 LARGEST_METADATA_BYTES = 64 * 1024**2  # tokenizers of 250,000 entries are about 35 MB
 LARGEST_READ_BYTES = 16 * 1024**2  # config.json is a few kB; the index of a 400 GB model about 10 MB
 LARGEST_ANSWER_BYTES = 64 * 1024**2  # a listing has about 300 bytes a file
+LARGEST_ERROR_BYTES = 1024**2
+MOST_REDIRECTS = 5
 LARGEST_LISTING = 20_000  # entries; repositories with many quantizations have a few thousand
 
 INDEX = "model.safetensors.index.json"
@@ -184,17 +187,56 @@ class Hub:
     def _body(self, url: str, limit: int, more: str) -> bytes:
         """The body of an answer of at most `limit` bytes: an endless or a slow one ends here. Raises HubError."""
         deadline = time.monotonic() + READ_DEADLINE_S
-        body = bytearray()
-        headers = build_hf_headers(token=self._token)
-        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
-            hf_raise_for_status(response)
-            for chunk in response.iter_bytes(64 * 1024):
+        for _ in range(MOST_REDIRECTS):
+            answer = self._answer(url, limit, more, deadline)
+            if not isinstance(answer, str):
+                return answer
+            url = answer
+        raise HubError(f"{self.endpoint} redirects more than {MOST_REDIRECTS} times")
+
+    def _answer(self, url: str, limit: int, more: str, deadline: float) -> bytes | str:
+        """The body that one URL answers, or the URL that it redirects to. No byte of it is decompressed or read past a limit:
+        the client by itself would do both with the body of a redirect or an error."""
+        session = get_session()
+        request = session.build_request("GET", url, headers=self._headers(url), timeout=TIMEOUT_S)
+        response = session.send(request, stream=True, follow_redirects=False)
+        try:
+            encoding = response.headers.get("Content-Encoding", "identity")
+            if encoding.lower() != "identity":
+                raise HubError(
+                    f"{self.endpoint} sends a compressed answer ({encoding[:40]!r}), which was not asked for"
+                )
+            if response.has_redirect_location:
+                return self._redirected(response.url, response.headers["Location"])
+            most = limit if response.is_success else LARGEST_ERROR_BYTES
+            body = bytearray()
+            for chunk in response.iter_raw(64 * 1024):
                 body += chunk
-                if len(body) > limit:
+                if len(body) > most:
                     raise HubError(f"{self.endpoint} sends more {more}")
                 if time.monotonic() > deadline:
                     raise HubError(f"{self.endpoint} took over {READ_DEADLINE_S:.0f} s for {url}")
+        finally:
+            response.close()
+        whole = type(response)(
+            response.status_code, headers=response.headers, content=bytes(body), request=request
+        )
+        hf_raise_for_status(whole)
         return bytes(body)
+
+    def _headers(self, url: str) -> dict[str, str]:
+        """What is sent to a URL: the token to the Hub's own host alone."""
+        own = _origin(url) == _origin(self.endpoint)
+        token = (self._token or hub_endpoint.token(self.endpoint) or False) if own else False
+        return {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
+
+    def _redirected(self, url: Any, location: str) -> str:
+        target = str(url.join(location))
+        if not target.startswith(
+            ("https://", "http://" if self.endpoint.startswith("http://") else "https://")
+        ):
+            raise HubError(f"{self.endpoint} redirects to {shown(target)}, which is not encrypted")
+        return target
 
     def _ask(self, repo: str, question: Callable[[], T]) -> T:
         """One question to the Hub; whatever goes wrong becomes a HubError that says what to do."""
@@ -218,6 +260,11 @@ class Hub:
                 f"{self.endpoint} could not be asked about {repo}: {type(error).__name__}: "
                 f"{' '.join(str(error).split())[:300]}. {untouched}"
             ) from error
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def matches(body: bytes, file: File) -> bool:

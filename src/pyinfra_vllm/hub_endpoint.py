@@ -1,7 +1,8 @@
-"""Which Hub: read from HF_ENDPOINT and checked before `huggingface_hub`, which reads it too, is imported."""
+"""Which Hub, and whether it may have the token: read from HF_ENDPOINT and checked before `huggingface_hub` is imported."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from urllib.parse import urlsplit
 
@@ -9,6 +10,7 @@ from pyinfra_vllm.config.problems import shown
 from pyinfra_vllm.errors import DeclarationError
 
 VARIABLE = "HF_ENDPOINT"
+TOKEN_ANYWAY = "PYINFRA_VLLM_TOKEN_OVER_HTTP"
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
@@ -26,3 +28,38 @@ def endpoint() -> str:
             f"like {DEFAULT_ENDPOINT}, or unset it. Nothing was touched."
         )
     return declared.rstrip("/")
+
+
+def token(to: str | None = None) -> str | None:
+    """The Hub's token, from HF_TOKEN or where `hf auth login` keeps it; None where there is none.
+
+    + to: the Hub's URL; left out: the declared one
+
+    Raises DeclarationError where it would travel unencrypted to another machine and nobody said that it may.
+    """
+    from huggingface_hub import get_token
+
+    where = to or endpoint()
+    found = get_token()
+    if found and not may_have_token(where):
+        raise DeclarationError(
+            f"The environment variable {VARIABLE} = {shown(VARIABLE, where)} is not encrypted, and there is a token (HF_TOKEN, or of "
+            f"`hf auth login`), which everybody on the way could read. Nothing was sent or touched. Use an https:// URL, unset the "
+            f"token where all models are public, or set {TOKEN_ANYWAY}=1 where nobody else is on that network."
+        )
+    return found
+
+
+def may_have_token(where: str) -> bool:
+    """Whether a token stays between us and that Hub: encrypted, on this very machine, or as the operator accepts it."""
+    parts = urlsplit(where)
+    return (
+        parts.scheme == "https" or _is_loopback(parts.hostname or "") or os.environ.get(TOKEN_ANYWAY) == "1"
+    )
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"

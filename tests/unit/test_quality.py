@@ -176,12 +176,12 @@ def test_a_grader_that_raises_is_an_entry_and_stops_no_question(monkeypatch: pyt
     def broken(answer: str, expect: Any) -> bool:
         raise RuntimeError("no such thing")
 
-    monkeypatch.setitem(graders.GRADERS, "regex", broken)
-    questions = [Question(f"q{number:02d}", "Say yes.", "regex", "yes") for number in range(20)]
+    monkeypatch.setitem(graders.GRADERS, "exact", broken)
+    questions = [Question(f"q{number:02d}", "Say yes.", "exact", "yes") for number in range(20)]
     entries = asked([*questions, Question("z", CAPITAL.prompt, "contains", "Tokyo")], answers=KNOWS)
     assert len(entries) == 21 and entries[-1]["passed"]
     assert {entry["error_kind"] for entry in entries[:-1]} == {"grader"}
-    assert "the grader of regex failed: RuntimeError('no such thing')" in entries[0]["error"]
+    assert "the grader of exact failed: RuntimeError('no such thing')" in entries[0]["error"]
     assert gate.judge(None, record(phase(1), quality=entries), gate.Criteria())["verdict"] == "inconclusive"
 
 

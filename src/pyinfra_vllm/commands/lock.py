@@ -122,6 +122,7 @@ def run(
 def _hub() -> Hub:
     """The Hub of HF_ENDPOINT, which an inventory may set. `huggingface_hub` dies of a damaged one while it is imported."""
     endpoint = hub_endpoint.endpoint()
+    hub_endpoint.token(endpoint)
     from pyinfra_vllm.hub import Hub
 
     return Hub(endpoint)

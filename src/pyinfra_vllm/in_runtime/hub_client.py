@@ -13,12 +13,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, cast
 
 CHUNK_BYTES = 256 * 1024  # the client's own 10 MiB would show no progress for minutes on a slow link
+MOST_MEMORY = 4 << 30  # of address space: the client needs well under one
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 
@@ -116,11 +118,49 @@ def attempt(request: dict[str, Any], file: dict[str, Any]) -> None:
         say(path=file["path"], ok=True)
 
 
+class Compressed(Exception):
+    """The server compresses what it was asked to send as it is: a few bytes could become any number of them."""
+
+
+def refuse_compressed(response: Any, *_: object, **__: object) -> None:
+    """Called for every answer, redirects and errors too, before a byte of its body is read or decompressed."""
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise Compressed(f"a compressed answer ({encoding[:40]!r}), which was not asked for")
+
+
+def watch_answers() -> None:
+    """Have the client of this runtime, httpx's or the older requests', show each answer to `refuse_compressed`."""
+    import huggingface_hub
+
+    if hasattr(huggingface_hub, "set_client_factory"):
+        from huggingface_hub.utils import _http
+
+        def client() -> Any:
+            made = _http.default_client_factory()
+            hooks = made.event_hooks
+            made.event_hooks = {**hooks, "response": [*hooks.get("response", []), refuse_compressed]}
+            return made
+
+        huggingface_hub.set_client_factory(client)
+        return
+    import requests  # type: ignore[import-untyped]
+
+    def session() -> Any:
+        made = requests.Session()
+        made.hooks["response"].append(refuse_compressed)
+        return made
+
+    huggingface_hub.configure_http_backend(backend_factory=session)
+
+
 def main() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
     from huggingface_hub import constants
 
+    watch_answers()
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     with ThreadPoolExecutor(max_workers=request["parallel"]) as pool:
         for file in request["files"]:

@@ -176,6 +176,9 @@ class Service:
     def log(self, cursor: str | None) -> list[str]:
         return systemd.log_since(self.paths.unit, cursor)
 
+    def log_of_start(self, cursor: str | None) -> list[str]:
+        return systemd.log_of_start(self.paths.unit, cursor)
+
     def kv_cache(self, release: Release, log: list[str]) -> dict[str, Any]:
         """The server's own figures of its KV cache; from the log alone where it has no /metrics."""
         try:

@@ -137,7 +137,7 @@ def _counted(usage: Any, seen: int, required: bool, events: Events) -> tuple[int
     """Tokens in and out as the server counted them, where that can be true of what was asked."""
     counts = usage if isinstance(usage, dict) else {}
     prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    if _count(prompt) and _count(completion):
+    if isinstance(prompt, int) and isinstance(completion, int):
         if completion < 1:
             raise NoTokens("the server counted no tokens in its answer")
         if completion > events.most_output or not 0 <= prompt <= events.most_input:
@@ -149,10 +149,6 @@ def _counted(usage: Any, seen: int, required: bool, events: Events) -> tuple[int
     if required:
         raise NoUsage("the server's answer has no `usage`, so its tokens can't be counted")
     return 0, min(seen, events.most_output)
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def choices(answer: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from . import unit_log
+
 RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE"
 COMMAND_TIMEOUT_S = 120
 
@@ -80,9 +82,20 @@ def log_cursor() -> str | None:
 
 
 def log_since(unit: str, cursor: str | None, limit: int = 5000) -> list[str]:
-    """The unit's log lines after the mark, oldest first, the newest `limit` of them."""
-    after = ["--after-cursor", cursor] if cursor else []
-    return _journal("--unit", unit, "--output", "cat", "--lines", str(limit), *after).splitlines()
+    """The unit's log lines after the mark, oldest first, the newest `limit` of them; of a long log its two ends."""
+    try:
+        return unit_log.bounded(line.text for line in unit_log.lines(unit, cursor, limit))
+    except unit_log.LogError as error:
+        raise SystemdError(str(error)) from error
+
+
+def log_of_start(unit: str, cursor: str | None) -> list[str]:
+    """What the unit's newest start logged before its server took requests: no client can have put a word into that."""
+    invocation = show(unit, "InvocationID").get("InvocationID", "")
+    try:
+        return unit_log.before_requests(unit_log.lines(unit, cursor), invocation)
+    except unit_log.LogError as error:
+        raise SystemdError(str(error)) from error
 
 
 def _journal(*arguments: str) -> str:

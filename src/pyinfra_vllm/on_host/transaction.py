@@ -274,7 +274,7 @@ class Switch(Transaction):
 
     def _check_kernel(self, new: Release, cursor: str | None) -> dict[str, Any]:
         with self.journal.step("kernel", release=new.id) as result:
-            log = self.service.log(cursor)
+            log = self.service.log_of_start(cursor)
             result.update(kernel.check(log, new.runtime_version, new.kernels))
             checked = dict(result)
             result["kv_cache"] = {"predicted": new.predicted_fit, "measured": self.service.kv_cache(new, log)}

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Generator
 from typing import Any
 
-from huggingface_hub import get_token
 from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, Host, State, operation
 from pyinfra.api.command import PyinfraCommand
@@ -16,7 +15,7 @@ from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.checkpoint import Checkpoints
-from pyinfra_vllm.hub_endpoint import endpoint
+from pyinfra_vllm.hub_endpoint import endpoint, token
 from pyinfra_vllm.operations._planning import runtime_path
 from pyinfra_vllm.operations._refuse import alone
 from pyinfra_vllm.operations._unit import Unit, in_units
@@ -98,8 +97,8 @@ def _file(file: File) -> dict[str, Any]:
 def fetch(state: State, host: Host, root: str, request: dict[str, Any]) -> bool:
     """Runs on the control machine when the operation is executed; the host downloads and verifies by itself."""
     what = f"{request['repo']} at {request['commit'][:12]}"
-    token = get_token()
-    secret = {"hub_token": token} if token else {}
+    hub_token = token()
+    secret = {"hub_token": hub_token} if hub_token else {}
     unit = Unit(host, f"fetch-{request['key']}", f"download {what}")
     try:
         unit.run(f"{root}/bin/on-host.pyz", "fetch", request, writable=root, **secret)

@@ -176,7 +176,7 @@ def back(
     _summary.install(state)
     observed = fact(host, Service, root=root, service=service)
     yield from _tell_unseen(root, observed)
-    target = release or observed["previous"]
+    target = release or observed.get("previous")
     if target is None:
         yield refuse(f"{service} has no previous release to go back to. Nothing was touched.")
         return
@@ -218,7 +218,7 @@ def carry_out(state: State, host: Host, root: str, order: Order) -> bool:
 
 def preview(item: Wanted, overrides: Overrides) -> str:
     """One line for a dry run: which release would replace which, what changes, and whether it may begin now."""
-    old, new, name = item.observed["release"], item.release, item.service.name
+    old, new, name = item.observed.get("release"), item.release, item.service.name
     if new.id in item.observed["rejected"] and not overrides.retry_rejected:
         return f"{name}: release {new.id} was rejected and would not be tried again"
     replaces = f"replace release {old['id']}" if old else "be the first release"

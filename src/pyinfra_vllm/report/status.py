@@ -112,7 +112,7 @@ def _unplanned(wish: Wish | None) -> str:
 def _row(
     host: str, observed: dict[str, Any], record: dict[str, Any], wish: Wish | None, declaration: bool
 ) -> Row:
-    release = observed["release"] or {}
+    release = observed.get("release") or {}
     checkpoint = release.get("checkpoint", {})
     different = tuple(drift(observed, wish, declaration))
     switching = _switching(observed["lock"])
@@ -133,7 +133,7 @@ def _row(
         declared=wish.release if wish else None,
         current=observed["current"],
         running=observed["running"],
-        previous=observed["previous"],
+        previous=observed.get("previous"),
         staged=tuple(observed["staged"]),
         rejected=tuple(sorted(observed["rejected"])),
         note=_unplanned(wish),
@@ -151,7 +151,7 @@ def drift(observed: dict[str, Any], wish: Wish | None, declaration: bool = True)
     if current is None:
         found.append("no release is current")
     if current is not None and running is None:
-        found.append(f"not running ({observed['active'] or 'unknown to systemd'})")
+        found.append(f"not running ({observed.get('active') or 'unknown to systemd'})")
     elif running is not None and running != current:
         found.append(f"the process was started from {running}, current is {current}")
     if wish is None:
@@ -179,7 +179,7 @@ def brief(reason: str) -> str:
 
 def _visible_drift(observed: dict[str, Any], wish: Wish) -> list[str]:
     """What can be said where the declared release's id can't be computed."""
-    model = ((observed["release"] or {}).get("checkpoint") or {}).get("repo")
+    model = ((observed.get("release") or {}).get("checkpoint") or {}).get("repo")
     if model is not None and model != wish.model:
         return [f"declared is {wish.model}, current is {model}"]
     return []
@@ -198,7 +198,7 @@ def _since(observed: dict[str, Any]) -> str:
         for switch in observed["history"]
         if switch["outcome"] == "committed" and switch.get("to") == observed["current"]
     ]
-    return str(committed[-1]) if committed else str(observed["since"] or "")
+    return str(committed[-1]) if committed else str(observed.get("since") or "")
 
 
 def _kernel(checked: dict[str, Any] | None, expected: list[str] | None) -> str:

@@ -1,0 +1,133 @@
+"""A unit's log by the journal's own fields: which start a line belongs to, and bounded however much a server writes.
+
+A server's lines are not to be trusted: what a client sends is quoted in them. So a line ends where the journal's entry ends, not
+where its text breaks, and of a start only what came before the server took requests counts (`before_requests`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+LONGEST_LINE = 16_384  # characters; vLLM's own longest, its configuration, has about 4,000
+HEAD_BYTES, TAIL_BYTES = 1 << 20, 3 << 20  # of a log that is kept: how it began and how it ended
+LONGEST_ENTRY = 1 << 20  # bytes of JSON; an entry beyond that is no line of a log
+LIMIT_S = 120.0
+FIELDS = "MESSAGE,_PID,_SYSTEMD_INVOCATION_ID"
+# uvicorn's and vLLM's words, all of them after the engine has started and before a request is read.
+ACCEPTS = re.compile(
+    r"Started server process \[\d+\]|Waiting for application startup|Application startup complete|Uvicorn running on"
+    r"|Starting vLLM (?:API )?server (?:\d+ )?on "
+)
+_BREAKS = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One entry of the journal. `start` is systemd's name for the start whose process wrote it; empty for systemd itself."""
+
+    text: str
+    start: str = ""
+
+
+class LogError(Exception):
+    """The journal could not be read; the message has journalctl's own words."""
+
+
+def lines(unit: str, cursor: str | None, newest: int | None = None) -> Iterator[Line]:
+    """The unit's lines after the mark, oldest first; with `newest` only so many of them. Raises LogError."""
+    after = [f"--after-cursor={cursor}"] if cursor else []
+    some = [f"--lines={newest}"] if newest else []
+    command = ["journalctl", "--quiet", "--no-pager", f"--unit={unit}", "--all", "--output=json"]
+    command += [f"--output-fields={FIELDS}", *some, *after]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        overdue = threading.Timer(LIMIT_S, child.kill)
+        overdue.start()
+        try:
+            for entry in _entries(cast("IO[bytes]", child.stdout)):
+                yield from parsed(entry)
+            said = cast("IO[bytes]", child.stderr).read(2000).decode("utf-8", "replace").strip()
+            status = child.wait()
+            # It exits with 1 and no word where nothing matches, which is an answer too.
+            if status < 0 or (status and said):
+                raise LogError(f"`{' '.join(command)}` exited with {status}: {said}")
+        finally:
+            overdue.cancel()
+            child.kill()
+
+
+def _entries(stream: IO[bytes]) -> Iterator[bytes]:
+    """Whole lines of bounded length; what is longer is left out."""
+    skipping = False
+    while piece := stream.readline(LONGEST_ENTRY):
+        whole = piece.endswith(b"\n")
+        if whole and not skipping:
+            yield piece
+        skipping = not whole
+
+
+def parsed(entry: bytes) -> list[Line]:
+    """The line in one entry of `journalctl --output=json`; none where it has none."""
+    try:
+        value = json.loads(entry)
+    except (ValueError, RecursionError):
+        return []
+    text = _text(value.get("MESSAGE")) if isinstance(value, dict) else None
+    if text is None:
+        return []
+    start = value.get("_SYSTEMD_INVOCATION_ID")
+    line = _BREAKS.sub(" ", text[: LONGEST_LINE + 1])
+    cut = f"{line[:LONGEST_LINE]}... ({len(text)} characters)" if len(text) > LONGEST_LINE else line
+    return [Line(cut, start if isinstance(start, str) else "")]
+
+
+def _text(message: Any) -> str | None:
+    """journalctl writes bytes that are no plain text, such as escapes, as a list of numbers."""
+    if isinstance(message, list):
+        try:
+            return bytes(message).decode("utf-8", "replace")
+        except (TypeError, ValueError):
+            return None
+    return message if isinstance(message, str) else None
+
+
+def before_requests(found: Iterable[Line], start: str) -> list[str]:
+    """The lines of one start up to where its server takes requests: from there on a client's words may be in them.
+
+    + start: systemd's name for it (InvocationID); empty where systemd does not say: every line counts
+    """
+    kept: list[str] = []
+    size = 0
+    for line in found:
+        if start and line.start != start:
+            continue
+        kept.append(line.text)
+        size += len(line.text)
+        if ACCEPTS.search(line.text) or size > HEAD_BYTES + TAIL_BYTES:
+            break
+    return kept
+
+
+def bounded(found: Iterable[str]) -> list[str]:
+    """How a log began and how it ended, with a line that says how much is left out between."""
+    head: list[str] = []
+    tail: deque[str] = deque()
+    began = ended = left_out = 0
+    for line in found:
+        if began + len(line) <= HEAD_BYTES and not tail:
+            head.append(line)
+            began += len(line) + 1
+            continue
+        tail.append(line)
+        ended += len(line) + 1
+        while ended > TAIL_BYTES:
+            ended -= len(tail.popleft()) + 1
+            left_out += 1
+    said = [f"... {left_out} lines left out: this log had more than is kept ..."] if left_out else []
+    return [*head, *said, *tail]

@@ -19,10 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host import graders, quality, soak, stream
+from pyinfra_vllm.on_host import graders, likelihood, quality, soak, stream
 from pyinfra_vllm.on_host.client import Client, ClientError, Garbage, TooLong
 from pyinfra_vllm.on_host.criteria import Criteria
-from pyinfra_vllm.on_host.graders import Undecided, grade, insane
+from pyinfra_vllm.on_host.form import defects
+from pyinfra_vllm.on_host.graders import Undecided, grade
 from pyinfra_vllm.on_host.stream import Events, read_stream
 from pyinfra_vllm.on_host.watch import Watch
 
@@ -213,8 +214,8 @@ def test_whatever_an_event_holds_it_is_an_answer_or_a_client_error(answers: list
 @given(ANSWERS)
 def test_whatever_an_answer_holds_it_is_read_or_a_client_error(answer: Any) -> None:
     answer = json.loads(json.dumps(answer))
-    for read in (quality._read, quality._bits):
-        with suppress(ClientError):
+    for read in (quality._read, likelihood._bits):
+        with suppress(ClientError, likelihood.NoLikelihood):
             read(answer)
 
 
@@ -234,7 +235,7 @@ def test_an_answer_longer_than_any_is_refused() -> None:
 )
 def test_the_longest_answers_are_looked_at_soon(text: str) -> None:
     began = time.monotonic()
-    insane(graders.answer_of(text))
+    defects(graders.answer_of(text))
     assert time.monotonic() - began < 5
 
 

@@ -5,12 +5,14 @@ Judges one text at a time and needs no expected answer; whether a model got wors
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 import zlib
 
 BLANK, LOOP, NOISE, TEMPLATE = "blank", "repeats itself", "noise", "template"
 LOOP_COPIES = 6
+LOOP_TAIL = 16_384  # characters that are looked at: 2048 tokens have about 8,000
 LOOP_CHARACTERS = 24  # a repetition shorter than this in all may well be an answer
 SCRIPTS = 4  # no answer of ours needs so many
 BROKEN_SHARE = 0.1  # of the characters
@@ -48,13 +50,10 @@ def defects(text: str) -> list[str]:
 
 def _loops(text: str) -> bool:
     """Whether it ends in many copies of one piece."""
-    tail = text.rstrip()
+    tail = text.rstrip()[-LOOP_TAIL:]
     for size in range(1, len(tail) // LOOP_COPIES + 1):
-        piece = tail[-size:]
-        copies = 1
-        while tail.endswith(piece * (copies + 1)):
-            copies += 1
-        if copies >= LOOP_COPIES and copies * size >= LOOP_CHARACTERS:
+        copies = max(LOOP_COPIES, math.ceil(LOOP_CHARACTERS / size))
+        if tail.endswith(tail[-size:] * copies):
             return True
     return False
 

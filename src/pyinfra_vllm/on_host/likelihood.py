@@ -18,7 +18,9 @@ from typing import Any
 
 from .client import COMPLETIONS, Client, ClientError, HttpError
 from .stats import t_value
+from .stream import choices
 
+MOST_NATS, ROUNDING = 1e4, 1e-3  # of one token; a probability above 1 is no probability
 PIECE_S = 60.0  # for one piece, at most
 COMPILERS = ("g++", "clang++")
 PIECE_BYTES = 600  # of an operator's text; a longer one is cut at the ends of its sentences
@@ -112,18 +114,17 @@ def _text(client: Client, text: Text, deadline: float) -> Measured:
 
 def _bits(answer: dict[str, Any]) -> tuple[float, int]:
     """The bits of a prompt and how many of its tokens have a likelihood. Raises NoLikelihood."""
-    choices = answer.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    values = first.get("prompt_logprobs") if isinstance(first, dict) else None
+    offered = choices(answer)
+    values = offered[0].get("prompt_logprobs") if offered else None
     if not isinstance(values, list) or len(values) < 2:
         raise NoLikelihood("the answer has no prompt_logprobs")
     total = 0.0
     for number, entry in enumerate(values[1:], 2):  # the first token has nothing before it
         try:
             logprob = float(next(iter(entry.values()))["logprob"])
-        except (AttributeError, StopIteration, KeyError, TypeError, ValueError):
+        except (AttributeError, StopIteration, KeyError, TypeError, ValueError, OverflowError):
             raise NoLikelihood(f"token {number} of a piece has no log probability") from None
-        if not math.isfinite(logprob):
+        if not -MOST_NATS <= logprob <= ROUNDING:
             raise NoLikelihood(f"the log probability of token {number} of a piece is {logprob}")
         total -= logprob / math.log(2)
     return total, len(values) - 1

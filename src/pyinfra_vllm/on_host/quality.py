@@ -351,14 +351,14 @@ def _read(answer: dict[str, Any]) -> tuple[str, str | None, bool]:
     ended = finish if isinstance(finish, str) else None
     if isinstance(message, dict):
         thought = bool(message.get("reasoning_content") or message.get("reasoning"))
-        return _text(message.get("content")), ended, thought
-    return _text(choice.get("text")), ended, False
+        return _words(message.get("content")), ended, thought
+    return _words(choice.get("text")), ended, False
 
 
-def _text(value: Any) -> str:
+def _words(value: Any) -> str:
     if not isinstance(value, (str, type(None))):
         raise Garbage(f"the answer is no text: {shown(value)}")
-    text = value or ""
+    text = (value or "").encode("utf-8", "replace").decode()  # halves of surrogate pairs are no text
     if len(text) > LONGEST_ANSWER:
         raise TooLong(f"the answer has {len(text)} characters, more than {LONGEST_ANSWER}")
     return text

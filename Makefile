@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Fast tests write and fsync a lot and wait now and then: memory for their files, more of them than cores.
 FAST := $(if $(wildcard /dev/shm/.),/dev/shm,/tmp)
+LOCK_OPTIONS := --extra build --extra test --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
 
-.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults lint bench-gate bench-accuracy lab-packages lab-cache lab-image lab-runtime lab-up lab-down clean
+.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults lint bench-gate bench-accuracy lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
 
 demo: lab-cache
 	$(LAB) demo
@@ -66,11 +67,17 @@ lab-image:
 lab-runtime: .venv/complete
 	$(LAB) prepare
 
-.venv/complete: pyproject.toml constraints.txt
+# Nothing is installed whose sha256 is not in requirements.lock, whatever an index or a cache hands out.
+.venv/complete: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -qq --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install -qq --require-hashes --requirement requirements.lock
+	$(BIN)/pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# Newer versions for a person to look through (docs/security.md); without --upgrade only what pyproject.toml newly asks for.
+update: .venv/complete
+	$(BIN)/uv pip compile -q $(LOCK_OPTIONS) --upgrade --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -206,7 +206,7 @@ def surroundings() -> dict[str, str]:
 def declare_there(machine: Host, declaration: dict[str, str]) -> None:
     """Put the variables that group_data/lab.py reads into the file that systemd gives to the unit."""
     text = "".join(f"{key}='{value}'\n" for key, value in (declaration | surroundings()).items())
-    machine.ssh(f"cat > {ENVIRONMENT}.new && mv {ENVIRONMENT}.new {ENVIRONMENT}", stdin=text)
+    machine.ssh(f"umask 077; cat > {ENVIRONMENT}.new && mv {ENVIRONMENT}.new {ENVIRONMENT}", stdin=text)
 
 
 def shown(machine: Host, what: str) -> str:

@@ -47,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         status, headers, body, endless = self.server.answer
-        self.server.seen.append(dict(self.headers))
+        self.server.seen.append({name.title(): value for name, value in self.headers.items()})
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -161,8 +161,7 @@ from pyinfra_vllm.in_runtime import hub_client
 hub_client.watch_answers()
 part = {part!r}
 hub_client.attempt({request!r}, {{"path": "config.json", "size": 1000, "part": part}})
-import resource
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 

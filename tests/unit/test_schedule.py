@@ -284,6 +284,65 @@ def test_units_say_what_was_asked(tmp_path: Path) -> None:
     assert own.systemctl("enable") == ["systemctl", "--user", "enable"]
 
 
+def lax(tmp_path: Path, kind: str) -> Path:
+    """An environment file that somebody else can decide about, in one way."""
+    (tmp_path / "etc").mkdir()
+    path = tmp_path / "etc/night.env"
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a fifo":
+        os.mkfifo(path, 0o600)
+    elif kind != "missing":
+        path.write_text("HF_TOKEN=hf_private")
+        path.chmod({"writable": 0o602, "group writable": 0o620, "readable": 0o644}.get(kind, 0o600))
+    if kind == "in a writable folder":
+        (tmp_path / "etc").chmod(0o777)
+    if kind == "of another user":
+        os.chown(path, 12345, 0)
+    if kind == "in another user's folder":
+        os.chown(tmp_path / "etc", 12345, 0)
+    if kind == "a link to a writable one":
+        path.chmod(0o606)
+        (tmp_path / "link").symlink_to(path)
+        return tmp_path / "link"
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "it can't be looked at (No such file or directory): make it"),
+        ("a folder", "it is no regular file"),
+        ("a fifo", "it is no regular file"),
+        ("writable", "(mode 0602), and it has secrets: `chmod 600"),
+        ("group writable", "(mode 0620)"),
+        ("readable", "(mode 0644)"),
+        ("in a writable folder", "(mode 0777) and replace it"),
+        ("of another user", "it belongs to the user with id 12345"),
+        ("in another user's folder", "belongs to the user with id 12345, who could replace it"),
+        ("a link to a writable one", "(mode 0606)"),
+    ],
+)
+def test_an_environment_file_that_others_decide_about_is_refused(
+    tmp_path: Path, kind: str, says: str
+) -> None:
+    if "another" in kind and os.geteuid():
+        pytest.skip("only root can give a file away")
+    path = lax(tmp_path, kind)
+    done = CliRunner().invoke(schedule, ["prod.py", "--environment-file", str(path)], standalone_mode=False)
+    assert isinstance(done.exception, DeclarationError), done.output
+    assert says in str(done.exception) and "No timer was written." in str(done.exception)
+    assert "hf_private" not in str(done.exception) + done.output
+
+
+def test_an_environment_file_of_ones_own_is_named_by_its_real_path(tmp_path: Path) -> None:
+    path = lax(tmp_path, "good")
+    (tmp_path / "link").symlink_to(path)
+    words = ["prod.py", "--environment-file", str(tmp_path / "link")]
+    done = CliRunner().invoke(schedule, words, standalone_mode=False, catch_exceptions=False)
+    assert f"EnvironmentFile={path}\n" in done.output
+
+
 def test_ticks_are_evenly_spaced_or_refused(tmp_path: Path) -> None:
     with pytest.raises(DeclarationError, match="--every 7"):
         units("prod.py", ["x"], tmp_path, 7)

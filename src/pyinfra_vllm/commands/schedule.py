@@ -12,6 +12,7 @@ import click
 
 from .. import fleet
 from ..printable import printable
+from ..schedule.environment import checked
 from ..schedule.tick import tick as ticked
 from ..schedule.units import EVERY, Units, cron_line, install, units
 
@@ -72,9 +73,8 @@ def schedule(
         inventory, group_data=group_data, limit=limit, need_lock=False
     )  # a timer of a broken one rolls nothing out
     command = own_command(inventory, limit, group_data)
-    made = units(
-        inventory, command, Path.cwd(), every, account(), environment_file and environment_file.resolve()
-    )
+    secrets = environment_file and checked(environment_file, account())
+    made = units(inventory, command, Path.cwd(), every, account(), secrets)
     ran = install(made) if installing else []
     if json_wanted:
         click.echo(json.dumps(_as_dict(made, ran, cron_line(command, Path.cwd(), every)), indent=2))

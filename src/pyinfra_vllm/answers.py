@@ -22,6 +22,7 @@ from .on_host.values import (
     mapping,
     number,
     or_null,
+    share,
     shown,
     text,
 )
@@ -192,10 +193,16 @@ NEWS = mapping(
         "tx": TEXT_OR_NONE,
         "entries": list_of(entry),
         "progress": texts,
+        "step": or_null(
+            mapping(
+                {"name": text, "elapsed_s": amount, "limit_s": or_null(amount)},
+                ("name", "elapsed_s", "limit_s"),
+            )
+        ),
         "active": flag,
         "end": or_null(mapping({"outcome": text, "reason": text, "verdict": TEXT_OR_NONE, "log": texts})),
     },
-    ("tx", "entries", "progress", "active", "end"),
+    ("tx", "entries", "progress", "step", "active", "end"),
 )
 RUNTIME = or_null(
     mapping(
@@ -207,11 +214,35 @@ RUNTIME = or_null(
             "executable": flag,
             "built": or_null(mapping({"packages": texts}, ("packages",))),
             "flags": or_null(texts),
+            "compiled": share,
             "problem": TEXT_OR_NONE,
         },
         ("version", "distribution", "executable", "built"),
     )
 )
+CARD = mapping(
+    {
+        "index": or_null(count),
+        "card": count,
+        "uuid": TEXT_OR_NONE,
+        "name": TEXT_OR_NONE,
+        "memory_mib": or_null(count),
+        "used_mib": or_null(count),
+        "driver": TEXT_OR_NONE,
+        "compute_capability": TEXT_OR_NONE,
+        "ecc": TEXT_OR_NONE,
+        "instance": TEXT_OR_NONE,
+        "split": flag,
+        "processes": list_of(
+            mapping(
+                {"pid": count, "unit": TEXT_OR_NONE, "used_mib": or_null(count), "name": TEXT_OR_NONE},
+                ("pid", "unit"),
+            )
+        ),
+    },
+    ("index", "name", "memory_mib", "processes"),
+)
+GPUS = mapping({"problem": TEXT_OR_NONE, "gpus": list_of(CARD)}, ("problem", "gpus"))
 STORED = mapping(
     {
         "directory": text,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from pyinfra.api import FactBase, StringCommand
+from pyinfra.api import StringCommand
 from typing_extensions import override
 
+from pyinfra_vllm import answers
 from pyinfra_vllm.facts import _script
+from pyinfra_vllm.facts._told import Told
 
 
-class Gpus(FactBase[dict[str, Any]]):
+class Gpus(Told[dict[str, Any]]):
     """
     The NVIDIA GPUs of a host: every card, followed by its MIG instances (see on_host/inspect_gpus.py). None of them where
     there is no nvidia-smi; `problem` says why they can't be told where it doesn't answer.
@@ -26,19 +27,13 @@ class Gpus(FactBase[dict[str, Any]]):
         }]}
     """
 
+    check = answers.GPUS
+
     @staticmethod
     @override
     def default() -> dict[str, Any]:
         return {"gpus": [], "problem": "this host could not be asked for its GPUs"}
 
     @override
-    def requires_command(self, *args: Any, **kwargs: Any) -> str:
-        return "python3"
-
-    @override
     def command(self) -> StringCommand:
         return _script.python("inspect_gpus", needs=("nvidia", "cgroup"))
-
-    @override
-    def process(self, output: list[str]) -> dict[str, Any]:
-        return dict(json.loads("".join(output)))

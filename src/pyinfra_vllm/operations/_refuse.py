@@ -28,11 +28,18 @@ def alone(operation: Callable[P, Commands]) -> Callable[P, Commands]:
         try:
             yield from operation(*args, **kwargs)
         except HostError as error:
-            if not state.is_executing:
-                logger.warning(f"{host.print_prefix}{printable(error)}")
-            yield refuse(f"{error}. Nothing was changed.")
+            yield _refused(f"{error}. Nothing was changed.")
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            what = f"{type(error).__name__}: {error}"
+            yield _refused(f"internal error (bug in pyinfra-vllm) over what this host told: {what}")
 
     return commands
+
+
+def _refused(message: str) -> FunctionCommand:
+    if not state.is_executing:
+        logger.warning(f"{host.print_prefix}{printable(message)}")
+    return refuse(message)
 
 
 def refuse(message: str) -> FunctionCommand:

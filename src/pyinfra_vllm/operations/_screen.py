@@ -22,6 +22,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pyinfra_vllm.printable import printable
+
 LINE_EVERY_S = 60.0
 
 
@@ -141,8 +143,12 @@ def table(lines: Mapping[str, Working]) -> Table:
     for host in sorted(lines):
         working = lines[host]
         # Text, not markup: brackets in what hosts say are theirs
-        made.add_row(Text(host, style="bold"), Text(working.what), Text(working.times), Text(working.detail))
+        made.add_row(Text(host, style="bold"), *map(_shown, (working.what, working.times, working.detail)))
     return made
+
+
+def _shown(said: str) -> Text:
+    return Text(printable(said))
 
 
 def clock(seconds: float) -> str:

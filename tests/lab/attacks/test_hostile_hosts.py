@@ -196,7 +196,7 @@ def test_what_stands_in_a_hosts_records_steers_no_terminal_and_no_page(
     on_terminal(*asked("report", "--out", str(tmp_path)), env=env)
     page = (tmp_path / "index.html").read_text()
     assert steering(page) == [] and "<script>" not in page and "\\x1b[2J" in page
-    code, told = on_terminal("pyinfra", control.INVENTORY, "deploy.py", "-y", "--limit", LIAR, env=env)
+    _, told = on_terminal("pyinfra", control.INVENTORY, "deploy.py", "-y", "--limit", LIAR, env=env)
     assert steering(told) == [] and "since the last run" in told
     done = control.run(*asked("history", "--json"), env=env)
     assert NASTY in {switch["operator"] for switch in json.loads(done.stdout)["switches"]}  # JSON stays data

@@ -240,7 +240,7 @@ CARD = mapping(
             )
         ),
     },
-    ("index", "name", "memory_mib", "processes"),
+    ("index", "name", "processes"),
 )
 GPUS = mapping({"problem": TEXT_OR_NONE, "gpus": list_of(CARD)}, ("problem", "gpus"))
 STORED = mapping(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import sys
 from collections.abc import Generator, Mapping
+from pathlib import Path
 from typing import Any
 
 import uv
@@ -24,7 +26,11 @@ from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._unit import Unit
 from pyinfra_vllm.printable import printable
 
-_FIND_UV = 'command -v uv || { test -x "$1" && echo "$1"; } || true'
+# The host's own, or the one that was sent if it still is, byte for byte, what was sent.
+_FIND_UV = 'command -v uv || { echo "$2  $1" | sha256sum --check --status 2>/dev/null && test -x "$1" && echo "$1"; } || true'
+_KEEP_UV = (
+    'chmod 755 "$1.partial" && echo "$2  $1.partial" | sha256sum --check --status && mv -f "$1.partial" "$1"'
+)
 
 
 @operation()
@@ -112,7 +118,9 @@ def install(state: State, host: Host, root: str, request: dict[str, Any]) -> boo
 def _uv(host: Host, root: str) -> str:
     """The host's own uv, or else the control machine's, sent to it. Raises HostError when neither can be used."""
     remote, sent = Remote(host), f"{root}/bin/uv"
-    found = remote.run("sh", "-c", _FIND_UV, "sh", sent).strip()
+    ours = uv.find_uv_bin()
+    sha256 = hashlib.sha256(Path(ours).read_bytes()).hexdigest()
+    found = remote.run("sh", "-c", _FIND_UV, "sh", sent, sha256).strip()
     if found:
         return found
     system, _, machine = remote.run("uname", "-sm").strip().partition(" ")
@@ -123,8 +131,13 @@ def _uv(host: Host, root: str) -> str:
             f"Install uv on the host, or declare runtime.path"
         )
     logger.info(f"{host.print_prefix}sending uv")
-    if not host.put_file(uv.find_uv_bin(), f"{sent}.partial", **remote.arguments):
+    if not host.put_file(ours, f"{sent}.partial", **remote.arguments):
         raise HostError(f"uv could not be sent to {sent}")
-    remote.run("chmod", "755", f"{sent}.partial")
-    remote.run("mv", "-f", f"{sent}.partial", sent)
+    try:
+        remote.run("sh", "-c", _KEEP_UV, "sh", sent, sha256)
+    except HostError as error:
+        raise HostError(
+            f"{sent}.partial is not the uv that was sent (sha256 {sha256}): it was not used. Find out who changes files on the "
+            f"way to this host or in its /tmp, then run again"
+        ) from error
     return sent

@@ -140,7 +140,7 @@ class Release:
         environment = jinja2.Environment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
         )
-        environment.filters.update(quoted=quoted, specifier=specifier)
+        environment.filters.update(quoted=quoted, assigned=assigned, specifier=specifier)
         return environment.from_string(self.template or template_text()).render(
             release=name,
             service=self.service,
@@ -212,7 +212,12 @@ def specifier(text: str) -> str:
 
 def quoted(text: str) -> str:
     """One word of a unit file: systemd splits at spaces and expands `%`, `$` and backslashes."""
-    escaped = str(text).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return assigned(text).replace("$", "$$")
+
+
+def assigned(text: str) -> str:
+    """One word of Environment=, where `$` stands for itself."""
+    escaped = str(text).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'
 
 

@@ -107,6 +107,7 @@ def test_its_vllm_and_its_gpus(serving: Host) -> None:
     runtime = told(serving, Runtime(), str(light_runtime.PATH))
     assert (runtime["version"], runtime["executable"], runtime["problem"]) == ("0.32.0", True, None)
     assert "--disable-uvicorn-access-log" in runtime["flags"] and runtime["built"] is None
+    assert runtime["compiled"] == 0.0, "nobody compiled the stub"
     assert told(serving, Gpus()) == {"gpus": [], "problem": None}
 
 

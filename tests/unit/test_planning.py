@@ -210,8 +210,8 @@ def test_who_does_not_have_the_key_works_out_the_same_release_but_for_it() -> No
 
 
 def test_a_python_path_of_the_operator_s_stays() -> None:
-    files = with_key("0.25.1", environment={"PYTHONPATH": "/opt/mine", "A": "1"}).release.files()
-    assert ':/opt/mine"\n' in files["vllm.service"]
+    files = with_key("0.25.1", environment={"PYTHONPATH": "/opt/$mine 100%", "A": "1"}).release.files()
+    assert ':/opt/$mine 100%%"\n' in files["vllm.service"]
     assert "PYTHONPATH" not in files["env"] and 'A="1"' in files["env"]
 
 

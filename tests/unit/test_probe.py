@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from openai_server import Behaviour, serving
 
-from pyinfra_vllm.on_host import gate, load, probe, prompts
+from pyinfra_vllm.on_host import gate, load, probe, prompts, quality
 from pyinfra_vllm.on_host.client import Client
 from pyinfra_vllm.on_host.probe import ProbeError, Settings
 
@@ -99,10 +99,11 @@ def test_a_baseline_is_measured_further_with_new_prompts_and_the_other_side_meas
         client = Client(server.url, "m")
         short = probe.measure(client, settings)
         before = probe.measure(
-            client, settings, extend=short, deadline=time.monotonic() + 3, enough=lambda phases: len(phases[0]["rounds"]) >= 5
+            client, settings, extend=short, deadline=time.monotonic() + 15, enough=lambda phases: len(phases[0]["rounds"]) >= 5
         )  # fmt: skip
-        after = probe.measure(client, Settings(**{**vars(settings), "budget_s": 6}), like=before)
-    assert short["plan"]["rounds"] == 2 and before["plan"]["rounds"] == 5 == len(after["phases"][0]["rounds"])
+        after = probe.measure(client, Settings(**{**vars(settings), "budget_s": 20}), like=before)
+    assert short["plan"]["rounds"] <= 2 and before["plan"]["rounds"] == 5
+    assert [len(phase["rounds"]) for phase in after["phases"]] == [5, 5]
     assert len(set(prompts_of(before))) == len(prompts_of(before)) > len(prompts_of(short))
     assert prompts_of(after) == prompts_of(before)
 
@@ -208,7 +209,7 @@ def test_a_release_that_hangs_on_questions_does_not_lose_its_criterion() -> None
         before = probe.measure(client, settings)
         server.behaviour.mute = True
         after = probe.measure(client, settings, like=before)
-    asked = len(before["quality"]) + before["quality_unanswered"]
+    asked = len(quality.builtin())
     assert before["quality"] and after["quality"] == [] and after["quality_unanswered"] == asked
     (row,) = [item for item in verdict(after, before)["metrics"] if item["name"] == "quality_points"]
     assert (row["verdict"], row["decides"]) == ("inconclusive", True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import datetime, tzinfo
 from pathlib import Path
+from typing import Any
 
 import pytest
 from simulated import NEW, OLD, SimulatedHost
@@ -319,3 +320,76 @@ def test_a_baseline_that_can_t_be_judged_is_found_out_before_anything_is_touched
     assert serving.switch() == "refused"
     assert "before.phases is empty" in serving.journal()[-1]["reason"]
     assert serving.running == OLD and serving.starts == []
+
+
+PLAN = {"words": {"s": 5}, "output_tokens": 32, "rounds": 1, "requests": {"c1": 24, "c8": 24}}
+
+
+def measured_by(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, each_s: float
+) -> list[tuple[str | None, dict[str, Any]]]:
+    """Each measurement takes so long, and the new release is as fast as the old one and too uneven to tell."""
+    simulated, calls = probe.measure, []
+    spent: dict[str | None, float] = {}
+
+    def measure(client: Any, settings: Any, **how: Any) -> dict[str, Any]:
+        calls.append((serving.running, how))
+        spent[serving.running] = spent.get(serving.running, 0.0) + each_s
+        record = simulated(client, settings, **how)
+        uneven = serving.running == NEW
+        for phase in record["phases"]:
+            phase["rounds"] = [{"round": 0, "duration_s": 7.0, "output_tokens": 768, "complete": True}]
+            phase["requests"] = [
+                {**item, "e2e_s": item["e2e_s"] * (1 if not uneven else 3 if n % 2 else 0.45), "round": 0}
+                for n, item in enumerate(phase["requests"])
+            ]
+        return {**record, "plan": PLAN, "spent_s": spent[serving.running]}
+
+    monkeypatch.setattr(probe, "measure", measure)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("order", "old", "new"),
+    [
+        ({}, 2, 3),  # three times the budget of 120 s: the old release until its rounds agree or it is over
+        ({"criteria": {"max_budget_s": 120}}, 1, 1),
+        ({"criteria": {"on_inconclusive": "keep"}}, 1, 1),
+        (
+            {"measure_until": 0.0},
+            2,
+            1,
+        ),  # the window is about to close: no time beyond the budget, and time to go back
+        ({"last_start": 60.0}, 2, 3),
+        ({"last_start": 0.5}, 1, 3),
+    ],
+)
+def test_doubt_is_measured_away_on_both_sides_while_the_window_leaves_room(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, order: dict[str, Any], old: int, new: int
+) -> None:
+    calls = measured_by(serving, monkeypatch, each_s=120.0)
+    if "last_start" in order:
+        order = {**order, "last_start": time.time() + order["last_start"]}
+    kept = order.get("criteria", {}).get("on_inconclusive") == "keep"
+    assert serving.switch(**order) == ("committed" if kept else "rolled_back")
+    first, second = ([how for release, how in calls if release == name] for name in (OLD, NEW))
+    assert (len(first), len(second)) == (old, new)
+    assert all("extend" in how and "like" not in how for how in first[1:])
+    assert all("like" in how for how in second) and all("extend" in how for how in second[1:])
+
+
+def test_both_sides_are_measured_at_what_both_admit(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    simulated = probe.measure
+    monkeypatch.setattr(
+        probe,
+        "measure",
+        lambda client, settings, **how: (
+            seen.append(settings.concurrency) or simulated(client, settings, **how)
+        ),
+    )
+    serving.stage("cccccccccccc", argv=["/bin/sh", "cccccccccccc", "--max-num-seqs", "24"])
+    serving.switch("cccccccccccc")
+    assert seen == [(1, 8, 24), (1, 8, 24)]

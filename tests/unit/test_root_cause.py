@@ -23,6 +23,7 @@ CAUSES = {
     "unknown-architecture": ("", "ValidationError: 1 validation error for ModelConfig Value error, Model architectures", True),
     "port-taken": ("", "OSError: [Errno 98] Address already in use", False),
     "chat-template": ("", "VLLMValidationError: The supplied chat template string (/tmp/absent.jinja) appears path-like", True),
+    "worker-corrupt": ("Worker_TP0", "SafetensorError: Error while deserializing header: incomplete metadata", True),
     "missing-weights": ("Worker", "RuntimeError: Cannot find any model weights with `/tmp/m-no-weights`", True),
     "quantization": ("", "ValidationError: 1 validation error for ModelConfig Value error, Quantization method", True),
     # the API server's traceback comes last there, and says "See root cause above"

@@ -112,6 +112,7 @@ def test_a_host_that_answers_nonsense_is_one_line_and_the_others_are_shown(
     assert code == 1, told
     assert steering(told) == []
     done = control.run(*asked("status", "--json"), env=env)
+    assert done.stdout.startswith("{"), done.stdout + done.stderr
     found = {host["host"]: host for host in json.loads(done.stdout)["hosts"]}
     assert done.returncode == 1 and found[LIAR]["problem"] and "\n" not in found[LIAR]["problem"]
     assert all(not found[other]["problem"] and found[other]["services"] for other in OTHERS)

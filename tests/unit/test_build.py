@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -83,6 +84,15 @@ def test_a_runtime_is_installed_and_found_without_importing_it(tmp_path: Path, w
         if not item.is_symlink():
             assert item.stat().st_mode & stat.S_IROTH, item
     assert sorted(item.name for item in path.parent.iterdir()) == ["9.9.9"]
+
+
+def test_what_was_installed_stays_named_by_its_hashes(tmp_path: Path, wheels: Path) -> None:
+    wheel(wheels)
+    code, _, path = install(tmp_path)
+    assert code == 0
+    lock = (path / "requirements.lock").read_text()
+    assert lock.startswith("vllm==9.9.9 ")
+    assert hashlib.sha256(next(wheels.glob("vllm-*.whl")).read_bytes()).hexdigest() in lock
 
 
 def test_byte_code_counts_where_the_interpreter_takes_it(tmp_path: Path, wheels: Path) -> None:

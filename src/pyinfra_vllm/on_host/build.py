@@ -20,6 +20,7 @@ from . import durable, task
 from .inspect_runtime import BUILDING, RECORD, distribution
 from .status import RUN, Status
 
+LOCK = "requirements.lock"  # in the venv: every package that was installed, by version and sha256
 LAST_WORDS = 12  # lines of uv's output in an error: its reasons come last
 PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -143,7 +144,13 @@ def _install(request: Request, status: Status) -> None:
             ["--no-index", "--find-links", request.index] if folder else ["--default-index", request.index]
         )
     python = str(request.path / "bin" / "python")
-    wanted = [f"{request.package}=={request.version}", *request.packages]
+    asked = request.path / "requirements.in"
+    durable.write_text(asked, "\n".join([f"{request.package}=={request.version}", *request.packages]) + "\n")
+    # First what it comes to, with the sha256 of every file, then exactly that: the lock stays with the runtime.
+    lock = str(request.path / LOCK)
+    locked = ("--generate-hashes", "--no-header", "--no-annotate", "--quiet", "--output-file", lock)
+    _uv(request, status, "pip", "compile", "--python", python, *source, *locked, str(asked))
+    wanted = ["--require-hashes", "--requirement", lock]
     # The service's user can't write byte code here: without it each process would compile all that it imports, at each start.
     _uv(request, status, "pip", "install", "--compile-bytecode", "--python", python, *source, *wanted)
 

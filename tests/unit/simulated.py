@@ -106,8 +106,8 @@ class SimulatedHost:
     def recover_until_death(self, boot: bool = False) -> list[str]:
         found = recovery.recover(self.paths.root, None, self.said.append, boot, self.paths.units)
         while self.in_background:
-            self.in_background.pop()
-            recovery.resume(self.paths, self.said.append)
+            assert self.in_background.pop() == self.paths.recovery_unit
+            recovery.insist(self.paths, self.said.append, tries=2)
         return found
 
     def journal(self) -> list[journals.Entry]:
@@ -116,6 +116,12 @@ class SimulatedHost:
     def outcome(self) -> str | None:
         ends = [entry for entry in self.journal() if entry["step"] == "end"]
         return ends[-1]["outcome"] if ends else None
+
+    @property
+    def failing(self) -> str:
+        """Why the old release could not be had again, as the journal says it; empty where it does not."""
+        failed = [entry for entry in self.journal() if (entry["step"], entry["state"]) == ("restore", "failed")]
+        return str(failed[-1]["error"]) if failed else ""
 
     @property
     def current(self) -> str | None:
@@ -127,8 +133,8 @@ class SimulatedHost:
         stubs: list[tuple[Any, str, Callable[..., Any]]] = [
             (systemd, "daemon_reload", lambda: None),
             (systemd, "start", self._start),
-            (systemd, "start_in_background", self._start),
-            (systemd, "run_in_background", lambda unit, *command: self.in_background.append(unit)),
+            (systemd, "start_in_background", self._start_in_background),
+            (systemd, "stopping", lambda: False),
             (systemd, "stop", self._stop),
             (systemd, "show", self._show),
             (systemd, "running_release", lambda unit: self.running),
@@ -158,6 +164,9 @@ class SimulatedHost:
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # death is simulated, power is not
         monkeypatch.setattr(service, "POLL_S", 0.01)
         monkeypatch.setattr(recovery, "PAUSE_S", 0.0)
+        monkeypatch.setattr(recovery, "FIRST_PAUSE_S", 0.0)
+        monkeypatch.setattr(recovery, "REST", 0)
+        monkeypatch.setattr(service.Service, "refused", lambda this: "")
         monkeypatch.setattr(recovery, "RESTORE_LEAST_S", 0.1)
 
     def _mortal(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,6 +189,12 @@ class SimulatedHost:
         self.starts.append(self.current)
         self.looks_at_crash = 0
         self.running = self.current
+
+    def _start_in_background(self, unit: str) -> None:
+        if unit == self.paths.unit:
+            self._start(unit)
+        else:
+            self.in_background.append(unit)
 
     def _stop(self, unit: str, limit_s: float) -> None:
         if self.running in self.dies_when_stopped:

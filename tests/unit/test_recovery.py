@@ -131,7 +131,7 @@ def test_a_recovery_that_the_disk_refuses_says_so_and_can_be_run_again(
     log.write("activate", "intended", **{"from": OLD, "to": NEW})
     with monkeypatch.context() as patch:
         patch.setattr(recovery, "restore", refuse)
-        with pytest.raises(recovery.Unfinished, match=r"chat: .*Read-only file system.*run `recover` again"):
+        with pytest.raises(recovery.Unfinished, match=r"chat: .*Read-only file system\. The host tries again"):
             serving.recover()
     assert serving.recover() == ["chat: rolled_back"]
     assert serving.running == OLD
@@ -173,7 +173,7 @@ def test_a_boot_into_an_old_release_that_will_not_start_is_no_rollback(serving: 
     activated(serving)
     serving.broken.add(OLD)
     serving.recover(boot=True)
-    assert serving.outcome() == "restore_failed"
+    assert serving.outcome() is None and serving.failing
     assert (serving.current, serving.running) == (NEW, NEW)
 
 
@@ -198,7 +198,7 @@ def test_where_the_old_release_lost_its_files_the_new_one_goes_on_serving(servin
     activated(serving)
     (serving.paths.release(OLD) / "release.json").unlink()
     serving.recover(boot=True)
-    assert serving.outcome() == "restore_failed"
+    assert serving.outcome() is None and serving.failing
     assert serving.running == NEW
 
 
@@ -296,10 +296,14 @@ def test_where_neither_release_can_be_started_the_record_says_so(
     def fails(unit: str) -> None:
         raise systemd.SystemdError("`systemctl start` exited with 203")
 
-    monkeypatch.setattr(systemd, "start", fails)
-    assert serving.switch() == "restore_failed"
-    assert serving.outcome() == "restore_failed" and serving.current == OLD
-    assert serving.recover() == []
+    with monkeypatch.context() as patch:
+        patch.setattr(systemd, "start", fails)
+        assert serving.switch() == "restore_failed"
+        assert serving.failing == "`systemctl start` exited with 203" and serving.current == OLD
+        assert serving.outcome() is None, "an end that left nothing serving is no end"
+        assert serving.recover() == ["chat: restore_failed"]
+    assert serving.recover() == ["chat: rolled_back"]
+    assert serving.running == OLD and serving.outcome() == "rolled_back"
 
 
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])

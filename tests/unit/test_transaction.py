@@ -32,7 +32,7 @@ def test_a_release_that_is_no_worse_is_kept(serving: SimulatedHost) -> None:
     steps = [entry["step"] for entry in serving.journal() if entry["state"] == "done"]
     assert steps == [
         "begin", "prove-way-back", "prove-way-forward", "measure-before", "window",
-        "activate", "ready", "kernel", "measure-after", "judge", "commit", "end",
+        "reserve-rollback", "activate", "ready", "kernel", "measure-after", "judge", "commit", "end",
     ]  # fmt: skip
 
 

@@ -7,7 +7,20 @@ import json
 import sys
 from pathlib import Path
 
-from . import build, calibrating, fetch, follow, lock, observe, order, prune, recovery, systemd, transaction
+from . import (
+    build,
+    calibrating,
+    fetch,
+    follow,
+    interruption,
+    lock,
+    observe,
+    order,
+    prune,
+    recovery,
+    systemd,
+    transaction,
+)
 from . import release as releases
 from .paths import DEFAULT_ROOT, ServicePaths
 from .status import RUN
@@ -17,6 +30,7 @@ REFUSALS = (
     order.BadOrder,
     releases.NotReady,
     recovery.Unfinished,
+    recovery.GoingDown,
     systemd.SystemdError,
     OSError,  # the disk, before anything was touched: whatever follows that has its own word for it
 )
@@ -60,13 +74,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds to wait for whoever holds a lock",
     )
-    recover.set_defaults(run=_recover)
-
-    resume = verbs.add_parser(
-        "resume", help="after a boot: finish what was left, and undrain the service once its tokens flow"
+    recover.add_argument(
+        "--insist", action="store_true", help="try again, with growing pauses, until the service is right"
     )
-    resume.add_argument("service")
-    resume.set_defaults(run=_resume)
+    recover.add_argument(
+        "--due", action="store_true", help="start the recovery unit of each service that needs it"
+    )
+    recover.set_defaults(run=_recover)
 
     status = verbs.add_parser("status", help="what runs here, as JSON")
     status.add_argument("service", nargs="*")
@@ -109,22 +123,27 @@ def _stage(options: argparse.Namespace) -> int:
 def _switch(options: argparse.Namespace) -> int:
     wanted = order.load(options.order)
     paths = ServicePaths(options.root, wanted.service)
+    interruption.note_in(paths, status=1)  # systemd counts the unit as failed, and starts its recovery
     if wanted.purpose == order.CALIBRATION:
         return calibrating.EXIT_CODES[calibrating.calibrate(wanted, paths)]
     return transaction.EXIT_CODES[transaction.switch(wanted, paths)]
 
 
 def _recover(options: argparse.Namespace) -> int:
+    if options.due:
+        for name in recovery.start_due(options.root):
+            print(f"{name}: its recovery was started")
+        return 0
+    if options.insist and options.service:
+        paths = ServicePaths(options.root, options.service)
+        interruption.note_in(paths, status=0)
+        recovery.insist(paths, _say)
+        return 0
     outcomes = recovery.recover(options.root, options.service, _say, boot=options.boot, wait_s=options.wait)
     for outcome in outcomes:
         print(outcome)
     failed = any(outcome.endswith(transaction.RESTORE_FAILED) for outcome in outcomes)
     return transaction.EXIT_CODES[transaction.RESTORE_FAILED] if failed else 0
-
-
-def _resume(options: argparse.Namespace) -> int:
-    recovery.resume(ServicePaths(options.root, options.service), _say)
-    return 0
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE: blocks beyond the end of the file, whose size stays what it is
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def sync_directory(path: Path) -> None:
@@ -18,14 +24,50 @@ def sync_directory(path: Path) -> None:
 
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace the file in one step: a reader sees the old text or the new, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    partial = _partial(path)
+    data = text.encode("utf-8")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT, mode)  # not truncated: its blocks may be reserved
+    with os.fdopen(descriptor, "wb") as file:
         os.fchmod(file.fileno(), mode)
-        file.write(text)
+        file.write(data)
         file.flush()
+        os.ftruncate(file.fileno(), len(data))
         os.fsync(file.fileno())
     partial.replace(path)
+    sync_directory(path.parent)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def reserve_replacement(path: Path, size: int) -> None:
+    """Reserve an inode and `size` bytes for the next `write_text` of the file."""
+    reserve(_partial(path), size)
+
+
+def release_replacement(path: Path) -> None:
+    """Give back what `reserve_replacement` took, where no write needed it."""
+    with suppress(FileNotFoundError):
+        _partial(path).unlink()
+
+
+def reserve(path: Path, size: int) -> None:
+    """Reserve disk space for the next `size` bytes appended to the file. Raises OSError where there is no room.
+
+    A file system that can't reserve anything (EOPNOTSUPP) is no obstacle: there it is as before.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        allocate = ctypes.CDLL(None, use_errno=True).fallocate
+        end = os.fstat(descriptor).st_size
+        if allocate(descriptor, _KEEP_SIZE, ctypes.c_int64(end), ctypes.c_int64(size)):
+            number = ctypes.get_errno()
+            if number not in _CANNOT_RESERVE:
+                raise OSError(number, os.strerror(number), str(path))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     sync_directory(path.parent)
 
 
@@ -45,20 +87,49 @@ def read_json(path: Path, default: Any = None) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}): move it away to go on") from error
 
 
-def point(link: Path, target: Path) -> None:
+def point(link: Path, target: Path, keep: bool = False) -> None:
     """Make the link point to the target (relative to the link's folder) by one rename().
 
-    A link that points there already is left alone: going back to it works on a disk that takes no writes, too.
+    A link that points there already is left alone: going back to it works on a disk that takes no writes, too. Where
+    `prepare` has laid symlinks ready, pointing to and fro among their targets needs no free inode.
+
+    keep: lay the link that is replaced ready again, for the next turn
     """
     relative = os.path.relpath(target, link.parent)
     if link.is_symlink() and str(link.readlink()) == relative:
         return
-    partial = link.with_name(f".{link.name}.partial")
-    if partial.is_symlink():
-        partial.unlink()
-    partial.symlink_to(relative)
-    partial.replace(link)
+    ready = _lay_ready(link, target)
+    if keep and link.is_symlink():
+        with suppress(OSError):  # the same inode under a second name, ready for the next turn
+            os.link(link, _ready(link, link.readlink()), follow_symlinks=False)
+    ready.replace(link)
     sync_directory(link.parent)
+
+
+def prepare(link: Path, *targets: Path) -> None:
+    """Lay a symlink to each target ready, so that `point` is nothing but a rename()."""
+    for target in targets:
+        _lay_ready(link, target)
+    sync_directory(link.parent)
+
+
+def tidy(link: Path) -> None:
+    """Remove the symlinks that `prepare` and `point` laid ready."""
+    for ready in link.parent.glob(f".{link.name}.*.partial"):
+        ready.unlink()
+
+
+def _lay_ready(link: Path, target: Path) -> Path:
+    ready, relative = _ready(link, target), os.path.relpath(target, link.parent)
+    if ready.is_symlink() and str(ready.readlink()) != relative:
+        ready.unlink()
+    if not ready.is_symlink():
+        ready.symlink_to(relative)
+    return ready
+
+
+def _ready(link: Path, target: Path) -> Path:
+    return link.with_name(f".{link.name}.{target.name}.partial")
 
 
 def link_absolutely(link: Path, target: Path) -> None:

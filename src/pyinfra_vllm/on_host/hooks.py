@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ GOOD_ENDS = ("committed", "deferred", "calibrated")
 TIMEOUT_S = 30.0
 UNDRAIN_ATTEMPTS = 3
 PAUSE_S = 2.0
+REMIND_S = 3600.0  # an alert whose cause lasts is told again
 RELEASE = "release"  # whose order declared the hooks: its secrets are the ones that they name
 LAST_WORDS = 300  # characters of a failed hook's output that the journal keeps
 
@@ -96,21 +98,30 @@ class Hooks:
                 return True
         return False
 
-    def notify(self, event: str, text: str, **fields: Any) -> None:
-        """Tell people. Whatever becomes of it is in the journal, and changes nothing."""
+    def notify(self, event: str, text: str, noted: dict[str, Any] | None = None, **fields: Any) -> None:
+        """Tell people. Whatever becomes of it is in the journal, with what is to be noted, and changes nothing."""
         if NOTIFY not in self.declared:
             return
         try:
             self._call(NOTIFY, event, text, **fields)
         except HookFailed as error:
-            self.log.try_write(NOTIFY, "failed", event=event, error=str(error))
+            self.log.try_write(NOTIFY, "failed", event=event, error=str(error), **(noted or {}))
         else:
-            self.log.try_write(NOTIFY, "done", event=event)
+            self.log.try_write(NOTIFY, "done", event=event, **(noted or {}))
+
+    def alert(self, outcome: str, reason: str) -> None:
+        """A person is needed, or may be: told once for each outcome and reason, and again after REMIND_S."""
+        told = [entry for entry in self.log.entries() if entry["step"] == NOTIFY and entry.get("alert")]
+        if told and told[-1]["alert"] == f"{outcome}: {reason}" and _age_s(told[-1]) < REMIND_S:
+            return
+        text = f"{outcome}: {reason}"
+        self.notify(FAILED, text, {"alert": text}, outcome=outcome, reason=reason, verdict=None)
 
     def tell_end(self, outcome: str, reason: str, verdict: str | None = None) -> None:
         """The last event of a transaction; told once, whoever ends it."""
         if any(
-            entry["step"] == NOTIFY and entry.get("event") in (END, FAILED) for entry in self.log.entries()
+            entry["step"] == NOTIFY and entry.get("event") in (END, FAILED) and not entry.get("alert")
+            for entry in self.log.entries()
         ):
             return
         event = END if outcome in GOOD_ENDS else FAILED
@@ -151,6 +162,10 @@ class Hooks:
             call(self.declared[kind], self._event(event, text, **fields), timeout_s, secrets, kind)
         except (OSError, ValueError) as error:
             raise HookFailed(f"the {kind} hook could not be called: {error}") from error
+
+
+def _age_s(entry: Entry) -> float:
+    return (datetime.now(timezone.utc) - datetime.fromisoformat(entry["at"])).total_seconds()
 
 
 def call(hook: dict[str, Any], event: dict[str, Any], timeout_s: float, secrets: Path, kind: str) -> None:

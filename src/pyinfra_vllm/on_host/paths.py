@@ -70,6 +70,11 @@ class ServicePaths:
         return f"vllm-{self.name}.service"
 
     @property
+    def recovery_unit(self) -> str:
+        """Finishes what a transaction left, however often that has to be tried (operations/program.py)."""
+        return f"pyinfra-vllm-recover@{self.name}.service"
+
+    @property
     def unit_link(self) -> Path:
         return self.units / self.unit
 

@@ -1,9 +1,9 @@
-"""What puts a service right after anything: a verdict of worse, a killed transaction, a power cut.
+"""Rollback and crash recovery: after a verdict of worse, a killed transaction, a shutdown or a power cut.
 
-`recover` is safe at any time and any number of times. It runs from `ExecStopPost=` of the transaction's unit,
-at boot before the service, and at the beginning of the next transaction. Going back is one rename and a
-start; where the old release won't start either, the service keeps whatever serves, and the outcome says so.
-At boot only the rename is done; `resume` ends the transaction when systemd has started the services.
+`recover` is safe at any time and any number of times. Going back is one rename and a start, and everything that it needs
+was reserved before `activate`. A server that answers as the old release is never stopped. Where the old release does not
+serve, the switch has no end: `insist` tries again, with growing pauses, for as long as it takes.
+At boot only the rename is done; the recovery unit ends the transaction when systemd has started the services.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from . import durable, evidence, gate, journal, manifest, systemd
 from . import release as releases
 from .hooks import Hooks
 from .journal import Entry, Journal
-from .lock import LOOK_S, exclusive
+from .lock import LOOK_S, Held, exclusive
 from .order import ROLLBACK
 from .paths import UNITS, ServicePaths, services
 from .release import NotReady, Release
@@ -27,14 +27,31 @@ from .service import NotServing, Say, Service, TooSlow
 RESTORE_ATTEMPTS = 3  # where a start fails at once; one that takes too long is not tried again
 RESTORE_LEAST_S = 1800.0  # what a start on the way back may take at least, whatever the new release was given
 PAUSE_S = 5.0
+FIRST_PAUSE_S = 2.0  # between the tries of `insist`, doubled after each
+LONGEST_PAUSE_S = 60.0
+# Another try takes down the new release that serves because the old one would not start: at most a sixth of the time.
+REST = 5
 BY_HAND = "rolled back by the operator"
+RESTORE_FAILED = "restore_failed"
+JOURNAL_BYTES = 1 << 18  # of disk space reserved for what follows `activate`
+REJECTED_BYTES = 1 << 16
+TROUBLE = (NotServing, NotReady, systemd.SystemdError, OSError)
 
 
 class Unfinished(Exception):
-    """A switch could not be finished now. Nothing more was touched; `recover` can be run again once the cause is gone."""
+    """A switch could not be finished now. What serves goes on serving."""
 
     def __init__(self, problems: str) -> None:
-        super().__init__(f"{problems}. Mend that, then run `recover` again, or boot: nothing else is needed.")
+        super().__init__(
+            f"{problems.rstrip('.')}. The host tries again by itself; once the cause is gone, nothing else is needed."
+        )
+
+
+class GoingDown(Exception):
+    """The host shuts down, so systemd refuses every start. The next boot finishes the switch."""
+
+    def __init__(self) -> None:
+        super().__init__("the host is shutting down: the next boot finishes the switch")
 
 
 def recover(
@@ -52,9 +69,10 @@ def recover(
     Raises Unfinished at the end, where a service's lock is held or something refused: what serves goes on serving.
     """
     found = [paths for paths in services(root, units) if name in (None, paths.name)]
-    outcomes, unfinished = _each(found, lambda paths: _recover_one(paths, say, boot, wait_s))
     if boot:
-        unfinished += _each(found, lambda paths: _start_at_boot(root, paths))[1]
+        outcomes, unfinished = _each(found, lambda paths: _prepare_and_start(paths, say))
+    else:
+        outcomes, unfinished = _each(found, lambda paths: _recover_one(paths, say, wait_s))
     if unfinished:
         raise Unfinished("; ".join([*outcomes, *unfinished]))
     return outcomes
@@ -76,22 +94,84 @@ def _each(
     return outcomes, problems
 
 
-def _recover_one(paths: ServicePaths, say: Say, boot: bool, wait_s: float) -> str | None:
+def _recover_one(paths: ServicePaths, say: Say, wait_s: float) -> str | None:
     with exclusive(paths.lock, "recovery", "finishing an interrupted switch", wait_s):
-        if boot:
-            return prepare_boot(paths, say)
         outcome = finish_last(paths, say)
         settle(paths, say, outcome)
         return outcome
 
 
-def _start_at_boot(root: Path, paths: ServicePaths) -> None:
+def _prepare_and_start(paths: ServicePaths, say: Say) -> str | None:
+    """At boot. A service whose lock is held has a live transaction: it was not the host's boot that called, and all is well."""
+    outcome = None
+    try:
+        with exclusive(paths.lock, "recovery", "finishing an interrupted switch"):
+            outcome = prepare_boot(paths, say)
+    except Held:
+        return None
+    except Exception as problem:
+        say(f"{paths.name}: {problem}")  # the recovery unit goes on trying
     systemd.daemon_reload()  # the models' file system may have been mounted only after systemd read its units
     if paths.wants_link.is_symlink():
         systemd.start_in_background(paths.unit)
-    if paths.hooks.is_file() or _unended(paths):
-        program = ("/usr/bin/env", "python3", str(root / "bin/on-host.pyz"), "--root", str(root))
-        systemd.run_in_background(f"pyinfra-vllm-resume-{paths.name}", *program, "resume", paths.name)
+    if paths.hooks.is_file() or unended(paths):
+        systemd.start_in_background(paths.recovery_unit)
+    return outcome
+
+
+def start_due(root: Path, units: Path = UNITS) -> list[str]:
+    """Start the recovery unit of each service whose newest transaction has no end and no live process; returns their names."""
+    due = [paths for paths in services(root, units) if unended(paths) and not _is_held(paths)]
+    for paths in due:
+        systemd.start_in_background(paths.recovery_unit)
+    return [paths.name for paths in due]
+
+
+def _is_held(paths: ServicePaths) -> bool:
+    try:
+        with exclusive(paths.lock, "recovery", "looking for an interrupted switch"):
+            return False
+    except Held:
+        return True
+
+
+def insist(paths: ServicePaths, say: Say, tries: float = math.inf) -> bool:
+    """Finish the newest transaction and what it owes, however often that has to be tried. It holds the lock only while it tries.
+
+    Returns whether nothing is left to do; it gives up after so many `tries`, or where the host shuts down.
+    """
+    pause_s, tried = FIRST_PAUSE_S, 0
+    while True:
+        began = time.monotonic()
+        try:
+            with exclusive(paths.lock, "recovery", "finishing an interrupted switch", math.inf):
+                if _try_once(paths, say):
+                    return True
+        except GoingDown as reason:
+            say(str(reason))
+            return False
+        except Exception as problem:  # whatever it is: the next try may find it gone
+            say(f"{type(problem).__name__}: {problem}")
+        tried += 1
+        if tried >= tries:
+            return False
+        rest_s = REST * (time.monotonic() - began) if _took_service_down(paths) else 0.0
+        time.sleep(max(pause_s, rest_s))
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _try_once(paths: ServicePaths, say: Say) -> bool:
+    """Whether nothing is left to do."""
+    outcome = finish_last(paths, say)
+    settled = settle(paths, say, outcome)
+    return outcome != RESTORE_FAILED and settled and not unended(paths)
+
+
+def _took_service_down(paths: ServicePaths) -> bool:
+    """Whether the last try stopped the new release, which then had to serve again."""
+    left = _left(paths)
+    failed = left.find("restore", "failed") if left else None
+    return bool(failed and failed.get("restarted"))
 
 
 class Left:
@@ -118,6 +198,26 @@ class Left:
         return bool(self.paths.linked(self.paths.current) == self.activated["to"])
 
     @property
+    def interrupted(self) -> str:
+        """Who ended its process, as far as the record knows; empty where nobody could write it down."""
+        noted = self.find("interrupted", "note")
+        return f" by {noted.get('by', 'somebody')}" if noted else ""
+
+    @property
+    def found_worse(self) -> str:
+        """Why the new release is rejected; empty where nothing was found against it."""
+        judged, going_back = self.find("judge", "done"), self.find("restore", "intended")
+        if judged and judged.get("verdict") == "fail":
+            return gate.conclusion(judged)
+        return str(going_back.get("reason", "")) if going_back and going_back.get("rejects") else ""
+
+    @property
+    def soak_cut_short(self) -> bool:
+        """Whether the committed release was to be watched under real traffic and nobody watched to the end."""
+        asked = self.begin.get("soak_s") or self.find("soak", "intended")
+        return bool(asked) and not self.find("soak", "done")
+
+    @property
     def start_limit_s(self) -> float:
         return start_limit_s(self.begin.get("ready_timeout_s"))
 
@@ -129,6 +229,7 @@ class Left:
         settle_commit(self.paths, self.activated["from"], self.activated["to"], given_up, self.log.tx)
 
     def end(self, outcome: str, reason: str) -> str:
+        release_reserve(self.paths)
         self.log.try_write("end", "done", outcome=outcome, reason=reason, recovered=True)
         self.seal()
         return outcome
@@ -153,7 +254,7 @@ def _left(paths: ServicePaths) -> Left | None:
     return Left(paths, entries) if entries else None
 
 
-def _unended(paths: ServicePaths) -> bool:
+def unended(paths: ServicePaths) -> bool:
     left = _left(paths)
     return left is not None and left.ended is None
 
@@ -194,7 +295,8 @@ def prepare_boot(paths: ServicePaths, say: Say) -> str | None:
     if untouched or not left.activated:
         return untouched
     old_id = left.activated["from"]
-    left.log.try_write("restore", "intended", release=old_id, boot=True)
+    if not left.find("restore", "intended"):
+        left.log.try_write("restore", "intended", release=old_id, boot=True)
     if old_id is None or _loaded(paths, old_id):
         Service(paths, say).point_at(old_id)
     return "going back" if old_id else "nothing serves, as before"
@@ -204,33 +306,78 @@ def _end_untouched(left: Left) -> str | None:
     """The two ends that need no service: the new release stays, or nothing was ever touched. None where it is neither."""
     if left.committed:
         left.settle_commit()
-        return left.end("committed", "the switch had committed; its record was completed afterwards")
+        reason = "the switch had committed; its record was completed afterwards"
+        if left.soak_cut_short:
+            reason = (
+                f"alert: the soak was cut short{left.interrupted}, so nobody watched the release under real traffic;"
+                " it passed its gate and stays"
+            )
+        return left.end("committed", reason)
     if left.activated or left.restarted:
         return None
     purpose = left.begin.get("purpose", "switch")
-    return left.end("interrupted", f"the {purpose} ended before anything was touched")
+    return left.end(
+        "interrupted", f"the {purpose} was interrupted{left.interrupted} before anything was touched"
+    )
 
 
 def _end_restored(left: Left, service: Service) -> str:
+    """Go back, and end the transaction where that worked: `restore_failed` is no end."""
     assert left.activated is not None
     old_id, new_id = left.activated["from"], left.activated["to"]
+    reason = _why_restored(left)
+    kept = _reject_worse(left, new_id)
     outcome = restore(service, left.log, old_id, new_id, left.start_limit_s)
-    reason = "the switch was interrupted before its verdict"
-    going_back = left.find("restore", "intended")
-    if going_back:
-        reason = "the switch was interrupted on its way back"
-    if going_back and going_back.get("boot"):
-        reason = "the host went down before the verdict; it booted with the old release"
-    judged = left.find("judge", "done")
-    if judged and judged.get("verdict") == "fail":
-        found = gate.conclusion(judged)
-        try:
-            reject(left.paths, new_id, found, left.log.tx)
-        except OSError as error:
-            service.say(f"{new_id} was found worse, which could not be kept: {error}")
-            return outcome  # without an end, so that a later recovery writes both
-        reason = f"the way back was interrupted, and finished afterwards: {found}"
+    if outcome == RESTORE_FAILED or not kept:
+        return outcome  # without an end, so that a later recovery writes both
     return left.end(outcome, reason)
+
+
+def _reject_worse(left: Left, new_id: str) -> bool:
+    """Whether the rejection that the verdict asks for, if any, is on the disk."""
+    found = left.found_worse
+    if not found:
+        return True
+    try:
+        reject(left.paths, new_id, found, left.log.tx)
+    except OSError as error:
+        print(f"{new_id} was found worse, which could not be kept: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def _why_restored(left: Left) -> str:
+    if left.find("restore", "failed") and left.found_worse:
+        return left.found_worse
+    if left.found_worse:
+        return f"the way back was interrupted{left.interrupted}, and finished afterwards: {left.found_worse}"
+    given = left.find("restore", "intended") or {}
+    if given.get("reason"):
+        return str(given["reason"])
+    if left.interrupted:
+        return f"the switch was interrupted{left.interrupted} before its verdict"
+    if given.get("boot"):
+        return "the host went down before the verdict; it booted with the old release"
+    if given:
+        return "the switch was interrupted on its way back"
+    return "the switch was interrupted before its verdict"
+
+
+def give_up_last(paths: ServicePaths, release_id: str) -> None:
+    """Another transaction follows one whose old release can't be had: what serves now is what the next one goes back to.
+
+    Raises Unfinished where it is the same release once more: that would be measured against itself.
+    """
+    left = _left(paths)
+    if left is None or left.ended:
+        return
+    failed = left.find("restore", "failed") or {}
+    problem = str(failed.get("error", "the old release does not serve"))
+    if left.activated and left.activated["to"] == release_id:
+        raise Unfinished(
+            f"{release_id} is to be replaced by {left.activated['from']}, which fails: {problem}"
+        )
+    left.end(RESTORE_FAILED, f"given up for the transaction that follows: {problem}")
 
 
 def _loaded(paths: ServicePaths, release_id: str) -> Release | None:
@@ -254,10 +401,15 @@ def settle(paths: ServicePaths, say: Say, ended: str | None = None) -> bool:
     if left.ended is None and ended is None:
         return True
     owed = Hooks(paths, left.log)
+    if ended == RESTORE_FAILED:
+        failed = left.find("restore", "failed") or {}
+        owed.alert(RESTORE_FAILED, str(failed.get("error", "the old release does not serve")))
     if owed.drained:
         touched = left.activated or left.restarted
         problem = give_back(owed, Service(paths, say), untouched=not touched)
         say(problem or f"{paths.name} gets its traffic again")
+    if ended == RESTORE_FAILED:
+        return False
     end = left.ended or {"outcome": ended, "reason": "the disk is full, so this is on no record"}
     owed.tell_end(end["outcome"], end["reason"], end.get("verdict"))
     return not owed.drained
@@ -271,78 +423,141 @@ def give_back(owed: Hooks, service: Service, untouched: bool) -> str:
     return "it gets no traffic: nothing serves"
 
 
-def resume(paths: ServicePaths, say: Say) -> None:
-    """After a boot, when tokens take minutes to flow: end what was left and settle, as soon as they do."""
-    with exclusive(paths.lock, "recovery", "finishing what a power cut interrupted", math.inf):
-        outcome = finish_last(paths, say)
-    began = time.monotonic()
-    while time.monotonic() - began < RESTORE_LEAST_S:
-        with exclusive(paths.lock, "recovery", "giving the service its traffic back", math.inf):
-            if settle(paths, say, outcome):
-                return
-        time.sleep(PAUSE_S)
-
-
 def _end_calibration(left: Left, service: Service) -> str:
     """A calibration restarts what is current, and may have died between a stop and a start."""
     assert left.restarted is not None
     release_id = left.restarted["release"]
     problem = bring_up(service, release_id, left.start_limit_s)
     if problem:
-        return left.end("restore_failed", f"the calibration was interrupted: {problem}")
+        note_failure(
+            left.log, f"the calibration was interrupted, and {release_id} does not serve: {problem}", None
+        )
+        return RESTORE_FAILED
     return left.end("interrupted", f"the calibration was interrupted; release {release_id} serves as before")
 
 
-def restore(service: Service, log: Journal, old_id: str | None, new_id: str, limit_s: float) -> str:
-    """Bring the old release back until its tokens flow; returns the outcome.
+def reserve(paths: ServicePaths, old_id: str | None, new_id: str) -> None:
+    """Reserve all that going back needs, so that it lacks nothing: links, the journal's next entries, the rejection.
 
-    Where it won't start, the new one is tried again, because serving something beats serving nothing.
-    limit_s: how long each start may take
+    Raises OSError where the disk has no room for it: then nothing may be touched.
     """
+    durable.prepare(paths.current, *(paths.release(each) for each in (old_id, new_id) if each))
+    durable.reserve(paths.journal, JOURNAL_BYTES)
+    durable.reserve_replacement(paths.rejected, REJECTED_BYTES)
+
+
+def release_reserve(paths: ServicePaths) -> None:
+    """The counterpart of `reserve`, once the transaction needs it no more. The journal keeps its space for the next one."""
+    try:
+        durable.tidy(paths.current)
+        durable.release_replacement(paths.rejected)
+    except OSError as error:  # a disk that takes no writes: the next transaction's end does it
+        print(f"{paths.directory} could not be tidied: {error}", file=sys.stderr, flush=True)
+
+
+def restore(
+    service: Service,
+    log: Journal,
+    old_id: str | None,
+    new_id: str,
+    limit_s: float,
+    reason: str = "",
+    rejects: bool = False,
+) -> str:
+    """Have the old release serve until its tokens flow; returns the outcome, `rolled_back` or `restore_failed`.
+
+    Where it won't start, the new one is tried again, because serving something beats serving nothing. The journal keeps
+    one `restore intended` and a `failed` for each new problem, however often it is tried.
+
+    limit_s: how long each start may take
+    reason, rejects: why it goes back, and whether that rejects the new release; for whoever finishes it
+
+    Raises GoingDown where the host shuts down.
+    """
+    if systemd.stopping():
+        raise GoingDown
     began = time.monotonic()
-    with log.step("restore", must=False, release=old_id, limit_s=limit_s) as result:
-        if old_id is None:
-            service.stop(_loaded(service.paths, new_id))
-            service.point_at(None)
-            return "rolled_back"
-        problem = bring_up(service, old_id, limit_s)
-        if not problem:
-            result["after_s"] = round(time.monotonic() - began, 1)
-            _keep_for_reference(service.paths, old_id, new_id)
-            return "rolled_back"
-        result["problem"] = problem
-        result["serving"] = _last_resort(service, old_id, new_id, limit_s)
-    return "restore_failed"
+    if not _has(log, "restore", "intended"):
+        why = {"reason": reason, "rejects": rejects} if reason else {}
+        log.try_write("restore", "intended", release=old_id, limit_s=limit_s, **why)
+    problem = bring_up(service, old_id, limit_s) if old_id else _take_away(service, new_id)
+    if problem:
+        serving, restarted = _last_resort(service, old_id, new_id, limit_s) if old_id else (None, False)
+        note_failure(log, problem, serving, restarted)
+        return RESTORE_FAILED
+    if old_id:
+        _keep_for_reference(service.paths, old_id, new_id)
+    log.try_write("restore", "done", **({"after_s": round(time.monotonic() - began, 1)} if old_id else {}))
+    return "rolled_back"
+
+
+def _has(log: Journal, step: str, state: str) -> bool:
+    return any(entry["step"] == step and entry["state"] == state for entry in log.entries())
+
+
+def note_failure(log: Journal, problem: str, serving: str | None, restarted: bool = False) -> None:
+    """Write down that going back failed, unless that is what the journal said last.
+
+    serving: what serves instead; `restarted` where trying took it down for a while
+    """
+    found: Entry = {"error": problem, "serving": serving, "restarted": restarted}
+    failed = [entry for entry in log.entries() if (entry["step"], entry["state"]) == ("restore", "failed")]
+    if not failed or any(failed[-1].get(key) != value for key, value in found.items()):
+        log.try_write("restore", "failed", **found)
+
+
+def _take_away(service: Service, new_id: str) -> str:
+    """Before the first release nothing served, and nothing is what to go back to."""
+    try:
+        service.stop(_loaded(service.paths, new_id))
+        service.point_at(None)
+    except TROUBLE as error:
+        return str(error)
+    return ""
 
 
 def _keep_for_reference(paths: ServicePaths, old_id: str, new_id: str) -> None:
     """After a commit `previous` is the old release, which is current again: it means the one that was left."""
     if paths.linked(paths.previous) == old_id:
-        durable.point(paths.previous, paths.release(new_id))
-
-
-def bring_up(service: Service, release_id: str, limit_s: float) -> str:
-    """Have the release serve: an empty text once tokens flow, else what went wrong the last time.
-
-    One that systemd is starting already, as after a boot, is waited for before it is started anew.
-    """
-    problem = ""
-    for attempt in range(1, RESTORE_ATTEMPTS + 1):
         try:
-            release = releases.load(service.paths, release_id)
-            service.point_at(release_id)
-            if attempt > 1 or not _comes_up_by_itself(service, release, limit_s):
-                service.stop(release)
-                service.start()
-                service.wait_until_serving(release, limit_s)
+            durable.point(paths.previous, paths.release(new_id))
+        except OSError as error:  # what serves is right; this is for people
+            print(f"{paths.previous} could not be changed: {error}", file=sys.stderr, flush=True)
+
+
+def bring_up(service: Service, release_id: str, limit_s: float, attempts: int = RESTORE_ATTEMPTS) -> str:
+    """Have the release serve: an empty text once tokens flow, else what went wrong the last time."""
+    problem = ""
+    for attempt in range(1, attempts + 1):
+        try:
+            _serve(service, release_id, limit_s)
             return ""
-        except (NotServing, NotReady, systemd.SystemdError, OSError) as error:
-            problem = str(error)
-            service.say(f"attempt {attempt} to bring {release_id} back: {problem}")
+        except TROUBLE as error:
+            if systemd.stopping():
+                raise GoingDown from error
+            problem = str(error) or type(error).__name__
+            service.say(f"attempt {attempt} to have {release_id} serve: {problem}")
             if isinstance(error, TooSlow) or not _may_start(service.paths, release_id):
                 break
-            time.sleep(PAUSE_S)
+            if attempt < attempts:
+                time.sleep(PAUSE_S)
     return problem
+
+
+def _serve(service: Service, release_id: str, limit_s: float) -> None:
+    """One attempt. Until systemd is shown to know the release's unit, nothing that serves is stopped.
+
+    A release that answers, or that systemd is starting already, as after a boot, is not started anew.
+    """
+    release = releases.load(service.paths, release_id)
+    if service.running_release() not in (None, release_id) and not _may_start(service.paths, release_id):
+        raise NotReady(f"release {release_id} has lost files that it needs, so what serves goes on serving")
+    service.point_at(release_id)
+    if service.serves(release) or _comes_up_by_itself(service, release, limit_s):
+        return
+    service.stop(release)
+    service.start()
+    service.wait_until_serving(release, limit_s)
 
 
 def _may_start(paths: ServicePaths, release_id: str) -> bool:
@@ -367,16 +582,20 @@ def _comes_up_by_itself(service: Service, release: Release, limit_s: float) -> b
     return True
 
 
-def _last_resort(service: Service, old_id: str, new_id: str, limit_s: float) -> str | None:
-    if not bring_up(service, new_id, limit_s):
-        return new_id
+def _last_resort(service: Service, old_id: str, new_id: str, limit_s: float) -> tuple[str | None, bool]:
+    """What serves now that the old release can't be had, and whether it had to be started for that."""
+    for release in filter(None, (_loaded(service.paths, each) for each in (old_id, new_id))):
+        if service.serves(release):
+            return release.id, False
+    if not bring_up(service, new_id, limit_s, attempts=1):
+        return new_id, True
     try:
         service.stop(_loaded(service.paths, new_id))
         service.point_at(old_id)  # nothing serves: systemd goes on trying the release that was proven once
         service.start()
-    except (NotReady, systemd.SystemdError, OSError) as problem:
+    except TROUBLE as problem:
         service.say(f"{old_id} can't be started, and neither can {new_id}: {problem}")
-    return None
+    return None, False
 
 
 def settle_commit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any, Callable
@@ -21,6 +22,9 @@ Say = Callable[[str], None]
 
 
 DOWN = ("inactive", "failed")
+RUN = Path("/run")
+RUN_BYTES_NEEDED = 20 << 20  # newer systemd refuses to reload below 16 MiB (RELOAD_DISK_SPACE_MIN)
+INODES_NEEDED = 64  # links, evidence and a few files of the release's cache
 STOP_LIMIT_S = 3600.0  # of a release whose own limit can't be read; systemd knows the unit's
 
 
@@ -30,6 +34,10 @@ class NotServing(Exception):
 
 class PortTaken(NotServing):
     """Another program has the release's port, which says nothing about the release."""
+
+
+class Stopped(NotServing):
+    """Somebody stopped the unit, which says nothing about the release."""
 
 
 class TooSlow(NotServing):
@@ -55,11 +63,33 @@ class Service:
                     durable.remove(link)
             durable.remove(self.paths.current)
         else:
-            durable.point(self.paths.current, self.paths.release(release_id))
-            self.paths.wants_link.parent.mkdir(exist_ok=True)
-            for link, target in self._links.items():
-                durable.link_absolutely(link, target)
+            durable.point(self.paths.current, self.paths.release(release_id), keep=True)
+            self._mend_links()
         systemd.daemon_reload()
+
+    def mend_links(self) -> list[str]:
+        """Enable the unit again where somebody disabled or edited it; returns what was mended."""
+        wrong = [str(link) for link, target in self._links.items() if not _leads(link, target)]
+        if wrong:
+            self._mend_links()
+            systemd.daemon_reload()
+        return wrong
+
+    def _mend_links(self) -> None:
+        self.paths.wants_link.parent.mkdir(exist_ok=True)
+        for link, target in self._links.items():
+            if self._foreign(link):
+                self._set_aside(link)
+            durable.link_absolutely(link, target)
+
+    def _set_aside(self, link: Path) -> None:
+        """Somebody's file in our link's place, as `systemctl edit --full` writes it: kept under a name that systemd ignores.
+
+        Never a unit that was there before: `no_foreign_unit` lets no switch begin then.
+        """
+        aside = link.with_name(f"{link.name}.replaced-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+        self.say(f"{link} was replaced by somebody during the switch: it is now {aside}")
+        link.rename(aside)
 
     @property
     def _links(self) -> dict[Path, Path]:
@@ -71,7 +101,7 @@ class Service:
 
     def _foreign(self, link: Path) -> bool:
         there = link.is_symlink() or link.exists()
-        return there and not (link.is_symlink() and link.readlink() == self._links[link])
+        return there and not _leads(link, self._links[link])
 
     def no_foreign_unit(self) -> None:
         """Raises Foreign where the unit's name is taken by a unit that we did not make."""
@@ -80,6 +110,29 @@ class Service:
                 f"{link} is there and was not made by pyinfra-vllm: stop and move away what it belongs to, or give the"
                 " service another name. Nothing was touched."
             )
+
+    def refused(self) -> str:
+        """What keeps this host from switching and going back at this moment; empty where nothing does."""
+        return next(filter(None, (self._short_of_space(), self._systemd_deaf())), "")
+
+    def _short_of_space(self) -> str:
+        found = os.statvfs(self.paths.directory)
+        if found.f_files and found.f_favail < INODES_NEEDED:
+            return f"{self.paths.directory} has {found.f_favail} free inodes, {INODES_NEEDED} are needed"
+        run = os.statvfs(RUN)
+        if run.f_bavail * run.f_frsize < RUN_BYTES_NEEDED:
+            return (
+                f"{RUN} has {run.f_bavail * run.f_frsize >> 20} MiB free, and below {RUN_BYTES_NEEDED >> 20} MiB systemd"
+                " may refuse to reload its units"
+            )
+        return ""
+
+    def _systemd_deaf(self) -> str:
+        try:
+            systemd.show(self.paths.unit, "ActiveState")
+        except systemd.SystemdError as error:
+            return str(error)
+        return ""
 
     def stop(self, release: Release | None) -> None:
         """Stop the unit; the release says how long that may take. Takes its key out of its cache where vLLM put it there."""
@@ -161,6 +214,8 @@ class Service:
     def _no_crash_loop(self, before: int, unproven_since: str | None) -> None:
         wanted = ("ActiveState", "SubState", "NRestarts", "Result", "ExecMainStatus")
         state = systemd.show(self.paths.unit, *wanted)
+        if state["ActiveState"] == "inactive" and self.down:
+            raise Stopped(f"{self.paths.unit} was stopped by somebody while its tokens were waited for")
         crashes = int(state.get("NRestarts") or 0) - before
         loops = state["ActiveState"] == "failed" or crashes > CRASHES_ALLOWED
         if not loops and (unproven_since is None or state.get("SubState") != "auto-restart"):
@@ -187,3 +242,7 @@ class Service:
             self.say(f"no /metrics: {error}")
             names = []
         return kv_cache.measured(names, log)
+
+
+def _leads(link: Path, target: Path) -> bool:
+    return link.is_symlink() and link.readlink() == target

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from . import unit_log
 
 RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE"
 COMMAND_TIMEOUT_S = 120
+ASK_TIMEOUT_S = 10  # of a question that PID 1 answers at once when it answers at all
+ASK_TRIES = 3  # PID 1 answers nobody while it executes itself anew
+PAUSE_S = 0.5
 
 
 class SystemdError(Exception):
@@ -32,6 +37,9 @@ def daemon_reload() -> None:
 
 
 def start(unit: str) -> None:
+    """Start the unit. Its start limit is for crash loops: no start of ours counts towards it."""
+    with suppress(SystemdError):  # where systemd has not loaded it yet, nothing was counted either
+        _run("systemctl", "reset-failed", unit)
     _run("systemctl", "start", unit)
 
 
@@ -39,31 +47,46 @@ def start_in_background(unit: str) -> None:
     _run("systemctl", "start", "--no-block", unit)
 
 
-def run_in_background(unit: str, *command: str) -> None:
-    """Run a command as a transient unit of that name, once the network is there; it may outlive the caller."""
-    _run(
-        "systemd-run", f"--unit={unit}", "--collect", "--no-block", "-pAfter=network-online.target", *command
-    )
-
-
 def stop(unit: str, stop_limit_s: float) -> None:
-    """Stop the unit (up to its own stop limit) and forget its failures, so that a start limit reached by a
-    crash loop can't refuse the next start."""
+    """Stop the unit (up to its own stop limit)."""
     if show(unit, "LoadState")["LoadState"] == "not-found":
         return
     _run("systemctl", "stop", unit, timeout_s=stop_limit_s + COMMAND_TIMEOUT_S)
-    if show(unit, "ActiveState")["ActiveState"] == "failed":
-        _run("systemctl", "reset-failed", unit)
+
+
+def stopping() -> bool:
+    """Whether the host is shutting down or rebooting: then systemd refuses every start."""
+    command = ("systemctl", "is-system-running")
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=ASK_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.stdout.strip() == "stopping"
 
 
 def show(unit: str, *properties: str) -> dict[str, str]:
-    text = _run("systemctl", "show", unit, "--property", ",".join(properties))
+    """Raises SystemdError where PID 1 does not answer, after a few tries."""
+    text = _patiently("systemctl", "show", unit, "--property", ",".join(properties))
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def _patiently(*command: str) -> str:
+    for _ in range(ASK_TRIES - 1):
+        try:
+            return _run(*command, timeout_s=ASK_TIMEOUT_S)
+        except SystemdError:
+            time.sleep(PAUSE_S)
+    return _run(*command, timeout_s=ASK_TIMEOUT_S)
 
 
 def running_release(unit: str) -> str | None:
     """The release that the unit's main process was started from, asked of the process itself."""
-    pid = show(unit, "MainPID").get("MainPID", "0")
+    try:
+        pid = show(unit, "MainPID").get("MainPID", "0")
+    except SystemdError:  # the kernel answers where PID 1 does not
+        pid = _oldest_process(unit)
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -71,6 +94,19 @@ def running_release(unit: str) -> str | None:
     prefix = f"{RELEASE_VARIABLE}=".encode()
     found = [item[len(prefix) :] for item in environment.split(b"\0") if item.startswith(prefix)]
     return found[0].decode() if found else None
+
+
+def _oldest_process(unit: str) -> str:
+    """The number of the process that began first in the unit's control group; "0" where there is none."""
+    began: dict[str, int] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            groups = (process / "cgroup").read_text().splitlines()
+            if any(group.endswith(f"/{unit}") for group in groups):
+                began[process.name] = int((process / "stat").read_text().rpartition(")")[2].split()[19])
+        except OSError:  # it ended while we looked
+            continue
+    return min(began, key=began.__getitem__, default="0")
 
 
 def log_cursor() -> str | None:

@@ -23,6 +23,7 @@ from . import (
     probe,
     record,
     recovery,
+    relative,
     root_cause,
     saturation,
     soak,
@@ -31,13 +32,14 @@ from . import release as releases
 from .evidence import Evidence
 from .journal import Journal
 from .lock import exclusive
-from .order import ROLLBACK, Order
+from .order import ROLLBACK, ROLLOUT, Order
 from .paths import ServicePaths
 from .release import NotReady, Release
-from .service import NotServing, PortTaken, Service
+from .service import NotServing, PortTaken, Service, Stopped
 
 COMMITTED, ROLLED_BACK, DEFERRED, REFUSED = "committed", "rolled_back", "deferred", "refused"
-INTERRUPTED, RESTORE_FAILED = "interrupted", "restore_failed"
+INTERRUPTED, RESTORE_FAILED = "interrupted", recovery.RESTORE_FAILED
+SERVING, SILENT, DOWN = "serving", "silent", "down"  # what the old release did when the transaction began
 EXIT_CODES = {COMMITTED: 0, ROLLED_BACK: 1, REFUSED: 1, INTERRUPTED: 1, DEFERRED: 4, RESTORE_FAILED: 5}
 
 
@@ -75,13 +77,17 @@ class Transaction:
         self.last_words: list[str] = []  # why that start failed, as its log says it
         self.settings = probe.Settings.from_criteria(self.criteria)
         self.old_id: str | None = None  # what is current; where that link is lost, what runs
+        self.old_was = DOWN
 
     def _begin(self) -> None:
         """Finish what the last transaction left, and write down what this one is to do."""
         ended = recovery.finish_last(self.paths, self.evidence.say)
         recovery.settle(self.paths, self.evidence.say, ended)
+        if ended == RESTORE_FAILED:
+            recovery.give_up_last(self.paths, self.order.release)
         self.hooks.adopt(self.order.hooks, self.order.release)
         self.old_id = self.paths.linked(self.paths.current) or self.service.running_release()
+        self.old_was = self._old_state()
         order = self.order
         self.journal.write(
             "begin",
@@ -89,11 +95,23 @@ class Transaction:
             **{"from": self.old_id, "to": order.release},
             purpose=order.purpose,
             ready_timeout_s=order.ready_timeout_s,
+            soak_s=self.criteria.soak_s if order.purpose == ROLLOUT else 0.0,
+            old_was=self.old_was,
             operator=order.operator,
             reason=order.reason,
             overrides=list(order.overrides),
         )
         self.hooks.notify(hooks.BEGIN, f"the {order.purpose} of release {order.release} begins")
+
+    def _old_state(self) -> str:
+        """What the old release does before anything is touched: a baseline that is missing later is judged by it."""
+        try:
+            old = releases.load(self.paths, self.old_id or "")
+        except NotReady:
+            return DOWN if self.service.down else SILENT
+        if self.service.serves(old):
+            return SERVING
+        return DOWN if self.service.down else SILENT
 
     def _share_phases(self, *releases: Release) -> None:
         """Measure each of these releases at the same numbers of requests at once, saturation at what all of them admit."""
@@ -128,6 +146,7 @@ class Transaction:
         if self.last_words:
             fields["log"] = self.last_words
         self.hooks.tell_end(outcome, reason, fields.get("verdict"))
+        recovery.release_reserve(self.paths)
         self.journal.write("end", "done", **fields)
         self.evidence.close(self.journal.entries())
         return outcome
@@ -140,6 +159,7 @@ class Switch(Transaction):
         super().__init__(order, paths)
         self.old: Release | None = None
         self.before: dict[str, Any] | None = None
+        self.lost_baseline = ""  # why there is none, though the old release served when the switch began
         self.after: dict[str, Any] | None = None
 
     def run(self) -> str:
@@ -149,6 +169,7 @@ class Switch(Transaction):
             self.hooks.drain()
             self._measure_before()
             self._last_start()
+            self._reserve_rollback(new)
         except TooLate as reason:
             return self._end(DEFERRED, str(reason))
         except Exception as reason:  # whatever it is: nothing was touched, and the record says why
@@ -202,6 +223,12 @@ class Switch(Transaction):
             "measure-before", release=self.old.id, limit_s=self.criteria.longest_s
         ) as result:
             silent = self._silence_of(self.old)
+            if silent and self.old_was == SERVING:
+                result["baseline"] = (
+                    f"none: the old release served when the switch began, and stopped ({silent})"
+                )
+                self.lost_baseline = silent
+                return
             if silent:
                 result["baseline"] = (
                     f"none: the old release serves no tokens, so nothing can be worse ({silent})"
@@ -209,6 +236,9 @@ class Switch(Transaction):
                 return
             self.before = record.check(self._measure_well(self.old), "before")
             result["summary"] = probe.summary(self.before)
+            if self.service.down:
+                self.lost_baseline = f"{self.paths.unit} was stopped while it was measured"
+                result["baseline"] = self.lost_baseline
 
     def _measure_well(self, old: Release) -> dict[str, Any]:
         """The baseline, measured beyond its budget where it varies so much that it could not resolve the margins: once the
@@ -245,6 +275,16 @@ class Switch(Transaction):
                     " closes. Everything is staged; the next run inside a window switches."
                 )
 
+    def _reserve_rollback(self, new: Release) -> None:
+        """Just before anything is touched: what held at the beginning still holds, and going back will lack nothing."""
+        with self.journal.step("reserve-rollback", release=self.old_id):
+            problem = self.service.refused()
+            if problem:
+                raise NotReady(f"{problem}. Nothing was touched.")
+            self.service.no_stranger(new)
+            self.service.no_foreign_unit()
+            recovery.reserve(self.paths, self.old_id, new.id)
+
     def _go_forward(self, new: Release) -> dict[str, Any]:
         cursor = self._activate(new)
         limit_s = self.order.ready_timeout_s
@@ -261,8 +301,15 @@ class Switch(Transaction):
             checked = self._check_kernel(new, cursor)
             return self._judge(new, checked)
         finally:
+            self._keep_log(cursor)
+
+    def _keep_log(self, cursor: str | None) -> None:
+        """For people: what becomes of it must not hide why the release goes back."""
+        try:
             self.log = self.service.log(cursor)
             self.evidence.keep_log(self.log)
+        except Exception as error:
+            self.evidence.say(f"the service's log could not be kept: {error}")
 
     def _activate(self, new: Release) -> str | None:
         """The point of no return: from here the journal demands an end."""
@@ -311,7 +358,7 @@ class Switch(Transaction):
     def _verdict(
         self, new: Release, after: dict[str, Any], checked: dict[str, Any], noise: dict[str, Any] | None
     ) -> dict[str, Any]:
-        return gate.judge(
+        verdict = gate.judge(
             self.before,
             after,
             self.criteria,
@@ -319,9 +366,17 @@ class Switch(Transaction):
             kernel=checked,
             gpu_memory_mib=gpu_memory.used_mib(new.gpus),
         )
+        if self.lost_baseline and verdict["verdict"] == relative.PASS:
+            reason = (
+                "the old release served when the switch began and was down when it was to be measured, so nobody can"
+                f" tell whether this one is worse ({self.lost_baseline})"
+            )
+            return {**verdict, "verdict": relative.INCONCLUSIVE, "reasons": [reason, *verdict["reasons"]]}
+        return verdict
 
     def _settle(self, new: Release) -> None:
         """What follows a commit: the links and lists agree with it."""
+        self.service.mend_links()  # somebody may have disabled the unit meanwhile
         given_up = (self.order.reason or recovery.BY_HAND) if self.order.purpose == ROLLBACK else None
         recovery.settle_commit(self.paths, self.old_id, new.id, given_up, self.journal.tx)
         self.hooks.undrain()
@@ -341,17 +396,22 @@ class Switch(Transaction):
         return f"alert from the soak: {reasons}"
 
     def _go_back(self, new: Release, reason: Exception) -> str:
+        """Returns `restore_failed` without an end where the old release does not serve: the recovery unit goes on trying."""
         text = str(reason) or type(reason).__name__
         verdict = reason.verdict if isinstance(reason, Worse) else None
         limit_s = recovery.start_limit_s(self.order.ready_timeout_s)
-        outcome = recovery.restore(self.service, self.journal, self.old_id, new.id, limit_s)
-        silent = isinstance(reason, NotServing) and not isinstance(reason, PortTaken)
+        silent = isinstance(reason, NotServing) and not isinstance(reason, (PortTaken, Stopped))
         if silent:
             self.last_words = root_cause.explain(self.log)
-        if silent or (verdict and verdict["verdict"] == "fail"):
+        rejects = silent or bool(verdict and verdict["verdict"] == "fail")
+        outcome = recovery.restore(self.service, self.journal, self.old_id, new.id, limit_s, text, rejects)
+        if rejects:
             recovery.reject(self.paths, new.id, text, self.journal.tx)
         if verdict and "reasons" in verdict:
             self._tell(verdict)
+        if outcome == RESTORE_FAILED:
+            recovery.settle(self.paths, self.evidence.say, outcome)
+            return outcome
         return self._end(outcome, text, verdict)
 
 

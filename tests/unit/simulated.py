@@ -120,7 +120,9 @@ class SimulatedHost:
     @property
     def failing(self) -> str:
         """Why the old release could not be had again, as the journal says it; empty where it does not."""
-        failed = [entry for entry in self.journal() if (entry["step"], entry["state"]) == ("restore", "failed")]
+        failed = [
+            entry for entry in self.journal() if (entry["step"], entry["state"]) == ("restore", "failed")
+        ]
         return str(failed[-1]["error"]) if failed else ""
 
     @property

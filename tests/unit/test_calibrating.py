@@ -166,7 +166,10 @@ def test_an_interrupted_one_whose_release_will_not_start_says_so(
     with pytest.raises(Killed):
         calibrate(host, runs=3)
     assert host.recover() == ["chat: restore_failed"]
-    assert "the calibration was interrupted" in reason(host)
+    assert "the calibration was interrupted" in host.failing
+    host.dies_when_stopped.clear()
+    host.broken.clear()
+    assert host.recover() == ["chat: interrupted"] and host.running == OLD
 
 
 def test_an_order_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -131,7 +131,9 @@ def test_a_recovery_that_the_disk_refuses_says_so_and_can_be_run_again(
     log.write("activate", "intended", **{"from": OLD, "to": NEW})
     with monkeypatch.context() as patch:
         patch.setattr(recovery, "restore", refuse)
-        with pytest.raises(recovery.Unfinished, match=r"chat: .*Read-only file system\. The host tries again"):
+        with pytest.raises(
+            recovery.Unfinished, match=r"chat: .*Read-only file system\. The host tries again"
+        ):
             serving.recover()
     assert serving.recover() == ["chat: rolled_back"]
     assert serving.running == OLD
@@ -280,14 +282,15 @@ def test_an_old_release_that_hangs_in_its_start_is_not_waited_for_three_times(
 
 
 @pytest.mark.parametrize("lost", [True, False], ids=["it lost its files", "it has all it needs"])
-def test_an_old_release_that_lost_its_files_is_started_only_once(
+def test_what_serves_is_not_stopped_for_an_old_release_that_lost_its_files(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
     activated(serving)
     serving.broken.add(OLD)
     monkeypatch.setattr(manifest, "quick_check", lambda path: ["gone"] if lost and path.name == OLD else [])
     assert serving.recover() == ["chat: restore_failed"]
-    assert serving.starts == [OLD] * (1 if lost else 3) + [NEW]
+    assert serving.starts == ([] if lost else [OLD] * 3 + [NEW])
+    assert serving.running == NEW
 
 
 def test_where_neither_release_can_be_started_the_record_says_so(

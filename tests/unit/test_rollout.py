@@ -29,6 +29,7 @@ from pyinfra_vllm.operations._rollout import (
 def wanted(host: str, **observed: Any) -> Wanted:
     service = Service(name="chat", model="org/model", runtime=Runtime(version="0.33.0"), port=8000)
     found = {"current": None, "running": None, "rejected": {}, "release": None, **observed}
+    found.setdefault("proven", found["current"])
     return Wanted(host, "/srv/pyinfra-vllm", service, make(), found, "cpu")
 
 
@@ -93,6 +94,10 @@ def test_a_host_whose_process_was_started_from_another_release_needs_a_switch() 
     release = make().id
     assert not wanted("a", current=release, running="other").runs
     assert not wanted("a", current=release, running=None).runs
+    assert not wanted("a", current=release, running=release, proven=None).runs, "it is being judged"
+    assert not wanted("a", current=release, running=release, proven="other").runs, (
+        "it could not be taken back"
+    )
     assert wanted("a", current=release, running=release).runs
 
 

@@ -56,7 +56,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def observed(**values: Any) -> dict[str, Any]:
     known = {"service": "chat", "current": OLD, "running": OLD, "lock": None, "rejected": {}, "history": []}
-    return {**known, **values}
+    return {**known, "proven": values.get("current", OLD), **values}
 
 
 def look(wish: Wish | None = None, **values: Any) -> Look:

@@ -24,12 +24,15 @@ class Position:
 def follow(paths: ServicePaths, after_tx: str | None, seen: Position, unit: str) -> dict[str, Any]:
     """New journal entries and progress lines of the newest transaction other than `after_tx`.
 
-    Returns {"tx", "entries", "progress", "step", "active", "end"}: `step` is what is under way, `active` says whether the
-    transaction's own unit still runs, `end` is the closing entry or None.
+    Returns {"tx", "entries", "progress", "step", "active", "failing", "end"}: `step` is what is under way, `active` says
+    whether the transaction's own unit or its recovery still runs, `end` is the closing entry or None. `failing` says why the
+    old release does not serve again, while the recovery goes on trying.
     """
     entries = journal.last_transaction(paths.journal) or []
+    active = _active(unit) or _active(paths.recovery_unit)
     if not entries or entries[0]["tx"] == after_tx:
-        return {"tx": None, "entries": [], "progress": [], "step": None, "active": _active(unit), "end": None}
+        nothing = dict.fromkeys(("tx", "step", "failing", "end"))
+        return {**nothing, "entries": [], "progress": [], "active": _active(unit)}
     tx = entries[0]["tx"]
     progress = _lines(paths.evidence / tx / "progress.log")
     end = [entry for entry in entries if entry["step"] == "end"]
@@ -38,7 +41,8 @@ def follow(paths: ServicePaths, after_tx: str | None, seen: Position, unit: str)
         "entries": entries[seen.entries :],
         "progress": progress[seen.lines :],
         "step": under_way(entries, journal.now()),
-        "active": _active(unit),
+        "active": active,
+        "failing": None if end or _active(unit) else journal.failing(entries),
         "end": end[-1] if end else None,
     }
 

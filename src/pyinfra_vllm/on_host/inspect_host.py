@@ -12,14 +12,39 @@ import sys
 from pathlib import Path
 from typing import Any
 
-RECOVERY_UNIT = Path("/etc/systemd/system/pyinfra-vllm-recover.service")
+UNITS = Path("/etc/systemd/system")
+RECOVERY_UNITS = (
+    "pyinfra-vllm-recover.service",
+    "pyinfra-vllm-recover@.service",
+    "pyinfra-vllm-retry.service",
+    "pyinfra-vllm-retry.timer",
+)
+ENABLED = (
+    "multi-user.target.wants/pyinfra-vllm-recover.service",
+    "timers.target.wants/pyinfra-vllm-retry.timer",
+)
 
 
-def digest(path: Path) -> str | None:
+def recovery_units(units: Path = UNITS) -> str | None:
+    """One hash over the texts of the recovery's units; None where one is missing or not enabled."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        text = b"".join((units / name).read_bytes() for name in RECOVERY_UNITS)
     except OSError:
         return None
+    return hashlib.sha256(text).hexdigest() if all((units / link).is_symlink() for link in ENABLED) else None
+
+
+def machine() -> str:
+    """What tells this machine from every other: two names of an inventory that lead to one machine have the same.
+
+    Cloned machines share a machine id, containers of one machine its boot id; no two of them share all three.
+    """
+    texts = [Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id")]
+    try:
+        parts = [path.read_text(encoding="ascii").strip() for path in texts]
+        return " ".join([*parts, str(Path("/proc/self/ns/pid").readlink())])
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def known(user: str) -> bool:
@@ -40,13 +65,13 @@ def systemd() -> int | None:
 
 def inspect(root: Path, users: list[str]) -> dict[str, Any]:
     link = root / "bin" / "on-host.pyz"
-    wants = RECOVERY_UNIT.parent / "multi-user.target.wants" / RECOVERY_UNIT.name
     return {
         "python": list(sys.version_info[:3]),
         "platform": platform.machine(),
         "systemd": systemd(),
         "program": str(link.readlink()) if link.is_symlink() and link.exists() else None,
-        "recovery_unit": digest(RECOVERY_UNIT) if wants.is_symlink() else None,
+        "recovery_unit": recovery_units(),
+        "machine": machine(),
         "users": {user: known(user) for user in users},
     }
 

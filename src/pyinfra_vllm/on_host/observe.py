@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from . import journal
 
 RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE="
+RESTORE_FAILED = "restore_failed"
 # The steps that tell how long the way there and the way back took, and how much of it was measuring.
 TURNS = ("measure-before", "activate", "ready", "measure-after", "restore")
 
@@ -69,14 +71,48 @@ def ends(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for entry in entries:
         tx, step = entry.get("tx", ""), entry.get("step")
         if step == "begin":
-            records[tx] = {**entry, "began": entry["at"], "outcome": None, "reported": False, "turns": {}}
+            records[tx] = {
+                **entry,
+                "began": entry["at"],
+                "outcome": None,
+                "reported": False,
+                "kept": False,
+                "turns": {},
+            }
         elif tx in records and step == "end":
-            records[tx].update(entry, ended=entry["at"])
+            records[tx].update(entry, ended=entry["at"], reported=False)
+        elif tx in records and step == "restore" and entry["state"] == "failed":
+            records[tx].update(outcome=RESTORE_FAILED, reason=entry.get("error", ""))
         elif tx in records and step in TURNS:
             records[tx]["turns"][f"{step} {entry['state']}"] = entry["at"]
+        elif tx in records and step == "commit":
+            records[tx]["kept"] = True
         elif tx in records and step == "reported":
             records[tx]["reported"] = True
     return list(records.values())
+
+
+def proven(transactions: list[dict[str, Any]]) -> str | None:
+    """The release that was committed last, and not taken back since; None while that is still being found out.
+
+    A transaction without an end that touched the service may yet go back, so nothing is proven until it has ended.
+    """
+    found = None
+    for record in transactions:
+        if record.get("ended") is None and "activate intended" in record["turns"]:
+            return None
+        if record["outcome"] == "committed":
+            found = record.get("to")
+        if record["outcome"] == RESTORE_FAILED:  # given up: what serves was never proven
+            found = None
+    return found
+
+
+def runs(observed: Mapping[str, Any], release_id: str | None) -> bool:
+    """Whether that very release is current, the running process was started from it, and it was proven."""
+    return release_id is not None and all(
+        observed.get(key) == release_id for key in ("current", "running", "proven")
+    )
 
 
 def service(root: Path, name: str) -> dict[str, Any]:
@@ -102,6 +138,7 @@ def service(root: Path, name: str) -> dict[str, Any]:
         else [],
         "rejected": read_json(directory / "rejected.json") or {},
         "lock": holder(directory / "lock"),
+        "proven": proven(transactions),
         "last": transactions[-1] if transactions else None,
         "history": transactions,
     }

@@ -120,11 +120,19 @@ def _prepare_and_start(paths: ServicePaths, say: Say) -> str | None:
 
 
 def start_due(root: Path, units: Path = UNITS) -> list[str]:
-    """Start the recovery unit of each service whose newest transaction has no end and no live process; returns their names."""
-    due = [paths for paths in services(root, units) if unended(paths) and not _is_held(paths)]
+    """Start the recovery unit of each service whose newest transaction left something to do and has no live process.
+
+    Returns their names.
+    """
+    due = [paths for paths in services(root, units) if _owes(paths) and not _is_held(paths)]
     for paths in due:
         systemd.start_in_background(paths.recovery_unit)
     return [paths.name for paths in due]
+
+
+def _owes(paths: ServicePaths) -> bool:
+    left = _left(paths)
+    return left is not None and (left.ended is None or Hooks(paths, left.log).drained)
 
 
 def _is_held(paths: ServicePaths) -> bool:

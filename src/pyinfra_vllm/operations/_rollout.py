@@ -13,10 +13,12 @@ from typing import Any
 from pyinfra_vllm import waves
 from pyinfra_vllm.config import Rollout as Settings
 from pyinfra_vllm.config import Service
+from pyinfra_vllm.on_host import observe
 from pyinfra_vllm.release import Release
 
 COMMITTED, UNCHANGED, DEFERRED, HELD = "committed", "unchanged", "deferred", "held"
 TAKEN_BACK = "taken back"
+UNDER_WAY = "under way"  # the run was ended while the host switched: it goes on by itself
 GOOD = frozenset({COMMITTED, UNCHANGED})
 HARMLESS = GOOD | {DEFERRED}
 # Ends after which nobody knows whether the host serves anything.
@@ -38,8 +40,8 @@ class Wanted:
 
     @property
     def runs(self) -> bool:
-        """Whether this very release is current and the running process was started from it."""
-        return bool(self.observed["current"] == self.observed["running"] == self.release.id)
+        """Whether this very release is current, the running process was started from it, and it was proven."""
+        return observe.runs(self.observed, self.release.id)
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,22 @@ class Progress:
         self.serving: Mapping[str, Collection[str]] = {}
         self.wanted: dict[tuple[str, str], Wanted] = {}
         self.outcomes: dict[tuple[str, str], Outcome] = {}
+        self.going: dict[
+            tuple[str, str], str
+        ] = {}  # switches that hosts carry out now, and what to say of each
         self._waves: tuple[tuple[str, ...], ...] | None = None
         self._opens: dict[int, float] = {}
         self._reason = ""
 
     def want(self, item: Wanted) -> None:
         self.wanted[item.host, item.service.name] = item
+
+    def goes_on(self, host: str, service: str) -> None:
+        """The host carries out a switch: from now on it ends it by itself, whatever becomes of this run."""
+        self.going[host, service] = f"the switch goes on on {host}; `pyinfra-vllm watch` follows it"
+
+    def followed(self, host: str, service: str) -> None:
+        self.going.pop((host, service), None)
 
     def record(self, outcome: Outcome) -> None:
         self.outcomes[outcome.host, outcome.service] = outcome

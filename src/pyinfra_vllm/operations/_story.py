@@ -15,6 +15,7 @@ STEPS = {
     "drain": "take its traffic away",
     "measure-before": "measure the baseline",
     "window": "check the window's last start",
+    "reserve-rollback": "reserve what going back needs",
     "activate": "switch and restart",
     "ready": "wait until tokens flow",
     "kernel": "check the kernel",
@@ -57,6 +58,8 @@ def _told(entry: dict[str, Any]) -> list[str]:
 
 def _entry(entry: dict[str, Any]) -> list[str]:
     step, state = entry["step"], entry["state"]
+    if step == "interrupted":
+        return [f"interrupted by {entry.get('by', 'somebody')}"]
     name = STEPS.get(step)
     if name is None:
         return []
@@ -70,7 +73,8 @@ def _entry(entry: dict[str, Any]) -> list[str]:
         run = f" (run {entry['run']} of {entry['of']})" if "run" in entry else ""
         return [f"{name}{run} ..."]
     if state == "failed":
-        return [f"{name}: failed: {entry['error']}"]
+        serving = f"; serving {entry['serving'] or 'nothing'}" if "serving" in entry else ""
+        return [f"{name}: failed: {entry['error']}{serving}"]
     if step == "judge":
         return [*_table(entry["metrics"]), f"{name}: {'; '.join([entry['verdict'], *entry['reasons']])}"]
     return [f"{name}: {_detail(entry)}"]
@@ -88,8 +92,6 @@ def _detail(entry: dict[str, Any]) -> str:
         return "; ".join(_measured(name, value) for name, value in entry["summary"].items())
     if "baseline" in entry:
         return str(entry["baseline"])
-    if step == "restore" and "problem" in entry:
-        return f"it did not come back: {entry['problem']}; serving {entry['serving'] or 'nothing'}"
     if step == "restore" and "after_s" in entry:
         return f"its tokens flow again after {entry['after_s']} s"
     return "done"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from typing import Any
+
+import click
 from pyinfra import logger
 from pyinfra.api import Host
 from pyinfra.api.state import BaseStateCallback, State
@@ -9,10 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyinfra_vllm.operations._rollout import PROGRESS, Outcome
+from pyinfra_vllm.operations._rollout import PROGRESS, UNDER_WAY, Outcome
 from pyinfra_vllm.printable import printable
 
-COLOURS = {"committed": "green", "unchanged": "cyan", "deferred": "yellow", "taken back": "yellow"}
+COLOURS = {
+    "committed": "green",
+    "unchanged": "cyan",
+    "deferred": "yellow",
+    "taken back": "yellow",
+    UNDER_WAY: "yellow",
+}
 
 
 class Summary(BaseStateCallback):
@@ -30,11 +41,26 @@ class Summary(BaseStateCallback):
 def install(state: State) -> None:
     if not any(isinstance(handler, Summary) for handler in state.callback_handlers):
         state.add_callback_handler(Summary())
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, end_run)
+
+
+def end_run(number: int, frame: Any) -> None:
+    """Ctrl-C, SIGTERM or a closed terminal ends the run, never the switches that hosts have begun: say so, and exit with 1."""
+    said = [f"{host}: {service}: {text}" for (host, service), text in sorted(PROGRESS.going.items())]
+    try:
+        for line in ["The run was ended before it was done.", *said]:
+            click.echo(line, err=True)
+    finally:
+        sys.exit(1)
 
 
 def rows(state: State) -> list[Outcome]:
     """One outcome for each host and service that was wanted or failed before it could be."""
     known = dict(PROGRESS.outcomes)
+    for (name, service), text in PROGRESS.going.items():
+        release = PROGRESS.wanted[name, service].release.id if (name, service) in PROGRESS.wanted else ""
+        known.setdefault((name, service), Outcome(name, service, UNDER_WAY, text, release))
     for (name, service), item in PROGRESS.wanted.items():
         known.setdefault(
             (name, service), Outcome(name, service, "held", "the run ended before its wave", item.release.id)

@@ -14,11 +14,12 @@ from pyinfra.api import Host
 from pyinfra_vllm import answers
 from pyinfra_vllm import release as releases
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.on_host.order import ROLLOUT, Order
+from pyinfra_vllm.on_host.observe import RESTORE_FAILED
+from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.on_host.values import Check, mapping, or_null, text
 from pyinfra_vllm.operations import _story
-from pyinfra_vllm.operations._remote import LOST, Remote
-from pyinfra_vllm.operations._rollout import Outcome
+from pyinfra_vllm.operations._remote import LOST, Remote, never_ask
+from pyinfra_vllm.operations._rollout import PROGRESS, Outcome
 from pyinfra_vllm.operations._screen import SCREEN, Working
 from pyinfra_vllm.operations._unit import ANSWER_S, LOST_CONTACT_S, RUN_DIRECTORY, reconnect
 from pyinfra_vllm.printable import printable
@@ -34,7 +35,7 @@ OBSERVED = mapping(
     ("lock", "rejected", "last"),
 )
 POLL_S = 1.0
-PRUNING_S = 900.0  # as long as somebody who prunes may hold the lock that a recovery needs
+PATIENCE = 5  # looks
 RETRY = "retry_rejected"
 BY_ITSELF = "the host finishes it by itself and keeps what is no worse; the next run reports how it ended."
 
@@ -56,6 +57,12 @@ class Switching:
         """Carry the order out. Every way to end is an Outcome; nothing is raised for what a host can do wrong."""
         try:
             observed = self._observe()
+            before = self._under_way(observed)
+            if before is not None:
+                self._say("this switch is under way already: following it")
+                return self._follow(before or None)
+            if self.order.purpose == ROLLBACK and soaks(observed):
+                observed = self._end_soak()
             hindrance = self._hindrance(observed)
             return hindrance or self._follow(self._start(observed))
         except HostError as error:
@@ -66,6 +73,21 @@ class Switching:
         except Exception as error:  # over something that this host said: the others go on
             words = f"internal error (bug in pyinfra-vllm): {type(error).__name__}: {error}"
             return self.outcome("unknown", f"{words}. If the switch had begun, {BY_ITSELF}")
+
+    def _under_way(self, observed: dict[str, Any]) -> str | None:
+        """Where the host carries out this very switch at this moment: the transaction before it ("" where it is the first)."""
+        if not under_way(observed, self.order.release) or observed["last"]["purpose"] != self.order.purpose:
+            return None
+        earlier = [record["tx"] for record in observed["history"][:-1]]
+        return str(earlier[-1]) if earlier else ""
+
+    def _end_soak(self) -> dict[str, Any]:
+        """Somebody goes back by hand while the release is still watched: that has been decided, so the watch ends."""
+        self._say("ends the soak of the release that is to be left")
+        self.remote.run("systemctl", "stop", self.unit)
+        program = ("python3", "-I", self.program, "--root", self.root)
+        self.remote.run(*program, "recover", "--wait", str(ANSWER_S), self.order.service)
+        return self._observe()
 
     def _observe(self) -> dict[str, Any]:
         return dict(self._host_program(answers.one_of(OBSERVED), "status", self.order.service)[0])
@@ -102,12 +124,16 @@ class Switching:
         return str(last["tx"]) if last else None
 
     def _follow(self, after_tx: str | None) -> Outcome:
+        never_ask()
+        PROGRESS.goes_on(self.host.name, self.order.service)
         with SCREEN.following(self.host) as show:
-            return self._watch(after_tx, show)
+            outcome = self._watch(after_tx, show)
+        PROGRESS.followed(self.host.name, self.order.service)
+        return outcome
 
     def _watch(self, after_tx: str | None, show: Callable[[Working], None]) -> Outcome:
         step, said = None, ""
-        entries = lines = 0
+        entries = lines = gone = 0
         heard = time.monotonic()
         while True:
             news = self._ask(after_tx, entries, lines)
@@ -125,7 +151,10 @@ class Switching:
                 show(self._working(news["step"], said))
             if news["end"] and not news["active"]:
                 return self._ended(news)
-            if not news["active"]:
+            if news["failing"]:
+                return self.outcome(RESTORE_FAILED, self._failing(news["failing"]))
+            gone = gone + 1 if not news["active"] else 0
+            if gone > PATIENCE:  # between the end of a switch and the start of its recovery neither is active
                 return self.outcome("failed", self._no_end(news))
             time.sleep(POLL_S)
 
@@ -146,6 +175,12 @@ class Switching:
             self._lost_contact = True
             reconnect(self.host)
             return None
+
+    def _failing(self, problem: str) -> str:
+        return (
+            f"the old release does not serve again: {problem}. The host goes on trying by itself"
+            f" (`systemctl status pyinfra-vllm-recover@{self.order.service}`), and the next run reports how it ended."
+        )
 
     def _lost(self) -> str:
         return f"no contact for {LOST_CONTACT_S:.0f} s. The switch has begun: {BY_ITSELF}"
@@ -188,6 +223,18 @@ class Switching:
         logger.info(f"{self.host.print_prefix}{self.order.service}: {printable(text)}")
 
 
+def under_way(observed: dict[str, Any], release_id: str) -> bool:
+    """Whether a live process on the host switches to that release at this moment."""
+    last = observed["last"]
+    return bool(observed["lock"] and last and not last.get("ended") and last["to"] == release_id)
+
+
+def soaks(observed: dict[str, Any]) -> bool:
+    """Whether a live process watches a release that was committed."""
+    last = observed["last"]
+    return bool(observed["lock"] and last and not last.get("ended") and last["kept"])
+
+
 # The unit removes its order when it ends; where it never began, nobody else would.
 _LAUNCH = 'order=$1; shift; "$@" || { status=$?; rm -f -- "$order"; exit "$status"; }'
 
@@ -199,7 +246,6 @@ def launch(remote: Remote, root: str, order: Order) -> None:
     remote.run("mkdir", "-p", "-m", "755", RUN_DIRECTORY)
     remote.write(path, json.dumps(order.as_dict()))
     program = f"{root}/bin/on-host.pyz"
-    run = f"python3 {releases.quoted(program)} --root {releases.quoted(root)}"
     remote.run(
         *("sh", "-c", _LAUNCH, "sh", path),
         "systemd-run",
@@ -208,11 +254,11 @@ def launch(remote: Remote, root: str, order: Order) -> None:
         "--collect",
         "--quiet",
         "--property=Type=exec",
-        "--property=TimeoutStopSec=infinity",
+        "--property=TimeoutStopSec=15",
         "--property=KillMode=mixed",  # a hook that ignores SIGTERM must not hold the recovery up
         "--property=OOMScoreAdjust=-500",
         f"--property=ExecStopPost=-/usr/bin/env rm -f {path}",
-        f"--property=ExecStopPost=/usr/bin/env {run} recover --wait {PRUNING_S:.0f} {order.service}",
+        f"--property=OnFailure=pyinfra-vllm-recover@{order.service}.service",
         "/usr/bin/env",
         "python3",
         program,

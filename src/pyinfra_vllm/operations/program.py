@@ -21,9 +21,12 @@ from pyinfra_vllm.release import quoted
 OLDEST_PYTHON = (3, 9)
 OLDEST_SYSTEMD = 240  # Type=exec
 CREDENTIALS = 247  # LoadCredential=, which hands the Hub's token to a download
-RECOVERY_UNIT = "/etc/systemd/system/pyinfra-vllm-recover.service"
-_RECOVERY = """\
-# Written by pyinfra-vllm: finishes a switch that a power cut interrupted, before the services start.
+UNITS = "/etc/systemd/system"
+ENABLED = ("pyinfra-vllm-recover.service", "pyinfra-vllm-retry.timer")
+# name -> text; on_host/recovery.py says what each of them does
+_UNITS = {
+    "pyinfra-vllm-recover.service": """\
+# Written by pyinfra-vllm: at boot, before the services start, each is led to the release that was proven.
 [Unit]
 Description=pyinfra-vllm: finish what a power cut interrupted
 RequiresMountsFor={root}
@@ -31,11 +34,59 @@ RequiresMountsFor={root}
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/usr/bin/env python3 {program} --root {root} recover --boot
+ExecStart=/usr/bin/env python3 -I {program} --root {root} recover --boot
 
 [Install]
 WantedBy=multi-user.target
-"""
+""",
+    "pyinfra-vllm-recover@.service": """\
+# Written by pyinfra-vllm: finishes what a switch of one service left, and tries until the service is right. Started by the
+# end of the switch, at boot and by pyinfra-vllm-retry.timer; a shutdown stops it at once, and the next boot goes on.
+[Unit]
+Description=pyinfra-vllm: finish the switch of %i
+RequiresMountsFor={root}
+After=network-online.target pyinfra-vllm-recover.service
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+Slice=system.slice
+ExecStart=/usr/bin/env python3 -I {program} --root {root} recover --insist %i
+Restart=on-failure
+RestartSec=2
+KillMode=mixed
+TimeoutStopSec=15
+OOMScoreAdjust=-500
+""",
+    "pyinfra-vllm-retry.service": """\
+# Written by pyinfra-vllm: starts the recovery of each service whose switch has no end and no process.
+[Unit]
+Description=pyinfra-vllm: look for unfinished switches
+RequiresMountsFor={root}
+
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/env python3 -I {program} --root {root} recover --due
+""",
+    "pyinfra-vllm-retry.timer": """\
+# Written by pyinfra-vllm: whatever ended a switch and its recovery, a host looks after itself within two minutes.
+[Unit]
+Description=pyinfra-vllm: look for unfinished switches
+
+[Timer]
+OnActiveSec=2min
+OnUnitInactiveSec=2min
+
+[Install]
+WantedBy=timers.target
+""",
+}
+
+
+def units(root: str) -> dict[str, str]:
+    """The units of the recovery, name -> text."""
+    words = {"root": quoted(root), "program": quoted(f"{root}/bin/on-host.pyz")}
+    return {name: text.format(**words) for name, text in _UNITS.items()}
 
 
 @operation()
@@ -61,8 +112,8 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
 
     missing = [user for user in users if not found["users"][user]]
     program = f"on-host-{digest()}.pyz"
-    unit = _RECOVERY.format(root=quoted(root), program=quoted(f"{root}/bin/on-host.pyz"))
-    stale_unit = found["recovery_unit"] != hashlib.sha256(unit.encode()).hexdigest()
+    texts = units(root)
+    stale_unit = found["recovery_unit"] != hashlib.sha256("".join(texts.values()).encode()).hexdigest()
 
     if not missing and found["program"] == program and not stale_unit:
         host.noop(f"{root} has the program {program}, its recovery and the users {', '.join(users)}")
@@ -75,11 +126,13 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
     if found["program"] != program:
         yield from _install(root, program)
     if stale_unit:
-        yield FileUploadCommand(io.StringIO(unit), RECOVERY_UNIT)
-        yield StringCommand("chmod 644", RECOVERY_UNIT)
+        for name, text in texts.items():
+            yield FileUploadCommand(io.StringIO(text), f"{UNITS}/{name}")
+        yield StringCommand("chmod 644", *(f"{UNITS}/{name}" for name in texts))
         yield "systemctl daemon-reload"
-        yield "systemctl enable --quiet pyinfra-vllm-recover.service"
-        yield "sync --file-system /etc/systemd/system"
+        yield StringCommand("systemctl enable --quiet", *ENABLED)
+        yield "systemctl restart pyinfra-vllm-retry.timer"
+        yield f"sync --file-system {UNITS}"
 
 
 def _problem(found: dict[str, Any] | None, *, token: bool) -> str | None:

@@ -21,6 +21,7 @@ from pyinfra_vllm.config import Overrides, Rollout
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts._told import asked, fact
 from pyinfra_vllm.facts.service import Service, Services
+from pyinfra_vllm.on_host import observe
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.operations import _diff, _summary
@@ -39,7 +40,7 @@ from pyinfra_vllm.operations._rollout import (
     Wanted,
 )
 from pyinfra_vllm.operations._story import ending
-from pyinfra_vllm.operations._switching import Switching, acknowledge
+from pyinfra_vllm.operations._switching import Switching, acknowledge, under_way
 
 ROLLBACK_ALL = "rollback_all"
 IDEMPOTENT_NOTICE = "A switch restarts a service; a host that runs the declared release is left alone."
@@ -184,7 +185,7 @@ def back(
         staged = ", ".join(observed["staged"]) or "none"
         yield refuse(f"{service} has no release {target}; staged are {staged}. Nothing was touched.")
         return
-    if observed["current"] == observed["running"] == target:
+    if observe.runs(observed, target):
         host.noop(f"{service} runs release {target}")
         return
     if not state.is_executing:
@@ -338,7 +339,7 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
         ready_timeout_s=service.ready_timeout_s,
     )
     switching = Switching(host, item.root, order, prompts)
-    if shut(found):
+    if shut(found) and not under_way(item.observed, item.release.id):
         when = explain(service, overrides, item.observed["history"])
         return switching.outcome(DEFERRED, f"everything is staged; {when}")
     return switching.run()

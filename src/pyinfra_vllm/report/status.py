@@ -14,7 +14,7 @@ from typing import Any
 from ..asking import Answer
 from .looking import Look, Wish
 
-OK, CHANGING, DRIFT, DOWN = "ok", "switching", "drift", "down"
+OK, CHANGING, DRIFT, DOWN, UNPROVEN = "ok", "switching", "drift", "down", "unproven"
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def rows(answers: Iterable[Answer[Look]]) -> list[Row]:
 
 
 def exit_code(found: Sequence[Row]) -> int:
-    """1 when a host could not be asked."""
-    return int(any(row.problem for row in found))
+    """1 when a host could not be asked, or serves what was never proven."""
+    return int(any(row.problem or row.state == UNPROVEN for row in found))
 
 
 def flags_hash(argv: Sequence[str]) -> str:
@@ -119,7 +119,7 @@ def _row(
     return Row(
         host=host,
         service=observed["service"],
-        state=CHANGING if switching else DRIFT if different else OK,
+        state=_state(observed, switching, different),
         release=observed["running"] or observed["current"],
         since=_since(observed),
         model=checkpoint.get("repo", ""),
@@ -140,6 +140,22 @@ def _row(
     )
 
 
+def _state(observed: dict[str, Any], switching: str, different: tuple[str, ...]) -> str:
+    if _failing(observed):
+        return UNPROVEN
+    if switching:
+        return CHANGING
+    return DRIFT if different else OK
+
+
+def _failing(observed: dict[str, Any]) -> str:
+    """Why the release that was to serve again does not; empty where the newest switch came to its end."""
+    last = observed["last"]
+    if last is None or last["outcome"] != "restore_failed" or observed["running"] == observed.get("proven"):
+        return ""
+    return f"the switch to {last['to']} could not be taken back: {brief(str(last['reason']))}"
+
+
 def drift(observed: dict[str, Any], wish: Wish | None, declaration: bool = True) -> list[str]:
     """What differs between declared, staged, current and running, in words.
 
@@ -147,7 +163,7 @@ def drift(observed: dict[str, Any], wish: Wish | None, declaration: bool = True)
     + declaration: whether the declaration could be read at all
     """
     current, running = observed["current"], observed["running"]
-    found = []
+    found = list(filter(None, [_failing(observed)]))
     if current is None:
         found.append("no release is current")
     if current is not None and running is None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from .. import waves
 from ..asking import Answer
+from ..on_host import observe
 from ..on_host.evidence import HOW_FAR
 from ..operations._story import STEPS
 from ..printable import printable
@@ -134,7 +135,7 @@ def _concerned(look: Look, wish: Wish, now: datetime) -> bool:
 
 
 def _runs(observed: dict[str, Any], wish: Wish) -> bool:
-    return bool(observed.get("current") == observed.get("running") == wish.release is not None)
+    return observe.runs(observed, wish.release)
 
 
 def _recent(entries: Sequence[dict[str, Any]], wish: Wish, now: datetime) -> bool:

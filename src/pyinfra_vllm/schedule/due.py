@@ -13,6 +13,7 @@ from typing import Any
 from ..asking import Answer
 from ..config import Fleet, Service
 from ..estimate import estimate
+from ..on_host import observe
 from ..report.history import moment
 from ..report.looking import Look, Wish
 from ..window import LONGEST_DURATION, WindowState, open_between, state
@@ -125,7 +126,7 @@ def _finding(opening: Opening, answer: Answer[Look]) -> Finding:
 
 def _need(wish: Wish, observed: Mapping[str, Any], opening: Opening) -> tuple[str, str]:
     release = str(wish.release)
-    if observed.get("current") == observed.get("running") == release:
+    if observe.runs(observed, release):
         return RUNS, f"runs {release}"
     if observed.get("lock") is not None:
         return BUSY, f"{observed['lock'].get('holder', 'someone')} switches it now"

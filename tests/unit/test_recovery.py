@@ -65,23 +65,42 @@ def test_death_at_any_call_leaves_the_old_release_or_the_new_proven_one(
             assert host.running == (NEW if rate == 100.0 else OLD), "the next ordinary run did not converge"
 
 
-@pytest.mark.parametrize("first", range(0, 60, 3))
-def test_death_during_recovery_is_recovered_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+def test_death_during_recovery_is_recovered_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _die_in_every_recovery(tmp_path, monkeypatch, range(5, count_calls(tmp_path, monkeypatch, 50.0), 12))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("part", range(8))
+def test_every_death_in_every_recovery_is_recovered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    for second in range(20):
-        with monkeypatch.context() as patch:
-            host = prepared(tmp_path / f"{second}", patch, 50.0)
-            host.die_at = first
-            try:
-                host.switch()
-            except Killed:
-                host.dead, host.die_at = False, len(host.calls) + second
-                try:
-                    host.recover_until_death()
-                except Killed:
-                    host.recover()
-            check(host, first)
+    _die_in_every_recovery(tmp_path, monkeypatch, range(part, count_calls(tmp_path, monkeypatch, 50.0), 8))
+
+
+def _die_in_every_recovery(root: Path, monkeypatch: pytest.MonkeyPatch, moments: range) -> None:
+    """Every pair of (a call of the transaction) x (a call of its recovery), up to the last that there is."""
+    for first in moments:
+        second = 0
+        while _die_twice(root / f"{first}-{second}", monkeypatch, first, second):
+            second += 1
+
+
+def _die_twice(root: Path, monkeypatch: pytest.MonkeyPatch, first: int, second: int) -> bool:
+    """Whether the recovery was killed, too: it makes no further call than those before."""
+    with monkeypatch.context() as patch:
+        host = prepared(root, patch, 50.0)
+        host.die_at = first
+        with pytest.raises(Killed):
+            host.switch()
+        host.dead, host.die_at = False, len(host.calls) + second
+        try:
+            host.recover_until_death()
+            killed = False
+        except Killed:
+            killed = True
+            host.recover()
+        check(host, first)
+    return killed
 
 
 @pytest.mark.thorough

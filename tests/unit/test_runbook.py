@@ -18,7 +18,11 @@ from pyinfra_vllm.spoken import OVERRIDE_KEYS, ROLLBACK_KEYS
 PROJECT = Path(__file__).parents[2]
 PAGES = [PROJECT / "docs" / name for name in ("runbook.md", "unattended.md")]
 PROGRAM = "/srv/pyinfra-vllm/bin/on-host.pyz"
-ON_HOST_UNITS = {"vllm-chat.service", "pyinfra-vllm-switch-chat.service", "pyinfra-vllm-recover.service"}
+ON_HOST_UNITS = {
+    "vllm-chat.service",
+    "pyinfra-vllm-switch-chat.service",
+    "pyinfra-vllm-recover@chat.service",
+}
 PLAIN = {"nvidia-smi", "df"}
 INLINE = r"`((?:systemctl (?!--user)|pyinfra-vllm )[^`]+)`"
 
@@ -71,10 +75,10 @@ def test_the_hosts_program_has_these_verbs(words: list[str]) -> None:
 def test_units_have_these_names() -> None:
     ours = set(units("inventory/prod.py", ["x"], PROJECT).files)
     text = "\n".join(page.read_text() for page in PAGES)
-    named = set(re.findall(r"[a-z][a-z-]*\.(?:service|timer)\b", text))
+    named = set(re.findall(r"[a-z][a-z@-]*\.(?:service|timer)\b", text))
     assert named == ON_HOST_UNITS | ours
     sources = "".join(path.read_text() for path in (PROJECT / "src/pyinfra_vllm").rglob("*.py"))
-    assert "pyinfra-vllm-recover.service" in sources and '"pyinfra-vllm-switch"' in sources
+    assert "pyinfra-vllm-recover@.service" in sources and '"pyinfra-vllm-switch"' in sources
 
 
 def test_every_link_of_the_runbook_leads_somewhere() -> None:

@@ -66,12 +66,18 @@ class Progress:
         self.going: dict[
             tuple[str, str], str
         ] = {}  # switches that hosts carry out now, and what to say of each
+        self._machines: dict[str, str] = {}  # what tells a machine from all others -> the first of its names
         self._waves: tuple[tuple[str, ...], ...] | None = None
         self._opens: dict[int, float] = {}
         self._reason = ""
 
     def want(self, item: Wanted) -> None:
         self.wanted[item.host, item.service.name] = item
+
+    def twin(self, host: str, machine: str) -> str:
+        """Another name of the inventory for the same machine; empty where the host is the first."""
+        first = self._machines.setdefault(machine, host) if machine else host
+        return first if first != host else ""
 
     def goes_on(self, host: str, service: str) -> None:
         """The host carries out a switch: from now on it ends it by itself, whatever becomes of this run."""

@@ -151,7 +151,7 @@ class Switching:
                 show(self._working(news["step"], said))
             if news["end"] and not news["active"]:
                 return self._ended(news)
-            if news["failing"]:
+            if news.get("failing"):
                 return self.outcome(RESTORE_FAILED, self._failing(news["failing"]))
             gone = gone + 1 if not news["active"] else 0
             if gone > PATIENCE:  # between the end of a switch and the start of its recovery neither is active

@@ -16,6 +16,7 @@ from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.service import Host
 from pyinfra_vllm.operations._archive import archive, digest
 from pyinfra_vllm.operations._refuse import alone, refuse
+from pyinfra_vllm.operations._rollout import PROGRESS
 from pyinfra_vllm.release import quoted
 
 OLDEST_PYTHON = (3, 9)
@@ -108,6 +109,14 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
     problem = _problem(found, token=get_token() is not None)
     if problem or not found:
         yield refuse(problem or "it told nothing")
+        return
+
+    twin = PROGRESS.twin(host.name, found.get("machine", ""))
+    if twin:
+        yield refuse(
+            f"it is the same machine as {twin}: an inventory names each machine once. Nothing of it was touched under"
+            " this name; take one of the two out."
+        )
         return
 
     missing = [user for user in users if not found["users"][user]]

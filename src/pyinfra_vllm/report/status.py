@@ -150,7 +150,7 @@ def _state(observed: dict[str, Any], switching: str, different: tuple[str, ...])
 
 def _failing(observed: dict[str, Any]) -> str:
     """Why the release that was to serve again does not; empty where the newest switch came to its end."""
-    last = observed["last"]
+    last = observed.get("last")
     if last is None or last["outcome"] != "restore_failed" or observed["running"] == observed.get("proven"):
         return ""
     return f"the switch to {last['to']} could not be taken back: {brief(str(last['reason']))}"

@@ -269,15 +269,30 @@ def test_a_committed_release_that_falls_silent_while_it_is_watched_goes_back(hos
     assert observed(host)["running"] == observed(host)["current"] == old
 
 
-def test_a_second_run_at_the_same_time_is_refused_and_names_the_first(host: Host) -> None:
+def test_a_second_run_of_another_release_is_refused_and_of_the_same_follows_the_first(host: Host) -> None:
     arguments = ("deploy.py", "-y", "--limit", "stub", "--data", "operator=alice@desk")
     first = control.spawn("pyinfra", control.INVENTORY, *arguments, env=declared("b"))
     _until(lambda: observed(host)["lock"] is not None)
-    second = deploy(release="b")
-    assert second.returncode == 1
-    assert "alice@desk has held it since 20" in second.stderr and "Nothing was touched" in second.stderr
+    other = deploy(release="a")
+    same = deploy(release="b")
+    assert other.returncode == 1
+    assert "alice@desk has held it since 20" in other.stderr and "Nothing was touched" in other.stderr
     output, _ = first.communicate(timeout=120)
     assert first.returncode == 0, output
+    assert same.returncode == 0, same.stderr
+    assert "under way already: following it" in same.stderr or "unchanged" in same.stderr
+
+
+def test_ctrl_c_during_a_switch_says_that_the_host_goes_on(host: Host) -> None:
+    arguments = ("deploy.py", "-y", "--limit", "stub", "--data", "operator=alice@desk")
+    first = control.spawn("pyinfra", control.INVENTORY, *arguments, env=declared("a"))
+    _until(lambda: observed(host)["lock"] is not None)
+    time.sleep(2)
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 1, output
+    assert "the switch goes on on stub; `pyinfra-vllm watch` follows it" in output
+    _until(lambda: observed(host)["lock"] is None)
 
 
 def test_a_closed_window_defers_after_staging_and_can_be_overridden(host: Host) -> None:

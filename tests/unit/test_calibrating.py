@@ -99,8 +99,9 @@ def test_what_the_window_had_room_for_is_enough_from_three_runs_on(
 def test_a_release_that_does_not_come_back_is_said_with_its_last_words(host: SimulatedHost) -> None:
     host.dies_when_stopped.add(OLD)
     assert calibrate(host) == "restore_failed"
-    assert "did not come back" in reason(host) and noise(host) is None
+    assert "did not come back" in host.failing and noise(host) is None
     assert host.journal()[-1]["log"]
+    assert host.outcome() is None, "the recovery unit goes on trying"
 
 
 def test_other_traffic_is_no_noise_of_the_service(

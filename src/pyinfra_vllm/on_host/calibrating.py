@@ -112,5 +112,8 @@ class Calibrating(Transaction):
         limit_s = recovery.start_limit_s(self.order.ready_timeout_s)
         problem = recovery.bring_up(self.service, release.id, limit_s)
         if problem:
-            return self._end(RESTORE_FAILED, f"{reason}; it did not come back: {problem}")
+            problem = f"{reason}; it did not come back: {problem}"
+            recovery.note_failure(self.journal, problem, None, words=self.last_words)
+            recovery.settle(self.paths, self.evidence.say, RESTORE_FAILED)
+            return RESTORE_FAILED  # without an end: the recovery unit goes on trying
         return self._end(FAILED, f"{reason}; release {release.id} serves, and nothing was stored")

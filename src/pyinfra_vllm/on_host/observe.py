@@ -15,6 +15,7 @@ from . import journal
 
 RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE="
 RESTORE_FAILED = "restore_failed"
+CALIBRATION = "calibration"
 # The steps that tell how long the way there and the way back took, and how much of it was measuring.
 TURNS = ("measure-before", "activate", "ready", "measure-after", "restore")
 
@@ -92,14 +93,15 @@ def ends(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(records.values())
 
 
-def proven(transactions: list[dict[str, Any]]) -> str | None:
+def proven(transactions: list[dict[str, Any]], live: bool) -> str | None:
     """The release that was committed last, and not taken back since; None while that is still being found out.
 
-    A transaction without an end that touched the service may yet go back, so nothing is proven until it has ended.
+    A transaction without an end that touched the service may yet go back, and one that is live may yet touch it.
     """
     found = None
     for record in transactions:
-        if record.get("ended") is None and "activate intended" in record["turns"]:
+        touches = "activate intended" in record["turns"] or live
+        if record.get("ended") is None and touches and record.get("purpose") != CALIBRATION:
             return None
         if record["outcome"] == "committed":
             found = record.get("to")
@@ -122,6 +124,7 @@ def service(root: Path, name: str) -> dict[str, Any]:
     current = linked(directory / "current")
     transactions = ends(journal.read(directory / "journal.jsonl"))
     releases = directory / "releases"
+    held = holder(directory / "lock")
     return {
         "service": name,
         "unit": unit,
@@ -137,8 +140,8 @@ def service(root: Path, name: str) -> dict[str, Any]:
         if releases.is_dir()
         else [],
         "rejected": read_json(directory / "rejected.json") or {},
-        "lock": holder(directory / "lock"),
-        "proven": proven(transactions),
+        "lock": held,
+        "proven": proven(transactions, live=held is not None),
         "last": transactions[-1] if transactions else None,
         "history": transactions,
     }

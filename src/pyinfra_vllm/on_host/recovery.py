@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
@@ -503,15 +504,18 @@ def _has(log: Journal, step: str, state: str) -> bool:
     return any(entry["step"] == step and entry["state"] == state for entry in log.entries())
 
 
-def note_failure(log: Journal, problem: str, serving: str | None, restarted: bool = False) -> None:
+def note_failure(
+    log: Journal, problem: str, serving: str | None, restarted: bool = False, words: Sequence[str] = ()
+) -> None:
     """Write down that going back failed, unless that is what the journal said last.
 
     serving: what serves instead; `restarted` where trying took it down for a while
+    words: why the start failed, as its log says it
     """
     found: Entry = {"error": problem, "serving": serving, "restarted": restarted}
     failed = [entry for entry in log.entries() if (entry["step"], entry["state"]) == ("restore", "failed")]
     if not failed or any(failed[-1].get(key) != value for key, value in found.items()):
-        log.try_write("restore", "failed", **found)
+        log.try_write("restore", "failed", **found, **({"log": list(words)} if words else {}))
 
 
 def _take_away(service: Service, new_id: str) -> str:

@@ -98,11 +98,12 @@ def proven(transactions: list[dict[str, Any]], live: bool) -> str | None:
 
     A transaction without an end that touched the service may yet go back, and one that is live may yet touch it.
     """
+    last = transactions[-1] if transactions else {}
+    touches = live or "activate intended" in last.get("turns", ())
+    if touches and last.get("ended") is None and last.get("purpose") != CALIBRATION:
+        return None
     found = None
     for record in transactions:
-        touches = "activate intended" in record["turns"] or live
-        if record.get("ended") is None and touches and record.get("purpose") != CALIBRATION:
-            return None
         if record["outcome"] == "committed":
             found = record.get("to")
         if record["outcome"] == RESTORE_FAILED:  # given up: what serves was never proven

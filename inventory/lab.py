@@ -1,6 +1,7 @@
 """The hosts of the lab that runs on this machine; `make lab-up` starts one.
 
 They are reached as an operator reaches hosts: by key, as an ordinary account with sudo, with known host keys.
+PYINFRA_VLLM_LAB_HOSTS is JSON that tests write beside a host's name: {"solo": {"services": ...}}.
 """
 
 import json
@@ -24,4 +25,7 @@ _ssh = {
     "ssh_known_hosts_file": _lab["known_hosts"],
     "_sudo": True,
 }
-lab = [(name, {"ssh_hostname": address, **_ssh}) for name, address in _lab["hosts"].items()]
+_own = json.loads(os.environ.get("PYINFRA_VLLM_LAB_HOSTS", "{}"))
+lab = [
+    (name, {"ssh_hostname": address, **_ssh, **_own.get(name, {})}) for name, address in _lab["hosts"].items()
+]

@@ -1,4 +1,4 @@
-"""`python -m lab packages | image | prepare | up | down | status | demo`: the lab from a shell. `up` leaves it running in the background."""
+"""`python -m lab packages | image | prepare | up | down | status | demo | gpu | carry`: the lab from a shell. `up` leaves it running in the background."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import carried, gpus, leftovers, lock, prerequisites, session
 from . import demo as story
 from . import image as base_image
-from . import leftovers, lock, prerequisites, session
 from .layout import RUN, STATE
 from .shell import LabError, last_lines, say
 
@@ -99,6 +99,22 @@ def demo(options: argparse.Namespace) -> int:
     return story.tell()
 
 
+def gpu(options: argparse.Namespace) -> int:
+    """Say what keeps this machine from serving on its GPUs in a lab; nothing where all is there."""
+    missing = gpus.missing()
+    for name in gpus.names():
+        print(name)
+    for problem in missing:
+        print(f"lab: no stories on GPUs here: {problem}", file=sys.stderr)
+    return int(bool(missing))
+
+
+def carry(options: argparse.Namespace) -> int:
+    """Fetch into --into the Debian packages for a machine without registries (carried.py)."""
+    carried.fetch(options.into)
+    return 0
+
+
 def _state() -> dict[str, Any]:
     """What the running lab wrote about itself; empty when there is none."""
     state: dict[str, Any] = json.loads(STATE.read_text()) if STATE.exists() else {}
@@ -108,11 +124,12 @@ def _state() -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="lab", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    for command in (packages, image, prepare, up, hold, down, status, demo):
+    for command in (packages, image, prepare, up, hold, down, status, demo, gpu, carry):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.set_defaults(command=command)
         sub.add_argument("--hosts", type=int, default=1, help="how many hosts to boot")
         sub.add_argument("--light", action="store_true", help="without the real vLLM and its checkpoints")
+        sub.add_argument("--into", type=Path, default=Path("debs"), help="directory for what is carried")
         sub.add_argument(
             "--browser", action="store_true", help="with the browser that a test opens the report in"
         )

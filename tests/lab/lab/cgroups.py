@@ -11,7 +11,9 @@ from pathlib import Path
 
 from .layout import MACHINE_PREFIX
 
-_HIERARCHIES = (Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup/unified"))
+_GROUPS = Path("/sys/fs/cgroup")
+_UNIFIED = (_GROUPS / "cgroup.controllers").exists()
+_HIERARCHIES = (_GROUPS,) if _UNIFIED else (_GROUPS / "systemd", _GROUPS / "unified")
 
 
 def hierarchies() -> list[Path]:

@@ -6,10 +6,11 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import checkpoints, control, deciding, serving, session
+from . import checkpoints, control, deciding, gpus, serving, session, venvs
 from .machine import Host
 from .shell import LabError
 
@@ -51,12 +52,22 @@ def tell() -> int:
     begun = time.monotonic()
     with control.own_lock_file(), session.lab("solo") as lab:
         host = lab.hosts["solo"]
+        _headline(_where(gpus.for_hosts(), gpus.mine()))
         for chapter in CHAPTERS:
             _lock(chapter)
             _play(chapter, host)
         _own_words(host)
         _headline(f"The story took {time.monotonic() - begun:.0f} s. `docs/runbook.md` goes on from here.")
     return 0
+
+
+def _where(used: Sequence[int], here: Sequence[int]) -> str:
+    """What the server runs on, so that nobody takes a CPU's numbers for a GPU's."""
+    if used:
+        return f"Serving on {len(used)} of this machine's GPUs: {'; '.join(gpus.names())}"
+    if here:
+        return f"Serving on this machine's CPU, though it has a GPU: {venvs.NAMED} names no vLLM for it"
+    return "Serving on this machine's CPU: it has no NVIDIA GPU"
 
 
 def _lock(chapter: Chapter) -> None:

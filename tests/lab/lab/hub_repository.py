@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,10 @@ class Repository:
 
     def commit(self, files: Mapping[str, Path | bytes], branch: str) -> str:
         """Record a snapshot on a branch; the commit is computed from the content, so it is the same everywhere."""
-        snapshot = {path: File.of(path, content) for path, content in sorted(files.items())}
+        ordered = dict(sorted(files.items()))
+        with ThreadPoolExecutor() as pool:  # hashing takes the time here
+            described = pool.map(File.of, ordered, ordered.values())
+            snapshot = dict(zip(ordered, described, strict=True))
         text = "".join(f"{file.blob_sha1} {path}\n" for path, file in snapshot.items())
         commit = hashlib.sha1(f"{self.name}\n{text}".encode()).hexdigest()
         self.snapshots[commit] = snapshot

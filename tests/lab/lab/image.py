@@ -1,13 +1,14 @@
 """The hosts' base image: a small Debian with systemd, sshd and an operator's account, built once into the cache.
 
 It holds no key and no secret: what makes a host itself (keys, addresses, machine id) is laid over it at start.
+On a machine without registries it is that machine's own system with a layer above it (carried.py).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from . import prerequisites
+from . import carried, prerequisites
 from .keeping import kept
 from .layout import OPERATOR, cache, recipe_key
 from .shell import run
@@ -39,6 +40,17 @@ ENABLED = ("ssh.service", "systemd-networkd.service")
 
 # The releases of Debian that the product promises to run on -> the Python that each brings.
 SUITES = {"bullseye": "3.9", "bookworm": "3.11", "trixie": "3.13"}
+
+
+def prepare() -> None:
+    """Have in the cache what can be kept there."""
+    if not carried.packages():
+        base()
+
+
+def layers() -> tuple[Path, ...]:
+    """What hosts have below what they write themselves, the uppermost first; the lab's working directory must be there."""
+    return carried.layers(_configure) if carried.packages() else (base(),)
 
 
 def base(suite: str = "") -> Path:

@@ -119,7 +119,7 @@ def mounts(under: Path = WORK) -> list[Path]:
     return [
         Path(point)
         for point in plain
-        if point.startswith(f"{under}/") or (under == WORK and nspawn.match(point))
+        if f"{point}/".startswith(f"{under}/") or (under == WORK and nspawn.match(point))
     ]
 
 

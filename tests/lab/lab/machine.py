@@ -27,11 +27,12 @@ class Host:
 
     name: str
     address: str
-    base: Path
+    layers: tuple[Path, ...]  # of the image, the uppermost first
     key: Path
     known_hosts: Path
     binds: Mapping[Path, str] = field(default_factory=dict)  # directory on this machine -> path, read-only
     disks: tuple[Disk, ...] = ()
+    devices: tuple[Path, ...] = ()  # device nodes of this machine that the host has too
     _supervisor: subprocess.Popen[bytes] | None = None
 
     @property
@@ -148,6 +149,17 @@ class Host:
     def journal(self, unit: str, lines: int = 50) -> str:
         return self.ssh(f"journalctl --no-pager -o cat -n {lines} -u {shlex.quote(unit)}").stdout
 
+    def leader(self) -> int | None:
+        """The host's first process as this machine numbers it; None while its power is off."""
+        if self._supervisor is None:
+            return None
+        pid = self._supervisor.pid
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except OSError:
+            return None
+        return int(children[0]) if children else None
+
     @property
     def _pid(self) -> int | None:
         return self._supervisor.pid if self._supervisor else None
@@ -179,7 +191,13 @@ class Host:
         ]
         words += ["--resolv-conf=off", "--timezone=off", "--settings=no"]
         words += [f"--bind-ro={source}:{path}" for source, path in self.binds.items()]
+        words += self._with_devices() if self.devices else []
         return words + [f"--bind={disk.mount(self.place)}:{disk.path}" for disk in self.disks]
+
+    def _with_devices(self) -> list[str]:
+        """These devices and no further ones; systemd in there may attach the programs by which it guards devices."""
+        rights = ["--capability=all", "--drop-capability=CAP_MKNOD", "--system-call-filter=bpf @known"]
+        return [*rights, *(f"--bind={device}" for device in self.devices)]
 
     def _lay_over_base(self) -> None:
         """The base image read-only below, what this host writes above; written the first time only."""
@@ -189,7 +207,8 @@ class Host:
                 directory.mkdir(parents=True)
             self._make_it_itself(upper)
         if not self.root.is_mount():
-            layers = f"lowerdir={self.base},upperdir={upper},workdir={work}"
+            lower = ":".join(map(str, self.layers))
+            layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
             run("mount", "-t", "overlay", "overlay", "-o", layers, self.root)
 
     def _make_it_itself(self, upper: Path) -> None:
@@ -206,7 +225,7 @@ class Host:
             _write(upper / name, text)
         authorized = self.key.with_suffix(".pub").read_text()
         _write(upper / "root/.ssh/authorized_keys", authorized, private=True)
-        account = _account(self.base, OPERATOR)
+        account = _account(self.layers[0], OPERATOR)
         _write(upper / f"home/{OPERATOR}/.ssh/authorized_keys", authorized, private=True)
         for path in (f"home/{OPERATOR}", f"home/{OPERATOR}/.ssh", f"home/{OPERATOR}/.ssh/authorized_keys"):
             os.chown(upper / path, *account)

@@ -1,4 +1,7 @@
-"""What this machine must have before the lab can start: Debian, root, and a few packages, installed when missing."""
+"""What this machine must have before the lab can start: Debian, root, and a few packages, installed when missing.
+
+A machine that packages were carried to (carried.py) need not be Debian, and nothing is installed there.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
+from . import carried
 from .shell import LabError, run, timed
 
 # program looked for -> the Debian package that brings it
@@ -21,6 +25,7 @@ PROGRAMS = {
     "mount": "mount",
     "setsid": "util-linux",
 }
+UNCARRIED = ("debootstrap", "tc", "mkfs.ext4")  # no image is built there, no link slowed down, no disk filled
 # what only the tests need: the report is opened in a real browser
 BROWSER = {"chromium": "chromium"}
 # file looked for -> package: libraries and modules that no program stands for
@@ -38,6 +43,9 @@ def ensure(browser: bool = False) -> None:
         raise LabError(
             "the lab boots containers and makes network bridges: run it as root (make test-fast needs no root)"
         )
+    if carried.packages():
+        carried.programs()
+        return _all_carried()
     programs = {**PROGRAMS, **(BROWSER if browser else {})}
     missing = missing_packages(programs)
     if not missing:
@@ -53,6 +61,15 @@ def ensure(browser: bool = False) -> None:
     still = missing_packages(programs)
     if still:
         raise LabError(f"apt-get installed them, yet these are still not found: {' '.join(still)}")
+
+
+def _all_carried() -> None:
+    missing = sorted({name for name in PROGRAMS if name not in UNCARRIED and not shutil.which(name)})
+    if missing:
+        raise LabError(
+            f"this machine lacks {', '.join(missing)}, and no package in {carried.DEBS} brings them: carry "
+            f"{', '.join(sorted({PROGRAMS[name] for name in missing}))} too"
+        )
 
 
 def missing_packages(programs: dict[str, str]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import runtime
+from . import venvs
 from .machine import Host
 from .shell import LabError
 
@@ -72,7 +72,7 @@ def serve(host: Host, unit: str, checkpoint: str, port: int, *flags: str) -> Non
     properties = ("Type=exec", "User=nobody", "PrivateTmp=yes", "KillMode=mixed", "CacheDirectory=" + unit)
     words = ["systemd-run", f"--unit={unit}", *(f"--property={value}" for value in properties)]
     words += [f"--setenv={name}={value}" for name, value in _environment(unit).items()]
-    words += [f"{runtime.PATH}/bin/vllm", "serve", checkpoint, "--port", str(port), "--host", "127.0.0.1"]
+    words += [f"{venvs.path()}/bin/vllm", "serve", checkpoint, "--port", str(port), "--host", "127.0.0.1"]
     words += ["--served-model-name", "tiny", "--max-model-len", "1024", "--enforce-eager", *flags]
     host.ssh(shlex.join(words))
 

@@ -14,7 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from . import checkpoints, image, leftovers, light_runtime, lock, network, prerequisites, runtime, stand_ins
+from . import (
+    checkpoints,
+    gpus,
+    image,
+    leftovers,
+    light_runtime,
+    lock,
+    network,
+    prerequisites,
+    stand_ins,
+    venvs,
+)
 from .disk import Disk
 from .hub import Hub
 from .layout import HUB_PORT, OPERATOR, STATE, WORK, Network, cache
@@ -27,8 +38,7 @@ from .watch import Watchman
 class Parts:
     """What hosts are made of, all in the cache. A light lab has the stub of vLLM and stand-in checkpoints."""
 
-    base: Path
-    light: Path
+    light: Path | None  # None beside a runtime by path: a stub is not needed there, and comes from a registry
     runtime: Path | None = None
     checkpoints: Mapping[str, Path] = field(default_factory=dict)  # repository -> directory
 
@@ -37,10 +47,12 @@ def prepare(light: bool = False) -> Parts:
     """Build what the cache lacks: the hosts' image, and beside it the runtime and then the checkpoints."""
     prerequisites.ensure()
     with ThreadPoolExecutor() as pool:
-        base = pool.submit(image.base)
-        real = None if light else runtime.venv()
+        image_made = pool.submit(image.prepare)
+        real = None if light else venvs.real()
         made = checkpoints.made(real / "bin/python") if real else stand_ins.made()
-        return Parts(base=base.result(), light=light_runtime.venv(), runtime=real, checkpoints=made)
+        stub = None if venvs.named() else light_runtime.venv()
+        image_made.result()
+        return Parts(light=stub, runtime=real, checkpoints=made)
 
 
 @dataclass
@@ -51,6 +63,7 @@ class Lab:
     hub: Hub
     key: Path
     known_hosts: Path
+    layers: tuple[Path, ...]  # of the hosts' image
     hosts: dict[str, Host] = field(default_factory=dict)
     _addresses: int = 0
     _writing: threading.Lock = field(default_factory=threading.Lock)
@@ -61,13 +74,20 @@ class Lab:
         disks: Sequence[Disk] = (),
         binds: Mapping[Path, str] | None = None,
         suite: str = "",
+        cards: Sequence[int] | None = None,
+        devices: Sequence[Path] = (),
         timeout: float = 60,
     ) -> list[Host]:
         """Boot new hosts side by side and return when all answer over SSH.
 
         suite: their release of Debian (image.SUITES), where it is not this machine's
+        cards: the GPUs that each of them has, by number; left out: all of the lab's, where its vLLM is one for GPUs
+        devices: further device nodes of this machine
         """
-        added = [self._host(name, tuple(disks), binds or {}, suite) for name in names]
+        cards = gpus.for_hosts() if cards is None else cards
+        given = {**gpus.driver(cards), **(binds or {})}
+        nodes = (*gpus.devices(cards), *devices)
+        added = [self._host(name, tuple(disks), given, suite, nodes) for name in names]
         for host in added:
             self.hosts[host.name] = host
             host.launch()
@@ -90,23 +110,32 @@ class Lab:
                 "key": str(self.key),
                 "known_hosts": str(self.known_hosts),
                 "hub": self.hub.url,
-                "runtime": str(runtime.PATH if self.parts.runtime else light_runtime.PATH),
+                "runtime": str(venvs.path() if self.parts.runtime else light_runtime.PATH),
+                "package": venvs.package(),
                 "pid": os.getpid(),
             }
             partial = STATE.with_suffix(".partial")
             partial.write_text(json.dumps(state, indent=1))
             partial.rename(STATE)
 
-    def _host(self, name: str, disks: tuple[Disk, ...], binds: Mapping[Path, str], suite: str) -> Host:
-        base, light = self.parts.base, self.parts.light
+    def _host(
+        self,
+        name: str,
+        disks: tuple[Disk, ...],
+        binds: Mapping[Path, str],
+        suite: str,
+        devices: tuple[Path, ...],
+    ) -> Host:
+        layers, light = self.layers, self.parts.light
         if suite:
-            base, light = image.base(suite), light_runtime.venv(python=image.SUITES[suite])
-        shared = {light: str(light_runtime.PATH)}
+            layers, light = (image.base(suite),), light_runtime.venv(python=image.SUITES[suite])
+        shared = {light: str(light_runtime.PATH)} if light else {}
         if self.parts.runtime:
-            shared[self.parts.runtime] = str(runtime.PATH)
+            shared |= venvs.shared()
         address = Network().host(self._addresses)
         self._addresses += 1
-        return Host(name, address, base, self.key, self.known_hosts, {**shared, **binds}, disks)
+        seen = {**shared, **binds}
+        return Host(name, address, layers, self.key, self.known_hosts, seen, disks, devices)
 
 
 @contextmanager
@@ -137,13 +166,14 @@ def lab(*names: str, light: bool = False) -> Iterator[Lab]:
 
 def _begin(parts: Parts, hub: Hub, names: Sequence[str]) -> Lab:
     WORK.mkdir(mode=0o711, parents=True)
+    layers = image.layers()
     network.make_bridge(Network())
     hub.start()
     for repository, directory in parts.checkpoints.items():
         hub.publish(repository, directory)
     known_hosts = WORK / "known_hosts"
     known_hosts.touch()
-    running = Lab(parts, hub, _key(), known_hosts)
+    running = Lab(parts, hub, _key(), known_hosts, layers)
     running.add(*names)
     return running
 

@@ -1,0 +1,129 @@
+"""Watches a server on a host from inside the host's network: whether it answers, and how fast it serves."""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+
+from lab.machine import Host
+from lab.shell import LabError
+
+EVERY_S, ANSWER_S = 0.2, 2.0
+LOAD_TOKENS = 64  # of each answer
+_NEW_NET = 0x40000000  # CLONE_NEWNET, linux/sched.h
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def enter(host: Host) -> None:
+    """Move this thread, and no other, into the host's network."""
+    descriptor = os.open(f"/proc/{host.leader()}/ns/net", os.O_RDONLY)
+    try:
+        if _libc.setns(descriptor, _NEW_NET) != 0:
+            raise LabError(f"{host.name}: its network can't be entered: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(descriptor)
+
+
+@dataclass
+class Pulse:
+    """When the server was healthy: asking costs the GPU nothing, so that what is measured stays what it is."""
+
+    host: Host
+    port: int
+    heard: list[tuple[float, bool]] = field(default_factory=list)  # time.monotonic(), whether it answered 200
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+    def silent_s(self, since: float, until: float) -> float:
+        """Seconds without a healthy server between two moments: each from the last answer to the next."""
+        silent, last, quiet = 0.0, since, False
+        for at, healthy in [item for item in list(self.heard) if since <= item[0] <= until]:
+            if healthy:
+                silent += at - last if quiet else 0.0
+                last = at
+            quiet = not healthy
+        return silent + (until - last if quiet else 0.0)
+
+    def _listen(self) -> None:
+        enter(self.host)
+        while not self._stop.is_set():
+            healthy = self._healthy()
+            self.heard.append((time.monotonic(), healthy))
+            self._stop.wait(EVERY_S)
+
+    def _healthy(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+@dataclass
+class Load:
+    """One stream of requests, one after another; (when it ended, how long it took) of each, None for a failed one."""
+
+    host: Host
+    port: int
+    model: str
+    done: list[tuple[float, float | None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def tokens_per_s(self, since: float, until: float) -> float:
+        """The median answer's rate of those that ended in between."""
+        took = sorted(s for at, s in self.done if since <= at <= until and s is not None)
+        return LOAD_TOKENS / took[len(took) // 2] if took else 0.0
+
+    def longest_s(self, since: float, until: float) -> float:
+        return max((s for at, s in self.done if since <= at <= until and s is not None), default=0.0)
+
+    def failed(self, since: float, until: float) -> int:
+        return sum(1 for at, s in self.done if since <= at <= until and s is None)
+
+    def _go_on(self) -> None:
+        enter(self.host)
+        while not self._stop.is_set():
+            begun = time.monotonic()
+            took = time.monotonic() - begun if self._answered() else None
+            self.done.append((time.monotonic(), took))
+
+    def _answered(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        body = {"model": self.model, "prompt": "t5 t6 t7", "max_tokens": LOAD_TOKENS, "ignore_eos": True}
+        try:
+            words = json.dumps({**body, "temperature": 0})
+            connection.request("POST", "/v1/completions", words, {"Content-Type": "application/json"})
+            answer = json.loads(connection.getresponse().read())
+            return bool(answer["usage"]["completion_tokens"] == LOAD_TOKENS)
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
+            time.sleep(0.1)
+            return False
+        finally:
+            connection.close()

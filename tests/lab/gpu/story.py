@@ -1,0 +1,249 @@
+"""One story on one host: each step is a command as an operator gives it, with how it ended and how long nobody was served.
+
+The rows are printed as they come and kept as JSON, from which docs/gpu.md is generated (page.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lab import control, deciding, gpus, shapes, venvs
+from lab.machine import Host
+from lab.session import Lab
+from lab.shell import say, timed
+
+from . import looks
+from .pulse import Pulse
+
+RESULTS = "PYINFRA_VLLM_LAB_RESULTS"  # where measurements and recorded outputs go; build/gpu of the checkout without it
+PLACE = Path(os.environ.get(RESULTS) or control.CHECKOUT / "build/gpu").absolute()
+# NVLink's multicast stays off: a program that dies with it can take the GPUs of a whole machine out of service.
+ENVIRONMENT = {
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it is compiled on the host, for sampling that nobody asks for
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "NVSHMEM_DISABLE_NVLS": "1",
+}
+EXPOSURE = 2.0  # of systemd-analyze security, at most
+CLOSE = 0.05  # what was predicted of memory is right within this share
+SETTLE_S = 2.0  # from the end of a restart until it counts as over
+
+
+@dataclass
+class Step:
+    """A row of the table. `plain_s`: seconds without service of `systemctl restart` of the same release, in this story."""
+
+    title: str
+    seconds: float
+    silent_s: float
+    exit_code: int
+    outcome: str | None = None  # of the switch that it made; None where it made none
+    verdict: str | None = None
+    reason: str = ""
+    plain_s: float | None = None
+    screen: list[str] = field(default_factory=list, repr=False)
+
+    @property
+    def times(self) -> float | None:
+        """Without service, in plain restarts."""
+        return round(self.silent_s / self.plain_s, 2) if self.plain_s else None
+
+    def said(self, words: str) -> list[str]:
+        """The lines on the screen from the first one with these words on."""
+        first = next((n for n, line in enumerate(self.screen) if words in line), len(self.screen))
+        return self.screen[first:]
+
+
+@dataclass
+class Story:
+    """Steps on one host that serves `service` on `port`."""
+
+    name: str
+    host: Host
+    services: dict[str, dict[str, Any]]
+    service: str
+    steps: list[Step] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    wrong: list[str] = field(
+        default_factory=list
+    )  # what had to be and wasn't; the story goes on, for GPUs are dear
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self.host, self.services[self.service]["port"])
+        self.pulse.begin()
+        self.place = PLACE / self.name
+        self.place.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Story:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.pulse.end()
+        self.keep()
+        if kind is None:
+            assert not self.wrong, "\n".join(self.wrong)
+
+    def must(self, true: bool, what: str, *told: object) -> None:
+        """What has to be: if it isn't, the story is red at its end, whatever else comes of it."""
+        if not true:
+            self.wrong.append(f"{what}: {'; '.join(map(str, told))}")
+            say(f"{self.name}: NOT SO: {self.wrong[-1]}")
+            self.keep()
+
+    def ends(self, step: Step, exit_code: int, outcome: str | None, verdict: str | None = None) -> None:
+        """How a step must end; without a verdict, any."""
+        told = (step.exit_code, step.outcome, verdict and step.verdict)
+        self.must(told == (exit_code, outcome, verdict), f"{step.title} ends so", line(step))
+
+    def serves(self, release: str | None, service: str | None = None) -> None:
+        """The release that must run now."""
+        found = looks.running(self.host, service or self.service)
+        self.must(found == release, f"release {release} serves after {self.steps[-1].title}", found)
+
+    # Steps
+
+    def deploy(self, title: str, service: str | None = None, **settings: Any) -> Step:
+        """Declare `settings` for the service from now on, and roll out as an operator does."""
+        name = service or self.service
+        self.services[name] = {**self.services.get(name, {}), **settings}
+        env = self.environment()
+        locked = control.pyinfra_vllm("lock", control.INVENTORY, env=env)
+        assert locked.returncode == 0, locked.stdout + locked.stderr
+        return self._step(title, name, "deploy.py", env)
+
+    def go_back(self, title: str) -> Step:
+        return self._step(title, self.service, "rollback.py", self.environment())
+
+    def plain_restart(self, title: str) -> Step:
+        """What everything else is compared with: `systemctl restart` of the release that runs."""
+        begun = time.monotonic()
+        self.host.ssh(f"systemctl restart vllm-{self.service}", timeout=300)
+        self._until_healthy(begun)
+        silent = self.pulse.silent_s(begun, time.monotonic())
+        return self._add(Step(title, time.monotonic() - begun, silent, 0, plain_s=silent))
+
+    def look(self, service: str | None = None) -> None:
+        """What its unit is open to, what it may open, and what of its memory was predicted, while it serves."""
+        name = service or self.service
+        devices = looks.opened(self.host, name)
+        found: dict[str, Any] = {
+            "exposure": looks.exposure(self.host, name),
+            "devices": devices,
+            "kv_cache": looks.kv_cache(self.host, name),
+            "memory": looks.memory(self.host, name),
+        }
+        self.facts[name] = found
+        self.keep()
+        self.must(found["exposure"] <= EXPOSURE, f"{name}: exposure at most {EXPOSURE}", found["exposure"])
+        guarded = looks.devices_are_guarded(self.host, devices)
+        self.must(guarded, f"{name}: its unit opens the GPUs and nothing else", devices)
+        off = [found["kv_cache"]["off"], *(card["off"] for card in found["memory"])]
+        self.must(all(abs(each) <= CLOSE for each in off), f"{name}: memory as predicted", found)
+
+    def environment(self) -> dict[str, str]:
+        declared = {
+            self.host.name: {"services": {"tiny": None, **self.services}}
+        }  # tiny: of group_data/lab.py
+        return {"PYINFRA_VLLM_LAB_HOSTS": json.dumps(declared)}
+
+    def _step(self, title: str, service: str, script: str, env: Mapping[str, str]) -> Step:
+        before = deciding.last(self.host, service).get("tx")
+        begun = time.monotonic()
+        done = control.pyinfra(script, "-y", "--limit", self.host.name, env=env, timeout=1500)
+        took = time.monotonic() - begun
+        time.sleep(SETTLE_S)
+        step = Step(title, took, self.pulse.silent_s(begun, begun + took), done.returncode)
+        step.screen = (done.stdout + done.stderr).splitlines()
+        ended = deciding.last(self.host, service)
+        if ended.get("tx") != before:
+            step.outcome, step.verdict = ended.get("outcome"), ended.get("verdict")
+            step.reason = str(ended.get("reason") or "")
+        step.plain_s = self._plain()
+        (self.place / f"{len(self.steps) + 1:02d}-screen.txt").write_text("\n".join(step.screen) + "\n")
+        looks.record(self.host, service, self.place, f"{len(self.steps) + 1:02d}")
+        return self._add(step)
+
+    def _plain(self) -> float | None:
+        """The newest plain restart of this story; a release that was never restarted so has that of another."""
+        return next((step.plain_s for step in reversed(self.steps) if step.plain_s), None)
+
+    def _until_healthy(self, since: float, timeout: float = 600) -> None:
+        """Return when the server, which was seen to be away, answers again."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            heard = [healthy for at, healthy in list(self.pulse.heard) if at > since]
+            if False in heard and heard[-1]:
+                return
+            time.sleep(0.2)
+        raise AssertionError(f"{self.service} is not back after {timeout:.0f} s")
+
+    def _add(self, step: Step) -> Step:
+        self.steps.append(step)
+        say(f"{self.name}: {line(step)}")
+        self.keep()
+        return step
+
+    # What is kept
+
+    def keep(self) -> None:
+        rows = [{**asdict(step), "times": step.times, "screen": None} for step in self.steps]
+        document = {
+            "story": self.name,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": looks.machine(self.host),
+            "services": self.services,
+            "steps": rows,
+            "facts": self.facts,
+            "wrong": self.wrong,
+        }
+        (PLACE / f"{self.name}.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def line(step: Step) -> str:
+    """A row as text."""
+    end = ", ".join(word for word in (step.outcome or "no switch", step.verdict or "") if word)
+    times = f" ({step.times:.2f} plain restarts)" if step.times is not None else ""
+    silent = f"{step.silent_s:.1f} s without service{times}"
+    return f"{step.title}: exit {step.exit_code}, {end}, {step.seconds:.0f} s, {silent}. {step.reason[:300]}".strip()
+
+
+def service(model: str, port: int = 8000, gpu_list: Sequence[int] = (0,), **settings: Any) -> dict[str, Any]:
+    """What the stories declare of a service; `settings` win."""
+    declared = {
+        "model": model,
+        "runtime": {"path": str(venvs.path()), "package": venvs.package()},
+        "port": port,
+        "served_model_name": "chat",
+        "gpus": list(gpu_list),
+        "max_model_len": 4096,
+        "objective": "throughput",
+        "environment": ENVIRONMENT,
+        "window": [],
+        "ready_timeout_s": 600,
+        "shutdown_timeout_s": 10,
+        "gate": {"budget_s": 30, "quality": False},
+    }
+    return {**declared, **settings}
+
+
+@contextmanager
+def host(lab: Lab, name: str, count: int, models: Sequence[str]) -> Iterator[Host]:
+    """A host with the first `count` of the lab's GPUs and the models on the lab's Hub; it gives the GPUs back."""
+    for model in models:
+        if model not in lab.hub.repositories:
+            with timed(f"publishing {model}"):
+                lab.hub.publish(model, shapes.made(model))
+    (added,) = lab.add(name, cards=gpus.mine()[:count], devices=looks.OTHER_DEVICES)
+    say(f"{name} has {added.ssh('nvidia-smi -L').stdout.strip()}")
+    try:
+        yield added
+    finally:
+        lab.remove(name)

@@ -1,0 +1,32 @@
+"""The same service switched ten times between two equal releases: nothing may be found worse, doubt is the exception."""
+
+from __future__ import annotations
+
+from lab.session import Lab
+
+from .story import Story, host, service
+
+MODEL = "Qwen/Qwen3-0.6B-AWQ"
+SWITCHES = 10
+# The default margins and phases. A sixth of the default budget is harder: fewer requests, wider intervals.
+GATE = {"budget_s": 20, "quality": False}
+
+
+def test_equal_releases_are_not_told_apart(lab: Lab) -> None:
+    with (
+        host(lab, "equal", 1, [MODEL]) as solo,
+        Story("equal-releases", solo, {"chat": service(MODEL, gate=GATE)}, "chat") as story,
+    ):
+        installed = story.deploy("installed")
+        assert (installed.exit_code, installed.outcome) == (0, "committed"), installed.screen[-40:]
+        story.plain_restart("systemctl restart")
+        verdicts = []
+        for number in range(1, SWITCHES + 1):
+            # Another variable that nothing reads: another release, and equal.
+            environment = {**story.services["chat"]["environment"], "DESCRIPTION": f"release {number}"}
+            step = story.deploy(f"switch {number} of {SWITCHES}", environment=environment)
+            verdicts.append(step.verdict)
+            story.facts["verdicts"] = verdicts
+        counted = {word: verdicts.count(word) for word in ("pass", "inconclusive", "fail")}
+        story.must(counted["fail"] == 0 and counted["inconclusive"] <= 1, "equal releases are kept", counted)
+        story.must(sum(counted.values()) == SWITCHES, "every switch came to a verdict", counted)

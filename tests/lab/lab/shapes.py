@@ -1,0 +1,208 @@
+"""Checkpoints with Qwen3's real shapes and random weights: speed, memory and kernels are real, answers mean nothing.
+
+What a GPU does with a weight doesn't depend on its value. So every layer has the same random bytes under its own names,
+and 19 GB are written as fast as the disk takes them, without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from .keeping import kept
+from .layout import cache, recipe_key
+from .shell import LabError
+
+VOCABULARY, HEAD, GROUP = 151_936, 128, 128
+ZEROS = b"\x88"  # two zero points of 8, the middle of four bits
+# Values of the embedding, drawn once and repeated; a prime number of them, so that no two rows are alike.
+DRAWN, SPREAD = 1_000_003, 0.02
+CHUNK = 64 << 20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """https://huggingface.co/Qwen/Qwen3-32B-AWQ/blob/main/config.json and its smaller sisters'."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    tied: bool  # the output projection is the embedding
+
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each projection of a layer."""
+        query, key = self.heads * HEAD, self.kv_heads * HEAD
+        return {
+            "self_attn.q_proj": (self.hidden, query),
+            "self_attn.k_proj": (self.hidden, key),
+            "self_attn.v_proj": (self.hidden, key),
+            "self_attn.o_proj": (query, self.hidden),
+            "mlp.gate_proj": (self.hidden, self.inner),
+            "mlp.up_proj": (self.hidden, self.inner),
+            "mlp.down_proj": (self.inner, self.hidden),
+        }
+
+    def norms(self) -> dict[str, int]:
+        whole = {"input_layernorm": self.hidden, "post_attention_layernorm": self.hidden}
+        return {**whole, "self_attn.q_norm": HEAD, "self_attn.k_norm": HEAD}
+
+
+SHAPES = {
+    "Qwen/Qwen3-0.6B-AWQ": Shape(1024, 3072, 28, 16, 8, True),
+    "Qwen/Qwen3-8B-AWQ": Shape(4096, 12288, 36, 32, 8, False),
+    "Qwen/Qwen3-32B-AWQ": Shape(5120, 25600, 64, 64, 8, False),
+}
+
+
+def made(repository: str) -> Path:
+    """The checkpoint's directory in the cache, written first where it is missing."""
+    if repository not in SHAPES:
+        raise LabError(f"{repository} is none of {', '.join(SHAPES)}")
+    name = repository.rpartition("/")[2].lower()
+    place = cache() / "checkpoints" / f"{name}-{recipe_key(Path(__file__).read_bytes())}"
+    return kept(
+        place, f"writing {repository} with random weights", lambda place: write(SHAPES[repository], place)
+    )
+
+
+def write(shape: Shape, place: Path) -> None:
+    place.mkdir(parents=True)
+    layer = dict(_layer(shape))
+    files = {
+        f"model-{number:03d}.safetensors": {f"model.layers.{number}.{name}": it for name, it in layer.items()}
+        for number in range(shape.layers)
+    }
+    files["model-ends.safetensors"] = dict(_ends(shape))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda item: _safetensors(place / item[0], item[1]), files.items()))
+    index = {name: file for file, tensors in files.items() for name in tensors}
+    for name, content in {
+        "model.safetensors.index.json": {"metadata": {}, "weight_map": index},
+        "config.json": _config(shape),
+        **_tokenizer(),
+    }.items():
+        (place / name).write_text(json.dumps(content, indent=1))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor by its type, its shape, and the bytes that are repeated until it is full."""
+
+    kind: str
+    shape: tuple[int, ...]
+    pattern: bytes
+
+    @property
+    def size(self) -> int:
+        size = {"I32": 4, "F16": 2}[self.kind]
+        for length in self.shape:
+            size *= length
+        return size
+
+    def content(self) -> Iterator[bytes]:
+        whole = self.pattern * max(1, min(CHUNK, self.size) // len(self.pattern))
+        full, rest = divmod(self.size, len(whole))
+        yield from [whole] * full
+        yield whole[:rest]
+
+
+def _layer(shape: Shape) -> Iterator[tuple[str, Tensor]]:
+    chance = random.Random(0)
+    for name, (inputs, outputs) in shape.projections().items():
+        weights = Tensor("I32", (inputs, outputs // 8), b"\0")
+        yield f"{name}.qweight", Tensor("I32", weights.shape, chance.randbytes(weights.size))
+        yield f"{name}.qzeros", Tensor("I32", (inputs // GROUP, outputs // 8), ZEROS)
+        # About one in, one out: 4.6 is the spread of four random bits.
+        scale = struct.pack("<e", 1 / (4.6 * inputs**0.5))
+        yield f"{name}.scales", Tensor("F16", (inputs // GROUP, outputs), scale)
+    for name, size in shape.norms().items():
+        yield f"{name}.weight", Tensor("F16", (size,), struct.pack("<e", 1))
+
+
+def _ends(shape: Shape) -> Iterator[tuple[str, Tensor]]:
+    chance = random.Random(1)
+    values = struct.pack(f"<{DRAWN}e", *(chance.gauss(0, SPREAD) for _ in range(DRAWN)))
+    names = ["model.embed_tokens"] if shape.tied else ["model.embed_tokens", "lm_head"]
+    for name in names:
+        yield f"{name}.weight", Tensor("F16", (VOCABULARY, shape.hidden), values)
+    yield "model.norm.weight", Tensor("F16", (shape.hidden,), struct.pack("<e", 1))
+
+
+def _safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """https://github.com/huggingface/safetensors, section Format."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.size
+        header[name] = {"dtype": tensor.kind, "shape": tensor.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            file.writelines(tensor.content())
+
+
+def _config(shape: Shape) -> dict[str, object]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": HEAD,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": shape.tied,
+        "rope_theta": 1_000_000,
+        "max_position_embeddings": 40_960,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": "float16",
+        "quantization_config": {
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": GROUP,
+            "version": "gemm",
+            "zero_point": True,
+            "modules_to_not_convert": None,
+        },
+    }
+
+
+def _tokenizer() -> dict[str, object]:
+    """Words t0, t1, ...: one for each entry of the vocabulary, so that lengths in tokens are lengths in words."""
+    return {
+        "tokenizer.json": {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "post_processor": None,
+            "decoder": None,
+            "model": {
+                "type": "WordLevel",
+                "vocab": {f"t{number}": number for number in range(VOCABULARY)},
+                "unk_token": "t0",
+            },
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "unk_token": "t0",
+            "eos_token": "t2",
+            "chat_template": "{% for message in messages %}{{ message['content'] }} {% endfor %}",
+        },
+    }

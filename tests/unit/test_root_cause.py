@@ -23,6 +23,12 @@ CAUSES = {
     "unknown-architecture": ("", "ValidationError: 1 validation error for ModelConfig Value error, Model architectures", True),
     "port-taken": ("", "OSError: [Errno 98] Address already in use", False),
     "chat-template": ("", "VLLMValidationError: The supplied chat template string (/tmp/absent.jinja) appears path-like", True),
+    "config-json": ("", "vllm serve: error: argument --compilation-config/-cc: 1 validation error for CompilationConfig Invalid JSON: EOF", True),
+    "speculative": ("", "ValidationError: 1 validation error for SpeculativeConfig method Input should be 'ngram'", True),
+    # pydantic shows the whole configuration as the value, in which "shutdown_timeout" must not look like a time-out
+    "tensor-parallel": ("", "ValidationError: 1 validation error for VllmConfig Value error, Total number of attention heads (4)", True),
+    "batched-tokens": ("", "ValidationError: 1 validation error for SchedulerConfig Value error, max_num_batched_tokens (8)", True),
+    "kv-too-small": ("EngineCore", "ValueError: To serve at least one request with the model's max seq len (4096)", True),
     "worker-corrupt": ("Worker_TP0", "SafetensorError: Error while deserializing header: incomplete metadata", True),
     "missing-weights": ("Worker", "RuntimeError: Cannot find any model weights with `/tmp/m-no-weights`", True),
     "quantization": ("", "ValidationError: 1 validation error for ModelConfig Value error, Quantization method", True),

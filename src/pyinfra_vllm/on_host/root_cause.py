@@ -6,6 +6,7 @@ and says only "See root cause above". systemd's own lines count where it could n
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ _NEVER_RAN = re.compile(r"Main process exited, code=exited, status=2\d\d/")
 _NOISE = re.compile(
     r'HTTP/1\.1" \d|\] Route: /|\| *\d+/\d+ \[|\d+% Completed|it/s|[▀▄█]|^\s*$|Capturing CUDA graphs|^\S+\.service: Consumed'
 )
+_FIELD = re.compile(r"[\w.\[\]-]+")
 _PYDANTIC = re.compile(r" \[type=\w+, input_value=.*|^For further information visit \S+$")
 
 
@@ -201,11 +203,17 @@ def _exception(stream: list[_Line], position: int) -> tuple[str, int]:
     while position < len(stream):
         line = stream[position]
         belongs = line.header == first.header and bool(line.text.strip()) and _TRACEBACK not in line.text
-        if not belongs or not (first.header or line.text.startswith(" ")):
+        if not belongs or not (first.header or line.text.startswith(" ") or _is_field(stream, position)):
             break
         words.append(line.text.strip())
         position += 1
     return "\n".join(words), position
+
+
+def _is_field(stream: list[_Line], position: int) -> bool:
+    """pydantic names the field on a line of its own, and what is wrong with it indented below."""
+    below = stream[position + 1].text if position + 1 < len(stream) else ""
+    return below.startswith(" ") and _FIELD.fullmatch(stream[position].text) is not None
 
 
 def _chained(stream: list[_Line], position: int) -> int | None:
@@ -224,8 +232,8 @@ def _described(failure: _Failure) -> Cause:
     assert found
     kind = found["type"].rpartition(".")[2]
     words = [_PYDANTIC.sub("", word) for word in (found["message"] or "", *more)]
-    text = ": ".join(filter(None, (kind, " ".join(filter(None, words)))))[:TEXT_LIMIT]
-    return Cause(failure.process, text, failure.traceback, _lasting(kind, failure.exception))
+    text = ": ".join(filter(None, (kind, " ".join(filter(None, words)))))
+    return Cause(failure.process, text[:TEXT_LIMIT], failure.traceback, _lasting(kind, text))
 
 
 def _lasting(kind: str, exception: str) -> bool:
@@ -235,8 +243,12 @@ def _lasting(kind: str, exception: str) -> bool:
 
 
 def _refused_arguments(lines: list[_Line]) -> Cause | None:
-    refused = [line for line in lines if _ARGUMENTS.match(line.text) and not line.header]
-    return Cause("", refused[-1].text[:TEXT_LIMIT], lasting=True) if refused else None
+    refused = [at for at, line in enumerate(lines) if _ARGUMENTS.match(line.text) and not line.header]
+    if not refused:
+        return None
+    more = itertools.takewhile(lambda line: line.text.startswith(" "), lines[refused[-1] + 1 :])
+    words = [lines[refused[-1]].text, *(_PYDANTIC.sub("", line.text.strip()) for line in more)]
+    return Cause("", " ".join(filter(None, words))[:TEXT_LIMIT], lasting=True)
 
 
 def _by_systemd(log: list[str]) -> Cause | None:

@@ -279,6 +279,7 @@ HOST = mapping(
         "program": TEXT_OR_NONE,
         "recovery_unit": TEXT_OR_NONE,
         "machine": text,
+        "loose": TEXT_OR_NONE,
         "users": map_of(flag),
     },
     ("python", "systemd", "program", "recovery_unit", "users"),

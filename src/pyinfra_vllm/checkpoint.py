@@ -146,7 +146,7 @@ class Lock:
         target = Path(path) if path is not None else self.path
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            durable.write_text(target, render(self.entries))
+            durable.write_text(target, render(self.entries), durable.PUBLIC)
         except OSError as error:
             raise LockError(
                 f"{target} can't be written: {error.strerror}. It is as it was. Make room or the folder writable, and run again."

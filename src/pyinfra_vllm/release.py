@@ -151,7 +151,9 @@ class Release:
             environment_file=f"{self.directory}/releases/{name}/env",
             secrets_file=f"{self.directory}/releases/{name}/{SECRETS_FILE}" if self.secrets else None,
             python_path=self._python_path(name),
+            unit=f"vllm-{self.service}.service",
             cache=f"{self.directory}/cache",
+            own_cache=f"{self.directory}/releases/{name}/cache",
             argv=self.argv,
             stop_limit_s=self.stop_limit_s,
             gpus=self.gpu_count > 0,
@@ -177,7 +179,7 @@ def _digest(service: str, secrets: tuple[tuple[str, str], ...]) -> str:
 
 
 def base_environment(service_directory: str, runtime_path: str) -> dict[str, str]:
-    """What every service gets: no network but its own port, and a cache that outlives the release."""
+    """What every service gets: no network but its own port, a cache, and no Python code from there."""
     cache = f"{service_directory}/cache"
     return {
         "HOME": cache,
@@ -190,6 +192,8 @@ def base_environment(service_directory: str, runtime_path: str) -> dict[str, str
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_COLOR": "0",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONNOUSERSITE": "1",
         # ninja, which FlashInfer and Triton call, stands beside the interpreter
         "PATH": f"{runtime_path}/bin:/usr/local/cuda/bin:/usr/local/bin:/usr/bin:/bin",
     }

@@ -161,7 +161,7 @@ def test_a_command_that_systemd_refuses_is_told_in_its_words(serving: Host) -> N
     assert "`systemctl start never-there.service` exited with 5" in found and "not found" in found
 
 
-def test_the_running_release_is_asked_of_the_process(serving: Host) -> None:
+def test_the_running_release_is_what_root_wrote_down_at_its_start(serving: Host) -> None:
     current = told(serving, Service(), ROOT, "tiny")["current"]
     asked = f"systemd.running_release('{UNIT}'), systemd.running_release('ssh.service'), systemd.running_release('no.service')"
     assert inside(serving, f"json.dump([{asked}], sys.stdout)") == [current, None, None]

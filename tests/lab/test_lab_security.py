@@ -173,13 +173,15 @@ FACTORS = "cache_key_factors.json"
 
 
 def factors(host: Host) -> list[str]:
-    return host.ssh(f"find {ROOT}/tiny/cache/vllm -name {FACTORS}", check=False).stdout.split()
+    return host.ssh(
+        f"find {ROOT}/tiny/cache {ROOT}/tiny/releases/*/cache -name {FACTORS}", check=False
+    ).stdout.split()
 
 
 def test_a_vllm_that_writes_its_key_to_the_disk_is_not_given_it(guarded: Host, canaries: Canaries) -> None:
     """The stub calls itself 0.25.1 and writes what 0.25.1 writes. What an earlier release wrote goes, by root's hand, and nothing else."""
     key, keys = canaries.tokens["CANARY_API_KEY"], list(canaries.tokens.values())
-    as_service = f"cd {ROOT}/tiny/cache && setpriv --reuid=vllm --regid=vllm --clear-groups sh -c"
+    as_service = f"cd {ROOT}/tiny/current/cache && setpriv --reuid=vllm --regid=vllm --clear-groups sh -c"
     place = "vllm/torch_compile_cache/old/rank_0_0/backbone"
     guarded.ssh(f"mkdir -p /srv/victim && touch /srv/victim/{FACTORS} /srv/victim/precious")
     guarded.ssh(
@@ -211,12 +213,12 @@ def test_a_vllm_that_writes_its_key_to_the_disk_is_not_given_it(guarded: Host, c
 
 def test_only_root_can_change_what_is_served(guarded: Host) -> None:
     secret = f"{ROOT}/tiny/current/secrets.env"
-    assert guarded.ssh(f"stat -c '%a %U %n' {secret} {ROOT}/tiny/cache").stdout.split() == [
-        "600", "root", secret, "700", "vllm", f"{ROOT}/tiny/cache",
+    assert guarded.ssh(f"stat -c '%a %U %n' {secret} {ROOT}/tiny/current/cache").stdout.split() == [
+        "600", "root", secret, "700", "vllm", f"{ROOT}/tiny/current/cache",
     ]  # fmt: skip
     writable = f"find {ROOT} /run/pyinfra-vllm /etc/systemd/system ! -type l -perm /022 -o -perm /6000"
     assert guarded.ssh(writable).stdout == ""
-    strangers = f"find {ROOT} -path {ROOT}/tiny/cache -prune -o ! -user root -print"
+    strangers = f"find {ROOT} -path '{ROOT}/tiny/releases/*/cache' -prune -o ! -user root -print"
     assert guarded.ssh(strangers).stdout == ""
     assert guarded.ssh("getent passwd vllm").stdout.strip().endswith(":/nonexistent:/usr/sbin/nologin")
 
@@ -229,6 +231,7 @@ def test_the_unit_is_exposed_as_little_as_promised(guarded: Host) -> None:
 
 
 DUMP = (
+    f"import os; os.chdir('{ROOT}/nasty/cache'); "
     "import json, os, pathlib, sys, time; told = json.dumps([sys.argv[1:], dict(os.environ)]); "
     "pathlib.Path('part').write_text(told); os.rename('part', 'told.json'); time.sleep(600)"
 )
@@ -252,6 +255,7 @@ def test_systemd_itself_hands_over_every_string_as_it_was(guarded: Host) -> None
     made = test_release.make(service="nasty", argv=argv, environment=environment)
     files = made.files()
     place = f"{ROOT}/nasty"
+    told = f"{place}/releases/{made.id}/cache/told.json"
     payload = json.dumps({"id": made.id, "user": "vllm", "files": files})
     guarded.ssh(f"mkdir -p {place} && cat > {place}/payload.json", stdin=payload)
     guarded.ssh(f"python3 {ROOT}/bin/on-host.pyz stage nasty {place}/payload.json")
@@ -260,7 +264,7 @@ def test_systemd_itself_hands_over_every_string_as_it_was(guarded: Host) -> None
     )
     try:
         guarded.ssh("systemctl start nasty")
-        wait = f"for _ in $(seq 100); do test -s {place}/cache/told.json && break; sleep 0.1; done; cat {place}/cache/told.json"
+        wait = f"for _ in $(seq 100); do test -s {told} && break; sleep 0.1; done; cat {told}"
         words, environ = json.loads(guarded.ssh(wait).stdout)
     finally:
         guarded.ssh(

@@ -16,7 +16,7 @@ import pytest
 from simulated import SimulatedHost
 
 from pyinfra_vllm.asking import Answer
-from pyinfra_vllm.on_host import durable, observe, recall, recovery, service, transaction
+from pyinfra_vllm.on_host import durable, observe, recall, recovery, running, service, transaction
 from pyinfra_vllm.on_host import journal as journals
 from pyinfra_vllm.on_host import release as releases
 from pyinfra_vllm.release import Release
@@ -113,9 +113,9 @@ class NightHost(SimulatedHost):
     def look(self, wishes: tuple[Wish, ...] | None = None) -> Look:
         root = self.paths.root
         told = recall.recall(root, 50, 10**8, [])
-        with patch.object(observe, "running_release", lambda pid: self.running):
-            running = observe.observe(root, [])
-        return Look(running, {item["service"]: item for item in told}, wishes)
+        with patch.object(running, "release", lambda unit, shown: self.running):
+            observed = observe.observe(root, [])
+        return Look(observed, {item["service"]: item for item in told}, wishes)
 
 
 def measured(source: random.Random, speed: Speed, rounds: int = 10) -> dict[str, Any]:

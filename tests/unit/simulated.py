@@ -140,6 +140,7 @@ class SimulatedHost:
             (systemd, "stop", self._stop),
             (systemd, "show", self._show),
             (systemd, "running_release", lambda unit: self.running),
+            (systemd, "started_release", lambda unit: self.running),
             (systemd, "log_cursor", lambda: "s=mark"),
             (systemd, "log_of_start", lambda unit, cursor: self.crashing.get(self.running or "", LOG)),
             (systemd, "log_since", lambda unit, cursor: self.crashing.get(self.running or "", LOG)),

@@ -207,7 +207,7 @@ def assert_rendered_as_declared(root: str, service: Any) -> list[str]:
     assert unit_syntax.environment(files["env"]) == dict(made.environment)
     assert set(service.environment.items()) <= set(made.environment.items())
     assert made.directory.startswith(f"{root}/") and ".." not in made.directory.split("/")
-    assert f"{made.directory}/cache" in told["ReadWritePaths"]
+    assert told["BindPaths"] == f"-{made.directory}/releases/{made.id}/cache:{made.directory}/cache"
     return unit_syntax.command(told["ExecStart"])
 
 

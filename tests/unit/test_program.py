@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pyinfra_vllm.on_host import inspect_host
 from pyinfra_vllm.operations import program
 
 
@@ -25,3 +28,13 @@ def test_a_token_needs_a_systemd_that_hands_it_over_unseen() -> None:
 @pytest.mark.parametrize(("systemd", "token"), [(245, False), (247, True), (257, True)])
 def test_otherwise_an_older_one_will_do(systemd: int, token: bool) -> None:
     assert program._problem(found(systemd), token=token) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="folders of the tests' own user are no others'")
+def test_a_folder_that_others_may_write_to_is_found_and_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o022:
+            assert inspect_host.loose(tmp_path / "x") == str(folder)  # such as /tmp itself
+    assert inspect_host.loose(Path("/usr/bin")) is None
+    assert program._loose(None) is None
+    assert "others than root may write to /x" in str(program._loose("/x"))

@@ -182,7 +182,7 @@ def test_values_travel_on_standard_input_into_memory() -> None:
 def test_the_host_keeps_them_for_root_alone_and_leaves_no_other_trace(host: SimulatedHost) -> None:
     host.stage(NEW, KEY)
     modes = {path.name: path.stat().st_mode & 0o777 for path in host.paths.release(NEW).iterdir()}
-    assert modes.pop("secrets.env") == 0o600 and set(modes.values()) == {0o644}
+    assert (modes.pop("secrets.env"), modes.pop("cache")) == (0o600, 0o700) and set(modes.values()) == {0o644}
     holding = [p for p in host.paths.root.rglob("*") if p.is_file() and "hunter2" in p.read_text()]
     assert holding == [host.paths.secrets(NEW)]
 

@@ -1,29 +1,127 @@
-"""A program on the service's port that is not the service is found and named."""
+"""A program on the service's port that is not the service is found and named; the kernel says whose a socket is."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 
-from pyinfra_vllm.on_host import sockets
+import pytest
+
+from pyinfra_vllm.on_host import sockets, systemd
+from pyinfra_vllm.on_host.client import Client, Refused
+
+UNIT = "vllm-chat.service"
 
 
-def test_a_listener_outside_the_unit_is_a_stranger() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        found = sockets.strangers(port, "vllm-chat.service")
-        assert len(found) == 1 and f"(process {os.getpid()})" in found[0]
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
 
 
+@pytest.fixture
+def unit(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What systemd says of the unit: that it is this very process, until a test changes it."""
+    own = next(
+        line
+        for line in Path("/proc/self/cgroup").read_text().splitlines()
+        if "name=systemd" in line or line.startswith("0::")
+    )
+    shown = {"ControlGroup": own.split(":", 2)[2], "UID": str(os.getuid()), "MainPID": str(os.getpid())}
+    monkeypatch.setattr(systemd, "show", lambda unit, *properties: shown)
+    return shown
+
+
+def port(server: socket.socket) -> int:
+    return int(server.getsockname()[1])
+
+
+@pytest.fixture(params=["sock_diag", "proc"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of asking the kernel."""
+
+    def nothing(port: int, family: int) -> Iterator[sockets.Listener]:
+        raise OSError("no such kernel module")
+
+    if request.param == "proc":
+        monkeypatch.setattr(sockets, "_asked", nothing)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_listener_of_another_user_or_control_group_is_a_stranger(
+    server: socket.socket, unit: dict[str, str]
+) -> None:
+    unit["ControlGroup"] = f"/user.slice/{UNIT}"
+    (found,) = sockets.strangers(port(server), UNIT)
+    assert found.endswith(f"(process {os.getpid()})")
+    unit["ControlGroup"] = ""
+    assert len(sockets.strangers(port(server), UNIT)) == 1
+
+
+@pytest.mark.usefixtures("way")
+def test_the_units_own_listener_is_none_but_for_another_user(
+    server: socket.socket, unit: dict[str, str]
+) -> None:
+    assert sockets.strangers(port(server), UNIT) == []
+    unit["UID"] = "12345"
+    assert len(sockets.strangers(port(server), UNIT)) == 1
+
+
+@pytest.mark.usefixtures("unit", "way")
 def test_nobody_listens_on_a_closed_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    assert sockets.strangers(port, "vllm-chat.service") == []
+        number = port(server)
+    assert sockets.listeners(number) == frozenset()
+    assert sockets.strangers(number, UNIT) == []
 
 
-def test_a_client_of_the_port_is_no_listener() -> None:
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
-        port = server.getsockname()[1]
-        with socket.create_connection(("::1", port)) as client:
-            assert sockets.strangers(client.getsockname()[1], "vllm-chat.service") == []
-            assert len(sockets.strangers(port, "vllm-chat.service")) == 1
+@pytest.mark.usefixtures("way")
+def test_a_client_of_the_port_is_no_listener(unit: dict[str, str]) -> None:
+    unit["UID"] = "12345"
+    with (
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as server,
+        socket.create_connection(("::1", port(server))) as client,
+    ):
+        assert sockets.strangers(client.getsockname()[1], UNIT) == []
+        assert len(sockets.strangers(port(server), UNIT)) == 1
+
+
+def test_a_socket_that_nobody_can_be_seen_to_hold_is_a_stranger(
+    unit: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = sockets.Listener(inode=1, user=os.getuid())
+    assert sockets.strangers(1, UNIT, [hidden]) == [], "it is gone already"
+    monkeypatch.setattr(sockets, "listeners", lambda port: frozenset([hidden]))
+    assert sockets.strangers(1, UNIT, [hidden]) == [
+        f"a hidden program of the user with the number {os.getuid()}"
+    ]
+
+
+def test_a_control_group_is_its_own_and_what_is_below_it() -> None:
+    assert sockets._below("/system.slice/a.service", "/system.slice/a.service")
+    assert sockets._below("/system.slice/a.service/worker", "/system.slice/a.service")
+    assert not sockets._below("/system.slice/a.service2", "/system.slice/a.service")
+    assert not sockets._below("/user.slice/system.slice/a.service", "/system.slice/a.service")
+
+
+def test_nothing_is_sent_where_the_server_was_replaced_meanwhile(server: socket.socket) -> None:
+    answers = iter([1, 2])
+    client = Client(
+        f"http://127.0.0.1:{port(server)}", "m", api_key="hunter2", listener=lambda: next(answers)
+    )
+    with pytest.raises(Refused, match="was replaced"):
+        client.get("/health", 5)
+    taken, _ = server.accept()
+    with taken:
+        taken.settimeout(5)
+        assert taken.recv(1000) == b""
+
+
+def test_nothing_is_connected_to_where_a_stranger_listens(server: socket.socket) -> None:
+    def strange() -> None:
+        raise Refused("held by a stranger")
+
+    with pytest.raises(Refused, match="stranger"):
+        Client(f"http://127.0.0.1:{port(server)}", "m", api_key="hunter2", listener=strange).get("/health", 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ class FakeHost:
         assert options["_sudo"] is True
         if "systemctl show" not in text:
             self.commands.append(text)
-            self.stdin.append(options.get("_stdin") or "")
+            _, _, content = (options.get("_stdin") or "").partition("\n")
+            self.stdin.append(base64.b64decode(content).decode())
             return not self.fail(text), SimpleNamespace(stdout="", stderr="refused by systemd")
         look = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         if isinstance(look, Exception):

@@ -10,7 +10,7 @@ import pytest
 from simulated import OLD, SimulatedHost
 
 from pyinfra_vllm.asking import Answer
-from pyinfra_vllm.on_host import observe, recall
+from pyinfra_vllm.on_host import observe, recall, running
 from pyinfra_vllm.report.looking import Look, Wish
 
 
@@ -21,7 +21,7 @@ class Teller:
         self.host = SimulatedHost(root, monkeypatch)
         self.host.install(OLD)
         monkeypatch.setattr(observe, "unit_state", lambda unit: {"ActiveState": "active", "MainPID": "1"})
-        monkeypatch.setattr(observe, "running_release", lambda pid: self.host.running)
+        monkeypatch.setattr(running, "release", lambda unit, shown: self.host.running)
 
     def look(self, wishes: tuple[Wish, ...] | None = None, max_bytes: int = 10**7, newest: int = 50) -> Look:
         root = self.host.paths.root

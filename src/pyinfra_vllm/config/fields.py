@@ -33,7 +33,7 @@ _MANAGED_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "gpus",
     "HF_HUB_OFFLINE": "(always on: a service never downloads)",
     "TRANSFORMERS_OFFLINE": "(always on: a service never downloads)",
-    "VLLM_CACHE_ROOT": "(kept across releases by the product)",
+    "VLLM_CACHE_ROOT": "(each release has a cache of its own)",
 }
 
 # vLLM flags that have a key of their own, and where they belong.

@@ -33,7 +33,7 @@ def python(module: str, *arguments: str, needs: tuple[str, ...] = ()) -> StringC
     """
     sources = {name: _source(name) for name in (module, *needs)}
     words = [_START, json.dumps(sources), module, *arguments]
-    return StringCommand("python3", "-c", *(QuoteString(word) for word in words))
+    return StringCommand("python3", "-I", "-c", *(QuoteString(word) for word in words))
 
 
 def _source(name: str) -> str:

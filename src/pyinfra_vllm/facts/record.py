@@ -23,7 +23,7 @@ class Running(Told[list[dict[str, Any]] | None]):
 
     @override
     def command(self, root: str) -> StringCommand:
-        return _script.python("observe", root, needs=("durable", "journal"))
+        return _script.python("observe", root, needs=("durable", "journal", "running"))
 
 
 class Record(Told[list[dict[str, Any]] | None]):

@@ -32,7 +32,7 @@ class Service(Told[dict[str, Any] | None]):
 
     @override
     def command(self, root: str, service: str) -> StringCommand:
-        return _script.python("observe", root, service, needs=("durable", "journal"))
+        return _script.python("observe", root, service, needs=("durable", "journal", "running"))
 
 
 class Services(FactBase[list[str]]):

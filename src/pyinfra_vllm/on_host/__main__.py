@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from . import (
     lock,
     observe,
     order,
+    private,
     prune,
     recovery,
     systemd,
@@ -37,6 +39,7 @@ REFUSALS = (
 
 
 def main(argv: list[str] | None = None) -> int:
+    os.umask(0o022)  # not the caller's: nothing that is made here may be open to others by chance
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["fetch"]:
         return fetch.main(arguments[1:])
@@ -106,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     pruning.add_argument("--operator", default="prune", help="who wants it, for whoever finds the locks held")
     pruning.set_defaults(run=_prune)
 
+    tightening = verbs.add_parser(
+        "tighten", help="make private what an earlier version let others read or hold"
+    )
+    tightening.set_defaults(run=_tighten)
+
     fetching = verbs.add_parser("fetch", help="download and verify a checkpoint", add_help=False)
     fetching.set_defaults(run=lambda options: 2)
 
@@ -173,6 +181,11 @@ def _prune(options: argparse.Namespace) -> int:
     json.dump(
         [{"kind": item.kind, "path": str(item.path), "bytes": item.bytes} for item in items], sys.stdout
     )
+    return 0
+
+
+def _tighten(options: argparse.Namespace) -> int:
+    private.tighten(options.root)
     return 0
 
 

@@ -120,7 +120,7 @@ def build(request: Request, status: Status) -> None:
     if request.path.exists():
         shutil.rmtree(request.path)
     request.path.mkdir(parents=True, mode=0o755)
-    durable.write_text(request.path / BUILDING, "")
+    durable.write_text(request.path / BUILDING, "", durable.PUBLIC)
     try:
         _install(request, status)
         _check(request)
@@ -130,7 +130,7 @@ def build(request: Request, status: Status) -> None:
     finally:
         shutil.rmtree(request.cache, ignore_errors=True)
     os.sync()  # the record says that all files are there, also after a power cut
-    durable.write_json(request.path / RECORD, request.record())
+    durable.write_json(request.path / RECORD, request.record(), durable.PUBLIC)
     durable.remove(request.path / BUILDING)
     status.done(f"{request.package} {request.version} is installed")
 

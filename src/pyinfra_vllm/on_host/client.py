@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Callable
 from urllib.parse import SplitResult, urlsplit
 
 from .stream import (
@@ -75,12 +75,19 @@ class Client:
     + model: the name that the server serves it under
     + api_key: sent as a bearer token; never part of a message
     + timeout_s: limit of one request, from connecting to its last byte
+    + listener: who listens where the server is to be, or a ClientError; asked before and after each connection is made,
+      and nothing is sent where the answers differ
 
     Raises ValueError for what is not the URL of a server.
     """
 
     def __init__(
-        self, url: str, model: str, api_key: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        url: str,
+        model: str,
+        api_key: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        listener: Callable[[], object] = lambda: None,
     ) -> None:
         parts, port = _parts(url)
         self.secure = parts.scheme == "https"
@@ -91,6 +98,7 @@ class Client:
         self.model = model
         self.timeout_s = timeout_s
         self._api_key = api_key
+        self._listener = listener
         self._live: set[socket.socket] = set()
         self._guard = threading.Lock()
         # What this server understands beyond OpenAI's own fields; `negotiate` takes away what it refuses.
@@ -283,12 +291,15 @@ class Client:
         return http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
 
     def _connect(self, connection: http.client.HTTPConnection) -> socket.socket:
+        before = self._listener()
         try:
             connection.connect()
         except TIMEOUTS:
             raise
         except OSError as error:
             raise Refused(f"no connection to {self.host}:{self.port} ({words(error)})") from error
+        if self._listener() != before:
+            raise Refused(f"the server on {self.host}:{self.port} was replaced while it was connected to")
         sock: socket.socket = connection.sock
         with self._guard:
             self._live.add(sock)

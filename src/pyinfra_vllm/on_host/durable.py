@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+PRIVATE, PUBLIC = 0o600, 0o644  # for root alone; for everybody to read
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE: blocks beyond the end of the file, whose size stays what it is
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -22,7 +23,7 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+def write_text(path: Path, text: str, mode: int = PRIVATE) -> None:
     """Replace the file in one step: a reader sees the old text or the new, never a part."""
     partial = _partial(path)
     data = text.encode("utf-8")
@@ -57,7 +58,7 @@ def reserve(path: Path, size: int) -> None:
 
     A file system that can't reserve anything (EOPNOTSUPP) is no obstacle: there it is as before.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE)
     try:
         allocate = ctypes.CDLL(None, use_errno=True).fallocate
         end = os.fstat(descriptor).st_size
@@ -71,7 +72,7 @@ def reserve(path: Path, size: int) -> None:
     sync_directory(path.parent)
 
 
-def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
+def write_json(path: Path, value: Any, mode: int = PRIVATE) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", mode)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +16,9 @@ HOW_FAR = "~ "  # begins a line of progress that the next one replaces; every ot
 
 
 class Evidence:
-    """One folder per transaction (`tx` is its name), written as the transaction goes, so that a killed one leaves what it knew."""
+    """One folder per transaction (`tx` is its name), for root alone.
+
+    It is written as the transaction goes, so that a killed one leaves what it knew."""
 
     def __init__(self, paths: ServicePaths, tx: str) -> None:
         self.paths = paths
@@ -28,16 +30,18 @@ class Evidence:
         durable.write_json(self.directory / f"{name}.json", value)
 
     def keep_log(self, lines: list[str]) -> None:
-        durable.write_text(self.directory / "service.log", "\n".join(lines) + "\n", mode=0o640)
+        durable.write_text(self.directory / "service.log", "\n".join(lines) + "\n")
 
     def keep_release(self, release_id: str) -> None:
-        shutil.copy(self.paths.release(release_id) / "release.json", self.directory / "release.json")
+        document = self.paths.release(release_id) / "release.json"
+        durable.write_text(self.directory / "release.json", document.read_text(encoding="utf-8"))
 
     def say(self, line: str) -> None:
         """Progress for whoever follows. Not fsynced, and told to the unit's own log where the disk is full: losing a line
         of it loses nothing, and the way back must not stumble over it."""
         try:
-            with self.progress.open("a", encoding="utf-8") as file:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            with os.fdopen(os.open(self.progress, flags, durable.PRIVATE), "a", encoding="utf-8") as file:
                 file.write(f"{journal.now()} {line}\n")
         except OSError as error:
             print(f"{line} ({error})", file=sys.stderr, flush=True)
@@ -58,9 +62,9 @@ def seal(directory: Path, entries: list[journal.Entry]) -> None:
 
 def _own(evidence: Path, tx: str) -> Path:
     """A new folder of that name, or of the next that is free: two switches to one release can begin in one second."""
-    evidence.mkdir(mode=0o755, parents=True, exist_ok=True)
+    evidence.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in (tx, *(f"{tx}-{number}" for number in range(2, 1000))):
         with suppress(FileExistsError):
-            (evidence / name).mkdir(mode=0o755)
+            (evidence / name).mkdir(mode=0o700)
             return evidence / name
     raise FileExistsError(f"{evidence} has too many folders named {tx}")

@@ -55,6 +55,19 @@ def known(user: str) -> bool:
     return True
 
 
+def loose(root: Path) -> str | None:
+    """The first folder on the way to the root that others than root may write to: they could put anything in its place."""
+    for folder in (*reversed(root.parents), root, *reversed(root.resolve().parents), root.resolve()):
+        try:
+            found = folder.stat()
+        except FileNotFoundError:
+            continue
+        of_a_group = found.st_mode & 0o020 and found.st_gid != 0
+        if found.st_uid != 0 or found.st_mode & 0o002 or of_a_group:
+            return str(folder)
+    return None
+
+
 def systemd() -> int | None:
     """The version of the systemd that this host was booted with; None where it was not."""
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemd-run") is None:
@@ -69,6 +82,7 @@ def inspect(root: Path, users: list[str]) -> dict[str, Any]:
         "python": list(sys.version_info[:3]),
         "platform": platform.machine(),
         "systemd": systemd(),
+        "loose": loose(root),
         "program": str(link.readlink()) if link.is_symlink() and link.exists() else None,
         "recovery_unit": recovery_units(),
         "machine": machine(),

@@ -42,7 +42,7 @@ class Journal:
         entry: Entry = {"at": now(), "tx": self.tx, "step": step, "state": state, **fields}
         line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
         new = not self.path.exists()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, durable.PRIVATE)
         try:
             if _ends_torn(descriptor):
                 line = b"\n" + line

@@ -5,16 +5,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import durable
 from .journal import now
 
 LOOK_S = 0.5  # as long as somebody who only looks at the lock may have it, many times over
 POLL_S = 0.05
+PROC = Path("/proc")
 
 
 class Held(Exception):
@@ -51,10 +54,9 @@ def storage(run: Path) -> Path:
 
 @contextmanager
 def _held(path: Path, holder: str, purpose: str, how: int, wait_s: float) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = _take(path, how, time.monotonic() + wait_s)
     try:
-        _take(descriptor, how, time.monotonic() + wait_s)
         record = {
             "holder": holder,
             "purpose": purpose,
@@ -69,15 +71,73 @@ def _held(path: Path, holder: str, purpose: str, how: int, wait_s: float) -> Ite
         os.close(descriptor)
 
 
-def _take(descriptor: int, how: int, until: float) -> None:
+def _take(path: Path, how: int, until: float) -> int:
+    """The lock's descriptor, once it is held."""
     while True:
+        tighten(path)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, durable.PRIVATE)
         try:
             fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-            return
+            if os.path.samestat(os.fstat(descriptor), path.stat()):  # else it was replaced in the meantime
+                return descriptor
         except BlockingIOError:
             if time.monotonic() >= until:
-                raise Held(_holder(descriptor)) from None
+                holder = _holder(descriptor)
+                os.close(descriptor)
+                raise Held(holder) from None
             time.sleep(POLL_S)
+        os.close(descriptor)
+
+
+def tighten(path: Path) -> None:
+    """Replace a lock that others may open, as earlier versions made it: whoever can open it can hold it for ever.
+
+    One that our own program holds is left until it is let go. Two that replace it at once agree by a lock that was never
+    open to others.
+    """
+    if not _open_to_others(path):
+        return
+    guard = os.open(
+        path.with_name(f".{path.name}.guard"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, durable.PRIVATE
+    )
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if _open_to_others(path) and not any(map(_is_ours, _holders(path))):
+            partial = path.with_name(f".{path.name}.partial")
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, durable.PRIVATE))
+            partial.replace(path)
+    finally:
+        os.close(guard)
+
+
+def _open_to_others(path: Path) -> bool:
+    try:
+        return bool(path.lstat().st_mode & 0o077)
+    except FileNotFoundError:
+        return False
+
+
+def _holders(path: Path) -> Iterator[Path]:
+    """The processes that hold the lock, as folders of /proc."""
+    wanted = path.stat()
+    for descriptor in PROC.glob("[0-9]*/fd/*"):
+        try:
+            if os.path.samestat(descriptor.stat(), wanted):
+                process = descriptor.parents[1]
+                if "FLOCK" in (process / "fdinfo" / descriptor.name).read_text():
+                    yield process
+        except OSError:  # it ended, or closed it, while we looked
+            continue
+
+
+def _is_ours(process: Path) -> bool:
+    """Whether it is root's Python: a program that is root by its file's mode may have been given what another user holds."""
+    try:
+        users = re.findall(r"^Uid:\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)$", (process / "status").read_text(), re.M)
+        program = (process / "exe").readlink().name
+    except OSError:
+        return False
+    return users == [(str(os.geteuid()),) * 4] and program.startswith("python")
 
 
 def _holder(descriptor: int) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def write(directory: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, whole or not at all, and have it on the disk before returning."""
     files = [asdict(entry) for entry in manifest.files]
     content = {"schema": SCHEMA, "repo": manifest.repo, "commit": manifest.commit, "files": files}
-    durable.write_json(directory / MANIFEST, content)
+    durable.write_json(directory / MANIFEST, content, durable.PUBLIC)
 
 
 def read(directory: Path) -> Manifest:
@@ -155,7 +155,7 @@ def is_marked(directory: Path) -> bool:
 
 def mark(directory: Path) -> None:
     """Write the completion marker, the last step of every fetch."""
-    durable.write_text(directory / MARKER, "")
+    durable.write_text(directory / MARKER, "", durable.PUBLIC)
 
 
 def unmark(directory: Path) -> None:

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import journal
+from . import journal, running
 
-RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE="
 RESTORE_FAILED = "restore_failed"
 CALIBRATION = "calibration"
 # The steps that tell how long the way there and the way back took, and how much of it was measuring.
@@ -32,21 +31,9 @@ def read_json(path: Path) -> Any:
 
 
 def unit_state(unit: str) -> dict[str, str]:
-    properties = "ActiveState,SubState,MainPID,NRestarts,ActiveEnterTimestamp"
-    command = ["systemctl", "show", unit, "--property", properties]
-    text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    command = ["systemctl", "show", unit, "--property", ",".join(running.PROPERTIES)]
+    text = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-
-
-def running_release(pid: str) -> str | None:
-    try:
-        environment = Path("/proc", pid or "0", "environ").read_text(errors="replace")
-    except OSError:
-        return None
-    found = [
-        item[len(RELEASE_VARIABLE) :] for item in environment.split("\0") if item.startswith(RELEASE_VARIABLE)
-    ]
-    return found[0] if found else None
 
 
 def holder(path: Path) -> dict[str, Any] | None:
@@ -135,7 +122,7 @@ def service(root: Path, name: str) -> dict[str, Any]:
         "restarts": int(state.get("NRestarts") or 0),
         "current": current,
         "previous": linked(directory / "previous"),
-        "running": running_release(state.get("MainPID", "0")),
+        "running": running.release(unit, state),
         "release": read_json(directory / "current" / "release.json"),
         "staged": sorted(e.name for e in releases.iterdir() if not e.name.startswith("."))
         if releases.is_dir()

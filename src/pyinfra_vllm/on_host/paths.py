@@ -59,6 +59,7 @@ class ServicePaths:
 
     @property
     def cache(self) -> Path:
+        """Where each release sees its own cache; what is in it, seen from outside, is of releases of an earlier version."""
         return self.directory / "cache"
 
     @property
@@ -84,6 +85,14 @@ class ServicePaths:
 
     def release(self, release_id: str) -> Path:
         return self.releases / release_id
+
+    def own_cache(self, release_id: str) -> Path:
+        return self.release(release_id) / "cache"
+
+    @property
+    def caches(self) -> list[Path]:
+        """All that are there, of whatever release and version."""
+        return [self.cache, *sorted(self.releases.glob("[!.]*/cache"))]
 
     def secrets(self, release_id: str) -> Path:
         """The values that a release was declared with; there is no such file where it has none."""

@@ -544,7 +544,7 @@ def bring_up(service: Service, release_id: str, limit_s: float, attempts: int = 
         try:
             _serve(service, release_id, limit_s)
             return ""
-        except TROUBLE as error:
+        except Exception as error:
             if systemd.stopping():
                 raise GoingDown from error
             problem = str(error) or type(error).__name__
@@ -565,7 +565,8 @@ def _serve(service: Service, release_id: str, limit_s: float) -> None:
     if service.running_release() not in (None, release_id) and not _may_start(service.paths, release_id):
         raise NotReady(f"release {release_id} has lost files that it needs, so what serves goes on serving")
     service.point_at(release_id)
-    if service.serves(release) or _comes_up_by_itself(service, release, limit_s):
+    known = systemd.started_release(service.paths.unit) == release_id  # else it may be another that runs
+    if known and (service.serves(release) or _comes_up_by_itself(service, release, limit_s)):
         return
     service.stop(release)
     service.start()
@@ -584,8 +585,6 @@ def _may_start(paths: ServicePaths, release_id: str) -> bool:
 
 
 def _comes_up_by_itself(service: Service, release: Release, limit_s: float) -> bool:
-    if service.running_release() != release.id:
-        return False
     try:
         service.wait_until_serving(release, limit_s, service.crashes)
     except NotServing as problem:
@@ -605,7 +604,7 @@ def _last_resort(service: Service, old_id: str, new_id: str, limit_s: float) -> 
         service.stop(_loaded(service.paths, new_id))
         service.point_at(old_id)  # nothing serves: systemd goes on trying the release that was proven once
         service.start()
-    except TROUBLE as problem:
+    except Exception as problem:
         service.say(f"{old_id} can't be started, and neither can {new_id}: {problem}")
     return None, False
 

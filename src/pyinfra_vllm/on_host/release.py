@@ -6,29 +6,17 @@ import json
 import os
 import pwd
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import compile_cache, durable, manifest, secrets_file
+from . import compile_cache, durable, manifest, permissions, secrets_file
 from .paths import API_KEY_MODULE, SECRETS_FILE, ServicePaths
+from .permissions import EXECUTE
 
-PROOF_TIMEOUT_S = 300
 FILES = ("release.json", "vllm.service", "argv", "env")
 # Those of some releases: the values of its secrets, and what asks clients for the key where vLLM itself must not have it.
 OPTIONAL = (SECRETS_FILE, API_KEY_MODULE)
-
-# Runs as the service's user: opening is the only test of a permission that can't be wrong.
-_OPEN_ALL = """
-import json, os, sys
-for path in json.load(sys.stdin):
-    try:
-        os.close(os.open(path, os.O_RDONLY))
-    except OSError as error:
-        sys.exit(f"{path}: {error.strerror}")
-"""
 
 
 class NotReady(Exception):
@@ -72,6 +60,11 @@ class Release:
     @property
     def executable(self) -> Path:
         return Path(self.argv[0])
+
+    @property
+    def runtime(self) -> Path:
+        """The directory that its vLLM is installed in."""
+        return Path(self.document["runtime"].get("path") or self.executable.parents[1])
 
     @property
     def checkpoint(self) -> Path:
@@ -121,7 +114,7 @@ def load(paths: ServicePaths, release_id: str) -> Release:
 
 
 def stage(paths: ServicePaths, payload: Path) -> str:
-    """Lay a release down whole, or not at all, and give the service its own cache. Returns the release id.
+    """Lay a release down whole, or not at all, with a cache of its own. Returns the release id.
 
     payload: JSON with `id`, `user` and `files` (name -> text); removed once it was read, as it may hold secrets.
     """
@@ -130,9 +123,9 @@ def stage(paths: ServicePaths, payload: Path) -> str:
     release_id, files = value["id"], value["files"]
     if set(files) - set(OPTIONAL) != set(FILES):
         raise NotReady(f"{payload} has the files {sorted(files)}, not {sorted(FILES)}")
-    for directory in (paths.releases, paths.evidence):
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    _private_cache(paths, value["user"])
+    paths.releases.mkdir(mode=0o755, parents=True, exist_ok=True)
+    paths.evidence.mkdir(mode=0o700, exist_ok=True)
+    paths.cache.mkdir(mode=0o755, exist_ok=True)
     compile_cache.forget_keys(paths.cache)
     target = paths.release(release_id)
     if not target.is_dir():
@@ -140,17 +133,20 @@ def stage(paths: ServicePaths, payload: Path) -> str:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for name, text in files.items():
-            durable.write_text(partial / name, text, mode=0o600 if name == SECRETS_FILE else 0o644)
+            durable.write_text(
+                partial / name, text, mode=durable.PRIVATE if name == SECRETS_FILE else durable.PUBLIC
+            )
+        _private_cache(partial / "cache", value["user"])
         partial.rename(target)
         for directory in (paths.releases, paths.directory, paths.root):
             durable.sync_directory(directory)
     return str(release_id)
 
 
-def _private_cache(paths: ServicePaths, user: str) -> None:
-    paths.cache.mkdir(mode=0o700, exist_ok=True)
+def _private_cache(cache: Path, user: str) -> None:
+    cache.mkdir(mode=0o700)
     account = pwd.getpwnam(user)
-    os.chown(paths.cache, account.pw_uid, account.pw_gid)
+    os.chown(cache, account.pw_uid, account.pw_gid)
 
 
 def prove(paths: ServicePaths, release: Release) -> None:
@@ -162,8 +158,8 @@ def prove(paths: ServicePaths, release: Release) -> None:
     damage = manifest.quick_check(release.checkpoint)
     if damage:
         raise NotReady(f"the checkpoint of release {release.id} is damaged: {'; '.join(damage)}")
-    weights = [str(path) for path in release.checkpoint.rglob("*") if path.is_file()]
-    _readable(release, [str(release.executable), *weights])
+    weights = [path for path in release.checkpoint.rglob("*") if path.is_file()]
+    _readable(release, [release.executable, *weights])
 
 
 def _prove_secrets(path: Path, release: Release) -> None:
@@ -177,26 +173,31 @@ def _prove_secrets(path: Path, release: Release) -> None:
         )
 
 
-def _readable(release: Release, files: list[str]) -> None:
+def _readable(release: Release, files: list[Path]) -> None:
+    account = _account(release)
+    problems = (account.hindrance(path) for path in files)
+    problem = next(filter(None, problems), "") or account.hindrance(release.executable, EXECUTE)
+    if problem:
+        raise NotReady(f"the user {release.user} can't use what release {release.id} needs: {problem}")
+
+
+def out_of_reach(release: Release) -> None:
+    """Raises NotReady where the service's user could change what the release is started from: a server that was taken over
+    would decide what runs next, and root runs the runtime's Python for downloads."""
+    account = _account(release)
+    if account.uid == 0:
+        return
+    for top in (release.runtime, release.checkpoint):
+        for path in (*top.parents, *(Path(folder) for folder, _, _ in os.walk(top))):
+            if account.may(path, permissions.WRITE):
+                raise NotReady(
+                    f"the user {release.user} can write to {path}, and so change what release {release.id} is started"
+                    f" from: `chown root {path}; chmod go-w {path}`"
+                )
+
+
+def _account(release: Release) -> permissions.Account:
     try:
-        account = pwd.getpwnam(release.user)
+        return permissions.Account(release.user)
     except KeyError:
         raise NotReady(f"the user {release.user} of release {release.id} does not exist") from None
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", _OPEN_ALL],
-        input=json.dumps(files),
-        capture_output=True,
-        text=True,
-        cwd="/",
-        user=account.pw_uid,
-        group=account.pw_gid,
-        extra_groups=[],
-        timeout=PROOF_TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode:
-        raise NotReady(
-            f"the user {release.user} can't read what release {release.id} needs: {done.stderr.strip()}"
-        )
-    if not os.access(release.executable, os.X_OK):
-        raise NotReady(f"the runtime of release {release.id} is not executable: {release.executable}")

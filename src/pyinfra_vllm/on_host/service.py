@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from . import compile_cache, durable, kv_cache, root_cause, secrets_file, sockets, systemd
-from .client import Client, ClientError
+from .client import Client, ClientError, Refused
 from .paths import ServicePaths
 from .release import Release
 
@@ -54,6 +54,7 @@ class Service:
     def __init__(self, paths: ServicePaths, say: Say) -> None:
         self.paths = paths
         self.say = say
+        self._known: frozenset[sockets.Listener] = frozenset()  # listeners that were shown to be the unit's
 
     def point_at(self, release_id: str | None) -> None:
         """The one atomic step: `current` is another release, and systemd knows its unit."""
@@ -137,8 +138,9 @@ class Service:
     def stop(self, release: Release | None) -> None:
         """Stop the unit; the release says how long that may take. Takes its key out of its cache where vLLM put it there."""
         systemd.stop(self.paths.unit, release.stop_limit_s if release else STOP_LIMIT_S)
-        for problem in compile_cache.forget_keys(self.paths.cache):
-            self.say(f"the cache may still hold a key: {problem}")
+        for cache in self.paths.caches:
+            for problem in compile_cache.forget_keys(cache):
+                self.say(f"the cache may still hold a key: {problem}")
 
     @property
     def down(self) -> bool:
@@ -162,7 +164,26 @@ class Service:
         return systemd.running_release(self.paths.unit)
 
     def client(self, release: Release, timeout_s: float = FLOW_TIMEOUT_S) -> Client:
-        return Client(release.url, release.model, api_key=self._api_key(release), timeout_s=timeout_s)
+        """Sends nothing, and so no key, to anybody but the unit's own server."""
+        return Client(
+            release.url,
+            release.model,
+            api_key=self._api_key(release),
+            timeout_s=timeout_s,
+            listener=lambda: self._listener(release.port),
+        )
+
+    def _listener(self, port: int) -> frozenset[sockets.Listener]:
+        """Who listens on the port. Raises Refused unless all of them are the unit's. Cheap, for it is asked at each request."""
+        found = sockets.listeners(port)
+        if not found:
+            raise Refused(f"nothing listens on port {port}")
+        if not found <= self._known:
+            strangers = sockets.strangers(port, self.paths.unit, found - self._known)
+            if strangers:
+                raise Refused(f"port {port} is held by {', '.join(strangers)}, not by {self.paths.unit}")
+            self._known |= found
+        return found
 
     def _api_key(self, release: Release) -> str | None:
         """Each release has its own: another one's is refused while a key is changed."""

@@ -16,11 +16,11 @@ RUN = Path("/run/pyinfra-vllm")
 
 
 class Status:
-    """The status file of one unit. Holds no secret, so anyone may read it."""
+    """The status file of one unit. Holds no secret."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, state: str, **content: Any) -> None:
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")

@@ -7,9 +7,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from . import unit_log
+from . import cgroup, running, unit_log
 
-RELEASE_VARIABLE = "PYINFRA_VLLM_RELEASE"
 COMMAND_TIMEOUT_S = 120
 ASK_TIMEOUT_S = 10  # of a question that PID 1 answers at once when it answers at all
 ASK_TRIES = 3  # PID 1 answers nobody while it executes itself anew
@@ -82,18 +81,21 @@ def _patiently(*command: str) -> str:
 
 
 def running_release(unit: str) -> str | None:
-    """The release that the unit's main process was started from, asked of the process itself."""
+    """The release that the unit runs now."""
+    return running.release(unit, _of_this_start(unit))
+
+
+def started_release(unit: str) -> str | None:
+    """The release that the unit's present start is known to be of; None also where nobody wrote that down."""
+    return running.written_down(unit, _of_this_start(unit))
+
+
+def _of_this_start(unit: str) -> dict[str, str]:
+    """systemd's properties of the unit; where PID 1 does not answer, what the kernel and systemd's own files in /run tell."""
     try:
-        pid = show(unit, "MainPID").get("MainPID", "0")
-    except SystemdError:  # the kernel answers where PID 1 does not
-        pid = _oldest_process(unit)
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    prefix = f"{RELEASE_VARIABLE}=".encode()
-    found = [item[len(prefix) :] for item in environment.split(b"\0") if item.startswith(prefix)]
-    return found[0].decode() if found else None
+        return show(unit, *running.PROPERTIES)
+    except SystemdError:
+        return {"MainPID": _oldest_process(unit), "InvocationID": running.invocation(unit)}
 
 
 def _oldest_process(unit: str) -> str:
@@ -101,8 +103,7 @@ def _oldest_process(unit: str) -> str:
     began: dict[str, int] = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            groups = (process / "cgroup").read_text().splitlines()
-            if any(group.endswith(f"/{unit}") for group in groups):
+            if cgroup.unit_of(process) == unit:
                 began[process.name] = int((process / "stat").read_text().rpartition(")")[2].split()[19])
         except OSError:  # it ended while we looked
             continue

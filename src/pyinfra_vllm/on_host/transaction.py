@@ -197,6 +197,7 @@ class Switch(Transaction):
             if new.allow_code:
                 result["allow_code"] = new.allow_code
             releases.prove(self.paths, new)
+            releases.out_of_reach(new)
             self.service.no_stranger(new)
             self.service.no_foreign_unit()
             if self.order.purpose != ROLLBACK:

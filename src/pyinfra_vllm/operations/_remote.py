@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from typing import Any, TextIO
 
 from paramiko import SSHException
@@ -20,11 +22,20 @@ LOST = (HostError, OSError, EOFError, SSHException)
 
 LAST_WORDS = 1500  # characters of what a command that failed said last
 
-# On the disk, whole, before it has its name, and its name before we go on: a power cut leaves the old text or the new.
-_WRITE = (
-    'umask 077; cat > "$1.partial" && chmod "$2" "$1.partial" && sync "$1.partial" && mv -f "$1.partial" "$1"'
-    ' && sync "${1%/*}"'
-)
+# The sum first, then the content in base64. On the disk, whole and as it was sent, before it has its name, and its name
+# before we go on: a power cut leaves the old content or the new.
+_WRITE = """
+umask 077
+IFS= read -r sum
+rm -f -- "$1.partial"
+base64 -d > "$1.partial" && found=$(sha256sum < "$1.partial") || exit 1
+if [ "$found" != "$sum  -" ]; then
+    rm -f -- "$1.partial"
+    echo "$1 did not arrive as it was sent; it was left as it was" >&2
+    exit 1
+fi
+chmod "$2" "$1.partial" && sync "$1.partial" && mv -fT -- "$1.partial" "$1" && sync "${1%/*}"
+"""
 
 
 def never_ask() -> None:
@@ -72,6 +83,13 @@ class Remote:
         """The JSON that a command prints. Raises HostError where it is none, or not what `check` allows."""
         return answers.read(self.run(*words, stdin=stdin, timeout_s=timeout_s), check)
 
-    def write(self, path: str, text: str, mode: str = "600") -> None:
-        """Replace the file in one step, durably; `path` is absolute and its folder must be there."""
-        self.run("sh", "-c", _WRITE, "sh", path, mode, stdin=text)
+    def write(self, path: str, content: str | bytes, mode: str = "600") -> None:
+        """Replace the file in one step, durably; `path` is absolute, and nobody but root may write to its folder.
+
+        The only way in which a file comes to a host. pyinfra's own uploads go through a name in /tmp that anybody can
+        compute and take first. The sum travels on standard input, too: on argv it would tell whether a guess at a secret
+        is right.
+        """
+        data = content.encode() if isinstance(content, str) else content
+        sent = f"{hashlib.sha256(data).hexdigest()}\n{base64.b64encode(data).decode()}\n"
+        self.run("sh", "-c", _WRITE, "sh", path, mode, stdin=sent)

@@ -98,7 +98,7 @@ class Switching:
     def _host_program(self, check: Check, *words: str) -> Any:
         """What the host's program answers; a link that is half dead must not hold us for ever."""
         return self.remote.json(
-            check, "python3", self.program, "--root", self.root, *words, timeout_s=ANSWER_S
+            check, "python3", "-I", self.program, "--root", self.root, *words, timeout_s=ANSWER_S
         )
 
     def _hindrance(self, observed: dict[str, Any]) -> Outcome | None:
@@ -246,7 +246,7 @@ def launch(remote: Remote, root: str, order: Order) -> None:
     """Start the switch on the host, as a unit of its own whose end systemd watches over."""
     unit = f"{UNIT}-{order.service}"
     path = f"{RUN_DIRECTORY}/{unit}-{secrets.token_hex(4)}.json"
-    remote.run("mkdir", "-p", "-m", "755", RUN_DIRECTORY)
+    remote.run("install", "-d", "-m", "700", RUN_DIRECTORY)
     remote.write(path, json.dumps(order.as_dict()))
     program = f"{root}/bin/on-host.pyz"
     remote.run(
@@ -264,6 +264,7 @@ def launch(remote: Remote, root: str, order: Order) -> None:
         f"--property=OnFailure=pyinfra-vllm-recover@{order.service}.service",
         "/usr/bin/env",
         "python3",
+        "-I",
         program,
         "--root",
         root,
@@ -274,4 +275,4 @@ def launch(remote: Remote, root: str, order: Order) -> None:
 
 def acknowledge(remote: Remote, root: str, service: str, tx: str) -> None:
     """Note on the host that an operator has seen how the transaction ended."""
-    remote.run("python3", f"{root}/bin/on-host.pyz", "--root", root, "reported", service, tx)
+    remote.run("python3", "-I", f"{root}/bin/on-host.pyz", "--root", root, "reported", service, tx)

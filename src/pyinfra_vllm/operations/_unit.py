@@ -21,7 +21,7 @@ from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._screen import SCREEN, Working
 from pyinfra_vllm.printable import printable
 
-RUN_DIRECTORY = "/run/pyinfra-vllm"
+RUN_DIRECTORY = "/run/pyinfra-vllm"  # for root alone: requests, credentials, locks, status files
 POLL_S = 1.0
 ANSWER_S = 30  # a poll that is not answered by then counts as a lost connection
 LOST_CONTACT_S = 900.0  # after this long without an answer we stop watching; the host goes on by itself
@@ -76,7 +76,7 @@ class Unit:
     def _start(
         self, command: Sequence[str], request: Mapping[str, Any], writable: str, secret: Mapping[str, str]
     ) -> None:
-        self.remote.run("mkdir", "-p", "-m", "755", RUN_DIRECTORY)
+        self.remote.run("install", "-d", "-m", "700", RUN_DIRECTORY)
         self.remote.run("rm", "-f", "--", self.status)
         self.remote.write(self._request, json.dumps(request))
         properties = [
@@ -94,7 +94,7 @@ class Unit:
                 "--collect",
                 "--quiet",
                 *(f"--property={line}" for line in properties),
-                *("/usr/bin/env", "python3", *command),
+                *("/usr/bin/env", "python3", "-I", *command),
             )
         finally:
             self.remote.run("rm", "-f", "--", self._secret)

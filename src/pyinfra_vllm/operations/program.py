@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import get_token
-from pyinfra import host
-from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
+from pyinfra import host, logger
+from pyinfra.api import FunctionCommand, Host, QuoteString, State, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm.facts._told import asked
-from pyinfra_vllm.facts.service import Host
+from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.operations._archive import archive, digest
 from pyinfra_vllm.operations._refuse import alone, refuse
+from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._rollout import PROGRESS
 from pyinfra_vllm.release import quoted
 
@@ -105,8 +105,8 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
 
         program.installed(name="Prepare the host", root="/srv/pyinfra-vllm", users=["vllm"])
     """
-    found = asked(host, Host, root=root, users=tuple(users))
-    problem = _problem(found, token=get_token() is not None)
+    found = asked(host, HostFact, root=root, users=tuple(users))
+    problem = _problem(found, token=get_token() is not None) or _loose((found or {}).get("loose"))
     if problem or not found:
         yield refuse(problem or "it told nothing")
         return
@@ -133,11 +133,9 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
             QuoteString(user),
         )
     if found["program"] != program:
-        yield from _install(root, program)
+        yield FunctionCommand(_install, (root, program), {})
     if stale_unit:
-        for name, text in texts.items():
-            yield FileUploadCommand(io.StringIO(text), f"{UNITS}/{name}")
-        yield StringCommand("chmod 644", *(f"{UNITS}/{name}" for name in texts))
+        yield FunctionCommand(_lay_down, (texts,), {})
         yield "systemctl daemon-reload"
         yield StringCommand("systemctl enable --quiet", *ENABLED)
         yield "systemctl restart pyinfra-vllm-retry.timer"
@@ -167,14 +165,40 @@ def _problem(found: dict[str, Any] | None, *, token: bool) -> str | None:
     return None
 
 
-def _install(root: str, program: str) -> Generator[PyinfraCommand | str, None, None]:
-    folders = [QuoteString(f"{root}/{name}") for name in ("bin", "checkpoints", "runtimes")]
-    path = f"{root}/bin/{program}"
-    yield StringCommand("mkdir -p -m 755", *folders)
-    yield FileUploadCommand(io.BytesIO(archive()), path)
-    yield StringCommand("chmod 755", QuoteString(path))
-    yield StringCommand("ln -sfn", QuoteString(program), QuoteString(f"{root}/bin/.on-host.partial"))
-    yield StringCommand(
-        "mv -fT", QuoteString(f"{root}/bin/.on-host.partial"), QuoteString(f"{root}/bin/on-host.pyz")
+def _loose(folder: str | None) -> str | None:
+    if folder is None:
+        return None
+    return (
+        f"others than root may write to {folder}, and so put anything in the place of what is below it: `chown root:root"
+        f" {folder}; chmod go-w {folder}`, or declare another `root`. Nothing was changed."
     )
-    yield StringCommand("sync --file-system", QuoteString(f"{root}/bin"))  # a boot must find it whole
+
+
+def _install(state: State, host: Host, root: str, program: str) -> bool:
+    """Runs on the control machine when the operation is executed."""
+    remote = Remote(host)
+    path, link, partial = (f"{root}/bin/{name}" for name in (program, "on-host.pyz", ".on-host.partial"))
+    try:
+        remote.run(
+            "mkdir", "-p", "-m", "755", *(f"{root}/{name}" for name in ("bin", "checkpoints", "runtimes"))
+        )
+        remote.write(path, archive(), "755")
+        remote.run("python3", "-I", path, "--root", root, "tighten")
+        remote.run("ln", "-sfn", program, partial)
+        remote.run("mv", "-fT", partial, link)
+        remote.run("sync", "--file-system", f"{root}/bin")  # a boot must find it whole
+    except LOST as error:
+        logger.error(f"{host.print_prefix}the program {program} was not installed: {error}")
+        return False
+    return True
+
+
+def _lay_down(state: State, host: Host, texts: Mapping[str, str]) -> bool:
+    """Runs on the control machine when the operation is executed."""
+    try:
+        for name, text in texts.items():
+            Remote(host).write(f"{UNITS}/{name}", text, "644")
+    except LOST as error:
+        logger.error(f"{host.print_prefix}the units of the recovery were not written: {error}")
+        return False
+    return True

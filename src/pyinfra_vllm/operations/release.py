@@ -56,9 +56,12 @@ def stage(state: State, host: Host, root: str, release: Release) -> bool:
     payload = f"{RUN_DIRECTORY}/stage-{release.service}-{release.id}.json"
     content = {"id": release.id, "user": release.user, "files": release.files()}
     try:
-        remote.run("mkdir", "-p", "-m", "755", release.directory, RUN_DIRECTORY)
+        remote.run("mkdir", "-p", "-m", "755", release.directory)
+        remote.run("install", "-d", "-m", "700", RUN_DIRECTORY)
         remote.write(payload, json.dumps(content))
-        remote.run("python3", f"{root}/bin/on-host.pyz", "--root", root, "stage", release.service, payload)
+        remote.run(
+            "python3", "-I", f"{root}/bin/on-host.pyz", "--root", root, "stage", release.service, payload
+        )
     except LOST as error:
         logger.error(
             f"{host.print_prefix}release {release.id} of {release.service} was not staged: {printable(error)}"

@@ -15,6 +15,7 @@ LIGHT_NO_USAGE=1         leaves the usage out
 LIGHT_DROP_EVERY=50      closes every so many-th stream in its middle
 LIGHT_KERNEL=slow|NAME   logs the slow AWQ kernel, or that it uses the kernel NAME
 LIGHT_CHECK_WEIGHTS=0    starts without looking at the checkpoint
+LIGHT_RUN=FILE           runs that Python file first, in the server's own process: somebody has taken it over
 LIGHT_FAILS_WITH=PATH    prints that log, which a real vLLM left that could not start, and exits 1
 LIGHT_NO_START_FILE=PATH no start succeeds before the Unix time in that file, as where a dying process holds GPU memory
 
@@ -304,6 +305,8 @@ def main(settings):
         print(Path(os.environ["LIGHT_FAILS_WITH"]).read_text(encoding="utf-8"), flush=True)
         sys.exit(1)
     die_later()
+    if os.environ.get("LIGHT_RUN"):
+        exec(Path(os.environ["LIGHT_RUN"]).read_text(), {"__name__": "taken_over"})
     model = settings.model_tag or settings.model
     if os.environ.get("LIGHT_CHECK_WEIGHTS") != "0":
         check_weights(model)

@@ -87,7 +87,8 @@ def test_an_order_goes_with_the_unit_that_carries_it_out(
     started = here.commands[-1]
     assert started[-2:] == ("switch", str(order))
     stops = [word.partition("ExecStopPost=")[2] for word in started if "ExecStopPost=" in word]
-    assert [shlex.split(stop)[-1] for stop in stops] == [str(order), "chat"]
+    assert [shlex.split(stop)[-1] for stop in stops] == [str(order)]
+    assert "--property=OnFailure=pyinfra-vllm-recover@chat.service" in started
     subprocess.run(shlex.split(stops[0].lstrip("-")), check=True)
     assert not order.exists()
 

@@ -42,6 +42,14 @@ def test_without_a_terminal_waiting_is_a_line_a_minute(lines: list[str]) -> None
     assert lines[0] == "[gpu1] chat: wait until tokens flow: 1:00 of 4:00, as before"
 
 
+def test_what_a_host_says_can_not_steer_the_terminal(lines: list[str]) -> None:
+    now = [0.0]
+    with Screen(False, lambda: now[0]).following(HOST) as show:
+        now[0] = LINE_EVERY_S
+        show(Working("download org/model", 60, None, "\x1b[2Jgone\r"))
+    assert len(lines) == 1 and "\x1b" not in lines[0] and "\r" not in lines[0]
+
+
 def test_a_step_shorter_than_a_minute_says_nothing_without_a_terminal(lines: list[str]) -> None:
     now = [0.0]
     screen = Screen(False, lambda: now[0])

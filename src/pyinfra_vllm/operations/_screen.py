@@ -71,7 +71,7 @@ class Screen:
             self._draw()
         elif self._now() - self._told[host.name] >= LINE_EVERY_S:
             self._told[host.name] = self._now()
-            logger.info(f"{host.print_prefix}{working}")
+            logger.info(f"{host.print_prefix}{printable(str(working))}")
 
     def _draw(self) -> None:
         if not self._lines:

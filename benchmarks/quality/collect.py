@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,37 @@ from pyinfra_vllm.on_host import likelihood, quality
 from pyinfra_vllm.on_host.client import Client
 
 LONGEST_S = 300.0  # of one run
+AT_ONCE = 10  # runs under way together, after the first
 
 
 def collected(client: Client, runs: int, seed: int) -> dict[str, Any]:
-    """`{"likelihood", "missing", "runs", "seconds"}`; a run is a list of graded entries."""
+    """`{"likelihood", "missing", "likelihood_s", "runs", "alone_s"}`; a run is a list of graded entries.
+
+    The first run has the server to itself, the others are under way together: no two batches are alike.
+    """
     began = time.perf_counter()
     texts = likelihood.builtin(("en", "ja"))
     measured, missing = likelihood.measure(client, texts, began + LONGEST_S)
     likelihood_s = time.perf_counter() - began
-    found, seconds = [], []
-    for number in range(runs):
-        questions = quality.builtin() + quality.further()
-        random.Random(seed + number).shuffle(questions)
-        began = time.perf_counter()
-        found.append(quality.ask_all(client, questions, began + LONGEST_S, keep_answers=number == 0))
-        seconds.append(round(time.perf_counter() - began, 2))
+    first, alone_s = _run(client, seed, 0)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        further = list(pool.map(lambda number: _run(client, seed, number)[0], range(1, runs)))
     return {
         "likelihood": measured,
         "missing": missing,
         "likelihood_s": round(likelihood_s, 2),
-        "runs": found,
-        "seconds": seconds,
+        "runs": [first, *further],
+        "alone_s": alone_s,
     }
+
+
+def _run(client: Client, seed: int, number: int) -> tuple[list[dict[str, Any]], float]:
+    """The graded entries, and how many seconds they took."""
+    questions = quality.builtin() + quality.further()
+    random.Random(seed + number).shuffle(questions)
+    began = time.perf_counter()
+    found = quality.ask_all(client, questions, began + LONGEST_S, keep_answers=number == 0)
+    return found, round(time.perf_counter() - began, 2)
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ def main() -> None:
     for perplexity, spread in ((1.0, noise), (1.0, damage), (1.1, damage)):
         for bits in (None, 2.6):
             print(simulated(kept[BASE]["likelihood"], perplexity, spread, bits))
-    seconds = [item for name in kept for item in kept[name]["seconds"]]
+    seconds = [kept[name]["alone_s"] for name in kept]
     bits_s = [kept[name]["likelihood_s"] for name in kept]
     print(
         f"\n401 questions: median {statistics.median(seconds):.1f} s, {min(seconds):.1f} to {max(seconds):.1f};"

@@ -11,9 +11,12 @@ import pytest
 from paramiko import SSHException
 from pyinfra.api import StringCommand
 from pyinfra.api.exceptions import ConnectError
+from pyinfra.connectors import util
 
+from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.order import Order
-from pyinfra_vllm.operations import _story, _switching, _unit
+from pyinfra_vllm.operations import _remote, _story, _summary, _switching, _unit
+from pyinfra_vllm.operations._rollout import PROGRESS
 from pyinfra_vllm.operations._switching import Switching
 
 ORDER = Order(service="chat", release="a" * 12, operator="ann")
@@ -149,3 +152,69 @@ def test_a_connection_lost_before_the_switch_was_followed_says_that_the_host_goe
         "SSH session not active" in outcome.message
         and "Nothing was touched unless the switch had begun" in outcome.message
     )
+
+
+UNDER_WAY = {
+    "lock": {"holder": "bob"},
+    "rejected": {},
+    "last": {"tx": "t", "to": ORDER.release, "purpose": "rollout", "kept": False},
+    "history": [{"tx": "s"}, {"tx": "t"}],
+}
+
+
+def test_a_switch_that_is_under_way_is_followed_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rollout, started again while the first is unjudged: neither unchanged nor begun twice."""
+    launched: list[Order] = []
+    monkeypatch.setattr(_switching, "launch", lambda remote, root, order: launched.append(order))
+    _, outcome = switched(monkeypatch, status=[[UNDER_WAY]], follow=[ENDED])
+    assert outcome.status == "committed" and launched == []
+
+
+def test_a_switch_to_another_release_is_refused_with_who_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {**UNDER_WAY, "last": {**UNDER_WAY["last"], "to": "b" * 12}}
+    _, outcome = switched(monkeypatch, status=[[other]], follow=[ENDED])
+    assert outcome.status == "refused" and "bob has held it" in outcome.message
+
+
+def test_a_rollback_that_fails_is_told_at_once_while_the_host_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing = {**ENDED, "end": None, "active": True, "failing": "the port is taken"}
+    _, outcome = switched(monkeypatch, follow=[failing])
+    assert outcome.status == "restore_failed" and "the port is taken" in outcome.message
+    assert "goes on trying by itself" in outcome.message
+
+
+def test_between_a_switch_and_its_recovery_nothing_is_active_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pause = {**ENDED, "end": None, "failing": None}
+    _, outcome = switched(monkeypatch, follow=[pause, pause, ENDED])
+    assert outcome.status == "committed"
+
+
+def test_whoever_ends_the_run_hears_that_the_host_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*words: object) -> None:
+        _summary.end_run(2, None)
+
+    monkeypatch.setattr(Switching, "_watch", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        switched(monkeypatch, follow=[ENDED])
+    assert ended.value.code == 1
+    assert (
+        "gpu1: chat: the switch goes on on gpu1; `pyinfra-vllm watch` follows it" in capsys.readouterr().err
+    )
+    (row,) = _summary.rows(SimpleNamespace(failed_hosts=[]))  # type: ignore[arg-type]
+    assert row.status == "under way"
+    PROGRESS.followed("gpu1", "chat")
+
+
+def test_sudo_that_asks_for_a_password_in_the_middle_is_an_error_and_no_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(util, "getpass", lambda prompt: pytest.fail("it would wait for ever"))
+    _remote.never_ask()
+    with pytest.raises(HostError, match="sudo asks for a password"):
+        util.getpass("password: ")

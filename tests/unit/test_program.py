@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from pyinfra_vllm.on_host import inspect_host
 from pyinfra_vllm.operations import program
+from pyinfra_vllm.operations._rollout import Progress
 
 
 def found(systemd: int) -> dict[str, Any]:
@@ -38,3 +40,25 @@ def test_a_folder_that_others_may_write_to_is_found_and_refused(tmp_path: Path) 
     assert inspect_host.loose(Path("/usr/bin")) is None
     assert program._loose(None) is None
     assert "others than root may write to /x" in str(program._loose("/x"))
+
+
+def test_installed_units_are_recognised_on_the_host(tmp_path: Path) -> None:
+    texts = program.units("/srv/pyinfra-vllm")
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    assert inspect_host.recovery_units(tmp_path) is None, "none of them is enabled"
+    for link in inspect_host.ENABLED:
+        (tmp_path / link).parent.mkdir()
+        (tmp_path / link).symlink_to(tmp_path / Path(link).name)
+    wanted = hashlib.sha256("".join(texts.values()).encode()).hexdigest()
+    assert inspect_host.recovery_units(tmp_path) == wanted
+    assert set(program.ENABLED) == {Path(link).name for link in inspect_host.ENABLED}
+
+
+def test_one_machine_under_two_names_is_noticed() -> None:
+    known = Progress()
+    assert known.twin("gpu-01", "machine boot pid:[1]") == ""
+    assert known.twin("gpu-02", "machine boot pid:[2]") == "", "a clone has the same machine id"
+    assert known.twin("alias", "machine boot pid:[1]") == "gpu-01"
+    assert known.twin("gpu-01", "machine boot pid:[1]") == ""
+    assert known.twin("mute", "") == ""

@@ -16,12 +16,12 @@ UNITS = Path("/etc/systemd/system")
 RECOVERY_UNITS = (
     "pyinfra-vllm-recover.service",
     "pyinfra-vllm-recover@.service",
-    "pyinfra-vllm-retry.service",
-    "pyinfra-vllm-retry.timer",
+    "pyinfra-vllm-recover-due.service",
+    "pyinfra-vllm-recover-due.timer",
 )
 ENABLED = (
     "multi-user.target.wants/pyinfra-vllm-recover.service",
-    "timers.target.wants/pyinfra-vllm-retry.timer",
+    "timers.target.wants/pyinfra-vllm-recover-due.timer",
 )
 
 

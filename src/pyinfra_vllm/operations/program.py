@@ -23,7 +23,7 @@ OLDEST_PYTHON = (3, 9)
 OLDEST_SYSTEMD = 240  # Type=exec
 CREDENTIALS = 247  # LoadCredential=, which hands the Hub's token to a download
 UNITS = "/etc/systemd/system"
-ENABLED = ("pyinfra-vllm-recover.service", "pyinfra-vllm-retry.timer")
+ENABLED = ("pyinfra-vllm-recover.service", "pyinfra-vllm-recover-due.timer")
 # name -> text; on_host/recovery.py says what each of them does
 _UNITS = {
     "pyinfra-vllm-recover.service": """\
@@ -42,7 +42,7 @@ WantedBy=multi-user.target
 """,
     "pyinfra-vllm-recover@.service": """\
 # Written by pyinfra-vllm: finishes what a switch of one service left, and tries until the service is right. Started by the
-# end of the switch, at boot and by pyinfra-vllm-retry.timer; a shutdown stops it at once, and the next boot goes on.
+# end of the switch, at boot and by pyinfra-vllm-recover-due.timer; a shutdown stops it at once, and the next boot goes on.
 [Unit]
 Description=pyinfra-vllm: finish the switch of %i
 RequiresMountsFor={root}
@@ -59,7 +59,7 @@ KillMode=mixed
 TimeoutStopSec=15
 OOMScoreAdjust=-500
 """,
-    "pyinfra-vllm-retry.service": """\
+    "pyinfra-vllm-recover-due.service": """\
 # Written by pyinfra-vllm: starts the recovery of each service whose switch has no end and no process.
 [Unit]
 Description=pyinfra-vllm: look for unfinished switches
@@ -69,7 +69,7 @@ RequiresMountsFor={root}
 Type=oneshot
 ExecStart=/usr/bin/env python3 -I {program} --root {root} recover --due
 """,
-    "pyinfra-vllm-retry.timer": """\
+    "pyinfra-vllm-recover-due.timer": """\
 # Written by pyinfra-vllm: whatever ended a switch and its recovery, a host looks after itself within two minutes.
 [Unit]
 Description=pyinfra-vllm: look for unfinished switches
@@ -138,7 +138,7 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
         yield FunctionCommand(_lay_down, (texts,), {})
         yield "systemctl daemon-reload"
         yield StringCommand("systemctl enable --quiet", *ENABLED)
-        yield "systemctl restart pyinfra-vllm-retry.timer"
+        yield "systemctl restart pyinfra-vllm-recover-due.timer"
         yield f"sync --file-system {UNITS}"
 
 

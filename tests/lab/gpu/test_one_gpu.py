@@ -8,7 +8,7 @@ from . import looks
 from .story import Story, host, service
 
 MODEL = "Qwen/Qwen3-32B-AWQ"
-STRICT = {"budget_s": 30, "quality": False}
+STRICT = {"budget_s": 20, "quality": False}
 # docs/gate.md, "A trade, made knowingly": for whoever never asks 64 things at once.
 FOR_LATENCY = {
     **STRICT,

@@ -64,7 +64,7 @@ def strangers(request: pytest.FixtureRequest) -> str:
 def stopped(serving: Attacked) -> Iterator[Attacked]:
     serving.sh(f"systemctl stop {UNIT}")
     yield serving
-    serving.sh(f"systemctl start {UNIT}")
+    serving.sh(f"systemctl reset-failed {UNIT}; systemctl start {UNIT}")
 
 
 def words(kind: str) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ ROOT = "/srv/pyinfra-vllm"
 STATE = f"{ROOT}/tiny"
 UNIT = "vllm-tiny.service"
 SWITCH = "pyinfra-vllm-switch-tiny.service"
-ENDS = ("committed", "rolled_back", "refused", "deferred", "interrupted", "calibrated", "restore_failed")
+ENDS = ("committed", "rolled_back", "refused", "deferred", "interrupted", "calibrated")
 HOOK = "usr/local/lib/python3.11/dist-packages"
 FOLDER = "var/lib/faults"
 NO_START = f"/{FOLDER}/no-start"  # no start of the stub succeeds before the Unix time in it
@@ -158,12 +158,18 @@ class Ground:
 
     def entries(self) -> list[dict[str, Any]]:
         """The newest transaction in the journal as it is now; a line that is torn or being written is left out."""
+        text = (self.outside(STATE) / "journal.jsonl").read_bytes()
+        first = text.rfind(b"\n", 0, max(0, text.rfind(b'"step": "begin"'))) + 1
         found = []
-        for line in (self.outside(STATE) / "journal.jsonl").read_bytes().splitlines():
+        for line in text[first:].splitlines():
             with suppress(ValueError):
                 found.append(dict(json.loads(line)))
         begun = [entry["tx"] for entry in found if entry.get("step") == "begin"]
         return [entry for entry in found if begun and entry["tx"] == begun[-1]]
+
+    def transaction(self) -> str:
+        """The name of the newest transaction."""
+        return str(self.entries()[0]["tx"])
 
     def outcome(self) -> str | None:
         """How the newest transaction ended; None where it has not."""

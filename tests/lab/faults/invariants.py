@@ -30,7 +30,7 @@ KNOWN = (
 )
 KNOWN_FOLDERS = ("evidence", "cache")
 STAGING = re.compile(r"(^|/)\.[^/]+\.partial(/|$)")
-RESULTS = ("committed", "rolled_back", "refused", "deferred", "interrupted", "calibrated", "restore_failed")
+RESULTS = ("committed", "rolled_back", "refused", "deferred", "interrupted", "calibrated")
 KEEPS_OLD = ("rolled_back", "refused", "deferred", "interrupted", "calibrated")
 UNTOUCHED = ("refused", "deferred", "interrupted")
 LASTING_UNITS = ("pyinfra-vllm-recover",)  # what finishes a switch may stay loaded, and wait for its time
@@ -254,7 +254,7 @@ def product_says_the_same(look: Look, seen: Answers, case: Expected) -> list[str
 def record_is_what_was_heard(look: Look, seen: Answers, case: Expected) -> list[str]:
     """Who answers now is who the record says; who was never touched was never replaced, and nobody came before his entry."""
     last = look["service"]["last"]
-    if last is None or last["outcome"] not in RESULTS or last["outcome"] == "restore_failed":
+    if last is None or last["outcome"] not in RESULTS:
         return []
     found = []
     serves = last["to"] if last["outcome"] == "committed" else last["from"]
@@ -308,6 +308,8 @@ ORDER = (
     verdict_is_kept,
     product_says_the_same,
     record_is_what_was_heard,
+    units_are_in_place,
+    no_failed_unit,
 )
 
 

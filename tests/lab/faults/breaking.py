@@ -11,7 +11,7 @@ from typing import Any
 from lab import disk as disks
 from lab.shell import run
 
-from .fault import Act, Fault, Scene, both
+from .fault import RETRIED_S, SOON_S, Act, Fault, Scene, both
 from .ground import ROOT, SLOWNESS, STATE, Ground
 
 HANG_S = 3.0
@@ -249,13 +249,15 @@ def leave_lock(text: str) -> Act:
 def _damaged(which: str, how: str, act: Callable[[Path], None]) -> Fault:
     strike, mend = damage(which, act)
     title = f"checkpoint of the {which} release {how}"
-    return Fault(title, strike, mend, spares_new=which == "old")
+    old = which == "old"
+    return Fault(title, strike, mend, spares_new=old, limit_s=RETRIED_S if old else SOON_S)
 
 
 def _no_runtime(which: str) -> Fault:
     strike, mend = delete_runtime(which)
     title = f"runtime of the {which} release deleted"
-    return Fault(title, strike, mend, spares_new=which == "old")
+    old = which == "old"
+    return Fault(title, strike, mend, spares_new=old, limit_s=RETRIED_S if old else SOON_S)
 
 
 _delete_old, _lay_old_back = damage("old", Path.unlink)
@@ -280,9 +282,13 @@ BROKEN: dict[str, Fault] = {
     "reboot": Fault("orderly reboot", reboot_in_order, deadly=True),
     "torn": Fault("SIGKILL in the middle of a journal line", tear, deadly=True),
     "torn-power": Fault("power cut in the middle of a journal line", tear_and_cut_power, deadly=True),
-    "full": Fault("disk full", fill, empty, lasting=True),
+    "full": Fault("disk full", fill, empty, lasting=True, limit_s=RETRIED_S),
     "read-only": Fault(
-        "file system read-only after an error", make_read_only, check_disk_and_boot, lasting=True
+        "file system read-only after an error",
+        make_read_only,
+        check_disk_and_boot,
+        lasting=True,
+        limit_s=RETRIED_S,
     ),
     "crash": Fault("SIGKILL of vLLM", crash),
     "exit-0": Fault("vLLM ends with status 0", end_with_zero),

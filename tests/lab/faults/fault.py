@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 
 from .ground import Ground
 
+SOON_S = 30.0
+# After a long cause: whoever tries again waits up to a minute, and the host looks after itself every two minutes.
+RETRIED_S = 150.0
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -58,7 +62,7 @@ class Fault:
     goes_on: Look = never
     deadly: bool = False
     lasting: bool = False
-    limit_s: float = 30.0
+    limit_s: float = SOON_S
     spares_new: bool = False
     clock_s: float = 0.0
     lasts_s: float = 0.0

@@ -29,6 +29,7 @@ ROOT = "/srv/pyinfra-vllm"
 STATE = f"{ROOT}/tiny"
 UNIT = "vllm-tiny.service"
 SWITCH = "pyinfra-vllm-switch-tiny.service"
+LOOKS = "pyinfra-vllm-retry.service"  # for a moment every two minutes, whether there is anything to do or not
 ENDS = ("committed", "rolled_back", "refused", "deferred", "interrupted", "calibrated")
 HOOK = "usr/local/lib/python3.11/dist-packages"
 FOLDER = "var/lib/faults"
@@ -140,7 +141,7 @@ class Ground:
     def busy(self) -> bool:
         """Whether anything of ours runs on the host, be it a switch or its recovery."""
         if cgroups.hierarchies():
-            return bool(self.groups())
+            return any(group.name != LOOKS for group in self.groups())
         return bool(self.inside("pgrep", "--full", "on-host.pyz", check=False))
 
     def look(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-from .fault import Act, Fault, Passing, Scene
+from .fault import RETRIED_S, SOON_S, Act, Fault, Passing, Scene
 from .ground import NO_START, UNIT, Ground
 
 PORT = 8000
@@ -17,7 +17,6 @@ DROP_IN_S = (20, 110)
 FROZEN_S = (5, 60, 300)
 REEXEC_S = 20
 DROP_IN = f"/etc/systemd/system/{UNIT}.d"
-AFTER_S = 90.0  # whoever waits with growing pauses begins again within so long after a long obstacle
 
 _TAKE_PORT = """
 import socket, sys, time
@@ -57,7 +56,7 @@ def leave_port(ground: Ground, scene: Scene) -> None:
 
 def _port(seconds: float) -> Fault:
     title = f"port taken by another program for {seconds:.0f} s"
-    limit_s = 30.0 if seconds < 30 else AFTER_S
+    limit_s = SOON_S if seconds < 10 else RETRIED_S
     return Fault(title, take_port(seconds), leave_port, stranger_is_there, limit_s=limit_s, lasts_s=seconds)
 
 
@@ -71,7 +70,7 @@ def _no_start(seconds: float) -> Fault:
         path.write_text(str(time.time() + seconds))
         path.chmod(0o644)
 
-    limit_s = 30.0 if seconds < 30 else AFTER_S
+    limit_s = SOON_S if seconds < 10 else RETRIED_S
     title = f"no start succeeds for {seconds:.0f} s"
     return Fault(title, strike, goes_on=passing.goes_on, limit_s=limit_s, lasts_s=seconds)
 
@@ -91,7 +90,7 @@ def _drop_in(seconds: float) -> Fault:
         ground.inside("rm", "-rf", DROP_IN)
         ground.inside("systemctl", "daemon-reload")
 
-    limit_s = 30.0 if seconds < 30 else AFTER_S
+    limit_s = SOON_S if seconds < 10 else RETRIED_S
     title = f"a colleague's drop-in fails every start for {seconds:.0f} s"
     return Fault(title, strike, mend, passing.goes_on, limit_s=limit_s, lasts_s=seconds)
 
@@ -107,7 +106,7 @@ def _frozen(seconds: float) -> Fault:
         os.kill(leader, signal.SIGSTOP)
         threading.Timer(seconds, _wake, (leader,)).start()
 
-    limit_s = 30.0 if seconds < 30 else AFTER_S
+    limit_s = SOON_S if seconds < 10 else RETRIED_S
     title = f"systemd does not answer for {seconds:.0f} s"
     return Fault(title, strike, goes_on=passing.goes_on, limit_s=limit_s, lasts_s=seconds)
 
@@ -129,7 +128,7 @@ def _reexec() -> Fault:
         ground.beside("sh", "-c", script)
 
     title = f"systemd is executed anew all the time, for {REEXEC_S} s"
-    return Fault(title, strike, goes_on=passing.goes_on, limit_s=60.0, lasts_s=REEXEC_S)
+    return Fault(title, strike, goes_on=passing.goes_on, limit_s=RETRIED_S, lasts_s=REEXEC_S)
 
 
 OBSTACLES: dict[str, Fault] = {

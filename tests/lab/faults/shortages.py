@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .fault import Fault, Scene
+from .fault import RETRIED_S, Fault, Scene
 from .ground import ROOT, Ground
 
 LOW_MIB = 8  # systemd refuses to reload with less than 16 MiB free in /run
@@ -64,11 +64,11 @@ def little_memory(ground: Ground, scene: Scene) -> None:
 
 
 SHORTAGES: dict[str, Fault] = {
-    "inodes": Fault("no inode left", take_inodes, give_inodes_back, lasting=True),
+    "inodes": Fault("no inode left", take_inodes, give_inodes_back, lasting=True, limit_s=RETRIED_S),
     "run-low": Fault(
         f"{LOW_MIB} MiB left in /run: systemd reloads nothing", low_run, widen_run, lasting=True
     ),
-    "run-full": Fault("/run is full", full_run, widen_run, lasting=True),
+    "run-full": Fault("/run is full", full_run, widen_run, lasting=True, limit_s=RETRIED_S),
     "handles": Fault("the transaction can open no file more", few_handles),
     "memory": Fault("the transaction gets no memory more", little_memory),
 }

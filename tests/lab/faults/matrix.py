@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 
 from lab.control import CHECKOUT
@@ -27,6 +30,8 @@ RELEASES = {
     CALIBRATED: "13 calibration runs",
     **OWN_FAULTS,
 }
+
+OTHERS = ("On the real vLLM", "From the verdict to tokens")  # chapters of other tests, in their order
 
 SUMMARY = """# Fault tests: what was broken, and how it ended
 
@@ -76,16 +81,28 @@ the fault on. In order after: seconds from the end of the cause until the host w
 
 
 def write(results: Sequence[Result], randoms: Sequence[Result], pairs: Sequence[Result]) -> None:
-    PATH.write_text(summary(results, randoms, pairs), encoding="utf-8")
+    """Both pages; the summary keeps the chapters that other tests have added."""
+    with _alone():
+        _, mark, others = PATH.read_text(encoding="utf-8").partition(f"\n## {OTHERS[0]}\n")
+        PATH.write_text(summary(results, randoms, pairs) + mark + others, encoding="utf-8")
     TABLE.write_text(by_step(results, randoms, pairs), encoding="utf-8")
 
 
 def add(title: str, text: str) -> None:
-    """A chapter of the summary, in the place of the one that had this title."""
+    """A chapter of the summary, in the place of the one that had this title. OTHERS has their order."""
     heading = f"\n## {title}\n"
-    before, _, old = PATH.read_text(encoding="utf-8").partition(heading)
-    _, following, after = old.partition("\n## ")
-    PATH.write_text(f"{before}{heading}\n{text}{following}{after}", encoding="utf-8")
+    with _alone():
+        before, _, old = PATH.read_text(encoding="utf-8").partition(heading)
+        _, following, after = old.partition("\n## ")
+        PATH.write_text(f"{before}{heading}\n{text}{following}{after}", encoding="utf-8")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """The real vLLM's tests run beside the others, and write to the same page."""
+    with Path(__file__).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def real(results: Sequence[Result]) -> str:

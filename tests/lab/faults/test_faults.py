@@ -22,7 +22,7 @@ from .table import CASES, RANDOM, SAMPLE, Case
 EVERYTHING = os.environ.get("PYINFRA_VLLM_FAULTS") == "all"
 CHOSEN = CASES if EVERYTHING else SAMPLE
 RANDOM_KILLS = [Case(f"seed {number}", RANDOM) for number in range(40 if EVERYTHING else 4)]
-PAIRS = 320 if EVERYTHING else 9
+PAIRS = 304 if EVERYTHING else 9
 PLAIN, SMALL = (12, 4) if EVERYTHING else (8, 1)
 
 pytestmark = pytest.mark.timeout(6000 if EVERYTHING else 900)

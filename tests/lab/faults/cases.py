@@ -282,9 +282,12 @@ class _Run:
         while True:
             now = time.monotonic()
             if any(fault.goes_on(self.ground) for fault in self.faults):
-                ended = now
-            quiet = (quiet or now) if self._at_rest() else None
-            if quiet is not None and now - quiet >= REST_S:
+                ended, quiet = now, None
+            elif self._at_rest():
+                quiet = quiet or now
+            else:
+                quiet = None
+            if quiet is not None and now - quiet >= REST_S and not self.ground.stirs():
                 return ended
             if now - ended > self.limit_s:
                 last = self.ground.entries()[-1]

@@ -258,6 +258,12 @@ class Ground:
         self.start(release_id, purpose=ROLLBACK, reason="the next case")
         self.wait_over()
 
+    def stirs(self) -> bool:
+        """Whether systemd is about to start or stop something of ours, though nothing of it runs just now."""
+        words = ("systemctl", "list-units", "--all", "--plain", "--no-legend", "pyinfra-vllm-*.service")
+        units = [line.split() for line in self.inside(*words, check=False).splitlines()]
+        return any(unit[2] in ("activating", "deactivating", "reloading") for unit in units)
+
     def wait_over(self, timeout: float = 120) -> None:
         """Wait until the newest transaction has ended and nothing of ours runs any more.
 

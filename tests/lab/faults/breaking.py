@@ -308,5 +308,6 @@ BROKEN: dict[str, Fault] = {
         "SIGKILL; lock file of a dead holder", leave_lock('{"holder": "ghost", "pid": 1}'), deadly=True
     ),
     "torn-lock": Fault("SIGKILL; lock file without a readable holder", leave_lock('{"hol'), deadly=True),
+    "calibration": Fault("a calibration that restarts the service twelve times", limit_s=300, lasts_s=110),
     "itself": Fault("the release's own fault", limit_s=120),
 }

@@ -17,7 +17,7 @@ from lab.control import CHECKOUT
 from .cases import Result
 from .classes import FAULTS
 from .operators import TITLES
-from .table import CALIBRATED, GOOD, OWN_FAULTS, SLOW, SLOWER, SOAKED, WATCHED
+from .table import CALIBRATED, GOOD, LIFE, OWN_FAULTS, SLOW, SLOWER, SOAKED, WATCHED
 
 PATH = CHECKOUT / "docs/faults.md"
 TABLE = CHECKOUT / "docs/faults-table.md"
@@ -27,7 +27,7 @@ RELEASES = {
     WATCHED: ", with a long soak",
     SLOW: ", to a release that fails its gate",
     SLOWER: ", to a release five times slower",
-    CALIBRATED: "13 calibration runs",
+    CALIBRATED: "is measured 13 times",
     **OWN_FAULTS,
 }
 
@@ -198,7 +198,7 @@ def _title(fault: str) -> str:
 def _row(result: Result) -> str:
     case = result.case
     to = RELEASES[case.to]
-    step = f"the release {to}" if case.fault == "itself" else f"`{case.point}`{to}"
+    step = f"the release {to}" if case.point == LIFE else f"`{case.point}`{to}"
     if case.then is not None:
         step = f"{case.fault} at {step}, then {case.then[0]} at `{case.then[1]}`"
         step += " (not reached)" if result.missed else ""

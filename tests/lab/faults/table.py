@@ -42,7 +42,6 @@ GATES: dict[str, dict[str, Any]] = {
     SOAKED: {"soak_s": 3.0},
     WATCHED: {"soak_s": 90.0},
     SLOWER: {"throughput_margin": 0.4, "on_inconclusive": "rollback"},
-    CALIBRATED: {"budget_s": 2.0},
 }
 CALIBRATION_RUNS = 13  # restarts the service more often than a start limit of ten allows
 OWN_FAULTS = {
@@ -212,7 +211,7 @@ AMONG_OTHERS: list[Case] = [
         for how in ("crash", "restart", "reboot", "kill-children")
         for case in _each(how, SOAK[0], **_soaked)
     ],
-    *_each("itself", LIFE, to=CALIBRATED),
+    *_each("calibration", LIFE, to=CALIBRATED),
 ]
 
 # Whoever finishes what was left is killed too.
@@ -271,7 +270,7 @@ SAMPLE: list[Case] = [
     *_each("second-operator", "activate.done"),
     *_each("stale-lock", "activate.intended"),
     *_each("itself", LIFE, to="crashes"),
-    *_each("itself", LIFE, to=CALIBRATED),
+    *_each("calibration", LIFE, to=CALIBRATED),
     *_each("edit", "measure-before.intended", "activate.intended"),
     *_each("edit", "judge.done", **_back),
     *_each("mask", "window.done"),

@@ -204,6 +204,10 @@ class _Run:
         order: dict[str, Any] = {"criteria": {**ground.gate, **GATES.get(self.case.to, {})}}
         if self.case.to == CALIBRATED:
             order |= {"purpose": CALIBRATION, "runs": CALIBRATION_RUNS}
+        if (
+            "stop" in self.case.faults
+        ):  # longer than a case may take: nobody waits it out for a server that was stopped
+            order["ready_timeout_s"] = 90.0 * ground.patience
         if self.fault.clock_s:  # the one thing that a switch asks the clock
             order["last_start"] = time.time() + 3600
         ground.start(self.expected.new, **order)
@@ -244,7 +248,8 @@ class _Run:
 
     def _strike_at_random(self) -> float:
         chance = random.Random(self.case.fault)
-        time.sleep(chance.uniform(0.2, SWITCH_S))
+        self.ground.until(lambda: self.ground.transaction() != self.before, "begin its switch", 60)
+        time.sleep(chance.uniform(0, SWITCH_S))
         struck = time.monotonic()
         victim = chance.choices(("main", "all", "vllm", "power"), (60, 15, 15, 10))[0]
         self.result.case = dataclasses.replace(self.case, point=f"{RANDOM}: {victim}")
@@ -301,12 +306,11 @@ class _Run:
 
     def _at_rest(self) -> bool:
         """Whether nothing of ours runs, the record has a good end, and who it names is heard."""
-        ground = self.ground
-        outcome = ground.outcome()
-        if outcome not in ENDS or ground.busy or ground.transaction() == self.before:
+        entries = self.ground.entries()
+        begin, ends = entries[0], [entry for entry in entries if entry["step"] == "end"]
+        if begin["tx"] == self.before or not ends or ends[-1]["outcome"] not in ENDS or self.ground.busy:
             return False
-        begin = ground.entries()[0]
-        serves = begin["to"] if outcome == "committed" else begin["from"]
+        serves = begin["to"] if ends[-1]["outcome"] == "committed" else begin["from"]
         last = self._answers().last
         return last is not None and serves in invariants.speakers(last, self.expected)
 

@@ -226,7 +226,7 @@ TWICE: list[Case] = [
 ]
 
 # What the operator is told, and whether it comes true.
-OPERATORS_CASES: list[Case] = [
+BY_OPERATORS: list[Case] = [
     *[case for end in ("ctrl-c", "term", "hang-up") for case in _each(end, *KEPT, by="pyinfra")],
     *[
         case
@@ -300,5 +300,5 @@ SAMPLE: list[Case] = [
     *_each("second-run", "measure-after.intended", **_back, by="pyinfra"),
     *_each("rollback-now", SOAK[0], to=WATCHED, by="pyinfra"),
 ]
-CASES: list[Case] = list(dict.fromkeys([*BY_STEP, *AMONG_OTHERS, *TWICE, *OPERATORS_CASES, *SAMPLE]))
+CASES: list[Case] = list(dict.fromkeys([*BY_STEP, *AMONG_OTHERS, *TWICE, *BY_OPERATORS, *SAMPLE]))
 NEEDS_DISK = ("full", "read-only", "inodes")

@@ -41,13 +41,15 @@ pytestmark = pytest.mark.timeout(1200)
 
 @dataclass(frozen=True)
 class Told:
-    """What one run came to on one host: its exit code and words, the switch that it made, and the server before and after."""
+    """What one run came to on one host: its exit code and words, the switch that it made, the server's process before and
+    after, its command line, and which units of ours are failed."""
 
     code: int
     words: str
     switch: dict[str, Any]
     pids: tuple[int, int]
     command: str
+    failed: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def tell(host: Host, command: Callable[[], CompletedProcess[str]]) -> Told:
     pid = demo.main_pid(host)
     serves = host.ssh(f"tr '\\0' ' ' < /proc/{pid}/cmdline").stdout
     switch = ended if ended.get("tx") != tx else {}
-    return Told(done.returncode, done.stdout + done.stderr, switch, (before, pid), serves)
+    return Told(done.returncode, done.stdout + done.stderr, switch, (before, pid), serves, failed_units(host))
 
 
 def failed_units(host: Host) -> list[str]:
@@ -128,6 +130,7 @@ def test_each_run_of_the_story_ends_as_it_must(
     assert told.code == chapter.exit_code, told.words[-3000:]
     assert told.switch.get("verdict") == chapter.verdict, told.switch
     assert chapter.serves.replace("/", "--") in told.command
+    assert told.failed == []
     if not chapter.restarts:
         assert told.pids[0] == told.pids[1]
 
@@ -138,6 +141,7 @@ def test_the_way_back_is_one_command(afterwards: dict[str, Told], suite: str) ->
     assert told.code == 0, told.words[-3000:]
     assert told.switch["outcome"] == "committed"
     assert "lab--good-a" in told.command
+    assert told.failed == []
 
 
 @pytest.mark.parametrize("suite", NAMES)
@@ -147,6 +151,7 @@ def test_a_power_cut_changes_nothing(hosts: dict[str, Host], afterwards: dict[st
     host.start()
     assert comes_up(host)
     assert serving.ask(host, ["Are you there?"])
+    assert failed_units(host) == []
     assert "lab--good-a" in host.ssh(f"tr '\\0' ' ' < /proc/{demo.main_pid(host)}/cmdline").stdout
 
 

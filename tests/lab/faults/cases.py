@@ -107,13 +107,18 @@ def _make_good(ground: Ground, result: Result, scenes: Sequence[Scene]) -> None:
     """After a case that went wrong, so that the next one on this host is judged for itself."""
     try:
         ground.disarm()
-        for name, scene in zip(result.case.faults, scenes, strict=False):
-            FAULTS.get(name, Fault(name)).mend(ground, scene)
+        _mend(ground, [FAULTS.get(name, Fault(name)) for name in result.case.faults], scenes)
         ground.reboot()
         ground.until(lambda: not ground.busy, "end what was left", 120 * ground.patience)
         ground.back(ground.releases["a"])
     except Exception as error:
         result.violations.append(f"and the host could not be made good: {error}")
+
+
+def _mend(ground: Ground, faults: Sequence[Fault], scenes: Sequence[Scene]) -> None:
+    """What keeps the host from acting goes first: the other's mending may need that."""
+    for fault, scene in sorted(zip(faults, scenes, strict=False), key=lambda pair: not pair[0].lasting):
+        fault.mend(ground, scene)
 
 
 class _Run:
@@ -159,9 +164,8 @@ class _Run:
         lasting = any(fault.lasting for fault in self.faults)
         in_order = self._at_rest() and not lasting
         look = self._judge(invariants.PROMISE + invariants.ORDER if in_order else invariants.PROMISE)
-        for fault, seen in zip(self.faults, self.scenes, strict=False):
-            fault.mend(ground, seen)
-            self.result.violations += seen.wrong
+        _mend(ground, self.faults, self.scenes)
+        self.result.violations += [line for scene in self.scenes for line in scene.wrong]
         if self.waits and not in_order:
             look = self._mended(lasting)
         if self.operator is not None:

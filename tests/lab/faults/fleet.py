@@ -128,7 +128,7 @@ def _copy(seed: Ground, ground: Ground) -> None:
     run("cp", "-a", f"{seed.host.root}/etc/systemd/system/.", ground.host.root / "etc/systemd/system")
     ground.releases = dict(seed.releases)
     ground.inside("systemctl", "daemon-reload")
-    ground.inside("systemctl", "start", "vllm-tiny.service")
+    ground.inside("systemctl", "start", "vllm-tiny.service", "pyinfra-vllm-recover-due.timer")
 
 
 def _made(path: Path) -> Path:

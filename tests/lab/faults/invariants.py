@@ -33,10 +33,7 @@ STAGING = re.compile(r"(^|/)\.[^/]+\.partial(/|$)")
 RESULTS = ("committed", "rolled_back", "refused", "deferred", "interrupted", "calibrated")
 KEEPS_OLD = ("rolled_back", "refused", "deferred", "interrupted", "calibrated")
 UNTOUCHED = ("refused", "deferred", "interrupted")
-RECOVERY_UNITS = (
-    "pyinfra-vllm-recover",
-    "pyinfra-vllm-retry",
-)  # they stay loaded, and look after the host now and then
+RECOVERY_UNITS = ("pyinfra-vllm-recover",)  # they stay loaded, and look after the host now and then
 CLOCKS_S = 1.0  # between what the host writes down and what the witness hears
 
 
@@ -143,7 +140,7 @@ def _is_left(process: dict[str, Any]) -> bool:
     """Ours and not one of a running service; the look itself and what systemd starts are neither."""
     if process["state"] in "Tt":
         return True
-    if process["cgroup"].endswith("/pyinfra-vllm-retry.service"):
+    if process["cgroup"].endswith("/pyinfra-vllm-recover-due.service"):
         return False
     if "on-host.pyz" in process["command"] or "pyinfra-vllm" in process["cgroup"]:
         return True

@@ -41,7 +41,7 @@ def take_port(seconds: float) -> Act:
 
     def strike(ground: Ground, scene: Scene) -> None:
         words = ("systemd-run", "--unit=stranger", "--collect", "--quiet", "python3", "-c", _TAKE_PORT)
-        ground.inside(*words, str(PORT), str(seconds))
+        ground.inside(*words, str(PORT), str(seconds), check=False)
 
     return strike
 
@@ -84,7 +84,7 @@ def _drop_in(seconds: float) -> Fault:
         until = int(time.time() + seconds)
         check = f"[Service]\nExecStartPre=/bin/sh -c 'test $$(date +%%s) -ge {until}'\n"
         ground.inside("sh", "-c", f"mkdir -p {DROP_IN}; cat > {DROP_IN}/check.conf", stdin=check)
-        ground.inside("systemctl", "daemon-reload")
+        ground.inside("systemctl", "daemon-reload", check=False)
 
     def mend(ground: Ground, scene: Scene) -> None:
         ground.inside("rm", "-rf", DROP_IN)

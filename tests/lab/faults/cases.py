@@ -107,8 +107,8 @@ def _make_good(ground: Ground, result: Result, scenes: Sequence[Scene]) -> None:
     """After a case that went wrong, so that the next one on this host is judged for itself."""
     try:
         ground.disarm()
-        _mend(ground, [FAULTS.get(name, Fault(name)) for name in result.case.faults], scenes)
         ground.reboot()
+        _mend(ground, [FAULTS.get(name, Fault(name)) for name in result.case.faults], scenes)
         ground.until(lambda: not ground.busy, "end what was left", 120 * ground.patience)
         ground.back(ground.releases["a"])
     except Exception as error:

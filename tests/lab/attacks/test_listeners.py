@@ -98,7 +98,7 @@ def test_a_control_group_with_the_units_name_elsewhere_is_not_the_units(
     with stopped.running("listener", LISTENER, *words("in sight"), user=user, wait_for="listens"):
         move = (
             f"for top in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do group=$top/user.slice/{UNIT}; "
-            "test -d $top/user.slice && mkdir -p $group && systemctl show -P MainPID attack-listener > $group/cgroup.procs; done; true"
+            "test -e $top/cgroup.procs && mkdir -p $group && systemctl show -P MainPID attack-listener > $group/cgroup.procs; done; true"
         )
         stopped.sh(move)
         assert UNIT in stopped.sh("cat /proc/$(systemctl show -P MainPID attack-listener)/cgroup")

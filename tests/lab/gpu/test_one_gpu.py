@@ -5,7 +5,7 @@ from __future__ import annotations
 from lab.session import Lab
 
 from . import looks
-from .story import Story, host, service
+from .story import Step, Story, host, service
 
 MODEL = "Qwen/Qwen3-32B-AWQ"
 STRICT = {"budget_s": 20, "quality": False}
@@ -27,20 +27,10 @@ def test_one_gpu_from_the_first_installation_to_the_way_back(lab: Lab) -> None:
         host(lab, "one", 1, [MODEL]) as solo,
         Story("one-gpu", solo, {"chat": service(MODEL, gate=STRICT)}, "chat") as story,
     ):
-        installed = story.deploy("A (throughput): first installation")
-        assert (installed.exit_code, installed.outcome) == (0, "committed"), installed.screen[-40:]
-        first = looks.running(solo, "chat")
+        first = _installed(story)
         story.look()
-        story.plain_restart("A: systemctl restart")
-
-        strict = story.deploy("B (latency) under the default margins", objective="latency")
-        story.ends(strict, 1, "rolled_back", "fail")
-        story.must("tokens_per_s" in strict.reason, "the reason names the metric", strict.reason)
-        story.serves(first)
-
-        story.ends(
-            story.deploy("B (latency) with margins for one stream", gate=FOR_LATENCY), 0, "committed", "pass"
-        )
+        kept = story.deploy("B (latency) with margins for one stream", objective="latency", gate=FOR_LATENCY)
+        story.ends(kept, 0, "committed", "pass")
         second = looks.running(solo, "chat")
         story.must(second != first, "B serves", second)
         story.plain_restart("B: systemctl restart")
@@ -58,15 +48,35 @@ def test_one_gpu_from_the_first_installation_to_the_way_back(lab: Lab) -> None:
             "nothing was restarted",
             same.silent_s,
         )
-
-        _cannot_start(story)
-        story.serves(second)
         story.ends(story.go_back("rollback.py"), 0, "committed")
         story.serves(first)
 
 
-def _cannot_start(story: Story) -> None:
-    refused = story.deploy("D (a flag that vLLM refuses)", flags=REFUSED)
+def test_one_gpu_what_must_not_stay_goes_back(lab: Lab) -> None:
+    with (
+        host(lab, "strict", 1, [MODEL]) as solo,
+        Story("one-gpu-back", solo, {"chat": service(MODEL, gate=STRICT)}, "chat") as story,
+    ):
+        first = _installed(story)
+        refused = story.deploy("D (a flag that vLLM refuses)", flags=REFUSED)
+        _cannot_start(story, refused)
+        story.serves(first)
+
+        strict = story.deploy("B (latency) under the default margins", objective="latency", flags={})
+        story.ends(strict, 1, "rolled_back", "fail")
+        story.must("tokens_per_s" in strict.reason, "the reason names the metric", strict.reason)
+        story.serves(first)
+
+
+def _installed(story: Story) -> str | None:
+    """Release A, and a plain restart of it to compare with."""
+    installed = story.deploy("A (throughput): first installation")
+    assert (installed.exit_code, installed.outcome) == (0, "committed"), installed.screen[-40:]
+    story.plain_restart("A: systemctl restart")
+    return looks.running(story.host, "chat")
+
+
+def _cannot_start(story: Story, refused: Step) -> None:
     story.ends(refused, 1, "rolled_back")
     times = refused.times or 0.0
     story.must(0 < times <= BACK_WITHIN, f"back within {BACK_WITHIN} plain restarts", times)

@@ -69,9 +69,14 @@ def lie(host: Host, program: str, words: str) -> None:
 
 
 def on_terminal(*argv: str, env: Mapping[str, str], timeout: float = 300) -> tuple[int, str]:
-    """Run a command on a terminal of its own: its exit code, and every byte that reached the terminal."""
+    """Run a command on a terminal of its own: its exit code, and every byte that reached the terminal.
+
+    CI=1 keeps our own moving lines away, which steer the cursor as they must: here every such byte would be a host's.
+    """
     ours, theirs = pty.openpty()
-    surroundings = control.environment({**env, "PYINFRA_PROGRESS": "off", "TERM": "xterm-256color"})
+    surroundings = control.environment(
+        {**env, "PYINFRA_PROGRESS": "off", "TERM": "xterm-256color", "CI": "1"}
+    )
     del surroundings["NO_COLOR"]
     with subprocess.Popen(
         argv, cwd=control.project(), env=surroundings, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs

@@ -157,6 +157,34 @@ def test_a_unit_that_somebody_disabled_meanwhile_is_enabled_again(
     assert serving.paths.unit_link.is_symlink() and serving.paths.wants_link.is_symlink()
 
 
+def test_a_unit_masked_after_the_way_back_is_ours_again_before_the_end(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mask() -> None:
+        serving.paths.unit_link.unlink()
+        serving.paths.unit_link.symlink_to("/dev/null")
+
+    serving.rates[NEW] = 50.0
+    at(serving, monkeypatch, "restore done", mask)
+    assert serving.switch() == "rolled_back"
+    assert serving.paths.unit_link.readlink() == serving.paths.current / "vllm.service"
+
+
+def test_a_unit_disabled_before_an_interrupted_switch_touched_anything_starts_at_the_next_boot(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disable_and_die() -> None:
+        serving.paths.unit_link.unlink()
+        serving.paths.wants_link.unlink()
+        raise Killed
+
+    at(serving, monkeypatch, "window done", disable_and_die)
+    with pytest.raises(Killed):
+        serving.switch()
+    assert serving.recover(boot=True) == ["chat: interrupted"]
+    assert serving.paths.unit_link.is_symlink() and serving.paths.wants_link.is_symlink()
+
+
 def test_a_unit_stopped_before_the_baseline_leaves_nothing_to_judge_by(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable
 
@@ -23,7 +24,7 @@ from .lock import LOOK_S, Held, exclusive
 from .order import ROLLBACK
 from .paths import UNITS, ServicePaths, services
 from .release import NotReady, Release
-from .service import NotServing, Say, Service, TooSlow
+from .service import Foreign, NotServing, Say, Service, TooSlow
 
 RESTORE_ATTEMPTS = 3  # where a start fails at once; one that takes too long is not tried again
 RESTORE_LEAST_S = 1800.0  # what a start on the way back may take at least, whatever the new release was given
@@ -282,10 +283,10 @@ def finish_last(paths: ServicePaths, say: Say) -> str | None:
     if left.ended:
         left.seal()
         return None
-    untouched = _end_untouched(left)
+    service = Service(paths, say)
+    untouched = _end_untouched(left, service)
     if untouched:
         return untouched
-    service = Service(paths, say)
     if left.restarted:
         return _end_calibration(left, service)
     return _end_restored(left, service)
@@ -300,20 +301,22 @@ def prepare_boot(paths: ServicePaths, say: Say) -> str | None:
     if left.ended:
         left.seal()
         return None
-    untouched = _end_untouched(left)
+    service = Service(paths, say)
+    untouched = _end_untouched(left, service)
     if untouched or not left.activated:
         return untouched
     old_id = left.activated["from"]
     if not left.find("restore", "intended"):
         left.log.try_write("restore", "intended", release=old_id, boot=True)
     if old_id is None or _loaded(paths, old_id):
-        Service(paths, say).point_at(old_id)
+        service.point_at(old_id)
     return "going back" if old_id else "nothing serves, as before"
 
 
-def _end_untouched(left: Left) -> str | None:
+def _end_untouched(left: Left, service: Service) -> str | None:
     """The two ends that need no service: the new release stays, or nothing was ever touched. None where it is neither."""
     if left.committed:
+        mend_links(service)
         left.settle_commit()
         reason = "the switch had committed; its record was completed afterwards"
         if left.soak_cut_short:
@@ -324,6 +327,9 @@ def _end_untouched(left: Left) -> str | None:
         return left.end("committed", reason)
     if left.activated or left.restarted:
         return None
+    with suppress(Foreign):  # a unit that is not ours any more is left alone, as nothing was touched
+        service.no_foreign_unit()
+        mend_links(service)
     purpose = left.begin.get("purpose", "switch")
     return left.end(
         "interrupted", f"the {purpose} was interrupted{left.interrupted} before anything was touched"
@@ -339,7 +345,20 @@ def _end_restored(left: Left, service: Service) -> str:
     outcome = restore(service, left.log, old_id, new_id, left.start_limit_s)
     if outcome == RESTORE_FAILED or not kept:
         return outcome  # without an end, so that a later recovery writes both
+    mend_links(service)
     return left.end(outcome, reason)
+
+
+def mend_links(service: Service) -> None:
+    """The last thing before an end: somebody may have disabled, masked or edited the unit meanwhile.
+
+    What serves is right. Where the links can't be mended, the next switch says why.
+    """
+    try:
+        if service.paths.linked(service.paths.current) is not None:
+            service.mend_links()
+    except (systemd.SystemdError, OSError) as problem:
+        service.say(f"{service.paths.unit} could not be enabled again: {problem}")
 
 
 def _reject_worse(left: Left, new_id: str) -> bool:

@@ -138,6 +138,8 @@ class Transaction:
 
     def _end(self, outcome: str, reason: str, verdict: dict[str, Any] | None = None) -> str:
         untouched = outcome in (DEFERRED, REFUSED)
+        if not untouched:
+            recovery.mend_links(self.service)
         still_drained = recovery.give_back(self.hooks, self.service, untouched) if self.hooks.drained else ""
         reason = "; ".join(filter(None, (reason, still_drained)))
         fields: dict[str, Any] = {"outcome": outcome, "reason": reason}

@@ -20,7 +20,7 @@ from pyinfra_vllm.operations._rollout import PROGRESS
 from pyinfra_vllm.release import quoted
 
 OLDEST_PYTHON = (3, 9)
-OLDEST_SYSTEMD = 240  # Type=exec
+OLDEST_SYSTEMD = 244  # Restart=on-failure of a oneshot unit
 CREDENTIALS = 247  # LoadCredential=, which hands the Hub's token to a download
 UNITS = "/etc/systemd/system"
 ENABLED = ("pyinfra-vllm-recover.service", "pyinfra-vllm-recover-due.timer")
@@ -31,11 +31,14 @@ _UNITS = {
 [Unit]
 Description=pyinfra-vllm: finish what a power cut interrupted
 RequiresMountsFor={root}
+StartLimitIntervalSec=0
 
 [Service]
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/usr/bin/env python3 -I {program} --root {root} recover --boot
+Restart=on-failure
+RestartSec=5
 
 [Install]
 WantedBy=multi-user.target

@@ -184,7 +184,7 @@ def record_has_an_end(look: Look, seen: Answers, case: Expected) -> list[str]:
     found = []
     if last["outcome"] == "committed" and running != last["to"]:
         found.append(f"the record says {last['to']} was committed, and {running} runs")
-    if last["outcome"] in KEEPS_OLD and running != last["from"]:
+    if last["outcome"] in KEEPS_OLD and running not in (None, last["from"]):
         found.append(f"the record says {last['outcome']}, so {last['from']} serves, and {running} runs")
     return found
 

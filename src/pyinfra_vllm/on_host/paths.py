@@ -89,6 +89,10 @@ class ServicePaths:
     def own_cache(self, release_id: str) -> Path:
         return self.release(release_id) / "cache"
 
+    def noted_cache(self, release_id: str) -> Path:
+        """What was in the release's cache when its first tokens had flowed (carried_cache.py)."""
+        return self.release(release_id) / "cache.json"
+
     @property
     def caches(self) -> list[Path]:
         """All that are there, of whatever release and version."""

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from . import (
+    carried_cache,
     chat_template,
     durable,
     gate,
@@ -204,9 +205,30 @@ class Switch(Transaction):
             self.service.no_foreign_unit()
             if self.order.purpose != ROLLBACK:
                 result.update(chat_template.check(new))
+            result.update(self._carry_cache(new))
         self._share_phases(new, *filter(None, [self.old]))
         self.evidence.keep_release(new.id)
         return new
+
+    def _carry_cache(self, new: Release) -> dict[str, str]:
+        """Compiled code of the release that serves, for one that was never started; without it, it compiles for itself."""
+        if self.old is None:
+            return {}
+        old, paths = self.old.id, self.paths
+        try:
+            count, size = carried_cache.carry(
+                paths.noted_cache(old), paths.own_cache(old), paths.own_cache(new.id), new.user
+            )
+        except (OSError, ValueError, KeyError) as error:
+            return {"cache": f"nothing was carried from release {old}: {error}"}
+        return {"cache": f"{count} files, {size >> 20} MiB carried from release {old}"} if count else {}
+
+    def _note_cache(self, release: Release) -> None:
+        """What the next release may take over; it takes nothing that comes later."""
+        try:
+            carried_cache.note(self.paths.own_cache(release.id), self.paths.noted_cache(release.id))
+        except OSError as error:
+            self.evidence.say(f"the cache could not be noted, so the next release compiles anew: {error}")
 
     def _prove_way_back(self, old_id: str) -> dict[str, str]:
         """Raises NotReady where what serves could not be brought back. What serves nothing can be left for something better."""
@@ -295,6 +317,7 @@ class Switch(Transaction):
             with self.journal.step("ready", release=new.id, limit_s=limit_s) as result:
                 after_s = self.service.wait_until_serving(new, limit_s, unproven_since=cursor)
                 result["after_s"] = round(after_s, 1)
+            self._note_cache(new)
             if self.order.purpose == ROLLBACK:
                 return {
                     "verdict": "pass",

@@ -1,0 +1,107 @@
+"""Compiled code goes from one release's cache to the next; what was put there later does not."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from pathlib import Path
+
+import pytest
+
+from pyinfra_vllm.on_host import carried_cache, compile_cache
+
+USER = getpass.getuser()
+
+
+@pytest.fixture
+def caches(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A cache with two compiled files, an empty one, and where the first is noted."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "vllm/torch_compile_cache/abc").mkdir(parents=True)
+    (old / "vllm/torch_compile_cache/abc/graph.bin").write_bytes(b"graph" * 1000)
+    kernel = old / "triton/kernel.so"
+    kernel.parent.mkdir()
+    kernel.write_bytes(b"\x7fELF")
+    kernel.chmod(0o755)
+    os.utime(kernel, (1_000_000, 1_000_000))
+    new.mkdir()
+    return old, new, tmp_path / "cache.json"
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+BOTH = {"vllm/torch_compile_cache/abc/graph.bin", "triton/kernel.so"}
+
+
+def test_what_was_noted_is_carried_with_its_times_and_its_right_to_run(
+    caches: tuple[Path, Path, Path],
+) -> None:
+    old, new, noted = caches
+    assert carried_cache.note(old, noted) == 2
+    assert noted.stat().st_mode & 0o777 == 0o600
+    assert carried_cache.carry(noted, old, new, USER) == (2, 5004)
+    assert names(new) == BOTH
+    kernel = (new / "triton/kernel.so").stat()
+    assert kernel.st_mode & 0o777 == 0o700 and kernel.st_mtime == 1_000_000
+    assert not new.with_name(".new.partial").exists()
+
+
+def test_what_came_later_or_was_changed_stays(caches: tuple[Path, Path, Path]) -> None:
+    old, new, noted = caches
+    carried_cache.note(old, noted)
+    (old / "triton/planted.so").write_bytes(b"\x7fELF evil")
+    (old / "triton/kernel.so").write_bytes(b"\x7fEVL")
+    assert carried_cache.carry(noted, old, new, USER)[0] == 1
+    assert names(new) == {"vllm/torch_compile_cache/abc/graph.bin"}
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder of links"])
+def test_links_and_pipes_are_neither_noted_nor_followed(
+    caches: tuple[Path, Path, Path], kind: str, tmp_path: Path
+) -> None:
+    old, new, noted = caches
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "kernel.so").write_bytes(b"secret")
+    carried_cache.note(old, noted)
+    kernel = old / "triton/kernel.so"
+    kernel.unlink()
+    if kind == "link":
+        kernel.symlink_to(secret / "kernel.so")
+    elif kind == "fifo":
+        os.mkfifo(kernel)
+    else:
+        kernel.parent.rmdir()
+        kernel.parent.symlink_to(secret)
+    assert carried_cache.carry(noted, old, new, USER)[0] == 1
+    assert names(new) == {"vllm/torch_compile_cache/abc/graph.bin"}
+    again = tmp_path / "again.json"
+    assert carried_cache.note(old, again) == 1
+
+
+def test_a_cache_that_has_something_is_left_alone(caches: tuple[Path, Path, Path]) -> None:
+    old, new, noted = caches
+    carried_cache.note(old, noted)
+    (new / "own").write_text("compiled here")
+    assert carried_cache.carry(noted, old, new, USER) == (0, 0) and names(new) == {"own"}
+
+
+def test_nothing_noted_carries_nothing(caches: tuple[Path, Path, Path]) -> None:
+    old, new, noted = caches
+    assert carried_cache.carry(noted, old, new, USER) == (0, 0)
+
+
+def test_the_file_that_once_held_keys_is_never_carried(caches: tuple[Path, Path, Path]) -> None:
+    old, _, noted = caches
+    (old / "vllm/torch_compile_cache/abc" / compile_cache.FACTORS).write_text('{"VLLM_API_KEY": "k"}')
+    assert carried_cache.note(old, noted) == 2
+
+
+def test_an_endless_cache_is_noted_in_part(
+    caches: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _, noted = caches
+    monkeypatch.setattr(carried_cache, "MOST_BYTES", 100)
+    assert carried_cache.note(old, noted) <= 1

@@ -86,8 +86,9 @@ def _work(ground: Ground, waiting: dict[bool, queue.SimpleQueue[Case]], results:
             result = run_case(ground, case)
             results.append(result)
             wrong = f": {result.violations}" if result.violations else ""
+            late = " (its second fault was not reached)" if result.missed else ""
             seconds = time.monotonic() - began
-            say(f"{len(results)}: {case} on {result.host}: {result.outcome}, {seconds:.0f} s{wrong}")
+            say(f"{len(results)}: {case} on {result.host}: {result.outcome}{late}, {seconds:.0f} s{wrong}")
 
 
 def run_case(ground: Ground, case: Case) -> Result:

@@ -223,6 +223,11 @@ TWICE: list[Case] = [
     *_then("kill", "kill", ["restore.done"], "end.done", **_back),
     *_then("power", "kill", ["activate.done", "judge.done"], *BACK, "end.done"),
     *_then("kill", "power", ["activate.intended", "activate.done", "judge.done"], *BACK, "end.done"),
+    # Pairs that Hypothesis found: the recovery at boot is killed, lacks room or handles, or finds the unit disabled.
+    *_then("kill", "power", ["begin.done", "window.done"], "end.done"),
+    *_then("handles", "power", ["measure-after.intended"], "restore.intended"),
+    *_then("run-low", "torn-power", ["judge.done"], "+1"),
+    *_then("power", "disable", ["prove-way-back.done"], "+3"),
 ]
 
 # What the operator is told, and whether it comes true.
@@ -292,6 +297,9 @@ SAMPLE: list[Case] = [
     *_then("kill", "kill", ["activate.done", "judge.done"], BACK[0]),
     *_then("kill", "kill", ["judge.done"], "end.done", **_back),
     *_then("power", "kill", ["activate.done"], BACK[0]),
+    *_then("kill", "power", ["window.done"], "end.done"),
+    *_then("power", "disable", ["prove-way-back.done"], "+3"),
+    *_each("mask", "restore.done", **_back),
     *_each("cable", "activate.intended", by="pyinfra"),
     *_each("ctrl-c", "activate.intended", by="pyinfra"),
     *_each("ctrl-c", "measure-after.intended", **_back, by="pyinfra"),

@@ -22,10 +22,10 @@ from .table import CASES, RANDOM, SAMPLE, Case
 EVERYTHING = os.environ.get("PYINFRA_VLLM_FAULTS") == "all"
 CHOSEN = CASES if EVERYTHING else SAMPLE
 RANDOM_KILLS = [Case(f"seed {number}", RANDOM) for number in range(40 if EVERYTHING else 4)]
-PAIRS = 304 if EVERYTHING else 9
-PLAIN, SMALL = (12, 4) if EVERYTHING else (8, 1)
+PAIRS = 304 if EVERYTHING else 7
+PLAIN, SMALL = (12, 4) if EVERYTHING else (6, 1)
 
-pytestmark = pytest.mark.timeout(6000 if EVERYTHING else 900)
+pytestmark = pytest.mark.timeout(6000 if EVERYTHING else 1800)
 
 
 @pytest.fixture(scope="module")

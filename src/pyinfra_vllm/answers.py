@@ -238,7 +238,12 @@ CARD = mapping(
         "split": flag,
         "processes": list_of(
             mapping(
-                {"pid": count, "unit": TEXT_OR_NONE, "used_mib": or_null(count), "name": TEXT_OR_NONE},
+                {
+                    "pid": or_null(count),
+                    "unit": TEXT_OR_NONE,
+                    "used_mib": or_null(count),
+                    "name": TEXT_OR_NONE,
+                },
                 ("pid", "unit"),
             )
         ),

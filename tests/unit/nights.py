@@ -75,6 +75,9 @@ class NightHost(SimulatedHost):
     ) -> str:
         root = str(self.paths.root)
         directory = f"{root}/checkpoints/{model.replace('/', '--')}/{commit}"
+        venv = self.paths.root / "venv"
+        (venv / "bin").mkdir(parents=True, exist_ok=True)
+        (venv / "bin/vllm").touch()  # what a rollback needs is looked for
         made = Release(
             service="chat",
             root=root,
@@ -82,10 +85,10 @@ class NightHost(SimulatedHost):
             bind="127.0.0.1",
             port=8000,
             served_model_name="chat",
-            argv=("/srv/venv/bin/vllm", "serve", directory, "--port", "8000", *flags),
+            argv=(f"{venv}/bin/vllm", "serve", directory, "--port", "8000", *flags),
             environment={},
             checkpoint={"repo": model, "revision": "main", "commit": commit, "directory": directory},
-            runtime={"version": version, "path": "/srv/venv"},
+            runtime={"version": version, "path": str(venv)},
             stop_limit_s=60,
             kernel=["Marlin"],
         )

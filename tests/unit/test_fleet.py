@@ -236,7 +236,7 @@ def test_the_worked_example_is_valid_and_shows_every_key(monkeypatch: pytest.Mon
     assert found.warnings == ()
     big, small = found.hosts["gpu-01.example.net"], found.hosts["box-01.example.net"]
     assert big.service("chat").model == "Qwen/Qwen3-32B-AWQ"
-    assert big.service("chat").gate.min_tokens_per_s == {"c1": 70}
+    assert big.service("chat").gate.min_tokens_per_s == {"c1": 70, "max": 200}
     assert small.service("chat").max_model_len == 8192
     assert found.hosts["gpu-02.example.net"].root == "/data/pyinfra-vllm"
     reference = (PROJECT / "group_data/prod.py").read_text()

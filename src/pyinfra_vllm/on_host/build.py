@@ -145,7 +145,8 @@ def _install(request: Request, status: Status) -> None:
         )
     python = str(request.path / "bin" / "python")
     asked = request.path / "requirements.in"
-    durable.write_text(asked, "\n".join([f"{request.package}=={request.version}", *request.packages]) + "\n")
+    wanted_lines = [f"{request.package}=={request.version}", *request.packages]
+    durable.write_text(asked, "\n".join(wanted_lines) + "\n", mode=durable.PUBLIC)
     # First what it comes to, with the sha256 of every file, then exactly that: the lock stays with the runtime.
     lock = str(request.path / LOCK)
     locked = ("--generate-hashes", "--no-header", "--no-annotate", "--quiet", "--output-file", lock)

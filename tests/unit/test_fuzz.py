@@ -42,7 +42,6 @@ from pyinfra_vllm.on_host import (
     observe,
     recall,
     recovery,
-    systemd,
 )
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.on_host.paths import ServicePaths
@@ -462,7 +461,6 @@ def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedHost:
     host = SimulatedHost(tmp_path, monkeypatch)
     host.install(OLD)
     host.stage(NEW)
-    monkeypatch.setattr(systemd, "run_in_background", lambda *words: None)
     durable.write_json(host.paths.hooks, {"undrain": {"argv": ["/bin/true"]}, "timeout_s": 5})
     monkeypatch.setattr(hooks, "call", lambda *arguments: None)
     return host

@@ -41,6 +41,7 @@ What real tools said (nvidia-smi, logs, metrics, journals) is kept in `build/gpu
 NONE = "\n## Results\n\nThere is no whole run yet.\n"
 TITLES = {
     "one-gpu": "One GPU, Qwen3-32B",
+    "one-gpu-back": "One GPU, Qwen3-32B: what must not stay goes back",
     "equal-releases": "Ten switches between equal releases",
     "tensor-parallel": "Two GPUs, one service",
     "two-services": "Two GPUs, a service on each",
@@ -65,6 +66,8 @@ def _chapter(story: Mapping[str, Any]) -> str:
     reasons = [step for step in story["steps"] if step["outcome"] == "rolled_back"]
     lines += [""] * bool(reasons) + [f"- **{step['title']}** went back: {step['reason']}" for step in reasons]
     lines += [""] + [f"- {line}" for line in _facts(story["facts"])] if story["facts"] else []
+    if story["wrong"]:
+        lines += ["", "Not as it has to be:", "", *(f"- {text}" for text in story["wrong"])]
     return "\n".join(lines) + "\n"
 
 

@@ -28,6 +28,7 @@ from . import (
 )
 from .disk import Disk
 from .hub import Hub
+from .keeping import kept
 from .layout import HUB_PORT, OPERATOR, STATE, WORK, Network, cache
 from .machine import Host
 from .shell import run, say
@@ -179,13 +180,13 @@ def _begin(parts: Parts, hub: Hub, names: Sequence[str]) -> Lab:
 
 
 def _key() -> Path:
-    """The lab's SSH key, made once on this machine."""
-    key = cache() / "ssh" / "id_ed25519"
-    if not key.with_suffix(".pub").exists():
-        key.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-        key.unlink(missing_ok=True)
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "pyinfra-vllm-lab", "-f", key)
-    return key
+    """The lab's SSH key, made once on this machine, whichever of several labs comes first."""
+    return kept(cache() / "ssh", "making the lab's key", _make_key) / "id_ed25519"
+
+
+def _make_key(place: Path) -> None:
+    place.mkdir(mode=0o700)
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "pyinfra-vllm-lab", "-f", place / "id_ed25519")
 
 
 @contextmanager

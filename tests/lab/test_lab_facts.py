@@ -86,7 +86,7 @@ def test_services_and_what_they_run(serving: Host) -> None:
     assert found["running"] == found["current"] == found["release"]["id"] and found["previous"] is None
     assert found["staged"] == [found["current"]] and found["lock"] is None
     (switch,) = found["history"]
-    assert (switch["outcome"], switch["release"]) == ("committed", found["current"])
+    assert (switch["outcome"], switch["to"]) == ("committed", found["current"])
     assert told(serving, Running(), ROOT) == [found]
     (record,) = told(serving, Record(), ROOT, 5, 10**7)
     assert record["service"] == "tiny" and [each["tx"] for each in record["transactions"]] == [switch["tx"]]
@@ -138,7 +138,8 @@ def test_units_are_stopped_shown_and_forgiven(serving: Host) -> None:
         "systemd.stop('failing.service', 5)",
         "systemd.stop('never-there.service', 5)",
         "after = systemd.show('failing.service', 'ActiveState', 'LoadState')",
-        "systemd.run_in_background('later', 'sleep', '60')",
+        "import subprocess",
+        "subprocess.run(['systemd-run', '--quiet', '--unit=later', 'sleep', '60'], check=True)",
         "time.sleep(0.5)",
         "later = systemd.show('later.service', 'ActiveState')",
         "systemd.stop('later.service', 5)",

@@ -187,7 +187,7 @@ def test_the_control_machine_may_die_and_the_next_run_follows(project: Project) 
         assert TOKEN not in seen
         shown = project.stage()
     assert "is under way already: following it" in shown
-    assert "MB/s" in shown
+    assert "is complete and verified" in shown
     assert TOKEN not in shown
     assert_complete(project)
     assert project.weights_sent() == len(WEIGHTS)

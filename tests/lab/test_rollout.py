@@ -24,6 +24,15 @@ from lab.session import Lab
 
 from pyinfra_vllm.report.evidence import away_s
 
+# For a release that is equal, whatever the cores of the lab are doing.
+LENIENT = {
+    "budget_s": 5,
+    "concurrency": [1, 8],
+    "throughput_margin": 0.95,
+    "tpot_margin": None,
+    "ttft_margin": None,
+    "quality": False,
+}
 # The stub's first token comes after 3 ms, most of which is this machine's other work: it decides nothing.
 GATE = {
     "budget_s": 5,
@@ -209,7 +218,9 @@ print(time.monotonic() - began)
 def test_engine_that_can_never_start_is_back_within_a_restart_and_says_why_first(host: Host) -> None:
     """The stub ends as the real vLLM did with half a file of weights, and starts about as slowly."""
     slow = {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_START_S": str(SLOW_START_S)}
-    done = deploy(environment=slow, ready_timeout_s=120)
+    done = deploy(
+        environment=slow, ready_timeout_s=120, gate=LENIENT
+    )  # an equal release, on whatever cores are left
     assert done.returncode == 0, done.stderr
     old = observed(host)["current"]
     plain_s = float(host.ssh(f"python3 -c {shlex.quote(_RESTART)}").stdout)
@@ -292,7 +303,7 @@ def test_ctrl_c_during_a_switch_says_that_the_host_goes_on(host: Host) -> None:
     output, _ = first.communicate(timeout=60)
     assert first.returncode == 1, output
     assert "the switch goes on on stub; `pyinfra-vllm watch` follows it" in output
-    _until(lambda: observed(host)["lock"] is None)
+    _until(lambda: observed(host)["lock"] is None, 180)
 
 
 def test_a_closed_window_defers_after_staging_and_can_be_overridden(host: Host) -> None:

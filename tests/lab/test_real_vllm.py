@@ -11,7 +11,8 @@ import pytest
 from lab import control, deciding, serving
 from lab.machine import Host
 
-pytestmark = pytest.mark.alone  # the gate measures what the real vLLM makes of two cores
+# The gate measures what the real vLLM makes of two cores.
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("real_vllm")]
 QUESTION = "What is the capital of Japan?"
 
 

@@ -275,7 +275,8 @@ BROKEN: dict[str, Fault] = {
         both(_delete_old, power_cut),
         _lay_old_back,
         deadly=True,
-        limit_s=120,
+        lasting=True,  # until the checkpoint is back, the transaction stays open and the new release may serve
+        limit_s=RETRIED_S,
         spares_new=True,
     ),
     "kill-children": Fault("SIGKILL of the transaction's children, for 1.5 s", kill_children),

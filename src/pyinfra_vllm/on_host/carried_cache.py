@@ -1,8 +1,8 @@
-"""Carries compiled code from the cache of one release into that of the next, and nothing that was put there later.
+"""Carries compiled kernels from the cache of one release into that of the next, and nothing that was put there later.
 
 Compiling takes a GPU server a minute or two at the first start of each release. But a cache belongs to its server, and one
 that was taken over could leave code in it for the next release. So root notes what is in a cache when the first tokens of its
-release have flowed, and only files that still are what was noted are copied.
+release have flowed, and only files that still are what was noted are copied; never one that Python could import.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 from . import durable
 from .compile_cache import FACTORS
 
+# What Python may import by its name, or reads at its start: generated code comes again with the compiled graph it belongs to.
+IMPORTABLE = (".py", ".pyc", ".pth", ".egg-link")
 MOST_FILES = 50_000
 MOST_BYTES = 8 << 30
 LIMIT_S = 30.0  # for noting, and for copying: whoever fills a cache must not hold up a switch
@@ -72,7 +74,7 @@ def _files(cache: Path, until: float) -> Iterator[str]:
             return
         for name in names:
             there = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            if stat.S_ISREG(there.st_mode) and name != FACTORS:
+            if stat.S_ISREG(there.st_mode) and name != FACTORS and not name.endswith(IMPORTABLE):
                 yield str((Path(folder) / name).relative_to(cache))
 
 

@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 
 def record(kept: Kept, run: int = 0) -> Record:
-    """What the probe would have recorded of quality."""
+    """The quality part of a benchmark record, as the probe writes it."""
     return {
         "quality": kept["runs"][run % len(kept["runs"])],
         "likelihood": kept["likelihood"],

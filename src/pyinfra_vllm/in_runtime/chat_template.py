@@ -17,7 +17,7 @@ THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
 def check(tokenizer: Any, directory: str, kwargs: dict[str, Any]) -> dict[str, list[str]]:
-    """What is wrong with the template, and what is worth knowing of it.
+    """Render a few conversations and return the problems found and other notes.
 
     + tokenizer: has `apply_chat_template` as transformers' tokenizers have
     + kwargs: what the server gives to the template by default
@@ -51,7 +51,7 @@ def _order(talked: str) -> list[str]:
 
 
 def _turn(asked: str, answered: str) -> list[str]:
-    """What the model is given must end where its answer begins, else it has to write the beginning of its turn itself."""
+    """The rendered prompt must end where the answer begins, else the model has to write the start of its own turn."""
     place = answered.find(ANSWER)
     between = (
         answered[len(asked) : place] if answered.startswith(asked) else answered[:place].split(QUESTION)[-1]

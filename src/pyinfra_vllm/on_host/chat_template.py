@@ -32,7 +32,7 @@ ENVIRONMENT = ("HF_HUB_OFFLINE=1", "HOME=/tmp", "CUDA_VISIBLE_DEVICES=", "PYTHON
 
 
 def check(release: Release) -> dict[str, Any]:
-    """What was found, for the journal: `{"chat_template": [notes]}`. Raises NotReady where every chat would go wrong."""
+    """Check the template and return notes for the journal, `{"chat_template": [notes]}`. Raises NotReady if it is broken."""
     argv = release.argv
     if _value(argv, "--tokenizer-mode") == "mistral" or "--skip-tokenizer-init" in argv:
         return {"chat_template": ["not checked: the tokenizer is not transformers' own"]}

@@ -175,7 +175,8 @@ def on_a_terminal(seconds: int, interrupt_after_s: float | None = None, **enviro
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env={**os.environ, "TERM": "xterm-256color", **environment},
+        # a person's terminal, also where these tests themselves run in CI
+        env={**os.environ, "CI": "", "TERM": "xterm-256color", **environment},
     )
     os.close(theirs)
     terminal = Terminal()

@@ -18,7 +18,7 @@ from pyinfra.context import state
 from pyinfra_cli.exceptions import CliError
 from typing_extensions import override
 
-from . import hearing, hub_endpoint, spoken
+from . import hearing, hub_endpoint, pyinfra_command, spoken
 from . import inventory as inventories
 from .checkpoint import LOCK_FILE, Lock
 from .config import Declared, Fleet, Merged, Problems, declare, merge
@@ -92,6 +92,7 @@ def check() -> None:
     InvalidDeclaration, which ends pyinfra with exit code 2.
     """
     hearing.guard()
+    pyinfra_command.order_groups()
     context = click.get_current_context(silent=True)
     operations = context.params.get("operations") if context is not None else None
     if context is None or not operations or not all(name.endswith(".py") for name in operations):
@@ -134,7 +135,9 @@ def declared() -> Fleet:
     hearing.guard()
     if _current is None:
         try:
-            _current = from_inventory(state.inventory, inventories.Files("inventory", str(Path.cwd()), ()))
+            path = pyinfra_command.inventory_argument()
+            loaded = inventories.in_order(state.inventory, path)
+            _current = from_inventory(loaded, inventories.Files(path, str(Path.cwd()), ()))
         except RolloutError as error:
             raise InvalidDeclaration(error) from error
     return _current

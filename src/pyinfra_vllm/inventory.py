@@ -1,7 +1,7 @@
 """Loads an inventory file as pyinfra does, finds the hosts that a pattern means, and the layers of data of each host.
 
-Contacts none of them. Layers go from general to particular: all, groups of every host, groups of some in the
-inventory's order, host, --data. pyinfra's own order puts the inventory's group last, so `host.data` is not asked.
+Contacts none of them. Layers go from general to particular: all, the inventory, groups in the inventory's order, host,
+--data. Names decide that, never how many hosts a group happens to hold.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def load(path: str, data: Mapping[str, Any], group_data: Sequence[str]) -> Inven
     if not ctx_state.isset():
         ctx_state.set(State())  # pyinfra's loader notes there which file it executes
     try:
-        loaded: Inventory = make_inventory(path, dict(data), str(Path.cwd()), list(group_data))
-        return loaded
+        return in_order(make_inventory(path, dict(data), str(Path.cwd()), list(group_data)), path)
     except UnexpectedExternalError as error:
         raise DeclarationError(_broken_file(error)) from error
     except SyntaxError as error:
@@ -46,6 +45,18 @@ def load(path: str, data: Mapping[str, Any], group_data: Sequence[str]) -> Inven
         raise DeclarationError(f"{place}: {error.msg}. No host was contacted.") from error
     except (CliError, PyinfraError, TypeError, OSError, UnicodeDecodeError) as error:
         raise DeclarationError(f"{path} can't be loaded: {error}. No host was contacted.") from error
+
+
+def in_order(inventory: Inventory, path: str) -> Inventory:
+    """The inventory of the file `path`, with each host's groups from general to particular.
+
+    pyinfra makes a group of the file's name and lists it last, where `group_data/<inventory>.py` would win over
+    `group_data/<group>.py`. Its own settings (`host.data`) are read from these same lists.
+    """
+    own = Path(path).name.rsplit(".", 1)[0] if Path(path).is_file() else None
+    for host in inventory:
+        host.groups[:] = sorted(dict.fromkeys(host.groups), key=lambda group: group != own)
+    return inventory
 
 
 def matching(inventory: Inventory, pattern: str) -> set[str]:
@@ -111,15 +122,8 @@ def root_of(host: Host) -> str:
 
 def _groups(inventory: Inventory, name: str) -> list[tuple[str, Mapping[str, Any]]]:
     """What the host's groups say, with their names, general to particular."""
-    groups = sorted(
-        dict.fromkeys(inventory.get_host(name).groups), key=lambda group: not _holds_all(inventory, group)
-    )
+    groups = inventory.get_host(name).groups
     return [("all", inventory.data), *((group, inventory.group_data.get(group, {})) for group in groups)]
-
-
-def _holds_all(inventory: Inventory, group: str) -> bool:
-    """A group of every host (as pyinfra makes one of the inventory file's name) is more general than one of some."""
-    return len(inventory.get_group(group, [])) == len(inventory)
 
 
 def _ours(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -427,3 +428,69 @@ def test_the_way_back_and_all_that_look_find_what_a_rollout_made(tmp_path: Path)
     assert roots == ["/said"] * 3
     (*_, last) = [fleet.root_of(host) for host in inventory.load("inventory/prod.py", {}, ())]
     assert last == "/srv/pyinfra-vllm"
+
+
+ONE_GROUP = 'h200 = ["gpu-1.invalid"]\n'
+SETTINGS = 'services = {"chat": {"max_model_len": %d, "flags": {"max-num-seqs": %d}}}\nssh_user = "%s"\n'
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param('spare = ["gpu-9.invalid"]\n', id="a second group"),
+        pytest.param('spare = ["gpu-1.invalid"]\n', id="another group of the same host"),
+        pytest.param('spare = ["gpu-1.invalid", "gpu-9.invalid"]\n', id="another group with a second host"),
+    ],
+)
+def test_nothing_of_a_host_changes_when_others_come_into_the_inventory(more: str) -> None:
+    """A group that happens to hold every host is still a group, and wins over the file of the whole inventory."""
+    write("group_data/prod.py", SETTINGS % (32768, 64, "inventory"))
+    write("group_data/h200.py", SETTINGS % (8192, 8, "group"))
+    write("inventory/prod.py", ONE_GROUP)
+    alone = load().hosts["gpu-1.invalid"]
+    write("inventory/prod.py", ONE_GROUP + more)
+    beside = load().hosts["gpu-1.invalid"]
+    assert alone == beside
+    assert (alone.services[0].max_model_len, alone.services[0].flags) == (8192, {"--max-num-seqs": 8})
+
+
+def test_a_host_in_one_more_group_changes_no_release() -> None:
+    write("group_data/prod.py", SETTINGS % (32768, 64, "inventory"))
+    write("group_data/small.py", SETTINGS % (8192, 8, "group"))
+    before = load().hosts
+    write("inventory/prod.py", INVENTORY + 'rack = ["gpu-3.invalid", "gpu-1.invalid"]\n')
+    assert load().hosts == before
+    assert [host.services[0].max_model_len for host in before.values()] == [8192, 8192, 32768]
+
+
+@pytest.mark.parametrize("listed", ["prod", "everything"])
+def test_the_inventory_s_own_group_is_the_general_one_wherever_it_is_listed(listed: str) -> None:
+    write("group_data/prod.py", SETTINGS % (32768, 64, "inventory"))
+    write("group_data/small.py", SETTINGS % (8192, 8, "group"))
+    write("inventory/prod.py", f'{INVENTORY}{listed} = ["gpu-1.invalid", "gpu-2.invalid", "gpu-3.invalid"]\n')
+    assert [host.services[0].max_model_len for host in load().hosts.values()] == [8192, 8192, 32768]
+
+
+def test_pyinfra_s_own_settings_follow_the_same_order() -> None:
+    """`ssh_user` and the like are read by pyinfra itself, also where its own command line loads the inventory."""
+    write("group_data/prod.py", 'ssh_user = "inventory"\n')
+    write("group_data/small.py", 'ssh_user = "group"\n')
+    wanted = {"gpu-1.invalid": "group", "gpu-2.invalid": "group", "gpu-3.invalid": "inventory"}
+    loaded = inventory.load("inventory/prod.py", {}, ())
+    assert {host.name: host.data.ssh_user for host in loaded} == wanted
+    command = [str(Path(sys.executable).parent / "pyinfra"), "--json", "inventory/prod.py", "debug-inventory"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stderr
+    assert {host["name"]: host["data"]["ssh_user"] for host in json.loads(told.stdout)} == wanted
+
+
+def test_a_project_without_config_py_has_the_same_order(project: Path) -> None:
+    write("group_data/prod.py", SETTINGS % (32768, 64, "inventory"))
+    write("group_data/h200.py", SETTINGS % (8192, 8, "group"))
+    write("inventory/prod.py", 'h200 = ["@local"]\n')
+    write("deploy.py", "from pyinfra_vllm import fleet\n\nprint(fleet.declared().hosts)\n")
+    (project / "config.py").unlink()
+    command = [str(Path(sys.executable).parent / "pyinfra"), "inventory/prod.py", "deploy.py", "--dry"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stderr
+    assert "max_model_len=8192" in told.stdout

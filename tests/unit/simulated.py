@@ -254,3 +254,14 @@ class SimulatedHost:
             "quality": [],
             "spent_s": 999.0,
         }
+
+
+def bottomless(top: Path, depth: int) -> None:
+    """Deeper than Python's recursion, the descriptors of a process and the length of a path."""
+    folder = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=folder)
+        below = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import getpass
 import os
+import time
 from pathlib import Path
 
 import pytest
+from simulated import bottomless
 
-from pyinfra_vllm.on_host import carried_cache, compile_cache
+from pyinfra_vllm.on_host import carried_cache, compile_cache, prune
 
 USER = getpass.getuser()
 
@@ -114,3 +116,37 @@ def test_nothing_that_python_could_import_is_carried(caches: tuple[Path, Path, P
     assert carried_cache.note(old, noted) == 2
     carried_cache.carry(noted, old, new, USER)
     assert names(new) == BOTH
+
+
+def test_a_link_in_the_place_of_a_noted_folder_leads_nowhere(
+    caches: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Also where the file behind it has the very bytes that were noted."""
+    old, new, noted = caches
+    carried_cache.note(old, noted)
+    (old / "triton").rename(tmp_path / "elsewhere")
+    (old / "triton").symlink_to(tmp_path / "elsewhere")
+    assert carried_cache.carry(noted, old, new, USER)[0] == 1
+    assert names(new) == BOTH - {"triton/kernel.so"}
+
+
+def test_a_folder_that_becomes_a_link_while_it_is_noted_leads_nowhere(
+    caches: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """A server may change its cache between root's look at a folder and root's look at the files in it."""
+    old, _, _ = caches
+    secret = tmp_path / "root"
+    secret.mkdir()
+    (secret / "kernel.so").write_bytes(b"a secret of root's")
+    until = time.monotonic() + 60
+    found = [name for name in carried_cache._files(old, until) if name.endswith("kernel.so")]
+    (old / "triton").rename(tmp_path / "elsewhere")
+    (old / "triton").symlink_to(secret)
+    assert found == ["triton/kernel.so"] and carried_cache._read(old, found[0], until) is None
+
+
+def test_folders_within_folders_without_end_are_noted_in_part(caches: tuple[Path, Path, Path]) -> None:
+    old, _, noted = caches
+    bottomless(old, 3000)
+    assert carried_cache.note(old, noted) == 2
+    prune.remove(old / "d")  # pytest could not

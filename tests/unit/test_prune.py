@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated import Killed
+from simulated import Killed, bottomless
 
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
@@ -261,6 +261,18 @@ def test_a_kill_at_any_call_leaves_each_checkpoint_whole_or_gone(tmp_path: Path)
         storage.prune()
         assert storage.prunable() == []
         assert not list(storage.root.rglob("*.pruned"))
+
+
+def test_folders_within_folders_without_end_are_measured_and_removed(storage: Storage) -> None:
+    """A server can lay them in its cache; neither Python's recursion nor the length of a path is their limit."""
+    cache = storage.chat.release(C) / "cache"
+    cache.mkdir(exist_ok=True)
+    (cache / "kernel.so").write_bytes(b"x" * 100_000)
+    bottomless(cache, 3000)
+    (item,) = [item for item in prune.prunable(storage.root, Keep()) if item.path == cache.parent]
+    assert item.bytes >= 100_000
+    storage.prune()
+    assert not cache.parent.exists() and not list(storage.root.rglob("*.pruned"))
 
 
 # --- what the control machine says must stay ---

@@ -3,6 +3,9 @@
 Compiling takes a GPU server a minute or two at the first start of each release. But a cache belongs to its server, and one
 that was taken over could leave code in it for the next release. So root notes what is in a cache when the first tokens of its
 release have flowed, and only files that still are what was noted are copied; never one that Python could import.
+
+The server may be at work in its cache all the while. So each folder on the way to a file is opened in its turn, below the one
+before it: a link that takes the place of a folder leads nowhere.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ IMPORTABLE = (".py", ".pyc", ".pth", ".egg-link")
 MOST_FILES = 50_000
 MOST_BYTES = 8 << 30
 LIMIT_S = 30.0  # for noting, and for copying: whoever fills a cache must not hold up a switch
+DEEPEST = 32  # folders below the cache; vLLM's, Triton's and Inductor's own are within ten
 CHUNK = 1 << 20
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def note(cache: Path, to: Path) -> int:
@@ -34,13 +40,13 @@ def note(cache: Path, to: Path) -> int:
     files: dict[str, list[Any]] = {}
     total = 0
     for name in _files(cache, until):
-        found = _read(cache / name, until)
+        found = _read(cache, name, until)
         if found is None:
             continue
         total += found[1]
         if total > MOST_BYTES or len(files) >= MOST_FILES:
             break
-        files[name] = list(found)
+        files[name] = list(found[:2])
     durable.write_json(to, {"files": files}, mode=durable.PRIVATE)
     return len(files)
 
@@ -58,7 +64,7 @@ def carry(noted: Path, old: Path, new: Path, user: str) -> tuple[int, int]:
     partial.mkdir(mode=0o700)
     until = time.monotonic() + LIMIT_S
     came = [
-        size for name, (digest, size) in files.items() if _copy(old / name, partial / name, digest, until)
+        size for name, (digest, size) in files.items() if _copy(old, name, partial / name, digest, until)
     ]
     account = pwd.getpwnam(user)
     for path in (partial, *partial.rglob("*")):  # nobody else can have put anything there
@@ -69,23 +75,56 @@ def carry(noted: Path, old: Path, new: Path, user: str) -> tuple[int, int]:
 
 def _files(cache: Path, until: float) -> Iterator[str]:
     """Relative names of the regular files, links neither taken nor followed."""
-    for folder, _, names, descriptor in os.fwalk(cache, follow_symlinks=False):
-        if time.monotonic() > until:
-            return
-        for name in names:
-            there = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            if stat.S_ISREG(there.st_mode) and name != FACTORS and not name.endswith(IMPORTABLE):
-                yield str((Path(folder) / name).relative_to(cache))
+    folders = [""]
+    while folders and time.monotonic() < until:
+        folder = folders.pop()
+        try:
+            for entry in _entries(cache, folder):
+                name = f"{folder}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    folders += [f"{name}/"] if name.count("/") < DEEPEST else []
+                elif entry.is_file(follow_symlinks=False) and _may_be_carried(entry.name):
+                    yield name
+        except OSError:  # gone, or a link by now
+            continue
 
 
-def _read(path: Path, until: float, into: Any = None) -> tuple[str, int] | None:
-    """sha256 and size of a regular file, copied `into` an open file on the way; None for what is none, or takes too long."""
+def _may_be_carried(name: str) -> bool:
+    return name != FACTORS and not name.endswith(IMPORTABLE)
+
+
+def _entries(cache: Path, folder: str) -> Iterator[os.DirEntry[str]]:
+    descriptor = _opened(cache, f"{folder}.", _DIRECTORY)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.scandir(descriptor) as entries:
+            yield from entries
+    finally:
+        os.close(descriptor)
+
+
+def _opened(cache: Path, name: str, flags: int) -> int:
+    """A descriptor of what has this name below the cache, by no link. Raises OSError."""
+    *folders, last = name.split("/")
+    place = os.open(cache, _DIRECTORY)
+    try:
+        for folder in folders:
+            below = os.open(folder, _DIRECTORY, dir_fd=place)
+            os.close(place)
+            place = below
+        return os.open(last, flags, dir_fd=place)
+    finally:
+        os.close(place)
+
+
+def _read(cache: Path, name: str, until: float, into: Any = None) -> tuple[str, int, os.stat_result] | None:
+    """sha256, size and status of a regular file, copied `into` an open file on the way; None for what is none, or takes too long."""
+    try:
+        descriptor = _opened(cache, name, _FILE)
     except OSError:  # gone, or a link by now
         return None
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        there = os.fstat(descriptor)
+        if not stat.S_ISREG(there.st_mode):
             return None
         digest, size = hashlib.sha256(), 0
         while chunk := file.read(CHUNK):
@@ -95,20 +134,20 @@ def _read(path: Path, until: float, into: Any = None) -> tuple[str, int] | None:
             size += len(chunk)
             if into is not None:
                 into.write(chunk)
-    return digest.hexdigest(), size
+    return digest.hexdigest(), size, there
 
 
-def _copy(source: Path, target: Path, digest: str, until: float) -> bool:
+def _copy(cache: Path, name: str, target: Path, digest: str, until: float) -> bool:
     """Copy the file if its bytes are those that were noted; times stay, since build tools compare them."""
     if ".." in target.parts:
         return False
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with target.open("wb") as file:
-        found = _read(source, until, file)
+        found = _read(cache, name, until, file)
     if found is None or found[0] != digest:
         target.unlink()
         return False
-    there = source.lstat()
+    there = found[2]
     target.chmod(0o700 if there.st_mode & 0o100 else 0o600)
     os.utime(target, ns=(there.st_atime_ns, there.st_mtime_ns))
     return True

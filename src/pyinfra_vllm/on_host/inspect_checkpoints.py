@@ -49,11 +49,15 @@ def _state(directory: Path) -> dict[str, Any]:
 
 def used_bytes(directory: Path) -> int:
     """The bytes that all files below take on the disk (a sparse or shared file counts what it occupies)."""
-    total = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            with suppress(FileNotFoundError):  # a fetch that is under way renames its files
-                total += Path(folder, name).lstat().st_blocks * 512
+    total, folders = 0, [str(directory)]
+    while folders:  # no recursion: a server can lay folders within folders in its cache without end
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # a fetch that is under way renames its files
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
     return total
 
 

@@ -63,9 +63,7 @@ def carry(noted: Path, old: Path, new: Path, user: str) -> tuple[int, int]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
     until = time.monotonic() + LIMIT_S
-    came = [
-        size for name, (digest, size) in files.items() if _copy(old, name, partial / name, digest, until)
-    ]
+    came = [size for name, (digest, size) in files.items() if _copy(old, name, partial / name, digest, until)]
     account = pwd.getpwnam(user)
     for path in (partial, *partial.rglob("*")):  # nobody else can have put anything there
         os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)

@@ -156,7 +156,10 @@ def _free(directory: Path) -> None:
     """Remove it with all that is in it, and follow no link. Raises OSError."""
     try:
         shutil.rmtree(directory)
-    except (RecursionError, OSError):  # folders within folders beyond Python's limits, as a server can lay them in its cache
+    except (
+        RecursionError,
+        OSError,
+    ):  # folders within folders beyond Python's limits, as a server can lay them in its cache
         done = subprocess.run(
             ["rm", "-rf", "--one-file-system", "--", str(directory)], capture_output=True, text=True
         )

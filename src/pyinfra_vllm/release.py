@@ -69,7 +69,7 @@ class Release:
     template: str = ""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    @property
+    @functools.cached_property  # it renders the unit's template
     def id(self) -> str:
         return _id(self._started_from(), self.service, self.secrets)
 

@@ -13,6 +13,7 @@ from pyinfra_vllm.config import Overrides, Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.order import CALIBRATION, Order
 from pyinfra_vllm.operations import _opening, calibration
+from pyinfra_vllm.operations._orders import Prepared
 from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._rollout import Outcome
 
@@ -47,8 +48,8 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
     given: list[Order] = []
 
     class Switching:
-        def __init__(self, host: Any, root: str, order: Order, prompts: str | None) -> None:
-            self.host, self.order = host, order
+        def __init__(self, host: Any, root: str, prepared: Prepared) -> None:
+            self.host, self.order = host, prepared.order
 
         def run(self) -> Outcome:
             given.append(self.order)
@@ -98,6 +99,15 @@ def test_outside_the_window_it_restarts_nothing_unless_told_to(
     assert run(*words, "--now", "--reason", "new fans").code == 0
     (order,) = orders
     assert (order.last_start, order.overrides, order.reason) == (None, ("switch_now",), "new fans")
+
+
+def test_open_window_whose_last_start_has_passed_defers(
+    run: Any, project: Path, orders: list[Order], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(NIGHT.replace(hour=4), monkeypatch)  # open until 5:00, and 45 minutes are needed
+    ended = run("calibrate", "hosts.py", "--limit", "@local", "--service", "chat")
+    assert (ended.code, orders) == (4, [])
+    assert "nothing was restarted; the window is open until 2026-06-01 05:00 UTC, but too late" in ended.out
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,20 @@ def test_no_margin_is_tighter_than_the_noise_that_was_found(
     assert any("calibrated over 5 runs" in line for line in verdict["reasons"])
 
 
-def test_no_restart_begins_after_the_window_s_last_start(host: SimulatedHost) -> None:
-    assert calibrate(host, last_start=time.time() - 1) == "deferred"
+def test_after_the_last_start_nothing_is_drained_or_measured(host: SimulatedHost) -> None:
+    hooks = {"drain": {"argv": ["true"]}, "undrain": {"argv": ["true"]}}
+    assert calibrate(host, last_start=time.time() - 1, hooks=hooks) == "deferred"
+    assert not {"drain", "measure-run", "restart"} & {entry["step"] for entry in host.journal()}
+    assert host.asked == [] and host.starts == [] and noise(host) is None
+    assert "after 0 of 5 runs" in reason(host)
+
+
+def test_last_start_that_passes_during_the_first_run_allows_no_restart(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(1000.0)
+    monkeypatch.setattr(calibrating.time, "time", lambda: next(clock))
+    assert calibrate(host, last_start=1000.0) == "deferred"
     assert host.starts == [] and noise(host) is None
     assert "after 1 of 5 runs" in reason(host)
 
@@ -92,7 +104,7 @@ def test_what_the_window_had_room_for_is_enough_from_three_runs_on(
 ) -> None:
     clock = itertools.count(1000.0)
     monkeypatch.setattr(calibrating.time, "time", lambda: next(clock))
-    assert calibrate(host, last_start=1001.0) == "calibrated"
+    assert calibrate(host, last_start=1002.0) == "calibrated"
     assert noise(host)["runs"] == 3 and host.starts == [OLD, OLD]
 
 

@@ -153,6 +153,16 @@ def test_lateness_of_the_probe_itself_makes_a_close_call_inconclusive_and_saves_
     assert judge(record(phase(1)), record(phase(1, slower=3), client=late))["verdict"] == "fail"
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.04, "pass"), (0.06, "inconclusive")])
+def test_probe_lateness_is_overlooked_up_to_a_twentieth_of_what_was_measured(
+    share: float, expected: str
+) -> None:
+    late = {"late_mean_s": share * request("p")["ttft_s"]}  # the shortest time that decides at one stream
+    before, after = record(phase(1)), record(phase(1), client=late)
+    verdict = judge(before, after, Criteria(ttft_margin=0.03, ttft_floor_s=0.0))
+    assert row(verdict, "ttft_s")["verdict"] == expected
+
+
 def test_other_traffic_on_one_side_only_makes_the_comparison_inconclusive() -> None:
     busy, idle = {"other_share": 0.3}, {"other_share": 0.0}
     verdict = judge(record(phase(1), traffic=idle), record(phase(1, slower=1.5), traffic=busy))

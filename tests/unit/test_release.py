@@ -57,6 +57,15 @@ def test_the_id_stays_when_only_our_own_notes_change() -> None:
     assert make(fit={"fits": True}, kernel=["MarlinLinearKernel"]).id == make().id == make().id
 
 
+def test_id_renders_the_template_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[str] = []
+    render = Release._unit
+    monkeypatch.setattr(Release, "_unit", lambda this, name: rendered.append(name) or render(this, name))
+    made = make()
+    assert made.id == made.id == made.id
+    assert len(rendered) == 1
+
+
 def test_the_files_agree_with_each_other() -> None:
     files = make().files()
     document = json.loads(files["release.json"])

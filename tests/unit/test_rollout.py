@@ -14,6 +14,7 @@ from test_release import make
 from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
 from pyinfra_vllm.on_host.order import Order
 from pyinfra_vllm.operations import _summary, switch
+from pyinfra_vllm.operations._orders import Prepared
 from pyinfra_vllm.operations._rollout import (
     COMMITTED,
     DEFERRED,
@@ -194,8 +195,8 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
     given: list[Order] = []
 
     class Obeyed:
-        def __init__(self, host: Any, root: str, order: Order) -> None:
-            self.host, self.order = host, order
+        def __init__(self, host: Any, root: str, prepared: Prepared) -> None:
+            self.host, self.order = host, prepared.order
 
         def run(self) -> Outcome:
             given.append(self.order)

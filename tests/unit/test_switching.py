@@ -16,6 +16,7 @@ from pyinfra.connectors import util
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.order import Order
 from pyinfra_vllm.operations import _remote, _story, _summary, _switching, _unit
+from pyinfra_vllm.operations._orders import Prepared
 from pyinfra_vllm.operations._rollout import PROGRESS
 from pyinfra_vllm.operations._switching import Switching
 
@@ -68,7 +69,7 @@ def switched(monkeypatch: pytest.MonkeyPatch, **answers: list[Any]) -> tuple[Far
     monkeypatch.setattr(_switching, "POLL_S", 0.0)
     host = FarHost({"status": [[{"lock": None, "rejected": {}, "last": None}]], "reported": [{}], **answers})
     fake: Any = host
-    return host, Switching(fake, "/srv/x", ORDER).run()
+    return host, Switching(fake, "/srv/x", Prepared(ORDER)).run()
 
 
 def test_a_cable_that_is_out_for_long_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,23 @@ def test_a_worse_release_is_rolled_back_and_rejected(serving: SimulatedHost) -> 
     } <= kept
 
 
+def test_release_that_stops_answering_after_a_good_measurement_is_rolled_back(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = probe.measure
+
+    def measured(*args: Any, **how: Any) -> dict[str, Any]:
+        found = measure(*args, **how)
+        if serving.running == NEW:
+            serving.broken.add(NEW)
+        return found
+
+    monkeypatch.setattr(probe, "measure", measured)
+    assert serving.switch() == "rolled_back"
+    assert (serving.current, serving.running) == (OLD, OLD)
+    assert not any(entry["step"] == "commit" for entry in serving.journal())
+
+
 def test_a_release_that_never_serves_is_rolled_back_with_its_log(serving: SimulatedHost) -> None:
     serving.broken.add(NEW)
     assert serving.switch() == "rolled_back"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from resolving import resolve, values
 
 from pyinfra_vllm.catalog import flags as catalogue
 from pyinfra_vllm.catalog import table
+from pyinfra_vllm.config.fields import Flags
 
 
 def nested(levels: int) -> Any:
@@ -112,10 +115,10 @@ def test_the_same_variant_twice_is_no_contradiction() -> None:
         ("0.28.0", {"max-num-sqes": 8}, "did you mean --max-num-seqs?"),
         ("0.28.0", {"swap-space": 4}, "gone from vLLM 0.28.0 (last in 0.17.1)"),
         ("0.24.0", {"disable-log-requests": True}, "so delete it"),
-        ("0.11.0", {"shutdown-timeout": 30}, "it is in 0.18.0 to"),
-        ("0.28.0", {"port": 8000}, "the key `port`"),
+        ("0.11.0", {"gdn-prefill-backend": "triton"}, "it is in 0.18.0 to"),
+        ("0.28.0", {"port": 8000}, "flags: port belongs to `port`"),
         ("0.28.0", {"--api-key": "x"}, "VLLM_API_KEY"),
-        ("0.28.0", {"trust_remote_code": True}, "the key `allow_code`"),
+        ("0.28.0", {"trust_remote_code": True}, "belongs to `allow_code`"),
         ("0.28.0", {"xyzzy": 1}, "--help=all"),
         ("0.28.0", {"max-num-seqs": "many"}, "must be a number above 0"),
         ("0.28.0", {"gpu-memory-utilization": True}, "must be a number above 0"),
@@ -151,6 +154,21 @@ def test_the_same_variant_twice_is_no_contradiction() -> None:
 def test_flags_that_cannot_be(runtime: str, flags: dict[str, Any], message: str) -> None:
     found = resolve(runtime=runtime, flags=flags)
     assert message in str(found.errors)
+
+
+@pytest.mark.parametrize("flag", sorted(table("flag_changes.yaml")["refused"]))
+def test_declaration_and_resolve_refuse_the_same_flags(flag: str) -> None:
+    refusal = catalogue.refusal(flag)
+    with pytest.raises(ValueError, match=re.escape(str(refusal))):
+        TypeAdapter(Flags).validate_python({flag: "x"})
+    assert f"flags: {flag} {refusal}" in str(resolve(flags={flag: "x"}).errors)
+
+
+@pytest.mark.parametrize("flag", ["no-trust-remote-code", "config.port"])
+def test_other_form_of_a_refused_flag_is_refused(flag: str) -> None:
+    with pytest.raises(ValueError, match="belongs to"):
+        TypeAdapter(Flags).validate_python({f"--{flag}": True})
+    assert "belongs to" in str(resolve(flags={flag: True}).errors)
 
 
 def test_the_api_key_is_not_repeated_in_the_message() -> None:

@@ -73,10 +73,19 @@ def removal_advice(flag: str) -> str | None:
     return advice
 
 
-def owner(flag: str) -> str | None:
-    """The declared key that already sets this flag, or None."""
-    key: str | None = table("flag_changes.yaml")["owned"].get(flag)
-    return key
+def refusal(flag: str) -> str | None:
+    """Why an operator may not declare this flag, for a message; None where they may.
+
+    `--x.y` sets a part of `--x`, and `--no-x` switches `--x` off: both are refused as `--x` is.
+    """
+    refused: Mapping[str, str] = table("flag_changes.yaml")["refused"]
+    whole = alias(base(flag))
+    return refused.get(whole) or refused.get(f"--{whole.removeprefix('--no-')}")
+
+
+def base(flag: str) -> str:
+    """The flag that must exist: `--compilation-config` of `--compilation-config.mode`."""
+    return flag.split(".", 1)[0]
 
 
 def last_version(flag: str) -> str | None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from ..catalog import flags
 from ..on_host.paths import SHARED
 from .problems import SECRET_NAME, ItemError
 
@@ -34,20 +35,6 @@ _MANAGED_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "(always on: a service never downloads)",
     "TRANSFORMERS_OFFLINE": "(always on: a service never downloads)",
     "VLLM_CACHE_ROOT": "(each release has a cache of its own)",
-}
-
-# vLLM flags that have a key of their own, and where they belong.
-_MANAGED_FLAGS = {
-    "--api-key": "`secrets` (VLLM_API_KEY)",
-    "--hf-token": "`secrets` (HF_TOKEN)",
-    "--host": "`bind`",
-    "--max-model-len": "`max_model_len`",
-    "--model": "`model`",
-    "--port": "`port`",
-    "--revision": "`revision`",
-    "--served-model-name": "`served_model_name`",
-    "--shutdown-timeout": "`shutdown_timeout_s`",
-    "--trust-remote-code": "`allow_code`, with the reason",
 }
 
 
@@ -147,8 +134,8 @@ def _flags(values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if re.fullmatch(r"--[a-z0-9][a-z0-9-]*(\.[A-Za-z0-9_.-]+)?", name) is None:
             raise ItemError(name, 'is not a long vLLM flag like "max-num-seqs"')
-        if name in _MANAGED_FLAGS:
-            raise ItemError(name, f"belongs to {_MANAGED_FLAGS[name]}")
+        if refusal := flags.refusal(name):
+            raise ItemError(name, refusal)
         try:
             plain(value)
         except ValueError as error:

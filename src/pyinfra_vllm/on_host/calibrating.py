@@ -38,6 +38,8 @@ class Calibrating(Transaction):
         self._begin()
         try:
             release = self._prove()
+            if not self._may_restart():
+                return self._end(DEFERRED, self._too_few(0))
             self.hooks.drain()
         except Exception as reason:  # whatever it is: nothing was touched, and the record says why
             return self._end(REFUSED, str(reason) or type(reason).__name__)

@@ -17,6 +17,7 @@ from pyinfra_vllm.on_host.observe import RESTORE_FAILED
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.on_host.values import Check, flag, list_of, mapping, or_null, text
 from pyinfra_vllm.operations import _story
+from pyinfra_vllm.operations._orders import Prepared
 from pyinfra_vllm.operations._remote import LOST, Remote, never_ask
 from pyinfra_vllm.operations._rollout import PROGRESS, Outcome
 from pyinfra_vllm.operations._screen import SCREEN, Working
@@ -44,14 +45,13 @@ BY_ITSELF = "the host finishes it by itself and keeps what is no worse; the next
 class Switching:
     """Watches; decides nothing that the host has to decide."""
 
-    def __init__(self, host: Host, root: str, order: Order, prompts: str | None = None) -> None:
+    def __init__(self, host: Host, root: str, prepared: Prepared) -> None:
         self.host = host
-        self.prompts = prompts
+        self.order, self.prompts = prepared.order, prepared.prompts
         self.remote = Remote(host)
         self.root = root
-        self.order = order
         self.program = f"{root}/bin/on-host.pyz"
-        self.unit = f"{UNIT}-{order.service}"
+        self.unit = f"{UNIT}-{self.order.service}"
         self._lost_contact = False
 
     def run(self) -> Outcome:

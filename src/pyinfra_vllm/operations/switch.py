@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Collection, Generator, Mapping
-from pathlib import Path
 from typing import Any
 
 from pyinfra import host, logger, state
@@ -22,10 +21,9 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts._told import asked, fact
 from pyinfra_vllm.facts.service import Service, Services
 from pyinfra_vllm.on_host import observe
-from pyinfra_vllm.on_host.criteria import Criteria
-from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
-from pyinfra_vllm.operations import _diff, _summary
-from pyinfra_vllm.operations._opening import explain, measure_until, opening, shut
+from pyinfra_vllm.operations import _diff, _orders, _summary
+from pyinfra_vllm.operations._opening import explain
+from pyinfra_vllm.operations._orders import Prepared
 from pyinfra_vllm.operations._refuse import alone, refuse
 from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._rollout import (
@@ -190,8 +188,8 @@ def back(
         return
     if not state.is_executing:
         logger.info(f"{host.print_prefix}{service}: release {target} would replace {observed['current']}")
-    order = _order_back(service, target, overrides, overrides.reason or "", ready_timeout_s)
-    yield FunctionCommand(carry_out, (root, order), {})
+    prepared = _orders.rollback(service, target, overrides, overrides.reason or "", ready_timeout_s)
+    yield FunctionCommand(carry_out, (root, prepared), {})
 
 
 def _tell_unseen(root: str, observed: dict[str, Any]) -> Generator[PyinfraCommand, None, None]:
@@ -211,8 +209,8 @@ def report(state: State, host: Host, root: str, service: str, tx: str, text: str
     return True
 
 
-def carry_out(state: State, host: Host, root: str, order: Order) -> bool:
-    outcome = Switching(host, root, order).run()
+def carry_out(state: State, host: Host, root: str, prepared: Prepared) -> bool:
+    outcome = Switching(host, root, prepared).run()
     PROGRESS.record(outcome)
     return outcome.status in HARMLESS
 
@@ -295,63 +293,23 @@ def _take_back(host: Host, item: Wanted, reason: str, overrides: Overrides) -> O
         message = f"stays, though {reason}: it is the first release here, with nothing to go back to"
         outcome = Outcome(host.name, service.name, COMMITTED, message, item.release.id)
     else:
-        order = _order_back(
+        prepared = _orders.rollback(
             service.name, before, overrides, f"rollback_all: {reason}", service.ready_timeout_s
         )
-        outcome = Switching(host, item.root, order).run()
+        outcome = Switching(host, item.root, prepared).run()
         if outcome.status == COMMITTED:
             outcome = dataclasses.replace(outcome, status=TAKEN_BACK, message=reason)
     PROGRESS.record(outcome)
     return outcome
 
 
-def _order_back(
-    service: str, release: str, overrides: Overrides, reason: str, ready_timeout_s: float
-) -> Order:
-    return Order(
-        service=service,
-        release=release,
-        operator=overrides.operator or "",
-        purpose=ROLLBACK,
-        reason=reason,
-        ready_timeout_s=ready_timeout_s,
-    )
-
-
 def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
-    service = item.service
-    found = opening(service, overrides, item.observed["history"])
+    service, release, history = item.service, item.release.id, item.observed["history"]
     try:
-        criteria, prompts = with_prompts(service.gate.criteria(), f"{item.root}/{service.name}/prompts.jsonl")
+        prepared = _orders.rollout(item.root, service, release, overrides, history)
     except HostError as error:
-        return Outcome(host.name, service.name, "refused", str(error), item.release.id)
-    order = Order(
-        service=service.name,
-        release=item.release.id,
-        operator=overrides.operator or "",
-        purpose=ROLLOUT,
-        reason=overrides.reason or "",
-        last_start=found.last_start.timestamp() if found and found.last_start else None,
-        measure_until=measure_until(service, found, item.observed["history"]),
-        overrides=overrides.used,
-        criteria=criteria.as_dict(),
-        hooks=service.hooks.document(),
-        ready_timeout_s=service.ready_timeout_s,
-    )
-    switching = Switching(host, item.root, order, prompts)
-    if shut(found) and not under_way(item.observed, item.release.id):
-        when = explain(service, overrides, item.observed["history"])
-        return switching.outcome(DEFERRED, f"everything is staged; {when}")
+        return Outcome(host.name, service.name, "refused", str(error), release)
+    switching = Switching(host, item.root, prepared)
+    if prepared.deferred and not under_way(item.observed, release):
+        return switching.outcome(DEFERRED, f"everything is staged; {prepared.deferred}")
     return switching.run()
-
-
-def with_prompts(criteria: Criteria, there: str) -> tuple[Criteria, str | None]:
-    """The operator's own prompts are a file here; the host reads its copy. Raises HostError where it is there no more."""
-    if criteria.quality_prompts is None:
-        return criteria, None
-    try:
-        text = Path(criteria.quality_prompts).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        words = f"the prompts in {criteria.quality_prompts} could be read when this run began, and can't now: {error}"
-        raise HostError(f"{words}. Nothing was touched.") from error
-    return dataclasses.replace(criteria, quality_prompts=there), text

@@ -91,9 +91,9 @@ def apply_flags(declared: Mapping[str, Any], known: Collection[str], version: st
     said: dict[str, tuple[str, Any]] = {}
     for name, given in declared.items():
         flag, value = _normal(name, given, known)
-        key = catalogue.owner(flag)
-        if key:
-            profile.fail(f"flags: {name} is set by {key}; declare it there")
+        refusal = catalogue.refusal(flag)
+        if refusal:
+            profile.fail(f"flags: {name} {refusal}")
             continue
         existing = _existing(flag, known, version, profile)
         wrong = existing and values.problem(existing, value)
@@ -128,19 +128,14 @@ def apply_environment(declared: Mapping[str, str], profile: Profile) -> None:
 def keep_known(profile: Profile, known: Collection[str], version: str) -> None:
     """Takes out, with a note, what the catalog's layers chose and this runtime doesn't have."""
     for flag in list(profile.flags):
-        if base(flag) in known:
+        if catalogue.base(flag) in known:
             continue
         chosen = profile.flags.pop(flag)
         new = catalogue.renamed(flag)
-        if new and base(new) in known:
+        if new and catalogue.base(new) in known:
             profile.set(new, chosen.value, chosen.reason, chosen.source)
             continue
         profile.warn(f"{flag} is left out: vLLM {version} doesn't have it ({chosen.reason})")
-
-
-def base(flag: str) -> str:
-    """The flag that must exist: `--compilation-config` of `--compilation-config.mode`."""
-    return flag.split(".", 1)[0]
 
 
 def spelled(name: str) -> str:
@@ -161,10 +156,10 @@ def _normal(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:
 
 def _existing(flag: str, known: Collection[str], version: str, profile: Profile) -> str | None:
     """The flag under the name that the runtime knows, or None after saying what is wrong."""
-    if base(flag) in known:
+    if catalogue.base(flag) in known:
         return flag
     new = catalogue.renamed(flag)
-    if new and base(new) in known:
+    if new and catalogue.base(new) in known:
         profile.warn(f"flags: {flag} is called {new} in vLLM {version}: the new name is used")
         return new
     old = catalogue.earlier_name(flag, known)

@@ -1,0 +1,89 @@
+"""Builds every order that a host gets, and says whether the service's window lets it begin now."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyinfra_vllm.config import Overrides, Service
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.on_host.criteria import Criteria
+from pyinfra_vllm.on_host.order import CALIBRATION, ROLLBACK, ROLLOUT, Order
+from pyinfra_vllm.operations._opening import History, explain, measure_until, opening, shut
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An order that is ready to be sent.
+
+    prompts: the text of the operator's own quality prompts, which the host reads from a file; None: they have none
+    deferred: why the window does not let it begin now; None where it may
+    """
+
+    order: Order
+    prompts: str | None = None
+    deferred: str | None = None
+
+
+def rollout(
+    root: str, service: Service, release: str, overrides: Overrides, history: History = ()
+) -> Prepared:
+    """The switch of a service to a staged release. Raises HostError where its quality prompts can't be read."""
+    return _measured(
+        root, service, release, overrides, history, purpose=ROLLOUT, hooks=service.hooks.document()
+    )
+
+
+def calibration(root: str, service: Service, release: str, overrides: Overrides, runs: int) -> Prepared:
+    """The calibration of a service's current release. Raises HostError where its quality prompts can't be read."""
+    return _measured(root, service, release, overrides, (), purpose=CALIBRATION, runs=runs)
+
+
+def rollback(
+    service: str, release: str, overrides: Overrides, reason: str, ready_timeout_s: float
+) -> Prepared:
+    """The way back to an earlier release: no window, and no measurement."""
+    order = Order(
+        service=service,
+        release=release,
+        operator=overrides.operator or "",
+        purpose=ROLLBACK,
+        reason=reason,
+        ready_timeout_s=ready_timeout_s,
+    )
+    return Prepared(order)
+
+
+def _measured(
+    root: str, service: Service, release: str, overrides: Overrides, history: History, **more: Any
+) -> Prepared:
+    """An order that measures and restarts, so it has the service's gate and keeps to its window."""
+    criteria, prompts = _with_prompts(service.gate.criteria(), f"{root}/{service.name}/prompts.jsonl")
+    found = opening(service, overrides, history)
+    order = Order(
+        service=service.name,
+        release=release,
+        operator=overrides.operator or "",
+        reason=overrides.reason or "",
+        last_start=found.last_start.timestamp() if found and found.last_start else None,
+        measure_until=measure_until(service, found, history),
+        overrides=overrides.used,
+        criteria=criteria.as_dict(),
+        ready_timeout_s=service.ready_timeout_s,
+        **more,
+    )
+    return Prepared(order, prompts, explain(service, overrides, history) if shut(found) else None)
+
+
+def _with_prompts(criteria: Criteria, there: str) -> tuple[Criteria, str | None]:
+    """The operator's own prompts are a file here; the host reads its copy. Raises HostError where it is there no more."""
+    if criteria.quality_prompts is None:
+        return criteria, None
+    try:
+        text = Path(criteria.quality_prompts).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        words = f"the prompts in {criteria.quality_prompts} could be read when this run began, and can't now: {error}"
+        raise HostError(f"{words}. Nothing was touched.") from error
+    return dataclasses.replace(criteria, quality_prompts=there), text

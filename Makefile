@@ -53,7 +53,6 @@ lint: .venv/complete
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	MYPYPATH=tests/lab $(BIN)/mypy -p lab -p faults -p gpu -p attacks --exclude 'training|light/|inside/'
 
 lab-up: lab-cache
 	$(LAB) up

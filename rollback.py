@@ -1,6 +1,7 @@
 """The runbook's one command: back to the previous release, or to `--data release=ID`, now.
 
-`pyinfra inventory/prod.py rollback.py --limit HOST`. It asks the host what it has and needs no valid declaration.
+`pyinfra inventory/prod.py rollback.py --limit HOST`. It asks the host what it has and needs no valid
+declaration.
 """
 
 from pyinfra import host

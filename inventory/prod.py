@@ -1,7 +1,7 @@
 """A worked example: four hosts of two kinds. Copy it with group_data/prod.py and change the names.
 
-Every list is a group. Settings for a group stand in group_data/<group>.py, settings for one host beside its name.
-All hosts of this file are in the group `prod` as well, whatever else they are in.
+Every list is a group. Settings for a group stand in group_data/<group>.py, settings for one host beside its
+name. All hosts of this file are in the group `prod` as well, whatever else they are in.
 """
 
 h200 = [

@@ -1,10 +1,11 @@
 """Writes the flags of released vLLM versions into the catalogue, read from their wheels with `ast`.
 
-    python scripts/scan_flags.py WHEEL_OR_DIRECTORY...        adds or replaces these versions in catalog/flags.json
-    python scripts/scan_flags.py --check WHEEL_OR_DIRECTORY...   says where the catalogue differs; exit 1 if it does
+    python scripts/scan_flags.py WHEEL_OR_DIRECTORY...        adds or replaces these versions in
+    catalog/flags.json python scripts/scan_flags.py --check WHEEL_OR_DIRECTORY...   says where the catalogue
+    differs; exit 1 if it does
 
-A directory is a site-packages (or an unpacked wheel) with `vllm/` in it. Nothing of vLLM is imported or run; the
-scanner is the one that runs on hosts (on_host/flags.py), so both always agree.
+A directory is a site-packages (or an unpacked wheel) with `vllm/` in it. Nothing of vLLM is imported or run;
+the scanner is the one that runs on hosts (on_host/flags.py), so both always agree.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def read(path: Path) -> FlagsByVersion:
 
 
 def render(found: FlagsByVersion) -> str:
-    """The catalogue's text: one line a flag, as ranges of scanned versions, so that a change shows in a diff."""
+    """The catalogue's text: one line a flag, as ranges of scanned versions, so that a change
+    shows in a diff.
+    """
     order = sorted(found, key=versions.parse)
     every = sorted(set().union(*found.values()))
     lines = [f"  {json.dumps(flag)}: {json.dumps(_ranges(flag, order, found))}" for flag in every]

@@ -1,6 +1,8 @@
-"""A stand-in for nvidia-smi: a program that answers our questions as the real one does (driver 580; older and dead ones on demand).
+"""A stand-in for nvidia-smi: a program that answers our questions as the real one does (driver 580; older and
+dead ones on demand).
 
-`program(...)` is its text, for a file called nvidia-smi on a PATH. Words and exit codes are those of the real program.
+`program(...)` is its text, for a file called nvidia-smi on a PATH. Words and exit codes are those of the real
+program.
 """
 
 from __future__ import annotations
@@ -14,7 +16,11 @@ Card = dict[str, Any]
 
 
 def card(index: int = 0, processes: Sequence[Mapping[str, Any]] = (), **changes: Any) -> Card:
-    """One card. A process has a `pid`, or a `unit` whose main process it is, if any, a `name` and `used`; on a MIG card `place`."""
+    """One card.
+
+    A process has a `pid`, or a `unit` whose main process it is, if any, a `name` and `used`; on a MIG card
+    `place`.
+    """
     return {
         "index": index, "uuid": uuid(index), "name": "NVIDIA H200", "memory.total": 143771, "memory.used": 0,
         "driver_version": "580.159.04", "compute_cap": "9.0", "ecc.mode.current": "Enabled",
@@ -39,7 +45,8 @@ def program(
 ) -> str:
     """The text of a program that tells of these cards.
 
-    refused: columns that its driver is too old for; dead: no driver answers; hangs_s: seconds before it does anything
+    refused: columns that its driver is too old for; dead: no driver answers; hangs_s: seconds before it does
+        anything
     """
     state = {
         "cards": cards,
@@ -122,4 +129,4 @@ elif arguments == ["-q", "-x"]:
 else:
     print(f"Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.\n")
     sys.exit(1)
-"""
+"""  # noqa: E501

@@ -1,7 +1,7 @@
 """Each file under facts/ and operations/ is one case, run by pyinfra's own test generator.
 
-A fact's command is a whole program for the host's python3, which tests/unit run for real, so fixtures state what is made
-of its output.
+A fact's command is a whole program for the host's python3, which tests/unit run for real, so fixtures state
+what is made of its output.
 """
 
 from __future__ import annotations

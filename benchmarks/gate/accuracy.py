@@ -1,9 +1,10 @@
-"""Our probe and `vllm bench serve` against the same live server, taking turns: do they measure the same?
+"""Compares our probe with `vllm bench serve` on one live server, both taking turns.
 
 `accuracy.py URL MODEL TOKENIZER OUT.json [--words 180] [--output 128] [--turns 4] [--concurrency 1 8 32]`
-Both send the same prompts, so that the server has the same work: serve with `--no-enable-prefix-caching`, for their requests
-have no salt. Each turn is compared for itself, so that what a machine does over minutes meets both, and they take turns at
-being first. Runs under the runtime's own Python, where `vllm` can be imported (its benchmark is called in this process).
+Both send the same prompts, so that the server has the same work: serve with `--no-enable-prefix-caching`, for
+their requests have no salt. Each turn is compared for itself, so that what a machine does over minutes meets
+both, and they take turns at being first. Runs under the runtime's own Python, where `vllm` can be imported
+(its benchmark is called in this process).
 """
 
 from __future__ import annotations
@@ -132,7 +133,9 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]], concurrencies: list[int]) -> str:
-    """Medians over the turns, and ours over theirs: the median of the turns' ratios and the middle half of them."""
+    """Medians over the turns, and ours over theirs: the median of the turns' ratios and the middle half of
+    them.
+    """
     lines = [
         "| streams | | ours | theirs | ours over theirs, by turn | middle half |",
         "|---|---|--:|--:|--:|---|",

@@ -1,7 +1,10 @@
-"""The two measurements of a live server, made on a host of the lab with the real vLLM on this machine's cores.
+"""The two measurements of a live server, made on a host of the lab with the real vLLM on this machine's
+cores.
 
-`on_lab.py accuracy [arguments of accuracy.py]`     the probe beside vLLM's own benchmark (`make bench-accuracy`)
-`on_lab.py record FOLDER [arguments of record.py]`  nine runs of one unchanged server: three starts, three runs each
+`on_lab.py accuracy [arguments of accuracy.py]`     the probe beside vLLM's own benchmark (`make
+    bench-accuracy`)
+`on_lab.py record FOLDER [arguments of record.py]`  nine runs of one unchanged server: three starts, three
+    runs each
 
 Server and clients share those cores, so nothing else should run beside it.
 """

@@ -53,7 +53,10 @@ def record(slower: float, noise: float, seed: int) -> dict[str, Any]:
 def text(
     place: float, y: float, words: str, anchor: str = "start", color: str = "#57606a", size: int = 13
 ) -> str:
-    return f'<text x="{place:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="{color}" font-size="{size}">{words}</text>'
+    return (
+        f'<text x="{place:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="{color}"'
+        f' font-size="{size}">{words}</text>'
+    )
 
 
 def draw(verdict: dict[str, Any]) -> str:
@@ -85,9 +88,15 @@ def bar(row: dict[str, Any], y: float) -> list[str]:
     more_is_better = row["limit"] < 1
     worse_from, worse_to = (LEFT, x(row["limit"])) if more_is_better else (x(row["limit"]), RIGHT)
     return [
-        f'<rect x="{worse_from:.0f}" y="{y - 12:.0f}" width="{worse_to - worse_from:.0f}" height="24" fill="#ffebe9"/>',
+        (
+            f'<rect x="{worse_from:.0f}" y="{y - 12:.0f}" width="{worse_to - worse_from:.0f}" height="24"'
+            ' fill="#ffebe9"/>'
+        ),
         text(16, y + 4, f"{row['phase']} {row['name']}", color="#24292f"),
-        f'<line x1="{x(low):.1f}" y1="{y:.0f}" x2="{x(high):.1f}" y2="{y:.0f}" stroke="{color}" stroke-width="3"/>',
+        (
+            f'<line x1="{x(low):.1f}" y1="{y:.0f}" x2="{x(high):.1f}" y2="{y:.0f}" stroke="{color}"'
+            ' stroke-width="3"/>'
+        ),
         f'<circle cx="{x(row["ratio"]):.1f}" cy="{y:.0f}" r="5" fill="{color}"/>',
         text(RIGHT + 12, y + 4, f"{row['ratio']:.3f}", color=color),
     ]

@@ -2,12 +2,13 @@
 
 `replay.py [--pairs 1000] [--traces FILE.json.xz ...]` (this is `make bench-gate`)
 
-A pair is two runs of one unchanged service, mostly with a restart between them, and four fifths of their rounds, drawn
-anew and taken in another order: a thousand pairs from a handful of runs. No round counts twice in a pair, for that would
-add noise to what the machine really had (with replacement a fifth more, on the lab). Each side is measured as a switch
-measures it: round by round until it is known precisely enough or its time is up; where a run has no more rounds, the
-other runs of the same start go on. A doubtful second side is measured further, the same prompts again, while the trace
-has rounds for it. Exits with 1 when a target of the project is missed.
+A pair is two runs of one unchanged service, mostly with a restart between them, and four fifths of their
+rounds, drawn anew and taken in another order: a thousand pairs from a handful of runs. No round counts twice
+in a pair, for that would add noise to what the machine really had (with replacement a fifth more, on the
+lab). Each side is measured as a switch measures it: round by round until it is known precisely enough or its
+time is up; where a run has no more rounds, the other runs of the same start go on. A doubtful second side is
+measured further, the same prompts again, while the trace has rounds for it. Exits with 1 when a target of the
+project is missed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A proxy that makes a server slower by a known factor: each piece of an answer arrives `factor` times later.
 
-Stands between the probe and a real server, so that a slowdown of exactly 5 or 10 % can be recorded without touching
-the settings of the machine.  `slow_proxy.py PORT UPSTREAM_PORT FACTOR`
+Stands between the probe and a real server, so that a slowdown of exactly 5 or 10 % can be recorded without
+touching the settings of the machine.  `slow_proxy.py PORT UPSTREAM_PORT FACTOR`
 """
 
 from __future__ import annotations

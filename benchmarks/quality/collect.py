@@ -2,8 +2,8 @@
 
     python benchmarks/quality/collect.py --url URL --model NAME --runs N --out FILE
 
-The order of the questions decides which of them share a batch, and so how sums are rounded. Answers are kept with their
-text in the first run, and as graded entries in the others.
+The order of the questions decides which of them share a batch, and so how sums are rounded. Answers are kept
+with their text in the first run, and as graded entries in the others.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/quality/serve_all.py VLLM CHECKPOINTS OUT [--gpus 0,1] [--at-once 26]
 
-VLLM is the venv's `vllm`, CHECKPOINTS the directory that `tests/lab/lab/training/real_model.py` filled. Harmless variants are asked
-RUNS times; AWQ ones also under each of the kernels that the GPU can use. One JSON file for each, in OUT.
+VLLM is the venv's `vllm`, CHECKPOINTS the directory that `tests/lab/lab/training/real_model.py` filled.
+Harmless variants are asked RUNS times; AWQ ones also under each of the kernels that the GPU can use. One JSON
+file for each, in OUT.
 """
 
 from __future__ import annotations

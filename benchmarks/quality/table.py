@@ -1,4 +1,5 @@
-"""Judges what collect.py kept, pair by pair, with the product's own criteria, and prints the tables of README.md.
+"""Judges what collect.py kept, pair by pair, with the product's own criteria, and prints the tables of
+README.md.
 
     python benchmarks/quality/table.py answers.json.xz
 
@@ -131,7 +132,8 @@ def main() -> None:
         if "@" in name:
             print(repeated(kept, name.partition("@")[0], name))
     print(
-        "\n| perplexity | bits a token | spread of a piece | pass | inconclusive | fail |\n|--:|--:|--:|--:|--:|--:|"
+        "\n| perplexity | bits a token | spread of a piece | pass | inconclusive | fail"
+        " |\n|--:|--:|--:|--:|--:|--:|"
     )
     damage = spread_of(kept[BASE], kept["scales-5"])
     noise = spread_of(kept[BASE], kept["awq-g64-as-float16"])
@@ -141,8 +143,9 @@ def main() -> None:
     seconds = [kept[name]["alone_s"] for name in kept]
     bits_s = [kept[name]["likelihood_s"] for name in kept]
     print(
-        f"\n401 questions: median {statistics.median(seconds):.1f} s, {min(seconds):.1f} to {max(seconds):.1f};"
-        f" 24 pieces of text: median {statistics.median(bits_s):.2f} s, {min(bits_s):.2f} to {max(bits_s):.2f}"
+        f"\n401 questions: median {statistics.median(seconds):.1f} s, {min(seconds):.1f} to"
+        f" {max(seconds):.1f}; 24 pieces of text: median {statistics.median(bits_s):.2f} s,"
+        f" {min(bits_s):.2f} to {max(bits_s):.2f}"
     )
 
 

@@ -1,7 +1,9 @@
-"""What a host may answer: JSON from a machine that is not trusted, made into values that can be used without a second look.
+"""What a host may answer: JSON from a machine that is not trusted, made into values that can be used without
+a second look.
 
-The one place where that happens, for facts and for the commands of operations. An answer that is none of these is a
-HostError, which stops that host alone. Text stays as it is: it is made printable where it is printed (printable.py).
+The one place where that happens, for facts and for the commands of operations. An answer that is none of
+these is a HostError, which stops that host alone. Text stays as it is: it is made printable where it is
+printed (printable.py).
 """
 
 from __future__ import annotations
@@ -305,7 +307,9 @@ STATUS = mapping(
 
 
 def evidence(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `TOLD` allowed, without the evidence that is none: that is named as left out, and costs nothing else."""
+    """What `TOLD` allowed, without the evidence that is none: that is named as left out, and costs nothing
+    else.
+    """
     for service in told:
         for switch in service["transactions"]:
             if not switch["entries"]:

@@ -1,9 +1,10 @@
-"""Asks the hosts of an inventory something, in parallel, and lets no host that is down keep the others from answering.
+"""Asks the hosts of an inventory something, in parallel, and lets no host that is down keep the others from
+answering.
 
-The commands that only look go through here. With operations/, facts/, fleet.py, spoken.py and inventory.py it is what
-imports pyinfra: hosts are reached exactly as `pyinfra INVENTORY deploy.py` reaches them (ssh_*, `_sudo` and host keys of
-the inventory). It runs no operation, and changes nothing unless the question does: only `calibrate` and `prune --yes` ask
-for something to be done.
+The commands that only look go through here. With operations/, facts/, fleet.py, spoken.py and inventory.py it
+is what imports pyinfra: hosts are reached exactly as `pyinfra INVENTORY deploy.py` reaches them (ssh_*,
+`_sudo` and host keys of the inventory). It runs no operation, and changes nothing unless the question does:
+only `calibrate` and `prune --yes` ask for something to be done.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Hosts:
         return [host.name for host in self._hosts]
 
     def ask(self, question: Callable[[Host], T], limit_s: float | None = LIMIT_S) -> list[Answer[T]]:
-        """The answer of each host, in the inventory's order; whatever goes wrong on one is its answer's `problem`.
+        """The answer of each host, in the inventory's order; whatever goes wrong on one is its answer's
+        `problem`.
 
         + limit_s: None waits as long as the question itself does
         """

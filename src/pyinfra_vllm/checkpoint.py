@@ -1,7 +1,8 @@
 """Checkpoints: which files, of which size and content, each declared model means.
 
-`checkpoints.lock.yaml` is the record of that; every rollout reads it and nothing here talks to a host or to a network
-(`hub` asks the Hub). A lock file is read strictly: one entry that can't be trusted makes the whole file an error.
+`checkpoints.lock.yaml` is the record of that; every rollout reads it and nothing here talks to a host or to a
+network (`hub` asks the Hub). A lock file is read strictly: one entry that can't be trusted makes the whole
+file an error.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ HEADER = """\
 # Which files each declared model means: written by `pyinfra-vllm lock`, read by every rollout, kept in version control.
 # A rollout fetches exactly these bytes. To move a branch or a tag forward run `pyinfra-vllm lock`, then read the diff.
 # config: what config.json says (used for memory fit and tuning). weights_bytes: all safetensors files together.
-"""
+"""  # noqa: E501
 
 MOST_FILES = 4096  # the largest public checkpoints have a few hundred shards
 MOST_BYTES = 8 * 1024**4  # 8 TiB: beyond any model that one host could serve
@@ -78,7 +79,10 @@ class Checkpoint:
         return any(file.path.endswith(".py") for file in self.files)
 
     def directory(self, root: str) -> str:
-        """Where a host keeps it. A repository's name can't hold ``--`` (checked), so no two share a directory."""
+        """Where a host keeps it.
+
+        A repository's name can't hold ``--`` (checked), so no two share a directory.
+        """
         return f"{root.rstrip('/')}/checkpoints/{self.repo.replace('/', '--')}/{self.commit}"
 
 
@@ -103,7 +107,10 @@ class Lock:
         return tuple(self._entries[name] for name in sorted(self._entries))
 
     def get(self, repo: str, revision: str = "main") -> Checkpoint:
-        """The checkpoint that `repo` at `revision` means. Raises LockError, naming what to do, when it has no entry."""
+        """The checkpoint that `repo` at `revision` means.
+
+        Raises LockError, naming what to do, when it has no entry.
+        """
         entry = self._entries.get(f"{repo}@{revision}")
         if entry is None:
             known = ", ".join(e.revision for e in self.entries if e.repo == repo)
@@ -129,7 +136,10 @@ class Lock:
 
     @classmethod
     def load(cls, path: Path | str = LOCK_FILE) -> Lock:
-        """Read a lock file. Raises LockError, naming the entry and the key, for anything that can't be trusted."""
+        """Read a lock file.
+
+        Raises LockError, naming the entry and the key, for anything that can't be trusted.
+        """
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
@@ -149,12 +159,15 @@ class Lock:
             durable.write_text(target, render(self.entries), durable.PUBLIC)
         except OSError as error:
             raise LockError(
-                f"{target} can't be written: {error.strerror}. It is as it was. Make room or the folder writable, and run again."
+                f"{target} can't be written: {error.strerror}. It is as it was. Make room or the folder"
+                " writable, and run again."
             ) from error
 
 
 def render(entries: Iterable[Checkpoint]) -> str:
-    """The text of a lock file: sorted, one file a line, so that a diff shows what changed and nothing else."""
+    """The text of a lock file: sorted, one file a line, so that a diff shows what changed and
+    nothing else.
+    """
     ordered = sorted(entries, key=lambda entry: entry.name)
     document = {"schema": SCHEMA, "checkpoints": {entry.name: _as_dict(entry) for entry in ordered}}
     return HEADER + yaml.dump(
@@ -248,7 +261,9 @@ def parse(text: str, name: str = str(LOCK_FILE)) -> tuple[Checkpoint, ...]:
 
 
 class _Reader:
-    """Takes one entry of a lock file apart; every complaint names the file, the entry, the key and the fix."""
+    """Takes one entry of a lock file apart; every complaint names the file, the entry, the key
+    and the fix.
+    """
 
     def __init__(self, file: str, entry: str) -> None:
         self.file = file
@@ -348,7 +363,9 @@ def refuse_revision(revision: str) -> str | None:
 
 
 def refuse_files(files: Iterable[File]) -> str | None:
-    """Why a set of files can't be one checkpoint, or None: a name that is also a folder, or too much in all."""
+    """Why a set of files can't be one checkpoint, or None: a name that is also a folder, or too
+    much in all.
+    """
     paths = [file.path for file in files]
     folders = {"/".join(path.split("/")[:depth]) for path in paths for depth in range(1, path.count("/") + 1)}
     if clash := folders.intersection(paths):

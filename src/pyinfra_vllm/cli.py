@@ -1,7 +1,8 @@
-"""The `pyinfra-vllm` command: finds the command's module, runs it, and turns expected failures into exit codes.
+"""The `pyinfra-vllm` command: finds the command's module, runs it, and turns expected failures into exit
+codes.
 
-Results go to stdout, messages to stderr. Each command lives in `commands/` and is imported only when it is used, so
-that `resolve` does not wait for what `lock` needs.
+Results go to stdout, messages to stderr. Each command lives in `commands/` and is imported only when it is
+used, so that `resolve` does not wait for what `lock` needs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ COMMANDS = {
     "schedule": "Print or install the timer for unattended rollouts.",
 }
 INTERRUPTED = 130
-# A mistake of this program is none of the outcomes that 0 to 4 stand for: 1 would be taken for a verdict (sysexits.h: EX_SOFTWARE).
+# A mistake of this program is none of the outcomes that 0 to 4 stand for: 1 would be taken for a verdict
+# (sysexits.h: EX_SOFTWARE).
 UNEXPECTED = 70
 TRACEBACK_VARIABLE = "PYINFRA_VLLM_TRACEBACK"
 
@@ -60,7 +62,10 @@ class _Commands(click.Group):
 @click.command(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 failed, 2 invalid and nothing touched, 3 inconclusive, 4 deferred by a window, 70 a mistake of this program.",
+    epilog=(
+        "Exit codes: 0 done, 1 failed, 2 invalid and nothing touched, 3 inconclusive, 4 deferred by a"
+        " window, 70 a mistake of this program."
+    ),
 )
 @click.version_option(importlib.metadata.version("pyinfra-vllm"), prog_name="pyinfra-vllm")
 def cli() -> None:
@@ -78,7 +83,9 @@ def _unexpected(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with its code; a last net keeps every surprise from being taken for an outcome."""
+    """Runs one command and exits with its code; a last net keeps every surprise from being taken for an
+    outcome.
+    """
     try:
         result = cli.main(args=arguments, prog_name="pyinfra-vllm", standalone_mode=False)
     except RolloutError as error:

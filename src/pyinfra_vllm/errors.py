@@ -1,7 +1,8 @@
 """One exception class for each cause that an operator can act on.
 
 The message says what happened, what was left untouched and what to do. The command line prints it without a
-traceback and exits with the class's code (DESIGN: 1 failed, 2 nothing was touched, 3 inconclusive, 4 deferred).
+traceback and exits with the class's code (DESIGN: 1 failed, 2 nothing was touched, 3 inconclusive, 4
+deferred).
 """
 
 from .printable import printable
@@ -14,13 +15,19 @@ class RolloutError(Exception):
 
 
 class DeclarationError(RolloutError):
-    """What the operator declared is invalid: names the file, the key, the value and the fix. No host was touched."""
+    """What the operator declared is invalid: names the file, the key, the value and the fix.
+
+    No host was touched.
+    """
 
     exit_code = 2
 
 
 class LockError(RolloutError):
-    """`checkpoints.lock.yaml` has no entry for a declared model, or one for something else. No host was touched."""
+    """`checkpoints.lock.yaml` has no entry for a declared model, or one for something else.
+
+    No host was touched.
+    """
 
     exit_code = 2
 

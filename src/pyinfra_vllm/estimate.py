@@ -1,7 +1,10 @@
-"""How long a switch and its rollback may take on one host: what a window must have left for one to begin. Pure.
+"""How long a switch and its rollback may take on one host: what a window must have left for one to begin.
 
-Measured in the host's own record of earlier switches, with all the measuring that the gate allows, else declared. A declared
-estimate is the least in any case: it is the operator's word about releases that the record does not know yet.
+Pure.
+
+Measured in the host's own record of earlier switches, with all the measuring that the gate allows, else
+declared. A declared estimate is the least in any case: it is the operator's word about releases that the
+record does not know yet.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from .config import Service
 from .on_host.order import ROLLOUT
 
 NEWEST = 5
-# On the largest of so few: a switch that takes half as long again as any before it must still be undone in time.
+# On the largest of so few: a switch that takes half as long again as any before it must still be undone in
+# time.
 FACTOR = 1.5
 COUNTED = ("committed", "rolled_back")
 
@@ -29,7 +33,9 @@ class Estimate:
 
 
 def estimate(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> Estimate:
-    """The estimate that counts; `history` is the host's record of this service, oldest first (on_host/observe.py)."""
+    """The estimate that counts; `history` is the host's record of this service, oldest first
+    (on_host/observe.py).
+    """
     by_operator = "switch_estimate" in service.model_fields_set
     declared = Estimate(service.switch_estimate, "declared" if by_operator else "the default")
     measured = _measured(service, history)
@@ -39,8 +45,9 @@ def estimate(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> Est
 
 
 def way_back(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> timedelta:
-    """What a window must keep for the way back when a switch goes on measuring: the longest there was, with a margin; a third
-    of the estimate where there was none."""
+    """What a window must keep for the way back when a switch goes on measuring: the longest there was, with a
+    margin; a third of the estimate where there was none.
+    """
     whole = _whole(history)
     if not whole:
         return service.switch_estimate / 3
@@ -48,8 +55,10 @@ def way_back(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> tim
 
 
 def _measured(service: Service, history: Sequence[Mapping[str, Any]]) -> Estimate | None:
-    """The longest way there and the longest way back among the newest whole switches, with a margin on both. Measuring
-    counts with the most that the gate may take for it: what ended soon the last time may be doubtful the next time."""
+    """The longest way there and the longest way back among the newest whole switches, with a margin on both.
+    Measuring counts with the most that the gate may take for it: what ended soon the last time may be
+    doubtful the next time.
+    """
     whole = _whole(history)
     if not whole:
         return None

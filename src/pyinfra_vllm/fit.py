@@ -1,7 +1,8 @@
 """How much memory a model takes on a GPU, and how many tokens of KV cache are left. Arithmetic only.
 
-All figures are for one GPU: of a tensor-parallel group, and of the fullest pipeline stage. The formulas are vLLM's own where it has one (KV cache pages,
-the share of memory it takes) and estimates fitted to its logs elsewhere (`runtimes.yaml`, section memory).
+All figures are for one GPU: of a tensor-parallel group, and of the fullest pipeline stage. The formulas are
+vLLM's own where it has one (KV cache pages, the share of memory it takes) and estimates fitted to its logs
+elsewhere (`runtimes.yaml`, section memory).
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class Load:
 
 @dataclass(frozen=True)
 class Fit:
-    """The prediction, in bytes for one GPU and tokens. `max_concurrency` is full-length requests at a time."""
+    """The prediction, in bytes for one GPU and tokens.
+
+    `max_concurrency` is full-length requests at a time.
+    """
 
     weights_bytes: int
     kv_bytes_per_token: int
@@ -89,7 +93,9 @@ def predict(shape: Shape, gpu: Gpu, load: Load) -> Fit:
 
 
 def weights_bytes(shape: Shape, load: Load) -> int:
-    """Bytes of weights on one GPU: the checkpoint's tensors, what loading adds, and what the kernel repacks."""
+    """Bytes of weights on one GPU: the checkpoint's tensors, what loading adds, and what the
+    kernel repacks.
+    """
     memory = table("runtimes.yaml")["memory"]
     total = float(_loaded_bytes(shape, load))
     quantization = shape.quantization
@@ -111,7 +117,8 @@ def _of_stage(layers: int, load: Load) -> int:
 def value_bytes(load: Load) -> int:
     """Bytes of one unquantized value while it is served.
 
-    `auto` is 16 bits whatever the checkpoint holds: 32 bits are cast to those (config/model.py _resolve_auto_dtype).
+    `auto` is 16 bits whatever the checkpoint holds: 32 bits are cast to those (config/model.py
+    _resolve_auto_dtype).
     """
     return DTYPE_BYTES.get(load.dtype, 2)
 
@@ -131,7 +138,8 @@ def _loaded_bytes(shape: Shape, load: Load) -> float:
 
 
 def checkpoint_bytes(shape: Shape, width: int = 2, text_only: bool = False) -> int:
-    """Bytes of a checkpoint's tensors by its shape: for models that have not been locked (else sizes are known).
+    """Bytes of a checkpoint's tensors by its shape: for models that have not been locked (else sizes are
+    known).
 
     + width: bytes of an unquantized value
     + text_only: without the vision tower
@@ -150,7 +158,9 @@ def checkpoint_bytes(shape: Shape, width: int = 2, text_only: bool = False) -> i
 
 
 def draft_parameters(shape: Shape, load: Load) -> int:
-    """Parameters of the multi-token prediction that runs: its layers and the projection of two hidden states to one."""
+    """Parameters of the multi-token prediction that runs: its layers and the projection of two hidden states
+    to one.
+    """
     if not load.draft_layers:
         return 0
     layer = _attention_parameters(shape) + _mlp_parameters(shape)
@@ -186,7 +196,8 @@ def _mlp_parameters(shape: Shape) -> int:
 
 
 def kv_bytes_per_token(shape: Shape, load: Load) -> int:
-    """vLLM's page size per token (v1/kv_cache_interface.py): layers x KV heads x (K + V) x bytes; heads are never split.
+    """VLLM's page size per token (v1/kv_cache_interface.py): layers x KV heads x (K + V) x bytes; heads are
+    never split.
 
     A layer that drafts has full attention and a cache of its own (models/qwen3_5_mtp.py, `layer_type`).
     """
@@ -207,11 +218,12 @@ def kv_value_bytes(load: Load) -> float:
 
 
 def state_bytes_per_sequence(shape: Shape, load: Load) -> int:
-    """What the linear-attention layers keep for each sequence: convolution windows in 16 bits, states in 32 bits.
+    """What the linear-attention layers keep for each sequence: convolution windows in 16 bits, states in 32
+    bits.
 
-    How many of both: MambaSpec.max_memory_usage_bytes (v1/kv_cache_interface.py, 0.32.0): one for the sequence and one
-    for each drafted token, and with prefix caching (cache mode `align`) one more. Each window also holds the drafted
-    tokens (MambaStateShapeCalculator.gated_delta_net_state_shape).
+    How many of both: MambaSpec.max_memory_usage_bytes (v1/kv_cache_interface.py, 0.32.0): one for the
+    sequence and one for each drafted token, and with prefix caching (cache mode `align`) one more. Each
+    window also holds the drafted tokens (MambaStateShapeCalculator.gated_delta_net_state_shape).
     """
     if not shape.hybrid or not shape.linear_heads:
         return 0
@@ -225,7 +237,9 @@ def state_bytes_per_sequence(shape: Shape, load: Load) -> int:
 
 
 def overhead_bytes(shape: Shape, load: Load) -> int:
-    """Estimated bytes beside weights and KV cache: CUDA context, the peak of one profiled step, CUDA graphs."""
+    """Estimated bytes beside weights and KV cache: CUDA context, the peak of one profiled step,
+    CUDA graphs.
+    """
     memory = table("runtimes.yaml")["memory"]
     return int(memory["context_gib"] * GIB + peak_bytes(shape, load) + graph_bytes(shape, load))
 
@@ -256,7 +270,9 @@ def captured_sizes(load: Load) -> int:
 
 
 def longest(shape: Shape, fit: Fit, load: Load) -> int:
-    """The largest max_model_len, in steps of 256 tokens, of which one request has room where `fit` was predicted."""
+    """The largest max_model_len, in steps of 256 tokens, of which one request has room where `fit` was
+    predicted.
+    """
     room = fit.kv_room_bytes - state_bytes_per_sequence(shape, load)
     tokens = max(0, room) // max(1, fit.kv_bytes_per_token)
     return min(tokens, shape.max_position or tokens) // 256 * 256

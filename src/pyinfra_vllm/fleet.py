@@ -1,7 +1,9 @@
-"""Loads the declaration of a whole fleet: inventory and group data, layer by layer, checked before any host is contacted.
+"""Loads the declaration of a whole fleet: inventory and group data, layer by layer, checked before any host
+is contacted.
 
-`check()` is pyinfra's hook (top-level config.py calls it), `declared()` is what deploy.py uses, `way_back()` and
-`root_of()` are what rollback.py uses, `load()` serves the `pyinfra-vllm` commands. inventory.py has the layers' order.
+`check()` is pyinfra's hook (top-level config.py calls it), `declared()` is what deploy.py uses, `way_back()`
+and `root_of()` are what rollback.py uses, `load()` serves the `pyinfra-vllm` commands. inventory.py has the
+layers' order.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ _way_back: WayBack | None = None
 class InvalidDeclaration(CliError, PyinfraError):  # type: ignore[misc]  # pyinfra_cli is untyped
     """Stops the pyinfra command line with one message and exit code 2.
 
-    Both bases are needed: pyinfra lets a PyinfraError out of config.py as it is, and prints a CliError without traceback.
+    Both bases are needed: pyinfra lets a PyinfraError out of config.py as it is, and prints a CliError
+    without traceback.
     """
 
     def __init__(self, error: RolloutError) -> None:
@@ -75,8 +78,8 @@ def load(
 ) -> Fleet:
     """The checked fleet of an inventory file, relative to the current directory.
 
-    `overrides` are the values of `--data`, already parsed; `need_lock=False` is for commands that read the declaration
-    without rolling it out: then neither the lock file nor the secrets must be there.
+    `overrides` are the values of `--data`, already parsed; `need_lock=False` is for commands that read the
+    declaration without rolling it out: then neither the lock file nor the secrets must be there.
     Raises DeclarationError with everything that is wrong, or LockError.
     """
     path = str(inventory)
@@ -88,8 +91,8 @@ def load(
 def check() -> None:
     """Validates what the running pyinfra command is about, before it loads the inventory or contacts a host.
 
-    Does nothing unless deploy files are run, so that `pyinfra INVENTORY exec`, `fact` and the like stay usable. Raises
-    InvalidDeclaration, which ends pyinfra with exit code 2.
+    Does nothing unless deploy files are run, so that `pyinfra INVENTORY exec`, `fact` and the like stay
+    usable. Raises InvalidDeclaration, which ends pyinfra with exit code 2.
     """
     hearing.guard()
     pyinfra_command.order_groups()
@@ -144,7 +147,9 @@ def declared() -> Fleet:
 
 
 def way_back() -> WayBack:
-    """What rollback.py was told: what `check()` read, or else what the running inventory was given by `--data`."""
+    """What rollback.py was told: what `check()` read, or else what the running inventory was given by
+    `--data`.
+    """
     global _way_back
     if _way_back is None:
         try:
@@ -210,7 +215,9 @@ def _check_keys(inventory: Inventory, files: inventories.Files, problems: Proble
 def _check_secrets(
     hosts: Mapping[str, Declared], merged: Mapping[str, Merged], selected: tuple[str, ...], problems: Problems
 ) -> None:
-    """Each secret that this run needs must be there now, and whole: no host may be left half way for want of one."""
+    """Each secret that this run needs must be there now, and whole: no host may be left half way for want of
+    one.
+    """
     for name in selected:
         for service in hosts[name].services:
             for on_host, on_control in service.secrets.items():
@@ -235,7 +242,10 @@ def _unusable(name: str, secret: str | None) -> str:
 
 
 def _locked(hosts: Mapping[str, Declared]) -> Lock:
-    """The lock file, with an entry for every declared model. Raises LockError, or DeclarationError where no Hub can be meant."""
+    """The lock file, with an entry for every declared model.
+
+    Raises LockError, or DeclarationError where no Hub can be meant.
+    """
     models = {(item.model, item.revision) for host in hosts.values() for item in host.services}
     if not models:
         return Lock()
@@ -254,10 +264,14 @@ def _locked(hosts: Mapping[str, Declared]) -> Lock:
 
 
 def _refuse_code(hosts: Mapping[str, Declared], lock: Lock) -> None:
-    """A checkpoint locked with code of its own serves only where a reason says so. Raises CheckpointRefused."""
+    """A checkpoint locked with code of its own serves only where a reason says so.
+
+    Raises CheckpointRefused.
+    """
     refused = [
-        f"{host}: service {service.name}: {service.model} is locked with Python code of its own, and the service does not "
-        f"allow it. No host was contacted. Declare why it may run (`allow_code`), or run `pyinfra-vllm lock` without it."
+        f"{host}: service {service.name}: {service.model} is locked with Python code of its own, and the"
+        " service does not allow it. No host was contacted. Declare why it may run (`allow_code`), or run"
+        " `pyinfra-vllm lock` without it."
         for host, declared in hosts.items()
         for service in declared.services
         if not service.allow_code and lock.get(service.model, service.revision).brings_code

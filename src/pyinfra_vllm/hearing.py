@@ -1,7 +1,8 @@
 """Bounds what a host may say through pyinfra, and makes printable what pyinfra logs of it.
 
-pyinfra reads a command's output to its end into memory, and decodes it strictly: a host that never stops would take all
-memory, and bytes that are no text end in a traceback. Both would be the end of a run for every host.
+pyinfra reads a command's output to its end into memory, and decodes it strictly: a host that never stops
+would take all memory, and bytes that are no text end in a traceback. Both would be the end of a run for every
+host.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Heard:
 def _read_bounded(
     stdout_buffer: Any, stderr_buffer: Any, timeout: int | None, print_output: bool, print_prefix: str
 ) -> CommandOutput:
-    """In the place of pyinfra's own, whose arguments these are: the buffers are paramiko's, on one channel."""
+    """In the place of pyinfra's own, whose arguments these are: the buffers are paramiko's, on
+    one channel.
+    """
     channel = stdout_buffer.channel
     heard = Heard(channel.close)
     try:
@@ -105,7 +108,10 @@ class _Echo:
 
 
 def guard() -> None:
-    """From now on no host can say too much, and whatever pyinfra shows of it is printable. Twice does no more."""
+    """From now on no host can say too much, and whatever pyinfra shows of it is printable.
+
+    Twice does no more.
+    """
     ssh.read_output_buffers = _read_bounded
     logger = logging.getLogger("pyinfra")
     if not any(isinstance(item, _Printable) for item in logger.filters):

@@ -1,8 +1,8 @@
 """What the Hub says of a repository, made into a `Checkpoint` that can be trusted to serve.
 
-Everything that the Hub answers is untrusted: names, sizes and hashes are checked here, before they are written to the
-lock file, and the few small files read on the way (config.json and the like) are held to the size and hash listed.
-Nothing is kept: no cache is written, no weights are downloaded.
+Everything that the Hub answers is untrusted: names, sizes and hashes are checked here, before they are
+written to the lock file, and the few small files read on the way (config.json and the like) are held to the
+size and hash listed. Nothing is kept: no cache is written, no weights are downloaded.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ NAME_CODE = (
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
-# What vLLM and transformers read beside the weights, at the top of a repository (by name; the rest is left out).
+# What vLLM and transformers read beside the weights, at the top of a repository (by name; the rest is left
+# out).
 _NEEDED = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template|"
     r"preprocessor_config|processor_config|video_preprocessor_config|quantization_config|quant_config|quantize_config|"
@@ -80,10 +81,12 @@ class Hub:
     def checkpoint(self, repo: str, revision: str = "main", *, allow_code: bool = False) -> Checkpoint:
         """The checkpoint that `repo` at `revision` means now.
 
-        + allow_code: keep the repository's Python files and accept `auto_map` (a service declares `allow_code`
+        + allow_code: keep the repository's Python files and accept `auto_map` (a service declares
+            `allow_code`
           with a reason)
 
-        Raises CheckpointRefused for what must not be served and HubError for what the Hub did not or must not answer.
+        Raises CheckpointRefused for what must not be served and HubError for what the Hub did not or must not
+        answer.
         """
         for value, reason in (
             (repo, checkpoint.refuse_repository(repo)),
@@ -122,7 +125,9 @@ class Hub:
         return commit, tuple(file for file in files if not manifest.unsafe(file.path))
 
     def _info(self, repo: str, revision: str) -> ModelInfo:
-        """What `HfApi.model_info` asks and how it reads the answer; it would take an answer without end, too."""
+        """What `HfApi.model_info` asks and how it reads the answer; it would take an answer
+        without end, too.
+        """
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
         return ModelInfo(
             **json.loads(self._body(url, LARGEST_ANSWER_BYTES, f"about {repo} than it can have to say"))
@@ -160,9 +165,9 @@ class Hub:
         for path, content in configurations.items():
             if content.get("auto_map"):
                 raise CheckpointRefused(
-                    f"{repo}: {path} names code of its own (auto_map), which runs only with trust_remote_code. "
-                    f"Nothing was written. Use a repository at which config.json alone says what the model is, or read the code and "
-                    f"declare why it may run: `allow_code`."
+                    f"{repo}: {path} names code of its own (auto_map), which runs only with"
+                    " trust_remote_code. Nothing was written. Use a repository at which config.json alone"
+                    " says what the model is, or read the code and declare why it may run: `allow_code`."
                 )
 
     def _json(self, repo: str, commit: str, file: File) -> dict[str, Any]:
@@ -185,7 +190,10 @@ class Hub:
         return self._body(url, file.size, f"of {repo}/{file.path} than it lists")
 
     def _body(self, url: str, limit: int, more: str) -> bytes:
-        """The body of an answer of at most `limit` bytes: an endless or a slow one ends here. Raises HubError."""
+        """The body of an answer of at most `limit` bytes: an endless or a slow one ends here.
+
+        Raises HubError.
+        """
         deadline = time.monotonic() + READ_DEADLINE_S
         for _ in range(MOST_REDIRECTS):
             answer = self._answer(url, limit, more, deadline)
@@ -195,8 +203,9 @@ class Hub:
         raise HubError(f"{self.endpoint} redirects more than {MOST_REDIRECTS} times")
 
     def _answer(self, url: str, limit: int, more: str, deadline: float) -> bytes | str:
-        """The body that one URL answers, or the URL that it redirects to. No byte of it is decompressed or read past a limit:
-        the client by itself would do both with the body of a redirect or an error."""
+        """The body that one URL answers, or the URL that it redirects to. No byte of it is decompressed or
+        read past a limit: the client by itself would do both with the body of a redirect or an error.
+        """
         session = get_session()
         request = session.build_request("GET", url, headers=self._headers(url), timeout=TIMEOUT_S)
         response = session.send(request, stream=True, follow_redirects=False)
@@ -253,7 +262,8 @@ class Hub:
             raise HubError(f"{repo} on {self.endpoint} has no such revision. {untouched}") from error
         except RepositoryNotFoundError as error:
             raise HubError(
-                f"{repo} is not on {self.endpoint}, or is private: check the name, or set HF_TOKEN. {untouched}"
+                f"{repo} is not on {self.endpoint}, or is private: check the name, or set HF_TOKEN."
+                f" {untouched}"
             ) from error
         except Exception as error:  # whatever the client raises for what an untrusted server sends
             raise HubError(
@@ -325,7 +335,9 @@ def _indexed(repo: str, weights: Mapping[str, File], index: Mapping[str, Any]) -
 
 
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What memory fit and tuning may need of config.json: plain values, without long texts and label tables."""
+    """What memory fit and tuning may need of config.json: plain values, without long texts and
+    label tables.
+    """
     return {key: value for key, value in _facts(config, 1).items() if value != {}}
 
 

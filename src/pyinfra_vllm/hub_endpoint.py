@@ -1,4 +1,6 @@
-"""Which Hub, and whether it may have the token: read from HF_ENDPOINT and checked before `huggingface_hub` is imported."""
+"""Which Hub, and whether it may have the token: read from HF_ENDPOINT and checked before `huggingface_hub` is
+imported.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
 def endpoint() -> str:
-    """The Hub's base URL without a slash at its end. Raises DeclarationError for a variable that holds no such URL."""
+    """The Hub's base URL without a slash at its end.
+
+    Raises DeclarationError for a variable that holds no such URL.
+    """
     declared = os.environ.get(VARIABLE) or DEFAULT_ENDPOINT
     try:
         parts = urlsplit(declared)
@@ -24,8 +29,8 @@ def endpoint() -> str:
         usable = False
     if not usable or not declared.isprintable() or " " in declared:
         raise DeclarationError(
-            f"The environment variable {VARIABLE} = {shown(VARIABLE, declared)} is not the URL of a Hub: set it to one "
-            f"like {DEFAULT_ENDPOINT}, or unset it. Nothing was touched."
+            f"The environment variable {VARIABLE} = {shown(VARIABLE, declared)} is not the URL of a Hub: set"
+            f" it to one like {DEFAULT_ENDPOINT}, or unset it. Nothing was touched."
         )
     return declared.rstrip("/")
 
@@ -43,15 +48,18 @@ def token(to: str | None = None) -> str | None:
     found = get_token()
     if found and not may_have_token(where):
         raise DeclarationError(
-            f"The environment variable {VARIABLE} = {shown(VARIABLE, where)} is not encrypted, and there is a token (HF_TOKEN, or of "
-            f"`hf auth login`), which everybody on the way could read. Nothing was sent or touched. Use an https:// URL, unset the "
-            f"token where all models are public, or set {TOKEN_ANYWAY}=1 where nobody else is on that network."
+            f"The environment variable {VARIABLE} = {shown(VARIABLE, where)} is not encrypted, and there is"
+            " a token (HF_TOKEN, or of `hf auth login`), which everybody on the way could read. Nothing was"
+            " sent or touched. Use an https:// URL, unset the token where all models are public, or set"
+            f" {TOKEN_ANYWAY}=1 where nobody else is on that network."
         )
     return found
 
 
 def may_have_token(where: str) -> bool:
-    """Whether a token stays between us and that Hub: encrypted, on this very machine, or as the operator accepts it."""
+    """Whether a token stays between us and that Hub: encrypted, on this very machine, or as the operator
+    accepts it.
+    """
     parts = urlsplit(where)
     return (
         parts.scheme == "https" or _is_loopback(parts.hostname or "") or os.environ.get(TOKEN_ANYWAY) == "1"

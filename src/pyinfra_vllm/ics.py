@@ -1,7 +1,7 @@
 """Reads the closed days and hours of an iCalendar file: events with a start and an end, all-day or timed.
 
-Small on purpose. What it can't read for certain (repeating events, unknown timezones, durations) is an error that
-names the file and the line, never a day silently left open.
+Small on purpose. What it can't read for certain (repeating events, unknown timezones, durations) is an error
+that names the file and the line, never a day silently left open.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def parse_calendar(text: str, name: str = "calendar") -> tuple[Days | Interval, 
 
 
 def _unfolded(text: str) -> list[tuple[int, str]]:
-    """Content lines with the number of their first line; a line that begins with a blank continues the one before."""
+    """Content lines with the number of their first line; a line that begins with a blank continues the one
+    before.
+    """
     lines: list[tuple[int, str]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if line[:1] in (" ", "\t") and lines:

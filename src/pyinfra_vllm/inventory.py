@@ -1,7 +1,8 @@
-"""Loads an inventory file as pyinfra does, finds the hosts that a pattern means, and the layers of data of each host.
+"""Loads an inventory file as pyinfra does, finds the hosts that a pattern means, and the layers of data of
+each host.
 
-Contacts none of them. Layers go from general to particular: all, the inventory, groups in the inventory's order, host,
---data. Names decide that, never how many hosts a group happens to hold.
+Contacts none of them. Layers go from general to particular: all, the inventory, groups in the inventory's
+order, host, --data. Names decide that, never how many hosts a group happens to hold.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def load(path: str, data: Mapping[str, Any], group_data: Sequence[str]) -> Inven
 def in_order(inventory: Inventory, path: str) -> Inventory:
     """The inventory of the file `path`, with each host's groups from general to particular.
 
-    pyinfra makes a group of the file's name and lists it last, where `group_data/<inventory>.py` would win over
-    `group_data/<group>.py`. Its own settings (`host.data`) are read from these same lists.
+    pyinfra makes a group of the file's name and lists it last, where `group_data/<inventory>.py` would win
+    over `group_data/<group>.py`. Its own settings (`host.data`) are read from these same lists.
     """
     own = Path(path).name.rsplit(".", 1)[0] if Path(path).is_file() else None
     for host in inventory:
@@ -76,7 +77,9 @@ def shortened(path: str) -> str:
 
 
 class Files:
-    """Which file declares a key: group data is executed by pyinfra, which does not remember where a value was."""
+    """Which file declares a key: group data is executed by pyinfra, which does not remember where a value
+    was.
+    """
 
     def __init__(self, inventory: str, cwd: str, group_data: Sequence[str]) -> None:
         self.inventory = shortened(inventory)
@@ -111,7 +114,9 @@ def layers(inventory: Inventory, name: str, files: Files) -> Iterator[Layer]:
 
 
 def root_of(host: Host) -> str:
-    """Where a host keeps our files: what a rollout would use, also while the rest of the declaration is broken."""
+    """Where a host keeps our files: what a rollout would use, also while the rest of the declaration is
+    broken.
+    """
     inventory: Inventory = host.inventory
     found: Any = DEFAULT_ROOT
     groups = [values for _, values in _groups(inventory, host.name)]

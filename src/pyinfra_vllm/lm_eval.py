@@ -1,4 +1,5 @@
-"""The operator's own lm-evaluation-harness: runs it against a server, and reads what it wrote as scores for a record.
+"""The operator's own lm-evaluation-harness: runs it against a server, and reads what it wrote as scores for a
+record.
 
 Judges nothing. It takes hours where the probe takes minutes, so it is for outside the window.
 """
@@ -51,12 +52,16 @@ def check_installed() -> None:
     """Raises DeclarationError, before anyone has waited for anything."""
     if shutil.which(PROGRAM) is None:
         raise DeclarationError(
-            f"--lm-eval needs `{PROGRAM}` on the PATH: install lm-evaluation-harness with `pip install 'lm_eval[api]'`"
+            f"--lm-eval needs `{PROGRAM}` on the PATH: install lm-evaluation-harness with `pip install"
+            " 'lm_eval[api]'`"
         )
 
 
 def command(url: str, model: str, tasks: str, tokenizer: str | None, folder: str) -> list[str]:
-    """Its command line (0.4.8 and newer). Likelihoods need plain completions and a tokenizer; chat needs neither."""
+    """Its command line (0.4.8 and newer).
+
+    Likelihoods need plain completions and a tokenizer; chat needs neither.
+    """
     kind, path = (
         ("local-completions", "completions") if tokenizer else ("local-chat-completions", "chat/completions")
     )
@@ -86,7 +91,9 @@ def read(path: Path) -> Scores:
 
 
 def _scores(results: dict[str, Any]) -> Scores:
-    """`TASK/METRIC` -> value and standard error. lm_eval names a metric `name,filter`; the filter `none` is left out."""
+    """`TASK/METRIC` -> value and standard error. lm_eval names a metric `name,filter`; the filter `none` is
+    left out.
+    """
     found: Scores = {}
     for task, metrics in results.items():
         for key, value in metrics.items() if isinstance(metrics, dict) else ():

@@ -1,7 +1,8 @@
-"""Makes text from elsewhere safe to print: what a host, a server or a Hub said must not steer the operator's terminal.
+"""Makes text from elsewhere safe to print: what a host, a server or a Hub said must not steer the operator's
+terminal.
 
-The one home of that rule. Every path to a person's eyes goes through it: pyinfra's log (hearing.py), tables, lines and the
-report. JSON stays data: its own escapes are safe on a terminal.
+The one home of that rule. Every path to a person's eyes goes through it: pyinfra's log (hearing.py), tables,
+lines and the report. JSON stays data: its own escapes are safe on a terminal.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import re
 
 LONGEST = 2000  # characters of one line; a longer one says how much was left out
 LONGEST_LOGGED = 20_000  # pyinfra's debug log has whole programs in one line
-# Invisible though Unicode does not call them control or format characters (Default_Ignorable_Code_Point, and blanks).
+# Invisible though Unicode does not call them control or format characters (Default_Ignorable_Code_Point, and
+# blanks).
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
@@ -19,7 +21,9 @@ _BREAKS = re.compile(r"\r?\n|\t")
 
 
 def printable(text: object, longest: int = LONGEST) -> str:
-    """One line in which every character shows: controls, escapes, bidi overrides and invisible characters are written out."""
+    """One line in which every character shows: controls, escapes, bidi overrides and invisible characters are
+    written out.
+    """
     line = _BREAKS.sub(" ", str(text)[: 4 * longest])
     if not line.isprintable() or _INVISIBLE.search(line):
         line = "".join(map(_visible, line))

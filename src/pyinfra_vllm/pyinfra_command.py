@@ -1,7 +1,7 @@
 """Where the running `pyinfra` command would mislead, and what it does instead. Changes pyinfra's own module, once for a process.
 
 Called from config.py, before pyinfra loads the inventory (`fleet.check`).
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from . import inventory as inventories
 
 
 def order_groups() -> None:
-    """From now on the running command reads group data in our order: the inventory's file before those of its groups."""
+    """From now on the running command reads group data in our order: the inventory's file before those of its groups."""  # noqa: E501
     if not hasattr(cli.make_inventory, "__wrapped__"):
         cli.make_inventory = _in_order(cli.make_inventory)
 

@@ -24,10 +24,11 @@ TEMPLATE = "vllm.service.j2"
 ID_LENGTH = 12
 # The id is part of the unit that it names: it is hashed with this in its place.
 _UNNAMED = "0" * ID_LENGTH
-# Anyone on a host can read an id and all else that it is a hash of, so guessing a secret by it must cost: OWASP's
-# parameters for scrypt in 16 MiB, 0.2 s a guess.
+# Anyone on a host can read an id and all else that it is a hash of, so guessing a secret by it must cost:
+# OWASP's parameters for scrypt in 16 MiB, 0.2 s a guess.
 _SCRYPT = {"n": 2**14, "r": 8, "p": 5, "dklen": 32}
-# What systemd waits after SIGTERM beyond vLLM's own drain (shared facts: `TimeoutStopSec >= shutdown-timeout + 30`).
+# What systemd waits after SIGTERM beyond vLLM's own drain (shared facts: `TimeoutStopSec >= shutdown-timeout
+# + 30`).
 STOP_MARGIN_S = 30
 
 ASK_FOR_KEY = ("--middleware", f"{API_KEY_MODULE.removesuffix('.py')}.{api_key.ApiKey.__name__}")
@@ -45,7 +46,8 @@ class Release:
     runtime: {"version", "path"}
     gpus: indexes or UUIDs, as declared; None: all
     kernel: kernels that the gate may find in the log; None where it must not look
-    key_is_asked_for: by a module of ours (in_runtime/api_key.py), as this vLLM would write the key to the disk
+    key_is_asked_for: by a module of ours (in_runtime/api_key.py), as this vLLM would write the key to the
+        disk
     allow_code: why the checkpoint's own code may run; None where it may not
     """
 
@@ -174,7 +176,10 @@ def _id(started_from: Mapping[str, Any], service: str, secrets: Mapping[str, str
 
 @functools.lru_cache(maxsize=256)  # slow on purpose, and asked for often
 def _digest(service: str, secrets: tuple[tuple[str, str], ...]) -> str:
-    """What the id knows of secrets. It is in no file, plan or message: the id is all that is ever shown of it."""
+    """What the id knows of secrets.
+
+    It is in no file, plan or message: the id is all that is ever shown of it.
+    """
     return hashlib.scrypt(json.dumps(secrets).encode(), salt=service.encode(), **_SCRYPT).hex()
 
 
@@ -226,7 +231,9 @@ def assigned(text: str) -> str:
 
 
 def environment_file(environment: Mapping[str, str]) -> str:
-    """The text of an EnvironmentFile=: within double quotes only `"`, backslash, `$` and backtick are special."""
+    """The text of an EnvironmentFile=: within double quotes only `"`, backslash, `$` and backtick are
+    special.
+    """
     lines = []
     for name, value in sorted(environment.items()):
         escaped = value
@@ -245,16 +252,20 @@ def difference(old: Sequence[str], new: Sequence[str]) -> list[str]:
 
 
 def difference_of_environment(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """What changes between two environments without secrets, variable by variable, in the order of their names."""
+    """What changes between two environments without secrets, variable by variable, in the order of their
+    names.
+    """
     gone = [f"- {name}={old[name]}" for name in sorted(old) if new.get(name) != old[name]]
     come = [f"+ {name}={new[name]}" for name in sorted(new) if old.get(name) != new[name]]
     return gone + come
 
 
 def difference_of_secrets(old: Mapping[str, Any], new: Release) -> list[str]:
-    """What changes between the secrets of a staged release (its release.json) and those of another, by name only.
+    """What changes between the secrets of a staged release (its release.json) and those of another, by name
+    only.
 
-    Nobody has the old values here: they were the new ones if the old release, with these in it, has its very id.
+    Nobody has the old values here: they were the new ones if the old release, with these in it, has its very
+    id.
     """
     before, after = set(old.get("secrets", ())), set(new.secrets)
     changes = [f"- {name}" for name in sorted(before - after)] + [
@@ -278,7 +289,10 @@ def _has_values(old: Mapping[str, Any], secrets: Mapping[str, str]) -> bool:
 
 
 def _parts(old: Mapping[str, Any]) -> dict[str, Any]:
-    """What a staged release's id is a hash of, less the secrets. One of before they were in it has no `unit`."""
+    """What a staged release's id is a hash of, less the secrets.
+
+    One of before they were in it has no `unit`.
+    """
     checkpoint = {key: old["checkpoint"].get(key) for key in ("repo", "commit")}
     return {**{key: old.get(key) for key in ("unit", "environment", "runtime")}, "checkpoint": checkpoint}
 

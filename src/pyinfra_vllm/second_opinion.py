@@ -1,6 +1,7 @@
 """Benchmarks made by other programs, as records that the gate reads: `vllm bench serve` and GuideLLM.
 
-Converts and, for the runtime's own benchmark, starts it. Judges nothing: a second opinion is compared like a first one.
+Converts and, for the runtime's own benchmark, starts it. Judges nothing: a second opinion is compared like a
+first one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def converted(value: Any, name: str) -> Any:
         ) from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DeclarationError(
-            f"{name} looks like a foreign benchmark and holds what none writes ({one_line(error)}): nothing was compared"
+            f"{name} looks like a foreign benchmark and holds what none writes ({one_line(error)}): nothing"
+            " was compared"
         ) from error
     return value
 
@@ -55,7 +57,8 @@ def from_vllm_bench(results: Sequence[dict[str, Any]]) -> Record:
     for result in results:
         if "ttfts" not in result:
             raise DeclarationError(
-                "a result of `vllm bench serve` without --save-detailed has no single requests: run it with that flag"
+                "a result of `vllm bench serve` without --save-detailed has no single requests: run it with"
+                " that flag"
             )
     return _record(str(results[0].get("model_id", "?")), "vllm bench serve", map(_vllm_phase, results))
 
@@ -78,7 +81,9 @@ def _vllm_phase(result: dict[str, Any]) -> Record:
 
 
 def from_guidellm(report: dict[str, Any]) -> Record:
-    """A record with one phase for each benchmark of a GuideLLM report (its JSON output) at a fixed concurrency."""
+    """A record with one phase for each benchmark of a GuideLLM report (its JSON output) at a fixed
+    concurrency.
+    """
     benchmarks = report["benchmarks"]
     return _record("?", "guidellm", map(_guidellm_phase, benchmarks))
 
@@ -88,7 +93,8 @@ def _guidellm_phase(benchmark: dict[str, Any]) -> Record:
     kind = strategy.get("type_", "?")
     if kind not in ("synchronous", "concurrent"):
         raise DeclarationError(
-            f"a GuideLLM benchmark with the strategy {kind!r} has no fixed concurrency: use synchronous or concurrent"
+            f"a GuideLLM benchmark with the strategy {kind!r} has no fixed concurrency: use synchronous or"
+            " concurrent"
         )
     concurrency = 1 if kind == "synchronous" else strategy["streams"]
     count(concurrency, "config.strategy.streams", 1)

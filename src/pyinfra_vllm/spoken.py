@@ -1,6 +1,9 @@
-"""What an operator says on pyinfra's command line for one run: its options, `--data`, `--limit`. Contacts no host.
+"""What an operator says on pyinfra's command line for one run: its options, `--data`, `--limit`.
 
-A slip here must end the run before anything is touched, whatever is declared: rollback.py is checked as deploy.py is.
+Contacts no host.
+
+A slip here must end the run before anything is touched, whatever is declared: rollback.py is checked as
+deploy.py is.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from .inventory import matching
 
 OVERRIDE_KEYS = tuple(Overrides.model_fields)
 ROLLBACK_KEYS = ("service", "release")
-# Names and sentences, whatever they look like: a ticket's number is not arithmetic, and 4711e0000000 is a release.
+# Names and sentences, whatever they look like: a ticket's number is not arithmetic, and 4711e0000000 is a
+# release.
 TEXTS = ("operator", "reason", *ROLLBACK_KEYS)
 # How like one of our keys a foreign key must be to be taken for a slip of the pen.
 _SLIP = 0.85
@@ -32,7 +36,9 @@ _SLIP = 0.85
 
 @dataclass(frozen=True)
 class WayBack:
-    """What rollback.py was told: which service (None: all of a host) goes back to which release (None: the previous)."""
+    """What rollback.py was told: which service (None: all of a host) goes back to which release (None: the
+    previous).
+    """
 
     overrides: Overrides = field(default_factory=Overrides)
     service: str | None = None
@@ -45,19 +51,25 @@ def check_options(given: Mapping[str, Any], *, waves: bool) -> None:
     + waves: whether hosts take turns in waves, as in deploy.py
     """
     if given.get("no_wait"):
-        # pyinfra 3.10, api/operations.py: without waiting, failed hosts are never counted and the exit code is 0.
+        # pyinfra 3.10, api/operations.py: without waiting, failed hosts are never counted and the exit code
+        # is 0.
         raise DeclarationError(
             "--no-wait hides failed hosts from pyinfra; run without it. No host was contacted."
         )
     if waves and given.get("serial"):
-        # One host runs all waves before the next runs any: hosts would be held for want of a canary's verdict.
+        # One host runs all waves before the next runs any: hosts would be held for want of a canary's
+        # verdict.
         raise DeclarationError(
-            "--serial takes hosts in another order than the waves; run with `--parallel 1`. No host was contacted."
+            "--serial takes hosts in another order than the waves; run with `--parallel 1`. No host was"
+            " contacted."
         )
 
 
 def parse_data(items: Iterable[str]) -> dict[str, Any]:
-    """`key=value` arguments, the way pyinfra reads `--data`, but texts as they were typed. Raises DeclarationError."""
+    """`key=value` arguments, the way pyinfra reads `--data`, but texts as they were typed.
+
+    Raises DeclarationError.
+    """
     values = {}
     for item in items:
         key, equals, value = item.partition("=")
@@ -99,7 +111,10 @@ def way_back(data: Mapping[str, Any]) -> WayBack:
 def selected(
     inventory: Inventory, limit: Sequence[str], exclude: Sequence[str], problems: Problems
 ) -> tuple[str, ...]:
-    """The hosts of this run, in the inventory's order. That there is none of them is an error, not an empty success."""
+    """The hosts of this run, in the inventory's order.
+
+    That there is none of them is an error, not an empty success.
+    """
     chosen = _matching(inventory, limit, "--limit", problems) if limit else {host.name for host in inventory}
     dropped = _matching(inventory, exclude, "--exclude", problems)
     if chosen and chosen <= dropped:
@@ -108,14 +123,17 @@ def selected(
 
 
 def check_way_back_hosts(inventory: Inventory, limit: Sequence[str], exclude: Sequence[str]) -> None:
-    """rollback.py has no waves: hosts go back together, so which ones must have been said. Raises DeclarationError."""
+    """rollback.py has no waves: hosts go back together, so which ones must have been said.
+
+    Raises DeclarationError.
+    """
     problems = Problems()
     selected(inventory, limit, exclude, problems)
     problems.raise_if_any()
     if not limit and len(inventory) > 1:
         raise DeclarationError(
-            f"rollback.py restarts all of its hosts at once, and the inventory has {len(inventory)}: name one with"
-            " `--limit HOST`, or all of them with `--limit '*'`. No host was contacted."
+            f"rollback.py restarts all of its hosts at once, and the inventory has {len(inventory)}: name"
+            " one with `--limit HOST`, or all of them with `--limit '*'`. No host was contacted."
         )
 
 

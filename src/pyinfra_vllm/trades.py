@@ -1,6 +1,9 @@
-"""What the gate will make of a known trade between two kernels, before anything is switched. Pure: figures in, words out.
+"""What the gate will make of a known trade between two kernels, before anything is switched.
 
-The figures are the catalogue's (`catalog/trades.yaml`); what counts as worse is the gate's own rule (on_host/criteria.py).
+Pure: figures in, words out.
+
+The figures are the catalogue's (`catalog/trades.yaml`); what counts as worse is the gate's own rule
+(on_host/criteria.py).
 """
 
 from __future__ import annotations
@@ -74,7 +77,9 @@ class Trade:
 def foreseen(
     table: Table | None, before: Sequence[str] | None, after: Sequence[str] | None, criteria: Criteria
 ) -> Trade | None:
-    """The trade from the kernel of one release to that of another; None where none is known, or both are the same."""
+    """The trade from the kernel of one release to that of another; None where none is known, or both are the
+    same.
+    """
     if table is None or not before or not after or before[0] == after[0]:
         return None
     then, now = (table["kernels"].get(kernels[0]) for kernels in (before, after))

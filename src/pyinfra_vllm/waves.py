@@ -37,11 +37,13 @@ def plan(
     serving: Mapping[str, Collection[str]] | None = None,
     away: Collection[str] = (),
 ) -> tuple[tuple[str, ...], ...]:
-    """The waves, each a tuple of host names; every host is in exactly one. Raises ValueError for a name given twice.
+    """The waves, each a tuple of host names; every host is in exactly one.
 
-    A wave never takes more hosts of a service than `max_unavailable` lets it beside those that are away, but always one,
-    which `crowded` then finds; hosts that don't fit wait for the next. Canaries that were named but are not among the
-    hosts (a `--limit`) are replaced by chosen ones when none is left.
+    Raises ValueError for a name given twice.
+
+    A wave never takes more hosts of a service than `max_unavailable` lets it beside those that are away, but
+    always one, which `crowded` then finds; hosts that don't fit wait for the next. Canaries that were named
+    but are not among the hosts (a `--limit`) are replaced by chosen ones when none is left.
 
     + serving: service -> every host that declares it; left out: the candidates
     + away: hosts that may serve nothing already
@@ -68,14 +70,16 @@ def crowded(
     serving: Mapping[str, Collection[str]],
     away: Collection[str],
 ) -> str:
-    """Why `max_unavailable` forbids this wave beside the hosts that are away already; empty where it does not."""
+    """Why `max_unavailable` forbids this wave beside the hosts that are away already; empty where it does
+    not.
+    """
     for service, cap in _caps(rollout, serving).items():
         going = {host.name for host in wave if service in host.services}
         gone = sorted(set(away).intersection(serving.get(service, ())) - going)
         if going and gone and len(going) + len(gone) > cap:
             return (
-                f"max_unavailable lets {cap} of the {len(serving[service])} hosts of {service} be away at a time, and"
-                f" {', '.join(gone)} may be already"
+                f"max_unavailable lets {cap} of the {len(serving[service])} hosts of {service} be away at a"
+                f" time, and {', '.join(gone)} may be already"
             )
     return ""
 
@@ -121,7 +125,9 @@ def _share(size: int | str, of: int) -> int:
 
 
 def _fill(hosts: Sequence[Candidate], sizes: Sequence[int], caps: Mapping[str, int]) -> list[list[Candidate]]:
-    """Waves of the given sizes, then one of all that is left; each as full as the caps allow, in the hosts' order."""
+    """Waves of the given sizes, then one of all that is left; each as full as the caps allow, in the hosts'
+    order.
+    """
     waves: list[list[Candidate]] = []
     waiting = list(hosts)
     while waiting:

@@ -1,11 +1,11 @@
 """When a switch may begin, and how late it may still begin. Pure: no clock, no files, no host.
 
-A window opens by a cron line on the wall clock of its timezone and stays open for an absolute time. Several windows
-add up; exceptions and deny windows take away, and always win.
+A window opens by a cron line on the wall clock of its timezone and stays open for an absolute time. Several
+windows add up; exceptions and deny windows take away, and always win.
 
-Daylight saving: an opening at a time that the clock jumps over happens once, at the moment after the jump; one at a
-time that comes twice happens once, the first time. Only where the hour is `*` does an opening belong to every hour that
-really passes: both hours of the repeated one, none for the skipped one.
+Daylight saving: an opening at a time that the clock jumps over happens once, at the moment after the jump;
+one at a time that comes twice happens once, the first time. Only where the hour is `*` does an opening belong
+to every hour that really passes: both hours of the repeated one, none for the skipped one.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UT
 YEARS = range(1970, 9900)
 
 NEXT = 5
-# How far to look for the next openings, further only while too few are found: most windows open daily or weekly, some
-# once a year, and five times 29 February can take 24 years (none is in 2100).
+# How far to look for the next openings, further only while too few are found: most windows open daily or
+# weekly, some once a year, and five times 29 February can take 24 years (none is in 2100).
 _SPANS = tuple(timedelta(days=days) for days in (10, 70, 800, 4100, 9200))
 # Openings so dense that a longer look would only cost time.
 _DENSE = 2000
@@ -57,7 +57,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Window:
-    """One cron line with its length; `closed` holds the exceptions; `deny` makes it take away instead of add."""
+    """One cron line with its length; `closed` holds the exceptions; `deny` makes it take away
+    instead of add.
+    """
 
     cron: str
     duration: timedelta
@@ -94,7 +96,10 @@ def check_cron(line: str) -> None:
 
 
 def parse_duration(value: object) -> timedelta:
-    """`"3h"`, `"90m"`, `"1h30m"`, seconds as a number, or a timedelta; at most 100 years. Raises ValueError."""
+    """`"3h"`, `"90m"`, `"1h30m"`, seconds as a number, or a timedelta; at most 100 years.
+
+    Raises ValueError.
+    """
     if isinstance(value, timedelta):
         return _time(value.total_seconds())
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -147,9 +152,12 @@ def timezone_names() -> Iterable[str]:
 
 @dataclass(frozen=True)
 class WindowState:
-    """Open or closed at one moment. `closes` and `last_start` are None while closed, and when nothing ever closes.
+    """Open or closed at one moment.
 
-    `last_start` is `closes` less what a switch and its rollback need; it lies before the question when it is too late.
+    `closes` and `last_start` are None while closed, and when nothing ever closes.
+
+    `last_start` is `closes` less what a switch and its rollback need; it lies before the question when it is
+    too late.
     """
 
     open: bool
@@ -206,7 +214,9 @@ def _count_at_least(window: Window, start: datetime, end: datetime, count: int) 
 
 
 def open_between(windows: Sequence[Window], start: datetime, end: datetime) -> list[Interval]:
-    """The open stretches between two moments, in order, each as long as it can be; cut off at `start` and `end`."""
+    """The open stretches between two moments, in order, each as long as it can be; cut off at `start` and
+    `end`.
+    """
     opened = [part for window in windows if not window.deny for part in _stretches(window, start, end)]
     denied = [part for window in windows if window.deny for part in _stretches(window, start, end)]
     return _less(_joined(opened), _joined(denied))
@@ -233,7 +243,9 @@ def _closed_time(item: Days | Interval, tz: zoneinfo.ZoneInfo) -> Interval:
 
 
 def _in_utc(at: datetime) -> datetime:
-    """`at` in UTC; the end of the calendar for a moment beyond it, as an exception "until further notice" has."""
+    """`at` in UTC; the end of the calendar for a moment beyond it, as an exception "until further notice"
+    has.
+    """
     try:
         return at.astimezone(UTC)
     except OverflowError:
@@ -241,14 +253,18 @@ def _in_utc(at: datetime) -> datetime:
 
 
 def _midnight(day: date, later: int, tz: zoneinfo.ZoneInfo) -> datetime:
-    """The moment at which the day so many days after `day` begins; the end of the calendar where that is beyond it."""
+    """The moment at which the day so many days after `day` begins; the end of the calendar where that is
+    beyond it.
+    """
     if day.year in (_FIRST.year, _LAST.year):
         return _FIRST if day.year == _FIRST.year else _LAST
     return _moment(datetime(day.year, day.month, day.day) + timedelta(days=later), tz)
 
 
 def _moments(window: Window, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
-    """When the window opens, for every opening that reaches into [start, end): its wall time and its moment in UTC."""
+    """When the window opens, for every opening that reaches into [start, end): its wall time and its moment
+    in UTC.
+    """
     tz = zone(window.timezone)
     every_hour = window.cron.split()[1] == "*"
     first = (start - window.duration).astimezone(tz).replace(tzinfo=None) - _LARGEST_JUMP
@@ -275,7 +291,9 @@ def _every_moment(wall: datetime, tz: zoneinfo.ZoneInfo) -> tuple[datetime, ...]
 
 
 def _after_jump(wall: datetime, tz: zoneinfo.ZoneInfo) -> datetime:
-    """The moment of the jump that skips `wall`: between the two readings of it (PEP 495), found by halving."""
+    """The moment of the jump that skips `wall`: between the two readings of it (PEP 495), found
+    by halving.
+    """
     before, after = sorted(wall.replace(tzinfo=tz, fold=fold).astimezone(UTC) for fold in (0, 1))
     old = before.astimezone(tz).utcoffset()
     while after - before > timedelta(seconds=1):

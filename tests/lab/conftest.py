@@ -24,7 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is here. Tests with labs of their own come first, before the one that tests share, then what takes long."""
+    """Mark what is here.
+
+    Tests with labs of their own come first, before the one that tests share, then what takes long.
+    """
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.lab)

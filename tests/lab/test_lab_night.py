@@ -1,7 +1,7 @@
 """A night that nobody watches, on real hosts: the tick of the timer, and what one sees of it in the morning.
 
-The last test leaves everything to itself: a host of the lab is the control machine, on which the real command installs the
-real timer. Only its clock is accelerated: it ticks every ten seconds.
+The last test leaves everything to itself: a host of the lab is the control machine, on which the real command
+installs the real timer. Only its clock is accelerated: it ticks every ten seconds.
 """
 
 from __future__ import annotations
@@ -181,7 +181,9 @@ def accelerate(host: Host, name: str) -> None:
 
 @pytest.fixture
 def machine(lab: Lab, hosts: list[Host]) -> Iterator[Host]:
-    """The control machine: it has this checkout, the Python that runs here, and what inventory/lab.py reads."""
+    """The control machine: it has this checkout, the Python that runs here, and what
+    inventory/lab.py reads.
+    """
     python = [Path(sys.prefix), Path(sys.base_prefix)]
     ours = [control.CHECKOUT, *python, layout.RUN, lab.key.parent, lab.known_hosts]
     # The image's own /usr has the same Python: it is of this machine's Debian.
@@ -242,7 +244,8 @@ def test_an_unattended_night(machine: Host, hosts: list[Host]) -> None:
     old, untouched = observed(host), started(host)
     assert old["current"] == old["running"]
 
-    # The evening: b is declared for a window that opens soon, the timer is installed, and the person goes home.
+    # The evening: b is declared for a window that opens soon, the timer is installed, and the person goes
+    # home.
     opens = full_minute_but_one()
     window = {"cron": f"{opens.minute} {opens.hour} * * *", "duration": "1h", "timezone": "UTC"}
     good, bad = declared("b", window), declared("a", window, LIGHT_KERNEL="slow")
@@ -275,8 +278,8 @@ def test_an_unattended_night(machine: Host, hosts: list[Host]) -> None:
     assert (observed(host)["last"]["tx"], started(host)) == (new["last"]["tx"], restarted)
     assert (shown(machine, "Result"), shown(machine, "ExecMainStatus")) == ("success", "0")
 
-    # A bad release: it goes back, and systemd keeps the exit code. The next tick would end well and hide it, so the
-    # timer is stopped meanwhile, which does not stop the switch.
+    # A bad release: it goes back, and systemd keeps the exit code. The next tick would end well and hide it,
+    # so the timer is stopped meanwhile, which does not stop the switch.
     declare_there(machine, bad)
     until(machine, "the bad release's switch", lambda: observed(host)["lock"] is not None)
     machine.ssh(f"systemctl stop {UNIT}.timer")

@@ -1,4 +1,6 @@
-"""What the lab on GPUs is made of, as far as it shows without a GPU: cards by number, checkpoints, rows, a host's devices."""
+"""What the lab on GPUs is made of, as far as it shows without a GPU: cards by number, checkpoints, rows, a
+host's devices.
+"""
 
 from __future__ import annotations
 

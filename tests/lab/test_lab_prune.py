@@ -1,4 +1,6 @@
-"""Garbage collection on a host that serves: shown, then deleted, while the server goes on; never beside a switch."""
+"""Garbage collection on a host that serves: shown, then deleted, while the server goes on; never beside a
+switch.
+"""
 
 from __future__ import annotations
 

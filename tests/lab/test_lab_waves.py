@@ -1,6 +1,8 @@
-"""Six hosts through one rollout: the order, where it stops, what it leaves alone, going on, and going all the way back.
+"""Six hosts through one rollout: the order, where it stops, what it leaves alone, going on, and going all the
+way back.
 
-The stub of vLLM stands in vLLM's place; everything else is real. The tests tell one story and build on each other.
+The stub of vLLM stands in vLLM's place; everything else is real. The tests tell one story and build on each
+other.
 """
 
 from __future__ import annotations

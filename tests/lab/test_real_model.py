@@ -1,10 +1,13 @@
-"""Chat templates of the real language model, good and damaged: read by the runtime's own transformers, and refused before a switch."""
+"""Chat templates of the real language model, good and damaged: read by the runtime's own transformers, and
+refused before a switch.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab import checkpoints, control, runtime
@@ -20,7 +23,12 @@ DAMAGED = {
 
 
 def problems(directory: Path) -> list[str]:
-    order = {"directory": str(directory), "tokenizer": str(directory), "template": None, "kwargs": {}}
+    order: dict[str, Any] = {
+        "directory": str(directory),
+        "tokenizer": str(directory),
+        "template": None,
+        "kwargs": {},
+    }
     done = subprocess.run(
         [runtime.venv() / "bin/python", "-I", CHILD],
         input=json.dumps(order) + "\n",

@@ -1,4 +1,6 @@
-"""The checkpoints are worth gating, and the quality ladder tells them apart: the real vLLM serves all three side by side."""
+"""The checkpoints are worth gating, and the quality ladder tells them apart: the real vLLM serves all three
+side by side.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The main ways on the real vLLM with trained AWQ checkpoints: installed, kept, slower, broken, not starting, unchanged."""
+"""The main ways on the real vLLM with trained AWQ checkpoints: installed, kept, slower, broken, not starting,
+unchanged.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def pid(host: Host) -> str:
 
 
 def serves(host: Host, repository: str) -> bool:
-    """Whether tokens of that checkpoint flow: the process has it on its command line, and the server answers."""
+    """Whether tokens of that checkpoint flow: the process has it on its command line, and the
+    server answers.
+    """
     command = host.ssh(f"tr '\\0' ' ' < /proc/{pid(host)}/cmdline").stdout
     return repository.replace("/", "--") in command and serving.ask(host, [QUESTION])[0].strip() != ""
 

@@ -1,7 +1,8 @@
-"""What a rollout does on a real host: real SSH, real systemd, the real command line; the stub of vLLM in vLLM's place.
+"""What a rollout does on a real host: real SSH, real systemd, the real command line; the stub of vLLM in
+vLLM's place.
 
-The stub starts in a second and misbehaves on demand, so that every way to end can be seen. `test_real_vllm.py` goes the
-main ways with the real one.
+The stub starts in a second and misbehaves on demand, so that every way to end can be seen.
+`test_real_vllm.py` goes the main ways with the real one.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ def pid(host: Host) -> str:
 def everything(host: Host) -> str:
     """What a dry run must leave as it was."""
     return host.ssh(
-        "ls -lR --time-style=full-iso /srv /etc/systemd/system /etc/passwd; systemctl list-units --all --plain --no-legend 'vllm*' 'pyinfra*'"
+        "ls -lR --time-style=full-iso /srv /etc/systemd/system /etc/passwd; systemctl list-units --all"
+        " --plain --no-legend 'vllm*' 'pyinfra*'"
     ).stdout
 
 
@@ -212,7 +214,7 @@ while True:
     except OSError:
         time.sleep(0.2)
 print(time.monotonic() - began)
-"""
+"""  # noqa: E501
 
 
 def test_engine_that_can_never_start_is_back_within_a_restart_and_says_why_first(host: Host) -> None:

@@ -30,7 +30,9 @@ def failed(prompt: str, kind: str = "http_500", error: str = "HTTP 500: boom") -
 def phase(
     concurrency: int = 1, count: int = 20, slower: float = 1.0, noise: float = 0.0, seed: int = 0
 ) -> dict[str, Any]:
-    """Closed loop: the phase lasts as long as its requests, one after another in each of `concurrency` streams."""
+    """Closed loop: the phase lasts as long as its requests, one after another in each of `concurrency`
+    streams.
+    """
     source = random.Random(seed)
     requests = [
         request(

@@ -1,4 +1,6 @@
-"""A Hub small enough to read: it speaks the real Hub's protocol to the real client, and misbehaves on request."""
+"""A Hub small enough to read: it speaks the real Hub's protocol to the real client, and misbehaves on
+request.
+"""
 
 from __future__ import annotations
 

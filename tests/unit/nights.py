@@ -1,5 +1,6 @@
-"""A fleet's recorded nights: the real transaction and gate on simulated hosts, with a clock and measurements of a
-believable size. What the report is tested with, and what its screenshot in docs/ shows."""
+"""A fleet's recorded nights: the real transaction and gate on simulated hosts, with a clock and measurements
+of a believable size. What the report is tested with, and what its screenshot in docs/ shows.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ class Clock:
 
 
 class Speed:
-    """How a release serves: factors on time to first token and on time per token, and the answers it gets wrong."""
+    """How a release serves: factors on time to first token and on time per token, and the answers it gets
+    wrong.
+    """
 
     def __init__(
         self, first: float = 1.0, per_token: float = 1.0, wrong: frozenset[str] = frozenset()
@@ -59,6 +62,8 @@ class Speed:
 
 
 class NightHost(SimulatedHost):
+    """A simulated host whose clock and luck are the test's."""
+
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, seed: int) -> None:
         self.clock, self.random = clock, random.Random(seed)
         self.speeds: dict[str, Speed] = {}
@@ -178,8 +183,9 @@ OLD_COMMIT, NEW_COMMIT = (
 
 
 def fleet(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Answer[Look]]:
-    """Three nights of three hosts, one of which is down in the morning: kept, gone back for speed, kept, gone back
-    for its answers."""
+    """Three nights of three hosts, one of which is down in the morning: kept, gone back for speed, kept, gone
+    back for its answers.
+    """
     monkeypatch.setattr(
         observe,
         "unit_state",

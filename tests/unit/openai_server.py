@@ -1,4 +1,6 @@
-"""A tiny OpenAI-compatible server for tests: it streams as fast as it is told to, and misbehaves on request."""
+"""A tiny OpenAI-compatible server for tests: it streams as fast as it is told to, and
+misbehaves on request.
+"""
 
 from __future__ import annotations
 

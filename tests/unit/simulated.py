@@ -1,7 +1,8 @@
-"""A simulated host for the transaction: real journal, links and locks on a real disk; systemd and vLLM are stubs.
+"""A simulated host for the transaction: real journal, links and locks on a real disk; systemd and vLLM are
+stubs.
 
-Every call that a real host could die at is counted. `die_at` makes the program die there: from then on nothing it
-does has an effect, as after SIGKILL. `disk_full_at` fills the disk there.
+Every call that a real host could die at is counted. `die_at` makes the program die there: from then on
+nothing it does has an effect, as after SIGKILL. `disk_full_at` fills the disk there.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Killed(BaseException):
 
 class SimulatedHost:
     """One service. `rates` says how fast a release is; a release in `broken` never serves,
-    one in `dies_when_stopped` serves until it is stopped and never again. One in `crashing` ends at each start, with that log.
+    one in `dies_when_stopped` serves until it is stopped and never again. One in `crashing` ends at each
+    start, with that log.
     """
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

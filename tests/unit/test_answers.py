@@ -126,7 +126,8 @@ def test_whatever_is_changed_in_an_answer_is_refused_or_can_be_read(
 @pytest.mark.parametrize("fact", FACTS)
 @pytest.mark.parametrize(
     "answer",
-    [DEEP, '{"a":' * 50_000, "", "nonsense", "[[]]", "{}", "[null]", "NaN", '"text"', "1" * 5000, "[{}]", "\x1b[2J", "[1e999]", "true"],
+    [DEEP, '{"a":' * 50_000, "", "nonsense", "[[]]", "{}", "[null]", "NaN", '"text"', "1" * 5000, "[{}]",
+    "\x1b[2J", "[1e999]", "true"],
 )  # fmt: skip
 def test_nonsense_is_one_error_for_every_fact(fact: Any, answer: str) -> None:
     with pytest.raises(HostError, match="answered nonsense"):

@@ -1,4 +1,6 @@
-"""Who asks clients for the key where vLLM would write it to the disk, and how what it wrote before is taken away."""
+"""Who asks clients for the key where vLLM would write it to the disk, and how what it wrote before is taken
+away.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
 
 def interpreters() -> list[str]:
-    """Every python3 of this machine that works: the one that runs the tests, and others where they are installed."""
+    """Every python3 of this machine that works: the one that runs the tests, and others where they are
+    installed.
+    """
     found = [sys.executable]
     for version in VERSIONS:
         program = shutil.which(f"python{version}")

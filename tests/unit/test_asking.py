@@ -1,4 +1,6 @@
-"""Asking hosts: in parallel, in the inventory's order, and whatever happens to one is told of that one alone."""
+"""Asking hosts: in parallel, in the inventory's order, and whatever happens to one is told of
+that one alone.
+"""
 
 from __future__ import annotations
 

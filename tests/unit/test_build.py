@@ -159,7 +159,8 @@ def test_a_failed_one_leaves_nothing(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"name": "../x"}, {"name": "a/b"}, {"name": ""}, {"root": "x"}, {"packages": ["--index-url=http://x"]}, {"packages": 3}],
+    [{"name": "../x"}, {"name": "a/b"}, {"name": ""}, {"root": "x"}, {"packages": ["--index-url=http://x"]},
+    {"packages": 3}],
 )  # fmt: skip
 def test_a_bad_request_touches_nothing(tmp_path: Path, wheels: Path, changes: dict[str, Any]) -> None:
     code, _, path = install(tmp_path, **changes)
@@ -190,7 +191,8 @@ def test_no_venv_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("installed", "declared", "expected"),
-    [("0.33.0", "0.33.0", True), ("0.33.0+cu130", "0.33.0", True), ("0.33.0+cu130", "0.33.0+cu130", True), ("0.33.1", "0.33.0", False)],
+    [("0.33.0", "0.33.0", True), ("0.33.0+cu130", "0.33.0", True), ("0.33.0+cu130", "0.33.0+cu130", True),
+    ("0.33.1", "0.33.0", False)],
 )  # fmt: skip
 def test_a_local_part_does_not_make_another_version(installed: str, declared: str, expected: bool) -> None:
     assert build.same(installed, declared) is expected

@@ -1,4 +1,6 @@
-"""`pyinfra-vllm calibrate INVENTORY`: whom it asks, what it asks for, when it must not, and its exit codes."""
+"""`pyinfra-vllm calibrate INVENTORY`: whom it asks, what it asks for, when it must not, and its
+exit codes.
+"""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def test_every_entry_of_the_catalogue(where: str, entry: dict[str, Any]) -> None
     assert shape is not None
     fixed = {
         **of_request(shape, gpus.find("H200"), "0.28.0"),
-        "gpu_count": 1, "objective": "balanced", "max_model_len": None, "shutdown_timeout_s": None, "ready_timeout_s": None,
+        "gpu_count": 1, "objective": "balanced", "max_model_len": None, "shutdown_timeout_s": None,
+        "ready_timeout_s": None,
     }  # fmt: skip
     facts = Facts(fixed, Profile(), shape, gpus.find("H200"))
     conditions.holds(entry.get("when"), facts)  # a fact or a test that doesn't exist raises
@@ -255,8 +256,10 @@ def test_head_dim_is_read_where_it_is_given_and_derived_where_not() -> None:
 def test_a_compressed_tensors_config() -> None:
     weights = {"num_bits": 4, "group_size": 32, "symmetric": False}
     config = {
-        "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 10,
-        "quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}},
+        "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "vocab_size": 10,
+        "quantization_config": {"quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"weights": weights}}},
     }  # fmt: skip
     shape = shapes.from_config("a/b", config)
     assert shape.quantization == shapes.Quantization("compressed-tensors", 4, 32, True)
@@ -354,7 +357,8 @@ def declared(**settings: Any) -> Any:
 
 def gpu_fact(**changes: Any) -> dict[str, Any]:
     return {
-        "index": 0, "uuid": "GPU-0", "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564, "driver": "580.95.05",
+        "index": 0, "uuid": "GPU-0", "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564,
+        "driver": "580.95.05",
         "compute_capability": "8.9", "ecc": "[N/A]", "processes": [], **changes,
     }  # fmt: skip
 

@@ -22,11 +22,14 @@ CHATML = (
 # Qwen3: an empty thought in the prompt where thinking is switched off, none in a rendered conversation
 THINKING = CHATML.replace(
     "assistant\n{% endif %}",
-    "assistant\n{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
+    (
+        "assistant\n{% if enable_thinking is defined and enable_thinking is false"
+        " %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    ),
 )
 LLAMA3 = (
-    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{%"
+    " endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 MISTRAL = (
     "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"

@@ -29,7 +29,9 @@ CONFIG = {
 
 
 def repository(**changes: bytes | None) -> dict[str, bytes]:
-    """A small repository in the usual shape; a change of None leaves a file out (its name with _ for . and -)."""
+    """A small repository in the usual shape; a change of None leaves a file out (its name with _ for . and
+    -).
+    """
     files: dict[str, bytes] = {
         "config.json": json.dumps(CONFIG).encode(),
         "model.safetensors": b"\x08\0\0\0\0\0\0\0{}      " + bytes(1000),

@@ -1,4 +1,6 @@
-"""The `pyinfra-vllm` command as a user calls it: output, exit codes, and what each word on the line may be."""
+"""The `pyinfra-vllm` command as a user calls it: output, exit codes, and what each word on the
+line may be.
+"""
 
 from __future__ import annotations
 

@@ -65,7 +65,10 @@ def test_everything_wrong_is_told_at_once_with_file_key_value_and_what_is_allowe
         Layer("group_data/h200.py", {"services": {"Code": {**CHAT, "port": 70000}}, "root": "models"}),
     )
     assert found == [
-        "group_data/h200.py: root = 'models': must be an absolute path of letters, digits and . _ + @ - without `..`",
+        (
+            "group_data/h200.py: root = 'models': must be an absolute path of letters, digits and . _ + @ -"
+            " without `..`"
+        ),
         f"{ALL}: services.chat.runtime = {{}}: must have exactly one of `version` and `path`",
         f"{ALL}: services.chat.port = '8000': must be a port from 1 to 65535",
         f'{ALL}: services.chat.objective = \'fast\': must be "latency", "throughput" or "balanced"',
@@ -111,7 +114,10 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ),
         (
             {"gpus": [0, 1], "flags": {"tensor-parallel-size": 4}},
-            "services.chat.gpus = [0, 1]: names 2 GPUs, and flags: {tensor-parallel-size: 4} needs 4; make them agree",
+            (
+                "services.chat.gpus = [0, 1]: names 2 GPUs, and flags: {tensor-parallel-size: 4} needs 4;"
+                " make them agree"
+            ),
         ),
         (
             {"gpus": [0, 1], "flags": {"tensor-parallel-size": 1}},
@@ -119,7 +125,10 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ),
         (
             {"gpus": [0, 1], "flags": {"--pipeline-parallel-size": 2}},
-            "names 2 GPUs, and flags: {pipeline-parallel-size: 2} needs 4 and tensor-parallel-size is 2 by default",
+            (
+                "names 2 GPUs, and flags: {pipeline-parallel-size: 2} needs 4 and tensor-parallel-size is 2"
+                " by default"
+            ),
         ),
         ({"max_model_len": 0}, "must be a number of tokens"),
         ({"max_model_len": 4096.0}, "must be a number of tokens"),
@@ -333,7 +342,10 @@ def test_a_service_has_no_second_name() -> None:
 def test_two_services_of_one_host_may_not_share_a_port() -> None:
     code = Layer("group_data/code.py", {"services": {"code": {**CHAT, "gpus": [1]}}})
     assert lines(chat(gpus=[0]), code) == [
-        'group_data/code.py: services.code.port = 8000: already the port of service "chat" on host gpu-1; give each its own'
+        (
+            'group_data/code.py: services.code.port = 8000: already the port of service "chat" on host gpu-1;'
+            " give each its own"
+        )
     ]
 
 

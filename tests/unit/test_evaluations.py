@@ -134,7 +134,9 @@ def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An lm_eval that keeps what it was called with beside it, and writes its results where the real one does."""
+    """An lm_eval that keeps what it was called with beside it, and writes its results where the real one
+    does.
+    """
     program = tmp_path / "bin" / "lm_eval"
     program.parent.mkdir()
     program.write_text(f"""#!/usr/bin/env python3

@@ -403,8 +403,10 @@ def test_no_name_leaves_the_directory(lab: Lab, path: object, capsys: pytest.Cap
     "changes",
     [
         {"repo": "../x"}, {"repo": "a/.."}, {"repo": "a--b/c"}, {"commit": "main"}, {"root": "relative"},
-        {"root": "/a/../b"}, {"key": "../x"}, {"files": []}, {"files": [{"path": "a", "size": -1, "sha256": "a" * 64}]},
-        {"files": [{"path": "a", "size": 1}]}, {"files": [{"path": "a", "size": "1", "sha256": "a" * 64}]}, {"files": 3},
+        {"root": "/a/../b"}, {"key": "../x"}, {"files": []}, {"files": [{"path": "a", "size": -1,
+        "sha256": "a" * 64}]},
+        {"files": [{"path": "a", "size": 1}]}, {"files": [{"path": "a", "size": "1", "sha256": "a" * 64}]},
+        {"files": 3},
     ],
 )  # fmt: skip
 def test_a_bad_request_touches_nothing(lab: Lab, changes: dict[str, Any]) -> None:

@@ -142,7 +142,9 @@ def test_a_latent_cache_is_one_vector_for_each_layer() -> None:
 
 
 def test_a_hybrid_keeps_a_state_more_with_prefix_caching_and_one_for_each_drafted_token() -> None:
-    """vllm/v1/kv_cache_interface.py MambaSpec.max_memory_usage_bytes; the window: gated_delta_net_state_shape."""
+    """vllm/v1/kv_cache_interface.py MambaSpec.max_memory_usage_bytes; the window:
+    gated_delta_net_state_shape.
+    """
     model, window, state = shape("Qwen/Qwen3.5-4B"), 16 * 1024, 2 * 1024**2
     for caching, drafted, states in ((False, 0, 1), (True, 0, 2), (False, 3, 4), (True, 3, 5)):
         load = replace(STOCK, prefix_caching=caching, speculative_tokens=drafted)

@@ -1,4 +1,6 @@
-"""A fleet from files: layers and where they come from, the lock, `--limit`, and pyinfra's own command line."""
+"""A fleet from files: layers and where they come from, the lock, `--limit`, and pyinfra's own
+command line.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ ANOTHER_MODEL = render([entry("acme/other-awq")]).replace("acme/other-awq@main:"
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project with one inventory, as a user would have it, and the directory that commands run in."""
+    """An empty project with one inventory, as a user would have it, and the directory that
+    commands run in.
+    """
     monkeypatch.chdir(tmp_path)
     write("inventory/prod.py", INVENTORY)
     write("group_data/all.py", ALL)
@@ -330,7 +334,10 @@ def test_deploy_files_see_the_fleet_that_was_checked() -> None:
     write("inventory/prod.py", 'small = ["@local"]')
     write(
         "deploy.py",
-        "from pyinfra import host\nfrom pyinfra_vllm import fleet\n\nprint(fleet.declared().hosts[host.name])\n",
+        (
+            "from pyinfra import host\nfrom pyinfra_vllm import"
+            " fleet\n\nprint(fleet.declared().hosts[host.name])\n"
+        ),
     )
     ended = pyinfra("inventory/prod.py", "deploy.py", "-y")
     assert ended.returncode == 0, ended.stderr
@@ -361,7 +368,10 @@ def go_back(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (
             (),
-            "rollback.py restarts all of its hosts at once, and the inventory has 2: name one with `--limit HOST`",
+            (
+                "rollback.py restarts all of its hosts at once, and the inventory has 2: name one with"
+                " `--limit HOST`"
+            ),
         ),
         (("--exclude", "big"), "name one with `--limit HOST`"),
         (("--limit", "nobody"), "--limit: 'nobody' matches no host or group"),
@@ -443,7 +453,7 @@ SETTINGS = 'services = {"chat": {"max_model_len": %d, "flags": {"max-num-seqs": 
     ],
 )
 def test_nothing_of_a_host_changes_when_others_come_into_the_inventory(more: str) -> None:
-    """A group that happens to hold every host is still a group, and wins over the file of the whole inventory."""
+    """A group that happens to hold every host is still a group, and wins over the file of the whole inventory."""  # noqa: E501
     write("group_data/prod.py", SETTINGS % (32768, 64, "inventory"))
     write("group_data/h200.py", SETTINGS % (8192, 8, "group"))
     write("inventory/prod.py", ONE_GROUP)
@@ -472,7 +482,7 @@ def test_the_inventory_s_own_group_is_the_general_one_wherever_it_is_listed(list
 
 
 def test_pyinfra_s_own_settings_follow_the_same_order() -> None:
-    """`ssh_user` and the like are read by pyinfra itself, also where its own command line loads the inventory."""
+    """`ssh_user` and the like are read by pyinfra itself, also where its own command line loads the inventory."""  # noqa: E501
     write("group_data/prod.py", 'ssh_user = "inventory"\n')
     write("group_data/small.py", 'ssh_user = "group"\n')
     wanted = {"gpu-1.invalid": "group", "gpu-2.invalid": "group", "gpu-3.invalid": "inventory"}

@@ -1,5 +1,5 @@
-"""Whatever is declared, locked, journalled or listed by a Hub: an answer or one of our own errors, never a traceback, and
-never a path outside of the root or a line of a unit that nobody wrote.
+"""Whatever is declared, locked, journalled or listed by a Hub: an answer or one of our own errors, never a
+traceback, and never a path outside of the root or a line of a unit that nobody wrote.
 
 Over 10,000 generated inputs, which take the better part of a minute.
 """
@@ -54,7 +54,8 @@ from pyinfra_vllm.report.looking import Look
 pytestmark = pytest.mark.thorough
 
 INPUTS = {
-    "configs": 1500, "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500, "Hub listings": 3000, "journals": 2000, "recoveries": 1500, "records": 1500,
+    "configs": 1500, "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500,
+    "Hub listings": 3000, "journals": 2000, "recoveries": 1500, "records": 1500,
 }  # fmt: skip
 TRIED: Counter[str] = Counter()
 ROOT = "/srv/pyinfra-vllm"
@@ -71,9 +72,12 @@ def many(kind: str) -> settings:
 
 # What means something to a unit file, a shell, an environment file, YAML, a path or a terminal.
 NASTY = st.sampled_from(
-    ["", " ", "\n", "\r\n", "\0", "\x1b[2J", "%n", "%%", "$HOME", "${HOME}", "$(id)", "`id`", ";", "\\;", "\\", "\\x41",
-     "'", '"', "#", "a=b", "-", "+", "@", "..", "../..", "/etc/passwd", "~", "a/../../b", "\nExecStart=/bin/sh", "[Install]",
-     "\u2028", "\u202e", "\ufeff", "\ufffe", "\ud800", "\U0010ffff", "é", "x" * 500, "&a", "*a", "!!python/name:os.system", "<<"]
+    ["", " ", "\n", "\r\n", "\0", "\x1b[2J", "%n", "%%", "$HOME", "${HOME}", "$(id)", "`id`", ";", "\\;",
+    "\\", "\\x41",
+     "'", '"', "#", "a=b", "-", "+", "@", "..", "../..", "/etc/passwd", "~", "a/../../b",
+     "\nExecStart=/bin/sh", "[Install]",
+     "\u2028", "\u202e", "\ufeff", "\ufffe", "\ud800", "\U0010ffff", "é", "x" * 500, "&a", "*a",
+     "!!python/name:os.system", "<<"]
 )  # fmt: skip
 TEXT = st.lists(NASTY | st.text(string.ascii_letters + string.digits + "._/-", max_size=6), max_size=4).map(
     "".join
@@ -124,18 +128,24 @@ DECLARED = {
     "defaults": {"user": "vllm", "runtime": {"version": "0.33.0", "packages": ["x==1"], "index": "https://example.net/simple"}},
     "services": {
         "chat": {
-            "model": "acme/tiny-awq", "revision": "main", "served_model_name": "chat", "port": 8000, "bind": "127.0.0.1",
+            "model": "acme/tiny-awq", "revision": "main", "served_model_name": "chat", "port": 8000,
+            "bind": "127.0.0.1",
             "gpus": [], "objective": "latency", "max_model_len": 2048,
-            "flags": {"max-num-seqs": 4, "gpu-memory-utilization": 0.9, "override-generation-config": {"a": 1}},
+            "flags": {"max-num-seqs": 4, "gpu-memory-utilization": 0.9,
+            "override-generation-config": {"a": 1}},
             "variants": ["prefix_caching", {"batched_graphs": {"max_num_seqs": 8}}, {"ngram": 2}],
-            "environment": {"VLLM_LOGGING_LEVEL": "INFO"}, "secrets": {"VLLM_API_KEY": "KEY"}, "switch_estimate": "45m",
+            "environment": {"VLLM_LOGGING_LEVEL": "INFO"}, "secrets": {"VLLM_API_KEY": "KEY"},
+            "switch_estimate": "45m",
         },
     },
 }  # fmt: skip
 CONFIG = {
-    "model_type": "qwen3", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 32, "vocab_size": 512, "max_position_embeddings": 4096, "torch_dtype": "float16", "intermediate_size": 256,
-    "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"},
+    "model_type": "qwen3", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32, "vocab_size": 512, "max_position_embeddings": 4096, "torch_dtype": "float16",
+    "intermediate_size": 256,
+    "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True,
+    "version": "gemm"},
 }  # fmt: skip
 LOCKED = Checkpoint(
     repo="acme/tiny-awq",
@@ -192,7 +202,9 @@ def test_a_string_is_refused_or_arrives_as_it_was(served: str, flag: str, value:
 
 
 def assert_rendered_as_declared(root: str, service: Any) -> list[str]:
-    """The unit and its environment say what was declared and nothing else; returns what the server is started with."""
+    """The unit and its environment say what was declared and nothing else; returns what the server is started
+    with.
+    """
     resolution = tuning.for_service(service, LOCKED, [], "0.33.0", None)
     secrets = dict.fromkeys(service.secrets, 'a "$secret`\\')
     made = _planning._release(root, service, LOCKED, resolution, "0.33.0", 0, secrets)
@@ -211,12 +223,15 @@ def assert_rendered_as_declared(root: str, service: Any) -> list[str]:
 
 
 CARD = {
-    "index": 0, "uuid": "GPU-0", "name": "NVIDIA H200", "memory_mib": 143771, "driver": "580.1", "compute_capability": "9.0",
+    "index": 0, "uuid": "GPU-0", "name": "NVIDIA H200", "memory_mib": 143771, "driver": "580.1",
+    "compute_capability": "9.0",
     "ecc": "[N/A]", "processes": [],
 }  # fmt: skip
 HYBRID = {
-    **CONFIG, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4, "mtp_num_hidden_layers": 1,
+    **CONFIG, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4,
+    "mtp_num_hidden_layers": 1,
     "num_experts": 8, "moe_intermediate_size": 64, "kv_lora_rank": 0, "full_attention_interval": 2,
 }  # fmt: skip
 NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 10**400, 0.5, 2**31, True])
@@ -229,7 +244,9 @@ NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 10**400, 0.5, 2*
 def test_a_checkpoint_and_a_card_are_refused_or_answered(
     config: Any, card: Any, value: Any, variant: str
 ) -> None:
-    """What a Hub and a driver say, and a variant's value: an answer or a sentence, and arguments that mean something."""
+    """What a Hub and a driver say, and a variant's value: an answer or a sentence, and arguments that mean
+    something.
+    """
     TRIED["configs"] += 1
     service = SERVICE.model_copy(update={"variants": ({variant: value},), "flags": {"--max-num-seqs": value}})
     assert isinstance(tuning.preflight([{**CARD, **card_of(card)}], service, "0.33.0"), list)
@@ -289,7 +306,9 @@ def test_a_lock_file_is_refused_or_names_nothing_outside(text: str) -> None:
 
 
 def assert_inside(entry: Checkpoint) -> None:
-    """What a host would be asked to fetch stays in the checkpoint's own directory, as the host itself reads it."""
+    """What a host would be asked to fetch stays in the checkpoint's own directory, as the host itself reads
+    it.
+    """
     directory = Path(entry.directory(ROOT))
     assert directory.parent.parent == Path(ROOT, "checkpoints") and ".." not in directory.parts
     asked = operation._request(ROOT, "/opt/vllm", entry, verify=False)
@@ -301,7 +320,8 @@ def assert_inside(entry: Checkpoint) -> None:
 # --- what a host is asked to fetch ---
 
 REQUEST = {
-    **operation._request(ROOT, "/opt/vllm", LOCKED, verify=False), "run": "/run/pyinfra-vllm", "stall_s": 60.0, "attempts": 2,
+    **operation._request(ROOT, "/opt/vllm", LOCKED, verify=False), "run": "/run/pyinfra-vllm",
+    "stall_s": 60.0, "attempts": 2,
 }  # fmt: skip
 
 
@@ -331,7 +351,8 @@ LISTING = {
     "sha": "a" * 40,
     "siblings": [
         {"rfilename": "config.json", "size": 2, "blobId": "b" * 40},
-        {"rfilename": "model.safetensors", "size": 1000, "blobId": "d" * 40, "lfs": {"sha256": "c" * 64, "size": 1000, "pointerSize": 9}},
+        {"rfilename": "model.safetensors", "size": 1000, "blobId": "d" * 40, "lfs": {"sha256": "c" * 64,
+        "size": 1000, "pointerSize": 9}},
         {"rfilename": "tokenizer.json", "size": 2, "blobId": "e" * 40},
         {"rfilename": "modeling.py", "size": 5, "blobId": "f" * 40},
     ],
@@ -378,12 +399,17 @@ def test_a_hub_is_refused_or_lists_nothing_outside(listing: Any, config: Any, al
 # --- journals ---
 
 ENTRIES = [
-    {"at": "2026-11-21T02:00:00.000+00:00", "tx": "t1", "step": "begin", "state": "done", "from": "a" * 12, "to": "b" * 12,
+    {"at": "2026-11-21T02:00:00.000+00:00", "tx": "t1", "step": "begin", "state": "done", "from": "a" * 12,
+    "to": "b" * 12,
      "purpose": "rollout", "operator": "ann", "reason": "", "overrides": ["switch_now"]},
-    {"at": "2026-11-21T02:01:00.000+00:00", "tx": "t1", "step": "activate", "state": "intended", "from": "a" * 12, "to": "b" * 12},
-    {"at": "2026-11-21T02:02:00.000+00:00", "tx": "t1", "step": "kernel", "state": "done", "verdict": "pass", "kernels": ["Marlin"]},
-    {"at": "2026-11-21T02:03:00.000+00:00", "tx": "t1", "step": "commit", "state": "done", "release": "b" * 12},
-    {"at": "2026-11-21T02:03:01.000+00:00", "tx": "t1", "step": "end", "state": "done", "outcome": "committed", "verdict": "pass",
+    {"at": "2026-11-21T02:01:00.000+00:00", "tx": "t1", "step": "activate", "state": "intended",
+    "from": "a" * 12, "to": "b" * 12},
+    {"at": "2026-11-21T02:02:00.000+00:00", "tx": "t1", "step": "kernel", "state": "done",
+    "verdict": "pass", "kernels": ["Marlin"]},
+    {"at": "2026-11-21T02:03:00.000+00:00", "tx": "t1", "step": "commit", "state": "done",
+    "release": "b" * 12},
+    {"at": "2026-11-21T02:03:01.000+00:00", "tx": "t1", "step": "end", "state": "done",
+    "outcome": "committed", "verdict": "pass",
      "reason": "no worse", "log": ["one", "two"]},
 ]  # fmt: skip
 
@@ -435,11 +461,14 @@ def entry(step: str, state: str, **fields: Any) -> dict[str, Any]:
 
 # How a transaction goes; a recovery meets it cut off anywhere.
 SWITCHED = [
-    ENTRIES[0], entry("notify", "done", event="begin"), entry("drain", "intended"), entry("drain", "done"), ENTRIES[1], entry("activate", "done"),
-    entry("ready", "intended", release=NEW), *ENTRIES[2:4], entry("restore", "intended", release=OLD), entry("end", "failed"),
+    ENTRIES[0], entry("notify", "done", event="begin"), entry("drain", "intended"), entry("drain", "done"),
+    ENTRIES[1], entry("activate", "done"),
+    entry("ready", "intended", release=NEW), *ENTRIES[2:4], entry("restore", "intended", release=OLD),
+    entry("end", "failed"),
 ]  # fmt: skip
 CALIBRATED = [
-    {**ENTRIES[0], "purpose": "calibration"}, entry("drain", "intended"), entry("restart", "intended", release=OLD),
+    {**ENTRIES[0], "purpose": "calibration"}, entry("drain", "intended"), entry("restart", "intended",
+    release=OLD),
     entry("restart", "done"), entry("measure-run", "done", run=1, of=3),
 ]  # fmt: skip
 

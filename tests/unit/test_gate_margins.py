@@ -1,4 +1,6 @@
-"""What counts as worse: beyond the margin of its phase, beyond its floor, and not by a few slow requests alone."""
+"""What counts as worse: beyond the margin of its phase, beyond its floor, and not by a few slow requests
+alone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ ORDER = {"pass": 0, "inconclusive": 1, "fail": 2}
 
 
 def slower(record: dict[str, Any], factor: float, *, ttft: float | None = None) -> dict[str, Any]:
-    """The same requests, each so many times as long; the first token by a factor of its own where one is given."""
+    """The same requests, each so many times as long; the first token by a factor of its own where one is
+    given.
+    """
     made = copy.deepcopy(record)
     for item in made["phases"]:
         for request in item["requests"]:
@@ -32,7 +36,9 @@ def slower(record: dict[str, Any], factor: float, *, ttft: float | None = None) 
 
 
 def test_a_first_token_a_few_milliseconds_later_is_nobody_s_loss() -> None:
-    """The 8B on an H200: 20.6 ms and 20.6 ms by their medians, a ratio of means of 1.078 and an interval up to 1.169."""
+    """The 8B on an H200: 20.6 ms and 20.6 ms by their medians, a ratio of means of 1.078 and an interval up
+    to 1.169.
+    """
     before = record(phase(1))
     for item in before["phases"][0]["requests"]:
         item["ttft_s"] = 0.0206

@@ -1,4 +1,6 @@
-"""The verdict where something was not seen, or was seen under noise or other traffic: what still decides, and what is said."""
+"""The verdict where something was not seen, or was seen under noise or other traffic: what still decides, and
+what is said.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def test_a_calibration_leaves_out_a_phase_that_a_run_did_not_answer() -> None:
 
 
 def test_a_release_of_which_only_a_part_answers_has_the_rate_that_was_measured() -> None:
-    """Half of the requests fail after as long as an answer takes: it makes half of the tokens in the same time."""
+    """Half of the requests fail after as long as an answer takes: it makes half of the tokens in the same
+    time.
+    """
     after = phase(1)
     after["requests"][10:] = [failed(item["prompt"], "timeout") for item in after["requests"][10:]]
     found = row(judge(record(phase(1)), record(after), LENIENT), "tokens_per_s")

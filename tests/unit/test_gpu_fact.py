@@ -1,4 +1,6 @@
-"""The fact about GPUs, its command run for real against a program that answers as nvidia-smi does, or doesn't."""
+"""The fact about GPUs, its command run for real against a program that answers as nvidia-smi does, or
+doesn't.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,8 @@ def test_a_card_with_all_that_is_told_of_it(smi) -> None:  # type: ignore[no-unt
     assert gpus() == [
         {
             "index": 0, "uuid": uuid(0), "name": "NVIDIA H200", "memory_mib": 143771, "used_mib": 1695,
-            "driver": "580.159.04", "compute_capability": "9.0", "ecc": "Enabled", "card": 0, "instance": None,
+            "driver": "580.159.04", "compute_capability": "9.0", "ecc": "Enabled", "card": 0,
+            "instance": None,
             "split": False, "processes": [],
         }
     ]  # fmt: skip
@@ -175,9 +178,12 @@ def test_memory_in_use_is_read_by_the_names_of_the_release(smi) -> None:  # type
             "vllm-chat.service",
         ),
         # what user managers and containers start is theirs, by whatever name
-        ("0::/init.scope", "0::/user.slice/user-1000.slice/user@1000.service/app.slice/vllm-chat.service", "user@1000.service"),
-        ("0::/init.scope", "0::/system.slice/docker-4c0f.scope/system.slice/vllm-chat.service", "docker-4c0f.scope"),
-        ("0::/init.scope", "0::/machine.slice/machine-x.scope/payload/system.slice/vllm-chat.service", "machine-x.scope"),
+        ("0::/init.scope", "0::/user.slice/user-1000.slice/user@1000.service/app.slice/vllm-chat.service",
+        "user@1000.service"),
+        ("0::/init.scope", "0::/system.slice/docker-4c0f.scope/system.slice/vllm-chat.service",
+        "docker-4c0f.scope"),
+        ("0::/init.scope", "0::/machine.slice/machine-x.scope/payload/system.slice/vllm-chat.service",
+        "machine-x.scope"),
         ("0::/init.scope", "0::/docker/4c0f/system.slice/vllm-chat.service", None),
         # this host is itself a container whose tree is seen from outside
         (

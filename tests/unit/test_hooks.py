@@ -1,4 +1,6 @@
-"""Hooks: whatever happens, and whenever the host dies, the load balancer gets its host back and people hear how it ended."""
+"""Hooks: whatever happens, and whenever the host dies, the load balancer gets its host back and people hear
+how it ended.
+"""
 
 from __future__ import annotations
 

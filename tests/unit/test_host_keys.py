@@ -1,4 +1,6 @@
-"""No example believes whoever answers: the keys of hosts are verified in everything that people copy from here."""
+"""No example believes whoever answers: the keys of hosts are verified in everything that people copy from
+here.
+"""
 
 from __future__ import annotations
 

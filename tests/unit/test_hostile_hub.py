@@ -1,4 +1,6 @@
-"""A Hub that attacks whoever asks it: compressed answers, bodies of errors and redirects without end, and a token's way."""
+"""A Hub that attacks whoever asks it: compressed answers, bodies of errors and redirects without end, and a
+token's way.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ BOMB = gzip.compress(gzip.compress(b"\0" * 300_000_000))  # a few hundred bytes 
 
 
 class Lying(ThreadingHTTPServer):
-    """Answers each request by a status, headers and a body, which may be endless; remembers what it was sent."""
+    """Answers each request by a status, headers and a body, which may be endless; remembers
+    what it was sent.
+    """
 
     daemon_threads = True
 

@@ -1,6 +1,8 @@
-"""A server that attacks whoever measures it: every answer without end, without sense or without truth is one kind of error.
+"""A server that attacks whoever measures it: every answer without end, without sense or without truth is one
+kind of error.
 
-Real sockets. root's process on the host reads these answers, between stopping one release and judging another.
+Real sockets. root's process on the host reads these answers, between stopping one release and judging
+another.
 """
 
 from __future__ import annotations

@@ -11,12 +11,13 @@ from pyinfra_vllm.on_host import kernel
 LOGS = Path(__file__).parent.parent / "fixtures" / "kernel"
 
 CONVERTED = (
-    "(EngineCore_DP0 pid=71) INFO 10-03 11:02:55 [awq_marlin.py:119] The model is convertible to awq_marlin during "
-    "runtime. Using awq_marlin kernel."
+    "(EngineCore_DP0 pid=71) INFO 10-03 11:02:55 [awq_marlin.py:119] The model is convertible to awq_marlin"
+    " during runtime. Using awq_marlin kernel."
 )
 FORCED = (
-    "(APIServer pid=1) INFO 10-03 11:02:55 [awq_marlin.py:123] Detected that the model can run with awq_marlin, however "
-    "you specified quantization=awq explicitly, so forcing awq. Use quantization=awq_marlin for faster inference"
+    "(APIServer pid=1) INFO 10-03 11:02:55 [awq_marlin.py:123] Detected that the model can run with"
+    " awq_marlin, however you specified quantization=awq explicitly, so forcing awq. Use"
+    " quantization=awq_marlin for faster inference"
 )
 UNOPTIMIZED = (
     "WARNING [auto_awq.py:325] Layer 'model.layers.0.mlp.down_proj' is not supported by AutoAWQMarlin. "
@@ -118,12 +119,18 @@ def test_convertible_alone_proves_nothing_where_the_kernel_is_chosen_later(versi
 
 
 def test_the_version_in_the_log_wins_over_the_one_given() -> None:
-    engine = "INFO [core.py:77] Initializing a V1 LLM engine (v0.18.0) with config: quantization=awq_marlin, seed=0"
+    engine = (
+        "INFO [core.py:77] Initializing a V1 LLM engine (v0.18.0) with config: quantization=awq_marlin,"
+        " seed=0"
+    )
     assert kernel.check([engine, CONVERTED], "0.28.0")["verdict"] == "pass"
 
 
 def test_padding_is_told_but_passes() -> None:
-    padded = "WARNING [marlin_utils.py:239] Marlin requires thread-tile padding for some weight shapes in this model."
+    padded = (
+        "WARNING [marlin_utils.py:239] Marlin requires thread-tile padding for some weight shapes in this"
+        " model."
+    )
     found = kernel.check([using("MarlinLinearKernel"), padded], "0.32.0")
     assert found["verdict"] == "pass"
     assert "part of its speed lost" in str(found["reasons"])

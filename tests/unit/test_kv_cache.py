@@ -6,7 +6,7 @@ from pyinfra_vllm.on_host.kv_cache import measured
 
 
 def test_the_labels_of_a_newer_server() -> None:
-    name = 'vllm:cache_config_info{block_size="128",kv_cache_max_concurrency="7.98",kv_cache_size_tokens="4096",num_gpu_blocks="32"}'
+    name = 'vllm:cache_config_info{block_size="128",kv_cache_max_concurrency="7.98",kv_cache_size_tokens="4096",num_gpu_blocks="32"}'  # noqa: E501
     assert measured([name, "vllm:num_requests_running"], []) == {
         "block_size": 128,
         "max_concurrency": 7.98,

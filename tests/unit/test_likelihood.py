@@ -25,7 +25,9 @@ SHORT = Text("t", "en", ("one two three", "four five"))
 def measured(
     *texts: Text, compiler: str | None = "g++", **behaviour: Any
 ) -> tuple[list[Measured], dict[str, str], int]:
-    """What was found and what is missing on a machine with that compiler, and how often the server was asked."""
+    """What was found and what is missing on a machine with that compiler, and how often the
+    server was asked.
+    """
     with pytest.MonkeyPatch.context() as patch, serving(**behaviour) as server:
         patch.setattr(likelihood.shutil, "which", lambda name: name if name == compiler else None)
         found, missing = likelihood.measure(Client(server.url, "m"), list(texts), time.perf_counter() + 5)

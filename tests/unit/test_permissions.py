@@ -1,4 +1,6 @@
-"""Root's decision about a user agrees with what the kernel lets that user do, for owners, groups, others and access lists."""
+"""Root's decision about a user agrees with what the kernel lets that user do, for owners, groups, others and
+access lists.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ SIZE = 19_300_000_000
 
 def gpu(index: int = 0, **changes: Any) -> dict[str, Any]:
     return {
-        "index": index, "uuid": nvidia_smi.uuid(index), "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564,
+        "index": index, "uuid": nvidia_smi.uuid(index), "name": "NVIDIA GeForce RTX 4090",
+        "memory_mib": 24564,
         "driver": "580.95.05", "compute_capability": "8.9", "ecc": "[N/A]", "used_mib": 0, "card": index,
         "instance": None, "split": False, "processes": [], **changes,
     }  # fmt: skip
@@ -178,7 +179,9 @@ def with_key(version: str, **settings: Any) -> Wanted:
 
 @pytest.mark.parametrize("version", ["0.12.0", "0.25.1", "0.28.0"])
 def test_a_vllm_that_writes_its_key_to_the_disk_does_not_get_it(version: str) -> None:
-    """UnsetEnvironment= takes it away; a module in the release's folder asks for it (tests/unit/test_api_key.py)."""
+    """UnsetEnvironment= takes it away; a module in the release's folder asks for it
+    (tests/unit/test_api_key.py).
+    """
     release = with_key(version).release
     files, argv = release.files(), list(release.argv)
     assert argv[argv.index("--middleware") + 1] == "pyinfra_vllm_api_key.ApiKey"
@@ -245,7 +248,10 @@ def test_unknown_gpus_are_no_host_without_gpus() -> None:
         (
             [SPLIT, instance(0)],
             {"gpus": (nvidia_smi.uuid(9),)},
-            f"gpus: {nvidia_smi.uuid(9)} not there; this host has 0 ({nvidia_smi.uuid(0)}), {nvidia_smi.uuid(0, 'MIG')}",
+            (
+                f"gpus: {nvidia_smi.uuid(9)} not there; this host has 0 ({nvidia_smi.uuid(0)}),"
+                f" {nvidia_smi.uuid(0, 'MIG')}"
+            ),
         ),
         (
             [SPLIT, instance(0)],
@@ -270,12 +276,18 @@ def test_unknown_gpus_are_no_host_without_gpus() -> None:
         (
             [gpu(0), gpu(1, processes=[STRANGER])],
             {"gpus": (1,)},
-            "GPU 1 (NVIDIA GeForce RTX 4090) is in use by python3 (process 4711, 900 MiB, unit jupyter.service)",
+            (
+                "GPU 1 (NVIDIA GeForce RTX 4090) is in use by python3 (process 4711, 900 MiB, unit"
+                " jupyter.service)"
+            ),
         ),
         (
             [SPLIT, instance(0, processes=[STRANGER])],
             {"gpus": (nvidia_smi.uuid(0, "MIG"),)},
-            f"MIG instance 3g.40gb {nvidia_smi.uuid(0, 'MIG')} of GPU 0 (NVIDIA H100 80GB HBM3) is in use by python3",
+            (
+                f"MIG instance 3g.40gb {nvidia_smi.uuid(0, 'MIG')} of GPU 0 (NVIDIA H100 80GB HBM3) is in"
+                " use by python3"
+            ),
         ),
         ([gpu(0)], {"max_model_len": 32768}, "What would make it fit: max_model_len: "),
         ([gpu(0), gpu(1)], {"size": 70_000_000_000}, "doesn't fit on 2 x GeForce RTX 4090"),
@@ -333,7 +345,7 @@ def test_what_nobody_thought_of_is_a_sentence_too(
 
 @pytest.mark.parametrize("operation", [preflight.passed, releases.staged])
 def test_operations_refuse_one_host_and_go_on(operation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pyinfra runs the generator for each host: an exception there would end the run for all of them."""
+    """Pyinfra runs the generator for each host: an exception there would end the run for all of them."""
     module = preflight if operation is preflight.passed else releases
     monkeypatch.setattr(module, "host", Host([gpu(0), gpu(1), gpu(2)]))
     monkeypatch.setattr(module, "refuse", lambda text: SimpleNamespace(text=text))

@@ -1,4 +1,6 @@
-"""When a side has been measured long enough: by the spread of its own rounds, whatever they are compared with."""
+"""When a side has been measured long enough: by the spread of its own rounds, whatever they are compared
+with.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def test_what_never_decides_and_a_phase_without_answers_hold_nothing_up() -> Non
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 20), st.floats(0, 0.1), st.integers(0, 1000), st.floats(0.5, 2.0))
 def test_how_fast_the_side_is_does_not_matter(rounds: int, spread: float, seed: int, speed: float) -> None:
-    """The rule can't prefer a verdict: a side of any other speed with the same spread stops at the same round."""
+    """The rule can't prefer a verdict: a side of any other speed with the same spread stops at the same
+    round.
+    """
     criteria = Criteria(budget_s=5.0, ttft_floor_s=0)
     one, other = phase(rounds, spread, seed=seed), phase(rounds, spread, seed=seed, speed=speed)
     assert precision.settled([one], criteria) is precision.settled([other], criteria)

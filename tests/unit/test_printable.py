@@ -22,9 +22,11 @@ from pyinfra_vllm.report.plots import Span, timeline
 from pyinfra_vllm.report.status import Row, rows
 from pyinfra_vllm.report.tables import status_table
 
-# Clears the screen, sets the title, answers back, hides text, turns its direction round, moves to the line's beginning.
+# Clears the screen, sets the title, answers back, hides text, turns its direction round, moves to the line's
+# beginning.
 HOSTILE = (
-    "\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\x1b[6n", "\x1b[8mhidden", "\u202egnp.exe", "a\u200bb", "\r\x1b[K> ok", "\x08\x08", "\ufeff",
+    "\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\x1b[6n", "\x1b[8mhidden", "\u202egnp.exe", "a\u200bb",
+    "\r\x1b[K> ok", "\x08\x08", "\ufeff",
     "\u2066", "\U000e0041", "\x00", "\x7f", "\u2028", "\u3164", "\x1bP+q544e\x1b\\", "\x0b\x0c",
 )  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""The probe against a real socket: what it records, how it behaves when the server does not, and its time limit."""
+"""The probe against a real socket: what it records, how it behaves when the server does not, and its time
+limit.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,8 @@ def prompts_of(record: dict[str, Any], phase: int = 0) -> list[str]:
 def test_both_sides_measure_the_same_prompts_in_as_many_rounds_and_a_doubtful_one_measures_them_again() -> (
     None
 ):
-    # It sleeps for most of each answer, and the margins are what three rounds of a second can tell on shared cores.
+    # It sleeps for most of each answer, and the margins are what three rounds of a second can tell on shared
+    # cores.
     margins = {"throughput_margin": 0.15, "tpot_margin": 0.15, "ttft_margin": 0.15}
     with serving(ttft_s=0.04) as server:
         client = Client(server.url, "m")
@@ -99,7 +102,8 @@ def test_a_baseline_is_measured_further_with_new_prompts_and_the_other_side_meas
         client = Client(server.url, "m")
         short = probe.measure(client, settings)
         before = probe.measure(
-            client, settings, extend=short, deadline=time.monotonic() + 15, enough=lambda phases: len(phases[0]["rounds"]) >= 5
+            client, settings, extend=short, deadline=time.monotonic() + 15,
+            enough=lambda phases: len(phases[0]["rounds"]) >= 5
         )  # fmt: skip
         after = probe.measure(client, Settings(**{**vars(settings), "budget_s": 20}), like=before)
     assert short["plan"]["rounds"] <= 2 and before["plan"]["rounds"] == 5
@@ -233,7 +237,9 @@ def test_a_server_that_is_wedged_from_the_first_round_on_fails_and_every_phase_s
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_a_failure_before_the_warm_up_is_tried_again_and_counted(number: int) -> None:
-    """The requests before the warm-up: which extensions there are, a first token, how fast, how many tokens a word has."""
+    """The requests before the warm-up: which extensions there are, a first token, how fast, how many tokens a
+    word has.
+    """
     record = measured(fails=(number,))
     assert [item["kind"] for item in record["warm_up"]["errors"]] == ["http_500"]
     assert all(item["ok"] for phase in record["phases"] for item in phase["requests"])

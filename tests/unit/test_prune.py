@@ -1,4 +1,6 @@
-"""Garbage collection on a host: what is needed stays, what goes is there whole or not at all, links lead nowhere."""
+"""Garbage collection on a host: what is needed stays, what goes is there whole or not at all, links lead
+nowhere.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ A, B, C, D = ("a" * 12, "b" * 12, "c" * 12, "d" * 12)
 
 
 class Storage:
-    """A host's root with four releases: A ran before, B runs, C was tried and left, D waits for its window."""
+    """A host's root with four releases: A ran before, B runs, C was tried and left, D waits for
+    its window.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -166,7 +170,8 @@ def test_what_is_not_ours_stays(storage: Storage) -> None:
     assert storage.prunable() == SPARE
 
 
-@pytest.mark.parametrize("where", ["checkpoints", "checkpoints/org--model", f"checkpoints/org--model/{'e' * 40}", "runtimes", "chat", "chat/releases"])  # fmt: skip
+@pytest.mark.parametrize("where", ["checkpoints", "checkpoints/org--model",
+f"checkpoints/org--model/{'e' * 40}", "runtimes", "chat", "chat/releases"])  # fmt: skip
 def test_no_link_leads_a_delete_out_of_the_root(
     storage: Storage, tmp_path_factory: pytest.TempPathFactory, where: str
 ) -> None:
@@ -216,7 +221,8 @@ def test_it_waits_for_nobody_and_disturbs_nobody(storage: Storage, held: str) ->
         pytest.fail("a download began while a prune was under way")
 
 
-CALLS: list[tuple[Any, str]] = [(Path, "rename"), (durable, "sync_directory"), (os, "unlink"), (os, "rmdir"), (shutil, "rmtree"), (Path, "rmdir")]  # fmt: skip
+CALLS: list[tuple[Any, str]] = [(Path, "rename"), (durable, "sync_directory"), (os, "unlink"), (os,
+"rmdir"), (shutil, "rmtree"), (Path, "rmdir")]  # fmt: skip
 
 
 def mortal(monkeypatch: pytest.MonkeyPatch, die_at: int | None) -> list[str]:
@@ -264,7 +270,7 @@ def test_a_kill_at_any_call_leaves_each_checkpoint_whole_or_gone(tmp_path: Path)
 
 
 def test_folders_within_folders_without_end_are_measured_and_removed(storage: Storage) -> None:
-    """A server can lay them in its cache; neither Python's recursion nor the length of a path is their limit."""
+    """A server can lay them in its cache; neither Python's recursion nor the length of a path is their limit."""  # noqa: E501
     cache = storage.chat.release(C) / "cache"
     cache.mkdir(exist_ok=True)
     (cache / "kernel.so").write_bytes(b"x" * 100_000)

@@ -1,6 +1,8 @@
-"""What real tools said on real GPUs, given to the product again: nvidia-smi, and the server's log and metrics.
+"""What real tools said on real GPUs, given to the product again: nvidia-smi, and the server's log and
+metrics.
 
-tests/fixtures/gpu has a folder for each machine, as the stories of tests/lab/gpu leave it, and beside it what must be read out of it.
+tests/fixtures/gpu has a folder for each machine, as the stories of tests/lab/gpu leave it, and beside it what
+must be read out of it.
 """
 
 from __future__ import annotations

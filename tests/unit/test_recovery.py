@@ -24,7 +24,9 @@ from pyinfra_vllm.on_host.service import Service
 
 
 def prepared(root: Path, patch: pytest.MonkeyPatch, rate: float) -> SimulatedHost:
-    """The old release serves, the new one is staged and makes `rate` tokens/s, and no call was counted yet."""
+    """The old release serves, the new one is staged and makes `rate` tokens/s, and no call was
+    counted yet.
+    """
     host = SimulatedHost(root, patch)
     host.install(OLD)
     host.stage(NEW)
@@ -171,7 +173,9 @@ def test_a_proven_release_stays_where_its_record_could_not_be_completed(
 
 
 def test_a_release_that_was_left_after_its_commit_is_not_called_committed(serving: SimulatedHost) -> None:
-    """On a disk that took the commit and then no entry more, the way back was walked without being written down."""
+    """On a disk that took the commit and then no entry more, the way back was walked without being written
+    down.
+    """
     log = journals.Journal(serving.paths.journal, "t")
     log.write("begin", "done", **{"from": OLD, "to": NEW})
     log.write("activate", "intended", **{"from": OLD, "to": NEW})

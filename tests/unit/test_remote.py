@@ -1,4 +1,6 @@
-"""What the control machine lays down on a host, by the real shell: on the disk before it counts, and gone once it was read."""
+"""What the control machine lays down on a host, by the real shell: on the disk before it counts, and gone
+once it was read.
+"""
 
 from __future__ import annotations
 

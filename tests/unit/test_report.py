@@ -1,4 +1,6 @@
-"""The report's plots and page: what is drawn is what was measured, nothing is loaded, nothing breaks the markup."""
+"""The report's plots and page: what is drawn is what was measured, nothing is loaded, nothing breaks the
+markup.
+"""
 
 from __future__ import annotations
 

@@ -103,7 +103,10 @@ def test_exit_codes(arguments: tuple[str, ...], code: int) -> None:
 def test_what_cannot_be_understood_names_what_was_said_and_what_may_be() -> None:
     answer = json.loads(run(*ASKED, "--variant", "batched_graphs=abc", "--json").stdout)
     assert answer["errors"] == [
-        "variants: batched_graphs: max_num_seqs must be a number above 0 (a whole one, written out), not 'abc'"
+        (
+            "variants: batched_graphs: max_num_seqs must be a number above 0 (a whole one, written out), not"
+            " 'abc'"
+        )
     ]
 
 
@@ -121,8 +124,10 @@ def test_a_quantized_model_without_a_fast_kernel_is_not_called_unquantized() -> 
 
 
 CONFIG = {
-    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192, "torch_dtype": "bfloat16",
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
+    "torch_dtype": "bfloat16",
 }  # fmt: skip
 
 
@@ -218,10 +223,9 @@ def test_variants_and_flags_can_be_tried() -> None:
 
 def test_neither_pyinfra_nor_the_hub_nor_rich_is_imported_for_json() -> None:
     program = (
-        "import sys; from pyinfra_vllm import cli\n"
-        f"try: cli.main(['resolve', *{list(ASKED)!r}, '--json'])\n"
-        "except SystemExit: pass\n"
-        "print([m for m in ('pyinfra', 'gevent', 'huggingface_hub', 'rich.table', 'pydantic') if m in sys.modules], file=sys.stderr)"
+        f"import sys; from pyinfra_vllm import cli\ntry: cli.main(['resolve', *{list(ASKED)!r}, '--json'])\n"
+        "except SystemExit: pass\nprint([m for m in ('pyinfra', 'gevent', 'huggingface_hub', 'rich.table',"
+        " 'pydantic') if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30

@@ -1,4 +1,6 @@
-"""Why a start failed, found in real logs of vLLM that was started with something broken, and in what systemd says."""
+"""Why a start failed, found in real logs of vLLM that was started with something broken, and in what systemd
+says.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +18,37 @@ CAUSES = {
     "unknown-flag": ("", "vllm: error: unrecognized arguments: --no-such-flag", True),
     "bad-int": ("", "vllm serve: error: argument --max-num-seqs: invalid int value: 'many'", True),
     "bad-choice": ("", "vllm serve: error: argument --dtype: invalid choice: 'float99'", True),
-    "max-model-len": ("", "ValidationError: 1 validation error for ModelConfig Value error, User-specified", True),
-    "corrupt-weights": ("Worker", "SafetensorError: Error while deserializing header: incomplete metadata", True),
-    "missing-model": ("", "HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/tmp/absent'", True),
-    "bad-config": ("", "OSError: It looks like the config file at '/tmp/m-bad-config/config.json' is not a valid JSON", True),
-    "unknown-architecture": ("", "ValidationError: 1 validation error for ModelConfig Value error, Model architectures", True),
+    "max-model-len": ("", "ValidationError: 1 validation error for ModelConfig Value error, User-specified",
+    True),
+    "corrupt-weights": ("Worker", "SafetensorError: Error while deserializing header: incomplete metadata",
+    True),
+    "missing-model": ("", "HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/tmp/absent'", True),  # noqa: E501
+    "bad-config": ("",
+    "OSError: It looks like the config file at '/tmp/m-bad-config/config.json' is not a valid JSON", True),
+    "unknown-architecture": ("",
+    "ValidationError: 1 validation error for ModelConfig Value error, Model architectures", True),
     "port-taken": ("", "OSError: [Errno 98] Address already in use", False),
-    "chat-template": ("", "VLLMValidationError: The supplied chat template string (/tmp/absent.jinja) appears path-like", True),
-    "config-json": ("", "vllm serve: error: argument --compilation-config/-cc: 1 validation error for CompilationConfig Invalid JSON: EOF", True),
-    "speculative": ("", "ValidationError: 1 validation error for SpeculativeConfig method Input should be 'ngram'", True),
-    # pydantic shows the whole configuration as the value, in which "shutdown_timeout" must not look like a time-out
-    "tensor-parallel": ("", "ValidationError: 1 validation error for VllmConfig Value error, Total number of attention heads (4)", True),
-    "batched-tokens": ("", "ValidationError: 1 validation error for SchedulerConfig Value error, max_num_batched_tokens (8)", True),
-    "kv-too-small": ("EngineCore", "ValueError: To serve at least one request with the model's max seq len (4096)", True),
-    "worker-corrupt": ("Worker_TP0", "SafetensorError: Error while deserializing header: incomplete metadata", True),
-    "missing-weights": ("Worker", "RuntimeError: Cannot find any model weights with `/tmp/m-no-weights`", True),
-    "quantization": ("", "ValidationError: 1 validation error for ModelConfig Value error, Quantization method", True),
+    "chat-template": ("",
+    "VLLMValidationError: The supplied chat template string (/tmp/absent.jinja) appears path-like", True),
+    "config-json": ("", "vllm serve: error: argument --compilation-config/-cc: 1 validation error for CompilationConfig Invalid JSON: EOF", True),  # noqa: E501
+    "speculative": ("",
+    "ValidationError: 1 validation error for SpeculativeConfig method Input should be 'ngram'", True),
+    # pydantic shows the whole configuration as the value, in which "shutdown_timeout" must not look like a
+    # time-out
+    "tensor-parallel": ("", "ValidationError: 1 validation error for VllmConfig Value error, Total number of attention heads (4)", True),  # noqa: E501
+    "batched-tokens": ("",
+    "ValidationError: 1 validation error for SchedulerConfig Value error, max_num_batched_tokens (8)", True),
+    "kv-too-small": ("EngineCore",
+    "ValueError: To serve at least one request with the model's max seq len (4096)", True),
+    "worker-corrupt": ("Worker_TP0",
+    "SafetensorError: Error while deserializing header: incomplete metadata", True),
+    "missing-weights": ("Worker", "RuntimeError: Cannot find any model weights with `/tmp/m-no-weights`",
+    True),
+    "quantization": ("",
+    "ValidationError: 1 validation error for ModelConfig Value error, Quantization method", True),
     # the API server's traceback comes last there, and says "See root cause above"
-    "h200-fp8-kv-cache": ("EngineCore", "RuntimeError: For FP16/BF16 input, output must have the same dtype", False),
+    "h200-fp8-kv-cache": ("EngineCore",
+    "RuntimeError: For FP16/BF16 input, output must have the same dtype", False),
 }  # fmt: skip
 
 
@@ -80,7 +95,8 @@ def test_starts_that_went_well_have_no_cause(path: Path) -> None:
         assert root_cause.find(path.read_text(encoding="utf-8").splitlines()) is None
 
 
-# What follows is in vLLM's and systemd's forms, and was not recorded here: no GPU, no second GPU, no lack of memory.
+# What follows is in vLLM's and systemd's forms, and was not recorded here: no GPU, no second GPU, no lack of
+# memory.
 ENGINE = "(EngineCore_DP0 pid=7) ERROR 11-28 05:55:06 [core.py:1510] "
 
 
@@ -96,10 +112,10 @@ def raised(exception: str, prefix: str = ENGINE) -> list[str]:
 @pytest.mark.parametrize(
     "exception",
     [
-        "ValueError: Free memory on device cuda:0 (3.22/4.0 GiB) on startup is less than desired GPU memory utilization"
+        "ValueError: Free memory on device cuda:0 (3.22/4.0 GiB) on startup is less than desired GPU memory utilization"  # noqa: E501
         " (0.9, 3.6 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 50.00 MiB.",
-        "AssertionError: Error in memory profiling. Initial free memory 10.0 GiB, current free memory 12.0 GiB.",
+        "AssertionError: Error in memory profiling. Initial free memory 10.0 GiB, current free memory 12.0 GiB.",  # noqa: E501
         "RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)",
         "torch.distributed.DistStoreError: Timed out after 601 seconds waiting for clients.",
         "OSError: [Errno 98] Address already in use",
@@ -116,7 +132,7 @@ def test_what_may_be_gone_at_the_next_start_is_tried_again(exception: str) -> No
 @pytest.mark.parametrize(
     "exception",
     [
-        "ValueError: To serve at least one request with the models's max seq len (40960), 5.62 GiB KV cache is needed, which is"
+        "ValueError: To serve at least one request with the models's max seq len (40960), 5.62 GiB KV cache is needed, which is"  # noqa: E501
         " larger than the available KV cache memory (1.20 GiB).",
         "FileNotFoundError: [Errno 2] No such file or directory: '/m/model.safetensors'",
         "OSError: /m does not appear to have a file named config.json.",
@@ -133,7 +149,7 @@ def test_the_first_worker_that_failed_is_named_before_engine_and_other_workers()
         *raised("torch.OutOfMemoryError: CUDA out of memory.", worker.format(1, 12)),
         *raised("RuntimeError: NCCL error: remote process exited", worker.format(0, 11)),
         *raised(
-            "Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace"
+            "Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace"  # noqa: E501
         ),
     ]
     assert str(found(log)) == "Worker_TP1: OutOfMemoryError: CUDA out of memory."

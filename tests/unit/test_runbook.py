@@ -1,4 +1,6 @@
-"""Every command of the runbook and of the page on unattended rollouts is one that exists, with those very options."""
+"""Every command of the runbook and of the page on unattended rollouts is one that exists, with those very
+options.
+"""
 
 from __future__ import annotations
 

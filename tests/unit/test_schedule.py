@@ -27,7 +27,7 @@ from pyinfra_vllm.schedule.units import cron_line, units
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 INVENTORY = """
 prod = [("one", {"ssh_hostname": "127.0.0.1", "ssh_port": 1}), ("two", {"ssh_hostname": "127.0.0.1", "ssh_port": 1})]
-"""
+"""  # noqa: E501
 ALL = """
 window = {"cron": "0 2 * * *", "duration": "3h", "timezone": "Europe/Berlin"}
 services = {"chat": {"model": "acme/tiny-awq", "runtime": {"version": "0.33.0"}, "port": 8000}}

@@ -1,4 +1,6 @@
-"""The probe's threads run before what they measure, where the kernel lets them, and only as long as they measure."""
+"""The probe's threads run before what they measure, where the kernel lets them, and only as long as they
+measure.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The operator's screen: one line a host that moves in place on a terminal, elsewhere a line a minute at most."""
+"""The operator's screen: one line a host that moves in place on a terminal, elsewhere a line a minute at
+most.
+"""
 
 from __future__ import annotations
 

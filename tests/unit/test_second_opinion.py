@@ -155,7 +155,10 @@ def test_the_runtime_s_own_benchmark_is_run_once_per_concurrency(tmp_path: Path)
 
 def test_the_key_reaches_it_through_its_environment_only(tmp_path: Path) -> None:
     told = tmp_path / "told.json"
-    keeping = f"import os\npathlib.Path({str(told)!r}).write_text(json.dumps([sys.argv, os.environ['OPENAI_API_KEY']]))"
+    keeping = (
+        f"import os\npathlib.Path({str(told)!r}).write_text(json.dumps([sys.argv,"
+        " os.environ['OPENAI_API_KEY']]))"
+    )
     vllm = program(tmp_path, keeping + BENCH_SERVE)
     record = second_opinion.run_vllm_bench(vllm, "http://x", "m", "/ck", (1,), api_key="sesame")
     argv, key = json.loads(told.read_text())

@@ -1,4 +1,6 @@
-"""Secrets belong to their release: a new value is a new release, each is asked with its own key, none shows anywhere else."""
+"""Secrets belong to their release: a new value is a new release, each is asked with its own key, none shows
+anywhere else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A program on the service's port that is not the service is found and named; the kernel says whose a socket is."""
+"""A program on the service's port that is not the service is found and named; the kernel says whose a socket
+is.
+"""
 
 from __future__ import annotations
 

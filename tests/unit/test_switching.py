@@ -33,7 +33,10 @@ ENDED = {
 
 @dataclass
 class FarHost:
-    """Answers the host program's verbs; what is an exception is raised. It can be reached again at the third attempt."""
+    """Answers the host program's verbs; what is an exception is raised.
+
+    It can be reached again at the third attempt.
+    """
 
     answers: dict[str, list[Any]]
     connected: bool = True

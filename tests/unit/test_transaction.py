@@ -1,4 +1,6 @@
-"""The promise, on a simulated host: whatever fails and whenever, the old release serves or the new, proven one."""
+"""The promise, on a simulated host: whatever fails and whenever, the old release serves or the new, proven
+one.
+"""
 
 from __future__ import annotations
 
@@ -292,7 +294,7 @@ def test_a_masked_unit_stays_masked(host: SimulatedHost) -> None:
 def test_a_baseline_is_waited_for_while_the_old_release_starts(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """systemd has restarted it a moment ago: silent, and not dead."""
+    """Systemd has restarted it a moment ago: silent, and not dead."""
     silences = iter(["loading weights"] * 3)
     flows = serving._flow_problem
     monkeypatch.setattr(serving, "_flow_problem", lambda release: next(silences, "") or flows(release))
@@ -345,7 +347,9 @@ PLAN = {"words": {"s": 5}, "output_tokens": 32, "rounds": 1, "requests": {"c1": 
 def measured_by(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, each_s: float
 ) -> list[tuple[str | None, dict[str, Any]]]:
-    """Each measurement takes so long, and the new release is as fast as the old one and too uneven to tell."""
+    """Each measurement takes so long, and the new release is as fast as the old one and too
+    uneven to tell.
+    """
     simulated, calls = probe.measure, []
     spent: dict[str | None, float] = {}
 

@@ -1,4 +1,6 @@
-"""What the resolver chooses: founding cases, the whole table, objectives, kernels, and the rest of its answer."""
+"""What the resolver chooses: founding cases, the whole table, objectives, kernels, and the rest of its
+answer.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ A10G_STACK = (
 # The whole table
 
 
-# What may keep a catalogued model from a catalogued GPU without anything declared; any other error is the resolver's own.
+# What may keep a catalogued model from a catalogued GPU without anything declared; any other error is the
+# resolver's own.
 ALLOWED = (
     r"V100 \(compute capability 7\.0\) is not supported",
     r"doesn't fit on 1 x .*What would make it fit: ",
@@ -55,7 +58,8 @@ def test_every_model_on_every_gpu(version: str) -> None:
     assert fitting > len(GPUS) * len(shapes.names()) / 2
 
 
-# What was measured on an H200 (docs/tuning.md): arguments, variables, kernel and predicted tokens, to the byte
+# What was measured on an H200 (docs/tuning.md): arguments, variables, kernel and predicted tokens, to the
+# byte
 
 STARTED = ["--gpu-memory-utilization", "0.92", "--max-model-len", "4096"]
 NO_ACCESS_LOG = "--disable-uvicorn-access-log"  # came later, and changes no number
@@ -169,7 +173,9 @@ def test_the_fp16_coder_moved_to_awq_on_an_rtx_pro_6000() -> None:
 
 
 def test_the_coder_s_reported_50_gb_on_an_rtx_pro_6000() -> None:
-    """vLLM takes its share of the memory whatever the model needs: 50 GB is a share of one half, at most 3.4 requests."""
+    """VLLM takes its share of the memory whatever the model needs: 50 GB is a share of one half, at most 3.4
+    requests.
+    """
     found = resolve(
         "Qwen/Qwen2.5-Coder-32B-Instruct-AWQ",
         "NVIDIA RTX PRO 6000 Blackwell Server Edition",
@@ -202,7 +208,8 @@ def test_qwen3_5_4b_on_an_a10g_with_the_variant_stack() -> None:
         "--speculative-config": {"method": "mtp", "num_speculative_tokens": 1},
     }
     assert found.fit is not None
-    # 8 bits of the 8 full-attention layers of 32, and of the one that drafts (vllm/models/qwen3_5_mtp.py: `layer_type`)
+    # 8 bits of the 8 full-attention layers of 32, and of the one that drafts (vllm/models/qwen3_5_mtp.py:
+    # `layer_type`)
     assert found.fit.kv_bytes_per_token == 9 * 2048
 
 

@@ -1,4 +1,6 @@
-"""What an operator may ask of the resolver: variants, flags and environment, and what each mistake is answered with."""
+"""What an operator may ask of the resolver: variants, flags and environment, and what each mistake is
+answered with.
+"""
 
 from __future__ import annotations
 
@@ -262,11 +264,14 @@ def test_declared_environment_wins_and_changes_the_expected_kernel() -> None:
 
 
 RECKONED = (
-    "block-size", "cuda-graph-sizes", "data-parallel-size", "device-memory-utilization", "enable-chunked-prefill",
+    "block-size", "cuda-graph-sizes", "data-parallel-size", "device-memory-utilization",
+    "enable-chunked-prefill",
     "enable-prefix-caching", "pipeline-parallel-size", "spec-method", "spec-model", "spec-tokens",
     "speculative-config.num_speculative_tokens", "compilation-config.cudagraph_capture_sizes",
-    "cudagraph-capture-sizes", "compilation-config", "dtype", "enforce-eager", "gpu-memory-utilization", "kv-cache-dtype",
-    "kv-cache-memory-bytes", "linear-backend", "max-cudagraph-capture-size", "max-num-batched-tokens", "max-num-seqs",
+    "cudagraph-capture-sizes", "compilation-config", "dtype", "enforce-eager", "gpu-memory-utilization",
+    "kv-cache-dtype",
+    "kv-cache-memory-bytes", "linear-backend", "max-cudagraph-capture-size", "max-num-batched-tokens",
+    "max-num-seqs",
     "quantization", "speculative-config", "tensor-parallel-size",
 )  # fmt: skip
 FLAG_NAMES = (*RECKONED, *sorted(name.removeprefix("--") for name in catalogue.known("0.28.0")))

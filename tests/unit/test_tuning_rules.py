@@ -89,7 +89,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "graph-sizes-agree-with-the-largest": (
         {"variants": [{"batched_graphs": 32}], "flags": {"cudagraph-capture-sizes": [1, 2, 4, 8]}},
-        "graph sizes is 8, and --max-cudagraph-capture-size (which the variant batched_graphs sets, too) is 32",
+        (
+            "graph sizes is 8, and --max-cudagraph-capture-size (which the variant batched_graphs sets, too)"
+            " is 32"
+        ),
     ),
     "graph-sizes-hold-a-decode-step": (
         {"variants": [{"ngram": 4}], "flags": {"cudagraph-capture-sizes": [1, 2, 4]}},

@@ -1,4 +1,6 @@
-"""Following a unit on a host: what the operator sees, and what a dropped connection does (nothing to the work)."""
+"""Following a unit on a host: what the operator sees, and what a dropped connection does (nothing to the
+work).
+"""
 
 from __future__ import annotations
 

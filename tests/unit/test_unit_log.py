@@ -1,4 +1,6 @@
-"""A server's log as the journal tells it: a client's words can't pass for the server's, and no length takes the memory."""
+"""A server's log as the journal tells it: a client's words can't pass for the server's, and no length takes
+the memory.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The uv that a host gets is the one that was sent, or none: the real shell and sha256sum, this machine in a host's place."""
+"""The uv that a host gets is the one that was sent, or none: the real shell and sha256sum, this machine in a
+host's place.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The way back lacks nothing and makes nothing worse: what other people and a short host do to it, on a simulated host."""
+"""The way back lacks nothing and makes nothing worse: what other people and a short host do to it, on a
+simulated host.
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ class Reference:
         return wall.minute in self.minutes and hour and (wall.weekday() + 1) % 7 in self.weekdays
 
     def opens(self, wall: datetime, skipped: list[datetime], shown: set[datetime]) -> bool:
-        """Whether this minute opens the window: the clock comes to show an opening, or has just jumped over one.
+        """Whether this minute opens the window: the clock comes to show an opening, or has just jumped over
+        one.
 
         + shown: the openings that the clock has shown before, which it adds to
         """
@@ -86,7 +87,9 @@ class Reference:
 
 
 def openings(references: list[Reference], start: datetime, end: datetime) -> list[list[datetime]]:
-    """When each window opens: one walk along the clock of their zone, every minute of it, shown to all of them."""
+    """When each window opens: one walk along the clock of their zone, every minute of it, shown to all of
+    them.
+    """
     tz, now = references[0].tz, start
     found: list[list[datetime]] = [[] for _ in references]
     watching = [(reference, found[n], set[datetime]()) for n, reference in enumerate(references)]

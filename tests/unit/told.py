@@ -1,4 +1,6 @@
-"""What hosts tell, recorded from the real journal of a simulated host: for tests of status, history and report."""
+"""What hosts tell, recorded from the real journal of a simulated host: for tests of status, history and
+report.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Unit and environment files as systemd reads them (systemd.syntax(7), systemd.service(5), systemd.exec(5)), written out
-a second time and independently of `release`: what tests hold rendered files against."""
+"""Unit and environment files as systemd reads them (systemd.syntax(7), systemd.service(5), systemd.exec(5)),
+written out a second time and independently of `release`: what tests hold rendered files against.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def directives(unit: str) -> list[tuple[str, str, str]]:
 
 
 def command(value: str) -> list[str]:
-    """The argument list that an ExecStart= hands to the process; a specifier or a variable in it is an error."""
+    """The argument list that an ExecStart= hands to the process; a specifier or a variable in
+    it is an error.
+    """
     return [_literal(word) for word in words(value)]
 
 
@@ -84,7 +87,9 @@ def _literal(word: str) -> str:
 
 
 def environment(text: str) -> dict[str, str]:
-    """The variables of an EnvironmentFile=: double quotes, in which a backslash escapes what the shell escapes there."""
+    """The variables of an EnvironmentFile=: double quotes, in which a backslash escapes what the shell
+    escapes there.
+    """
     found = {}
     for line in text.split("\n"):
         if not line or line.startswith(("#", ";")):

@@ -1,9 +1,10 @@
 """The small language of `when:` in the catalog: facts and tests, no code.
 
-    when: {compute_capability: "9.0", --kv-cache-dtype: [fp8, fp8_e4m3], vllm: {at_least: "0.20", below: "0.24"}}
+    when: {compute_capability: "9.0", --kv-cache-dtype: [fp8, fp8_e4m3], vllm: {at_least: "0.20", below:
+        "0.24"}}
 
-All tests of a `when` must hold. A fact is a name (see `tuning.facts`), or a flag or variable as decided so far. A test is a value,
-a list of values (any of them), or a mapping of these words:
+All tests of a `when` must hold. A fact is a name (see `tuning.facts`), or a flag or variable as decided so
+far. A test is a value, a list of values (any of them), or a mapping of these words:
 
     below, at_least     numbers, or versions such as "0.24"
     above               more than this number
@@ -14,7 +15,8 @@ a list of values (any of them), or a mapping of these words:
     differs             has another value than this
     starts_with         the text begins with this one
 
-Where a word takes a number or a version, "$name" stands for another fact. A fact without a value passes no comparison.
+Where a word takes a number or a version, "$name" stands for another fact. A fact without a value passes no
+comparison.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ Facts = Mapping[str, Any]
 
 
 def holds(when: Mapping[str, Any] | None, facts: Facts) -> bool:
-    """Whether every test holds. Raises KeyError for a fact that doesn't exist: a typing error in the catalog."""
+    """Whether every test holds.
+
+    Raises KeyError for a fact that doesn't exist: a typing error in the catalog.
+    """
     return all(_test(test, _fact(name, facts), facts) for name, test in (when or {}).items())
 
 

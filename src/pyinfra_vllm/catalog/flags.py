@@ -1,4 +1,7 @@
-"""Which `vllm serve` flags a version has, and what became of those it no longer has. Data: flags.json, flag_changes.yaml."""
+"""Which `vllm serve` flags a version has, and what became of those it no longer has.
+
+Data: flags.json, flag_changes.yaml.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from pyinfra_vllm.catalog.versions import Version
 
 @cache
 def known(version: str) -> frozenset[str]:
-    """The flags of a version: as scanned, or as in the nearest scanned one (same minor version, else the last before).
+    """The flags of a version: as scanned, or as in the nearest scanned one (same minor version, else the last
+    before).
 
     Raises ValueError for a version older than the catalog.
     """
@@ -37,7 +41,8 @@ def nearest_scanned(version: str) -> str:
     earlier = [text for text in scanned if versions.parse(text) <= wanted]
     if not earlier:
         raise ValueError(
-            f"vLLM {version} is older than the flag catalogue ({scanned[0]} to {scanned[-1]}): install a newer runtime"
+            f"vLLM {version} is older than the flag catalogue ({scanned[0]} to {scanned[-1]}): install a"
+            " newer runtime"
         )
     return earlier[-1]
 

@@ -1,4 +1,7 @@
-"""GPU models: finding one by the name that nvidia-smi prints, and what its architecture can do. Data: gpus.yaml."""
+"""GPU models: finding one by the name that nvidia-smi prints, and what its architecture can do.
+
+Data: gpus.yaml.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,10 @@ class Gpu:
     def rejected(self) -> str | None:
         """Why nothing can be served on it, or None."""
         if not self.architecture:
-            return f"{self.title}: compute capability {self.compute_capability} is not in the catalog's architectures"
+            return (
+                f"{self.title}: compute capability {self.compute_capability} is not in the catalog's"
+                " architectures"
+            )
         reason: str | None = self.architecture.get("rejected")
         return reason
 
@@ -56,7 +62,8 @@ class Gpu:
         chosen: str | None = None,
         experts: bool = False,
     ) -> list[str]:
-        """The kernels that a 4-bit model takes: for its linear layers and then, where it has them, its experts.
+        """The kernels that a 4-bit model takes: for its linear layers and then, where it has them, its
+        experts.
 
         Without any fast kernel for the linear layers the answer is []: the experts' alone would hide that.
 
@@ -104,7 +111,9 @@ def find(name: str, compute_capability: str | None = None, memory_mib: int | Non
 
 
 def _same_card(rest: str, row: Mapping[str, Any]) -> bool:
-    """Whether what follows a card's name leaves it that card: no laptop's, no slice, no other size of memory."""
+    """Whether what follows a card's name leaves it that card: no laptop's, no slice, no other
+    size of memory.
+    """
     sizes = [int(size) for size in re.findall(r"(?:^|[ .])(\d{1,4}) ?gb\b", rest)]
     gib = row["memory_mib"] / 1024
     return not any(word in OTHER_CARDS for word in rest.split()) and all(
@@ -137,6 +146,6 @@ def _unknown(name: str, wanted: str, rows: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(wanted, patterns, n=3, cutoff=0.5)
     known = [patterns[pattern] for pattern in near] or [row["title"] for row in rows.values()]
     return (
-        f"GPU {name!r} is not in the catalog. Nearest: {', '.join(dict.fromkeys(known))}. "
-        "Use the name that `nvidia-smi --query-gpu=name --format=csv` prints, or add the card to catalog/gpus.yaml"
+        f"GPU {name!r} is not in the catalog. Nearest: {', '.join(dict.fromkeys(known))}. Use the name that"
+        " `nvidia-smi --query-gpu=name --format=csv` prints, or add the card to catalog/gpus.yaml"
     )

@@ -31,7 +31,10 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes that decide memory and which splits are possible. Layers with linear attention keep no KV cache."""
+    """The sizes that decide memory and which splits are possible.
+
+    Layers with linear attention keep no KV cache.
+    """
 
     name: str
     model_type: str
@@ -116,7 +119,9 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
 
 
 def find(name: str) -> Shape | None:
-    """The catalog's shape for a repository (or its name without the organisation), or None when it isn't there."""
+    """The catalog's shape for a repository (or its name without the organisation), or None when it isn't
+    there.
+    """
     found = _entry(name)
     if not found:
         return None

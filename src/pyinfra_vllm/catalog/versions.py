@@ -31,7 +31,9 @@ def below(version: Version, limit: str) -> bool:
 
 
 def first(rows: Iterable[Mapping[str, Any]], version: Version) -> Mapping[str, Any]:
-    """The first row whose `below` (if any) lies above the version: how version tables in the catalog are read."""
+    """The first row whose `below` (if any) lies above the version: how version tables in the catalog are
+    read.
+    """
     for row in rows:
         if "below" not in row or below(version, str(row["below"])):
             return row

@@ -1,4 +1,5 @@
-"""`pyinfra-vllm bench`: runs the gate's probe against any OpenAI-compatible server and writes what it measured.
+"""`pyinfra-vllm bench`: runs the gate's probe against any OpenAI-compatible server and writes what it
+measured.
 
 Judges nothing and changes nothing on the server. The API key comes from VLLM_API_KEY, never from an argument.
 """
@@ -95,7 +96,8 @@ def check_options(
         recorded = _concurrency(_baseline(like))
         if concurrency and set(concurrency) != set(recorded):
             raise DeclarationError(
-                f"--concurrency {_listed(concurrency)}: --like {like} was measured at {_listed(recorded)}; leave it out"
+                f"--concurrency {_listed(concurrency)}: --like {like} was measured at {_listed(recorded)};"
+                " leave it out"
             )
         concurrency = recorded
     _check_writable(out)

@@ -1,7 +1,7 @@
 """`pyinfra-vllm calibrate`: how noisy one unchanged service is, so that no margin is ever tighter than that.
 
-On a host it has the service measured across restarts, inside its window, and the host keeps the result; from records that
-`bench` wrote, one after each restart of the same release, it only reckons. It judges nothing.
+On a host it has the service measured across restarts, inside its window, and the host keeps the result; from
+records that `bench` wrote, one after each restart of the same release, it only reckons. It judges nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ EXIT_CODES = {"calibrated": 0, "deferred": 4}
 
 
 def run(records: list[Path], out: Path | None = None) -> dict[str, Any]:
-    """The noise that records tell of, which `gate.judge` and `compare --noise` take. Raises DeclarationError."""
+    """The noise that records tell of, which `gate.judge` and `compare --noise` take.
+
+    Raises DeclarationError.
+    """
     try:
         noise = calibration([read(path) for path in records])
     except RecordError as error:
@@ -51,7 +54,10 @@ def on_host(
     overrides: dict[str, Any],
     group_data: Sequence[str],
 ) -> Outcome:
-    """Have one service of one host calibrated, and follow it. Raises DeclarationError before anything is touched."""
+    """Have one service of one host calibrated, and follow it.
+
+    Raises DeclarationError before anything is touched.
+    """
     from pyinfra_vllm import fleet
     from pyinfra_vllm.asking import Hosts
     from pyinfra_vllm.operations import calibration as calibrations
@@ -93,7 +99,10 @@ def _service(services: Sequence[Service], named: str | None, host: str) -> Servi
 def sentences(noise: dict[str, Any]) -> list[str]:
     """The noise for a person."""
     lines = [
-        f"{noise['runs']} runs of an unchanged service; of two such runs the second is worse in 1 of 100 by more than:"
+        (
+            f"{noise['runs']} runs of an unchanged service; of two such runs the second is worse in 1 of 100"
+            " by more than:"
+        )
     ]
     for phase, metrics in noise["phases"].items():
         lines += [f"  {phase} {metric}: {share:.2%}" for metric, share in metrics.items()]
@@ -131,8 +140,9 @@ def calibrate(
 ) -> int:
     """Find the noise of an unchanged service, and have its host keep it.
 
-    With an INVENTORY and --limit, the host measures its service several times with restarts between, inside the service's
-    window, and keeps the noise for its gate. With at least three RECORDs of `bench --like FIRST` it is reckoned here.
+    With an INVENTORY and --limit, the host measures its service several times with restarts between, inside
+    the service's window, and keeps the noise for its gate. With at least three RECORDs of `bench --like
+    FIRST` it is reckoned here.
     """
     if len(sources) > 1 or sources[0].endswith(".json"):
         noise = run([Path(source) for source in sources], out)

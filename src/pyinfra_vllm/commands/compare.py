@@ -23,7 +23,10 @@ COLORS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 def run(
     before: Path, after: Path, gate_file: Path | None = None, noise_file: Path | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """The command: exit code (0 pass, 1 fail, 3 inconclusive) and what --json prints. Raises DeclarationError."""
+    """The command: exit code (0 pass, 1 fail, 3 inconclusive) and what --json prints.
+
+    Raises DeclarationError.
+    """
     criteria = criteria_of(gate_file)
     noise = _noise(noise_file) if noise_file else None
     try:

@@ -23,7 +23,9 @@ DEFAULT_INVENTORY = "inventory/prod.py"
 
 @dataclass(frozen=True)
 class Past:
-    """What the hosts told: `missing` says of which none did and why, `left_out` how many switches were not asked for."""
+    """What the hosts told: `missing` says of which none did and why, `left_out` how many switches were not
+    asked for.
+    """
 
     switches: list[Switch]
     missing: dict[str, str]

@@ -70,7 +70,10 @@ class Relock:
 def relock(
     models: Iterable[Model], lock: Lock, hub: Hub, *, prune: bool, say: Say, with_code: Collection[Model] = ()
 ) -> Relock:
-    """What the lock file must say of `models`; those `with_code` may bring Python files. Raises HubError or CheckpointRefused; nothing is written."""
+    """What the lock file must say of `models`; those `with_code` may bring Python files.
+
+    Raises HubError or CheckpointRefused; nothing is written.
+    """
     found = []
     for repo, revision in sorted(set(models)):
         say(f"{repo}@{revision}: asking {hub.endpoint}")
@@ -105,7 +108,10 @@ def run(
     hub: Hub | None = None,
     say: Say = lambda line: None,
 ) -> tuple[int, dict[str, Any]]:
-    """The command: exit code (1 when `check` finds the file stale) and what --json prints. Raises RolloutError."""
+    """The command: exit code (1 when `check` finds the file stale) and what --json prints.
+
+    Raises RolloutError.
+    """
     hosts = fleet.load(inventory, group_data=group_data, need_lock=False).hosts.values()
     services = [service for host in hosts for service in host.services]
     models = {(service.model, service.revision) for service in services}
@@ -120,7 +126,10 @@ def run(
 
 
 def _hub() -> Hub:
-    """The Hub of HF_ENDPOINT, which an inventory may set. `huggingface_hub` dies of a damaged one while it is imported."""
+    """The Hub of HF_ENDPOINT, which an inventory may set.
+
+    `huggingface_hub` dies of a damaged one while it is imported.
+    """
     endpoint = hub_endpoint.endpoint()
     hub_endpoint.token(endpoint)
     from pyinfra_vllm.hub import Hub

@@ -1,6 +1,7 @@
 """`pyinfra-vllm prune`: what nothing on the hosts needs any more, shown first and deleted only with --yes.
 
-The hosts decide what their releases need; what is declared and pinned here is kept besides. No service is touched.
+The hosts decide what their releases need; what is declared and pinned here is kept besides. No service is
+touched.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from ..operations._unit import in_units
 from ..printable import printable
 
 DEFAULT_INVENTORY = "inventory/prod.py"
-# Deleting terabytes of small files takes a while; a host that answers nothing for so long is given up, not stopped.
+# Deleting terabytes of small files takes a while; a host that answers nothing for so long is given up, not
+# stopped.
 LIMIT_S = 3600.0
 
 
 def keep(declared: Declared, lock: Lock) -> dict[str, list[str]]:
-    """What must stay on a host, by kind: what is declared for it and what it pins. Raises LockError for a model that is
-    not in the lock: without its commit nobody knows which files it means."""
+    """What must stay on a host, by kind: what is declared for it and what it pins. Raises LockError for a
+    model that is not in the lock: without its commit nobody knows which files it means.
+    """
     pinned = [pin.partition("@") for pin in declared.keep]
     models = [(service.model, service.revision) for service in declared.services]
     models += [(repo, revision) for repo, at, revision in pinned if at]
@@ -48,7 +51,10 @@ def _stored(repo: str, revision: str, lock: Lock) -> str:
 def run(
     inventory: str, limit: Sequence[str] = (), group_data: Sequence[str] = (), *, delete: bool = False
 ) -> list[Answer[list[dict[str, Any]]]]:
-    """What each host could free, or freed. Raises DeclarationError or LockError before a host is contacted."""
+    """What each host could free, or freed.
+
+    Raises DeclarationError or LockError before a host is contacted.
+    """
     from ..operations.prune import prune as on_host
 
     wanted = fleet.load(inventory, group_data=group_data, limit=limit, need_lock=False)
@@ -72,7 +78,10 @@ def sentences(answers: Sequence[Answer[list[dict[str, Any]]]], *, delete: bool) 
             lines.append(printable(f"{answer.host}: {answer.problem}"))
             continue
         lines += [
-            f"{answer.host}: {printable(item['kind']):10} {in_units(item['bytes']):>9}  {printable(item['path'])}"
+            (
+                f"{answer.host}: {printable(item['kind']):10} {in_units(item['bytes']):>9} "
+                f" {printable(item['path'])}"
+            )
             for item in answer.value
         ]
         freed = in_units(sum(item["bytes"] for item in answer.value))
@@ -93,8 +102,9 @@ def prune(
 ) -> int:
     """Show what nothing on the hosts needs any more; delete it with --yes.
 
-    Kept are the current and the previous release, one that waits to be switched to, everything that they refer to, what
-    is declared now, and what `keep` pins. Exit code 1 when a host could not be asked, or is busy with a switch or a
+    Kept are the current and the previous release, one that waits to be switched to, everything that they
+    refer to, what is declared now, and what `keep` pins. Exit code 1 when a host could not be asked, or is
+    busy with a switch or a
     download: nothing was touched there.
     """
     answers = run(inventory, limit, group_data, delete=delete)

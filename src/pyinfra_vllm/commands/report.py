@@ -1,4 +1,7 @@
-"""`pyinfra-vllm report`: one HTML file about the fleet and its switches, to look at in the morning. Changes no host."""
+"""`pyinfra-vllm report`: one HTML file about the fleet and its switches, to look at in the morning.
+
+Changes no host.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ def run(
     group_data: Sequence[str] = (),
     newest: int = NEWEST,
 ) -> tuple[int, dict[str, Any]]:
-    """The command: exit code (1 when a host could not be asked) and what --json prints. Raises DeclarationError."""
+    """The command: exit code (1 when a host could not be asked) and what --json prints.
+
+    Raises DeclarationError.
+    """
     path = _made(out) / "index.html"
     wanted, problem = declared(inventory, group_data)
     with Hosts(inventory, limit, group_data) as hosts:
@@ -44,7 +50,9 @@ def run(
 
 
 def _made(out: Path) -> Path:
-    """The folder to write to, there and writable: asking the hosts takes too long to be told so only afterwards."""
+    """The folder to write to, there and writable: asking the hosts takes too long to be told so only
+    afterwards.
+    """
     with _telling(out):
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):
@@ -58,7 +66,8 @@ def _telling(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DeclarationError(
-            f"--out {str(out)!r} can't be written to: {error.strerror}. Name another folder; no host was changed."
+            f"--out {str(out)!r} can't be written to: {error.strerror}. Name another folder; no host was"
+            " changed."
         ) from error
 
 

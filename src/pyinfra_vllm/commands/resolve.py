@@ -1,4 +1,7 @@
-"""`pyinfra-vllm resolve`: the flags for a model on a GPU, each with its reason. Asks no host and no network."""
+"""`pyinfra-vllm resolve`: the flags for a model on a GPU, each with its reason.
+
+Asks no host and no network.
+"""
 
 from __future__ import annotations
 
@@ -195,11 +198,14 @@ def _memory(fit: Fit | None) -> list[str]:
         return []
     if not fit.requested_bytes:
         return [
-            f"KV cache: {fit.kv_tokens:,} tokens, {fit.max_concurrency:g} requests of {fit.max_model_len:,} tokens"
+            (
+                f"KV cache: {fit.kv_tokens:,} tokens, {fit.max_concurrency:g} requests of"
+                f" {fit.max_model_len:,} tokens"
+            )
         ]
     return [
-        f"Memory of each GPU: {fit.requested_bytes / GIB:.1f} GiB taken = {fit.weights_bytes / GIB:.1f} weights + "
-        f"{fit.overhead_bytes / GIB:.1f} context, peak and graphs (estimated) + KV cache",
+        f"Memory of each GPU: {fit.requested_bytes / GIB:.1f} GiB taken = {fit.weights_bytes / GIB:.1f}"
+        f" weights + {fit.overhead_bytes / GIB:.1f} context, peak and graphs (estimated) + KV cache",
         f"KV cache: {fit.kv_tokens:,} tokens of {fit.kv_bytes_per_token:,} bytes, "
         f"{fit.max_concurrency:g} requests of {fit.max_model_len:,} tokens at a time",
         f"Fits: {'yes' if fit.fits else 'no'}",

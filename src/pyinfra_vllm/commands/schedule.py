@@ -29,7 +29,10 @@ def own_command(inventory: str, limit: tuple[str, ...], group_data: tuple[str, .
 
 
 def account() -> str | None:
-    """For root: who will run it (whoever called sudo, as the SSH keys are theirs). None: the user's own systemd."""
+    """For root: who will run it (whoever called sudo, as the SSH keys are theirs).
+
+    None: the user's own systemd.
+    """
     return (os.environ.get("SUDO_USER") or "root") if os.geteuid() == 0 else None
 
 
@@ -62,8 +65,9 @@ def schedule(
 ) -> int:
     """Print the systemd timer and service for unattended rollouts, or --install them.
 
-    Every few minutes the timer runs `schedule --tick`: while all windows are closed no host is contacted; inside one,
-    pyinfra is run for the hosts whose declared release does not run. Exit codes are those of `pyinfra`.
+    Every few minutes the timer runs `schedule --tick`: while all windows are closed no host is contacted;
+    inside one, pyinfra is run for the hosts whose declared release does not run. Exit codes are those of
+    `pyinfra`.
     """
     if (tick and installing) or (dry and not tick):
         raise click.UsageError("--tick goes without --install, and --dry with --tick")
@@ -108,7 +112,8 @@ def _print(made: Units, ran: list[list[str]], cron: str) -> None:
         click.echo(f"# {made.directory / name}\n{text}")
     if ran:
         click.echo(
-            f"Installed; the timer runs. See it: {' '.join(made.systemctl('list-timers', made.name + '.timer'))}"
+            "Installed; the timer runs. See it:"
+            f" {' '.join(made.systemctl('list-timers', made.name + '.timer'))}"
         )
     else:
         click.echo("# Nothing was written: --install does. The same for a crontab:\n# " + cron)

@@ -1,4 +1,6 @@
-"""`pyinfra-vllm watch`: a rollout as it happens, asked of the hosts themselves; from any machine, and steering nothing."""
+"""`pyinfra-vllm watch`: a rollout as it happens, asked of the hosts themselves; from any machine, and
+steering nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`pyinfra-vllm windows`: whether a switch may begin, why, until when, and the next openings.
 
-Answers for every service of an inventory, or for one cron line given here. Contacts no host: so what a switch may take is what
-is declared; `pyinfra INVENTORY deploy.py --dry` says what each host has measured.
+Answers for every service of an inventory, or for one cron line given here. Contacts no host: so what a switch
+may take is what is declared; `pyinfra INVENTORY deploy.py --dry` says what each host has measured.
 """
 
 from __future__ import annotations
@@ -143,7 +143,10 @@ def fleet_answers(inventory: str, at_text: str | None, limit: Sequence[str]) -> 
 
 
 def moment(text: str | None, timezone: str) -> datetime:
-    """The time asked about: aware; without an offset it is the wall clock of `timezone`. Raises DeclarationError."""
+    """The time asked about: aware; without an offset it is the wall clock of `timezone`.
+
+    Raises DeclarationError.
+    """
     if text is None:
         return datetime.now(UTC)
     try:
@@ -158,7 +161,10 @@ def moment(text: str | None, timezone: str) -> datetime:
 
 
 def as_json_object(answers: Sequence[Answer]) -> dict[str, Any]:
-    """One answer as it is. Several as one: whether any service may begin, and each answer under `services`."""
+    """One answer as it is.
+
+    Several as one: whether any service may begin, and each answer under `services`.
+    """
     if len(answers) == 1:
         return answers[0].as_dict()
     together = Answer(_together([answer.state for answer in answers]))

@@ -1,7 +1,7 @@
 """What the operator declares: frozen, typed, and checked before any host is contacted.
 
-`declare(...)` turns merged layers of plain data into `Declared` hosts; everything found wrong comes back as one
-`DeclarationError`. This package never reads an inventory (that is `fleet.py`) and never touches a host.
+`declare(...)` turns merged layers of plain data into `Declared` hosts; everything found wrong comes back as
+one `DeclarationError`. This package never reads an inventory (that is `fleet.py`) and never touches a host.
 """
 
 from .declared import Declared, Fleet, Overrides, declare

@@ -1,5 +1,6 @@
-"""What every declared thing has in common: frozen, strict (text is no number, `True` is not 1), no unknown keys, no number
-without an end."""
+"""What every declared thing has in common: frozen, strict (text is no number, `True` is not 1), no unknown
+keys, no number without an end.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ def check_host(host: str, services: tuple[Service, ...], merged: Merged, problem
             problems.add(*located(merged, other.name, ("gpus",)), message, other.gpus)
         elif _incomparable(one, other):
             message = (
-                f'service "{one.name}" on host {host} names its GPUs the other way; name those of both by index, or '
+                f'service "{one.name}" on host {host} names its GPUs the other way; name those of both by'
+                " index, or "
                 f"those of both by UUID, so that they can be told apart"
             )
             problems.add(*located(merged, other.name, ("gpus",)), message, other.gpus)
@@ -47,7 +48,9 @@ def _shared_gpus(one: Service, other: Service) -> str:
 
 
 def _incomparable(one: Service, other: Service) -> bool:
-    """Whether one names its GPUs by index and the other by UUID: only the host knows whether they are the same."""
+    """Whether one names its GPUs by index and the other by UUID: only the host knows whether they are the
+    same.
+    """
     kinds = {isinstance(name, int) for service in (one, other) for name in service.gpus or ()}
     return len(kinds) > 1
 
@@ -96,8 +99,8 @@ def window_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
 def network_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
     """Services that listen wider than loopback and ask nobody for a key."""
     return tuple(
-        f"{host}: service {service.name} listens on {service.bind}:{service.port} for everybody who can reach it; "
-        f"declare {API_KEY} under `secrets`, or bind it to loopback"
+        f"{host}: service {service.name} listens on {service.bind}:{service.port} for everybody who can"
+        f" reach it; declare {API_KEY} under `secrets`, or bind it to loopback"
         for host, service in _services(hosts)
         if service.open_to_network and API_KEY not in service.secrets
     )

@@ -1,7 +1,8 @@
-"""The kinds of text that a declaration may hold, as data: a pattern, and the sentence that says what is allowed.
+"""The kinds of text that a declaration may hold, as data: a pattern, and the sentence that says what is
+allowed.
 
-Everything here ends in a unit file, an environment file or an argument list on a host, so no kind of text lets a
-control character through: an operator's string can never become a second line.
+Everything here ends in a unit file, an environment file or an argument list on a host, so no kind of text
+lets a control character through: an operator's string can never become a second line.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from ..on_host.paths import SHARED
 from .problems import SECRET_NAME, ItemError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# Code points that are no characters: halves of surrogate pairs have no UTF-8, and systemd drops a line with the others
-# (unichar_is_valid in its utf8.c), so that a unit would come without its ExecStart=.
+# Code points that are no characters: halves of surrogate pairs have no UTF-8, and systemd drops a line with
+# the others (unichar_is_valid in its utf8.c), so that a unit would come without its ExecStart=.
 _NO_CHARACTER = re.compile(
     "[\ud800-\udfff\ufdd0-\ufdef"
     + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
@@ -89,7 +90,8 @@ def _pin(text: str) -> str:
         return f"{_repository(checkpoint)}@{_revision(revision)}"
     if re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}/[0-9a-f]{12}", text) is None:
         raise ValueError(
-            'must be a checkpoint like "Qwen/Qwen3-32B-AWQ@main" (or @ a commit), or a release like "chat/4c0ffee4c0de"'
+            'must be a checkpoint like "Qwen/Qwen3-32B-AWQ@main" (or @ a commit), or a release like'
+            ' "chat/4c0ffee4c0de"'
         )
     return text
 
@@ -169,7 +171,9 @@ def _each_once(names: tuple[int | str, ...]) -> tuple[int | str, ...]:
 
 
 def _one_kind(names: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Two names of different kinds could be the same GPU; and CUDA gives a process one MIG instance, never two."""
+    """Two names of different kinds could be the same GPU; and CUDA gives a process one MIG instance, never
+    two.
+    """
     if len({isinstance(name, int) for name in names}) > 1:
         raise ValueError("names GPUs by index and by UUID; name all of them by one or all by the other")
     if len(names) > 1 and any(str(name).startswith("MIG-") for name in names):
@@ -219,7 +223,10 @@ GpuUuid = Annotated[
     AfterValidator(
         _matching(
             r"(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-            "a whole UUID as `nvidia-smi -L` prints it, in lower case, of a card (GPU-...) or a MIG instance (MIG-...)",
+            (
+                "a whole UUID as `nvidia-smi -L` prints it, in lower case, of a card (GPU-...) or a MIG"
+                " instance (MIG-...)"
+            ),
         )
     ),
 ]

@@ -1,6 +1,7 @@
 """Declared hooks: whom the host tells about a switch, by a command of its own or by a URL (docs/hooks.md).
 
-Nothing here may hold a secret: it is kept on the host for anyone to read. A secret URL is named by its variable.
+Nothing here may hold a secret: it is kept on the host for anyone to read. A secret URL is named by its
+variable.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Merges layers of plain data, general to particular, and remembers where each value came from.
 
-Maps are merged key by key; anything else replaces what was below. `None` removes what was below (`without_removed`),
-except where it has a meaning of its own and stands: a vLLM flag of `None` is one that the resolver may not choose, a
-margin of `None` is one that never decides.
+Maps are merged key by key; anything else replaces what was below. `None` removes what was below
+(`without_removed`), except where it has a meaning of its own and stands: a vLLM flag of `None` is one that
+the resolver may not choose, a margin of `None` is one that never decides.
 """
 
 from __future__ import annotations
@@ -110,12 +110,14 @@ def _has(values: Any, step: str | int) -> bool:
 
 
 def dotted(path: Sequence[str | int]) -> str:
-    """`services.chat.port`"""
+    """The path as a message names it, like `services.chat.port`."""
     return ".".join(map(str, path))
 
 
 def located(merged: Merged, service: str, path: Path) -> tuple[str, str]:
-    """File and dotted key of a service's setting: its own, or else the one of `defaults` or of every service."""
+    """File and dotted key of a service's setting: its own, or else the one of `defaults` or of
+    every service.
+    """
     places: tuple[Path, ...] = (("services", service), ("defaults",), ())
     declaring = (place for place in places if lookup(merged.values, (*place, *path)) is not ABSENT)
     whole = (*next(declaring, places[0]), *path)
@@ -123,7 +125,9 @@ def located(merged: Merged, service: str, path: Path) -> tuple[str, str]:
 
 
 def normal_flag(name: Any) -> Any:
-    """`max_num_seqs` and `--max-num-seqs` are one flag; what follows a dot (a JSON field) keeps its spelling."""
+    """`max_num_seqs` and `--max-num-seqs` are one flag; what follows a dot (a JSON field) keeps
+    its spelling.
+    """
     if not isinstance(name, str):
         return name
     head, dot, rest = name.removeprefix("--").partition(".")

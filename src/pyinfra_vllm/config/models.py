@@ -114,7 +114,9 @@ _WORDS = {
     "int": "a whole number",
     "str": "text",
     "tuple[int | str, ...]": 'a list of whole numbers and "max"',
-    "dict[str, dict[str, float | None]]": 'a map of phases to metrics and shares, like {"c1": {"ttft_s": 0.8}}',
+    "dict[str, dict[str, float | None]]": (
+        'a map of phases to metrics and shares, like {"c1": {"ttft_s": 0.8}}'
+    ),
 }
 
 
@@ -183,7 +185,9 @@ class Service(Declaration):
     bind: Address = Field(default="127.0.0.1", description='an IP address of the host, like "127.0.0.1"')
     gpus: GpuNames | None = Field(
         default=None,
-        description="a list of GPU indexes like [0, 1], or of whole UUIDs in lower case as `nvidia-smi -L` prints them; "
+        description="a list of GPU indexes like [0, 1], or of whole UUIDs in"
+        " lower case as `nvidia-smi -L` prints"
+        " them; "
         "left out: all GPUs",
     )
     gpu: Text | None = Field(default=None, description='the GPU model as text, like "NVIDIA H200"')
@@ -209,7 +213,9 @@ class Service(Declaration):
     )
     secrets: Secrets = Field(
         default_factory=dict,
-        description="a map of environment variables on the host to those of the control machine that hold them",
+        description=(
+            "a map of environment variables on the host to those of the control machine that hold them"
+        ),
     )
     allow_code: Annotated[str, AfterValidator(no_control), Field(min_length=1)] | None = Field(
         default=None,
@@ -243,7 +249,9 @@ class Service(Declaration):
 
     @model_validator(mode="after")
     def _gpus_agree_with_parallelism(self) -> Self:
-        """Each rank has a GPU of its own, and none is left over (tensor parallelism takes all of them where it isn't declared)."""
+        """Each rank has a GPU of its own, and none is left over (tensor parallelism takes all of them where
+        it isn't declared).
+        """
         sizes = {flag: _size(self.flags.get(flag)) for flag in PARALLEL}
         if self.gpus and any(sizes.values()):
             needed = math.prod(
@@ -258,7 +266,10 @@ class Service(Declaration):
                 )
                 raise ItemError(
                     "gpus",
-                    f"names {_counted(len(self.gpus))}, and flags: {{{declared}}} needs {needed}{default}; make them agree",
+                    (
+                        f"names {_counted(len(self.gpus))}, and flags: {{{declared}}} needs"
+                        f" {needed}{default}; make them agree"
+                    ),
                 )
         return self
 

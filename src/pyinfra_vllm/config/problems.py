@@ -1,6 +1,7 @@
 """What is wrong with a declaration, one tidy line each, and all of it at once.
 
-A line names the file, the dotted key, the value and what is allowed. A value that may be a secret is never shown.
+A line names the file, the dotted key, the value and what is allowed. A value that may be a secret is never
+shown.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ def secret_in_url(text: str) -> bool:
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known word that `word` was probably meant to be, without regard to case; None when nothing is near."""
+    """The known word that `word` was probably meant to be, without regard to case; None when
+    nothing is near.
+    """
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[close[0]] if close else None

@@ -1,4 +1,6 @@
-"""Sends modules of `on_host` to a host's own python3 as one command: nothing is installed there, nothing is written."""
+"""Sends modules of `on_host` to a host's own python3 as one command: nothing is installed there, nothing is
+written.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from importlib.resources import files
 
 from pyinfra.api import QuoteString, StringCommand
 
-# Makes the modules importable from memory, as they are on the control machine, then runs the first one's main().
+# Makes the modules importable from memory, as they are on the control machine, then runs the first one's
+# main().
 _START = """\
 import importlib.abc, importlib.util, json, sys
 sources = json.loads(sys.argv[1])
@@ -22,7 +25,7 @@ class FromMemory(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(sources.get(module.__name__.split(".")[-1], ""), module.__name__, "exec"), module.__dict__)
 sys.meta_path.insert(0, FromMemory())
 sys.exit(importlib.import_module("on_host." + sys.argv[2]).main(sys.argv[3:]))
-"""
+"""  # noqa: E501
 
 
 def python(module: str, *arguments: str, needs: tuple[str, ...] = ()) -> StringCommand:

@@ -1,4 +1,6 @@
-"""Facts that a host tells as JSON, and how they are asked: what one host answers never ends the run of the others."""
+"""Facts that a host tells as JSON, and how they are asked: what one host answers never ends the run of the
+others.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,10 @@ def fact(host: Host, what: type[FactBase[T | None]], **arguments: Any) -> T:
 
 
 def asked(host: Host, what: type[FactBase[T]], **arguments: Any) -> T:
-    """A fact, or its default where pyinfra gave the host up. Raises HostError where the host told nonsense."""
+    """A fact, or its default where pyinfra gave the host up.
+
+    Raises HostError where the host told nonsense.
+    """
     try:
         found: T = host.get_fact(what, _timeout=LIMIT_S, **arguments)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:

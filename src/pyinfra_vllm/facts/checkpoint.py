@@ -15,14 +15,15 @@ from pyinfra_vllm.on_host.values import list_of
 
 class Checkpoints(Told[list[dict[str, Any]]]):
     """
-    Every checkpoint below the root: complete, damaged or partial as the file system tells (no content is read), with
-    the bytes it takes and the releases that refer to it.
+    Every checkpoint below the root: complete, damaged or partial as the file system tells (no content is
+    read), with the bytes it takes and the releases that refer to it.
 
     + root: where pyinfra-vllm keeps its files on the host
 
     .. code:: python
 
-        [{"directory": "/srv/pyinfra-vllm/checkpoints/acme--tiny/<commit>", "name": "acme--tiny", "commit": "...",
+        [{"directory": "/srv/pyinfra-vllm/checkpoints/acme--tiny/<commit>", "name": "acme--tiny", "commit":
+        "...",
           "state": "complete", "problems": [], "bytes": 19000000000, "referenced_by": ["chat/8d1f..."]}]
     """
 

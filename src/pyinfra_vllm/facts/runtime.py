@@ -14,14 +14,15 @@ from pyinfra_vllm.facts._told import Told
 
 class Runtime(Told[dict[str, Any] | None]):
     """
-    Version and known flags of an installed vLLM, read from its files: it is neither run nor imported. None where the
-    venv has no vLLM, or only the beginnings of one.
+    Version and known flags of an installed vLLM, read from its files: it is neither run nor imported. None
+    where the venv has no vLLM, or only the beginnings of one.
 
     + path: the venv's absolute path on the host
 
     .. code:: python
 
-        {"path": "/srv/pyinfra-vllm/runtimes/0.33.0", "version": "0.33.0", "distribution": "vllm", "python": "3.12",
+        {"path": "/srv/pyinfra-vllm/runtimes/0.33.0", "version": "0.33.0", "distribution": "vllm", "python":
+        "3.12",
          "executable": True, "flags": ["--max-model-len", ...], "problem": None, "built": {...} | None,
          "compiled": 1.0}
     """

@@ -1,7 +1,8 @@
-"""The child of `on_host/chat_template.py`: renders a checkpoint's chat template with the runtime's own transformers.
+"""The child of `on_host/chat_template.py`: renders a checkpoint's chat template with the runtime's own
+transformers.
 
-It gets one line of JSON on standard input, `{"directory", "tokenizer", "template", "kwargs"}`, and prints one,
-`{"problems": [...], "notes": [...]}`. It loads a tokenizer and no weights, and reaches no network.
+It gets one line of JSON on standard input, `{"directory", "tokenizer", "template", "kwargs"}`, and prints
+one, `{"problems": [...], "notes": [...]}`. It loads a tokenizer and no weights, and reaches no network.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def _order(talked: str) -> list[str]:
 
 
 def _turn(asked: str, answered: str) -> list[str]:
-    """The rendered prompt must end where the answer begins, else the model has to write the start of its own turn."""
+    """The rendered prompt must end where the answer begins, else the model has to write the start of its own
+    turn.
+    """
     place = answered.find(ANSWER)
     between = (
         answered[len(asked) : place] if answered.startswith(asked) else answered[:place].split(QUESTION)[-1]
@@ -73,7 +76,10 @@ def _end(answered: str, ends: list[str]) -> list[str]:
     if not after or not ends or any(after.startswith(end) for end in ends):
         return []
     return [
-        f"the template ends an answer with {after[:40]!r}, and the model's end tokens are {', '.join(ends)}: answers run on"
+        (
+            f"the template ends an answer with {after[:40]!r}, and the model's end tokens are"
+            f" {', '.join(ends)}: answers run on"
+        )
     ]
 
 

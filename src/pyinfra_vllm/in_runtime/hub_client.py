@@ -1,11 +1,13 @@
-"""The child of `on_host/download.py`: drives the Hub client of an installed runtime, run by that runtime's Python.
+"""The child of `on_host/download.py`: drives the Hub client of an installed runtime, run by that runtime's
+Python.
 
 It gets one line of JSON on standard
-input, with the token in it, and prints a line of JSON for each file that ended; when standard input closes, whoever
-started it is gone and it ends at once. It writes to the part files it is given and nowhere else.
+input, with the token in it, and prints a line of JSON for each file that ended; when standard input closes,
+whoever started it is gone and it ends at once. It writes to the part files it is given and nowhere else.
 
-`hf_hub_download` is not used: from huggingface_hub 2.x on it downloads to a name of its own for each process and deletes
-it on failure, so nothing is ever resumed across processes. `http_get`, which it uses itself, resumes where it is told.
+`hf_hub_download` is not used: from huggingface_hub 2.x on it downloads to a name of its own for each process
+and deletes it on failure, so nothing is ever resumed across processes. `http_get`, which it uses itself,
+resumes where it is told.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ def end_with_parent() -> None:
 
 
 def classify(error: BaseException) -> dict[str, Any]:
-    """What went wrong, as the parent needs to know it: `kind`, the HTTP `status` if any, and the client's words."""
+    """What went wrong, as the parent needs to know it: `kind`, the HTTP `status` if any, and the client's
+    words.
+    """
     status = getattr(getattr(error, "response", None), "status_code", None)
     words = " ".join(str(error).split())[:400]
     if isinstance(error, Oversized):
@@ -119,18 +123,24 @@ def attempt(request: dict[str, Any], file: dict[str, Any]) -> None:
 
 
 class Compressed(Exception):
-    """The server compresses what it was asked to send as it is: a few bytes could become any number of them."""
+    """The server compresses what it was asked to send as it is: a few bytes could become any
+    number of them.
+    """
 
 
 def refuse_compressed(response: Any, *_: object, **__: object) -> None:
-    """Called for every answer, redirects and errors too, before a byte of its body is read or decompressed."""
+    """Called for every answer, redirects and errors too, before a byte of its body is read or
+    decompressed.
+    """
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise Compressed(f"a compressed answer ({encoding[:40]!r}), which was not asked for")
 
 
 def watch_answers() -> None:
-    """Have the client of this runtime, httpx's or the older requests', show each answer to `refuse_compressed`."""
+    """Have the client of this runtime, httpx's or the older requests', show each answer to
+    `refuse_compressed`.
+    """
     import huggingface_hub
 
     if hasattr(huggingface_hub, "set_client_factory"):

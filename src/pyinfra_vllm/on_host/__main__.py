@@ -172,7 +172,10 @@ def _reported(options: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    """Standard input: {"releases": [service/id], "checkpoints": [org--name/commit], "runtimes": [name]}"""
+    """Remove what the lists on standard input don't keep.
+
+    It is one JSON object: {"releases": [service/id], "checkpoints": [org--name/commit], "runtimes": [name]}.
+    """
     keep = prune.Keep(**{name: frozenset(values) for name, values in json.load(sys.stdin).items()})
     if options.delete:
         items = prune.prune(options.root, keep, options.operator)

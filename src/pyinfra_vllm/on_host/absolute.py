@@ -10,7 +10,8 @@ from .criteria import Criteria
 from .relative import FAIL, INCONCLUSIVE, NOT_JUDGED, PASS, answered, tokens_per_s
 
 TRAFFIC_FACTOR = 3.0  # a request of others may hold ours up longer than its share of the tokens says
-OTHER_TRAFFIC = 0.05  # share of others' tokens up to which they are overlooked, and by which it may differ between two sides
+# share of others' tokens up to which they are overlooked, and by which it may differ between two sides
+OTHER_TRAFFIC = 0.05
 SPEEDS = ("min_tokens_per_s", "max_ttft_s")
 Record = dict[str, Any]
 Row = dict[str, Any]
@@ -25,7 +26,8 @@ def rows(
 ) -> list[Row]:
     """One row for each absolute criterion that was set, and always one for errors.
 
-    + asks_gpus: whether the GPUs were asked at all; where they were not, their limit is shown and decides nothing
+    + asks_gpus: whether the GPUs were asked at all; where they were not, their limit is shown and decides
+        nothing
     """
     then = {phase["name"]: phase for phase in before["phases"]} if before else {}
     found = [_errors(before, after, criteria.max_error_rate)]
@@ -60,7 +62,9 @@ def _phase_rows(before: dict[str, Any] | None, phase: dict[str, Any], criteria: 
 
 
 def _under_other_traffic(item: Row, after: Record) -> Row:
-    """A speed that misses its limit by no more than what others asked of the server may take shows nothing."""
+    """A speed that misses its limit by no more than what others asked of the server may take
+    shows nothing.
+    """
     share = other_share(after) or 0.0
     if item["name"] not in SPEEDS or item["verdict"] != FAIL or share <= OTHER_TRAFFIC or not item["after"]:
         return item
@@ -81,8 +85,10 @@ def other_share(record: Record) -> float | None:
 
 
 def _errors(before: Record | None, after: Record, limit: float) -> Row:
-    """Failed requests, warm-up and questions included. Answers without `usage`, and what was never asked, are no errors of
-    serving: they can't be judged."""
+    """Failed requests, warm-up and questions included. Answers without `usage`, and what was never asked, are
+    no errors of
+    serving: they can't be judged.
+    """
     failed, total = _failures(after)
     then = None
     if before:

@@ -1,7 +1,8 @@
 """Installs a vLLM into a venv of its own, with uv, as a transient systemd unit.
 
-A venv is bound to its path, so it is built in place: `.building` is there until the end, and whatever finds it takes
-the venv for none. A failed build is removed whole. A venv that is complete is never touched: a release may run from it.
+A venv is bound to its path, so it is built in place: `.building` is there until the end, and whatever finds
+it takes the venv for none. A failed build is removed whole. A venv that is complete is never touched: a
+release may run from it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Request:
 
     @property
     def cache(self) -> Path:
-        """uv links files from its cache, which works on one file system only; it goes when the build is done."""
+        """Uv links files from its cache, which works on one file system only; it goes when the
+        build is done.
+        """
         return self.root / "runtimes" / f".cache-{self.name}"
 
     @property
@@ -147,12 +150,14 @@ def _install(request: Request, status: Status) -> None:
     asked = request.path / "requirements.in"
     wanted_lines = [f"{request.package}=={request.version}", *request.packages]
     durable.write_text(asked, "\n".join(wanted_lines) + "\n", mode=durable.PUBLIC)
-    # First what it comes to, with the sha256 of every file, then exactly that: the lock stays with the runtime.
+    # First what it comes to, with the sha256 of every file, then exactly that: the lock stays with the
+    # runtime.
     lock = str(request.path / LOCK)
     locked = ("--generate-hashes", "--no-header", "--no-annotate", "--quiet", "--output-file", lock)
     _uv(request, status, "pip", "compile", "--python", python, *source, *locked, str(asked))
     wanted = ["--require-hashes", "--requirement", lock]
-    # The service's user can't write byte code here: without it each process would compile all that it imports, at each start.
+    # The service's user can't write byte code here: without it each process would compile all that it
+    # imports, at each start.
     _uv(request, status, "pip", "install", "--compile-bytecode", "--python", python, *source, *wanted)
 
 

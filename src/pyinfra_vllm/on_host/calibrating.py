@@ -1,7 +1,9 @@
-"""Measures one unchanged service several times across restarts, and keeps how noisy it is in the host's state.
+"""Measures one unchanged service several times across restarts, and keeps how noisy it is in the host's
+state.
 
-What the service runs never changes: its current release is restarted inside the window, as often as the order says, and
-whatever happens tokens flow again at the end, or the outcome says that they don't. recovery.py ends a killed one.
+What the service runs never changes: its current release is restarted inside the window, as often as the order
+says, and whatever happens tokens flow again at the end, or the outcome says that they don't. recovery.py ends
+a killed one.
 """
 
 from __future__ import annotations
@@ -106,8 +108,8 @@ class Calibrating(Transaction):
 
     def _too_few(self, runs: int) -> str:
         return (
-            f"the window's last start came after {runs} of {self.order.runs} runs, and {LEAST_RUNS} are the least;"
-            " nothing was stored. Begin earlier in the window, or override it with --now."
+            f"the window's last start came after {runs} of {self.order.runs} runs, and {LEAST_RUNS} are the"
+            " least; nothing was stored. Begin earlier in the window, or override it with --now."
         )
 
     def _serve_again(self, release: Release, reason: str) -> str:

@@ -24,10 +24,10 @@ Record = dict[str, Any]
 def calibration(records: list[Record]) -> dict[str, Any]:
     """`{"schema", "runs", "phases": {phase: {metric: share}}}`.
 
-    A share of 0.02 means: of two runs of an unchanged service the second is worse by more than 2 % in one case of 100. It is
-    exp(t * s * sqrt(2)) - 1, with s the standard deviation of the logarithms between the runs and t Student's value
-    for so few of them. Raises RecordError for fewer than three records, damaged ones, or ones that do not compare: what
-    other traffic did is no noise of the service.
+    A share of 0.02 means: of two runs of an unchanged service the second is worse by more than 2 % in one
+    case of 100. It is exp(t * s * sqrt(2)) - 1, with s the standard deviation of the logarithms between the
+    runs and t Student's value for so few of them. Raises RecordError for fewer than three records, damaged
+    ones, or ones that do not compare: what other traffic did is no noise of the service.
     """
     if len(records) < LEAST_RUNS:
         raise RecordError(
@@ -64,14 +64,17 @@ def _spread(number: int, records: list[Record], factor: float) -> dict[str, floa
 
 
 def checked(noise: Any, name: str) -> dict[str, Any]:
-    """The noise itself, once it is shown to be what `calibration` makes. Raises RecordError naming the place in it.
+    """The noise itself, once it is shown to be what `calibration` makes.
+
+    Raises RecordError naming the place in it.
 
     + name: how messages call it
     """
     mapping()(noise, name)
     if required(noise, "schema", name) != SCHEMA:
         raise RecordError(
-            f"{name}.schema is {shown(noise['schema'])}, not {SCHEMA!r}: give what `pyinfra-vllm calibrate` wrote"
+            f"{name}.schema is {shown(noise['schema'])}, not {SCHEMA!r}: give what `pyinfra-vllm calibrate`"
+            " wrote"
         )
     count(required(noise, "runs", name), f"{name}.runs")
     mapping()(required(noise, "phases", name), f"{name}.phases")
@@ -92,4 +95,7 @@ def spoken(noise: dict[str, Any]) -> str:
         for metric, share in metrics.items()
         if metric in EVERY_PHASE or (phase == "c1" and metric in ONE_STREAM)
     ]
-    return f"{noise['runs']} runs; of two such runs the second is worse in 1 of 100 by more than: {', '.join(parts)}"
+    return (
+        f"{noise['runs']} runs; of two such runs the second is worse in 1 of 100 by more than:"
+        f" {', '.join(parts)}"
+    )

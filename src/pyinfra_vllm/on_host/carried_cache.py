@@ -1,11 +1,13 @@
-"""Carries compiled kernels from the cache of one release into that of the next, and nothing that was put there later.
+"""Carries compiled kernels from the cache of one release into that of the next, and nothing that was put
+there later.
 
-Compiling takes a GPU server a minute or two at the first start of each release. But a cache belongs to its server, and one
-that was taken over could leave code in it for the next release. So root notes what is in a cache when the first tokens of its
-release have flowed, and only files that still are what was noted are copied; never one that Python could import.
+Compiling takes a GPU server a minute or two at the first start of each release. But a cache belongs to its
+server, and one that was taken over could leave code in it for the next release. So root notes what is in a
+cache when the first tokens of its release have flowed, and only files that still are what was noted are
+copied; never one that Python could import.
 
-The server may be at work in its cache all the while. So each folder on the way to a file is opened in its turn, below the one
-before it: a link that takes the place of a folder leads nowhere.
+The server may be at work in its cache all the while. So each folder on the way to a file is opened in its
+turn, below the one before it: a link that takes the place of a folder leads nowhere.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from typing import Any
 from . import durable
 from .compile_cache import FACTORS
 
-# What Python may import by its name, or reads at its start: generated code comes again with the compiled graph it belongs to.
+# What Python may import by its name, or reads at its start: generated code comes again with the compiled
+# graph it belongs to.
 IMPORTABLE = (".py", ".pyc", ".pth", ".egg-link")
 MOST_FILES = 50_000
 MOST_BYTES = 8 << 30
@@ -35,7 +38,10 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def note(cache: Path, to: Path) -> int:
-    """Write down every file of the cache with its size and sha256; returns how many there are. Raises OSError."""
+    """Write down every file of the cache with its size and sha256; returns how many there are.
+
+    Raises OSError.
+    """
     until = time.monotonic() + LIMIT_S
     files: dict[str, list[Any]] = {}
     total = 0
@@ -115,7 +121,9 @@ def _opened(cache: Path, name: str, flags: int) -> int:
 
 
 def _read(cache: Path, name: str, until: float, into: Any = None) -> tuple[str, int, os.stat_result] | None:
-    """sha256, size and status of a regular file, copied `into` an open file on the way; None for what is none, or takes too long."""
+    """sha256, size and status of a regular file, copied `into` an open file on the way; None for what is
+    none, or takes too long.
+    """
     try:
         descriptor = _opened(cache, name, _FILE)
     except OSError:  # gone, or a link by now

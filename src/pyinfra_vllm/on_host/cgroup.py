@@ -1,4 +1,6 @@
-"""Which systemd unit a process of this host belongs to, read from its control group as systemd itself reads it."""
+"""Which systemd unit a process of this host belongs to, read from its control group as systemd itself reads
+it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ UNITS = (".service", ".scope", ".socket", ".mount", ".swap")  # those that have 
 def unit_of(process: Path) -> str | None:
     """The unit of the process with this folder of /proc: the one that this host's own systemd started it in.
 
-    None where it belongs to none, or has ended. What a unit's processes make below it counts for the unit: a container's
-    own `vllm-chat.service` is part of the unit that runs the container, and not this host's service of that name.
+    None where it belongs to none, or has ended. What a unit's processes make below it counts for the unit: a
+    container's own `vllm-chat.service` is part of the unit that runs the container, and not this host's
+    service of that name.
     """
     try:
         path = _path(process / "cgroup")
@@ -36,5 +39,7 @@ def _path(file: Path) -> str | None:
 
 
 def _root(of_systemd: str) -> str:
-    """Where this systemd's own tree begins, from its first process's place; "" unless it runs in a container."""
+    """Where this systemd's own tree begins, from its first process's place; "" unless it runs
+    in a container.
+    """
     return of_systemd[: -len("/init.scope")] if of_systemd.endswith("/init.scope") else of_systemd.rstrip("/")

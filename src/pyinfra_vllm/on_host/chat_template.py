@@ -1,7 +1,8 @@
 """Checks a release's chat template before anything is switched, with the runtime that will render it.
 
-A template that adds no assistant's turn, or ends an answer with another token than the model, breaks every chat while the
-weights are in order; some models answer half of it right all the same. Runs as a user of its own, without a network.
+A template that adds no assistant's turn, or ends an answer with another token than the model, breaks every
+chat while the weights are in order; some models answer half of it right all the same. Runs as a user of its
+own, without a network.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ ENVIRONMENT = ("HF_HUB_OFFLINE=1", "HOME=/tmp", "CUDA_VISIBLE_DEVICES=", "PYTHON
 
 
 def check(release: Release) -> dict[str, Any]:
-    """Check the template and return notes for the journal, `{"chat_template": [notes]}`. Raises NotReady if it is broken."""
+    """Check the template and return notes for the journal, `{"chat_template": [notes]}`.
+
+    Raises NotReady if it is broken.
+    """
     argv = release.argv
     if _value(argv, "--tokenizer-mode") == "mistral" or "--skip-tokenizer-init" in argv:
         return {"chat_template": ["not checked: the tokenizer is not transformers' own"]}
@@ -45,8 +49,8 @@ def check(release: Release) -> dict[str, Any]:
     answer = _run(release, order)
     if answer["problems"]:
         raise NotReady(
-            f"the chat template of release {release.id} is broken: {'; '.join(answer['problems'])}. Take a revision of"
-            " the checkpoint whose template is right, or give one with the flag chat-template"
+            f"the chat template of release {release.id} is broken: {'; '.join(answer['problems'])}. Take a"
+            " revision of the checkpoint whose template is right, or give one with the flag chat-template"
         )
     return {"chat_template": answer["notes"] or ["in order"]}
 

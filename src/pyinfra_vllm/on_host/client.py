@@ -75,7 +75,8 @@ class Client:
     + model: the name that the server serves it under
     + api_key: sent as a bearer token; never part of a message
     + timeout_s: limit of one request, from connecting to its last byte
-    + listener: who listens where the server is to be, or a ClientError; asked before and after each connection is made,
+    + listener: who listens where the server is to be, or a ClientError; asked before and after each
+        connection is made,
       and nothing is sent where the answers differ
 
     Raises ValueError for what is not the URL of a server.
@@ -127,7 +128,7 @@ class Client:
         return [item for item in data if isinstance(item, dict)]
 
     def version(self, timeout_s: float = 5.0) -> str | None:
-        """vLLM's version; None where the server has no `/version`."""
+        """VLLM's version; None where the server has no `/version`."""
         try:
             found = parsed(self.get("/version", timeout_s)).get("version")
         except ClientError:
@@ -135,7 +136,10 @@ class Client:
         return shortened(found, 60) if isinstance(found, str) and found else None
 
     def metrics(self, timeout_s: float = 5.0) -> dict[str, float]:
-        """`/metrics`: each name with the sum over its labels, and each `name{labels}` by itself. Raises ClientError."""
+        """`/metrics`: each name with the sum over its labels, and each `name{labels}` by itself.
+
+        Raises ClientError.
+        """
         values: dict[str, float] = {}
         for line in self.get("/metrics", timeout_s).decode("utf-8", "replace").splitlines():
             found = METRIC.match(line) if len(line) <= LONGEST_SAMPLE else None
@@ -155,7 +159,8 @@ class Client:
     def tokens_flow(self, timeout_s: float) -> dict[str, Any]:
         """Show that real tokens come: one short streamed answer with at least two of them.
 
-        Returns its `ttft_s`, `e2e_s` and `output_tokens`. Raises Refused, HttpError, NoTokens or another ClientError.
+        Returns its `ttft_s`, `e2e_s` and `output_tokens`. Raises Refused, HttpError, NoTokens or another
+        ClientError.
         """
         self.negotiate(timeout_s)
         answer = self.stream("Count from one to ten: one two", 8, timeout_s, require_usage=False)
@@ -181,7 +186,8 @@ class Client:
     def stream(
         self, prompt: str, max_tokens: int, timeout_s: float, salt: str = "", require_usage: bool = True
     ) -> Streamed:
-        """One streamed answer at temperature 0, of exactly `max_tokens` where the server can ignore its end token.
+        """One streamed answer at temperature 0, of exactly `max_tokens` where the server can ignore its end
+        token.
 
         + salt: keeps the server's prefix cache from answering for another request
         + require_usage: raise NoUsage where the server counts no tokens (else: count its events)

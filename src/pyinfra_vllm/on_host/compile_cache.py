@@ -1,7 +1,8 @@
-"""Takes what vLLM 0.12 to 0.28 wrote of its environment, `VLLM_API_KEY` in clear text, out of a service's cache.
+"""Takes what vLLM 0.12 to 0.28 wrote of its environment, `VLLM_API_KEY` in clear text, out of a service's
+cache.
 
-The service's user owns the cache, and root does this while that user's processes may run: so no link is followed, nothing is
-opened but directories, and nothing is read. A name is removed, no more.
+The service's user owns the cache, and root does this while that user's processes may run: so no link is
+followed, nothing is opened but directories, and nothing is read. A name is removed, no more.
 """
 
 from __future__ import annotations

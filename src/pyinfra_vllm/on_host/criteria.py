@@ -1,7 +1,7 @@
 """What a new release must show: every limit of the gate that an operator can set, with its default.
 
-Plain JSON-able values only: the declaration on the control machine is built from this class, and the host reads it back
-from the release. It never measures and never judges.
+Plain JSON-able values only: the declaration on the control machine is built from this class, and the host
+reads it back from the release. It never measures and never judges.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ class CriteriaError(ValueError):
 
 @dataclass(frozen=True)
 class Criteria:
-    """The success checklist of one service. Phases are named `c1`, `c8`, ... after their concurrency, and `max` is the
-    one of the highest, whatever its number turns out to be."""
+    """The success checklist of one service. Phases are named `c1`, `c8`, ... after their concurrency, and
+    `max` is the one of the highest, whatever its number turns out to be.
+    """
 
     budget_s: float = 120.0  # seconds of measuring on each side of the switch, warm-up and quality included
     max_budget_s: float | None = (
@@ -88,7 +89,8 @@ class Criteria:
     languages: tuple[str, ...] = LANGUAGES  # of the built-in questions and texts
     likelihood_margin: float = 0.03  # how many more bits the fixed texts may cost
     max_bits_per_byte: float | None = 2.0  # of English text, where no baseline says what this model can
-    # lm-eval's TASK/METRIC -> its score, at least; and by how much it may fall. Judged where a record has evaluations.
+    # lm-eval's TASK/METRIC -> its score, at least; and by how much it may fall. Judged where a record has
+    # evaluations.
     min_evaluation: dict[str, float] = field(default_factory=dict)
     max_evaluation_drop: dict[str, float] = field(default_factory=dict)
     keep_answers: bool = False  # write the text of answers into the evidence
@@ -170,7 +172,9 @@ class Criteria:
 
     @property
     def longest_s(self) -> float:
-        """Seconds of measuring on one side at most: beyond `budget_s` only where doubt alone would take a release back."""
+        """Seconds of measuring on one side at most: beyond `budget_s` only where doubt alone would take a
+        release back.
+        """
         if self.on_inconclusive == "keep":
             return self.budget_s
         return 3 * self.budget_s if self.max_budget_s is None else self.max_budget_s
@@ -186,7 +190,10 @@ class Criteria:
         return tuple(declared)
 
     def at(self, highest: int) -> Criteria:
-        """The same with every `max` named: it is the phase of so many requests at once. What names that phase itself wins."""
+        """The same with every `max` named: it is the phase of so many requests at once.
+
+        What names that phase itself wins.
+        """
         if MAX not in self.concurrency:
             return self
         name = _phase(highest)
@@ -221,7 +228,8 @@ class Criteria:
         }[metric]
 
     def allowed(self, phase: str, metric: str, before: float, noise: float | None = None) -> float | None:
-        """How much worse may still be called no worse, as a logarithm of the ratio; None where this never decides.
+        """How much worse may still be called no worse, as a logarithm of the ratio; None where this never
+        decides.
 
         Worse is what is beyond its margin, and beyond its floor, and beyond what noise alone does.
 
@@ -240,7 +248,10 @@ class Criteria:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Criteria:
-        """The criteria from parsed JSON or YAML. Raises CriteriaError for an unknown key or a value of another type."""
+        """The criteria from parsed JSON or YAML.
+
+        Raises CriteriaError for an unknown key or a value of another type.
+        """
         if not isinstance(values, dict):
             raise CriteriaError(f"the gate's settings must be a mapping of keys to values, not {values!r}")
         known = [item.name for item in fields(cls)]

@@ -1,8 +1,9 @@
-"""Bytes from the Hub into part files: started, watched and ended here, fetched by the runtime's own Hub client.
+"""Bytes from the Hub into part files: started, watched and ended here, fetched by the runtime's own Hub
+client.
 
-The Hub is not trusted: a file that grows past its locked size, a body that trickles, and content with another hash all
-end in a FetchError. Nothing outside the directory of part files is written, and no checkpoint is touched: `fetch`
-moves what was verified to where it belongs.
+The Hub is not trusted: a file that grows past its locked size, a body that trickles, and content with another
+hash all end in a FetchError. Nothing outside the directory of part files is written, and no checkpoint is
+touched: `fetch` moves what was verified to where it belongs.
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ class Download:
         )
 
     def part(self, path: str) -> Path:
-        """The part file of one file: its name depends on the path alone, so that any later run goes on with it."""
+        """The part file of one file: its name depends on the path alone, so that any later run goes on with
+        it.
+        """
         return self.parts / (hashlib.sha256(path.encode()).hexdigest()[:32] + ".part")
 
     def bytes_here(self, files: dict[str, Wanted]) -> int:
@@ -127,7 +130,10 @@ class Download:
             return 0
 
     def _round(self, todo: dict[str, Wanted]) -> list[str]:
-        """One child for all that is left. Returns what it complained of; raises for what no repetition mends."""
+        """One child for all that is left.
+
+        Returns what it complained of; raises for what no repetition mends.
+        """
         errors: list[str] = []
         with self._child(todo) as events:
             for event in events:
@@ -159,7 +165,9 @@ class Download:
                 raise FetchError(f"{path} grew past its {file.size} bytes")
 
     def _accept(self, file: Wanted) -> bool:
-        """Hand a whole file on if its content is right; a wrong one is removed and fetched once more from zero."""
+        """Hand a whole file on if its content is right; a wrong one is removed and fetched once more from
+        zero.
+        """
         part = self.part(file.path)
         sha256 = file.is_content_of(part)
         if sha256 is None:
@@ -182,13 +190,16 @@ class Download:
             self._strike(file, f"has not its {file.size} bytes")
 
     def _strike(self, file: Wanted, reason: str) -> None:
-        """Remove what came. The first time it may be a resumed part gone wrong; the second time it is the Hub."""
+        """Remove what came.
+
+        The first time it may be a resumed part gone wrong; the second time it is the Hub.
+        """
         self.part(file.path).unlink(missing_ok=True)
         self.watch.restart()
         if file.path in self.strikes:
             raise LyingHub(
-                f"{file.path} from {self.source.endpoint} {reason}, twice. It was removed. Either the Hub is not to be "
-                f"trusted or the lock file is wrong: run `pyinfra-vllm lock --check`."
+                f"{file.path} from {self.source.endpoint} {reason}, twice. It was removed. Either the Hub is"
+                " not to be trusted or the lock file is wrong: run `pyinfra-vllm lock --check`."
             )
         self.strikes[file.path] = reason
 
@@ -299,7 +310,8 @@ def _events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
     readers[1].join(POLL_S * 5)
     if child.wait() != 0:
         words = b" ".join(word for word in last_words if word).decode(errors="replace")
-        # By itself it ends with 0 whatever the Hub does: this is a runtime in which it can't work. A signal may pass.
+        # By itself it ends with 0 whatever the Hub does: this is a runtime in which it can't work. A signal
+        # may pass.
         kind = "client" if child.returncode > 0 else "killed"
         yield {
             "path": "",

@@ -54,7 +54,9 @@ def release_replacement(path: Path) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Reserve disk space for the next `size` bytes appended to the file. Raises OSError where there is no room.
+    """Reserve disk space for the next `size` bytes appended to the file.
+
+    Raises OSError where there is no room.
 
     A file system that can't reserve anything (EOPNOTSUPP) is no obstacle: there it is as before.
     """
@@ -91,8 +93,8 @@ def read_json(path: Path, default: Any = None) -> Any:
 def point(link: Path, target: Path, keep: bool = False) -> None:
     """Make the link point to the target (relative to the link's folder) by one rename().
 
-    A link that points there already is left alone: going back to it works on a disk that takes no writes, too. Where
-    `prepare` has laid symlinks ready, pointing to and fro among their targets needs no free inode.
+    A link that points there already is left alone: going back to it works on a disk that takes no writes,
+    too. Where `prepare` has laid symlinks ready, pointing to and fro among their targets needs no free inode.
 
     keep: lay the link that is replaced ready again, for the next turn
     """

@@ -1,7 +1,7 @@
 """Judges what other programs found about a model (lm-eval: IFEval, MMLU-Pro, ...), where a record has it.
 
-Such an evaluation takes hours, so no switch waits for one: it is made outside the window and judged by `compare`. A switch
-shows that a declared one is missing, and decides without it.
+Such an evaluation takes hours, so no switch waits for one: it is made outside the window and judged by
+`compare`. A switch shows that a declared one is missing, and decides without it.
 """
 
 from __future__ import annotations
@@ -47,12 +47,17 @@ def _drop(name: str, then: Scores, now: Scores, limit: float) -> dict[str, Any]:
     verdict = PASS
     if before - after > limit:
         verdict = FAIL if before - after > doubt else INCONCLUSIVE
-    note = f"{before:g} before, {after:g} after; allowed is a drop of {limit:g}, and chance alone does {doubt:.3g}"
+    note = (
+        f"{before:g} before, {after:g} after; allowed is a drop of {limit:g}, and chance alone does"
+        f" {doubt:.3g}"
+    )
     return row(name, None, before, after, -limit, verdict, note)
 
 
 def _missing(name: str, then: Scores, now: Scores, limit: float) -> dict[str, Any]:
-    """Undecided where evaluations were made and this one was not; only shown where none were, as in a switch."""
+    """Undecided where evaluations were made and this one was not; only shown where none were,
+    as in a switch.
+    """
     made = (
         "not evaluated on both sides" if then or now else "not evaluated (see `pyinfra-vllm bench --lm-eval`)"
     )

@@ -18,7 +18,8 @@ HOW_FAR = "~ "  # begins a line of progress that the next one replaces; every ot
 class Evidence:
     """One folder per transaction (`tx` is its name), for root alone.
 
-    It is written as the transaction goes, so that a killed one leaves what it knew."""
+    It is written as the transaction goes, so that a killed one leaves what it knew.
+    """
 
     def __init__(self, paths: ServicePaths, tx: str) -> None:
         self.paths = paths
@@ -37,8 +38,9 @@ class Evidence:
         durable.write_text(self.directory / "release.json", document.read_text(encoding="utf-8"))
 
     def say(self, line: str) -> None:
-        """Progress for whoever follows. Not fsynced, and told to the unit's own log where the disk is full: losing a line
-        of it loses nothing, and the way back must not stumble over it."""
+        """Progress for whoever follows. Not fsynced, and told to the unit's own log where the disk is full:
+        losing a line of it loses nothing, and the way back must not stumble over it.
+        """
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
             with os.fdopen(os.open(self.progress, flags, durable.PRIVATE), "a", encoding="utf-8") as file:
@@ -61,7 +63,9 @@ def seal(directory: Path, entries: list[journal.Entry]) -> None:
 
 
 def _own(evidence: Path, tx: str) -> Path:
-    """A new folder of that name, or of the next that is free: two switches to one release can begin in one second."""
+    """A new folder of that name, or of the next that is free: two switches to one release can begin in one
+    second.
+    """
     evidence.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in (tx, *(f"{tx}-{number}" for number in range(2, 1000))):
         with suppress(FileExistsError):

@@ -1,9 +1,10 @@
-"""Have one checkpoint on this host: whole, verified against the lock file by content, readable by the service's user.
+"""Have one checkpoint on this host: whole, verified against the lock file by content, readable by the
+service's user.
 
-Runs as root in a transient systemd unit, from a request file that holds no secret (the Hub's token comes as a systemd
-credential). What is right already is not fetched again: an interrupted download goes on, a damaged file alone is
-replaced. A directory without `.complete` is never served from, and nothing outside this checkpoint's own directory and
-its `.partial` neighbour is written.
+Runs as root in a transient systemd unit, from a request file that holds no secret (the Hub's token comes as a
+systemd credential). What is right already is not fetched again: an interrupted download goes on, a damaged
+file alone is replaced. A directory without `.complete` is never served from, and nothing outside this
+checkpoint's own directory and its `.partial` neighbour is written.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ def main(argv: list[str]) -> int:
 
 
 def read_request(path: Path) -> Request:
-    """The request in a file. Raises FetchError for anything that could lead outside the checkpoint's directory."""
+    """The request in a file.
+
+    Raises FetchError for anything that could lead outside the checkpoint's directory.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         source = _source(content)
@@ -194,7 +198,9 @@ def _gather(request: Request, status: Progress, missing: list[Wanted]) -> dict[s
 def survey(
     directory: Path, request: Request, files: list[Wanted], status: Progress, *, thorough: bool
 ) -> dict[str, manifest.Entry]:
-    """Those of `files` whose content is right in `directory`: by the manifest where it holds, else by reading them."""
+    """Those of `files` whose content is right in `directory`: by the manifest where it holds, else by reading
+    them.
+    """
     known = {}
     try:
         recorded = manifest.read(directory)
@@ -277,7 +283,10 @@ def _install(request: Request, entries: dict[str, manifest.Entry]) -> None:
 
 
 def _make_readable_parents(directory: Path, path: str) -> None:
-    """The folders of a file inside a checkpoint, open to the service's user. A link in their place is an error."""
+    """The folders of a file inside a checkpoint, open to the service's user.
+
+    A link in their place is an error.
+    """
     for part in path.split("/")[:-1]:
         directory = directory / part
         _refuse_link(directory)

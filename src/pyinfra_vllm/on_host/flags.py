@@ -1,7 +1,8 @@
 """Which flags an installed vLLM accepts, read from its sources.
 
-Never imports vLLM or torch (that takes many seconds and a GPU driver): the sources are parsed with `ast`. One file
-on purpose, with nothing but the standard library in it: the control machine also sends it to a host by itself.
+Never imports vLLM or torch (that takes many seconds and a GPU driver): the sources are parsed with `ast`. One
+file on purpose, with nothing but the standard library in it: the control machine also sends it to a host by
+itself.
 """
 
 from __future__ import annotations

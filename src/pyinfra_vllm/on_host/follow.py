@@ -24,9 +24,9 @@ class Position:
 def follow(paths: ServicePaths, after_tx: str | None, seen: Position, unit: str) -> dict[str, Any]:
     """New journal entries and progress lines of the newest transaction other than `after_tx`.
 
-    Returns {"tx", "entries", "progress", "step", "active", "failing", "end"}: `step` is what is under way, `active` says
-    whether the transaction's own unit or its recovery still runs, `end` is the closing entry or None. `failing` says why the
-    old release does not serve again, while the recovery goes on trying.
+    Returns {"tx", "entries", "progress", "step", "active", "failing", "end"}: `step` is what is under way,
+    `active` says whether the transaction's own unit or its recovery still runs, `end` is the closing entry or
+    None. `failing` says why the old release does not serve again, while the recovery goes on trying.
     """
     entries = journal.last_transaction(paths.journal) or []
     active = _active(unit) or _active(paths.recovery_unit)
@@ -48,7 +48,9 @@ def follow(paths: ServicePaths, after_tx: str | None, seen: Position, unit: str)
 
 
 def under_way(entries: list[journal.Entry], now: str) -> dict[str, Any] | None:
-    """The step that was begun last and has not ended: {"name", "elapsed_s", "limit_s"}, the limit None where it has none."""
+    """The step that was begun last and has not ended: {"name", "elapsed_s", "limit_s"}, the limit None where
+    it has none.
+    """
     open_steps: dict[str, journal.Entry] = {}
     for entry in entries:
         if entry["state"] == "intended":

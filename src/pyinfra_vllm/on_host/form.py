@@ -1,4 +1,5 @@
-"""Whether an answer has the form of an answer: not blank, no loop, no noise, no part of a chat template in it.
+"""Whether an answer has the form of an answer: not blank, no loop, no noise, no part of a chat template in
+it.
 
 Judges one text at a time and needs no expected answer; whether a model got worse is judged in ladder.py.
 """
@@ -26,11 +27,12 @@ EXPECTED_SCRIPTS = {
     "HALFWIDTH",
     "DIGIT",
 }
-# Begins with a role's name, or holds a marker of a chat template: a template without the assistant's turn makes the model
-# write it, one of another model makes it repeat the foreign marks.
+# Begins with a role's name, or holds a marker of a chat template: a template without the assistant's turn
+# makes the model write it, one of another model makes it repeat the foreign marks.
 ROLE = re.compile(r"\s*(?:#+\s*)?(?i:assistant|user|system|human)(?:\s*:|\s*\n|\s*$|(?=[A-Z]))")
 MARKER = re.compile(r"<\|[a-z_]+\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>")
-# zlib makes at most so little of so long a text when it repeats itself; English and Japanese answers stay far above.
+# zlib makes at most so little of so long a text when it repeats itself; English and Japanese answers stay far
+# above.
 COMPRESSIBLE, COMPRESSIBLE_BYTES = 0.25, 200
 
 

@@ -92,7 +92,8 @@ def wants_more(
 ) -> bool:
     """Whether further rounds of `after` could change the answer, within the time that may be spent.
 
-    They could also clear a release that failed by little: each look at a part of the rounds is one more chance for chance.
+    They could also clear a release that failed by little: each look at a part of the rounds is one more
+    chance for chance.
 
     + left_s: seconds for which measuring may go on; left out: what the budget leaves (precision.left_s)
     """
@@ -107,12 +108,16 @@ def wants_more(
 
 
 def _measurable(row: dict[str, Any]) -> bool:
-    """Whether further rounds tell more about it: they do about what has an interval, and not about quality or a kernel."""
+    """Whether further rounds tell more about it: they do about what has an interval, and not about quality or
+    a kernel.
+    """
     return "detectable" in row and not row.get("hopeless")
 
 
 def _sure(row: dict[str, Any]) -> bool:
-    """Whether it failed beyond doubt: by what has no interval, or by twice what is allowed with all of its interval beyond the limit."""
+    """Whether it failed beyond doubt: by what has no interval, or by twice what is allowed with all of its
+    interval beyond the limit.
+    """
     if row["verdict"] != FAIL:
         return False
     if row["interval"] is None or row["ratio"] is None:
@@ -122,7 +127,9 @@ def _sure(row: dict[str, Any]) -> bool:
 
 
 def may_stay(verdict: dict[str, Any], criteria: Criteria) -> bool:
-    """Whether the new release is kept: it passed, or nobody can tell and the operator said to keep it then."""
+    """Whether the new release is kept: it passed, or nobody can tell and the operator said to
+    keep it then.
+    """
     if verdict["verdict"] == INCONCLUSIVE:
         return criteria.on_inconclusive == "keep"
     return bool(verdict["verdict"] == PASS)
@@ -144,7 +151,9 @@ def _relative_rows(
 
 
 def _with_key(row: dict[str, Any], saturated: str) -> dict[str, Any]:
-    """The row with the gate's setting that would have let it pass: a trade that an operator may want to make."""
+    """The row with the gate's setting that would have let it pass: a trade that an operator may
+    want to make.
+    """
     if row.get("needed") is None or not row["decides"] or row["verdict"] == PASS:
         return row
     phase = MAX if row["phase"] == saturated else row["phase"]
@@ -152,7 +161,9 @@ def _with_key(row: dict[str, Any], saturated: str) -> dict[str, Any]:
 
 
 def incomparable(before: Record, after: Record) -> list[str]:
-    """Why two runs can't be compared: others asked much more of the server in one of them than in the other."""
+    """Why two runs can't be compared: others asked much more of the server in one of them than
+    in the other.
+    """
     if _traffic_gap(before, after) <= OTHER_TRAFFIC:
         return []
     early, late = (other_share(record) for record in (before, after))
@@ -184,7 +195,10 @@ def _calibration_line(noise: dict[str, Any] | None, phases: list[str]) -> str:
     within = "intervals come from within these runs (see `pyinfra-vllm calibrate`)"
     if not noise or unknown == phases:
         return f"not calibrated: {within}"
-    line = f"calibrated over {noise.get('runs', '?')} runs of an unchanged service: no margin is tighter than its noise"
+    line = (
+        f"calibrated over {noise.get('runs', '?')} runs of an unchanged service: no margin is tighter than"
+        " its noise"
+    )
     return f"{line}; {', '.join(unknown)} not calibrated: {within}" if unknown else line
 
 
@@ -228,13 +242,15 @@ def sentence(row: dict[str, Any]) -> str:
     doubt = f"; {row['doubt']}" if row.get("doubt") else ""
     doubt += f"; {row['allowed_by']} would allow it" if row.get("allowed_by") else ""
     return (
-        f"{where}{row['name']}: {words}: {row['before']:g} before, {row['after']:g} after, ratio {row['ratio']:.3f}"
-        f" [{low:.3f}, {high:.3f}], the limit is {row['limit']:.3f}{doubt}"
+        f"{where}{row['name']}: {words}: {row['before']:g} before, {row['after']:g} after, ratio"
+        f" {row['ratio']:.3f} [{low:.3f}, {high:.3f}], the limit is {row['limit']:.3f}{doubt}"
     )
 
 
 def conclusion(verdict: dict[str, Any]) -> str:
-    """Why the verdict is what it is, in one line: the criteria that decided it, without the notes beside them."""
+    """Why the verdict is what it is, in one line: the criteria that decided it, without the notes beside
+    them.
+    """
     decided = [row for row in verdict["metrics"] if row["decides"] and row["verdict"] == verdict["verdict"]]
     if verdict["verdict"] == PASS or not decided:
         return str(verdict["reasons"][0])

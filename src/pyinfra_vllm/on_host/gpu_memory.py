@@ -9,8 +9,8 @@ from . import inspect_gpus, nvidia
 
 
 def used_mib(names: Sequence[int | str] | None = None) -> int | None:
-    """MiB in use on the fullest of the GPUs (every card without names); None where the host has no nvidia-smi, or it gives
-    no answer for one of them.
+    """MiB in use on the fullest of the GPUs (every card without names); None where the host has no
+    nvidia-smi, or it gives no answer for one of them.
 
     + names: indexes and UUIDs, as the service's release has them
     """

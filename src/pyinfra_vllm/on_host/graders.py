@@ -41,7 +41,9 @@ def number(answer: str, expect: Any) -> bool:
 
 
 def contains(answer: str, expect: Any) -> bool:
-    """One of the expected words is in the answer, as a word of its own where it is written in Latin letters."""
+    """One of the expected words is in the answer, as a word of its own where it is written in
+    Latin letters.
+    """
     options = [expect] if isinstance(expect, str) else expect
     return any(_has(answer, str(option)) for option in options)
 
@@ -90,7 +92,8 @@ def code(answer: str, expect: Any) -> bool:
     )
 
 
-# An operator's pattern can take for ever on a text that was made for it, and can't be ended from inside once it has begun.
+# An operator's pattern can take for ever on a text that was made for it, and can't be ended from inside once
+# it has begun.
 APART = ("regex",)
 APART_S = 5.0
 _MOST_MEMORY = 1 << 30
@@ -141,7 +144,10 @@ GRADERS: dict[str, Callable[[str, Any], bool]] = {
 
 
 def unfit(kind: str, expect: Any) -> str:
-    """Why an answer can't be compared with what is expected; empty where it can. A grader itself takes what is fit."""
+    """Why an answer can't be compared with what is expected; empty where it can.
+
+    A grader itself takes what is fit.
+    """
     if kind == "number" and not _is_number(expect):
         return 'must be a number, such as 42 or "42"'
     if kind == "contains" and not _are_words(expect):

@@ -1,8 +1,9 @@
 """Hooks: what a load balancer and people are told about a switch, by the host itself (docs/hooks.md).
 
-`drain` comes before anything is touched, `undrain` once tokens flow again, `notify` at each turn. A failing notify is
-noted and changes nothing; a failing drain ends the switch before it begins. Which hooks there are is kept in
-`hooks.json` beside the journal, so that a recovery finds them without a control machine. It never decides anything.
+`drain` comes before anything is touched, `undrain` once tokens flow again, `notify` at each turn. A failing
+notify is noted and changes nothing; a failing drain ends the switch before it begins. Which hooks there are
+is kept in `hooks.json` beside the journal, so that a recovery finds them without a control machine. It never
+decides anything.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ REMIND_S = 3600.0  # an alert whose cause lasts is told again
 RELEASE = "release"  # whose order declared the hooks: its secrets are the ones that they name
 LAST_WORDS = 300  # characters of a failed hook's output that the journal keeps
 
-# A URL is posted to by a program of its own, so that one time limit holds for every kind of hook, whatever a server does.
+# A URL is posted to by a program of its own, so that one time limit holds for every kind of hook, whatever a
+# server does.
 _POST = """
 import http.client, os, sys, urllib.request
 class Stay(urllib.request.HTTPRedirectHandler):
@@ -52,7 +54,10 @@ except (OSError, http.client.HTTPException) as error:
 
 
 class HookFailed(Exception):
-    """A hook could not be called, ended with an error, or took too long. Its secrets are not in the message."""
+    """A hook could not be called, ended with an error, or took too long.
+
+    Its secrets are not in the message.
+    """
 
 
 class Hooks:
@@ -64,8 +69,9 @@ class Hooks:
         self.declared: dict[str, Any] = durable.read_json(paths.hooks, {})
 
     def adopt(self, declared: dict[str, Any] | None, release_id: str) -> None:
-        """Take what the order of a release declares, and keep it for whoever comes after; None (a rollback by hand) keeps
-        the last."""
+        """Take what the order of a release declares, and keep it for whoever comes after; None (a rollback by
+        hand) keeps the last.
+        """
         wanted = {**declared, RELEASE: release_id} if declared else declared
         if wanted is not None and wanted != self.declared:
             durable.write_json(self.paths.hooks, wanted)
@@ -78,7 +84,9 @@ class Hooks:
                 self._call(DRAIN, DRAIN, "is about to be restarted: send it no traffic")
 
     def undrain(self) -> str:
-        """Give the service its traffic back, where it was taken; returns what went wrong, empty when nothing did."""
+        """Give the service its traffic back, where it was taken; returns what went wrong, empty when nothing
+        did.
+        """
         if not self.drained:
             return ""
         try:
@@ -99,7 +107,10 @@ class Hooks:
         return False
 
     def notify(self, event: str, text: str, noted: dict[str, Any] | None = None, **fields: Any) -> None:
-        """Tell people. Whatever becomes of it is in the journal, with what is to be noted, and changes nothing."""
+        """Tell people.
+
+        Whatever becomes of it is in the journal, with what is to be noted, and changes nothing.
+        """
         if NOTIFY not in self.declared:
             return
         try:
@@ -197,7 +208,10 @@ def _without(hidden: dict[str, str], text: str) -> str:
 
 
 def _run(argv: list[str], environment: dict[str, str], text: bytes, timeout_s: float) -> str:
-    """What went wrong, empty when nothing did. Needs no free byte on any disk; nothing of the command outlives it."""
+    """What went wrong, empty when nothing did.
+
+    Needs no free byte on any disk; nothing of the command outlives it.
+    """
     with (
         os.fdopen(os.memfd_create("event"), "w+b") as event,
         os.fdopen(os.memfd_create("said"), "w+b") as said,

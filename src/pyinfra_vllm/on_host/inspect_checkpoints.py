@@ -1,4 +1,7 @@
-"""Which checkpoints are on this host, in what state, and which releases refer to them. Reads only, and no content."""
+"""Which checkpoints are on this host, in what state, and which releases refer to them.
+
+Reads only, and no content.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ PARTIAL = ".partial"
 def checkpoints(root: Path) -> list[dict[str, Any]]:
     """Every checkpoint directory below `root`, complete or not, sorted by directory.
 
-    `state` is complete, damaged (it was complete, and the file system says it changed) or partial. `bytes` is what it
-    takes on the disk now. `referenced_by` lists the releases, as service/id, that serve from it.
+    `state` is complete, damaged (it was complete, and the file system says it changed) or partial. `bytes` is
+    what it takes on the disk now. `referenced_by` lists the releases, as service/id, that serve from it.
     """
     references = referenced(root)
     found = []
@@ -62,7 +65,10 @@ def used_bytes(directory: Path) -> int:
 
 
 def referenced(root: Path) -> dict[str, list[str]]:
-    """Checkpoint directory to the releases that name it. A release that can't be read is an error, not no reference."""
+    """Checkpoint directory to the releases that name it.
+
+    A release that can't be read is an error, not no reference.
+    """
     references: dict[str, list[str]] = {}
     for path in sorted(root.glob("*/releases/*/release.json")):
         directory = json.loads(path.read_text(encoding="utf-8"))["checkpoint"]["directory"]

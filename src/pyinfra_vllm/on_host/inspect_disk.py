@@ -15,8 +15,8 @@ MOUNTS = "/proc/self/mountinfo"
 def filesystem(path: str, mounts: str = MOUNTS) -> dict[str, Any]:
     """The file system that a file at `path` would be written to.
 
-    Sizes in bytes, as an ordinary process may use them. `free_inodes` is None where there is no fixed number of them
-    (btrfs says 0 of 0).
+    Sizes in bytes, as an ordinary process may use them. `free_inodes` is None where there is no fixed number
+    of them (btrfs says 0 of 0).
     """
     folder = Path(path).resolve()
     while not folder.is_dir():

@@ -1,4 +1,7 @@
-"""The NVIDIA GPUs of this host, whole cards and MIG instances, and who uses them, as nvidia-smi tells it. Reads only."""
+"""The NVIDIA GPUs of this host, whole cards and MIG instances, and who uses them, as nvidia-smi tells it.
+
+Reads only.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ CARD = {
     "ecc": "ecc.mode.current",
     "mig": "mig.mode.current",
 }
-# Those that drivers too old for them refuse ("Field "compute_cap" is not a valid field to query."): told as None.
+# Those that drivers too old for them refuse ("Field "compute_cap" is not a valid field to query."): told as
+# None.
 NEWER = {"compute_cap", "ecc.mode.current", "mig.mode.current"}
 PROCESS = ("gpu_uuid", "pid", "used_memory", "process_name")
 FORMAT = "--format=csv,noheader,nounits"
@@ -35,9 +39,9 @@ _LISTED_INSTANCE = re.compile(r" +MIG +(\S+) +Device +(\d+): +\(UUID: (MIG-[^)]+
 def gpus() -> list[dict[str, Any]]:
     """Every card in the order of its index, each followed by its MIG instances; [] without nvidia-smi.
 
-    Raises nvidia.NoAnswer. An instance has no index of its own: `card` is that of its card and `instance` its profile
-    (None for a whole card). `split` says that MIG is on: the card itself can't be used. Memory in MiB, None where
-    nvidia-smi doesn't tell.
+    Raises nvidia.NoAnswer. An instance has no index of its own: `card` is that of its card and `instance` its
+    profile (None for a whole card). `split` says that MIG is on: the card itself can't be used. Memory in
+    MiB, None where nvidia-smi doesn't tell.
     """
     if not nvidia.there():
         return []
@@ -172,7 +176,9 @@ def _text(element: ElementTree.Element | None, name: str) -> str | None:
 
 
 def _number(text: str | None) -> int | None:
-    """The number in `1234` or `1234 MiB`; None for [N/A] and the like, which is how it says that it can't tell."""
+    """The number in `1234` or `1234 MiB`; None for [N/A] and the like, which is how it says that it can't
+    tell.
+    """
     found = re.fullmatch(r"(\d+)( MiB)?", text or "")
     return int(found.group(1)) if found else None
 

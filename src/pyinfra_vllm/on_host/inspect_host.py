@@ -35,7 +35,8 @@ def recovery_units(units: Path = UNITS) -> str | None:
 
 
 def machine() -> str:
-    """What tells this machine from every other: two names of an inventory that lead to one machine have the same.
+    """What tells this machine from every other: two names of an inventory that lead to one machine have the
+    same.
 
     Cloned machines share a machine id, containers of one machine its boot id; no two of them share all three.
     """
@@ -56,7 +57,9 @@ def known(user: str) -> bool:
 
 
 def loose(root: Path) -> str | None:
-    """The first folder on the way to the root that others than root may write to: they could put anything in its place."""
+    """The first folder on the way to the root that others than root may write to: they could put anything in
+    its place.
+    """
     for folder in (*reversed(root.parents), root, *reversed(root.resolve().parents), root.resolve()):
         try:
             found = folder.stat()
@@ -91,6 +94,6 @@ def inspect(root: Path, users: list[str]) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Prints one JSON object: ROOT [USER ...]"""
+    """Prints one JSON object. The arguments are ROOT [USER ...]."""
     json.dump(inspect(Path(argv[0]), argv[1:]), sys.stdout)
     return 0

@@ -17,11 +17,12 @@ IMPORTED = ("vllm",)
 
 
 def runtime(path: Path) -> dict[str, Any] | None:
-    """Version, distribution, Python and known flags of the vLLM in the venv at `path`; None where there is none.
+    """Version, distribution, Python and known flags of the vLLM in the venv at `path`; None where there is
+    none.
 
-    A venv whose installation was interrupted is none. `built` holds what our own installation was asked for, None for
-    a venv that the operator keeps. `compiled` is the share of Python's files with byte code that the interpreter takes.
-    `flags` is None when the sources can't be read, with the reason in `problem`.
+    A venv whose installation was interrupted is none. `built` holds what our own installation was asked for,
+    None for a venv that the operator keeps. `compiled` is the share of Python's files with byte code that the
+    interpreter takes. `flags` is None when the sources can't be read, with the reason in `problem`.
     """
     if not (path / "bin" / "python").exists() or (path / BUILDING).exists():
         return None
@@ -62,7 +63,9 @@ def compiled(packages: Path) -> float:
 
 
 def _has_bytecode(file: Path, tag: str) -> bool:
-    """As the import system decides: by the source's time and size, or by its hash, which is taken for right (PEP 552)."""
+    """As the import system decides: by the source's time and size, or by its hash, which is taken for right
+    (PEP 552).
+    """
     try:
         with (file.parent / "__pycache__" / f"{file.stem}.{tag}.pyc").open("rb") as opened:
             header = opened.read(16)

@@ -1,6 +1,9 @@
-"""SIGTERM ends a transaction or a recovery at once, after one journal entry that says why. Recovery does the rest.
+"""SIGTERM ends a transaction or a recovery at once, after one journal entry that says why.
 
-A shutdown must not wait for a switch: systemd refuses every start by then, so nothing could be finished anyway.
+Recovery does the rest.
+
+A shutdown must not wait for a switch: systemd refuses every start by then, so nothing could be finished
+anyway.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from .paths import ServicePaths
 
 
 def note_in(paths: ServicePaths, status: int) -> None:
-    """From now on SIGTERM writes `interrupted note` to the service's journal and ends this process with that status."""
+    """From now on SIGTERM writes `interrupted note` to the service's journal and ends this process with that
+    status.
+    """
 
     def end(number: int, frame: Any) -> None:
         try:
@@ -27,7 +32,9 @@ def note_in(paths: ServicePaths, status: int) -> None:
 
 
 def note(paths: ServicePaths) -> None:
-    """Write down that the newest transaction was interrupted, where it is this process's and has no end yet."""
+    """Write down that the newest transaction was interrupted, where it is this process's and
+    has no end yet.
+    """
     entries = journal.last_transaction(paths.journal)
     holder = durable.read_json(paths.lock, {})
     if not entries or not isinstance(holder, dict) or holder.get("pid") != os.getpid():

@@ -57,7 +57,8 @@ class Journal:
         return entry
 
     def try_write(self, step: str, state: str, **fields: Any) -> None:
-        """The same for the way back, which must not need a free byte: a full disk is said on stderr, not raised.
+        """The same for the way back, which must not need a free byte: a full disk is said on stderr, not
+        raised.
 
         The transaction then keeps no end, so every later recovery looks at it again.
         """
@@ -106,7 +107,10 @@ def _parsed(line: bytes) -> list[Entry]:
 
 
 def is_whole(entry: Any) -> bool:
-    """Whether it is an entry whose fields are what their readers take them for. Raises ValueError for a time that is none."""
+    """Whether it is an entry whose fields are what their readers take them for.
+
+    Raises ValueError for a time that is none.
+    """
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ALWAYS):
         return False
     aware = datetime.fromisoformat(entry["at"]).tzinfo is not None
@@ -127,7 +131,9 @@ def _are_texts(value: Any) -> bool:
 
 
 def failing(entries: list[Entry]) -> str | None:
-    """Of one transaction: why its old release does not serve again, as it was found last; None where nothing was found."""
+    """Of one transaction: why its old release does not serve again, as it was found last; None where nothing
+    was found.
+    """
     if any(
         (entry["step"], entry["state"]) == ("restore", "done") or entry["step"] == "end" for entry in entries
     ):

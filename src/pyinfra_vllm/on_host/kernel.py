@@ -1,8 +1,8 @@
 """Which quantization kernel a vLLM server really took, read from its own log.
 
-vLLM chooses the kernel while it loads the model and says so in wording that changed over its versions. A ten times
-slower kernel serves the same text, so nothing but these lines (or the clock) shows it. This module reads lines; it
-never starts, stops or asks a server, and it knows nothing of GPUs.
+vLLM chooses the kernel while it loads the model and says so in wording that changed over its versions. A ten
+times slower kernel serves the same text, so nothing but these lines (or the clock) shows it. This module
+reads lines; it never starts, stops or asks a server, and it knows nothing of GPUs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# Kernel classes of vllm/model_executor/kernels/linear, without their `LinearKernel` ending. Anything else is slow.
+# Kernel classes of vllm/model_executor/kernels/linear, without their `LinearKernel` ending. Anything else is
+# slow.
 FAST_ON_GPU = ("Marlin", "Machete", "Humming")
 FAST_ON_CPU = ("CPUWNA16", "ZentorchWNA16", "Dynamic4bit")
 # `Using 'X' WNA16 MoE backend.` (fused_moe/oracle/int_wna16.py, 0.20 and newer)
@@ -36,8 +37,8 @@ MOE = re.compile(r"Using '(\w+)' WNA16 MoE backend")
 SLOW = (
     (
         re.compile(r"so forcing awq\b"),
-        "--quantization awq forces the slow AWQ kernel up to vLLM 0.23 (13.68 instead of 126.70 tokens/s in one "
-        "measured case): remove the flag",
+        "--quantization awq forces the slow AWQ kernel up to vLLM 0.23 (13.68 instead of 126.70 tokens/s in"
+        " one measured case): remove the flag",
     ),
     (
         re.compile(r"is not supported by (?:Auto)?AWQMarlin\. Falling back to unoptimized AWQ kernels"),
@@ -66,7 +67,8 @@ def check(
 
     + lines: the server's log since its start; prefixes (journal, process, time) may stay on them
     + version: the runtime's version; None: the one that the log names
-    + expected: kernels the profile expects, such as ["Marlin"], and for a mixture of experts theirs as the second;
+    + expected: kernels the profile expects, such as ["Marlin"], and for a mixture of experts theirs as the
+        second;
       [] for a model that is not quantized; None: unknown
 
     Returns {"verdict": "pass" | "fail" | "inconclusive", "kernels": [...], "lines": [...], "reasons": [...]}.
@@ -170,7 +172,10 @@ def _judge(seen: _Seen, version: str | None, expected: list[str] | None) -> tupl
             "checkpoint".format(" or ".join(expected))
         ]
     return "inconclusive", [
-        f"no line about the quantization kernel in the server's log (read for vLLM {version or 'of unknown version'})"
+        (
+            "no line about the quantization kernel in the server's log (read for vLLM"
+            f" {version or 'of unknown version'})"
+        )
     ]
 
 

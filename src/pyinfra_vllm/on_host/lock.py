@@ -35,7 +35,10 @@ class Held(Exception):
 
 @contextmanager
 def exclusive(path: Path, holder: str, purpose: str, wait_s: float = LOOK_S) -> Iterator[None]:
-    """Hold the lock for the body. Raises Held where another live process still has it after `wait_s` seconds."""
+    """Hold the lock for the body.
+
+    Raises Held where another live process still has it after `wait_s` seconds.
+    """
     with _held(path, holder, purpose, fcntl.LOCK_EX, wait_s):
         yield
 
@@ -48,7 +51,9 @@ def shared(path: Path, holder: str, purpose: str) -> Iterator[None]:
 
 
 def storage(run: Path) -> Path:
-    """What brings checkpoints, runtimes or releases shares this lock; what removes any of them has it alone."""
+    """What brings checkpoints, runtimes or releases shares this lock; what removes any of them
+    has it alone.
+    """
     return run / "storage.lock"
 
 
@@ -90,10 +95,11 @@ def _take(path: Path, how: int, until: float) -> int:
 
 
 def tighten(path: Path) -> None:
-    """Replace a lock that others may open, as earlier versions made it: whoever can open it can hold it for ever.
+    """Replace a lock that others may open, as earlier versions made it: whoever can open it can hold it for
+    ever.
 
-    One that our own program holds is left until it is let go. Two that replace it at once agree by a lock that was never
-    open to others.
+    One that our own program holds is left until it is let go. Two that replace it at once agree by a lock
+    that was never open to others.
     """
     if not _open_to_others(path):
         return
@@ -131,7 +137,9 @@ def _holders(path: Path) -> Iterator[Path]:
 
 
 def _is_ours(process: Path) -> bool:
-    """Whether it is root's Python: a program that is root by its file's mode may have been given what another user holds."""
+    """Whether it is root's Python: a program that is root by its file's mode may have been given what another
+    user holds.
+    """
     try:
         users = re.findall(r"^Uid:\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)$", (process / "status").read_text(), re.M)
         program = (process / "exe").readlink().name

@@ -1,8 +1,8 @@
 """What a checkpoint directory on this host must hold, and whether it still does.
 
-`manifest.json` lists every file with its size, sha256 and modification time; `.complete` beside it is written last.
-`changed` asks the file system only (milliseconds for any size); `damaged` reads every byte. Nothing here repairs,
-downloads or deletes: `fetch` does.
+`manifest.json` lists every file with its size, sha256 and modification time; `.complete` beside it is written
+last. `changed` asks the file system only (milliseconds for any size); `damaged` reads every byte. Nothing
+here repairs, downloads or deletes: `fetch` does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class ManifestError(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: `path` relative to the checkpoint, `size` in bytes, content hash, modification time in nanoseconds."""
+    """One file: `path` relative to the checkpoint, `size` in bytes, content hash, modification time in
+    nanoseconds.
+    """
 
     path: str
     size: int
@@ -62,8 +64,9 @@ class Manifest:
 def unsafe(path: str) -> str | None:
     """Why a file name from a repository must not be used on a disk, or None.
 
-    Names come from an untrusted Hub, through a lock file that people edit: anything that could leave the checkpoint's
-    directory, hide in it, or mean something else on another system is refused rather than repaired.
+    Names come from an untrusted Hub, through a lock file that people edit: anything that could leave the
+    checkpoint's directory, hide in it, or mean something else on another system is refused rather than
+    repaired.
     """
     if any(0xD800 <= ord(character) <= 0xDFFF for character in path):
         return "is not valid Unicode"  # asked first: nothing else can be asked of text that has no UTF-8
@@ -98,8 +101,8 @@ def _unsafe_part(parts: list[str]) -> str | None:
 def hash_file(path: Path, progress: Progress | None = None) -> tuple[str, str]:
     """The sha256 of a file's content and the sha1 that git gives it as a blob, both in hex, in one reading.
 
-    The blob hash is sha1 over ``blob SIZE NUL content`` (git's object format); the Hub states it for files that are
-    not kept in LFS. `progress` gets the number of bytes of each chunk read.
+    The blob hash is sha1 over ``blob SIZE NUL content`` (git's object format); the Hub states it for files
+    that are not kept in LFS. `progress` gets the number of bytes of each chunk read.
     """
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
@@ -202,12 +205,17 @@ def damaged(directory: Path, manifest: Manifest, progress: Progress | None = Non
 
 
 def quick_check(directory: Path) -> list[str]:
-    """Why a checkpoint directory can't be served from, as sentences; empty when it can. Asks the file system only."""
+    """Why a checkpoint directory can't be served from, as sentences; empty when it can.
+
+    Asks the file system only.
+    """
     return _check(directory, changed)
 
 
 def full_check(directory: Path) -> list[str]:
-    """Like `quick_check`, and reads every byte: finds also what a failing disk changed behind the file system."""
+    """Like `quick_check`, and reads every byte: finds also what a failing disk changed behind the file
+    system.
+    """
     return _check(directory, damaged)
 
 

@@ -1,4 +1,6 @@
-"""What an operator should know about two measurements beside the numbers: lines for the reasons, which decide nothing."""
+"""What an operator should know about two measurements beside the numbers: lines for the reasons, which decide
+nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a host runs: release, process, lock, journal. Read-only; a fact sends it to hosts that have nothing of us yet."""
+"""What a host runs: release, process, lock, journal.
+
+Read-only; a fact sends it to hosts that have nothing of us yet.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +56,9 @@ def holder(path: Path) -> dict[str, Any] | None:
 
 
 def ends(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record for each transaction, oldest first: what began, when its `turns` came ("restore intended"), and how it
-    ended (`outcome` None: it has not)."""
+    """One record for each transaction, oldest first: what began, when its `turns` came ("restore intended"),
+    and how it ended (`outcome` None: it has not).
+    """
     records: dict[str, dict[str, Any]] = {}
     for entry in entries:
         tx, step = entry.get("tx", ""), entry.get("step")
@@ -81,9 +85,11 @@ def ends(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def proven(transactions: list[dict[str, Any]], live: bool) -> str | None:
-    """The release that was committed last, and not taken back since; None while that is still being found out.
+    """The release that was committed last, and not taken back since; None while that is still being found
+    out.
 
-    A transaction without an end that touched the service may yet go back, and one that is live may yet touch it.
+    A transaction without an end that touched the service may yet go back, and one that is live may yet touch
+    it.
     """
     last = transactions[-1] if transactions else {}
     touches = live or "activate intended" in last.get("turns", ())
@@ -142,6 +148,9 @@ def observe(root: Path, names: list[str]) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str]) -> int:
-    """Prints a JSON list, one entry for each service named (none named: for all): ROOT [SERVICE ...]"""
+    """Prints a JSON list, one entry for each service named (none named: for all).
+
+    The arguments are ROOT [SERVICE ...].
+    """
     json.dump(observe(Path(argv[0]), argv[1:]), sys.stdout)
     return 0

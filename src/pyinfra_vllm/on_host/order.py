@@ -24,12 +24,14 @@ class Order:
     """One switch of one service, or one calibration.
 
     release: the id of a staged release; of the current one for a calibration
-    purpose: `rollout` judges the new release; `rollback` asks only that its tokens flow; `calibration` changes nothing
+    purpose: `rollout` judges the new release; `rollback` asks only that its tokens flow; `calibration`
+        changes nothing
     runs: how often a calibration measures; it restarts the service once less
     operator, reason: who asked and why, for the record
-    last_start: Unix time after which the switch must not begin; None where there is no window or it is overridden
-    measure_until: Unix time until which measuring may go on beyond its budget: the window's end less a way back; None
-        where there is no window or it is overridden
+    last_start: Unix time after which the switch must not begin; None where there is no window or it is
+        overridden
+    measure_until: Unix time until which measuring may go on beyond its budget: the window's end less a way
+        back; None where there is no window or it is overridden
     overrides: what the operator overrode (`switch_now`, `retry_rejected`), for the record
     criteria: the gate's limits (on_host.gate.Criteria)
     hooks: whom to tell (on_host.hooks); None keeps what the last order said

@@ -1,6 +1,7 @@
 """What a user may do with files, decided by root from owners, modes and access lists.
 
-Nothing is run as that user to find out: a process of the server's user can be stopped, or taken over, by the server.
+Nothing is run as that user to find out: a process of the server's user can be stopped, or taken over, by the
+server.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class Account:
             return f"{path}: {error.strerror}"
 
     def may(self, path: Path, wanted: int) -> bool:
-        """Whether owner, mode and access list of this very file allow it, whatever is above it. Raises OSError."""
+        """Whether owner, mode and access list of this very file allow it, whatever is above it.
+
+        Raises OSError.
+        """
         if self.uid == 0:
             return True
         found = path.stat()

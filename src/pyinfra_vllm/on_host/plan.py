@@ -1,4 +1,7 @@
-"""What to measure: the operator's settings, and the plan that both sides of a comparison share. Measures nothing."""
+"""What to measure: the operator's settings, and the plan that both sides of a comparison share.
+
+Measures nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""When one side has been measured long enough: decided by its own rounds alone, before or without knowing the other side.
+"""When one side has been measured long enough: decided by its own rounds alone, before or without knowing the
+other side.
 
-So the rule can't favour either verdict: it stops where two sides that vary as this one does would be compared precisely
-enough, whatever their difference is (docs/gate.md).
+So the rule can't favour either verdict: it stops where two sides that vary as this one does would be compared
+precisely enough, whatever their difference is (docs/gate.md).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def settled(phases: list[Phase], criteria: Criteria, noise: dict[str, Any] | Non
 
 
 def left_s(criteria: Criteria, record: dict[str, Any], until_s: float = math.inf) -> float:
-    """Seconds for which this side may still be measured: its budget, and beyond it while the window leaves room.
+    """Seconds for which this side may still be measured: its budget, and beyond it while the window leaves
+    room.
 
     + until_s: seconds until measuring must end
     """

@@ -1,7 +1,7 @@
 """Measures one server: closed-loop streaming requests at a few concurrencies, in rounds, within a budget.
 
-Makes a benchmark record (DESIGN, `pyinfra-vllm/bench/1`) and judges nothing. It never takes longer than its deadline
-plus the few seconds that ending a hung request takes.
+Makes a benchmark record (DESIGN, `pyinfra-vllm/bench/1`) and judges nothing. It never takes longer than its
+deadline plus the few seconds that ending a hung request takes.
 """
 
 from __future__ import annotations
@@ -58,14 +58,16 @@ def measure(
 
     + deadline: on time.monotonic()'s clock; the settings' budget from now on without it
     + progress: told a line now and then
-    + like: the record of the other side: the same prompts, in as many rounds at most. One that never answered has no
+    + like: the record of the other side: the same prompts, in as many rounds at most. One that never answered
+        has no
       plan to share
-    + extend: an earlier record of this same server: measure further rounds and return the longer record. With `like` a
+    + extend: an earlier record of this same server: measure further rounds and return the longer record. With
+        `like` a
       few, of the same prompts again; else new ones until the deadline
     + enough: asked after each round: whether the phases measured so far are known precisely enough
 
-    Raises ProbeError where nothing answers, or where the server refuses the model or the key. A server that answers
-    wrongly is a record with failed requests.
+    Raises ProbeError where nothing answers, or where the server refuses the model or the key. A server that
+    answers wrongly is a record with failed requests.
     """
     began = time.monotonic()
     spent = float(extend["spent_s"]) if extend else 0.0
@@ -122,7 +124,9 @@ class _Run:
         return record
 
     def extended(self, record: Record, again: bool) -> Record:
-        """The record with further rounds: a few of the same prompts `again`, or new ones until that is enough."""
+        """The record with further rounds: a few of the same prompts `again`, or new ones until that is
+        enough.
+        """
         plan = Plan.of(record)
         self.aside = 0.0  # the questions were asked the first time
         if "cache_salt" not in self.client.extensions:
@@ -183,9 +187,9 @@ class _Run:
     def _insist(self, name: str, ask: Callable[[float], Streamed], share: float) -> Streamed:
         """The answer of one of a few tries. Tries that failed before it count as errors of the warm-up.
 
-        A try has that share of the time that is left. Where that is less than an ordinary request has, because the budget
-        is short, running out of it is no error of the server's. Raises ProbeError where the server refuses to be asked,
-        and _Silent where no try was answered.
+        A try has that share of the time that is left. Where that is less than an ordinary request has,
+        because the budget is short, running out of it is no error of the server's. Raises ProbeError where
+        the server refuses to be asked, and _Silent where no try was answered.
         """
         failures: list[dict[str, Any]] = []
         counted: list[dict[str, Any]] = []
@@ -222,7 +226,9 @@ class _Run:
     # Warm-up and plan
 
     def _warm_up(self, plan: Plan | None) -> tuple[list[dict[str, Any]], bool]:
-        """Pass over every concurrency and shape until two passes agree; returns the requests of all, and whether two agreed."""
+        """Pass over every concurrency and shape until two passes agree; returns the requests of all, and
+        whether two agreed.
+        """
         self.output_tokens = plan.output_tokens if plan else self._fitted_output_tokens()
         self.words = plan.words if plan else self._fitted_words()
         until = time.perf_counter() + self.budget * WARM_UP_SHARE
@@ -290,7 +296,9 @@ class _Run:
         return self._insist(name, ask, 1 / 4)
 
     def _shorten(self, first_tokens: dict[str, float]) -> bool:
-        """Make answers shorter where so few whole rounds would fit that their spread would tell nothing; whether it did."""
+        """Make answers shorter where so few whole rounds would fit that their spread would tell nothing;
+        whether it did.
+        """
         asked = self.output_tokens
         if self.settings.output_tokens or asked < 2:
             return False
@@ -316,7 +324,9 @@ class _Run:
         return math.ceil(len(self.words) / concurrency)
 
     def _plan(self) -> Plan:
-        """As many whole rounds as fit; where time is left over, more requests in each round, for each phase alike."""
+        """As many whole rounds as fit; where time is left over, more requests in each round, for each phase
+        alike.
+        """
         speed_s = self._speed_s() * SLACK
         rounds = max(1, min(self.settings.rounds, int(speed_s / self._round_s(self.typical))))
         share = speed_s / rounds / len(self.settings.concurrency)
@@ -334,7 +344,9 @@ class _Run:
         return max(1.0, self.end - time.perf_counter() - self.aside)
 
     def _quality(self, record: Record, like: Record | None) -> None:
-        """What the answers are worth, in the time that is left; the speed is measured before, so it takes none of it."""
+        """What the answers are worth, in the time that is left; the speed is measured before, so it takes
+        none of it.
+        """
         now = time.perf_counter()
         if self.texts:
             measured, missing = likelihood.measure(self.client, self.texts, now + (self.end - now) / 3)
@@ -397,8 +409,9 @@ class _Run:
         self.prompt_tokens = max([self.prompt_tokens, *known])
 
     def _input_tokens(self, done: load.Round) -> int:
-        """Of all prompts that were sent. An unfinished one counts like the longest: the server may have read all of it, and
-        what is not counted here would pass for other people's traffic."""
+        """Of all prompts that were sent. An unfinished one counts like the longest: the server may have read
+        all of it, and what is not counted here would pass for other people's traffic.
+        """
         known = sum(int(item["input_tokens"]) for item in done.answered)
         return known + len(done.unfinished) * self.prompt_tokens
 
@@ -430,7 +443,10 @@ def _give_up_where_refused(error: ClientError) -> None:
 
 
 def _questions(settings: Settings) -> tuple[list[quality.Question], list[likelihood.Text]]:
-    """Loaded before anything is asked: a damaged file must not be found after a switch. Raises QuestionsError."""
+    """Loaded before anything is asked: a damaged file must not be found after a switch.
+
+    Raises QuestionsError.
+    """
     if not settings.quality:
         return [], []
     questions, texts = quality.load(settings.quality_prompts) if settings.quality_prompts else ([], [])
@@ -497,7 +513,9 @@ def _round_line(name: str, number: int, last: int, done: load.Round) -> str:
 
 
 def summary(record: Record) -> dict[str, Any]:
-    """The few numbers of a record that fit a line of the journal: per phase tokens/s, medians in seconds, errors."""
+    """The few numbers of a record that fit a line of the journal: per phase tokens/s, medians in seconds,
+    errors.
+    """
     lines: dict[str, Any] = {}
     for phase in record["phases"]:
         answered = [request for request in phase["requests"] if request["ok"]]

@@ -1,9 +1,10 @@
 """Frees what nothing on this host needs any more: shows it first, deletes it when told to.
 
-Kept are the releases that run, ran before or wait to be switched to, what the operator pins, and whatever a kept release
-refers to. Everything else that this program brought goes: releases, checkpoints, runtimes, downloads that were given up.
-A thing is renamed to a name that nobody looks for before its content is removed, so after a crash it is there whole or not
-at all, and the next prune removes the rest. Nothing is followed through a link, and nothing outside the root is touched.
+Kept are the releases that run, ran before or wait to be switched to, what the operator pins, and whatever a
+kept release refers to. Everything else that this program brought goes: releases, checkpoints, runtimes,
+downloads that were given up. A thing is renamed to a name that nobody looks for before its content is
+removed, so after a crash it is there whole or not at all, and the next prune removes the rest. Nothing is
+followed through a link, and nothing outside the root is touched.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Keep:
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that can go: a release, checkpoint, runtime, download or leftover; the bytes it takes on the disk."""
+    """One thing that can go: a release, checkpoint, runtime, download or leftover; the bytes it takes on the
+    disk.
+    """
 
     kind: str
     path: Path
@@ -50,8 +53,9 @@ class Item:
 
 
 def prune(root: Path, keep: Keep, operator: str, run: Path = RUN) -> list[Item]:
-    """Delete what `prunable` lists, and return it. Raises lock.Held, with nothing touched, where a switch, a download or an
-    installation is under way."""
+    """Delete what `prunable` lists, and return it. Raises lock.Held, with nothing touched, where a switch, a
+    download or an installation is under way.
+    """
     with ExitStack() as locks:
         locks.enter_context(lock.exclusive(lock.storage(run), operator, "pruning"))
         for paths in services(root):
@@ -63,7 +67,10 @@ def prune(root: Path, keep: Keep, operator: str, run: Path = RUN) -> list[Item]:
 
 
 def prunable(root: Path, keep: Keep) -> list[Item]:
-    """What can go, releases first. Changes nothing. Raises NotReady for a release that can't be read: it may need anything."""
+    """What can go, releases first.
+
+    Changes nothing. Raises NotReady for a release that can't be read: it may need anything.
+    """
     found, kept = [], []
     for paths in services(root):
         stays = _stays(paths, keep)
@@ -81,8 +88,9 @@ def prunable(root: Path, keep: Keep) -> list[Item]:
 
 
 def _stays(paths: ServicePaths, keep: Keep) -> set[str | None]:
-    """The releases of a service that must stay: in use, the way back, both ends of a switch without an end, the one whose
-    secrets its hooks take, waiting, pinned."""
+    """The releases of a service that must stay: in use, the way back, both ends of a switch without an end,
+    the one whose secrets its hooks take, waiting, pinned.
+    """
     stays = {paths.linked(paths.current), paths.linked(paths.previous)}
     last = journal.last_transaction(paths.journal) or []
     if not any(entry["step"] == "end" for entry in last):
@@ -139,7 +147,9 @@ def _item(kind: str, directory: Path) -> Item:
 
 
 def remove(directory: Path) -> None:
-    """Make it disappear in one step, then free its space; and the folder above a checkpoint when that is empty now."""
+    """Make it disappear in one step, then free its space; and the folder above a checkpoint when that is
+    empty now.
+    """
     doomed = directory
     if not directory.name.endswith(GONE):
         doomed = directory.with_name(f".{directory.name.lstrip('.')}{GONE}")

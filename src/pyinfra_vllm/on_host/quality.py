@@ -1,7 +1,7 @@
 """Asks questions with checkable answers and records what came back.
 
-Grades answers one by one; whether a model got worse is judged in ladder.py. The text of answers leaves this module
-only when it is asked to keep them.
+Grades answers one by one; whether a model got worse is judged in ladder.py. The text of answers leaves this
+module only when it is asked to keep them.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class QuestionsError(ValueError):
 
 @dataclass(frozen=True)
 class Question:
+    """A question whose answer is graded, by the id under which records have it."""
+
     id: str
     prompt: str
     kind: str
@@ -74,8 +76,10 @@ def builtin(languages: tuple[str, ...] = LANGUAGES) -> list[Question]:
 
 
 def further(languages: tuple[str, ...] = LANGUAGES) -> list[Question]:
-    """More questions of the same kinds, always the same ones, asked where the time for quality allows: with more of them a
-    smaller drop is seen. Sums, extraction and order, made by rule, with answers of a few tokens."""
+    """More questions of the same kinds, always the same ones, asked where the time for quality allows: with
+    more of them a smaller drop is seen. Sums, extraction and order, made by rule, with answers of a few
+    tokens.
+    """
     draw = random.Random(161)
     found = []
     for number in range(FURTHER_SETS):
@@ -120,9 +124,9 @@ def _data() -> dict[str, Any]:
 
 
 def load(path: str | Path) -> tuple[list[Question], list[Text]]:
-    """The operator's own file, JSONL. A line is a question, `{"id", "prompt", "kind", "expect"}`, where `kind` is one of
-    graders.GRADERS, and `max_tokens` and `endpoint` (`chat` or `completions`) may be added; or a text whose likelihood is
-    measured, `{"id", "text"}`, where `language` may be added.
+    """The operator's own file, JSONL. A line is a question, `{"id", "prompt", "kind", "expect"}`, where
+    `kind` is one of graders.GRADERS, and `max_tokens` and `endpoint` (`chat` or `completions`) may be added;
+    or a text whose likelihood is measured, `{"id", "text"}`, where `language` may be added.
 
     Raises QuestionsError.
     """
@@ -199,9 +203,11 @@ def ask_all(
     say: Callable[[str], None] = lambda line: None,
     speaker: Speaker | None = None,
 ) -> list[dict[str, Any]]:
-    """Ask as many as the deadline (time.perf_counter) allows, in their order; one graded entry for each answer.
+    """Ask as many as the deadline (time.perf_counter) allows, in their order; one graded entry for each
+    answer.
 
-    What has no entry was not answered in time, whether it was asked or not: whoever keeps the entries counts those too.
+    What has no entry was not answered in time, whether it was asked or not: whoever keeps the entries counts
+    those too.
 
     + speaker: one that has negotiated; a new one without it
     """
@@ -275,10 +281,12 @@ def negotiated(client: Client, questions: list[Question], deadline: float) -> Sp
 
 
 class Speaker:
-    """Asks one question the way this server can be asked: chat with thinking switched off, chat, or a plain prompt.
+    """Asks one question the way this server can be asked: chat with thinking switched off, chat, or a plain
+    prompt.
 
-    Which way that is, is found out once and by one request. Were it found out while eight questions are under way, one
-    that the server refuses for itself would change how the others are asked, and not the same ones on both sides.
+    Which way that is, is found out once and by one request. Were it found out while eight questions are under
+    way, one that the server refuses for itself would change how the others are asked, and not the same ones
+    on both sides.
     """
 
     def __init__(self, client: Client) -> None:
@@ -289,7 +297,10 @@ class Speaker:
         self.thinks = False
 
     def negotiate(self, deadline: float) -> None:
-        """Give up what the server refuses. One that fails in another way is asked over chat: its answers tell how."""
+        """Give up what the server refuses.
+
+        One that fails in another way is asked over chat: its answers tell how.
+        """
         hello = Question("hello", "Hello", "exact", "Hello", max_tokens=1)
         tries = 0
         while tries < TRIES and self.chat:

@@ -1,7 +1,8 @@
 """What a host remembers of its switches, as JSON: read-only, sent as text by a fact.
 
-NEWEST switches of each service are told (0: all), at most MAX_BYTES of evidence for each service, the newest first; with
-0 bytes neither evidence nor the log that an end carries is sent. What was left out is named or counted, never cut.
+NEWEST switches of each service are told (0: all), at most MAX_BYTES of evidence for each service, the newest
+first; with 0 bytes neither evidence nor the log that an end carries is sent. What was left out is named or
+counted, never cut.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ def recall(root: Path, newest: int, max_bytes: int, names: list[str]) -> list[di
 
 
 def main(argv: list[str]) -> int:
-    """Prints a JSON list, one entry for each service named (none named: for all): ROOT NEWEST MAX_BYTES [SERVICE ...]"""
+    """Prints a JSON list, one entry for each service named (none named: for all).
+
+    The arguments are ROOT NEWEST MAX_BYTES [SERVICE ...].
+    """
     json.dump(recall(Path(argv[0]), int(argv[1]), int(argv[2]), argv[3:]), sys.stdout)
     return 0

@@ -1,4 +1,6 @@
-"""Reads a benchmark record strictly: what is missing or impossible is named, keys that nobody knows are ignored."""
+"""Reads a benchmark record strictly: what is missing or impossible is named, keys that nobody knows are
+ignored.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +150,8 @@ def check_pair(before: dict[str, Any], after: dict[str, Any]) -> None:
     for name, phase in phases.items():
         if phase["concurrency"] != others[name]["concurrency"]:
             raise RecordError(
-                f"phase {name!r} has concurrency {phase['concurrency']} before and {others[name]['concurrency']} after"
+                f"phase {name!r} has concurrency {phase['concurrency']} before and"
+                f" {others[name]['concurrency']} after"
             )
         _check_prompts(name, phase["requests"], others[name]["requests"], same_texts)
 
@@ -163,15 +166,16 @@ def _check_prompts(
     only_before, only_after = sorted(names_before - names_after), sorted(names_after - names_before)
     if only_before and only_after:
         raise RecordError(
-            f"phase {phase!r}: mismatched prompts: {_listed(only_before)} only before, {_listed(only_after)} only after"
+            f"phase {phase!r}: mismatched prompts: {_listed(only_before)} only before, {_listed(only_after)}"
+            " only after"
         )
     if same_texts:
         return
     for prompt in sorted(set(inputs_before) & set(inputs_after)):
         if inputs_before[prompt] != inputs_after[prompt]:
             raise RecordError(
-                f"phase {phase!r}: mismatched prompts: {prompt!r} has {inputs_before[prompt]:g} input tokens before"
-                f" and {inputs_after[prompt]:g} after"
+                f"phase {phase!r}: mismatched prompts: {prompt!r} has {inputs_before[prompt]:g} input tokens"
+                f" before and {inputs_after[prompt]:g} after"
             )
 
 

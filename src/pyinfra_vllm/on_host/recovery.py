@@ -1,9 +1,10 @@
 """Rollback and crash recovery: after a verdict of worse, a killed transaction, a shutdown or a power cut.
 
-`recover` is safe at any time and any number of times. Going back is one rename and a start, and everything that it needs
-was reserved before `activate`. A server that answers as the old release is never stopped. Where the old release does not
-serve, the switch has no end: `insist` tries again, with growing pauses, for as long as it takes.
-At boot only the rename is done; the recovery unit ends the transaction when systemd has started the services.
+`recover` is safe at any time and any number of times. Going back is one rename and a start, and everything
+that it needs was reserved before `activate`. A server that answers as the old release is never stopped. Where
+the old release does not serve, the switch has no end: `insist` tries again, with growing pauses, for as long
+as it takes. At boot only the rename is done; the recovery unit ends the transaction when systemd has started
+the services.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ RESTORE_LEAST_S = 1800.0  # what a start on the way back may take at least, what
 PAUSE_S = 5.0
 FIRST_PAUSE_S = 2.0  # between the tries of `insist`, doubled after each
 LONGEST_PAUSE_S = 60.0
-# Another try takes down the new release that serves because the old one would not start: at most a sixth of the time.
+# Another try takes down the new release that serves because the old one would not start: at most a sixth of
+# the time.
 REST = 5
 BY_HAND = "rolled back by the operator"
 RESTORE_FAILED = "restore_failed"
@@ -45,7 +47,8 @@ class Unfinished(Exception):
 
     def __init__(self, problems: str) -> None:
         super().__init__(
-            f"{problems.rstrip('.')}. The host tries again by itself; once the cause is gone, nothing else is needed."
+            f"{problems.rstrip('.')}. The host tries again by itself; once the cause is gone, nothing else"
+            " is needed."
         )
 
 
@@ -68,7 +71,8 @@ def recover(
 
     wait_s: how long to wait for whoever holds a service's lock
 
-    Raises Unfinished at the end, where a service's lock is held or something refused: what serves goes on serving.
+    Raises Unfinished at the end, where a service's lock is held or something refused: what serves goes on
+    serving.
     """
     found = [paths for paths in services(root, units) if name in (None, paths.name)]
     if boot:
@@ -83,7 +87,9 @@ def recover(
 def _each(
     found: list[ServicePaths], act: Callable[[ServicePaths], str | None]
 ) -> tuple[list[str], list[str]]:
-    """What came of each service, and what went wrong: whatever it is, the others have their turn all the same."""
+    """What came of each service, and what went wrong: whatever it is, the others have their turn all the
+    same.
+    """
     outcomes, problems = [], []
     for paths in found:
         try:
@@ -104,7 +110,11 @@ def _recover_one(paths: ServicePaths, say: Say, wait_s: float) -> str | None:
 
 
 def _prepare_and_start(paths: ServicePaths, say: Say) -> str | None:
-    """At boot. A service whose lock is held has a live transaction: it was not the host's boot that called, and all is well."""
+    """At boot.
+
+    A service whose lock is held has a live transaction: it was not the host's boot that called, and all is
+    well.
+    """
     outcome = None
     try:
         with exclusive(paths.lock, "recovery", "finishing an interrupted switch"):
@@ -122,7 +132,8 @@ def _prepare_and_start(paths: ServicePaths, say: Say) -> str | None:
 
 
 def start_due(root: Path, units: Path = UNITS) -> list[str]:
-    """Start the recovery unit of each service whose newest transaction left something to do and has no live process.
+    """Start the recovery unit of each service whose newest transaction left something to do and has no live
+    process.
 
     Returns their names.
     """
@@ -146,7 +157,9 @@ def _is_held(paths: ServicePaths) -> bool:
 
 
 def insist(paths: ServicePaths, say: Say, tries: float = math.inf) -> bool:
-    """Finish the newest transaction and what it owes, however often that has to be tried. It holds the lock only while it tries.
+    """Finish the newest transaction and what it owes, however often that has to be tried.
+
+    It holds the lock only while it tries.
 
     Returns whether nothing is left to do; it gives up after so many `tries`, or where the host shuts down.
     """
@@ -202,7 +215,10 @@ class Left:
 
     @property
     def committed(self) -> bool:
-        """Whether the new release stays. Not where the way back was begun: by a soak, or on a disk that took no entry of it."""
+        """Whether the new release stays.
+
+        Not where the way back was begun: by a soak, or on a disk that took no entry of it.
+        """
         if self.activated is None or not self.find("commit", "done") or self.find("restore", "intended"):
             return False
         return bool(self.paths.linked(self.paths.current) == self.activated["to"])
@@ -223,7 +239,9 @@ class Left:
 
     @property
     def soak_cut_short(self) -> bool:
-        """Whether the committed release was to be watched under real traffic and nobody watched to the end."""
+        """Whether the committed release was to be watched under real traffic and nobody watched
+        to the end.
+        """
         asked = self.begin.get("soak_s") or self.find("soak", "intended")
         return bool(asked) and not self.find("soak", "done")
 
@@ -245,8 +263,9 @@ class Left:
         return outcome
 
     def seal(self) -> None:
-        """The evidence gets the journal of a transaction that has ended. On a full disk that has to wait: the next one who
-        looks does it."""
+        """The evidence gets the journal of a transaction that has ended. On a full disk that has to wait: the
+        next one who looks does it.
+        """
         directory = self.paths.evidence / self.log.tx
         if not directory.is_dir() or (directory / "journal.jsonl").exists() or not self._is_on_record():
             return
@@ -270,7 +289,9 @@ def unended(paths: ServicePaths) -> bool:
 
 
 def start_limit_s(ready_timeout_s: object) -> float:
-    """How long one start on the way back may take: what the order gives a release, and never less than RESTORE_LEAST_S."""
+    """How long one start on the way back may take: what the order gives a release, and never less than
+    RESTORE_LEAST_S.
+    """
     declared = ready_timeout_s if isinstance(ready_timeout_s, (int, float)) else 0.0
     return max(float(declared), RESTORE_LEAST_S)
 
@@ -293,8 +314,9 @@ def finish_last(paths: ServicePaths, say: Say) -> str | None:
 
 
 def prepare_boot(paths: ServicePaths, say: Say) -> str | None:
-    """Before systemd starts the service: let it be the release that was proven. What can only be said of a service that
-    runs is left to `resume`."""
+    """Before systemd starts the service: let it be the release that was proven. What can only be said of a
+    service that runs is left to `resume`.
+    """
     left = _left(paths)
     if left is None:
         return None
@@ -314,15 +336,18 @@ def prepare_boot(paths: ServicePaths, say: Say) -> str | None:
 
 
 def _end_untouched(left: Left, service: Service) -> str | None:
-    """The two ends that need no service: the new release stays, or nothing was ever touched. None where it is neither."""
+    """The two ends that need no service: the new release stays, or nothing was ever touched.
+
+    None where it is neither.
+    """
     if left.committed:
         mend_links(service)
         left.settle_commit()
         reason = "the switch had committed; its record was completed afterwards"
         if left.soak_cut_short:
             reason = (
-                f"alert: the soak was cut short{left.interrupted}, so nobody watched the release under real traffic;"
-                " it passed its gate and stays"
+                f"alert: the soak was cut short{left.interrupted}, so nobody watched the release under real"
+                " traffic; it passed its gate and stays"
             )
         return left.end("committed", reason)
     if left.activated or left.restarted:
@@ -392,7 +417,8 @@ def _why_restored(left: Left) -> str:
 
 
 def give_up_last(paths: ServicePaths, release_id: str) -> None:
-    """Another transaction follows one whose old release can't be had: what serves now is what the next one goes back to.
+    """Another transaction follows one whose old release can't be had: what serves now is what the next one
+    goes back to.
 
     Raises Unfinished where it is the same release once more: that would be measured against itself.
     """
@@ -417,10 +443,11 @@ def _loaded(paths: ServicePaths, release_id: str) -> Release | None:
 
 
 def settle(paths: ServicePaths, say: Say, ended: str | None = None) -> bool:
-    """What hooks still owe of the newest transaction, once it has ended: the service's traffic, and the last word.
+    """What hooks still owe of the newest transaction, once it has ended: the service's traffic, and the last
+    word.
 
-    `ended` is how a recovery has just ended it, which a full disk may have kept out of the journal. Returns whether nothing
-    is owed any more. The caller holds the lock.
+    `ended` is how a recovery has just ended it, which a full disk may have kept out of the journal. Returns
+    whether nothing is owed any more. The caller holds the lock.
     """
     entries = journal.last_transaction(paths.journal) or []
     if not entries:
@@ -444,7 +471,9 @@ def settle(paths: ServicePaths, say: Say, ended: str | None = None) -> bool:
 
 
 def give_back(owed: Hooks, service: Service, untouched: bool) -> str:
-    """Let a drained service have its traffic again, unless it serves nothing; returns what stands against it."""
+    """Let a drained service have its traffic again, unless it serves nothing; returns what
+    stands against it.
+    """
     current = service.paths.linked(service.paths.current)
     if untouched or (current and service.serves(releases.load(service.paths, current))):
         return owed.undrain()
@@ -465,7 +494,8 @@ def _end_calibration(left: Left, service: Service) -> str:
 
 
 def reserve(paths: ServicePaths, old_id: str | None, new_id: str) -> None:
-    """Reserve all that going back needs, so that it lacks nothing: links, the journal's next entries, the rejection.
+    """Reserve all that going back needs, so that it lacks nothing: links, the journal's next entries, the
+    rejection.
 
     Raises OSError where the disk has no room for it: then nothing may be touched.
     """
@@ -475,7 +505,10 @@ def reserve(paths: ServicePaths, old_id: str | None, new_id: str) -> None:
 
 
 def release_reserve(paths: ServicePaths) -> None:
-    """The counterpart of `reserve`, once the transaction needs it no more. The journal keeps its space for the next one."""
+    """The counterpart of `reserve`, once the transaction needs it no more.
+
+    The journal keeps its space for the next one.
+    """
     try:
         durable.tidy(paths.current)
         durable.release_replacement(paths.rejected)
@@ -492,10 +525,11 @@ def restore(
     reason: str = "",
     rejects: bool = False,
 ) -> str:
-    """Have the old release serve until its tokens flow; returns the outcome, `rolled_back` or `restore_failed`.
+    """Have the old release serve until its tokens flow; returns the outcome, `rolled_back` or
+    `restore_failed`.
 
-    Where it won't start, the new one is tried again, because serving something beats serving nothing. The journal keeps
-    one `restore intended` and a `failed` for each new problem, however often it is tried.
+    Where it won't start, the new one is tried again, because serving something beats serving nothing. The
+    journal keeps one `restore intended` and a `failed` for each new problem, however often it is tried.
 
     limit_s: how long each start may take
     reason, rejects: why it goes back, and whether that rejects the new release; for whoever finishes it
@@ -548,7 +582,9 @@ def _take_away(service: Service, new_id: str) -> str:
 
 
 def _keep_for_reference(paths: ServicePaths, old_id: str, new_id: str) -> None:
-    """After a commit `previous` is the old release, which is current again: it means the one that was left."""
+    """After a commit `previous` is the old release, which is current again: it means the one
+    that was left.
+    """
     if paths.linked(paths.previous) == old_id:
         try:
             durable.point(paths.previous, paths.release(new_id))

@@ -1,7 +1,9 @@
-"""Compares two checked records phase by phase: each metric with its ratio, its interval and what that amounts to.
+"""Compares two checked records phase by phase: each metric with its ratio, its interval and what that amounts
+to.
 
-The unit of chance is the round (all its requests share the machine's mood of that moment); records without rounds
-are compared request by request. Ratios are after / before of the same prompts; logarithms make them symmetric.
+The unit of chance is the round (all its requests share the machine's mood of that moment); records without
+rounds are compared request by request. Ratios are after / before of the same prompts; logarithms make them
+symmetric.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ from .stats import half_width, percentile
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 IMPOSSIBLE_TPOT_S = 0.0001  # 10,000 tokens/s in one stream
-# Calibrated noise that makes a margin wider than this says more about the machine than any verdict could about a release.
+# Calibrated noise that makes a margin wider than this says more about the machine than any verdict could
+# about a release.
 TOO_NOISY = 0.5
 LATE_SHARE = 0.05  # of a measured time that the probe's own lateness may explain and still be overlooked
-# Failures that say nothing about how fast the server is: the answer can't be counted, or it was not asked at all.
+# Failures that say nothing about how fast the server is: the answer can't be counted, or it was not asked at
+# all.
 NOT_JUDGED = ("no_usage", "not_asked", "grader")
 MOST = 50.0  # of a logarithm's half width: more than that is unknown
-# By how much more two runs of an unchanged service differ than their rounds tell, where that is enough to matter
-# (benchmarks/gate/README.md). Calibration measures it; without one, a change must be so many half widths to be a failure.
+# By how much more two runs of an unchanged service differ than their rounds tell, where that is enough to
+# matter (benchmarks/gate/README.md). Calibration measures it; without one, a change must be so many half
+# widths to be a failure.
 UNSEEN = 2.0
 # Medians agree where they differ by no more than this share of the margin, over so many prompts at least.
 AGREE, AGREEING = 0.5, 10
@@ -63,9 +68,12 @@ def tokens_per_s(phase: Phase) -> float:
 def compare(
     before: Phase, after: Phase, criteria: Criteria, noise: dict[str, float], late_s: float
 ) -> list[dict[str, Any]]:
-    """The relative metrics of one phase. Those with `decides` false are shown and never decide (docs/gate.md).
+    """The relative metrics of one phase.
 
-    + noise: metric -> how much worse the second of two runs of an unchanged service may be, as a share (calibration)
+    Those with `decides` false are shown and never decide (docs/gate.md).
+
+    + noise: metric -> how much worse the second of two runs of an unchanged service may be, as a share
+        (calibration)
     + late_s: how late the probe's own threads ran, on the mean of the worse side
     """
     margin = criteria.margin(before["name"], "tokens_per_s") or 0.0
@@ -87,8 +95,9 @@ def compare(
 
 
 def _in_one_piece(before: Phase, after: Phase) -> bool:
-    """Whether a side's tokens come faster than any model makes them: something holds answers back and lets them go at once,
-    and how their time splits into a first token and the rest says nothing."""
+    """Whether a side's tokens come faster than any model makes them: something holds answers back and lets
+    them go at once, and how their time splits into a first token and the rest says nothing.
+    """
     return any(_median(phase, tpot, default=math.inf) < IMPOSSIBLE_TPOT_S for phase in (before, after))
 
 
@@ -104,12 +113,17 @@ def _unknown(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
         "limit": round(1 - margin, 6),
         "verdict": INCONCLUSIVE,
         "decides": True,
-        "note": f"phase {before['name']}: {before['requests'][0].get('error', 'not asked')}, so there is nothing to compare with",
+        "note": (
+            f"phase {before['name']}: {before['requests'][0].get('error', 'not asked')}, so there is nothing"
+            " to compare with"
+        ),
     }
 
 
 def _silent(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
-    """A phase that was answered before and of which nothing was answered after: however many errors are allowed, it is worse."""
+    """A phase that was answered before and of which nothing was answered after: however many errors are
+    allowed, it is worse.
+    """
     kinds = Counter(request.get("kind", "error") for request in after["requests"])
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     verdict = INCONCLUSIVE if set(kinds) <= set(NOT_JUDGED) else FAIL
@@ -123,7 +137,10 @@ def _silent(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
         "limit": round(1 - margin, 6),
         "verdict": verdict,
         "decides": True,
-        "note": f"phase {before['name']}: {len(answered(before))} requests answered before and none after ({counted})",
+        "note": (
+            f"phase {before['name']}: {len(answered(before))} requests answered before and none after"
+            f" ({counted})"
+        ),
     }
 
 
@@ -181,7 +198,9 @@ def _latency(
 def _judged(
     row: dict[str, Any], change: float, width: float, criteria: Criteria, typical: float, noise: float | None
 ) -> dict[str, Any]:
-    """The row with its limit, its verdict and whether that decides. One that never decides is held against the general margin.
+    """The row with its limit, its verdict and whether that decides.
+
+    One that never decides is held against the general margin.
 
     + change, width: of the ratio's logarithm: what was seen, and the half width of its interval
     + typical: what was seen before, of the statistic that is compared, in the metric's own unit
@@ -203,18 +222,24 @@ def _judged(
     }
     if loss > bound and loss > width:
         if noise is None and loss <= UNSEEN * width:
-            doubt = "not calibrated, and two runs of an unchanged service may differ by more than their rounds tell"
+            doubt = (
+                "not calibrated, and two runs of an unchanged service may differ by more than their rounds"
+                " tell"
+            )
             return {"doubt": doubt, **found}
         return {**found, "verdict": FAIL}
     if noise is not None and noise > TOO_NOISY and bound > allowed:
-        # Within noise that wide nearly anything would pass, so nothing does. What is worse than even that has failed above.
+        # Within noise that wide nearly anything would pass, so nothing does. What is worse than even that has
+        # failed above.
         doubt = f"too noisy to judge: one run of the unchanged service may be {noise:.0%} worse than another"
         return {**found, "doubt": doubt, "hopeless": True}
     return {**found, "verdict": PASS} if loss + width <= bound else found
 
 
 def needed(metric: str, loss: float) -> float | None:
-    """The margin, rounded up to whole percent, with which this would have passed; None where there is none."""
+    """The margin, rounded up to whole percent, with which this would have passed; None where
+    there is none.
+    """
     if loss > MOST:
         return None
     share = -math.expm1(-loss) if metric == "tokens_per_s" else math.expm1(loss)
@@ -223,8 +248,8 @@ def needed(metric: str, loss: float) -> float | None:
 
 
 def _where_medians_agree(row: dict[str, Any], logs: list[float], criteria: Criteria) -> dict[str, Any]:
-    """The row as a pass where the median request is as fast as before: few slow ones move a mean, and what they cost as a
-    whole is in tokens/s.
+    """The row as a pass where the median request is as fast as before: few slow ones move a mean, and what
+    they cost as a whole is in tokens/s.
 
     + logs: the logarithm of each prompt's ratio
     """
@@ -236,7 +261,9 @@ def _where_medians_agree(row: dict[str, Any], logs: list[float], criteria: Crite
 
 
 def _widened(width: float, late_s: float, measured_s: float) -> tuple[float, dict[str, str]]:
-    """The interval's half width, wider by what the probe's own lateness could explain where that is a real part."""
+    """The interval's half width, wider by what the probe's own lateness could explain where that is a real
+    part.
+    """
     share = late_s / max(measured_s, 1e-9)
     if share <= LATE_SHARE:
         return width, {}
@@ -280,7 +307,10 @@ def _rate(item: dict[str, Any]) -> float:
 
 
 def _whole_rounds(phase: Phase) -> dict[int, dict[str, Any]]:
-    """The whole rounds by number. One that was measured again, with the same prompts, counts with all its tokens and time."""
+    """The whole rounds by number.
+
+    One that was measured again, with the same prompts, counts with all its tokens and time.
+    """
     found: dict[int, dict[str, Any]] = {}
     for item in phase.get("rounds") or []:
         if item["complete"] and item["output_tokens"] > 0:
@@ -298,7 +328,10 @@ def _common_rounds(before: Phase, after: Phase) -> list[tuple[dict[str, Any], di
 
 
 def _asked_less(before: Phase, after: Phase) -> bool:
-    """Whether one side was asked only a part of the prompts. One that failed to answer was asked: its rate is what it is."""
+    """Whether one side was asked only a part of the prompts.
+
+    One that failed to answer was asked: its rate is what it is.
+    """
     requests = (*before["requests"], *after["requests"])
     asked = [{request["prompt"] for request in phase["requests"]} for phase in (before, after)]
     return asked[0] != asked[1] and all(request["ok"] for request in requests)

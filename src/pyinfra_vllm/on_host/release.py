@@ -15,12 +15,15 @@ from .paths import API_KEY_MODULE, SECRETS_FILE, ServicePaths
 from .permissions import EXECUTE
 
 FILES = ("release.json", "vllm.service", "argv", "env")
-# Those of some releases: the values of its secrets, and what asks clients for the key where vLLM itself must not have it.
+# Those of some releases: the values of its secrets, and what asks clients for the key where vLLM itself must
+# not have it.
 OPTIONAL = (SECRETS_FILE, API_KEY_MODULE)
 
 
 class NotReady(Exception):
-    """A release can't be started now: a file, its checkpoint or its runtime is missing, damaged or unreadable."""
+    """A release can't be started now: a file, its checkpoint or its runtime is missing, damaged or
+    unreadable.
+    """
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def load(paths: ServicePaths, release_id: str) -> Release:
 def stage(paths: ServicePaths, payload: Path) -> str:
     """Lay a release down whole, or not at all, with a cache of its own. Returns the release id.
 
-    payload: JSON with `id`, `user` and `files` (name -> text); removed once it was read, as it may hold secrets.
+    payload: JSON with `id`, `user` and `files` (name -> text); removed once it was read, as it may hold
+        secrets.
     """
     value = json.loads(payload.read_text(encoding="utf-8"))
     payload.unlink()
@@ -168,7 +172,8 @@ def _prove_secrets(path: Path, release: Release) -> None:
     missing = [name for name in release.secrets if not values.get(name)]
     if missing:
         raise NotReady(
-            f"release {release.id} has no value for {', '.join(missing)} in {path}: write it there again, a line"
+            f"release {release.id} has no value for {', '.join(missing)} in {path}: write it there again, a"
+            " line"
             f' {missing[0]}="..." in a file of root\'s with mode 0600'
         )
 
@@ -182,8 +187,9 @@ def _readable(release: Release, files: list[Path]) -> None:
 
 
 def out_of_reach(release: Release) -> None:
-    """Raises NotReady where the service's user could change what the release is started from: a server that was taken over
-    would decide what runs next, and root runs the runtime's Python for downloads."""
+    """Raises NotReady where the service's user could change what the release is started from: a server that
+    was taken over would decide what runs next, and root runs the runtime's Python for downloads.
+    """
     account = _account(release)
     if account.uid == 0:
         return
@@ -191,8 +197,8 @@ def out_of_reach(release: Release) -> None:
         for path in (*top.parents, *(Path(folder) for folder, _, _ in os.walk(top))):
             if account.may(path, permissions.WRITE):
                 raise NotReady(
-                    f"the user {release.user} can write to {path}, and so change what release {release.id} is started"
-                    f" from: `chown root {path}; chmod go-w {path}`"
+                    f"the user {release.user} can write to {path}, and so change what release {release.id}"
+                    f" is started from: `chown root {path}; chmod go-w {path}`"
                 )
 
 

@@ -1,7 +1,8 @@
 """Finds out of a service's log why its start failed: the exception of the deepest process that failed. Pure.
 
-vLLM is several processes. A worker that fails makes the engine fail, and the engine the API server, whose traceback comes last
-and says only "See root cause above". systemd's own lines count where it could not even run vLLM.
+vLLM is several processes. A worker that fails makes the engine fail, and the engine the API server, whose
+traceback comes last and says only "See root cause above". systemd's own lines count where it could not even
+run vLLM.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ TEXT_LIMIT = 500  # characters of the one line that names the cause
 TRACEBACK_LINES, LINE_LIMIT = 24, 200  # the newest calls of a traceback
 TAIL_LINES = 20  # where no cause is found, the log's last lines
 
-# What may be gone at the next start: memory that a process on its way out still holds, a port that is not free yet, the network
-# between GPUs. A floor below every other rule: whatever an exception is called, this text in it means "try again".
+# What may be gone at the next start: memory that a process on its way out still holds, a port that is not
+# free yet, the network between GPUs. A floor below every other rule: whatever an exception is called, this
+# text in it means "try again".
 PASSING = re.compile(
-    r"Free memory on device|out of memory|Cannot allocate memory|Error in memory profiling|NCCL|CUDA error|CUDA driver error"
-    r"|Address already in use|timed? ?out|Timeout|Connection|temporarily unavailable|No space left|Too many open files|/dev/shm",
+    r"Free memory on device|out of memory|Cannot allocate memory|Error in memory profiling|NCCL|CUDA"
+    r" error|CUDA driver error"
+    r"|Address already in use|timed? ?out|Timeout|Connection|temporarily unavailable|No space left|Too many"
+    r" open files|/dev/shm",
     re.IGNORECASE,
 )
-# Exceptions that come from what was declared or from what lies on the disk: the next start would raise them again.
+# Exceptions that come from what was declared or from what lies on the disk: the next start would raise them
+# again.
 LASTING = re.compile(
     r"\w*ValidationError|ValueError|TypeError|KeyError|IndexError|AttributeError|NameError|AssertionError|NotImplementedError"
     r"|SyntaxError|ImportError|ModuleNotFoundError|FileNotFoundError|PermissionError|NotADirectoryError|IsADirectoryError"
@@ -30,13 +35,16 @@ LASTING = re.compile(
 )
 # transformers raises OSError for files that a checkpoint lacks or that it can't read.
 LASTING_TEXT = re.compile(
-    r"does not appear to have a file named|Can't load|Unable to load|not a valid model identifier|is not a valid JSON file"
-    r"|Incorrect path_or_model_id|No such file or directory|Permission denied|size mismatch|Cannot find any model weights"
+    r"does not appear to have a file named|Can't load|Unable to load|not a valid model identifier|is not a"
+    r" valid JSON file"
+    r"|Incorrect path_or_model_id|No such file or directory|Permission denied|size mismatch|Cannot find any"
+    r" model weights"
 )
 # What a process says because another one failed.
 SYMPTOM = re.compile(
-    r"See root cause above|[Ss]ee stack trace|Engine core initialization failed|WorkerProc initialization failed|EngineDeadError"
-    r"|died unexpectedly|cancelled|^(SystemExit|KeyboardInterrupt|EOFError|BrokenPipeError|ConnectionResetError|CancelledError)\b"
+    r"See root cause above|[Ss]ee stack trace|Engine core initialization failed|WorkerProc initialization"
+    r" failed|EngineDeadError"
+    r"|died unexpectedly|cancelled|^(SystemExit|KeyboardInterrupt|EOFError|BrokenPipeError|ConnectionResetError|CancelledError)\b"  # noqa: E501
 )
 DEPTHS = (("worker", 3), ("enginecore", 2))  # by how a process's name begins; every other is the API server
 
@@ -56,7 +64,8 @@ _SYSTEMD_FAILED = re.compile(
 )
 _NEVER_RAN = re.compile(r"Main process exited, code=exited, status=2\d\d/")
 _NOISE = re.compile(
-    r'HTTP/1\.1" \d|\] Route: /|\| *\d+/\d+ \[|\d+% Completed|it/s|[▀▄█]|^\s*$|Capturing CUDA graphs|^\S+\.service: Consumed'
+    r'HTTP/1\.1" \d|\] Route: /|\| *\d+/\d+ \[|\d+% Completed|it/s|[▀▄█]|^\s*$|Capturing CUDA'
+    r" graphs|^\S+\.service: Consumed"
 )
 _FIELD = re.compile(r"[\w.\[\]-]+")
 _PYDANTIC = re.compile(r" \[type=\w+, input_value=.*|^For further information visit \S+$")
@@ -97,7 +106,10 @@ class _Failure:
 
 
 def find(log: Iterable[str]) -> Cause | None:
-    """The cause of the newest start that failed; None where the log names none. `log`: the unit's lines, systemd's among them."""
+    """The cause of the newest start that failed; None where the log names none.
+
+    `log`: the unit's lines, systemd's among them.
+    """
     for start in reversed(_starts(log)):
         cause = _of_one_start(start)
         if cause:
@@ -106,7 +118,9 @@ def find(log: Iterable[str]) -> Cause | None:
 
 
 def explain(log: list[str]) -> list[str]:
-    """The cause and its traceback; where the log names none, its last lines without progress bars, banners and access logs."""
+    """The cause and its traceback; where the log names none, its last lines without progress bars, banners
+    and access logs.
+    """
     cause = find(log)
     if cause:
         return [str(cause), *cause.traceback]
@@ -194,7 +208,9 @@ def _traceback(stream: list[_Line], begin: int) -> tuple[_Failure | None, int]:
 
 
 def _exception(stream: list[_Line], position: int) -> tuple[str, int]:
-    """The exception's line and what belongs to its message: all that was logged with it, or what is indented below it."""
+    """The exception's line and what belongs to its message: all that was logged with it, or what is indented
+    below it.
+    """
     if position >= len(stream) or not _EXCEPTION.match(stream[position].text):
         return "", position
     first = stream[position]
@@ -211,7 +227,7 @@ def _exception(stream: list[_Line], position: int) -> tuple[str, int]:
 
 
 def _is_field(stream: list[_Line], position: int) -> bool:
-    """pydantic names the field on a line of its own, and what is wrong with it indented below."""
+    """Pydantic names the field on a line of its own, and what is wrong with it indented below."""
     below = stream[position + 1].text if position + 1 < len(stream) else ""
     return below.startswith(" ") and _FIELD.fullmatch(stream[position].text) is not None
 
@@ -252,7 +268,7 @@ def _refused_arguments(lines: list[_Line]) -> Cause | None:
 
 
 def _by_systemd(log: list[str]) -> Cause | None:
-    """systemd's own reason: it could not run vLLM at all, or the kernel killed it."""
+    """Systemd's own reason: it could not run vLLM at all, or the kernel killed it."""
     said = [found["text"] for found in map(_SYSTEMD.match, log) if found]
     failed = [text for text in said if _SYSTEMD_FAILED.match(text)]
     never_ran = [text for text in said if _NEVER_RAN.match(text)]

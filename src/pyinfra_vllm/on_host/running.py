@@ -1,7 +1,8 @@
-"""Which release a unit runs, as root and systemd know it: nothing that the server's own process can write counts.
+"""Which release a unit runs, as root and systemd know it: nothing that the server's own process can write
+counts.
 
-The unit has root write down, at each start, which release its text is and systemd's own id of that start. Units of an
-earlier version don't: of them counts the text that systemd has loaded.
+The unit has root write down, at each start, which release its text is and systemd's own id of that start.
+Units of an earlier version don't: of them counts the text that systemd has loaded.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def written_down(unit: str, shown: dict[str, str], started: Path = STARTED) -> s
 
 
 def invocation(unit: str) -> str:
-    """systemd's id of the unit's present start, from the link that it keeps for journald; empty where there is none."""
+    """Systemd's id of the unit's present start, from the link that it keeps for journald; empty where there
+    is none.
+    """
     try:
         return str((INVOCATIONS / f"invocation:{unit}").readlink())
     except OSError:

@@ -1,4 +1,6 @@
-"""How many requests a release serves at once: what its scheduler admits, and what its KV cache has room for."""
+"""How many requests a release serves at once: what its scheduler admits, and what its KV cache
+has room for.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ REQUEST_TOKENS = 600  # of one of the probe's requests, prompt and answer, on av
 
 
 def admitted(*releases: Release) -> int:
-    """As many as each of these releases admits; MOST where nothing says less (vLLM's own default is 128 or more)."""
+    """As many as each of these releases admits; MOST where nothing says less (vLLM's own default is 128 or
+    more).
+    """
     return min((MOST, *(limit for release in releases for limit in (_scheduled(release), _cached(release)))))
 
 
@@ -21,7 +25,10 @@ def _scheduled(release: Release) -> int:
 
 
 def _cached(release: Release) -> int:
-    """By what was predicted when the release was staged. A context that is shorter than our requests shortens them."""
+    """By what was predicted when the release was staged.
+
+    A context that is shorter than our requests shortens them.
+    """
     fit = release.predicted_fit
     tokens, requests = fit.get("kv_tokens"), fit.get("max_concurrency")
     if not tokens or not requests:

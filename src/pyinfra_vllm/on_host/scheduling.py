@@ -1,8 +1,9 @@
 """Lets the probe's threads run before what they measure, as long as a measurement takes.
 
-A reader that waits for a processor reads tokens later than they came. With four busy processes on two cores an ordinary
-thread woke up to 0.4 s late, at nice -10 too, and read whole answers at once; under SCHED_RR it was 0.15 ms (p99). The
-probe sleeps nearly all the time, so it takes little from the server; a kernel's real-time limit (sched(7)) bounds it.
+A reader that waits for a processor reads tokens later than they came. With four busy processes on two cores
+an ordinary thread woke up to 0.4 s late, at nice -10 too, and read whole answers at once; under SCHED_RR it
+was 0.15 ms (p99). The probe sleeps nearly all the time, so it takes little from the server; a kernel's
+real-time limit (sched(7)) bounds it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ PRIORITY = (
 
 @contextmanager
 def first_in_line() -> Iterator[None]:
-    """Real-time scheduling for this thread and those that it starts. Where that is not allowed, all stays as it is.
+    """Real-time scheduling for this thread and those that it starts.
+
+    Where that is not allowed, all stays as it is.
 
     It takes root or CAP_SYS_NICE, and Linux; `current()` says what was got, and the record keeps it.
     """

@@ -11,7 +11,7 @@ _ESCAPED = re.compile(r"\\(.)")
 def read(path: Path) -> dict[str, str]:
     """Variables and their values; empty where there is no file. Holds secrets: never log it.
 
-    A line ends at "\\n" and nowhere else, and one that is not UTF-8 counts for nothing: so it is for systemd.
+    A line ends at a line feed and nowhere else, and one that is not UTF-8 is ignored, as systemd does.
     """
     try:
         lines = path.read_bytes().split(b"\n")

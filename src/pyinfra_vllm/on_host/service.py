@@ -84,7 +84,8 @@ class Service:
             durable.link_absolutely(link, target)
 
     def _set_aside(self, link: Path) -> None:
-        """Somebody's file in our link's place, as `systemctl edit --full` writes it: kept under a name that systemd ignores.
+        """Somebody's file in our link's place, as `systemctl edit --full` writes it: kept under a name that
+        systemd ignores.
 
         Never a unit that was there before: `no_foreign_unit` lets no switch begin then.
         """
@@ -108,8 +109,8 @@ class Service:
         """Raises Foreign where the unit's name is taken by a unit that we did not make."""
         for link in filter(self._foreign, self._links):
             raise Foreign(
-                f"{link} is there and was not made by pyinfra-vllm: stop and move away what it belongs to, or give the"
-                " service another name. Nothing was touched."
+                f"{link} is there and was not made by pyinfra-vllm: stop and move away what it belongs to,"
+                " or give the service another name. Nothing was touched."
             )
 
     def refused(self) -> str:
@@ -123,8 +124,8 @@ class Service:
         run = os.statvfs(RUN)
         if run.f_bavail * run.f_frsize < RUN_BYTES_NEEDED:
             return (
-                f"{RUN} has {run.f_bavail * run.f_frsize >> 20} MiB free, and below {RUN_BYTES_NEEDED >> 20} MiB systemd"
-                " may refuse to reload its units"
+                f"{RUN} has {run.f_bavail * run.f_frsize >> 20} MiB free, and below {RUN_BYTES_NEEDED >> 20}"
+                " MiB systemd may refuse to reload its units"
             )
         return ""
 
@@ -136,7 +137,10 @@ class Service:
         return ""
 
     def stop(self, release: Release | None) -> None:
-        """Stop the unit; the release says how long that may take. Takes its key out of its cache where vLLM put it there."""
+        """Stop the unit; the release says how long that may take.
+
+        Takes its key out of its cache where vLLM put it there.
+        """
         systemd.stop(self.paths.unit, release.stop_limit_s if release else STOP_LIMIT_S)
         for cache in self.paths.caches:
             for problem in compile_cache.forget_keys(cache):
@@ -174,7 +178,10 @@ class Service:
         )
 
     def _listener(self, port: int) -> frozenset[sockets.Listener]:
-        """Who listens on the port. Raises Refused unless all of them are the unit's. Cheap, for it is asked at each request."""
+        """Who listens on the port.
+
+        Raises Refused unless all of them are the unit's. Cheap, for it is asked at each request.
+        """
         found = sockets.listeners(port)
         if not found:
             raise Refused(f"nothing listens on port {port}")
@@ -199,8 +206,8 @@ class Service:
         """Seconds until tokens flowed from this release. Raises NotServing when they don't.
 
         crashes_before: how often systemd had restarted the unit before; 0 after a start of ours
-        unproven_since: the log's mark at its start, of a release that never served yet: that is given up at the first crash
-            whose cause the next start would meet again
+        unproven_since: the log's mark at its start, of a release that never served yet: that is given up at
+            the first crash whose cause the next start would meet again
         """
         began = time.monotonic()
         problem = "it has not started"

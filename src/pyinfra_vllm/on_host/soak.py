@@ -1,7 +1,9 @@
-"""Watches a committed release under its real traffic: do tokens still flow, and do errors or preemptions pile up.
+"""Watches a committed release under its real traffic: do tokens still flow, and do errors or preemptions pile
+up.
 
-Looks and reports; rolling back or alerting is the caller's. `/health` answering 200 proves nothing here, and neither do
-counters that stand still: nobody may be asking, or nobody may be answered. So the watch asks for a token itself then.
+Looks and reports; rolling back or alerting is the caller's. `/health` answering 200 proves nothing here, and
+neither do counters that stand still: nobody may be asking, or nobody may be answered. So the watch asks for a
+token itself then.
 """
 
 from __future__ import annotations
@@ -64,9 +66,9 @@ def soak(
 
     + baseline: the gate's record of this release: what real traffic gets is held against its single stream
 
-    Returns `{"verdict", "reasons", "watched_s", "output_tokens", "errors", "preemptions"}`. The verdict is `pass`, `fail`, or
-    `inconclusive` where the server has no counters to watch: that is no reason to take it back, and somebody must know.
-    Never raises: a server that can't be asked is a reason.
+    Returns `{"verdict", "reasons", "watched_s", "output_tokens", "errors", "preemptions"}`. The verdict is
+    `pass`, `fail`, or `inconclusive` where the server has no counters to watch: that is no reason to take it
+    back, and somebody must know. Never raises: a server that can't be asked is a reason.
     """
     watch = _Watch(client, criteria, baseline, clock, sleep)
     try:
@@ -119,7 +121,10 @@ class _Watch:
         return self._ended(PASS, [f"nothing wrong in {self.criteria.soak_s:.0f} s"])
 
     def _read(self) -> Metrics | None:
-        """The counters; None where a few tries got no answer. Raises NoMetrics for an answer without vLLM's."""
+        """The counters; None where a few tries got no answer.
+
+        Raises NoMetrics for an answer without vLLM's.
+        """
         for tries in range(SILENT_TRIES):
             if tries:
                 self.sleep(self.every_s)
@@ -155,14 +160,20 @@ class _Watch:
         return [problem for problem in found if problem]
 
     def _silence(self, seen: Seen) -> str:
-        """Ask for a token where none was counted for a while. Why the server counts as dead; empty where a token came."""
+        """Ask for a token where none was counted for a while.
+
+        Why the server counts as dead; empty where a token came.
+        """
         stalled = self.clock() - seen.progress_at
         try:
             self.client.tokens_flow(min(ASK_S, self.criteria.soak_stall_s))
         except ClientError as error:
             state = "while /health says 200" if self.client.health() else "and /health fails too"
             whose = "requests were under way" if seen.busy_now else "nobody asked"
-            return f"{whose} for {stalled:.0f} s without one token, {state}; asked for one, it gave none ({error})"
+            return (
+                f"{whose} for {stalled:.0f} s without one token, {state}; asked for one, it gave none"
+                f" ({error})"
+            )
         seen.progress_at = self.clock()
         return ""
 
@@ -193,9 +204,11 @@ def _under_way(metrics: Metrics) -> float:
 
 
 def _errors(seen: Seen) -> float:
-    """Requests that ended by an error of the server: `finished_reason="error"` of the engine, or an answer of 5xx.
+    """Requests that ended by an error of the server: `finished_reason="error"` of the engine, or an answer of
+    5xx.
 
-    The engine's errors become such answers, where the answer has not begun; so the larger of the two counts them all.
+    The engine's errors become such answers, where the answer has not begun; so the larger of the two counts
+    them all.
     """
     engine = _moved_where(seen, FINISHED, 'finished_reason="error"')
     return max(engine, _moved_where(seen, HTTP, 'status="5'))
@@ -214,7 +227,8 @@ class _Single:
     """What one stream cost when the gate measured it: the yardstick for the work that real traffic is.
 
     output_s: seconds per output token, all included
-    prompt_s: seconds per prompt token, for prompts that are longer than the gate's own were beside their answers
+    prompt_s: seconds per prompt token, for prompts that are longer than the gate's own were beside their
+        answers
     prompts: prompt tokens per output token of the gate's own requests
     """
 
@@ -238,7 +252,8 @@ class _Single:
         return cls()
 
     def too_slow(self, seen: Seen, share: float) -> str:
-        """Whether the busy time gave less than that share of what one stream makes in it; empty where it did not.
+        """Whether the busy time gave less than that share of what one stream makes in it; empty where it did
+        not.
 
         Long prompts with short answers are work too, of which few output tokens come.
         """
@@ -250,8 +265,8 @@ class _Single:
             return ""
         expected = share * seen.busy_tokens / needed_s
         return (
-            f"{seen.busy_tokens / seen.busy_s:.1f} tokens/s under real traffic, at least {expected:.1f} were expected"
-            " (a share of what the gate measured at one stream)"
+            f"{seen.busy_tokens / seen.busy_s:.1f} tokens/s under real traffic, at least {expected:.1f} were"
+            " expected (a share of what the gate measured at one stream)"
         )
 
 

@@ -1,7 +1,9 @@
-"""Whose the listeners on a port of this host are: a server that answers there need not be the one that was started.
+"""Whose the listeners on a port of this host are: a server that answers there need not be the one that was
+started.
 
-Asked of the kernel. A process can hide its descriptors from /proc, and call its control group as it likes below one that
-is its own; it can't choose the user of its sockets, nor the control group in which it made them.
+Asked of the kernel. A process can hide its descriptors from /proc, and call its control group as it likes
+below one that is its own; it can't choose the user of its sockets, nor the control group in which it made
+them.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ def listeners(port: int) -> frozenset[Listener]:
 
 
 def strangers(port: int, unit: str, found: Iterable[Listener] | None = None) -> list[str]:
-    """Listeners on the port that are not shown to be the unit's, as `name (process N)`; [] where there are none."""
+    """Listeners on the port that are not shown to be the unit's, as `name (process N)`; [] where there are
+    none.
+    """
     there = listeners(port) if found is None else found
     if not there:
         return []
@@ -80,7 +84,9 @@ def _owns(shown: dict[str, str], listener: Listener) -> bool:
 
 
 def _groups(path: str, main_pid: str) -> set[int]:
-    """The ids of the unit's control group and those below it; none where systemd keeps it in no tree of version 2."""
+    """The ids of the unit's control group and those below it; none where systemd keeps it in no tree of
+    version 2.
+    """
     try:
         lines = (PROC / main_pid / "cgroup").read_text().splitlines()
         mounts = (PROC / "self" / "mountinfo").read_text()

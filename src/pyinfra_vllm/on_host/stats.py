@@ -12,7 +12,8 @@ T95 = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-# The same, one-sided 99 %: for limits that are set from few calibration runs and that only the worse may cross.
+# The same, one-sided 99 %: for limits that are set from few calibration runs and that only the worse may
+# cross.
 T99 = (
     31.821, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896, 2.821, 2.764,
     2.718, 2.681, 2.650, 2.624, 2.602, 2.583, 2.567, 2.552, 2.539, 2.528,
@@ -44,7 +45,9 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def chance(lost: int, gained: int) -> float:
-    """McNemar's exact one-sided p: how often pure chance would lose so many of the answers that changed sides."""
+    """McNemar's exact one-sided p: how often pure chance would lose so many of the answers that changed
+    sides.
+    """
     changed = lost + gained
     if changed == 0:
         return 1.0
@@ -52,13 +55,14 @@ def chance(lost: int, gained: int) -> float:
 
 
 def detectable_drop(questions: int, changed: float) -> float:
-    """The share of answers whose loss McNemar's test at 5 % (one-sided) sees in four of five runs, by the normal approximation.
+    """The share of answers whose loss McNemar's test at 5 % (one-sided) sees in four of five runs, by the
+    normal approximation.
 
     + questions: how many pairs there are
     + changed: the share of answers that change sides by chance alone
 
-    A drop of d moves d * n answers, against a standard deviation of sqrt(n * (changed + d)): solved for d with the
-    quantiles of 5 % and of 80 % power added up.
+    A drop of d moves d * n answers, against a standard deviation of sqrt(n * (changed + d)): solved for d
+    with the quantiles of 5 % and of 80 % power added up.
     """
     wanted = (1.645 + 0.842) ** 2 / questions
     return (wanted + math.sqrt(wanted**2 + 4 * wanted * changed)) / 2

@@ -1,4 +1,5 @@
-"""What a server's answer may be: a stream of events with tokens in it, or one of the ways in which it is none.
+"""What a server's answer may be: a stream of events with tokens in it, or one of the ways in which it is
+none.
 
 Reads bytes that were received; never touches a socket.
 """
@@ -15,7 +16,10 @@ MOST_TOKENS = 10**9  # where nobody knows what was asked
 
 
 class ClientError(Exception):
-    """A request that did not give what was asked for. `kind` is one word for counting, the message is for people."""
+    """A request that did not give what was asked for.
+
+    `kind` is one word for counting, the message is for people.
+    """
 
     kind = "error"
 
@@ -142,8 +146,8 @@ def _counted(usage: Any, seen: int, required: bool, events: Events) -> tuple[int
             raise NoTokens("the server counted no tokens in its answer")
         if completion > events.most_output or not 0 <= prompt <= events.most_input:
             raise Garbage(
-                f"`usage` claims {shown(prompt)} tokens in and {shown(completion)} out, where {events.most_input}"
-                f" and {events.most_output} are the most that was asked for"
+                f"`usage` claims {shown(prompt)} tokens in and {shown(completion)} out, where"
+                f" {events.most_input} and {events.most_output} are the most that was asked for"
             )
         return prompt, completion
     if required:

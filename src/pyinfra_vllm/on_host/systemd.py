@@ -91,7 +91,9 @@ def started_release(unit: str) -> str | None:
 
 
 def _of_this_start(unit: str) -> dict[str, str]:
-    """systemd's properties of the unit; where PID 1 does not answer, what the kernel and systemd's own files in /run tell."""
+    """Systemd's properties of the unit; where PID 1 does not answer, what the kernel and systemd's own files
+    in /run tell.
+    """
     try:
         return show(unit, *running.PROPERTIES)
     except SystemdError:
@@ -119,7 +121,9 @@ def log_cursor() -> str | None:
 
 
 def log_since(unit: str, cursor: str | None, limit: int = 5000) -> list[str]:
-    """The unit's log lines after the mark, oldest first, the newest `limit` of them; of a long log its two ends."""
+    """The unit's log lines after the mark, oldest first, the newest `limit` of them; of a long log its two
+    ends.
+    """
     try:
         return unit_log.bounded(line.text for line in unit_log.lines(unit, cursor, limit))
     except unit_log.LogError as error:
@@ -127,7 +131,9 @@ def log_since(unit: str, cursor: str | None, limit: int = 5000) -> list[str]:
 
 
 def log_of_start(unit: str, cursor: str | None) -> list[str]:
-    """What the unit's newest start logged before its server took requests: no client can have put a word into that."""
+    """What the unit's newest start logged before its server took requests: no client can have put a word into
+    that.
+    """
     invocation = show(unit, "InvocationID").get("InvocationID", "")
     try:
         return unit_log.before_requests(unit_log.lines(unit, cursor), invocation)
@@ -136,7 +142,7 @@ def log_of_start(unit: str, cursor: str | None) -> list[str]:
 
 
 def _journal(*arguments: str) -> str:
-    """journalctl's output; it exits with 1 and no word where nothing matches, which is an answer too."""
+    """Journalctl's output; it exits with 1 and no word where nothing matches, which is an answer too."""
     command = ["journalctl", "--quiet", "--no-pager", *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, errors="replace", timeout=COMMAND_TIMEOUT_S, check=False

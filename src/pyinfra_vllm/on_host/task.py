@@ -1,4 +1,6 @@
-"""The frame of work that runs in a unit of its own: read the request, hold its locks, do it, and tell how it ended."""
+"""The frame of work that runs in a unit of its own: read the request, hold its locks, do it, and tell how it
+ended.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ def run(
     status_of: Callable[[R], S],
     work: Callable[[R, S], None],
 ) -> int:
-    """0: done. 1: not done, and the status file and standard error say why. 2: no such request; nothing was touched."""
+    """0: done.
+
+    1: not done, and the status file and standard error say why. 2: no such request; nothing was touched.
+    """
     if len(argv) != 1:
         print(f"usage: on-host.pyz {verb} REQUEST.json", file=sys.stderr)
         return 2

@@ -1,4 +1,5 @@
-"""A socket that keeps to a moment, not to a pause: a server that sends a byte now and then can't hold a reader.
+"""A socket that keeps to a moment, not to a pause: a server that sends a byte now and then can't hold a
+reader.
 
 http.client allows each read its own timeout; this gives all reads of one answer a common end.
 """

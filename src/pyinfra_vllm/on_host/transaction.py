@@ -63,7 +63,10 @@ def switch(order: Order, paths: ServicePaths) -> str:
 
 
 class Transaction:
-    """What every transaction is made of: its order, its record and its service. Whoever runs it holds the lock."""
+    """What every transaction is made of: its order, its record and its service.
+
+    Whoever runs it holds the lock.
+    """
 
     def __init__(self, order: Order, paths: ServicePaths) -> None:
         self.order = order
@@ -105,7 +108,9 @@ class Transaction:
         self.hooks.notify(hooks.BEGIN, f"the {order.purpose} of release {order.release} begins")
 
     def _old_state(self) -> str:
-        """What the old release does before anything is touched: a baseline that is missing later is judged by it."""
+        """What the old release does before anything is touched: a baseline that is missing later is judged by
+        it.
+        """
         try:
             old = releases.load(self.paths, self.old_id or "")
         except NotReady:
@@ -115,7 +120,9 @@ class Transaction:
         return DOWN if self.service.down else SILENT
 
     def _share_phases(self, *releases: Release) -> None:
-        """Measure each of these releases at the same numbers of requests at once, saturation at what all of them admit."""
+        """Measure each of these releases at the same numbers of requests at once, saturation at what all of
+        them admit.
+        """
         self.settings = probe.Settings.from_criteria(self.criteria, saturation.admitted(*releases))
 
     def _measure(
@@ -211,7 +218,9 @@ class Switch(Transaction):
         return new
 
     def _carry_cache(self, new: Release) -> dict[str, str]:
-        """Compiled code of the release that serves, for one that was never started; without it, it compiles for itself."""
+        """Compiled code of the release that serves, for one that was never started; without it, it compiles
+        for itself.
+        """
         if self.old is None:
             return {}
         old, paths = self.old.id, self.paths
@@ -231,7 +240,10 @@ class Switch(Transaction):
             self.evidence.say(f"the cache could not be noted, so the next release compiles anew: {error}")
 
     def _prove_way_back(self, old_id: str) -> dict[str, str]:
-        """Raises NotReady where what serves could not be brought back. What serves nothing can be left for something better."""
+        """Raises NotReady where what serves could not be brought back.
+
+        What serves nothing can be left for something better.
+        """
         try:
             self.old = releases.load(self.paths, old_id)
             releases.prove(self.paths, self.old)
@@ -266,8 +278,10 @@ class Switch(Transaction):
                 result["baseline"] = self.lost_baseline
 
     def _measure_well(self, old: Release) -> dict[str, Any]:
-        """The baseline, measured beyond its budget where it varies so much that it could not resolve the margins: once the
-        old release is stopped, its side of the doubt can't be measured away any more. Never beyond the last start."""
+        """The baseline, measured beyond its budget where it varies so much that it could not resolve the
+        margins: once the old release is stopped, its side of the doubt can't be measured away any more. Never
+            beyond the last start.
+        """
         noise = durable.read_json(self.paths.noise)
         found = self._measure(old, "before", noise)
         criteria = self.criteria.at(max(self.settings.concurrency))
@@ -296,12 +310,14 @@ class Switch(Transaction):
         with self.journal.step("window", last_start=self.order.last_start):
             if self.order.last_start is not None and time.time() > self.order.last_start:
                 raise TooLate(
-                    "the window's last start has passed: a switch that began now might have to be undone after it"
-                    " closes. Everything is staged; the next run inside a window switches."
+                    "the window's last start has passed: a switch that began now might have to be undone"
+                    " after it closes. Everything is staged; the next run inside a window switches."
                 )
 
     def _reserve_rollback(self, new: Release) -> None:
-        """Just before anything is touched: what held at the beginning still holds, and going back will lack nothing."""
+        """Just before anything is touched: what held at the beginning still holds, and going back will lack
+        nothing.
+        """
         with self.journal.step("reserve-rollback", release=self.old_id):
             problem = self.service.refused()
             if problem:
@@ -374,7 +390,9 @@ class Switch(Transaction):
         return verdict
 
     def _tell(self, verdict: dict[str, Any]) -> None:
-        """People hear of a verdict when nothing waits for it any more: a slow webhook must not keep a worse release serving."""
+        """People hear of a verdict when nothing waits for it any more: a slow webhook must not keep a worse
+        release serving.
+        """
         told = {key: verdict[key] for key in ("verdict", "reasons")}
         self.hooks.notify(hooks.VERDICT, gate.conclusion(verdict), **told)
 
@@ -394,8 +412,8 @@ class Switch(Transaction):
         )
         if self.lost_baseline and verdict["verdict"] == relative.PASS:
             reason = (
-                "the old release served when the switch began and was down when it was to be measured, so nobody can"
-                f" tell whether this one is worse ({self.lost_baseline})"
+                "the old release served when the switch began and was down when it was to be measured, so"
+                f" nobody can tell whether this one is worse ({self.lost_baseline})"
             )
             return {**verdict, "verdict": relative.INCONCLUSIVE, "reasons": [reason, *verdict["reasons"]]}
         return verdict
@@ -408,7 +426,9 @@ class Switch(Transaction):
         self.hooks.undrain()
 
     def _soak(self, new: Release) -> str:
-        """Watch the release under real traffic, where that is asked for; returns what its operator must be alerted to."""
+        """Watch the release under real traffic, where that is asked for; returns what its operator must be
+        alerted to.
+        """
         if not self.criteria.soak_s or self.order.purpose == ROLLBACK:
             return ""
         with self.journal.step("soak", release=new.id, limit_s=self.criteria.soak_s) as result:
@@ -422,7 +442,9 @@ class Switch(Transaction):
         return f"alert from the soak: {reasons}"
 
     def _go_back(self, new: Release, reason: Exception) -> str:
-        """Returns `restore_failed` without an end where the old release does not serve: the recovery unit goes on trying."""
+        """Returns `restore_failed` without an end where the old release does not serve: the recovery unit
+        goes on trying.
+        """
         text = str(reason) or type(reason).__name__
         verdict = reason.verdict if isinstance(reason, Worse) else None
         limit_s = recovery.start_limit_s(self.order.ready_timeout_s)

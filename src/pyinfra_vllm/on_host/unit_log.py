@@ -1,7 +1,9 @@
-"""A unit's log by the journal's own fields: which start a line belongs to, and bounded however much a server writes.
+"""A unit's log by the journal's own fields: which start a line belongs to, and bounded however much a server
+writes.
 
-A server's lines are not to be trusted: what a client sends is quoted in them. So a line ends where the journal's entry ends, not
-where its text breaks, and of a start only what came before the server took requests counts (`before_requests`).
+A server's lines are not to be trusted: what a client sends is quoted in them. So a line ends where the
+journal's entry ends, not where its text breaks, and of a start only what came before the server took requests
+counts (`before_requests`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ LIMIT_S = 120.0
 FIELDS = "MESSAGE,_PID,_SYSTEMD_INVOCATION_ID"
 # uvicorn's and vLLM's words, all of them after the engine has started and before a request is read.
 ACCEPTS = re.compile(
-    r"Started server process \[\d+\]|Waiting for application startup|Application startup complete|Uvicorn running on"
+    r"Started server process \[\d+\]|Waiting for application startup|Application startup complete|Uvicorn"
+    r" running on"
     r"|Starting vLLM (?:API )?server (?:\d+ )?on "
 )
 _BREAKS = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
@@ -30,7 +33,10 @@ _BREAKS = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 @dataclass(frozen=True)
 class Line:
-    """One entry of the journal. `start` is systemd's name for the start whose process wrote it; empty for systemd itself."""
+    """One entry of the journal.
+
+    `start` is systemd's name for the start whose process wrote it; empty for systemd itself.
+    """
 
     text: str
     start: str = ""
@@ -88,7 +94,7 @@ def parsed(entry: bytes) -> list[Line]:
 
 
 def _text(message: Any) -> str | None:
-    """journalctl writes bytes that are no plain text, such as escapes, as a list of numbers."""
+    """Journalctl writes bytes that are no plain text, such as escapes, as a list of numbers."""
     if isinstance(message, list):
         try:
             return bytes(message).decode("utf-8", "replace")
@@ -98,7 +104,8 @@ def _text(message: Any) -> str | None:
 
 
 def before_requests(found: Iterable[Line], start: str) -> list[str]:
-    """The lines of one start up to where its server takes requests: from there on a client's words may be in them.
+    """The lines of one start up to where its server takes requests: from there on a client's words may be in
+    them.
 
     + start: systemd's name for it (InvocationID); empty where systemd does not say: every line counts
     """

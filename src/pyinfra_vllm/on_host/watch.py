@@ -1,4 +1,5 @@
-"""What else went on while the probe measured: its own lateness, its processor time, and other traffic on the server.
+"""What else went on while the probe measured: its own lateness, its processor time, and other traffic on the
+server.
 
 Observes and reports; what that means for a verdict is decided in the gate.
 """
@@ -46,7 +47,9 @@ class Watch:
         self._after = self._counters()
 
     def _beat(self) -> None:
-        """How much later than asked a sleeping thread of this process runs again: a reader is as late as that."""
+        """How much later than asked a sleeping thread of this process runs again: a reader is as late as
+        that.
+        """
         while not self._stop.is_set():
             asleep = time.perf_counter()
             time.sleep(BEAT_S)
@@ -59,7 +62,9 @@ class Watch:
             return None
 
     def client(self) -> dict[str, Any]:
-        """The probe's own costs, in seconds: processor time, and how late its threads woke up, scheduled as they were."""
+        """The probe's own costs, in seconds: processor time, and how late its threads woke up, scheduled as
+        they were.
+        """
         late = sorted(self._late) or [0.0]
         return {
             "cpu_s": round(self._cpu_s, 3),
@@ -71,7 +76,10 @@ class Watch:
         }
 
     def traffic(self, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
-        """Tokens of others: what the server counted beyond the probe's own. `known` is false without `/metrics`."""
+        """Tokens of others: what the server counted beyond the probe's own.
+
+        `known` is false without `/metrics`.
+        """
         if self._before is None or self._after is None or COUNTERS["prompt_tokens"] not in self._after:
             return {"known": False}
         moved = {key: self._moved(name) for key, name in COUNTERS.items()}

@@ -1,4 +1,7 @@
-"""What `--diff` shows: how a service's unit file would change, line by line. Reads one file of the host; changes nothing."""
+"""What `--diff` shows: how a service's unit file would change, line by line.
+
+Reads one file of the host; changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ UNIT = "vllm.service"
 
 
 def show(host: Host, item: Wanted) -> None:
-    """The changes from the unit that the host has now to the one that was planned; all of it for a first release."""
+    """The changes from the unit that the host has now to the one that was planned; all of it for a first
+    release.
+    """
     path = f"{item.root}/{item.service.name}/current/{UNIT}"
     before = asked(host, FileContents, path=path) or []
     logger.info(f"{host.print_prefix}{item.service.name}: changes of {path}:")

@@ -22,15 +22,18 @@ def opening(service: Service, overrides: Overrides, history: History = ()) -> wi
 
 
 def shut(found: window.WindowState | None) -> bool:
-    """Whether a switch must not begin now: outside the window, or too late in it to be undone before it closes."""
+    """Whether a switch must not begin now: outside the window, or too late in it to be undone before it
+    closes.
+    """
     if found is None:
         return False
     return not found.open or (found.last_start is not None and datetime.now(UTC) > found.last_start)
 
 
 def measure_until(service: Service, found: window.WindowState | None, history: History = ()) -> float | None:
-    """Unix time until which a switch may go on measuring: what is left of the window then is needed to go back. None where
-    nothing closes."""
+    """Unix time until which a switch may go on measuring: what is left of the window then is needed to go
+    back. None where nothing closes.
+    """
     if found is None or found.closes is None:
         return None
     return (found.closes - way_back(service, history)).timestamp()

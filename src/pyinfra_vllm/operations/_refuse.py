@@ -1,6 +1,7 @@
 """Fail one host with a sentence, without touching the others.
 
-An exception in an operation would end the run for every host; a command that fails ends it for this host alone.
+An exception in an operation would end the run for every host; a command that fails ends it for this host
+alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ Commands = Generator[PyinfraCommand | str, None, None]
 
 
 def alone(operation: Callable[P, Commands]) -> Callable[P, Commands]:
-    """An operation that ends for this host alone where a host's answer can't be used. Stands below `@operation()`."""
+    """An operation that ends for this host alone where a host's answer can't be used.
+
+    Stands below `@operation()`.
+    """
 
     @functools.wraps(operation)
     def commands(*args: P.args, **kwargs: P.kwargs) -> Commands:
@@ -43,7 +47,7 @@ def _refused(message: str) -> FunctionCommand:
 
 
 def refuse(message: str) -> FunctionCommand:
-    """A command that does nothing but say `message` and fail: `yield refuse(...)`, then return."""
+    """A command that only says `message` and fails. Yield it, then return."""
     return FunctionCommand(_fail, (message,), {})
 
 

@@ -1,4 +1,6 @@
-"""Commands on one host: with the privileges of the operation whose callback this is, or else of the inventory."""
+"""Commands on one host: with the privileges of the operation whose callback this is, or else of the
+inventory.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ LOST = (HostError, OSError, EOFError, SSHException)
 
 LAST_WORDS = 1500  # characters of what a command that failed said last
 
-# The sum first, then the content in base64. On the disk, whole and as it was sent, before it has its name, and its name
-# before we go on: a power cut leaves the old content or the new.
+# The sum first, then the content in base64. On the disk, whole and as it was sent, before it has its name,
+# and its name before we go on: a power cut leaves the old content or the new.
 _WRITE = """
 umask 077
 IFS= read -r sum
@@ -39,7 +41,9 @@ chmod "$2" "$1.partial" && sync "$1.partial" && mv -fT -- "$1.partial" "$1" && s
 
 
 def never_ask() -> None:
-    """From now on a host whose sudo asks for a password refuses, instead of holding the run up at a prompt nobody sees."""
+    """From now on a host whose sudo asks for a password refuses, instead of holding the run up at a prompt
+    nobody sees.
+    """
 
     def refuse(prompt: str = "", stream: TextIO | None = None) -> str:
         raise HostError("sudo asks for a password here")
@@ -48,7 +52,9 @@ def never_ask() -> None:
 
 
 class Remote:
-    """Every word is quoted; text travels on standard input, so that nothing secret rides on argv or in /tmp."""
+    """Every word is quoted; text travels on standard input, so that nothing secret rides on
+    argv or in /tmp.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -58,8 +64,9 @@ class Remote:
         self.arguments = {key: given[key] for key in CONNECTOR_ARGUMENT_KEYS if key in given}
 
     def run(self, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> str:
-        """Standard output. Raises HostError with the command's own last words, TimeoutError after `timeout_s`, another of
-        `LOST` where the connection is gone."""
+        """Standard output. Raises HostError with the command's own last words, TimeoutError after
+        `timeout_s`, another of `LOST` where the connection is gone.
+        """
         if not self.host.connected:  # pyinfra would send it through the client that could not connect
             raise ConnectionError("not connected")
         arguments = dict(self.arguments)
@@ -84,11 +91,12 @@ class Remote:
         return answers.read(self.run(*words, stdin=stdin, timeout_s=timeout_s), check)
 
     def write(self, path: str, content: str | bytes, mode: str = "600") -> None:
-        """Replace the file in one step, durably; `path` is absolute, and nobody but root may write to its folder.
+        """Replace the file in one step, durably; `path` is absolute, and nobody but root may write to its
+        folder.
 
-        The only way in which a file comes to a host. pyinfra's own uploads go through a name in /tmp that anybody can
-        compute and take first. The sum travels on standard input, too: on argv it would tell whether a guess at a secret
-        is right.
+        The only way in which a file comes to a host. pyinfra's own uploads go through a name in /tmp that
+        anybody can compute and take first. The sum travels on standard input, too: on argv it would tell
+        whether a guess at a secret is right.
         """
         data = content.encode() if isinstance(content, str) else content
         sent = f"{hashlib.sha256(data).hexdigest()}\n{base64.b64encode(data).decode()}\n"

@@ -1,7 +1,7 @@
 """What one run knows of the whole rollout: what each host must become, in which wave, and how it ended.
 
-pyinfra runs an operation on all hosts before the next one begins, so what `release.staged` records for every host
-is complete when the first wave asks.
+pyinfra runs an operation on all hosts before the next one begins, so what `release.staged` records for every
+host is complete when the first wave asks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Wanted:
 
     @property
     def runs(self) -> bool:
-        """Whether this very release is current, the running process was started from it, and it was proven."""
+        """Whether this very release is current, the running process was started from it, and it
+        was proven.
+        """
         return observe.runs(self.observed, self.release.id)
 
 
@@ -126,13 +128,18 @@ class Progress:
         return (HELD, crowded) if crowded else None
 
     def _away(self, lost: Iterable[str]) -> set[str]:
-        """Hosts that may serve nothing: never reached, given up before their wave, or ended without a good word."""
+        """Hosts that may serve nothing: never reached, given up before their wave, or ended without a good
+        word.
+        """
         told = {outcome.host for outcome in self.outcomes.values()}
         ended = {outcome.host for outcome in self.outcomes.values() if outcome.status in AWAY}
         return (set(lost) - told) | ended
 
     def stopped(self) -> str:
-        """Why this run let no further host switch; empty where nothing stopped it. It stays what it was first."""
+        """Why this run let no further host switch; empty where nothing stopped it.
+
+        It stays what it was first.
+        """
         if not self._reason:
             self._reason = self._stopped(self._ended(len(self._waves or ())))
         return self._reason
@@ -147,7 +154,9 @@ class Progress:
         return self._opens.setdefault(wave, now + (self.settings.pause_s if wave > 1 else 0.0))
 
     def _ended(self, waves: int) -> dict[str, list[Outcome]]:
-        """How it ended on each host of the first so many waves; nothing where it has not ended, or was lost."""
+        """How it ended on each host of the first so many waves; nothing where it has not ended,
+        or was lost.
+        """
         hosts = [host for wave in (self._waves or ())[:waves] for host in wave]
         return {host: [o for o in self.outcomes.values() if o.host == host] for host in hosts}
 

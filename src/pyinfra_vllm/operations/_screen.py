@@ -1,6 +1,8 @@
-"""The operator's screen while hosts work: on a terminal one line for each host that moves in place, elsewhere at most a line a minute.
+"""The operator's screen while hosts work: on a terminal one line for each host that moves in place, elsewhere
+at most a line a minute.
 
-What happened is told by pyinfra's logger and scrolls above these lines. Nothing here decides anything or asks a host.
+What happened is told by pyinfra's logger and scrolls above these lines. Nothing here decides anything or asks
+a host.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ LINE_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class Working:
-    """What a host is at. `limit_s`: how long it may take at most; `detail`: how far it is, in its own words."""
+    """What a host is at.
+
+    `limit_s`: how long it may take at most; `detail`: how far it is, in its own words.
+    """
 
     what: str
     elapsed_s: float
@@ -57,7 +62,9 @@ class Screen:
 
     @contextmanager
     def following(self, host: Host) -> Iterator[Callable[[Working], None]]:
-        """Show what the host is at as long as the block lasts, each time that the yielded function is called."""
+        """Show what the host is at as long as the block lasts, each time that the yielded
+        function is called.
+        """
         self._told[host.name] = self._now()
         try:
             yield lambda working: self._show(host, working)

@@ -67,7 +67,10 @@ def _entry(entry: dict[str, Any]) -> list[str]:
         if entry["purpose"] == CALIBRATION:
             return [f"calibration of {entry['to']} by {entry['operator']}"]
         return [
-            f"{entry['to']} is to replace {entry['from'] or 'nothing'} ({entry['purpose']} by {entry['operator']})"
+            (
+                f"{entry['to']} is to replace {entry['from'] or 'nothing'} ({entry['purpose']} by"
+                f" {entry['operator']})"
+            )
         ]
     if state == "intended":
         run = f" (run {entry['run']} of {entry['of']})" if "run" in entry else ""
@@ -98,7 +101,9 @@ def _detail(entry: dict[str, Any]) -> str:
 
 
 def _table(metrics: Iterable[dict[str, Any]]) -> list[str]:
-    """What was compared, a line each: before, after, ratio and limit; a criterion without a baseline has its value."""
+    """What was compared, a line each: before, after, ratio and limit; a criterion without a baseline has its
+    value.
+    """
     lines = []
     for row in metrics:
         name = f"{row['phase'] or ''} {row['name']}".strip()
@@ -126,5 +131,8 @@ def _measured(name: str, value: Any) -> str:
 
 def ending(last: dict[str, Any]) -> str:
     """One sentence about a finished transaction (a record of on_host/observe.py)."""
-    by = f"{last.get('purpose', 'rollout')} of release {last['to']} by {last['operator']}, begun {last['began']}"
+    by = (
+        f"{last.get('purpose', 'rollout')} of release {last['to']} by {last['operator']}, begun"
+        f" {last['began']}"
+    )
     return f"{by}: {last['outcome']} ({last['reason']})"

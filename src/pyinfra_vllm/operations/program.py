@@ -61,7 +61,7 @@ RestartSec=2
 KillMode=mixed
 TimeoutStopSec=15
 OOMScoreAdjust=-500
-""",
+""",  # noqa: E501
     "pyinfra-vllm-recover-due.service": """\
 # Written by pyinfra-vllm: starts the recovery of each service whose switch has no end and no process.
 [Unit]
@@ -83,7 +83,7 @@ OnUnitInactiveSec=2min
 
 [Install]
 WantedBy=timers.target
-""",
+""",  # noqa: E501
 }
 
 
@@ -117,8 +117,8 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
     twin = PROGRESS.twin(host.name, found.get("machine", ""))
     if twin:
         yield refuse(
-            f"it is the same machine as {twin}: an inventory names each machine once. Nothing of it was touched under"
-            " this name; take one of the two out."
+            f"it is the same machine as {twin}: an inventory names each machine once. Nothing of it was"
+            " touched under this name; take one of the two out."
         )
         return
 
@@ -132,7 +132,10 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
         return
     for user in missing:
         yield StringCommand(
-            "useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin",
+            (
+                "useradd --system --user-group --no-create-home --home-dir /nonexistent --shell"
+                " /usr/sbin/nologin"
+            ),
             QuoteString(user),
         )
     if found["program"] != program:
@@ -159,11 +162,15 @@ def _problem(found: dict[str, Any] | None, *, token: bool) -> str | None:
             "it was not booted with systemd, which starts and supervises the services. Nothing was changed."
         )
     if systemd < OLDEST_SYSTEMD:
-        return f"its systemd is {systemd}; {OLDEST_SYSTEMD} or newer is needed to run a service. Nothing was changed."
+        return (
+            f"its systemd is {systemd}; {OLDEST_SYSTEMD} or newer is needed to run a service. Nothing was"
+            " changed."
+        )
     if token and systemd < CREDENTIALS:
         return (
-            f"its systemd is {systemd}; {CREDENTIALS} or newer is needed to hand the Hub's token to a download unseen. "
-            f"Nothing was changed. Upgrade the host, or leave HF_TOKEN unset where all models are public."
+            f"its systemd is {systemd}; {CREDENTIALS} or newer is needed to hand the Hub's token to a"
+            " download unseen. Nothing was changed. Upgrade the host, or leave HF_TOKEN unset where all"
+            " models are public."
         )
     return None
 
@@ -172,8 +179,8 @@ def _loose(folder: str | None) -> str | None:
     if folder is None:
         return None
     return (
-        f"others than root may write to {folder}, and so put anything in the place of what is below it: `chown root:root"
-        f" {folder}; chmod go-w {folder}`, or declare another `root`. Nothing was changed."
+        f"others than root may write to {folder}, and so put anything in the place of what is below it:"
+        f" `chown root:root {folder}; chmod go-w {folder}`, or declare another `root`. Nothing was changed."
     )
 
 

@@ -1,4 +1,6 @@
-"""Has a host's own program say what nothing there needs any more, and delete it when told to (on_host/prune.py)."""
+"""Has a host's own program say what nothing there needs any more, and delete it when told to
+(on_host/prune.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Stages a release: its unit, command line, environment and secrets in a directory of its own. Nothing running is touched."""
+"""Stages a release: its unit, command line, environment and secrets in a directory of its own.
+
+Nothing running is touched.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ from pyinfra_vllm.operations._unit import Unit
 from pyinfra_vllm.printable import printable
 
 # The host's own, or the one that was sent if it still is, byte for byte, what was sent.
-_FIND_UV = 'command -v uv || { echo "$2  $1" | sha256sum --check --status 2>/dev/null && test -x "$1" && echo "$1"; } || true'
+_FIND_UV = (
+    'command -v uv || { echo "$2  $1" | sha256sum --check --status 2>/dev/null && test -x "$1" && echo "$1";'
+    " } || true"
+)
 _KEEP_UV = (
     'chmod 755 "$1.partial" && echo "$2  $1.partial" | sha256sum --check --status && mv -f "$1.partial" "$1"'
 )
@@ -37,7 +40,8 @@ _KEEP_UV = (
 @alone
 def present(root: str, service: Service) -> Generator[PyinfraCommand, None, None]:
     """
-    Have the declared vLLM on the host. A venv given by path is only looked at; one by version is installed once.
+    Have the declared vLLM on the host. A venv given by path is only looked at; one by version is installed
+    once.
 
     + root: where pyinfra-vllm keeps its files on the host
     + service: what was declared
@@ -78,7 +82,10 @@ def _problem(path: str, declared: Declared, found: Mapping[str, Any] | None) -> 
     """Why what is at `path` can't be used; None where it can, or can be installed."""
     if declared.version is None:
         if found is None:
-            return f"{path} holds no vLLM. Nothing was changed. Correct runtime.path, or declare runtime.version."
+            return (
+                f"{path} holds no vLLM. Nothing was changed. Correct runtime.path, or declare"
+                " runtime.version."
+            )
         if not found["executable"]:
             return (
                 f"{path} has {found['distribution']} {found['version']} but no bin/vllm. Nothing was changed."
@@ -89,14 +96,14 @@ def _problem(path: str, declared: Declared, found: Mapping[str, Any] | None) -> 
     if found["distribution"] != declared.package or not same(found["version"], declared.version):
         return (
             f"{path} holds {found['distribution']} {found['version']}, declared is {declared.package} "
-            f"{declared.version}. It was left as it is, as a release may run from it. Move it away, or declare "
-            f"runtime.path."
+            f"{declared.version}. It was left as it is, as a release may run from it. Move it away, or"
+            " declare runtime.path."
         )
     if found["built"] is not None and found["built"]["packages"] != list(declared.packages):
         return (
             f"{path} was installed with the packages {found['built']['packages']}, declared are "
-            f"{list(declared.packages)}. It was left as it is, as a release may run from it. Declare a venv of your own "
-            f"as runtime.path, or remove this one when no release needs it."
+            f"{list(declared.packages)}. It was left as it is, as a release may run from it. Declare a venv"
+            " of your own as runtime.path, or remove this one when no release needs it."
         )
     return None
 
@@ -116,7 +123,10 @@ def install(state: State, host: Host, root: str, request: dict[str, Any]) -> boo
 
 
 def _uv(host: Host, root: str) -> str:
-    """The host's own uv, or else the control machine's, sent to it. Raises HostError when neither can be used."""
+    """The host's own uv, or else the control machine's, sent to it.
+
+    Raises HostError when neither can be used.
+    """
     remote, sent = Remote(host), f"{root}/bin/uv"
     ours = uv.find_uv_bin()
     sha256 = hashlib.sha256(Path(ours).read_bytes()).hexdigest()
@@ -137,7 +147,7 @@ def _uv(host: Host, root: str) -> str:
         remote.run("sh", "-c", _KEEP_UV, "sh", sent, sha256)
     except HostError as error:
         raise HostError(
-            f"{sent}.partial is not the uv that was sent (sha256 {sha256}): it was not used. Find out who changes files on the "
-            f"way to this host or in its /tmp, then run again"
+            f"{sent}.partial is not the uv that was sent (sha256 {sha256}): it was not used. Find out who"
+            " changes files on the way to this host or in its /tmp, then run again"
         ) from error
     return sent

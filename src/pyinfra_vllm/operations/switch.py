@@ -1,6 +1,7 @@
 """Starts a switch on a host, follows it, and shows each step as it happens.
 
-The host does the work and finishes it alone (on_host/transaction.py): what happens here after the start is watching.
+The host does the work and finishes it alone (on_host/transaction.py): what happens here after the start is
+watching.
 """
 
 from __future__ import annotations
@@ -145,7 +146,9 @@ def can_go_back(root: str, service: str | None = None) -> Generator[PyinfraComma
 
 
 def services(root: str) -> list[str]:
-    """The services of the host that rollback.py is about; none where it can't tell, which `can_go_back` says."""
+    """The services of the host that rollback.py is about; none where it can't tell, which
+    `can_go_back` says.
+    """
     try:
         return asked(host, Services, root=root)
     except HostError:
@@ -216,7 +219,9 @@ def carry_out(state: State, host: Host, root: str, prepared: Prepared) -> bool:
 
 
 def preview(item: Wanted, overrides: Overrides) -> str:
-    """One line for a dry run: which release would replace which, what changes, and whether it may begin now."""
+    """One line for a dry run: which release would replace which, what changes, and whether it
+    may begin now.
+    """
     old, new, name = item.observed.get("release"), item.release, item.service.name
     if new.id in item.observed["rejected"] and not overrides.retry_rejected:
         return f"{name}: release {new.id} was rejected and would not be tried again"
@@ -275,7 +280,8 @@ def switch_host(state: State, host: Host, wave: int, overrides: Overrides) -> bo
         PROGRESS.record(outcome)
         if outcome.status not in HARMLESS:
             if PROGRESS.settings.on_failure == ROLLBACK_ALL:
-                # pyinfra asks nothing more of a host that failed: what else it switched goes back now or never
+                # pyinfra asks nothing more of a host that failed: what else it switched goes back now or
+                # never
                 take_back(state, host, f"{item.service.name} failed on the same host", overrides)
             return False
     return True

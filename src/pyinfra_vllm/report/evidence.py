@@ -167,7 +167,9 @@ def ratios(metrics: Sequence[dict[str, Any]]) -> list[Interval]:
 def flips(
     before: dict[str, Any] | None, after: dict[str, Any] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...], int]:
-    """Graded prompts that were right before and wrong after, those the other way round, and how many were paired."""
+    """Graded prompts that were right before and wrong after, those the other way round, and how many were
+    paired.
+    """
     sides = [
         {item["prompt"]: item["passed"] for item in (record or {}).get("quality", ())}
         for record in (before, after)
@@ -179,7 +181,9 @@ def flips(
 
 
 def spans(entries: Sequence[Entry]) -> list[Span]:
-    """Each step that took a visible time, from its `intended` to its `done` or `failed`, else to the last entry."""
+    """Each step that took a visible time, from its `intended` to its `done` or `failed`, else to the last
+    entry.
+    """
     start, last = moment(entries[0]["at"]), moment(entries[-1]["at"])
     found: list[Span] = []
     for place, entry in enumerate(entries):
@@ -203,7 +207,9 @@ def spans(entries: Sequence[Entry]) -> list[Span]:
 
 
 def story(entries: Sequence[Entry]) -> list[tuple[str, str]]:
-    """What the operator's screen said, with the seconds since the beginning; beginnings of steps are left out."""
+    """What the operator's screen said, with the seconds since the beginning; beginnings of steps are left
+    out.
+    """
     start = moment(entries[0]["at"])
     told = []
     for entry in entries:
@@ -220,7 +226,9 @@ def _told(entry: Entry) -> list[str]:
 
 
 def away_s(entries: Sequence[Entry]) -> float | None:
-    """Seconds from the stop of what served until tokens flowed again; None where nothing was stopped or came back."""
+    """Seconds from the stop of what served until tokens flowed again; None where nothing was stopped or came
+    back.
+    """
     stopped = next(
         (entry for entry in entries if (entry["step"], entry["state"]) == ("activate", "intended")), None
     )

@@ -1,4 +1,5 @@
-"""The switches of a whole fleet, merged by time: who, when, from, to, why, with which overrides, and what came of it.
+"""The switches of a whole fleet, merged by time: who, when, from, to, why, with which overrides, and what
+came of it.
 
 Pure: it reads journals that hosts told and writes none.
 """

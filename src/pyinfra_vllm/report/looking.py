@@ -100,7 +100,9 @@ def _wish(host: Host, root: str, service: Any) -> Wish:
 
 
 def _wish_without_values(wanted: Wanted, missing: list[str]) -> Wish:
-    """Who only looks need not have the secrets: what is current counts as declared where all but their values agrees."""
+    """Who only looks need not have the secrets: what is current counts as declared where all but their values
+    agrees.
+    """
     service, current = wanted.service, wanted.observed.get("release")
     if current and same_but_for_values(current, wanted.release):
         return Wish(service.name, service.model, str(current["id"]), gpu=wanted.gpu)

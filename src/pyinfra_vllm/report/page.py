@@ -90,7 +90,9 @@ def _environment() -> jinja2.Environment:
 
 
 def _printable(value: Any) -> Any:
-    """What an expression gives, before it is escaped: text of hosts shows each of its characters; markup of ours stays."""
+    """What an expression gives, before it is escaped: text of hosts shows each of its characters; markup of
+    ours stays.
+    """
     return printable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

@@ -1,6 +1,9 @@
-"""Small plots as inline SVG: two distributions, ratios with their intervals, a timeline. Pure: numbers in, markup out.
+"""Small plots as inline SVG: two distributions, ratios with their intervals, a timeline.
 
-Colours come from the page's style sheet by class, so that one picture serves light and dark. Nothing is loaded.
+Pure: numbers in, markup out.
+
+Colours come from the page's style sheet by class, so that one picture serves light and dark. Nothing is
+loaded.
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ class Scale:
 
 @dataclass(frozen=True)
 class Interval:
-    """One metric's ratio after / before with its interval; `limit` is what decides and `verdict` what came of it."""
+    """One metric's ratio after / before with its interval; `limit` is what decides and `verdict` what came of
+    it.
+    """
 
     label: str
     ratio: float
@@ -107,7 +112,9 @@ def span_of(before: Sequence[float], after: Sequence[float]) -> tuple[float, flo
 
 
 def distribution(title: str, unit: str, before: Sequence[float], after: Sequence[float]) -> str:
-    """Both sides over one axis: the shape, each value as a tick below it, the median as a line with its number."""
+    """Both sides over one axis: the shape, each value as a tick below it, the median as a line with its
+    number.
+    """
     if not before and not after:
         return ""
     low, high = span_of(before, after)

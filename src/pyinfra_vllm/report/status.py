@@ -1,4 +1,5 @@
-"""Hosts and services as they are now: one row each, with what differs between declared, staged, current and running.
+"""Hosts and services as they are now: one row each, with what differs between declared, staged, current and
+running.
 
 Pure: from what hosts told to rows. It asks nobody.
 """

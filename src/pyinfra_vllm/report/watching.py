@@ -1,7 +1,7 @@
 """A rollout as it happens: which host is in which wave, at which step, since when. Pure; it steers nothing.
 
-The hosts know nothing of waves: they are planned here from the hosts that need a switch or had one lately, by the same
-rule as in the rollout itself.
+The hosts know nothing of waves: they are planned here from the hosts that need a switch or had one lately, by
+the same rule as in the rollout itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ COLOURS = {WAITING: "yellow", SWITCHING: "cyan", RUNS: "green", "committed": "gr
 
 @dataclass(frozen=True)
 class Live:
-    """One service of one host now. `state` is `waiting`, `switching`, `runs`, `down`, or how a recent switch ended."""
+    """One service of one host now.
+
+    `state` is `waiting`, `switching`, `runs`, `down`, or how a recent switch ended.
+    """
 
     host: str
     service: str
@@ -53,7 +56,8 @@ def lives(
     now: datetime,
     serving: Mapping[str, Collection[str]] | None = None,
 ) -> list[Live]:
-    """Every declared service, wave by wave, in the inventory's order within a wave; hosts that are down come last.
+    """Every declared service, wave by wave, in the inventory's order within a wave; hosts that are down come
+    last.
 
     + serving: service -> every host that declares it; left out: those that need a switch
     """

@@ -1,1 +1,3 @@
-"""Unattended rollouts from the control machine: a timer that asks often, and a decision that seldom says yes."""
+"""Unattended rollouts from the control machine: a timer that asks often, and a decision that
+seldom says yes.
+"""

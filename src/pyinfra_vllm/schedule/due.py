@@ -1,4 +1,6 @@
-"""Whether an unattended rollout is due now, and for which hosts. Pure: a declaration, a moment and answers in.
+"""Whether an unattended rollout is due now, and for which hosts.
+
+Pure: a declaration, a moment and answers in.
 
 A release is tried once in each opening of its window. What was rejected waits for a person.
 """
@@ -29,7 +31,9 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Opening:
-    """When one service of one host may switch: its windows at the moment `at`, and since when they are open."""
+    """When one service of one host may switch: its windows at the moment `at`, and since when
+    they are open.
+    """
 
     host: str
     service: Service
@@ -70,7 +74,10 @@ class Decision:
 
 
 def openings(fleet: Fleet, at: datetime) -> list[Opening]:
-    """Every service of the selected hosts, open or closed at `at` (aware). Asks no host, so too late counts as open."""
+    """Every service of the selected hosts, open or closed at `at` (aware).
+
+    Asks no host, so too late counts as open.
+    """
     return [_opening(host, service, at) for host in fleet.selected for service in fleet.hosts[host].services]
 
 

@@ -1,4 +1,7 @@
-"""Whether the file with the timer's secrets is one that only its owner decides about. Reads names and modes, never its content."""
+"""Whether the file with the timer's secrets is one that only its owner decides about.
+
+Reads names and modes, never its content.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ OPTION = "--environment-file"
 
 
 def checked(path: Path, account: str | None) -> Path:
-    """The file's own path, links resolved. Raises DeclarationError for a file whose content others can decide or read.
+    """The file's own path, links resolved.
+
+    Raises DeclarationError for a file whose content others can decide or read.
 
     + account: who runs the timer; None: the account that asks
     """
@@ -30,13 +35,22 @@ def _of_file(path: Path, owners: set[int]) -> str:
     try:
         found = path.lstat()
     except OSError as error:
-        return f"it can't be looked at ({error.strerror}): make it, `install -m 600 /dev/null {path}`, and write NAME=VALUE lines"
+        return (
+            f"it can't be looked at ({error.strerror}): make it, `install -m 600 /dev/null {path}`, and"
+            " write NAME=VALUE lines"
+        )
     if not stat.S_ISREG(found.st_mode):
         return "it is no regular file: name one"
     if found.st_uid not in owners:
-        return f"it belongs to the user with id {found.st_uid}, who could put anything into the rollout: `chown root {path}`"
+        return (
+            f"it belongs to the user with id {found.st_uid}, who could put anything into the rollout: `chown"
+            f" root {path}`"
+        )
     if found.st_mode & (stat.S_IWGRP | stat.S_IRWXO):
-        return f"others may read or write it (mode {stat.S_IMODE(found.st_mode):04o}), and it has secrets: `chmod 600 {path}`"
+        return (
+            f"others may read or write it (mode {stat.S_IMODE(found.st_mode):04o}), and it has secrets:"
+            f" `chmod 600 {path}`"
+        )
     return ""
 
 
@@ -44,8 +58,14 @@ def _of_folder(path: Path, owners: set[int]) -> str:
     """Why somebody else could put another file into its place; empty where nobody can."""
     found = path.stat()
     if found.st_uid not in owners:
-        return f"the folder {path} belongs to the user with id {found.st_uid}, who could replace it: move it below /etc"
+        return (
+            f"the folder {path} belongs to the user with id {found.st_uid}, who could replace it: move it"
+            " below /etc"
+        )
     writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if writable and not found.st_mode & stat.S_ISVTX:
-        return f"others may write in {path} (mode {stat.S_IMODE(found.st_mode):04o}) and replace it: `chmod go-w {path}`, or move it below /etc"
+        return (
+            f"others may write in {path} (mode {stat.S_IMODE(found.st_mode):04o}) and replace it: `chmod"
+            f" go-w {path}`, or move it below /etc"
+        )
     return ""

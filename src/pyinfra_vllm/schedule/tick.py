@@ -1,4 +1,6 @@
-"""One tick of the timer: look at the windows, then at the hosts, and run pyinfra only when something is due."""
+"""One tick of the timer: look at the windows, then at the hosts, and run pyinfra only when
+something is due.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Tick:
-    """What a tick found and did. `ran` is the command line, empty where nothing was due; `exit_code` is its own then."""
+    """What a tick found and did.
+
+    `ran` is the command line, empty where nothing was due; `exit_code` is its own then.
+    """
 
     exit_code: int
     said: str

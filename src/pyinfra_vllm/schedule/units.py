@@ -1,4 +1,7 @@
-"""The systemd units of the control machine: a timer that ticks, a service that decides. Text in, files out."""
+"""The systemd units of the control machine: a timer that ticks, a service that decides.
+
+Text in, files out.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,8 @@ def units(
         "After=network-online.target",
         "",
         "[Service]",
-        # a oneshot that runs is not started again: never two at once; and it may take as long as a rollout takes
+        # a oneshot that runs is not started again: never two at once; and it may take as long as a rollout
+        # takes
         "Type=oneshot",
         "TimeoutStartSec=infinity",
         f"WorkingDirectory={specifier(str(directory))}",
@@ -101,7 +105,8 @@ def install(made: Units) -> list[list[str]]:
         problem = _run(words)
         if problem:
             raise DeclarationError(
-                f"{' '.join(words)} failed: {problem}. The units are in {made.directory}; no host was touched."
+                f"{' '.join(words)} failed: {problem}. The units are in {made.directory}; no host was"
+                " touched."
             )
     return commands
 
@@ -113,8 +118,8 @@ def _write(made: Units) -> None:
             (made.directory / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise DeclarationError(
-            f"{error.filename or made.directory} can't be written: {error.strerror}. The timer was not started; make"
-            f" {made.directory} writable and run it again."
+            f"{error.filename or made.directory} can't be written: {error.strerror}. The timer was not"
+            f" started; make {made.directory} writable and run it again."
         ) from error
 
 

@@ -1,7 +1,8 @@
 """The right vLLM flags for a model, a GPU, a runtime and an objective, each with its reason and source.
 
-Layers, later ones winning: base, GPU, model, objective, variants, the operator's own; then the rules that join them.
-All of them are data (`catalog/`). Asks no host and no network; decides nothing that the data doesn't say.
+Layers, later ones winning: base, GPU, model, objective, variants, the operator's own; then the rules that
+join them. All of them are data (`catalog/`). Asks no host and no network; decides nothing that the data
+doesn't say.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ LOOPBACK = ("127.", "::1", "localhost")
 MOST_GPUS = 1024  # of one service; a larger number is a slip
 LEAST_CONTEXT = 1024  # tokens; a shorter one is not worth offering
 HIGHEST_SHARE = 0.95
-# What --linear-backend takes for 4-bit weights (kernels/linear/__init__.py); any other is warned of and passed over.
+# What --linear-backend takes for 4-bit weights (kernels/linear/__init__.py); any other is warned of and
+# passed over.
 LINEAR_BACKENDS = {
     "marlin": "Marlin",
     "machete": "Machete",
@@ -126,8 +128,8 @@ def resolve(
     + reason: why a runtime below the security floor is accepted
     + shutdown_timeout_s, ready_timeout_s: seconds
 
-    Raises DeclarationError for a model, GPU, objective or version that can't be understood. Everything that is
-    understood and can't work is in `errors`.
+    Raises DeclarationError for a model, GPU, objective or version that can't be understood. Everything that
+    is understood and can't work is in `errors`.
     """
     shape = _shape(model)
     card = gpus.find(gpu) if isinstance(gpu, str) else gpu
@@ -154,7 +156,10 @@ def resolve(
 
 
 def _decide(request: _Request) -> _Decided:
-    """The layers, the operator's own and the rules, for one request. Says nothing of whether the model fits."""
+    """The layers, the operator's own and the rules, for one request.
+
+    Says nothing of whether the model fits.
+    """
     shape, card, version = request.shape, request.card, request.version
     profile = Profile()
     fixed = of_request(shape, card, version) | {
@@ -222,9 +227,9 @@ def _shape(model: str | Shape) -> Shape:
     found = shapes.find(model)
     if found is None:
         raise DeclarationError(
-            f"model {model!r} is not in the catalog. Known: {', '.join(shapes.names())}. "
-            "Any other model is read from the config.json that `pyinfra-vllm lock` keeps in checkpoints.lock.yaml: "
-            "declare it, lock it, and ask in the directory of that file"
+            f"model {model!r} is not in the catalog. Known: {', '.join(shapes.names())}. Any other model is"
+            " read from the config.json that `pyinfra-vllm lock` keeps in checkpoints.lock.yaml: declare it,"
+            " lock it, and ask in the directory of that file"
         )
     return found
 
@@ -293,8 +298,9 @@ def _judge_fit(request: _Request, decided: _Decided) -> None:
         return
     if card.platform == "cpu":
         profile.warn(
-            f"the KV cache holds {predicted.kv_tokens} tokens, less than max_model_len {predicted.max_model_len}: "
-            "raise environment: {VLLM_CPU_KVCACHE_SPACE: ...} (GiB) or lower max_model_len"
+            f"the KV cache holds {predicted.kv_tokens} tokens, less than max_model_len"
+            f" {predicted.max_model_len}: raise environment: {{VLLM_CPU_KVCACHE_SPACE: ...}} (GiB) or lower"
+            " max_model_len"
         )
         return
     ways = list(_ways(request, decided)) or ["a smaller model or a GPU with more memory"]
@@ -337,9 +343,10 @@ def _does_not_fit(request: _Request, predicted: fit.Fit) -> str:
     room = max(0, predicted.requested_bytes - predicted.weights_bytes - predicted.overhead_bytes)
     return (
         f"{request.shape.name} doesn't fit on {max(1, request.gpu_count)} x {request.card.title}: "
-        f"{predicted.weights_bytes / gpus.GIB:.1f} GiB of weights and {predicted.overhead_bytes / gpus.GIB:.1f} GiB "
-        f"beside them leave {room / gpus.GIB:.1f} of {predicted.requested_bytes / gpus.GIB:.1f} GiB for the KV cache, "
-        f"{predicted.kv_tokens} tokens, and max_model_len is {predicted.max_model_len}"
+        f"{predicted.weights_bytes / gpus.GIB:.1f} GiB of weights and"
+        f" {predicted.overhead_bytes / gpus.GIB:.1f} GiB beside them leave {room / gpus.GIB:.1f} of"
+        f" {predicted.requested_bytes / gpus.GIB:.1f} GiB for the KV cache, {predicted.kv_tokens} tokens,"
+        f" and max_model_len is {predicted.max_model_len}"
     )
 
 

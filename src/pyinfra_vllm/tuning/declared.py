@@ -21,7 +21,8 @@ WHOLE_GIB = re.compile(r"0*[1-9][0-9]{0,5}")  # up to a pebibyte
 def apply_variants(variants: Iterable[str | Mapping[str, Any]], facts: Facts, profile: Profile) -> None:
     """Applies variants: a name, {name: {parameter: value}} or {name: first parameter}.
 
-    In the order declared, except that those marked `first` come first: how many tokens are drafted decides sizes.
+    In the order declared, except that those marked `first` come first: how many tokens are drafted decides
+    sizes.
     """
     items: list[tuple[str, Any]] = []
     for variant in variants:
@@ -114,7 +115,9 @@ def _declare(flag: str, value: Any, profile: Profile) -> None:
 
 
 def apply_environment(declared: Mapping[str, str], profile: Profile) -> None:
-    """Applies the operator's variables; they win over the catalog's, except where a rule needs another value."""
+    """Applies the operator's variables; they win over the catalog's, except where a rule needs
+    another value.
+    """
     for name, value in declared.items():
         if name in NUMBER_VARIABLES and not WHOLE_GIB.fullmatch(str(value)):
             profile.misread(
@@ -146,7 +149,9 @@ def spelled(name: str) -> str:
 
 
 def _normal(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:
-    """`max_num_seqs`, `max-num-seqs` and `--max-num-seqs` alike; `no-x: true` is `x: false`; an alias is its flag."""
+    """`max_num_seqs`, `max-num-seqs` and `--max-num-seqs` alike; `no-x: true` is `x: false`; an alias is its
+    flag.
+    """
     flag = spelled(name)
     positive = f"--{flag.removeprefix('--no-')}"
     if flag.startswith("--no-") and flag not in known and positive in known and isinstance(value, bool):
@@ -177,6 +182,9 @@ def _unknown(flag: str, known: Collection[str], version: str) -> str:
         return f"{flag} is gone from vLLM {version} (last in {last}): {advice}"
     near = catalogue.nearest(flag, known)
     if first and last:
-        return f"vLLM {version} doesn't have {flag}: it is in {first} to {last}. Take it out or use such a runtime"
+        return (
+            f"vLLM {version} doesn't have {flag}: it is in {first} to {last}. Take it out or use such a"
+            " runtime"
+        )
     hint = f"did you mean {near}?" if near else "see `vllm serve --help=all`"
     return f"vLLM {version} doesn't have {flag}; {hint}"

@@ -7,8 +7,8 @@ from typing import Any
 
 from pyinfra_vllm.catalog import versions
 
-# The first vLLM that takes a UUID in CUDA_VISIBLE_DEVICES; older ones end with `invalid literal for int()` (platforms/cuda.py
-# device_control_id_to_physical_device_id, 0.23.0 and 0.24.0; vLLM issues 13815 and 41848).
+# The first vLLM that takes a UUID in CUDA_VISIBLE_DEVICES; older ones end with `invalid literal for int()`
+# (platforms/cuda.py device_control_id_to_physical_device_id, 0.23.0 and 0.24.0; vLLM issues 13815 and 41848).
 UUIDS_FROM = "0.24"
 
 Name = int | str
@@ -16,7 +16,9 @@ Row = Mapping[str, Any]
 
 
 def chosen(declared: Sequence[Name] | None, rows: Sequence[Row]) -> list[Row]:
-    """The GPUs of a service, in the order in which it names them; every card of the host where it names none."""
+    """The GPUs of a service, in the order in which it names them; every card of the host where
+    it names none.
+    """
     if declared is None:
         return [row for row in rows if row.get("instance") is None]
     return [row for name in declared for row in rows if called(row, name)]
@@ -64,11 +66,13 @@ def problems(declared: Sequence[Name] | None, rows: Sequence[Row], runtime_versi
 
 
 def warnings(declared: Sequence[Name] | None, rows: Sequence[Row]) -> list[str]:
-    """vLLM asks NVML for the card whose index is the instance's number on its own card (nvmlDeviceGetIndex)."""
+    """VLLM asks NVML for the card whose index is the instance's number on its own card
+    (nvmlDeviceGetIndex).
+    """
     cards = {row["index"]: row for row in rows if row.get("instance") is None}
     return [
-        f"{said(row)}: vLLM takes its number {row['number']} for the index of a card and asks the driver for that one's "
-        f"name, capability and memory"
+        f"{said(row)}: vLLM takes its number {row['number']} for the index of a card and asks the driver for"
+        " that one's name, capability and memory"
         for row in chosen(declared, rows)
         if row.get("instance") is not None and row["number"] != row["card"]
         if row["number"] not in cards or cards[row["number"]]["name"] != row["name"]

@@ -1,4 +1,6 @@
-"""The facts that the catalog's `when:` and `$name` may name: about GPU, model, runtime and the flags so far."""
+"""The facts that the catalog's `when:` and `$name` may name: about GPU, model, runtime and the
+flags so far.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,9 @@ class Facts(Mapping[str, Any]):
 
 
 def quantization_groups(shape: Shape) -> int:
-    """The number that a tensor-parallel size must divide so that every GPU holds whole groups; 0 where nothing is grouped."""
+    """The number that a tensor-parallel size must divide so that every GPU holds whole groups; 0 where
+    nothing is grouped.
+    """
     quantization = shape.quantization
     if not quantization or quantization.group_size <= 0:
         return 0
@@ -113,7 +117,9 @@ def expert_groups(shape: Shape) -> int:
 
 
 def splits(shape: Shape, count: int, expert_parallel: bool = False) -> bool:
-    """Whether a model can be shared evenly by so many GPUs; with expert parallelism whole experts are dealt out."""
+    """Whether a model can be shared evenly by so many GPUs; with expert parallelism whole experts are dealt
+    out.
+    """
     numbers = [shape.heads, quantization_groups(shape)]
     numbers.append(0 if expert_parallel else expert_groups(shape))
     numbers.append(0 if shape.experts else shape.intermediate)
@@ -136,7 +142,9 @@ def pipeline_parallel_size(facts: Facts) -> int:
 
 
 def _gpus_needed(facts: Facts) -> int:
-    """Processes with a GPU of their own (vllm/config/parallel.py), less those of data-parallel ranks elsewhere."""
+    """Processes with a GPU of their own (vllm/config/parallel.py), less those of data-parallel ranks
+    elsewhere.
+    """
     ranks = facts["--data-parallel-size-local"] or facts["--data-parallel-size"] or 1
     return _tensor_parallel_size(facts) * pipeline_parallel_size(facts) * int(ranks)
 
@@ -156,7 +164,9 @@ def configured(facts: Facts, flag: str) -> dict[str, Any]:
 
 
 def speculation(facts: Facts) -> dict[str, Any]:
-    """--speculative-config together with its shorthands (vllm/engine/arg_utils.py create_speculative_config)."""
+    """--speculative-config together with its shorthands (vllm/engine/arg_utils.py
+    create_speculative_config).
+    """
     short = {key: facts[flag] for flag, key in SPECULATION.items()}
     return configured(facts, "--speculative-config") | {key: value for key, value in short.items() if value}
 
@@ -200,7 +210,9 @@ def _largest_graph(facts: Facts) -> int | None:
 
 
 def _captured_graph(facts: Facts) -> int | None:
-    """The largest size that vLLM captures up to the limit where none are listed (config/vllm.py): by 8, then by 16."""
+    """The largest size that vLLM captures up to the limit where none are listed (config/vllm.py): by 8, then
+    by 16.
+    """
     limit = _graph_limit(facts)
     if limit is None or _largest_graph(facts) or limit == _batched_tokens(facts):
         return limit
@@ -210,15 +222,18 @@ def _captured_graph(facts: Facts) -> int | None:
 
 
 def _graph_size(facts: Facts) -> int:
-    """A graph size that agrees with the drafted tokens: for full batches, or the multiple next below the one declared."""
+    """A graph size that agrees with the drafted tokens: for full batches, or the multiple next below the one
+    declared.
+    """
     step = _decode_step(facts)
     return _decode_tokens(facts) or max(1, (_graph_limit(facts) or step) // step) * step
 
 
 def batch_defaults(facts: Facts) -> Mapping[str, int]:
-    """vLLM's own batch sizes for a device: the first row of runtimes.yaml `batch` that applies.
+    """VLLM's own batch sizes for a device: the first row of runtimes.yaml `batch` that applies.
 
-    --performance-mode throughput doubles both (engine/arg_utils.py _set_default_max_num_seqs_and_batched_tokens_args).
+    --performance-mode throughput doubles both (engine/arg_utils.py
+    _set_default_max_num_seqs_and_batched_tokens_args).
     """
     factor = 2 if facts["--performance-mode"] == "throughput" else 1
     card = facts.gpu

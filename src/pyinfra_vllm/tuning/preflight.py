@@ -64,8 +64,8 @@ def _of_gpu(row: Mapping[str, Any], service: Service, runtime_version: str, unit
     for process in row["processes"]:
         if process.get("unit") not in units and not _shares(service, process):
             problems.append(
-                f"{where} is in use by {process['name']} (process {process['pid']}, {process['used_mib']} MiB, "
-                f"unit {process.get('unit') or 'none'}): stop it, or declare other gpus"
+                f"{where} is in use by {process['name']} (process {process['pid']}, {process['used_mib']}"
+                f" MiB, unit {process.get('unit') or 'none'}): stop it, or declare other gpus"
             )
     return problems
 
@@ -81,7 +81,9 @@ def _is_declared(declared: str, name: str, card: gpus.Gpu) -> bool:
 
 
 def _shares(service: Service, process: Mapping[str, Any]) -> bool:
-    """Whether the operator recorded why other services of this program may be on the same GPU, and this is one."""
+    """Whether the operator recorded why other services of this program may be on the same GPU, and this is
+    one.
+    """
     return bool(service.gpu_sharing_reason) and str(process.get("unit") or "").startswith("vllm-")
 
 

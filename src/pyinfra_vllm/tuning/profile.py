@@ -27,7 +27,10 @@ class Flag:
 
 
 class Profile:
-    """Flags by name, environment by variable, and what was said about them. Later settings win; mappings merge."""
+    """Flags by name, environment by variable, and what was said about them.
+
+    Later settings win; mappings merge.
+    """
 
     def __init__(self) -> None:
         self.flags: dict[str, Flag] = {}
@@ -80,7 +83,9 @@ def apply(entry: Mapping[str, Any], facts: Facts, profile: Profile) -> None:
 
 
 def fill(value: Any, facts: Facts) -> Any:
-    """A value of the catalog with its `$name`s replaced: alone by the fact itself, within a text by its text."""
+    """A value of the catalog with its `$name`s replaced: alone by the fact itself, within a
+    text by its text.
+    """
     if isinstance(value, Mapping):
         return {key: fill(each, facts) for key, each in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,6 @@
-"""What a flag or a variant's parameter may be given, and which spellings mean the same. Data: catalog/flag_values.yaml.
+"""What a flag or a variant's parameter may be given, and which spellings mean the same.
+
+Data: catalog/flag_values.yaml.
 
 Says what is wrong with a value, in words for an operator; decides nothing else.
 """
@@ -17,7 +19,9 @@ DEEPEST = 32  # levels of a map or list: json.dumps() and vLLM's own parser walk
 
 
 def problem(flag: str, value: Any) -> str | None:
-    """What is wrong with a flag's value, as `must be ..., not ...`; None where nothing is, or nothing is known."""
+    """What is wrong with a flag's value, as `must be ..., not ...`; None where nothing is, or nothing is
+    known.
+    """
     if value is None:
         return None
     unwritable = _unwritable(value)
@@ -30,7 +34,9 @@ def problem(flag: str, value: Any) -> str | None:
 
 
 def parameter_problem(default: Any, value: Any) -> str | None:
-    """The same for a variant's parameter: a whole number above 0, or a text where the default isn't a number."""
+    """The same for a variant's parameter: a whole number above 0, or a text where the default
+    isn't a number.
+    """
     kind = "whole" if isinstance(default, int) else "word"
     return None if CHECKS[kind](value) else f"must be {MEANINGS[kind]}, not {short(value)}"
 
@@ -60,7 +66,9 @@ def _kinds(flag: str) -> list[str]:
 
 
 def _unwritable(value: Any) -> str | None:
-    """Values of which no argument can be made, whatever the flag: endless numbers, and nesting without end."""
+    """Values of which no argument can be made, whatever the flag: endless numbers, and nesting
+    without end.
+    """
     level = [value]
     for _ in range(DEEPEST):
         if any(isinstance(each, float) and not math.isfinite(each) for each in level):

@@ -1,4 +1,6 @@
-"""Who attacks: another user of the host, and the code that runs in the server after somebody has taken it over."""
+"""Who attacks: another user of the host, and the code that runs in the server after somebody has taken it
+over.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,7 @@ class Attacked:
             f"-pStandardOutput=file:{said}",
         ]
         self.sh(
-            f"rm -f {said}; {shlex.join([*run, f'-pStandardError=file:{said}', 'python3', '-u', script, *words])}"
+            f"rm -f {said}; {shlex.join([*run, f'-pStandardError=file:{said}', 'python3', '-u', script, *words])}"  # noqa: E501
         )
         try:
             if wait_for:
@@ -109,11 +111,19 @@ class Attacked:
             time.sleep(0.2)
 
     def inside(self, code: str, *words: str) -> str:
-        """What Python code prints that runs as the server's user in the unit's namespaces and control group."""
+        """What Python code prints that runs as the server's user in the unit's namespaces and
+        control group.
+        """
         script = self.put("inside.py", code)
         pid = self.main_pid()
-        groups = f"for group in $(find /sys/fs/cgroup -path '*/system.slice/{UNIT}/cgroup.procs'); do echo $$ > $group; done 2>/dev/null"
+        groups = (
+            f"for group in $(find /sys/fs/cgroup -path '*/system.slice/{UNIT}/cgroup.procs'); do echo $$ >"
+            " $group; done 2>/dev/null"
+        )
         enter = f"nsenter --target {pid} --mount --ipc --net --uts --wd=/proc/{pid}/cwd"
         drop = "setpriv --reuid=vllm --regid=vllm --clear-groups --no-new-privs --bounding-set=-all"
-        command = f"{groups}; {enter} {drop} env -i $(tr '\\0' '\\n' < /proc/{pid}/environ | grep -v ' ' | xargs) python3 -u {script} {shlex.join(words)}"
+        command = (
+            f"{groups}; {enter} {drop} env -i $(tr '\\0' '\\n' < /proc/{pid}/environ | grep -v ' ' | xargs)"
+            f" python3 -u {script} {shlex.join(words)}"
+        )
         return self.sh(command)

@@ -1,6 +1,8 @@
-"""One of three hosts lies: whatever its programs say, the others are asked, rolled out and shown, and no terminal obeys it.
+"""One of three hosts lies: whatever its programs say, the others are asked, rolled out and shown, and no
+terminal obeys it.
 
-Light hosts; the liar's `python3` (and what else we ask there) is a stand-in that its own root put first in the PATH.
+Light hosts; the liar's `python3` (and what else we ask there) is a stand-in that its own root put first in
+the PATH.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ LIMIT = tuple(word for name in (*OTHERS, LIAR) for word in ("--limit", name))
 PLACE = "/usr/local/bin"
 # What pyinfra and rich write themselves: bold, dim, italic and the plain colours.
 STYLE = re.compile(r"\x1b\[(?:(?:[0-4]|2[234]|3[0-79]|9[0-7])(?:;(?=\d))?)*m")
-# Clears the screen, sets the title, has the terminal answer, hides text, turns its direction round, goes to the line's start.
+# Clears the screen, sets the title, has the terminal answer, hides text, turns its direction round, goes to
+# the line's start.
 NASTY = "\x1b[2J\x1b]0;owned\x07\x1b[6n\x1b[8mhidden\u202egnp\u200b\x9b31m\rfake: committed"
 LIES = {
     "deep": "head -c 300000 /dev/zero | tr '\\0' '['",
@@ -71,7 +74,8 @@ def lie(host: Host, program: str, words: str) -> None:
 def on_terminal(*argv: str, env: Mapping[str, str], timeout: float = 300) -> tuple[int, str]:
     """Run a command on a terminal of its own: its exit code, and every byte that reached the terminal.
 
-    CI=1 keeps our own moving lines away, which steer the cursor as they must: here every such byte would be a host's.
+    CI=1 keeps our own moving lines away, which steer the cursor as they must: here every such byte would be a
+    host's.
     """
     ours, theirs = pty.openpty()
     surroundings = control.environment(

@@ -1,4 +1,6 @@
-"""Somebody else listens on the service's port, and would be asked, measured and given the key in its place."""
+"""Somebody else listens on the service's port, and would be asked, measured and given the key
+in its place.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import pytest
 
 from .people import KEY, MALLORY, PORT, ROOT, UNIT, Attacked
 
-# Listens as soon as the address is free, in a thread that has descriptors of its own; answers as a server would.
+# Listens as soon as the address is free, in a thread that has descriptors of its own; answers as a server
+# would.
 LISTENER = """
 import ctypes, socket, sys, threading, time
 family, address, port, seconds = getattr(socket, sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
@@ -41,7 +44,7 @@ def listen():
 thread = threading.Thread(target=listen)
 thread.start()
 thread.join()
-"""
+"""  # noqa: E501
 KINDS = {
     "in sight": ("AF_INET", "127.0.0.1", "600"),
     "hidden": ("AF_INET", "127.0.0.1", "600", "hidden"),
@@ -97,8 +100,9 @@ def test_a_control_group_with_the_units_name_elsewhere_is_not_the_units(
     """As a user's own systemd makes it for a unit of that name."""
     with stopped.running("listener", LISTENER, *words("in sight"), user=user, wait_for="listens"):
         move = (
-            f"for top in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do group=$top/user.slice/{UNIT}; "
-            "test -e $top/cgroup.procs && mkdir -p $group && systemctl show -P MainPID attack-listener > $group/cgroup.procs; done; true"
+            "for top in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do"
+            f" group=$top/user.slice/{UNIT}; test -e $top/cgroup.procs && mkdir -p $group && systemctl show"
+            " -P MainPID attack-listener > $group/cgroup.procs; done; true"
         )
         stopped.sh(move)
         assert UNIT in stopped.sh("cat /proc/$(systemctl show -P MainPID attack-listener)/cgroup")

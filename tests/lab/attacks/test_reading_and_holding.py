@@ -30,7 +30,10 @@ os.set_inheritable(write, True)
 print("holds 1")
 os.execv("/bin/su", ["su"])
 """
-AS_BEFORE = f"rm {ROOT}/bin/on-host.pyz; chmod 755 /run/pyinfra-vllm; touch {STORAGE} {LOCK}; chmod 644 {STORAGE} {LOCK}"
+AS_BEFORE = (
+    f"rm {ROOT}/bin/on-host.pyz; chmod 755 /run/pyinfra-vllm; touch {STORAGE} {LOCK}; chmod 644 {STORAGE}"
+    f" {LOCK}"
+)
 
 
 def as_mallory(attacked: Attacked, command: str) -> str:

@@ -1,10 +1,13 @@
-"""Somebody has taken the server over: what runs in its process, under its unit, stays there and ends with its release."""
+"""Somebody has taken the server over: what runs in its process, under its unit, stays there and ends with its
+release.
+"""
 
 from __future__ import annotations
 
 from .people import PLACE, SERVICE, UNIT, Attacked
 
-# Writes into its own environment, where an earlier version looked for the release: $LIE, or bytes that are no text.
+# Writes into its own environment, where an earlier version looked for the release: $LIE, or bytes that are no
+# text.
 LIAR = """
 import ctypes, os
 fields = open("/proc/self/stat").read().rpartition(")")[2].split()
@@ -29,7 +32,7 @@ def kill():
                 pass
         time.sleep(0.0005)
 threading.Thread(target=kill, daemon=True).start()
-"""
+"""  # noqa: E501
 # Leaves Python code and a library wherever it can write, for whoever comes after it.
 PLANTER = """
 import os, pathlib, site
@@ -43,7 +46,7 @@ for place in (os.getcwd(), os.environ["HOME"], os.environ["HOME"] + "/vllm", os.
     except OSError:
         pass
 print("planted in", *left, flush=True)
-"""
+"""  # noqa: E501
 # Does what vLLM's helpers do: starts Python beside itself; and looks at what is left of the one before.
 HEIR = """
 import os, subprocess, sys
@@ -51,7 +54,7 @@ for words in (["-c", "import colorsys; print('HELPER', colorsys.__file__)"], ["-
     print(subprocess.run([sys.executable, *words], capture_output=True, text=True).stdout, flush=True)
 for top in (os.environ["HOME"], "/dev/shm", "/tmp", "/var/tmp"):
     print("FOUND", [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names if name.endswith("customize.py")], flush=True)
-"""
+"""  # noqa: E501
 LOG = f"journalctl --no-pager -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {UNIT})"
 
 
@@ -93,7 +96,9 @@ def test_nothing_that_a_server_leaves_behind_is_run_by_the_next(serving: Attacke
 
 
 def test_a_server_stays_in_its_unit(serving: Attacked) -> None:
-    """Nobody starts anything for it, it writes to nothing but its cache, and nothing of root's was left open for it."""
+    """Nobody starts anything for it, it writes to nothing but its cache, and nothing of root's was left open
+    for it.
+    """
     told = serving.inside(
         """
 import os, socket
@@ -115,7 +120,10 @@ print("umask", oct(os.umask(0)))
         f"writes {SERVICE}/cache"
     ]
     kept = serving.sh(
-        f"ls -l /proc/{serving.main_pid()}/fd | grep -v 'socket:\\|/dev/null\\|anon_inode\\|pipe:' | grep -c /",
+        (
+            f"ls -l /proc/{serving.main_pid()}/fd | grep -v 'socket:\\|/dev/null\\|anon_inode\\|pipe:' |"
+            " grep -c /"
+        ),
         check=False,
     )
     assert kept == "0"
@@ -135,9 +143,10 @@ def test_what_a_server_links_to_from_its_cache_stays_when_its_release_goes(servi
     left = {"away", "fifo", "root", "up"}
     assert left <= set(serving.sh(f"ls {cache}").split())
     told = serving.on_host(
-        "import shutil\nfrom pathlib import Path\nfrom pyinfra_vllm.on_host import prune\n"
-        f"doomed = Path('{SERVICE}/releases/.doomed')\nshutil.copytree('{SERVICE}/{release}', doomed, symlinks=True, ignore=lambda d, n: ['fifo'])\n"
-        "size = prune.used_bytes(doomed)\nprune.remove(doomed)\nprint(json.dumps([size, doomed.exists()]))"
+        "import shutil\nfrom pathlib import Path\nfrom pyinfra_vllm.on_host import prune\ndoomed ="
+        f" Path('{SERVICE}/releases/.doomed')\nshutil.copytree('{SERVICE}/{release}', doomed, symlinks=True,"
+        " ignore=lambda d, n: ['fifo'])\nsize ="
+        " prune.used_bytes(doomed)\nprune.remove(doomed)\nprint(json.dumps([size, doomed.exists()]))"
     )
     assert told[0] < 200_000 and told[1] is False
     assert serving.sh(f"cat {PLACE}/precious/file") == "kept"

@@ -63,7 +63,8 @@ def test_an_upload_goes_through_no_place_where_others_may_write(
 def test_a_program_that_came_otherwise_than_it_was_sent_is_not_installed(attacked: Attacked) -> None:
     """What arrives is compared with what was sent before it gets its name."""
     attacked.sh(
-        "mv /usr/bin/base64 /usr/bin/base64.kept; printf '#!/bin/sh\\nbase64.kept \"$@\" | head -c 1000\\n' > /usr/bin/base64; chmod 755 /usr/bin/base64"
+        "mv /usr/bin/base64 /usr/bin/base64.kept; printf '#!/bin/sh\\nbase64.kept \"$@\" | head -c 1000\\n'"
+        " > /usr/bin/base64; chmod 755 /usr/bin/base64"
     )
     try:
         attacked.sh(f"rm {ROOT}/bin/on-host.pyz {ROOT}/bin/on-host-*.pyz")
@@ -80,7 +81,10 @@ def test_roots_python_imports_nothing_from_where_it_is_started(attacked: Attacke
     planted = f"open('{PLACE}/imported', 'a').write(__file__)\n"
     for folder in ("/home/ops", "/root", PLACE):
         attacked.host.ssh(
-            f"cat > {folder}/fcntl.py; cp {folder}/fcntl.py {folder}/pwd.py; cp {folder}/fcntl.py {folder}/json.py",
+            (
+                f"cat > {folder}/fcntl.py; cp {folder}/fcntl.py {folder}/pwd.py; cp {folder}/fcntl.py"
+                f" {folder}/json.py"
+            ),
             stdin=planted,
         )
     try:
@@ -89,7 +93,8 @@ def test_roots_python_imports_nothing_from_where_it_is_started(attacked: Attacke
         assert attacked.sh(f"cat {PLACE}/imported", check=False) == ""
     finally:
         attacked.sh(
-            f"cd /home/ops; rm -f {{/home/ops,/root,{PLACE}}}/{{fcntl,pwd,json}}.py {PLACE}/imported; rm -f /home/ops/*.py /root/*.py {PLACE}/*.py"
+            f"cd /home/ops; rm -f {{/home/ops,/root,{PLACE}}}/{{fcntl,pwd,json}}.py {PLACE}/imported; rm -f"
+            f" /home/ops/*.py /root/*.py {PLACE}/*.py"
         )
 
 
@@ -105,11 +110,13 @@ def test_a_root_that_others_could_put_aside_is_refused(attacked: Attacked) -> No
 def test_the_callers_umask_opens_nothing(attacked: Attacked) -> None:
     """A login of root's may come with any umask; the release that is staged then is as closed as ever."""
     payload = (
-        f"import json, pathlib; of = pathlib.Path('{ROOT}/tiny/current'); print(json.dumps(dict(id='0' * 12, user='vllm', files=dict("
-        "(name, (of / name).read_text()) for name in ('release.json', 'vllm.service', 'argv', 'env')))))"
+        f"import json, pathlib; of = pathlib.Path('{ROOT}/tiny/current'); print(json.dumps(dict(id='0' * 12,"
+        " user='vllm', files=dict((name, (of / name).read_text()) for name in ('release.json',"
+        " 'vllm.service', 'argv', 'env')))))"
     )
     attacked.sh(
-        f'umask 0; python3 -c "{payload}" > /run/pyinfra-vllm/payload; python3 -I {ROOT}/bin/on-host.pyz stage tiny /run/pyinfra-vllm/payload'
+        f'umask 0; python3 -c "{payload}" > /run/pyinfra-vllm/payload; python3 -I {ROOT}/bin/on-host.pyz'
+        " stage tiny /run/pyinfra-vllm/payload"
     )
     try:
         assert attacked.sh(f"find {ROOT}/tiny ! -type l -perm /022") == ""

@@ -1,4 +1,6 @@
-"""Processes, power, disks and files that are broken, and how they are mended where the fault does not pass by itself."""
+"""Processes, power, disks and files that are broken, and how they are mended where the fault does not pass by
+itself.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def kill(ground: Ground, scene: Scene) -> None:
 
 
 def kill_beside_a_stubborn_child(ground: Ground, scene: Scene) -> None:
-    """A hook that ignores SIGTERM outlives the transaction: what is left in its unit must not hold the recovery up."""
+    """A hook that ignores SIGTERM outlives the transaction: what is left in its unit must not hold the
+    recovery up.
+    """
     if not scene.pid:
         return
     words = ("sh", "-c", "trap '' TERM; echo $$; exec >/dev/null; while :; do sleep 1; done")
@@ -275,7 +279,8 @@ BROKEN: dict[str, Fault] = {
         both(_delete_old, power_cut),
         _lay_old_back,
         deadly=True,
-        lasting=True,  # until the checkpoint is back, the transaction stays open and the new release may serve
+        # until the checkpoint is back, the transaction stays open and the new release may serve
+        lasting=True,
         limit_s=RETRIED_S,
         spares_new=True,
     ),

@@ -1,4 +1,6 @@
-"""One case from its beginning to its end: switch, break, perhaps break again, wait, judge, mend, judge again, converge."""
+"""One case from its beginning to its end: switch, break, perhaps break again, wait, judge, mend, judge again,
+converge.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ _operators = threading.Semaphore(3)  # so many command lines at once on two core
 class Result:
     """How one case ended. Times in seconds.
 
-    silent_s: without tokens of the old or the new release, from the fault on; the switch's own restart included
+    silent_s: without tokens of the old or the new release, from the fault on; the switch's own restart
+        included
     flowing_s: from the cause's end until tokens flowed for good
     over_s: from the cause's end until the switch, its recovery included, had ended
     missed: the second fault's point was never reached: the host had nothing to do there
@@ -52,7 +55,9 @@ class Result:
 
 
 def run_all(grounds: Sequence[Ground], cases: Sequence[Case]) -> list[Result]:
-    """All cases, each on the first host that is free; what needs a small disk waits for a host that has one."""
+    """All cases, each on the first host that is free; what needs a small disk waits for a host
+    that has one.
+    """
     waiting = {True: queue.SimpleQueue[Case](), False: queue.SimpleQueue[Case]()}
     for case in sorted(cases, key=_turn):
         waiting[needs_disk(case)].put(case)
@@ -70,7 +75,9 @@ def needs_disk(case: Case) -> bool:
 
 
 def _turn(case: Case) -> tuple[float, bool]:
-    """Those that wait longest begin first, then what an operator types: few at a time, they must not be left to the end."""
+    """Those that wait longest begin first, then what an operator types: few at a time, they must not be left
+    to the end.
+    """
     longest = max((FAULTS[name].lasts_s for name in case.faults if name in FAULTS), default=0.0)
     return -longest if longest >= 60 else 0.0, case.by != "pyinfra"
 
@@ -175,7 +182,10 @@ class _Run:
         self._converge(look)
 
     def _mended(self, lasting: bool) -> dict[str, Any]:
-        """The host gets in order by itself. What it had no room for in the evidence is added by the next one who looks."""
+        """The host gets in order by itself.
+
+        What it had no room for in the evidence is added by the next one who looks.
+        """
         self._settle(time.monotonic())
         evidence = (invariants.evidence_is_closed,) if lasting else ()
         which = tuple(check for check in invariants.PROMISE + invariants.ORDER if check not in evidence)
@@ -287,7 +297,9 @@ class _Run:
         return struck
 
     def _settle(self, ended: float) -> float:
-        """Until the host is at rest for a moment, within its time after the cause's end; a violation where it isn't."""
+        """Until the host is at rest for a moment, within its time after the cause's end; a violation where it
+        isn't.
+        """
         quiet: float | None = None
         while True:
             now = time.monotonic()
@@ -303,8 +315,8 @@ class _Run:
                 last = self.ground.entries()[-1]
                 step = f"{last['step']}.{last['state']} {last.get('outcome') or last.get('error') or ''}"
                 self.result.violations.append(
-                    f"not in order {self.limit_s:.0f} s after the cause's end: the last entry is {step}, the witness"
-                    f" heard {self._answers().last}"
+                    f"not in order {self.limit_s:.0f} s after the cause's end: the last entry is {step}, the"
+                    f" witness heard {self._answers().last}"
                 )
                 return ended
             time.sleep(0.1)
@@ -322,7 +334,9 @@ class _Run:
         return last is not None and serves in invariants.speakers(last, self.expected)
 
     def _is_masked(self) -> bool:
-        """Whether a colleague masked a service that the switch then never touched: once it is down, nobody may start it."""
+        """Whether a colleague masked a service that the switch then never touched: once it is down, nobody
+        may start it.
+        """
         steps = [entry["step"] for entry in self.ground.entries()]
         return "mask" in self.case.faults and "activate" not in steps
 

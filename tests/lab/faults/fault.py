@@ -1,4 +1,6 @@
-"""What a fault is: how it strikes, whether it passes by itself, and within what time the host must be in order after it."""
+"""What a fault is: how it strikes, whether it passes by itself, and within what time the host must be in
+order after it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from dataclasses import dataclass, field
 from .ground import Ground
 
 SOON_S = 30.0
-# After a long cause: whoever tries again waits up to a minute, and the host looks after itself every two minutes.
+# After a long cause: whoever tries again waits up to a minute, and the host looks after itself every two
+# minutes.
 RETRIED_S = 150.0
 
 
@@ -43,14 +46,17 @@ def never(ground: Ground) -> bool:
 
 @dataclass(frozen=True)
 class Fault:
-    """One class of faults. It gets the host, and the process at the fault point, which goes on afterwards unless it is `deadly`.
+    """One class of faults.
+
+    It gets the host, and the process at the fault point, which goes on afterwards unless it is `deadly`.
 
     title: what is broken, for people
     strike, mend: do it; take it away again, where it lasts
     goes_on: whether the cause is still there, where it passes by itself
     deadly: the process at the fault point is gone
     lasting: the host can't write down how it ended, or can't act, until it is mended
-    limit_s: within so long after the cause's end tokens of the old or the proven new release flow and the switch has ended
+    limit_s: within so long after the cause's end tokens of the old or the proven new release flow and the
+        switch has ended
     spares_new: it breaks what the old release needs, and nothing of the new one's, so they must not share it
     clock_s: seconds by which the process's clock steps at the fault point, instead of stopping there
     lasts_s: about as long as its cause lasts: long ones begin first

@@ -1,4 +1,6 @@
-"""Many hosts that serve the same two releases: staged once by real `pyinfra` runs, then copied from host to host."""
+"""Many hosts that serve the same two releases: staged once by real `pyinfra` runs, then copied from host to
+host.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from .ground import NO_START, ROOT, STATE, Ground
 
 STOP_S = 1  # before the unit's own 30 s for what hangs in its stop
 COMMON = {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_TOKEN_S": "0.02", "LIGHT_NO_START_FILE": NO_START}
-# One process less to start, and none that spins for a second after each request: two cores carry three servers so.
+# One process less to start, and none that spins for a second after each request: two cores carry three
+# servers so.
 REAL = {
     "flags": {"enforce-eager": True, "distributed-executor-backend": "uni"},
     "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
@@ -42,7 +45,9 @@ RELEASES: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def declared(name: str, ground: Ground, **settings: Any) -> dict[str, str]:
-    """The environment that makes group_data/lab.py declare a release by its name here, as that host takes it."""
+    """The environment that makes group_data/lab.py declare a release by its name here, as that
+    host takes it.
+    """
     checkpoint, how = RELEASES[name]
     values: dict[str, Any] = {
         "runtime": {"path": RUNTIMES[checkpoint], "package": "vllm-cpu"},
@@ -66,7 +71,9 @@ def deploy(name: str, ground: Ground, **settings: Any) -> None:
 def fleet(
     lab: Lab, plain: int, small: int, names: tuple[str, ...], real: bool = False
 ) -> Iterator[list[Ground]]:
-    """So many hosts, and so many more whose root is a small disk of its own, with these releases staged, watched."""
+    """So many hosts, and so many more whose root is a small disk of its own, with these releases staged,
+    watched.
+    """
     disk = Disk(ROOT, 1024 if real else 64, journal=True)
     hosts = [f"f{number}" for number in range(plain)]
     others = [f"d{number}" for number in range(small)]
@@ -89,7 +96,10 @@ def fleet(
 
 
 def _prepare(ground: Ground) -> None:
-    """A runtime for each checkpoint, so that one can be deleted without the other. The real one's 3.5 GB of packages are shared."""
+    """A runtime for each checkpoint, so that one can be deleted without the other.
+
+    The real one's 3.5 GB of packages are shared.
+    """
     ground.install_hook()
     here = runtime.PATH if ground.real else light_runtime.PATH
     for place in RUNTIMES.values():
@@ -118,7 +128,9 @@ def _staged(ground: Ground) -> set[str]:
 
 
 def _copy(seed: Ground, ground: Ground) -> None:
-    """The seed's accounts, units and state, modification times included; then the service starts from them."""
+    """The seed's accounts, units and state, modification times included; then the service
+    starts from them.
+    """
     for name in ACCOUNTS:
         shutil.copy(seed.host.root / "etc" / name, ground.host.root / "etc" / name)
     run("cp", "-a", f"{seed.outside(ROOT)}/.", _made(ground.outside(ROOT)))

@@ -1,4 +1,6 @@
-"""One host under test as the tests reach it: through the kernel, not over SSH, so that a cut cable hides nothing."""
+"""One host under test as the tests reach it: through the kernel, not over SSH, so that a cut cable hides
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ ROOT = "/srv/pyinfra-vllm"
 STATE = f"{ROOT}/tiny"
 UNIT = "vllm-tiny.service"
 SWITCH = "pyinfra-vllm-switch-tiny.service"
-LOOKS = "pyinfra-vllm-recover-due.service"  # for a moment every two minutes, whether there is anything to do or not
+# for a moment every two minutes, whether there is anything to do or not
+LOOKS = "pyinfra-vllm-recover-due.service"
 ENDS = ("committed", "rolled_back", "refused", "deferred", "interrupted", "calibrated")
 HOOK = "usr/local/lib/python3.11/dist-packages"
 FOLDER = "var/lib/faults"
@@ -118,7 +121,9 @@ class Ground:
         return ["nsenter", "--target", str(leader), *spaces, "env", path, "LANG=C.UTF-8"]
 
     def beside(self, *argv: str) -> int:
-        """Start a command in the host that goes on by itself; it says its number on the host first, this is ours."""
+        """Start a command in the host that goes on by itself; it says its number on the host first, this is
+        ours.
+        """
         process = subprocess.Popen(
             [*self._enter(), *argv], stdout=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -130,7 +135,10 @@ class Ground:
         return int(child)
 
     def groups(self, pattern: str = "pyinfra-vllm-*.service") -> list[Path]:
-        """The control groups of our units that run something, as this machine sees them. Asks nobody on the host."""
+        """The control groups of our units that run something, as this machine sees them.
+
+        Asks nobody on the host.
+        """
         slices = [group / "payload/system.slice" for group in cgroups.find(self.host.name)]
         found = [
             unit for slice in slices for where in ("", "*.slice/") for unit in slice.glob(where + pattern)
@@ -158,7 +166,9 @@ class Ground:
         return self.host.root / path.lstrip("/")
 
     def entries(self) -> list[dict[str, Any]]:
-        """The newest transaction in the journal as it is now; a line that is torn or being written is left out."""
+        """The newest transaction in the journal as it is now; a line that is torn or being written is left
+        out.
+        """
         text = (self.outside(STATE) / "journal.jsonl").read_bytes()
         first = text.rfind(b"\n", 0, max(0, text.rfind(b'"step": "begin"'))) + 1
         found = []
@@ -187,7 +197,9 @@ class Ground:
         (self.host.root / FOLDER).mkdir(parents=True, exist_ok=True)
 
     def arm(self, point: str, **how: Any) -> None:
-        """A point is an entry like `activate.done`, or `+3` for the third entry from now on, whoever writes it."""
+        """A point is an entry like `activate.done`, or `+3` for the third entry from now on, whoever writes
+        it.
+        """
         folder = self.host.root / FOLDER
         (folder / "reached").unlink(missing_ok=True)
         where = {"point": "any", "skip": int(point) - 1} if point.startswith("+") else {"point": point}
@@ -198,7 +210,10 @@ class Ground:
         (self.host.root / FOLDER / "armed").unlink(missing_ok=True)
 
     def reached(self, timeout: float = 120) -> int:
-        """Wait until a process stands at the armed point; its number on the host. Late where the switch ended before."""
+        """Wait until a process stands at the armed point; its number on the host.
+
+        Late where the switch ended before.
+        """
         path = self.host.root / FOLDER / "reached"
         begun = False
 
@@ -216,7 +231,9 @@ class Ground:
         return int(path.read_text())
 
     def reached_later(self, timeout: float) -> int | None:
-        """The same for a point after the first fault: None where the host is at rest before it comes to it."""
+        """The same for a point after the first fault: None where the host is at rest before it
+        comes to it.
+        """
         path = self.host.root / FOLDER / "reached"
         end, quiet = time.monotonic() + timeout * self.patience, 0
         while time.monotonic() < end and quiet < 8:
@@ -230,7 +247,9 @@ class Ground:
     # Switches, as the control machine starts them
 
     def start(self, release_id: str, **order: Any) -> None:
-        """As soon as systemd has forgotten the last switch's unit, which is a moment after its last process."""
+        """As soon as systemd has forgotten the last switch's unit, which is a moment after its
+        last process.
+        """
         self.until(lambda: not self._knows(SWITCH), "forget its last switch", 20 * self.patience)
         launch(self, ROOT, self.order(release_id, **order))  # type: ignore[arg-type]
 
@@ -267,7 +286,8 @@ class Ground:
     def wait_over(self, timeout: float = 120) -> None:
         """Wait until the newest transaction has ended and nothing of ours runs any more.
 
-        Between a transaction and what follows it in its unit there is a moment in which nothing runs: systemd knows.
+        Between a transaction and what follows it in its unit there is a moment in which nothing runs: systemd
+        knows.
         """
         self.until(
             lambda: not self.busy and self.outcome() is not None and not self._knows(SWITCH),
@@ -284,7 +304,10 @@ class Ground:
         return time.monotonic() - began
 
     def reboot_in_order(self) -> float:
-        """`systemctl reboot`, and boot; the seconds until it was down. Its supervisor ends, to be started anew."""
+        """`systemctl reboot`, and boot; the seconds until it was down.
+
+        Its supervisor ends, to be started anew.
+        """
         began = time.monotonic()
         self.inside("systemctl", "reboot", check=False)
         self.until(lambda: not self.host.running, "go down", 120 * self.patience)

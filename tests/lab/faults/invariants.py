@@ -1,8 +1,11 @@
-"""What must hold after any fault, judged from what `inside/look.py` saw of a host and from what its witness heard.
+"""What must hold after any fault, judged from what `inside/look.py` saw of a host and from what its witness
+heard.
 
-Pure: it asks nobody, changes nothing and shares no code with the product. Each invariant is a function that returns a
-sentence for everything that is wrong. `PROMISE` is about what serves and holds while the fault is still there; `ORDER` is
-about what is left behind and what the record says, and holds once the host had room to tidy up.
+Pure: it asks nobody, changes nothing and shares no code with the product. Each invariant is a function that
+    returns a
+sentence for everything that is wrong. `PROMISE` is about what serves and holds while the fault is still
+there; `ORDER` is about what is left behind and what the record says, and holds once the host had room to tidy
+up.
 """
 
 from __future__ import annotations
@@ -72,7 +75,10 @@ class Answers:
 
 
 def speakers(heard: Heard, case: Expected) -> set[str]:
-    """Who may have given that answer. A server that does not say its release is known by its checkpoint's words."""
+    """Who may have given that answer.
+
+    A server that does not say its release is known by its checkpoint's words.
+    """
     said = {release for release, voice in case.voices.items() if voice == heard.text}
     return said & {heard.release} if heard.release is not None else said
 
@@ -103,7 +109,9 @@ def links_resolve(look: Look, seen: Answers, case: Expected) -> list[str]:
 
 
 def what_runs_is_current(look: Look, seen: Answers, case: Expected) -> list[str]:
-    """While it goes back, `current` may be there already: then the record has no end, and a boot would complete it."""
+    """While it goes back, `current` may be there already: then the record has no end, and a boot would
+    complete it.
+    """
     service = look["service"]
     going_back = _has(look, "restore.intended") and not _has(look, "end.done")
     if service["running"] == service["current"] or going_back:
@@ -160,7 +168,9 @@ def no_strange_files(look: Look, seen: Answers, case: Expected) -> list[str]:
 
 
 def units_are_in_place(look: Look, seen: Answers, case: Expected) -> list[str]:
-    """systemd finds the release's unit, and starts it at the next boot; but for a switch that was refused for that."""
+    """Systemd finds the release's unit, and starts it at the next boot; but for a switch that was refused for
+    that.
+    """
     last = look["service"]["last"]
     if last is not None and last["outcome"] in UNTOUCHED:
         return []
@@ -206,7 +216,10 @@ def journal_is_whole(look: Look, seen: Answers, case: Expected) -> list[str]:
 
 
 def evidence_is_closed(look: Look, seen: Answers, case: Expected) -> list[str]:
-    """The evidence has the same journal, up to the end. On a full disk that has to wait for the next one who looks."""
+    """The evidence has the same journal, up to the end.
+
+    On a full disk that has to wait for the next one who looks.
+    """
     entries, closed = look["entries"], look["evidence"]["journal"]
     steps = [f"{entry['step']}.{entry['state']}" for entry in entries]
     upto = steps.index("end.done") + 1 if "end.done" in steps else len(steps)
@@ -216,7 +229,9 @@ def evidence_is_closed(look: Look, seen: Answers, case: Expected) -> list[str]:
 
 
 def verdict_is_kept(look: Look, seen: Answers, case: Expected) -> list[str]:
-    """What was found worse is rejected; what was committed was measured against a baseline, and watched as was asked."""
+    """What was found worse is rejected; what was committed was measured against a baseline, and watched as
+    was asked.
+    """
     last, found = look["service"]["last"], []
     if last is None:
         return ["there is no transaction"]
@@ -259,7 +274,9 @@ def product_says_the_same(look: Look, seen: Answers, case: Expected) -> list[str
 
 
 def record_is_what_was_heard(look: Look, seen: Answers, case: Expected) -> list[str]:
-    """Who answers now is who the record says; who was never touched was never replaced, and nobody came before his entry."""
+    """Who answers now is who the record says; who was never touched was never replaced, and nobody came
+    before his entry.
+    """
     last = look["service"]["last"]
     if last is None or last["outcome"] not in RESULTS:
         return []

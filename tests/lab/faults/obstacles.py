@@ -1,4 +1,6 @@
-"""Obstacles that pass by themselves: the port taken, no start succeeds, systemd doesn't answer or begins anew all the time."""
+"""Obstacles that pass by themselves: the port taken, no start succeeds, systemd doesn't answer or begins anew
+all the time.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,7 @@ def _drop_in(seconds: float) -> Fault:
 
 
 def _frozen(seconds: float) -> Fault:
-    """systemd answers nobody, starts nothing and notices no end."""
+    """Systemd answers nobody, starts nothing and notices no end."""
     passing = Passing()
 
     def strike(ground: Ground, scene: Scene) -> None:

@@ -1,4 +1,6 @@
-"""Operators who type `pyinfra` on a terminal, how their command ends, and what it told them, compared with what came of it."""
+"""Operators who type `pyinfra` on a terminal, how their command ends, and what it told them, compared with
+what came of it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ UNTRUE = re.compile(r"\b(held|unchanged)\b")
 
 
 class Screen:
-    """A command on a terminal of its own, as a person has it: Ctrl-C is a key there, and closing it hangs up."""
+    """A command on a terminal of its own, as a person has it: Ctrl-C is a key there, and
+    closing it hangs up.
+    """
 
     def __init__(self, *argv: str, env: dict[str, str]) -> None:
         self._master, slave = os.openpty()
@@ -169,6 +173,8 @@ class Interrupted(Operator):
 
 
 class Terminated(Interrupted):
+    """An operator whose pyinfra gets SIGTERM."""
+
     def strike(self) -> None:
         self.screen.signal(15)
 

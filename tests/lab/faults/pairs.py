@@ -1,4 +1,6 @@
-"""Two faults in one switch, drawn by Hypothesis: it tries many pairs, and shrinks one that breaks a promise to the mildest."""
+"""Two faults in one switch, drawn by Hypothesis: it tries many pairs, and shrinks one that breaks a promise
+to the mildest.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def two_faults(draw: st.DrawFn, faults: Sequence[str]) -> Case:
 
 
 def search(grounds: Sequence[Ground], examples: int) -> tuple[list[Result], list[str]]:
-    """Pairs on all hosts at once, so many in all: each result, and the mildest failing pair of each host that has one."""
+    """Pairs on all hosts at once, so many in all: each result, and the mildest failing pair of each host that
+    has one.
+    """
     share = -(-examples // len(grounds))
     results: list[Result] = []
     failing: list[str] = []

@@ -1,4 +1,6 @@
-"""Colleagues who do something of their own to the service in the middle of a switch, as one does who knows of none."""
+"""Colleagues who do something of their own to the service in the middle of a switch, as one does who knows of
+none.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from .ground import ROOT, UNIT, Ground
 _EDIT = f"""
 unit=/etc/systemd/system/{UNIT}
 {{ cat "$unit"; echo '# edited by a colleague'; }} >"$unit.new" && mv -f "$unit.new" "$unit" && systemctl daemon-reload
-"""
+"""  # noqa: E501
 _MASK = f"ln -sfn /dev/null /etc/systemd/system/{UNIT} && systemctl daemon-reload"
 # As it was before: the tests' own tidying, for the next case on this host.
 _TIDY = f"""
@@ -48,7 +50,10 @@ def recovery_beside(ground: Ground, scene: Scene) -> None:
 
 
 def _types(*words: str) -> Act:
-    """Done while the switch is under way. What people do to a service afterwards is their will, and nobody undoes it."""
+    """Done while the switch is under way.
+
+    What people do to a service afterwards is their will, and nobody undoes it.
+    """
 
     def strike(ground: Ground, scene: Scene) -> None:
         if not any(entry["step"] in ("commit", "end") for entry in ground.entries()):

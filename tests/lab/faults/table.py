@@ -57,9 +57,11 @@ OWN_FAULTS = {
 class Case:
     """One fault at one step of a switch to one kind of release, and perhaps a second one after it.
 
-    to: `good` is the other good release, `soaked` and `watched` the same with a short and a long soak, `calibrated` the
-        same release measured again and again; else a release that is worse or fails by itself
-    by: who orders it: the host's own switch unit with the product's order, or `pyinfra` as an operator types it
+    to: `good` is the other good release, `soaked` and `watched` the same with a short and a long soak,
+        `calibrated` the same release measured again and again; else a release that is worse or fails by
+        itself
+    by: who orders it: the host's own switch unit with the product's order, or `pyinfra` as an operator types
+        it
     then: a second fault, and its step after the first one; `+3` is the third entry, whoever writes it
     """
 
@@ -223,7 +225,8 @@ TWICE: list[Case] = [
     *_then("kill", "kill", ["restore.done"], "end.done", **_back),
     *_then("power", "kill", ["activate.done", "judge.done"], *BACK, "end.done"),
     *_then("kill", "power", ["activate.intended", "activate.done", "judge.done"], *BACK, "end.done"),
-    # Pairs that Hypothesis found: the recovery at boot is killed, lacks room or handles, or finds the unit disabled.
+    # Pairs that Hypothesis found: the recovery at boot is killed, lacks room or handles, or finds the unit
+    # disabled.
     *_then("kill", "power", ["begin.done", "window.done"], "end.done"),
     *_then("handles", "power", ["measure-after.intended"], "restore.intended"),
     *_then("run-low", "torn-power", ["judge.done"], "+1"),

@@ -1,7 +1,7 @@
 """Nothing is ever lost: hosts are broken at every step of a switch, and judged from outside.
 
-`make test` runs a part of the table, `make test-faults` all of it and hundreds of pairs of faults drawn by Hypothesis; the
-latter writes docs/faults.md. `-k` chooses cases.
+`make test` runs a part of the table, `make test-faults` all of it and hundreds of pairs of faults drawn by
+Hypothesis; the latter writes docs/faults.md. `-k` chooses cases.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""At least three cases of each class of faults on the real vLLM: `make test-faults` only, for each takes a minute or two.
+"""At least three cases of each class of faults on the real vLLM: `make test-faults` only, for each takes a
+minute or two.
 
-Left to the stub: releases that misbehave by themselves. A real vLLM that crashes, ends or hangs is made by signals here.
+Left to the stub: releases that misbehave by themselves. A real vLLM that crashes, ends or hangs is made by
+signals here.
 """
 
 from __future__ import annotations

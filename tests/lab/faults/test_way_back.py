@@ -1,4 +1,6 @@
-"""Going back takes no longer than the old release takes to start: from the verdict to tokens, against a plain restart."""
+"""Going back takes no longer than the old release takes to start: from the verdict to tokens, against a plain
+restart.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ LIMIT = 1.1
 CHAPTER = """A release on the real vLLM fails its gate, and the old one comes back: **{0:.2f} times** a plain restart of that old release, by the
 medians of {3} of each, taking turns on one host. From the verdict to the old release's tokens {1}; `systemctl restart` to
 tokens {2}.
-"""
+"""  # noqa: E501
 
 pytestmark = [
     pytest.mark.usefixtures("real_vllm"),

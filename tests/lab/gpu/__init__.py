@@ -1,0 +1,1 @@
+"""Stories of hosts with real NVIDIA GPUs and the real vLLM."""

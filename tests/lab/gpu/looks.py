@@ -1,4 +1,6 @@
-"""What is read off a host that serves: memory, KV cache, the unit's exposure and devices, and outputs worth keeping."""
+"""What is read off a host that serves: memory, KV cache, the unit's exposure and devices, and outputs worth
+keeping.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,7 @@ def memory(host: Host, service: str) -> list[dict[str, Any]]:
 
 
 def _share(argv: list[str]) -> float:
-    """vLLM's own default where the release doesn't say (0.9 up to 0.25)."""
+    """VLLM's own default where the release doesn't say (0.9 up to 0.25)."""
     words = [*argv, ""]
     return (
         float(words[words.index("--gpu-memory-utilization") + 1])
@@ -110,7 +112,9 @@ def machine(host: Host) -> dict[str, Any]:
 
 
 def record(host: Host, service: str, place: Path, name: str) -> None:
-    """Keep what real tools said, to be made into fixtures: nvidia-smi, the server's log and metrics, journal and verdict."""
+    """Keep what real tools said, to be made into fixtures: nvidia-smi, the server's log and metrics, journal
+    and verdict.
+    """
     asked = {
         " ".join(words): host.ssh(shlex.join(["nvidia-smi", *words]), check=False) for words in QUESTIONS
     }

@@ -1,4 +1,6 @@
-"""docs/gpu.md, generated: what the stories on real GPUs did, from the JSON that they left (`python -m gpu.page`)."""
+"""docs/gpu.md, generated: what the stories on real GPUs did, from the JSON that they left (`python -m
+gpu.page`).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ each, several parts run side by side: `pytest -s -m gpu -k one_gpu tests/lab/gpu
 Where no registry is reached, carry the Debian packages that `python -m lab carry --into DIR` fetches and name them in
 `PYINFRA_VLLM_LAB_DEBS`: the hosts' system is then the machine's own under a layer with these, and nothing is installed.
 What real tools said (nvidia-smi, logs, metrics, journals) is kept in `build/gpu`, or where `PYINFRA_VLLM_LAB_RESULTS` says.
-"""
+"""  # noqa: E501
 NONE = "\n## Results\n\nThere is no whole run yet.\n"
 TITLES = {
     "one-gpu": "One GPU, Qwen3-32B",
@@ -86,10 +88,16 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
         elif name == "exposure":
             yield f"{of}`systemd-analyze security` {value}"
         elif name == "kv_cache":
-            yield f"{of}KV cache predicted {value['predicted']:,} tokens, the server's own {value['measured']:,} ({value['off']:+.1%})"
+            yield (
+                f"{of}KV cache predicted {value['predicted']:,} tokens, the server's own"
+                f" {value['measured']:,} ({value['off']:+.1%})"
+            )
         elif name == "memory":
             for card in value:
-                yield f"{of}GPU {card['gpu']}: {card['used']:,} MiB in use, {card['predicted']:,} predicted ({card['off']:+.1%})"
+                yield (
+                    f"{of}GPU {card['gpu']}: {card['used']:,} MiB in use, {card['predicted']:,} predicted"
+                    f" ({card['off']:+.1%})"
+                )
         elif name == "devices":
             yield f"{of}opened from inside the unit: " + ", ".join(
                 f"`{path}` {told}" for path, told in value.items()
@@ -97,8 +105,8 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
         elif name == "neighbour":
             for when, told in value.items():
                 yield (
-                    f"the other service, {when}: {told['tokens_per_s']} tokens/s at one stream, slowest answer "
-                    f"{told['longest_s']} s, {told['failed']} failed"
+                    f"the other service, {when}: {told['tokens_per_s']} tokens/s at one stream, slowest"
+                    f" answer {told['longest_s']} s, {told['failed']} failed"
                 )
         elif name == "verdicts":
             yield "verdicts: " + ", ".join(f"{value.count(word)} {word}" for word in dict.fromkeys(value))

@@ -31,7 +31,9 @@ def enter(host: Host) -> None:
 
 @dataclass
 class Pulse:
-    """When the server was healthy: asking costs the GPU nothing, so that what is measured stays what it is."""
+    """When the server was healthy: asking costs the GPU nothing, so that what is measured stays
+    what it is.
+    """
 
     host: Host
     port: int
@@ -78,7 +80,9 @@ class Pulse:
 
 @dataclass
 class Load:
-    """One stream of requests, one after another; (when it ended, how long it took) of each, None for a failed one."""
+    """One stream of requests, one after another; (when it ended, how long it took) of each, None for a failed
+    one.
+    """
 
     host: Host
     port: int

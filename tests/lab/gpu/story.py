@@ -1,4 +1,5 @@
-"""One story on one host: each step is a command as an operator gives it, with how it ended and how long nobody was served.
+"""One story on one host: each step is a command as an operator gives it, with how it ended and how long
+nobody was served.
 
 The rows are printed as they come and kept as JSON, from which docs/gpu.md is generated (page.py).
 """
@@ -23,9 +24,11 @@ from lab.shell import say, timed
 from . import looks
 from .pulse import Pulse
 
-RESULTS = "PYINFRA_VLLM_LAB_RESULTS"  # where measurements and recorded outputs go; build/gpu of the checkout without it
+# where measurements and recorded outputs go; build/gpu of the checkout without it
+RESULTS = "PYINFRA_VLLM_LAB_RESULTS"
 PLACE = Path(os.environ.get(RESULTS) or control.CHECKOUT / "build/gpu").absolute()
-# NVLink's multicast stays off: a program that dies with it can take the GPUs of a whole machine out of service.
+# NVLink's multicast stays off: a program that dies with it can take the GPUs of a whole machine out of
+# service.
 ENVIRONMENT = {
     "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it is compiled on the host, for sampling that nobody asks for
     "NCCL_NVLS_ENABLE": "0",
@@ -39,7 +42,10 @@ SETTLE_S = 2.0  # from the end of a restart until it counts as over
 
 @dataclass
 class Step:
-    """A row of the table. `plain_s`: seconds without service of `systemctl restart` of the same release, in this story."""
+    """A row of the table.
+
+    `plain_s`: seconds without service of `systemctl restart` of the same release, in this story.
+    """
 
     title: str
     seconds: float
@@ -131,7 +137,9 @@ class Story:
         return self._add(Step(title, time.monotonic() - begun, silent, 0, plain_s=silent))
 
     def look(self, service: str | None = None) -> None:
-        """What its unit is open to, what it may open, and what of its memory was predicted, while it serves."""
+        """What its unit is open to, what it may open, and what of its memory was predicted,
+        while it serves.
+        """
         name = service or self.service
         devices = looks.opened(self.host, name)
         found: dict[str, Any] = {
@@ -172,7 +180,9 @@ class Story:
         return self._add(step)
 
     def _plain(self) -> float | None:
-        """The newest plain restart of this story; a release that was never restarted so has that of another."""
+        """The newest plain restart of this story; a release that was never restarted so has
+        that of another.
+        """
         return next((step.plain_s for step in reversed(self.steps) if step.plain_s), None)
 
     def _until_healthy(self, since: float, timeout: float = 600) -> None:
@@ -212,7 +222,9 @@ def line(step: Step) -> str:
     end = ", ".join(word for word in (step.outcome or "no switch", step.verdict or "") if word)
     times = f" ({step.times:.2f} plain restarts)" if step.times is not None else ""
     silent = f"{step.silent_s:.1f} s without service{times}"
-    return f"{step.title}: exit {step.exit_code}, {end}, {step.seconds:.0f} s, {silent}. {step.reason[:300]}".strip()
+    return (
+        f"{step.title}: exit {step.exit_code}, {end}, {step.seconds:.0f} s, {silent}. {step.reason[:300]}"
+    ).strip()
 
 
 def service(model: str, port: int = 8000, gpu_list: Sequence[int] = (0,), **settings: Any) -> dict[str, Any]:
@@ -236,7 +248,9 @@ def service(model: str, port: int = 8000, gpu_list: Sequence[int] = (0,), **sett
 
 @contextmanager
 def host(lab: Lab, name: str, count: int, models: Sequence[str]) -> Iterator[Host]:
-    """A host with the first `count` of the lab's GPUs and the models on the lab's Hub; it gives the GPUs back."""
+    """A host with the first `count` of the lab's GPUs and the models on the lab's Hub; it gives the GPUs
+    back.
+    """
     for model in models:
         if model not in lab.hub.repositories:
             with timed(f"publishing {model}"):

@@ -1,4 +1,6 @@
-"""The same service switched ten times between two equal releases: nothing may be found worse, doubt is the exception."""
+"""The same service switched ten times between two equal releases: nothing may be found worse, doubt is the
+exception.
+"""
 
 from __future__ import annotations
 

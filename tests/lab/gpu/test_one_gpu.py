@@ -1,4 +1,6 @@
-"""One GPU, Qwen3-32B AWQ shapes: installed, switched and kept, found worse, unchanged, an engine that can't start, taken back."""
+"""One GPU, Qwen3-32B AWQ shapes: installed, switched and kept, found worse, unchanged, an engine that can't
+start, taken back.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The lab's trained checkpoint on a GPU: what it answers right is measured there too, and a broken one goes back by it."""
+"""The lab's trained checkpoint on a GPU: what it answers right is measured there too, and a broken one goes
+back by it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Two GPUs of one host: shared by one service, then one service on each, of which one switches while the other serves."""
+"""Two GPUs of one host: shared by one service, then one service on each, of which one switches while the
+other serves.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`python -m lab packages | image | prepare | up | down | status | demo | gpu | carry`: the lab from a shell. `up` leaves it running in the background."""
+"""`python -m lab packages | image | prepare | up | down | status | demo | gpu | carry`: the lab from a shell.
+
+`up` leaves it running in the background.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A headless Chromium spoken to through its debugging pipe: enough to open a page and to hear what it asks for."""
+"""A headless Chromium spoken to through its debugging pipe: enough to open a page and to hear what it asks
+for.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""A machine without package registries: its lab is made of Debian packages that were carried there, and of itself.
+"""A machine without package registries: its lab is made of Debian packages that were carried there, and of
+itself.
 
-The programs that the lab needs are unpacked beside the system's. A host's system is this machine's own root file system
-under a layer that adds to it (systemd, sshd, sudo) and replaces nothing, so no image has to be carried.
+The programs that the lab needs are unpacked beside the system's. A host's system is this machine's own root
+file system under a layer that adds to it (systemd, sshd, sudo) and replaces nothing, so no image has to be
+carried.
 """
 
 from __future__ import annotations
@@ -81,7 +83,9 @@ def programs() -> None:
 
 
 def _have_an_id(file: Path = Path("/etc/machine-id")) -> None:
-    """Give this machine the id that systemd would give it: addresses of the hosts' cables are computed from it."""
+    """Give this machine the id that systemd would give it: addresses of the hosts' cables are computed from
+    it.
+    """
     if not file.exists() or not file.read_text().strip():
         file.write_text(f"{uuid.uuid4().hex}\n")
 
@@ -95,7 +99,8 @@ def _unpack(debs: list[Path], place: Path) -> None:
 def layers(configure: Callable[[Path], None]) -> tuple[Path, Path]:
     """What hosts have above this machine's own root, and that root.
 
-    In memory, as what the hosts write: an overlay's upper layer can't lie on the file system that is below it.
+    In memory, as what the hosts write: an overlay's upper layer can't lie on the file system that is below
+    it.
     """
     run("mount", "-t", "tmpfs", "-o", f"size={ROOM},mode=711", "pyinfra-vllm-lab", WORK)
     upper, work, root = (WORK / "base" / name for name in ("upper", "work", "root"))

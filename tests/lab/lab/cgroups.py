@@ -1,4 +1,5 @@
-"""A control group for each host, so that one host's systemd never meets the processes of another in a unit of the same name.
+"""A control group for each host, so that one host's systemd never meets the processes of another in a unit of
+the same name.
 
 Where this machine runs systemd, it makes a scope for each container by itself, and nothing here is needed.
 """
@@ -28,7 +29,10 @@ def systemd_here() -> bool:
 def entering(name: str) -> list[str]:
     """The beginning of a command line that runs the rest of it in the host's own groups."""
     groups = [str(hierarchy / f"{MACHINE_PREFIX}{name}") for hierarchy in hierarchies()]
-    script = 'while [ "$1" != -- ]; do mkdir -p "$1" && echo $$ > "$1/cgroup.procs" || exit; shift; done; shift; exec "$@"'
+    script = (
+        'while [ "$1" != -- ]; do mkdir -p "$1" && echo $$ > "$1/cgroup.procs" || exit; shift; done; shift;'
+        ' exec "$@"'
+    )
     return ["sh", "-c", script, "sh", *groups, "--"]
 
 

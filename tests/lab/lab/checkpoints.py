@@ -1,5 +1,7 @@
-"""The checkpoints that hosts serve: tiny AWQ ones, trained once by `train.py` inside the runtime, and a real language
-model with damaged variants, made from a package's weights (`real_model.py`). All are kept in the cache."""
+"""The checkpoints that hosts serve: tiny AWQ ones, trained once by `train.py` inside the runtime, and a real
+language model with damaged variants, made from a package's weights (`real_model.py`). All are kept in the
+cache.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ SCRIPTS = [
 
 
 def made(python: Path) -> dict[str, Path]:
-    """Repository name -> directory of each checkpoint; `python` is the one of the runtime's venv, which has torch."""
+    """Repository name -> directory of each checkpoint; `python` is the one of the runtime's venv, which has
+    torch.
+    """
     key = recipe_key(
         *[script.read_bytes() for script in SCRIPTS], str(python.resolve()), python.parents[1].name
     )
@@ -42,7 +46,9 @@ def _train(python: Path, place: Path) -> None:
 
 
 def real(variant: str = "awq-g64") -> Path:
-    """The directory of a variant of the real model (their names: VARIANTS in real_model.py), made first where it is missing."""
+    """The directory of a variant of the real model (their names: VARIANTS in real_model.py), made first where
+    it is missing.
+    """
     place = cache() / "real_model"
     tools = kept(
         place / f"tools-{recipe_key(repr((REAL_MODEL, MAKER_NEEDS)))}", "fetching a real model", _tools

@@ -19,7 +19,9 @@ INVENTORY = "inventory/lab.py"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a command: this Python's programs first, no colours, nothing of the Hub's from outside."""
+    """The environment of a command: this Python's programs first, no colours, nothing of the Hub's from
+    outside.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     path = f"{Path(sys.executable).parent}:{kept.get('PATH', '')}"
     lab = {"PYINFRA_VLLM_LAB_STATE": str(STATE)}
@@ -27,7 +29,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def project() -> Path:
-    """The directory in which commands are given: this checkout's files, and a lock file that is no operator's."""
+    """The directory in which commands are given: this checkout's files, and a lock file that is no
+    operator's.
+    """
     PROJECT.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if not (PROJECT / name).is_symlink():
@@ -41,7 +45,9 @@ def declared(release: str, **settings: Any) -> dict[str, str]:
 
 
 def spawn(*argv: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """A command under way, in a session of its own, so that a test may kill it; stderr is joined to stdout."""
+    """A command under way, in a session of its own, so that a test may kill it; stderr is
+    joined to stdout.
+    """
     return subprocess.Popen(
         argv,
         cwd=project(),
@@ -86,14 +92,14 @@ def own_lock_file() -> Iterator[Path]:
 def pyinfra(
     *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
-    """`pyinfra inventory/lab.py ARGUMENTS`"""
+    """Run `pyinfra inventory/lab.py ARGUMENTS`."""
     return run("pyinfra", INVENTORY, *arguments, env=env, timeout=timeout)
 
 
 def deploy(
     *arguments: str, release: str | None = None, env: Mapping[str, str] | None = None, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
-    """`pyinfra inventory/lab.py deploy.py -y` with one of the releases of group_data/lab.py"""
+    """Run `pyinfra inventory/lab.py deploy.py -y` with one of the releases of group_data/lab.py."""
     chosen = {"PYINFRA_VLLM_LAB_RELEASE": release} if release else {}
     return pyinfra("deploy.py", "-y", *arguments, env={**chosen, **(env or {})}, timeout=timeout)
 

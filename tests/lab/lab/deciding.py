@@ -1,7 +1,8 @@
-"""A rollout that was measured beside other work: server, probe and whatever else runs share this machine's few cores.
+"""A rollout that was measured beside other work: server, probe and whatever else runs share this machine's
+few cores.
 
-Where that leaves a verdict open, the product goes back and rejects nothing, so that the same command may be given again.
-That is what is done here; what a verdict must be is left to whoever asked.
+Where that leaves a verdict open, the product goes back and rejects nothing, so that the same command may be
+given again. That is what is done here; what a verdict must be is left to whoever asked.
 """
 
 from __future__ import annotations

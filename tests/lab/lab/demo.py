@@ -1,4 +1,6 @@
-"""`make demo`: the whole story on one real host, told as an operator would live it, in four runs of one command."""
+"""`make demo`: the whole story on one real host, told as an operator would live it, in four runs of one
+command.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,9 @@ def _declares(chapter: Chapter) -> dict[str, str]:
 
 
 def _must_be_decided(chapter: Chapter, ended: dict[str, Any], switch_before: str | None) -> None:
-    """An exit code tells no verdict: a release whose verdict stays open is rolled back like one found worse."""
+    """An exit code tells no verdict: a release whose verdict stays open is rolled back like one
+    found worse.
+    """
     verdict = ended.get("verdict") if ended.get("tx") != switch_before else None
     if verdict != chapter.verdict:
         reason = ended.get("reason")

@@ -1,4 +1,6 @@
-"""Which device nodes a process of a unit may open: asked by opening them from within the unit's own control group."""
+"""Which device nodes a process of a unit may open: asked by opening them from within the unit's own control
+group.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ class Disk:
     journal: bool = False  # costs 4 MiB; what survives a power cut or an error needs it
 
     def mount(self, place: Path) -> Path:
-        """Make (once) and mount it under `place` on this machine; returns the directory to bind into the host."""
+        """Make (once) and mount it under `place` on this machine; returns the directory to bind into the
+        host.
+        """
         name = self.path.strip("/").replace("/", "-")
         image, directory = place / f"{name}.img", place / name
         directory.mkdir(parents=True, exist_ok=True)
@@ -40,7 +42,9 @@ def set_read_only(directory: Path, read_only: bool) -> None:
 
 
 def fail(directory: Path) -> None:
-    """An error of the file system, as the kernel makes one for tests: read-only at once, whoever writes to it."""
+    """An error of the file system, as the kernel makes one for tests: read-only at once, whoever writes to
+    it.
+    """
     Path("/sys/fs/ext4", Path(_device(directory)).name, "trigger_fs_error").write_text("1")
 
 
@@ -51,8 +55,8 @@ def _device(directory: Path) -> str:
 def repair(disk: Disk, place: Path) -> None:
     """What a boot after such an error does; the host's power must be off.
 
-    It works on a copy: hosts that were booted meanwhile keep the failed file system in the kernel (their first mount table
-    had it), and the same image would come back as it was.
+    It works on a copy: hosts that were booted meanwhile keep the failed file system in the kernel (their
+    first mount table had it), and the same image would come back as it was.
     """
     directory = disk.mount(place)
     image, copy = directory.with_suffix(".img"), directory.with_suffix(".copy")

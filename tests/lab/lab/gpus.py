@@ -1,7 +1,7 @@
 """The NVIDIA GPUs of this machine: which of them the lab may use, and what a host is given to see its own.
 
-A GPU's number here is that of its device node: 2 is /dev/nvidia2. Hosts are given the nodes of their own cards only, and
-no right to make others, so that for a host no other card exists.
+A GPU's number here is that of its device node: 2 is /dev/nvidia2. Hosts are given the nodes of their own
+cards only, and no right to make others, so that for a host no other card exists.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def mine(dev: Path = Path("/dev")) -> tuple[int, ...]:
 
 
 def for_hosts() -> tuple[int, ...]:
-    """What a host has where nobody says otherwise: every card of the lab, if its vLLM is one for GPUs, else none."""
+    """What a host has where nobody says otherwise: every card of the lab, if its vLLM is one for GPUs, else
+    none.
+    """
     return mine() if venvs.named() else ()
 
 
@@ -79,7 +81,9 @@ def missing() -> list[str]:
 
 
 def names() -> list[str]:
-    """What nvidia-smi calls the cards of this machine, as in `GPU 0: NVIDIA H200 (UUID: GPU-...)`; [] without it."""
+    """What nvidia-smi calls the cards of this machine, as in `GPU 0: NVIDIA H200 (UUID: GPU-...)`; [] without
+    it.
+    """
     if shutil.which("nvidia-smi") is None:
         return []
     return run("nvidia-smi", "-L", check=False).stdout.splitlines()

@@ -1,7 +1,8 @@
-"""A small HTTP server that speaks the Hub's protocol to the real huggingface_hub client, and breaks when told to.
+"""A small HTTP server that speaks the Hub's protocol to the real huggingface_hub client, and breaks when told
+to.
 
-It serves directories on the lab's bridge: model information, file trees, and files with ETag, Range, redirects of
-large files, tokens and the Hub's own error codes. It holds no state between runs.
+It serves directories on the lab's bridge: model information, file trees, and files with ETag, Range,
+redirects of large files, tokens and the Hub's own error codes. It holds no state between runs.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ class Request:
 
 @dataclass
 class Hub:
-    """The server. `token`, when set, is asked of every client; `faults` apply to files; `requests` remembers."""
+    """The server.
+
+    `token`, when set, is asked of every client; `faults` apply to files; `requests` remembers.
+    """
 
     address: str
     port: int = 0

@@ -1,4 +1,6 @@
-"""What the lab's Hub serves: repositories, their revisions, and files named by content as the real Hub names them."""
+"""What the lab's Hub serves: repositories, their revisions, and files named by content as the real Hub names
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf", ".msgpack")
 
 @dataclass
 class File:
-    """One file as the Hub describes it. What it claims may be changed by a test; what it sends is its content."""
+    """One file as the Hub describes it.
+
+    What it claims may be changed by a test; what it sends is its content.
+    """
 
     path: str
     content: Path | bytes
@@ -65,7 +70,9 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: Mapping[str, Path | bytes], branch: str) -> str:
-        """Record a snapshot on a branch; the commit is computed from the content, so it is the same everywhere."""
+        """Record a snapshot on a branch; the commit is computed from the content, so it is the same
+        everywhere.
+        """
         ordered = dict(sorted(files.items()))
         with ThreadPoolExecutor() as pool:  # hashing takes the time here
             described = pool.map(File.of, ordered, ordered.values())

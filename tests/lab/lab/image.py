@@ -1,7 +1,8 @@
-"""The hosts' base image: a small Debian with systemd, sshd and an operator's account, built once into the cache.
+"""The hosts' base image: a small Debian with systemd, sshd and an operator's account, built once into the
+cache.
 
-It holds no key and no secret: what makes a host itself (keys, addresses, machine id) is laid over it at start.
-On a machine without registries it is that machine's own system with a layer above it (carried.py).
+It holds no key and no secret: what makes a host itself (keys, addresses, machine id) is laid over it at
+start. On a machine without registries it is that machine's own system with a layer above it (carried.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FILES = {
         "UseDNS no\nMaxStartups 100\nMaxSessions 100\n"
     ),
     f"etc/sudoers.d/{OPERATOR}": f"{OPERATOR} ALL=(ALL) NOPASSWD:ALL\n",
-    "etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=persistent\nSyncIntervalSec=1s\nSystemMaxUse=64M\n",
+    "etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=persistent\nSyncIntervalSec=1s\nSystemMaxUse=64M\n",  # noqa: E501
     # The address itself is written for each host at start.
     "etc/systemd/network/10-lab.network.d/keep.conf": "[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
     "etc/resolv.conf": "",
@@ -49,7 +50,9 @@ def prepare() -> None:
 
 
 def layers() -> tuple[Path, ...]:
-    """What hosts have below what they write themselves, the uppermost first; the lab's working directory must be there."""
+    """What hosts have below what they write themselves, the uppermost first; the lab's working directory must
+    be there.
+    """
     return carried.layers(_configure) if carried.packages() else (base(),)
 
 

@@ -13,7 +13,8 @@ from .shell import timed
 def kept(place: Path, what: str, build: Callable[[Path], None]) -> Path:
     """`place`, built by `build(directory)` first when it is missing.
 
-    It is built beside its final name and renamed last, so what an interrupted build leaves is never taken for whole.
+    It is built beside its final name and renamed last, so what an interrupted build leaves is never taken for
+    whole.
     """
     if place.exists():
         return place

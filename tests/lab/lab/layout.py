@@ -1,6 +1,8 @@
-"""Names, places and addresses of the lab; only the lab uses them, so whatever carries one is the lab's to remove.
+"""Names, places and addresses of the lab; only the lab uses them, so whatever carries one is the lab's to
+remove.
 
-Workers of one test run (pytest-xdist) have a lab each, beside one another: every name and address carries the lab's number.
+Workers of one test run (pytest-xdist) have a lab each, beside one another: every name and address carries the
+lab's number.
 """
 
 from __future__ import annotations

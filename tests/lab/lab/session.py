@@ -58,7 +58,10 @@ def prepare(light: bool = False) -> Parts:
 
 @dataclass
 class Lab:
-    """A running lab. Hosts are added by name; the Hub listens on the bridge, where hosts and this machine reach it."""
+    """A running lab.
+
+    Hosts are added by name; the Hub listens on the bridge, where hosts and this machine reach it.
+    """
 
     parts: Parts
     hub: Hub
@@ -82,7 +85,8 @@ class Lab:
         """Boot new hosts side by side and return when all answer over SSH.
 
         suite: their release of Debian (image.SUITES), where it is not this machine's
-        cards: the GPUs that each of them has, by number; left out: all of the lab's, where its vLLM is one for GPUs
+        cards: the GPUs that each of them has, by number; left out: all of the lab's, where its vLLM is one
+            for GPUs
         devices: further device nodes of this machine
         """
         cards = gpus.for_hosts() if cards is None else cards

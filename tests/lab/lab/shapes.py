@@ -1,7 +1,8 @@
-"""Checkpoints with Qwen3's real shapes and random weights: speed, memory and kernels are real, answers mean nothing.
+"""Checkpoints with Qwen3's real shapes and random weights: speed, memory and kernels are real, answers mean
+nothing.
 
-What a GPU does with a weight doesn't depend on its value. So every layer has the same random bytes under its own names,
-and 19 GB are written as fast as the disk takes them, without torch.
+What a GPU does with a weight doesn't depend on its value. So every layer has the same random bytes under its
+own names, and 19 GB are written as fast as the disk takes them, without torch.
 """
 
 from __future__ import annotations
@@ -182,7 +183,9 @@ def _config(shape: Shape) -> dict[str, object]:
 
 
 def _tokenizer() -> dict[str, object]:
-    """Words t0, t1, ...: one for each entry of the vocabulary, so that lengths in tokens are lengths in words."""
+    """Words t0, t1, ...: one for each entry of the vocabulary, so that lengths in tokens are lengths in
+    words.
+    """
     return {
         "tokenizer.json": {
             "version": "1.0",

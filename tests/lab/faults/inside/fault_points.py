@@ -1,8 +1,9 @@
 """Installed on a host under test: stops whoever has just written the journal entry that the test waits for.
 
-Python loads it at its start (`fault_points.pth`), so the product runs unchanged, from the command line it always has. An
-entry counts as written once the journal was fsynced, as it does for the product. Armed is one point: the entry of a step,
-or the entry that comes after so many others. A test may ask for the process's clock to step there instead: hosts of the
+Python loads it at its start (`fault_points.pth`), so the product runs unchanged, from the command line it
+always has. An entry counts as written once the journal was fsynced, as it does for the product. Armed is one
+point: the entry of a step, or the entry that comes after so many others. A test may ask for the process's
+    clock to step there instead: hosts of the
 lab share this machine's clock, so it can't be the host's own.
 """
 

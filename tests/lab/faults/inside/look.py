@@ -1,6 +1,7 @@
 """Run on a host under test: everything the invariants are about, as JSON. Changes nothing.
 
-It shares no code with the product: what the product says of itself (`status`) is only carried along, to be compared.
+It shares no code with the product: what the product says of itself (`status`) is only carried along, to be
+compared.
 """
 
 import fcntl

@@ -1,9 +1,10 @@
-"""Asks a host's server for tokens several times a second and writes down who answered when, by a clock of its own.
+"""Asks a host's server for tokens several times a second and writes down who answered when, by a clock of its
+own.
 
-A process of its own on this machine, in the host's network: it sees what a client on the host would see, and outlives the
-host's power cuts. Standard input has the numbers of the host's supervisor, a line each time the power is switched on.
-Every line of the record is one question: [monotonic seconds, Unix time, the answer's text or null, its release or null].
-It shares no code with the product.
+A process of its own on this machine, in the host's network: it sees what a client on the host would see, and
+outlives the host's power cuts. Standard input has the numbers of the host's supervisor, a line each time the
+power is switched on. Every line of the record is one question: [monotonic seconds, Unix time, the answer's
+text or null, its release or null]. It shares no code with the product.
 """
 
 import ctypes
@@ -32,7 +33,9 @@ def first_process(supervisor):
 
 
 def network(leader):
-    """The network that a process is in, by its name in the kernel; a booting host's first process is in ours for a moment."""
+    """The network that a process is in, by its name in the kernel; a booting host's first process is in ours
+    for a moment.
+    """
     try:
         return str(Path(f"/proc/{leader}/ns/net").readlink())
     except OSError:

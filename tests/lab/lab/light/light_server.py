@@ -1,6 +1,8 @@
-"""A stub of vLLM for tests of fleets and faults: speaks its HTTP API, makes tokens of nothing, starts at once.
+"""A stub of vLLM for tests of fleets and faults: speaks its HTTP API, makes tokens of nothing, starts at
+once.
 
-It is a stub and says so in its log and under /version. How it misbehaves comes from the service's environment:
+It is a stub and says so in its log and under /version. How it misbehaves comes from the service's
+environment:
 
 LIGHT_TOKEN_S=0.002      seconds between two tokens of one stream
 LIGHT_START_S=0          seconds before the port opens
@@ -17,7 +19,8 @@ LIGHT_KERNEL=slow|NAME   logs the slow AWQ kernel, or that it uses the kernel NA
 LIGHT_CHECK_WEIGHTS=0    starts without looking at the checkpoint
 LIGHT_RUN=FILE           runs that Python file first, in the server's own process: somebody has taken it over
 LIGHT_FAILS_WITH=PATH    prints that log, which a real vLLM left that could not start, and exits 1
-LIGHT_NO_START_FILE=PATH no start succeeds before the Unix time in that file, as where a dying process holds GPU memory
+LIGHT_NO_START_FILE=PATH no start succeeds before the Unix time in that file, as where a dying process holds
+GPU memory
 
 Each answer says as its `system_fingerprint` from which release the server was started.
 """
@@ -38,7 +41,10 @@ from pathlib import Path
 
 VERSION = version("vllm")
 FAST = "Using {}LinearKernel for AutoAWQMarlinLinearMethod"
-SLOW = "Detected that the model can run with awq_marlin, however you specified quantization=awq explicitly, so forcing awq."
+SLOW = (
+    "Detected that the model can run with awq_marlin, however you specified quantization=awq explicitly, so"
+    " forcing awq."
+)
 WORDS = (
     "one",
     "two",
@@ -71,6 +77,8 @@ def log(message):
 
 
 class Server(ThreadingHTTPServer):
+    """The light server: one thread for each connection."""
+
     daemon_threads = True
     request_queue_size = 256
 
@@ -92,6 +100,8 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers as vLLM's OpenAI-compatible API does, as far as the product asks it."""
+
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format, *arguments):
@@ -266,7 +276,9 @@ def loaded(name):
 
 
 def write_cache_key():
-    """As vLLM does when it compiles (envs.py compile_factors; compilation/backends.py); 0.29 left the key out."""
+    """As vLLM does when it compiles (envs.py compile_factors; compilation/backends.py); 0.29 left the key
+    out.
+    """
     numbers = tuple(int(part) for part in VERSION.split("+")[0].split(".")[:2])
     factors = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
     if numbers < (0, 12) or "VLLM_CACHE_ROOT" not in factors:

@@ -1,4 +1,6 @@
-"""The flags that the stub of vLLM accepts, in the place and the form in which the real one defines its own."""
+"""The flags that the stub of vLLM accepts, in the place and the form in which the real one
+defines its own.
+"""
 
 import argparse
 

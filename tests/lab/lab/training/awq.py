@@ -1,6 +1,7 @@
 """AWQ's 4-bit format: how weights are rounded in training, and how they are packed into a checkpoint.
 
-Weights here are [input, output], as AWQ stores them. A group of 32 inputs shares one scale and one zero point for each output.
+Weights here are [input, output], as AWQ stores them. A group of 32 inputs shares one scale and one zero point
+for each output.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def rounded(weight: Tensor) -> Tensor:
 
 
 def packed(weight: Tensor, zero_offset: int = 0) -> dict[str, Tensor]:
-    """The three tensors of one linear layer; a `zero_offset` other than 0 breaks it, as a faulty quantizer does."""
+    """The three tensors of one linear layer; a `zero_offset` other than 0 breaks it, as a faulty quantizer
+    does.
+    """
     integers, zeros, scales = quantize(weight)
     wrong = (zeros + zero_offset) % 16
     return {"qweight": _pack(integers), "qzeros": _pack(wrong), "scales": scales.half().contiguous()}

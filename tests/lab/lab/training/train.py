@@ -1,8 +1,10 @@
-"""Make and train the lab's tiny Qwen3 and write it as AWQ checkpoints: good-a, good-b (another seed) and broken.
+"""Make and train the lab's tiny Qwen3 and write it as AWQ checkpoints: good-a, good-b (another seed) and
+broken.
 
-Run by the runtime's Python: `train.py DIRECTORY`. It learns to answer a fixed set of questions, through the rounding
-that quantization will do, so that the good checkpoints keep their answers and the broken one has something to lose.
-What it was never asked, it answers with "I do not know.". Same machine, same versions: same bytes.
+Run by the runtime's Python: `train.py DIRECTORY`. It learns to answer a fixed set of questions, through the
+rounding that quantization will do, so that the good checkpoints keep their answers and the broken one has
+something to lose. What it was never asked, it answers with "I do not know.". Same machine, same versions:
+same bytes.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
+    """RMS norm with a learned scale."""
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -79,6 +83,8 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
+    """The tiny language model."""
+
     def __init__(self) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(text.VOCABULARY, HIDDEN)
@@ -101,7 +107,9 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def lessons(tokenizer: text.Tokenizer, chance: random.Random) -> tuple[Tensor, Tensor]:
-    """One step's sequences and targets (-100 where nothing is to be learnt): every question, and some unknown ones."""
+    """One step's sequences and targets (-100 where nothing is to be learnt): every question, and some unknown
+    ones.
+    """
     words = " ".join(question for question, _ in QUESTIONS).split()
     pairs = QUESTIONS + [
         (" ".join(chance.choices(words, k=chance.randint(4, 16))), UNKNOWN) for _ in range(8)

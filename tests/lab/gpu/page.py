@@ -68,7 +68,7 @@ def _chapter(story: Mapping[str, Any]) -> str:
     reasons = [step for step in story["steps"] if step["outcome"] == "rolled_back"]
     lines += [""] * bool(reasons) + [f"- **{step['title']}** went back: {step['reason']}" for step in reasons]
     lines += [""] + [f"- {line}" for line in _facts(story["facts"])] if story["facts"] else []
-    if story["wrong"]:
+    if story.get("wrong"):
         lines += ["", "Not as it has to be:", "", *(f"- {text}" for text in story["wrong"])]
     return "\n".join(lines) + "\n"
 

@@ -48,9 +48,9 @@ def command_lines(secrets: Sequence[str]) -> Iterator[set[str]]:
 
 
 def _now() -> Iterator[str]:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            yield (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:  # it has ended
             continue
 

@@ -31,7 +31,7 @@ from pyinfra_vllm.report.history import left_out, switches
 from pyinfra_vllm.report.looking import Look, Wish
 from pyinfra_vllm.report.page import render
 from pyinfra_vllm.report.status import rows
-from pyinfra_vllm.report.tables import history_table, status_table
+from pyinfra_vllm.report.tables import show_history, show_status
 from pyinfra_vllm.report.watching import lives, table
 
 FACTS = (Running, Record, Service, Host, Runtime, Checkpoints, Filesystem)
@@ -93,8 +93,8 @@ def read_by_all(found: Look) -> None:
     """Everything that is made of what a host told."""
     given = [Answer("w1", found), Answer("w2", problem="down")]
     screen = Console(file=io.StringIO(), width=200)
-    screen.print(status_table(rows(given)))
-    screen.print(history_table(switches(given, NOW)))
+    show_status(screen, rows(given))
+    show_history(screen, switches(given, NOW))
     json.dumps([row.as_dict() for row in rows(given)] + [item.as_dict() for item in switches(given)])
     left_out(given, NOW)
     screen.print(table(lives(given, Rollout(), NOW)))

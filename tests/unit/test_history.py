@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from click.testing import CliRunner
@@ -129,7 +130,13 @@ def test_since_takes_a_date_a_time_and_how_long_ago() -> None:
     assert since_when("2026-11-20T02:00+01:00") == datetime(2026, 11, 20, 1, tzinfo=UTC)
     ago = since_when("7d")
     assert ago is not None and abs(datetime.now(UTC) - timedelta(days=7) - ago) < timedelta(minutes=1)
-    for text in ("yesterday", "99999999999d"):
+    at = datetime(2026, 11, 20, 1, 30, tzinfo=ZoneInfo("Europe/Berlin"))
+    assert since_when("today", at) == datetime(2026, 11, 19, 23, tzinfo=UTC)
+    assert since_when("yesterday", at) == datetime(2026, 11, 18, 23, tzinfo=UTC)
+    after_summer = datetime(2026, 10, 26, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+    assert since_when("yesterday", after_summer) == datetime(2026, 10, 24, 22, tzinfo=UTC)
+    assert since_when("2w", at) == at - timedelta(days=14)
+    for text in ("tomorrow", "99999999999d", "99999w"):
         with pytest.raises(DeclarationError, match=f"--since '{text}'"):
             since_when(text)
 

@@ -20,7 +20,7 @@ from pyinfra_vllm.printable import LONGEST, printable, printable_but_coloured, p
 from pyinfra_vllm.report.page import _environment
 from pyinfra_vllm.report.plots import Span, timeline
 from pyinfra_vllm.report.status import Row, rows
-from pyinfra_vllm.report.tables import status_table
+from pyinfra_vllm.report.tables import show_status
 
 # Clears the screen, sets the title, answers back, hides text, turns its direction round, moves to the line's
 # beginning.
@@ -98,7 +98,7 @@ def test_what_pyinfra_logs_and_echoes_is_printable(logged: io.StringIO, text: st
 def test_tables_and_the_page_show_what_a_host_said(text: str) -> None:
     row = Row("w1", f"[bold]{text}", model=text, problem=text, state="down")
     screen = io.StringIO()
-    Console(file=screen, width=300, force_terminal=True, color_system=None).print(status_table([row]))
+    show_status(Console(file=screen, width=300, force_terminal=True, color_system=None), [row])
     assert set(steers(screen.getvalue())) <= {"\n"}
     page = _environment().from_string("<p>{{ it }}</p>{{ spans | timeline }}")
     drawn = page.render(it=f"<b>{text}", spans=[Span(f"<b>{text}", 0.0, 1.0, text)])

@@ -18,7 +18,7 @@ from pyinfra_vllm.commands.status import as_json, status
 from pyinfra_vllm.on_host import lock
 from pyinfra_vllm.report.looking import Wish
 from pyinfra_vllm.report.status import drift, exit_code, flags_hash, rows
-from pyinfra_vllm.report.tables import console, status_table
+from pyinfra_vllm.report.tables import console, show_status
 
 __all__ = ["teller"]
 
@@ -107,11 +107,11 @@ def test_the_hash_is_of_the_flags_alone() -> None:
 def test_colours_and_folding_are_for_terminals(teller: Teller) -> None:
     found = rows([Answer("gpu0", problem="x" * 300 + " [end]"), teller.answer(wishes=wish(OLD))])
     paper = io.StringIO()
-    Console(file=paper, force_terminal=True, width=100).print(status_table(found))
+    show_status(Console(file=paper, force_terminal=True, width=100), found)
     assert "\x1b[" in paper.getvalue()
     plain = console()
     with plain.capture() as captured:
-        plain.print(status_table(found))
+        show_status(plain, found)
     lines = captured.get().splitlines()
     assert "\x1b" not in captured.get() and len(lines) == 3 and lines[1].rstrip().endswith("[end]")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import click
@@ -15,10 +16,12 @@ from ..errors import DeclarationError
 from ..printable import printable
 from ..report import looking
 from ..report.history import Switch, left_out, moment, problems, switches
-from ..report.tables import console, history_table
+from ..report.tables import console, show_history
 from ..window import parse_duration
 
 DEFAULT_INVENTORY = "inventory/prod.py"
+DAYS = {"today": 0, "yesterday": 1}
+WEEKS = re.compile(r"(\d{1,4})w")
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,27 @@ def run(
     return Past(switches(answers, since), problems(answers), left_out(answers, since))
 
 
-def since_when(text: str | None) -> datetime | None:
-    """`--since`: a time, a date, or how long ago. Raises DeclarationError."""
+def since_when(text: str | None, now: datetime | None = None) -> datetime | None:
+    """`--since`: a time, a date, `today`, `yesterday`, or how long ago. Raises DeclarationError.
+
+    + now: left out: now, and days begin at this machine's midnight
+    """
     if text is None:
         return None
+    if text in DAYS:
+        return _midnight(now or datetime.now(), DAYS[text])
+    now = now or datetime.now(UTC)
     try:
-        return datetime.now(UTC) - parse_duration(text)
-    except ValueError:
+        weeks = WEEKS.fullmatch(text)
+        return now - (timedelta(weeks=int(weeks[1])) if weeks else parse_duration(text))
+    except (ValueError, OverflowError):
         return _moment(text)
+
+
+def _midnight(now: datetime, days_ago: int) -> datetime:
+    """The beginning of that day in `now`'s timezone; without one, in this machine's."""
+    wall = datetime.combine(now.date() - timedelta(days=days_ago), time(), now.tzinfo)
+    return wall.astimezone(UTC)
 
 
 def _moment(text: str) -> datetime:
@@ -66,13 +82,13 @@ def _moment(text: str) -> datetime:
         return moment(text)
     except ValueError as error:
         raise DeclarationError(
-            f"--since {text!r}: must be like 2026-11-20, 2026-11-20T02:00Z or 7d"
+            f"--since {text!r}: must be like yesterday, 2026-11-20, 2026-11-20T02:00Z, 12h, 7d or 2w"
         ) from error
 
 
 @click.command()
 @click.argument("inventory", default=DEFAULT_INVENTORY)
-@click.option("--since", metavar="TIME", help="A time, a date, or how long ago: 7d, 12h.")
+@click.option("--since", metavar="TIME", help="A time, a date, yesterday, or how long ago: 12h, 7d, 2w.")
 @click.option(
     "--newest",
     type=click.IntRange(1),
@@ -80,6 +96,7 @@ def _moment(text: str) -> datetime:
 )
 @click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
 @click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@click.option("--wide", is_flag=True, help="Every column, however long the lines get.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
 def history(
     inventory: str,
@@ -87,6 +104,7 @@ def history(
     newest: int | None,
     limit: tuple[str, ...],
     group_data: tuple[str, ...],
+    wide: bool,
     json_wanted: bool,
 ) -> int:
     """Show who switched what, when, from which release to which, and what came of it.
@@ -97,7 +115,7 @@ def history(
     if json_wanted:
         click.echo(json.dumps(past.as_dict(), indent=2))
         return int(bool(past.missing))
-    console().print(history_table(past.switches))
+    show_history(console(), past.switches, wide=wide)
     if past.left_out:
         plural = "es" if past.left_out > 1 else ""
         click.echo(f"{past.left_out} older switch{plural} not shown: --since or --newest does.", err=True)

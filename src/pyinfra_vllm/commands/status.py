@@ -14,7 +14,7 @@ from ..config import Fleet
 from ..errors import RolloutError
 from ..report import looking
 from ..report.status import Row, exit_code, rows
-from ..report.tables import console, status_table
+from ..report.tables import console, show_status
 
 DEFAULT_INVENTORY = "inventory/prod.py"
 
@@ -55,9 +55,14 @@ def as_json(found: Sequence[Row]) -> dict[str, Any]:
 @click.argument("inventory", default=DEFAULT_INVENTORY)
 @click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
 @click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@click.option("--wide", is_flag=True, help="Every column and every service, however long the lines get.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
-def status(inventory: str, limit: tuple[str, ...], group_data: tuple[str, ...], json_wanted: bool) -> int:
+def status(
+    inventory: str, limit: tuple[str, ...], group_data: tuple[str, ...], wide: bool, json_wanted: bool
+) -> int:
     """Show what each host runs, since when, how it was judged, and what differs from what is declared.
+
+    The worst comes first, and why stands below it. Columns that the screen has no room for are left out.
 
     Exit code 1 when a host could not be asked; the others are shown all the same.
     """
@@ -65,5 +70,5 @@ def status(inventory: str, limit: tuple[str, ...], group_data: tuple[str, ...], 
     if json_wanted:
         click.echo(json.dumps(as_json(found), indent=2))
     else:
-        console().print(status_table(found))
+        show_status(console(), found, wide=wide)
     return code

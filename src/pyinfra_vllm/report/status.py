@@ -16,6 +16,8 @@ from ..asking import Answer
 from .looking import Look, Wish
 
 OK, CHANGING, DRIFT, DOWN, UNPROVEN = "ok", "switching", "drift", "down", "unproven"
+STOPPED = "stopped"  # for people: a `drift` that serves nothing
+WORST_FIRST = (DOWN, UNPROVEN, STOPPED, DRIFT, CHANGING, OK)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,17 @@ def rows(answers: Iterable[Answer[Look]]) -> list[Row]:
         else:
             found += _host_rows(answer.host, answer.value)
     return found
+
+
+def word(row: Row) -> str:
+    """The state as people are told it."""
+    stopped = row.state == DRIFT and row.current is not None and row.running is None
+    return STOPPED if stopped else row.state
+
+
+def severity(row: Row) -> int:
+    """0 for what needs a person most."""
+    return WORST_FIRST.index(word(row))
 
 
 def exit_code(found: Sequence[Row]) -> int:

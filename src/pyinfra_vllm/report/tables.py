@@ -1,22 +1,40 @@
-"""Tables for a terminal, and plain lines for everything else."""
+"""Status and history for a terminal, and plain lines for everything else."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape as unmarked
-from rich.table import Table
 
 from ..printable import printable
+from . import columns
+from .columns import Line
 from .history import Switch
-from .status import CHANGING, DOWN, DRIFT, OK, Row
+from .status import CHANGING, DOWN, DRIFT, OK, STOPPED, UNPROVEN, Row, severity, word
 
-COLOURS = {OK: "green", CHANGING: "cyan", DRIFT: "yellow", DOWN: "red"}
+COLOURS = {OK: "green", CHANGING: "cyan", DRIFT: "yellow", DOWN: "red", STOPPED: "red", UNPROVEN: "red"}
 OUTCOMES = {"committed": "green", "calibrated": "green", "deferred": "yellow", "under way": "cyan"}
 # Not a terminal: never fold a row, so that grep and cut see it whole.
 UNFOLDED = 2000
+# In the order in which they are left out, the last one first, where a screen is too narrow for all.
+STATUS = (
+    "state",
+    "host",
+    "service",
+    "release",
+    "since (UTC)",
+    "last switch",
+    "vllm",
+    "model",
+    "flags",
+    "kernel",
+)
+HISTORY = ("outcome", "began (UTC)", "host", "service", "to", "from", "took", "who", "what", "verdict")
+# What services must have in common to be shown as one where there are too many for the screen.
+ALIKE = ("service", "release", "vllm", "model", "flags", "kernel")
 
 
 def console() -> Console:
@@ -29,53 +47,109 @@ def escape(text: object) -> str:
     return unmarked(printable(text))
 
 
-def status_table(rows: Iterable[Row]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "host",
-        "service",
-        "release",
-        "since (UTC)",
-        "model",
-        "vllm",
-        "flags",
-        "kernel",
-        "last switch",
-    ):
-        table.add_column(name, no_wrap=name in ("host", "service", "release"))
-    table.add_column("state", min_width=24)
-    for row in rows:
-        cells = (row.host, row.service, row.release or "", short_time(row.since), row.model)
-        more = (row.runtime, row.flags, row.kernel, row.verdict)
-        table.add_row(*map(escape, (*cells, *more)), f"[{COLOURS[row.state]}]{escape(state_of(row))}[/]")
-    return table
+def show_status(screen: Console, rows: Sequence[Row], *, wide: bool = False) -> None:
+    """One line a service, the worst first; below it what to know about it.
+
+    Where that is more than the screen has lines, those that are well and alike are one line together.
+
+    + wide: every column and every service, however long the lines get
+    """
+    lines = [_status_line(row) for row in sorted(rows, key=severity)]
+    if screen.is_terminal and not wide:
+        lines = _on_one_screen(lines, screen.height)
+    names = _names(STATUS, lines, screen, wide)
+    columns.show(screen, names, lines, whole=wide)
+    if screen.is_terminal:
+        screen.print(_summary(rows, STATUS[len(names) :]), highlight=False, style="bold")
+
+
+def _names(names: Sequence[str], lines: Sequence[Line], screen: Console, wide: bool) -> list[str]:
+    """The columns to show: not on a terminal, too, all of them."""
+    return list(names) if wide or not screen.is_terminal else columns.fitting(names, lines, screen.width)
+
+
+def _status_line(row: Row) -> Line:
+    cells = (word(row), row.host, row.service, row.release or "", short_time(row.since), row.verdict)
+    more = (row.runtime, row.model, row.flags, row.kernel)
+    said = tuple(reasons_of(row))
+    return Line(dict(zip(STATUS, (*cells, *more), strict=True)), COLOURS[word(row)], said)
+
+
+def _on_one_screen(lines: list[Line], height: int) -> list[Line]:
+    if len(lines) + 3 <= height:  # with the heading, the summary and the prompt
+        return lines
+    alike: dict[tuple[str, ...], list[Line]] = {}
+    for line in lines:
+        if line.cells["state"] == OK and not line.reasons:
+            alike.setdefault(tuple(line.cells[name] for name in ALIKE), []).append(line)
+    together = [_together(same) for same in alike.values()]
+    return [line for line in lines if line.cells["state"] != OK or line.reasons] + together
+
+
+def _together(same: list[Line]) -> Line:
+    if len(same) == 1:
+        return same[0]
+    cells = {name: _common(line.cells[name] for line in same) for name in STATUS}
+    hosts = ", ".join(line.cells["host"] for line in same)
+    return Line({**cells, "host": f"{len(same)} hosts"}, same[0].colour, (hosts,))
+
+
+def _common(values: Iterable[str]) -> str:
+    found = set(values)
+    return found.pop() if len(found) == 1 else "various"
+
+
+def _summary(rows: Sequence[Row], left_out: Sequence[str]) -> str:
+    counts = Counter(word(row) for row in sorted(rows, key=severity))
+    found = ", ".join(f"{count} {state}" for state, count in counts.items())
+    hint = f" (--wide shows also: {', '.join(left_out)})" if left_out else ""
+    return f"{len({row.host for row in rows})} hosts: {found}{hint}"
 
 
 def state_of(row: Row) -> str:
-    """The last column: `ok`, or what to know about this service."""
+    """All in one text: `ok`, or what to know about this service."""
     if row.problem:
         return f"down: {row.problem}"
-    parts = [f"switching: {row.switching}"] if row.switching else []
-    parts += row.drift
-    if row.note:
-        parts.append(row.note)
-    return "; ".join(parts) or OK
+    switching = [f"switching: {row.switching}"] if row.switching else []
+    return "; ".join([*switching, *row.drift, *filter(None, [row.note])]) or OK
 
 
-def history_table(switches: Iterable[Switch]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("began (UTC)", "host", "service", "who", "what", "from", "to", "outcome", "took", "why"):
-        table.add_column(name, no_wrap=name in ("began (UTC)", "host", "service", "from", "to"))
-    for item in switches:
-        outcome = f"{item.outcome} ({item.verdict})" if item.verdict else item.outcome
-        took = "" if item.took_s is None else f"{item.took_s:.0f} s"
-        table.add_row(
-            *map(escape, (short_time(item.began), item.host, item.service, item.operator, item.purpose)),
-            *map(escape, (item.old or "nothing", item.new)),
-            f"[{OUTCOMES.get(item.outcome, 'red')}]{escape(outcome)}[/]",
-            *map(escape, (took, why_of(item))),
-        )
-    return table
+def reasons_of(row: Row) -> list[str]:
+    """What to know about a service, beside its state."""
+    return list(filter(None, (row.problem, row.switching, *row.drift, row.note)))
+
+
+def show_history(screen: Console, switches: Sequence[Switch], *, wide: bool = False) -> None:
+    """One line a switch, oldest first; below it why it ended so, and what does not fit in columns."""
+    lines = [_history_line(item) for item in switches]
+    names = _names(HISTORY, lines, screen, wide)
+    left_out = HISTORY[len(names) :]
+    columns.show(screen, names, [_with_rest(line, left_out) for line in lines], whole=wide)
+
+
+def _history_line(item: Switch) -> Line:
+    took = "" if item.took_s is None else f"{item.took_s:.0f} s"
+    cells = (
+        item.outcome,
+        short_time(item.began),
+        item.host,
+        item.service,
+        item.new,
+        item.old or "nothing",
+        took,
+    )
+    more = (item.operator, item.purpose, item.verdict)
+    why = why_of(item)
+    return Line(
+        dict(zip(HISTORY, (*cells, *more), strict=True)),
+        OUTCOMES.get(item.outcome, "red"),
+        (why,) if why else (),
+    )
+
+
+def _with_rest(line: Line, left_out: Sequence[str]) -> Line:
+    rest = ", ".join(f"{name} {line.cells[name]}" for name in left_out if line.cells[name])
+    return Line(line.cells, line.colour, (*line.reasons, *filter(None, [rest])))
 
 
 def why_of(item: Switch) -> str:

@@ -16,11 +16,12 @@ from typing import Any
 
 import jinja2
 
+from pyinfra_vllm import shipped
 from pyinfra_vllm.config.models import API_KEY
 from pyinfra_vllm.in_runtime import api_key
 from pyinfra_vllm.on_host.paths import API_KEY_MODULE, SECRETS_FILE
 
-TEMPLATE = "vllm.service.j2"
+TEMPLATE = "templates/vllm.service.j2"
 ID_LENGTH = 12
 # The id is part of the unit that it names: it is hashed with this in its place.
 _UNNAMED = "0" * ID_LENGTH
@@ -206,12 +207,7 @@ def base_environment(service_directory: str, runtime_path: str) -> dict[str, str
 
 def template_text() -> str:
     """The project's own `templates/vllm.service.j2`, else the one that came with the package."""
-    here = Path(__file__).resolve()
-    places = [Path.cwd() / "templates", here.parent / "templates", here.parents[2] / "templates"]
-    for place in places:
-        if (place / TEMPLATE).is_file():
-            return (place / TEMPLATE).read_text(encoding="utf-8")
-    raise FileNotFoundError(f"no {TEMPLATE} in {', '.join(map(str, places))}")
+    return shipped.text(TEMPLATE, Path.cwd())
 
 
 def specifier(text: str) -> str:

@@ -292,6 +292,32 @@ HOST = mapping(
     ("python", "systemd", "program", "recovery_unit", "users"),
 )
 PRUNED = mapping({"kind": text, "path": text, "bytes": count}, ("kind", "path", "bytes"))
+# What on_host/doctor.py tells.
+EXAMINED = mapping(
+    {
+        "checks": list_of(mapping({"name": text, "ok": flag, "detail": text}, ("name", "ok", "detail"))),
+        "now": number,
+    },
+    ("checks", "now"),
+)
+LOGGED = list_of(
+    mapping(
+        {
+            "service": text,
+            "cause": or_null(
+                mapping(
+                    {"at": or_null(number), "process": text, "text": text, "traceback": texts},
+                    ("text", "traceback"),
+                )
+            ),
+            "problem": text,
+            "lines": list_of(
+                mapping({"at": or_null(number), "unit": text, "text": text}, ("at", "unit", "text"))
+            ),
+        },
+        ("service", "cause", "problem", "lines"),
+    )
+)
 # What a unit's program writes of how far it is (on_host/status.py).
 STATUS = mapping(
     {

@@ -35,11 +35,13 @@ _BREAKS = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 class Line:
     """One entry of the journal.
 
-    `start` is systemd's name for the start whose process wrote it; empty for systemd itself.
+    `start` is systemd's name for the start whose process wrote it; empty for systemd itself. `at` is its
+    Unix time; None where the entry has none.
     """
 
     text: str
     start: str = ""
+    at: float | None = None
 
 
 class LogError(Exception):
@@ -90,7 +92,12 @@ def parsed(entry: bytes) -> list[Line]:
     start = value.get("_SYSTEMD_INVOCATION_ID")
     line = _BREAKS.sub(" ", text[: LONGEST_LINE + 1])
     cut = f"{line[:LONGEST_LINE]}... ({len(text)} characters)" if len(text) > LONGEST_LINE else line
-    return [Line(cut, start if isinstance(start, str) else "")]
+    return [Line(cut, start if isinstance(start, str) else "", _time(value.get("__REALTIME_TIMESTAMP")))]
+
+
+def _time(microseconds: Any) -> float | None:
+    digits = isinstance(microseconds, str) and microseconds.isascii() and microseconds.isdigit()
+    return int(microseconds) / 1e6 if digits else None
 
 
 def _text(message: Any) -> str | None:

@@ -1,0 +1,28 @@
+"""The journals of a host's services, with the root cause of the newest start that failed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyinfra.api import StringCommand
+from typing_extensions import override
+
+from pyinfra_vllm import answers
+from pyinfra_vllm.facts import _script
+from pyinfra_vllm.facts._told import Told
+
+
+class Logs(Told[list[dict[str, Any]] | None]):
+    """What the units of a host's services logged (see on_host/logs.py).
+
+    + root: where pyinfra-vllm keeps its files on the host
+    + newest: so many lines of each unit
+    + service: only this one; left out: all of them
+    """
+
+    check = answers.LOGGED
+
+    @override
+    def command(self, root: str, newest: int, service: str | None = None) -> StringCommand:
+        names = [service] if service else []
+        return _script.python("logs", root, str(newest), *names, needs=("paths", "root_cause", "unit_log"))

@@ -179,6 +179,7 @@ services = {
             "undrain": ["/usr/local/bin/lb", "undrain"],  # once tokens flow again
             "notify": "http://chat.example.net:8065/hooks/vllm",  # begin, verdict, end, failure
             "timeout_s": 30,  # of each call
+            "check": False,  # True: the programs take `--check` as a last word, for `pyinfra-vllm doctor`
         },
         # The longest that a switch and its rollback may take: a switch never begins later than this before
         # closing. Where a host's own record of its switches says longer, that counts. Left out: the record

@@ -21,6 +21,7 @@ from .printable import printable_lines
 
 # Every command, in the order of a rollout, with the line that `--help` shows.
 COMMANDS = {
+    "init": "Write a small project to begin with.",
     "lock": "Pin what each declared model means in checkpoints.lock.yaml, or check it.",
     "resolve": "Show the vLLM flags for a model on a GPU, each with its reason.",
     "windows": "Say whether a switch may begin now, why, and when next.",
@@ -28,8 +29,10 @@ COMMANDS = {
     "compare": "Judge one record against another: pass, fail or inconclusive.",
     "calibrate": "Find how noisy an unchanged service is, across its restarts.",
     "status": "Show what each host runs, and what differs from what is declared.",
+    "doctor": "Find out whether each host could restart, and go back, right now.",
     "watch": "Follow a rollout wave by wave and host by host.",
     "history": "Show who switched what, when, and what came of it.",
+    "logs": "Show the journal of one host's services, the root cause of a failed start first.",
     "report": "Write an HTML page about the fleet, its switches and their evidence.",
     "prune": "Show what nothing on the hosts needs any more, and delete it.",
     "schedule": "Print or install the timer for unattended rollouts.",

@@ -22,7 +22,7 @@ from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.report.looking import Look, Wish
 from pyinfra_vllm.schedule import due
 from pyinfra_vllm.schedule import tick as ticking
-from pyinfra_vllm.schedule.units import cron_line, units
+from pyinfra_vllm.schedule.units import cron_line, daily, units
 
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 INVENTORY = """
@@ -271,6 +271,20 @@ def test_systemd_accepts_the_units_and_reads_the_words_back(tmp_path: Path) -> N
     assert made.name == "pyinfra-vllm-schedule-my-prod"
 
 
+def test_systemd_accepts_the_daily_units(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("no systemd here")
+    made = daily("prod.py", ["/bin/echo", "50%"], tmp_path, "09:00", account="root")
+    for name, text in made.files.items():
+        (tmp_path / name).write_text(text)
+    paths = [tmp_path / name for name in made.files]
+    checked = subprocess.run(
+        [analyze, "verify", "--man=no", *paths], capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
 def test_units_say_what_was_asked(tmp_path: Path) -> None:
     secrets = tmp_path / "secrets"
     secrets.write_text("HF_TOKEN=hf_private")
@@ -389,6 +403,25 @@ def test_install_writes_the_units_and_starts_the_timer(systemctl: Path, tmp_path
     assert f"WorkingDirectory={tmp_path}" in service.read_text() and "--tick" in service.read_text()
     calls = systemctl.read_text().splitlines()
     assert calls == ["--user daemon-reload", "--user enable --now pyinfra-vllm-schedule-prod.timer"]
+
+
+def test_doctor_gets_a_timer_of_its_own(systemctl: Path, tmp_path: Path) -> None:
+    words = ["prod.py", "--install", "--doctor", "09:30", "--limit", "one"]
+    done = CliRunner().invoke(schedule, words, standalone_mode=False)
+    assert done.return_value == 0, done.output
+    folder = tmp_path / "config/systemd/user"
+    assert "OnCalendar=*-*-* 09:30:00" in (folder / "pyinfra-vllm-doctor-prod.timer").read_text()
+    service = (folder / "pyinfra-vllm-doctor-prod.service").read_text()
+    assert '"doctor" "prod.py" "--limit" "one"' in service and "--tick" not in service
+    assert "--user enable --now pyinfra-vllm-doctor-prod.timer" in systemctl.read_text().splitlines()
+
+
+@pytest.mark.parametrize("at", ["9:30", "24:00", "soon", "09:30\nOnBoot=1"])
+def test_a_time_of_day_that_is_none_is_refused(systemctl: Path, at: str) -> None:
+    done = CliRunner().invoke(schedule, ["prod.py", "--doctor", at], standalone_mode=False)
+    assert isinstance(done.exception, DeclarationError) and "must be a time of day like 09:00" in str(
+        done.exception
+    )
 
 
 def test_a_systemctl_that_fails_is_told(systemctl: Path, tmp_path: Path) -> None:

@@ -14,18 +14,21 @@ from .. import fleet
 from ..printable import printable
 from ..schedule.environment import checked
 from ..schedule.tick import tick as ticked
-from ..schedule.units import EVERY, Units, cron_line, install, units
+from ..schedule.units import EVERY, Units, cron_line, daily, install, units
 
 DEFAULT_INVENTORY = "inventory/prod.py"
 
 
-def own_command(inventory: str, limit: tuple[str, ...], group_data: tuple[str, ...] = ()) -> list[str]:
+def own_command(
+    inventory: str, limit: tuple[str, ...], group_data: tuple[str, ...] = (), doctor: bool = False
+) -> list[str]:
     """What the timer runs: this very program, by its whole path."""
     beside = Path(sys.executable).parent / "pyinfra-vllm"
-    program = [str(beside)] if beside.is_file() else [sys.executable, "-m", "pyinfra_vllm.cli"]
+    program = [str(beside)] if beside.is_file() else [sys.executable, "-m", "pyinfra_vllm"]
     limits = [word for host in limit for word in ("--limit", host)]
     beyond = [word for path in group_data for word in ("--group-data", path)]
-    return [*program, "schedule", inventory, "--tick", *limits, *beyond]
+    words = ["doctor", inventory] if doctor else ["schedule", inventory, "--tick"]
+    return [*program, *words, *limits, *beyond]
 
 
 def account() -> str | None:
@@ -44,6 +47,7 @@ def account() -> str | None:
 @click.option(
     "--every", default=5, show_default=True, help=f"Minutes between ticks: {', '.join(map(str, EVERY))}."
 )
+@click.option("--doctor", metavar="HH:MM", help="Also a timer that runs `doctor` each day at this time.")
 @click.option(
     "--environment-file",
     type=click.Path(path_type=Path),
@@ -58,6 +62,7 @@ def schedule(
     tick: bool,
     dry: bool,
     every: int,
+    doctor: str | None,
     environment_file: Path | None,
     limit: tuple[str, ...],
     group_data: tuple[str, ...],
@@ -78,8 +83,11 @@ def schedule(
     )  # a timer of a broken one rolls nothing out
     command = own_command(inventory, limit, group_data)
     secrets = environment_file and checked(environment_file, account())
-    made = units(inventory, command, Path.cwd(), every, account(), secrets)
-    ran = install(made) if installing else []
+    made = [units(inventory, command, Path.cwd(), every, account(), secrets)]
+    if doctor:
+        checkup = own_command(inventory, limit, group_data, doctor=True)
+        made.append(daily(inventory, checkup, Path.cwd(), doctor, account()))
+    ran = [words for each in made for words in install(each)] if installing else []
     if json_wanted:
         click.echo(json.dumps(_as_dict(made, ran, cron_line(command, Path.cwd(), every)), indent=2))
     else:
@@ -102,18 +110,20 @@ def _tick(
     return done.exit_code
 
 
-def _as_dict(made: Units, ran: list[list[str]], cron: str) -> dict[str, object]:
-    files = {str(made.directory / name): text for name, text in made.files.items()}
-    return {"files": files, "installed": bool(ran), "ran": ran, "cron": cron}
+def _as_dict(made: list[Units], ran: list[list[str]], cron: str) -> dict[str, object]:
+    return {"files": _files(made), "installed": bool(ran), "ran": ran, "cron": cron}
 
 
-def _print(made: Units, ran: list[list[str]], cron: str) -> None:
-    for name, text in made.files.items():
-        click.echo(f"# {made.directory / name}\n{text}")
+def _files(made: list[Units]) -> dict[str, str]:
+    return {str(each.directory / name): text for each in made for name, text in each.files.items()}
+
+
+def _print(made: list[Units], ran: list[list[str]], cron: str) -> None:
+    for path, text in _files(made).items():
+        click.echo(f"# {path}\n{text}")
     if ran:
-        click.echo(
-            "Installed; the timer runs. See it:"
-            f" {' '.join(made.systemctl('list-timers', made.name + '.timer'))}"
-        )
+        timers = [f"{each.name}.timer" for each in made]
+        listed = " ".join(made[0].systemctl("list-timers", *timers))
+        click.echo(f"Installed; the timer runs. See it: {listed}")
     else:
         click.echo("# Nothing was written: --install does. The same for a crontab:\n# " + cron)

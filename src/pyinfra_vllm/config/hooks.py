@@ -63,6 +63,11 @@ class Hooks(Declaration):
         default=30.0, description="seconds, more than 0 and at most 600"
     )
 
+    check: bool = Field(
+        default=False,
+        description="whether the programs take `--check` as a last word, for `pyinfra-vllm doctor`",
+    )
+
     @model_validator(mode="after")
     def _no_way_without_a_way_back(self) -> Self:
         if (self.drain is None) != (self.undrain is None):
@@ -77,7 +82,9 @@ class Hooks(Declaration):
     def document(self) -> dict[str, Any]:
         """The same for the host (on_host/hooks.py); empty where no hook is declared."""
         called = {kind: _document(hook) for kind, hook in self._called().items()}
-        return {**called, "timeout_s": self.timeout_s} if called else {}
+        if not called:
+            return {}
+        return {**called, "timeout_s": self.timeout_s, **({"check": True} if self.check else {})}
 
     def _called(self) -> dict[str, SecretUrl | tuple[str, ...] | str]:
         hooks = {kind: getattr(self, kind) for kind in ("drain", "undrain", "notify")}

@@ -39,5 +39,18 @@ def python(module: str, *arguments: str, needs: tuple[str, ...] = ()) -> StringC
     return StringCommand("python3", "-I", "-c", *(QuoteString(word) for word in words))
 
 
+def from_input(module: str, *arguments: str) -> tuple[tuple[str, ...], str]:
+    """The same for a program that needs more modules than fit into a command.
+
+    Returns its words, and what it reads on standard input.
+    """
+    start = _START.replace("json.loads(sys.argv[1])", "json.load(sys.stdin)")
+    names = [file.name for file in files("pyinfra_vllm.on_host").iterdir() if file.name.endswith(".py")]
+    sources = {
+        name[: -len(".py")]: _source(name[: -len(".py")]) for name in names if not name.startswith("__")
+    }
+    return ("python3", "-I", "-c", start, "-", module, *arguments), json.dumps(sources)
+
+
 def _source(name: str) -> str:
     return files("pyinfra_vllm.on_host").joinpath(f"{name}.py").read_text(encoding="utf-8")

@@ -26,6 +26,7 @@ from .paths import ServicePaths
 
 SCHEMA = "pyinfra-vllm/event/1"
 DRAIN, UNDRAIN, NOTIFY = "drain", "undrain", "notify"
+CHECK = "check"  # declared: programs take `--check`, which asks whether they could work and changes nothing
 BEGIN, VERDICT, END, FAILED = "begin", "verdict", "end", "failed"
 GOOD_ENDS = ("committed", "deferred", "calibrated")
 TIMEOUT_S = 30.0
@@ -198,6 +199,34 @@ def call(hook: dict[str, Any], event: dict[str, Any], timeout_s: float, secrets:
     problem = _run(argv, environment, f"{json.dumps(event, ensure_ascii=False)}\n".encode(), timeout_s)
     if problem:
         raise HookFailed(f"the {kind} hook failed: {_without(hidden, problem)[-LAST_WORDS:]}")
+
+
+def problems(paths: ServicePaths) -> list[str]:
+    """Why declared hooks could not be called now; empty where nothing speaks against it. Calls no URL."""
+    declared: dict[str, Any] = durable.read_json(paths.hooks, {})
+    secrets = paths.secrets(declared.get(RELEASE, ""))
+    found = (_problem(kind, declared, secrets) for kind in (DRAIN, UNDRAIN, NOTIFY) if declared.get(kind))
+    return list(filter(None, found))
+
+
+def _problem(kind: str, declared: dict[str, Any], secrets: Path) -> str:
+    hook = declared[kind]
+    if "argv" not in hook:
+        unknown = "url" not in hook and not secrets_file.read(secrets).get(hook["url_env"])
+        return (
+            f"the {kind} hook's URL is not among the service's secrets: {hook['url_env']}" if unknown else ""
+        )
+    program = Path(hook["argv"][0])
+    if not program.is_file() or not os.access(program, os.X_OK):
+        return f"the {kind} hook's program {program} is not there, or can't be executed"
+    if not declared.get(CHECK):
+        return ""
+    asked = {"argv": [*hook["argv"], "--check"]}
+    try:
+        call(asked, {"schema": SCHEMA, "event": CHECK}, declared.get("timeout_s", TIMEOUT_S), secrets, kind)
+    except (HookFailed, OSError, ValueError) as error:
+        return f"asked with --check: {error}"
+    return ""
 
 
 def _without(hidden: dict[str, str], text: str) -> str:

@@ -1,8 +1,8 @@
 """What a checkpoint directory on this host must hold, and whether it still does.
 
 `manifest.json` lists every file with its size, sha256 and modification time; `.complete` beside it is written
-last. `changed` asks the file system only (milliseconds for any size); `damaged` reads every byte. Nothing
-here repairs, downloads or deletes: `fetch` does.
+last. `changed` asks the file system only (milliseconds for any size); `sampled` reads small files whole and
+places of large ones; `damaged` reads every byte. Nothing here repairs, downloads or deletes: `fetch` does.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ WRITTEN = "was written to after it was verified"
 LONGEST_PATH = 1024  # bytes; Linux allows 4096 for the whole path, roots and commit included
 LONGEST_NAME = 240  # bytes; Linux allows 255 for one component, a temporary suffix included
 CHUNK_BYTES = 8 * 1024 * 1024
+WHOLE_BYTES = 64 << 20  # a spot check reads files up to this size whole: all but the weights
+PLACES, PLACE_BYTES = 16, 1 << 20  # and of larger ones so many places of so many bytes
 
 Progress = Callable[[int], None]
 
@@ -198,10 +201,36 @@ def damaged(directory: Path, manifest: Manifest, progress: Progress | None = Non
     for entry in manifest.files:
         if found.get(entry.path) in (None, WRITTEN):
             found.pop(entry.path, None)  # a new modification time alone is no damage
-            sha256, _ = hash_file(directory / entry.path, progress)
-            if sha256 != entry.sha256:
-                found[entry.path] = f"has other content than verified (sha256 {sha256[:12]}…)"
+            if reason := _other_content(directory / entry.path, entry, progress):
+                found[entry.path] = reason
     return found
+
+
+def _other_content(path: Path, entry: Entry, progress: Progress | None = None) -> str | None:
+    sha256, _ = hash_file(path, progress)
+    return f"has other content than verified (sha256 {sha256[:12]}…)" if sha256 != entry.sha256 else None
+
+
+def sampled(directory: Path, manifest: Manifest) -> dict[str, str]:
+    """Like `changed`, and reads small files whole and some places of large ones, to find a failing disk."""
+    found = changed(directory, manifest)
+    for entry in manifest.files:
+        if entry.path not in found and (reason := _sample(directory / entry.path, entry)):
+            found[entry.path] = reason
+    return found
+
+
+def _sample(path: Path, entry: Entry) -> str | None:
+    try:
+        if entry.size <= WHOLE_BYTES:
+            return _other_content(path, entry)
+        with path.open("rb") as file:
+            for _ in range(PLACES):
+                file.seek(random.randrange(entry.size - PLACE_BYTES))
+                file.read(PLACE_BYTES)
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    return None
 
 
 def quick_check(directory: Path) -> list[str]:
@@ -210,6 +239,11 @@ def quick_check(directory: Path) -> list[str]:
     Asks the file system only.
     """
     return _check(directory, changed)
+
+
+def spot_check(directory: Path) -> list[str]:
+    """Like `quick_check`, and reads a sample: seconds for any size, most of the weights unread."""
+    return _check(directory, sampled)
 
 
 def full_check(directory: Path) -> list[str]:

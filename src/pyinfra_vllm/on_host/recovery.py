@@ -137,13 +137,14 @@ def start_due(root: Path, units: Path = UNITS) -> list[str]:
 
     Returns their names.
     """
-    due = [paths for paths in services(root, units) if _owes(paths) and not _is_held(paths)]
+    due = [paths for paths in services(root, units) if owes(paths) and not _is_held(paths)]
     for paths in due:
         systemd.start_in_background(paths.recovery_unit)
     return [paths.name for paths in due]
 
 
-def _owes(paths: ServicePaths) -> bool:
+def owes(paths: ServicePaths) -> bool:
+    """Whether the newest transaction has no end, or left the service drained."""
     left = _left(paths)
     return left is not None and (left.ended is None or Hooks(paths, left.log).drained)
 

@@ -8,7 +8,7 @@ import pwd
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from . import compile_cache, durable, manifest, permissions, secrets_file
 from .paths import API_KEY_MODULE, SECRETS_FILE, ServicePaths
@@ -155,19 +155,25 @@ def _private_cache(cache: Path, user: str) -> None:
 
 def prove(paths: ServicePaths, release: Release) -> None:
     """Show that the release could be started now. Raises NotReady with the first thing that is wrong."""
+    for part in PARTS.values():
+        part(paths, release)
+
+
+def _prove_files(paths: ServicePaths, release: Release) -> None:
     for name in (*FILES, API_KEY_MODULE) if release.key_is_asked_for else FILES:
         if not (paths.release(release.id) / name).is_file():
             raise NotReady(f"release {release.id} has lost its file {name}")
-    _prove_secrets(paths.secrets(release.id), release)
+
+
+def _prove_checkpoint(paths: ServicePaths, release: Release) -> None:
     damage = manifest.quick_check(release.checkpoint)
     if damage:
         raise NotReady(f"the checkpoint of release {release.id} is damaged: {'; '.join(damage)}")
-    weights = [path for path in release.checkpoint.rglob("*") if path.is_file()]
-    _readable(release, [release.executable, *weights])
 
 
-def _prove_secrets(path: Path, release: Release) -> None:
+def _prove_secrets(paths: ServicePaths, release: Release) -> None:
     """Without its key a server would start all the same, and answer anybody."""
+    path = paths.secrets(release.id)
     values = secrets_file.read(path)
     missing = [name for name in release.secrets if not values.get(name)]
     if missing:
@@ -178,12 +184,26 @@ def _prove_secrets(path: Path, release: Release) -> None:
         )
 
 
+def _prove_readable(paths: ServicePaths, release: Release) -> None:
+    weights = [path for path in release.checkpoint.rglob("*") if path.is_file()]
+    _readable(release, [release.executable, *weights])
+
+
 def _readable(release: Release, files: list[Path]) -> None:
     account = _account(release)
     problems = (account.hindrance(path) for path in files)
     problem = next(filter(None, problems), "") or account.hindrance(release.executable, EXECUTE)
     if problem:
         raise NotReady(f"the user {release.user} can't use what release {release.id} needs: {problem}")
+
+
+# What a start needs, in the order in which it is looked for; `doctor` tells of each.
+PARTS: dict[str, Callable[[ServicePaths, Release], None]] = {
+    "files": _prove_files,
+    "secrets": _prove_secrets,
+    "checkpoint": _prove_checkpoint,
+    "readable": _prove_readable,
+}
 
 
 def out_of_reach(release: Release) -> None:

@@ -70,11 +70,15 @@ class Service:
 
     def mend_links(self) -> list[str]:
         """Enable the unit again where somebody disabled or edited it; returns what was mended."""
-        wrong = [str(link) for link, target in self._links.items() if not _leads(link, target)]
+        wrong = self.wrong_links()
         if wrong:
             self._mend_links()
             systemd.daemon_reload()
-        return wrong
+        return [str(link) for link in wrong]
+
+    def wrong_links(self) -> dict[Path, Path]:
+        """The links to the unit that are missing or lead elsewhere, and where each must lead."""
+        return {link: target for link, target in self._links.items() if not _leads(link, target)}
 
     def _mend_links(self) -> None:
         self.paths.wants_link.parent.mkdir(exist_ok=True)
@@ -115,9 +119,9 @@ class Service:
 
     def refused(self) -> str:
         """What keeps this host from switching and going back at this moment; empty where nothing does."""
-        return next(filter(None, (self._short_of_space(), self._systemd_deaf())), "")
+        return next(filter(None, (self.short_of_space(), self.systemd_deaf())), "")
 
-    def _short_of_space(self) -> str:
+    def short_of_space(self) -> str:
         found = os.statvfs(self.paths.directory)
         if found.f_files and found.f_favail < INODES_NEEDED:
             return f"{self.paths.directory} has {found.f_favail} free inodes, {INODES_NEEDED} are needed"
@@ -129,7 +133,7 @@ class Service:
             )
         return ""
 
-    def _systemd_deaf(self) -> str:
+    def systemd_deaf(self) -> str:
         try:
             systemd.show(self.paths.unit, "ActiveState")
         except systemd.SystemdError as error:

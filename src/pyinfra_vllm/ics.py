@@ -1,37 +1,55 @@
-"""Reads the closed days and hours of an iCalendar file: events with a start and an end, all-day or timed.
+"""Reads the closed days and hours of an iCalendar file: events that are all-day or timed, once or repeating.
 
-Small on purpose. What it can't read for certain (repeating events, unknown timezones, durations) is an error
-that names the file and the line, never a day silently left open.
+`icalendar` reads and `recurring-ical-events` repeats. Events that can't be read for certain are an error that
+names the file and the event, never a day silently left open.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .window import Days, Interval, zone
+from .window import Closed, Days, Interval, parse_days
 
-_REFUSED = ("RRULE", "RDATE", "EXDATE", "EXRULE", "RECURRENCE-ID")
+if (
+    TYPE_CHECKING
+):  # both take a third of a second to import, which only a project with calendars should wait for
+    from icalendar import Calendar, Event
+
+_REPEATING = ("RRULE", "RDATE", "EXDATE", "RECURRENCE-ID")
+_FREQUENCIES = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")
+_WITHIN_A_DAY = ("BYHOUR", "BYMINUTE", "BYSECOND")
 
 
 @dataclass(frozen=True)
-class _Moment:
-    day: date
-    at: datetime | None = None  # None: the whole day
+class Repeating:
+    """The repeating events of one file, worked out for each stretch of time that is asked for.
+
+    name: the file, for messages
+    text: these events and their time zones, in iCalendar's own form
+    """
+
+    name: str
+    text: str
+
+    def between(self, start: datetime, end: datetime) -> tuple[Days | Interval, ...]:
+        """The occurrences that reach into the days from `start` to `end` (both aware)."""
+        found = _query(self.text).between(start, end)
+        return tuple(_closed(event, self.name) for event in found if _blocks(event))
 
 
-@dataclass
-class _Event:
-    line: int
-    start: _Moment | None = None
-    end: _Moment | None = None
-    cancelled: bool = False
-    free: bool = False
-    nested: list[str] = field(default_factory=list)
+def closed(item: object) -> tuple[Closed, ...]:
+    """The exceptions of one declared item: a date, a range of dates or an .ics file. Raises ValueError."""
+    if isinstance(item, str) and item.lower().endswith(".ics"):
+        return read_calendar(Path(item))
+    return (parse_days(item),)
 
 
-def read_calendar(path: Path) -> tuple[Days | Interval, ...]:
+def read_calendar(path: Path) -> tuple[Closed, ...]:
     """The file's events; cancelled and transparent ("free") ones are left out. Raises ValueError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -40,99 +58,110 @@ def read_calendar(path: Path) -> tuple[Days | Interval, ...]:
     return parse_calendar(text, str(path))
 
 
-def parse_calendar(text: str, name: str = "calendar") -> tuple[Days | Interval, ...]:
+def parse_calendar(text: str, name: str = "calendar") -> tuple[Closed, ...]:
     """The same for text; `name` stands in messages."""
-    found: list[Days | Interval] = []
-    event: _Event | None = None
-    seen_calendar = False
-    for number, line in _unfolded(text):
-        head, colon, value = line.partition(":")
-        key, *parameters = head.upper().split(";")
-        where = f"{name}, line {number}"
-        if not colon:
-            raise ValueError(f"{where}: not a calendar line")
-        if key == "BEGIN" and value.upper() == "VCALENDAR":
-            seen_calendar = True
-        elif key == "BEGIN" and value.upper() == "VEVENT":
-            event = _Event(number)
-        elif key == "END" and value.upper() == "VEVENT" and event is not None:
-            found.extend(_closed(event, name))
-            event = None
-        elif event is not None:
-            _read_line(event, key, head.split(";")[1:] if parameters else [], value, where)
-    if not seen_calendar or event is not None:
+    calendars = _parsed(text, name)
+    events = [event for calendar in calendars for event in calendar.events]
+    for number, event in enumerate(events):
+        if "UID" not in event:  # RFC 5545 asks for one, and hand-written files lack it
+            event.add("UID", f"event-{number}")
+        if event.errors:
+            raise ValueError(f"{_where(event, name)}: {event.errors[0][0] or 'line'}: {event.errors[0][1]}")
+    repeated = {_uid(event) for event in events if any(key in event for key in _REPEATING)}
+    once = [event for event in events if _uid(event) not in repeated]
+    found: list[Closed] = [_closed(event, name) for event in once if _blocks(event)]
+    return (*found, *(_repeating(calendar, repeated, name) for calendar in calendars if repeated))
+
+
+def _parsed(text: str, name: str) -> list[Calendar]:
+    """The calendars of a file, none of whose events got lost."""
+    from icalendar import Calendar
+
+    try:
+        calendars = [part for part in Calendar.from_ical(text, multiple=True) if isinstance(part, Calendar)]
+    except (ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{name} can't be read: {error}") from error
+    begun = sum(line.rstrip().upper() == "BEGIN:VEVENT" for line in text.splitlines())
+    if not calendars or sum(len(calendar.events) for calendar in calendars) != begun:
         raise ValueError(f"{name}: not a complete iCalendar file")
-    return tuple(found)
+    return calendars
 
 
-def _unfolded(text: str) -> list[tuple[int, str]]:
-    """Content lines with the number of their first line; a line that begins with a blank continues the one
-    before.
-    """
-    lines: list[tuple[int, str]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line[:1] in (" ", "\t") and lines:
-            first, begun = lines[-1]
-            lines[-1] = (first, begun + line[1:])
-        elif line.strip():
-            lines.append((number, line))
-    return lines
+def _where(event: Event, name: str) -> str:
+    summary = event.get("SUMMARY") or event.get("UID") or "without a name"
+    return f"{name}, event {str(summary)[:60]!r}"
 
 
-def _read_line(event: _Event, key: str, parameters: list[str], value: str, where: str) -> None:
-    if key == "BEGIN":
-        event.nested.append(value.upper())
-    elif key == "END" and event.nested:
-        event.nested.pop()
-    elif event.nested:
-        return  # an alarm inside the event
-    elif key in _REFUSED:
-        raise ValueError(f"{where}: {key} (a repeating event) can't be read; write its days out")
-    elif key == "DURATION":
-        raise ValueError(f"{where}: an event with DURATION can't be read; give it a DTEND")
-    elif key == "DTSTART":
-        event.start = _moment(parameters, value, where)
-    elif key == "DTEND":
-        event.end = _moment(parameters, value, where)
-    elif key == "STATUS":
-        event.cancelled = value.strip().upper() == "CANCELLED"
-    elif key == "TRANSP":
-        event.free = value.strip().upper() == "TRANSPARENT"
+def _uid(event: Event) -> str:
+    return str(event["UID"])
 
 
-def _moment(parameters: list[str], value: str, where: str) -> _Moment:
-    named = dict(item.partition("=")[::2] for item in parameters)
-    named = {key.upper(): given.strip('"') for key, given in named.items()}
-    value = value.strip()
+def _blocks(event: Event) -> bool:
+    return (
+        str(event.get("STATUS", "")).upper() != "CANCELLED"
+        and str(event.get("TRANSP", "")).upper() != "TRANSPARENT"
+    )
+
+
+def _closed(event: Event, name: str) -> Days | Interval:
+    where = _where(event, name)
     try:
-        if named.get("VALUE", "").upper() == "DATE" or "T" not in value:
-            return _Moment(datetime.strptime(value, "%Y%m%d").date())
-        if value.endswith("Z"):
-            at = datetime.strptime(value, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-            return _Moment(at.date(), at)
-        at = datetime.strptime(value, "%Y%m%dT%H%M%S")
+        start, end = event.start, event.end
     except ValueError as error:
-        raise ValueError(f"{where}: {value!r} is not a date or a time of iCalendar") from error
-    if "TZID" not in named:
-        raise ValueError(f"{where}: a time without timezone; end it in Z or give it an IANA TZID")
-    try:
-        return _Moment(at.date(), at.replace(tzinfo=zone(named["TZID"])))
-    except ValueError as error:
-        raise ValueError(f"{where}: TZID {named['TZID']!r} is not an IANA timezone") from error
-
-
-def _closed(event: _Event, name: str) -> list[Days | Interval]:
-    where = f"{name}, event at line {event.line}"
-    if event.start is None:
-        raise ValueError(f"{where}: no DTSTART")
-    if event.cancelled or event.free:
-        return []
-    start, end = event.start, event.end
-    if start.at is None:
-        # RFC 5545 3.6.1: an all-day event without DTEND lasts one day; a DTEND is the day after the last.
-        if end is not None and (end.at is not None or end.day <= start.day):
+        raise ValueError(f"{where}: {error}") from error
+    if not isinstance(start, datetime):
+        if not isinstance(end, date) or isinstance(end, datetime) or end <= start:
             raise ValueError(f"{where}: DTEND must be a later date")
-        return [Days(start.day, end.day - timedelta(days=1) if end is not None else start.day)]
-    if end is None or end.at is None or end.at <= start.at:
-        raise ValueError(f"{where}: DTEND must be a later time")
-    return [Interval(start.at, end.at)]
+        return Days(start, end - timedelta(days=1))  # DTEND is the day after the last
+    for moment in (start, end):
+        if isinstance(moment, datetime) and moment.tzinfo is None:
+            raise ValueError(
+                f"{where}: {moment} has no timezone that is known; end it in Z or give it a TZID"
+            )
+    if not isinstance(end, datetime) or end <= start:
+        raise ValueError(f"{where}: DTEND must be a later time, or DURATION more than nothing")
+    return Interval(start, end)
+
+
+def _repeating(calendar: Calendar, uids: set[str], name: str) -> Repeating:
+    """The repeating events of a calendar, each tried once. Raises ValueError."""
+    from icalendar import Calendar
+
+    kept = Calendar()
+    for part in (*calendar.timezones, *(event for event in calendar.events if _uid(event) in uids)):
+        kept.add_component(part)
+    for event in kept.events:
+        for rule in _rules(event):
+            _check_rule(rule, _where(event, name))
+        _closed(event, name)
+    found = Repeating(name, kept.to_ical().decode())
+    try:
+        for event in kept.events:
+            first = event.start
+            day = datetime(first.year, first.month, first.day).astimezone()
+            found.between(day, day + timedelta(days=400))
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{name}: its repeating events can't be worked out: {error}") from error
+    return found
+
+
+def _rules(event: Event) -> Iterator[Any]:
+    rules = event.get("RRULE", [])
+    yield from rules if isinstance(rules, list) else [rules]
+
+
+def _check_rule(rule: Any, where: str) -> None:
+    """An event that repeats within a day would be millions of them, and closes no day that anyone means."""
+    frequency = [str(value).upper() for value in rule.get("FREQ", [])]
+    if len(frequency) != 1 or frequency[0] not in _FREQUENCIES:
+        raise ValueError(f"{where}: RRULE must repeat by FREQ={', '.join(_FREQUENCIES[:-1])} or YEARLY")
+    if any(key in rule for key in _WITHIN_A_DAY):
+        raise ValueError(f"{where}: RRULE must not have {', '.join(_WITHIN_A_DAY)}: once a day at most")
+
+
+@cache
+def _query(text: str) -> Any:
+    import recurring_ical_events
+    from icalendar import Calendar
+
+    return recurring_ical_events.of(Calendar.from_ical(text), skip_bad_series=False)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
+from typing import Protocol
 
 from cronsim import CronSim, CronSimError
 
@@ -35,6 +36,8 @@ NEXT = 5
 _SPANS = tuple(timedelta(days=days) for days in (10, 70, 800, 4100, 9200))
 # Openings so dense that a longer look would only cost time.
 _DENSE = 2000
+# How much further repeating exceptions are looked for: an all-day one is in local time, 14 hours off at most.
+_SPARE = timedelta(days=2)
 # A skipped day (Apia, 2011-12-30) is the largest jump of a wall clock on record.
 _LARGEST_JUMP = timedelta(hours=26)
 
@@ -55,6 +58,16 @@ class Interval:
     end: datetime
 
 
+class Recurrence(Protocol):
+    """Closed days and times that repeat, and are worked out where they are asked for (ics.Repeating)."""
+
+    def between(self, start: datetime, end: datetime) -> tuple[Days | Interval, ...]:
+        """Those that reach into the days from `start` to `end` (both aware)."""
+
+
+Closed = Days | Interval | Recurrence
+
+
 @dataclass(frozen=True)
 class Window:
     """One cron line with its length; `closed` holds the exceptions; `deny` makes it take away
@@ -64,7 +77,7 @@ class Window:
     cron: str
     duration: timedelta
     timezone: str
-    closed: tuple[Days | Interval, ...] = ()
+    closed: tuple[Closed, ...] = ()
     deny: bool = False
 
     def __post_init__(self) -> None:
@@ -225,15 +238,28 @@ def open_between(windows: Sequence[Window], start: datetime, end: datetime) -> l
 def _stretches(window: Window, start: datetime, end: datetime) -> list[Interval]:
     """One window between two moments, without its exceptions."""
     tz = zone(window.timezone)
-    days = [item for item in window.closed if isinstance(item, Days)]
+    exceptions = _exceptions(window, start, end)
+    days = [item for item in exceptions if isinstance(item, Days)]
     found = [
         Interval(max(moment, start), min(moment + window.duration, end))
         for wall, moment in _moments(window, start, end)
         if moment + window.duration > start
         and not any(item.first <= wall.date() <= item.last for item in days)
     ]
-    closed = [_closed_time(item, tz) for item in window.closed]
+    closed = [_closed_time(item, tz) for item in exceptions]
     return _less(_joined(found), _joined(closed))
+
+
+def _exceptions(window: Window, start: datetime, end: datetime) -> list[Days | Interval]:
+    """The window's exceptions; of repeating ones those that can matter to an opening that reaches into the
+    time from `start` to `end`.
+    """
+    first, last = start - window.duration - _SPARE, end + _SPARE
+    return [
+        part
+        for item in window.closed
+        for part in ((item,) if isinstance(item, (Days, Interval)) else item.between(first, last))
+    ]
 
 
 def _closed_time(item: Days | Interval, tz: zoneinfo.ZoneInfo) -> Interval:

@@ -123,7 +123,8 @@ def test_versions_compare_like_numbers(left: list[int], right: list[int]) -> Non
 
 @pytest.mark.parametrize(
     ("text", "numbers"), [("0.25.1", (0, 25, 1)), ("v0.32.0+cpu", (0, 32, 0)), ("0.33.0rc1", (0, 33, 0)),
-     ("0.25.2.dev3+g1a2b3c.cu130", (0, 25, 2)), ("0.9.0.1", (0, 9, 0, 1)), ("0.11.0.post2", (0, 11, 0))]
+     ("0.33.0rc", (0, 33, 0)), ("0.25.2.dev3+g1a2b3c.cu130", (0, 25, 2)),
+     ("0.9.0.1", (0, 9, 0, 1)), ("0.11.0.post2", (0, 11, 0))]
 )  # fmt: skip
 def test_version_numbers(text: str, numbers: tuple[int, ...]) -> None:
     assert versions.parse(text) == numbers
@@ -131,7 +132,7 @@ def test_version_numbers(text: str, numbers: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["latest", "", "33", "main", "0.25.l", "0.33.x", "0.33.0 or so", "0.33.0.", "0.33.0+", "0.33.0rc", "0.٣"],
+    ["latest", "", "33", "main", "0.25.l", "0.33.x", "0.33.0 or so", "0.33.0.", "0.33.0+", "0.٣", "1!0.33.0"],
 )
 def test_not_a_version_number(text: str) -> None:
     with pytest.raises(ValueError, match="is not a version number"):

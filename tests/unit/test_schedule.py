@@ -366,7 +366,7 @@ def test_ticks_are_evenly_spaced_or_refused(tmp_path: Path) -> None:
 
 def test_the_cron_line_is_what_cron_reads(tmp_path: Path) -> None:
     assert cron_line(["/x/y", "a b", "50%"], Path("/srv/it's"), 5) == (
-        r"*/5 * * * * cd '/srv/it'\''s' && /x/y 'a b' 50\%"
+        """*/5 * * * * cd '/srv/it'"'"'s' && /x/y 'a b' 50\\%"""
     )
     assert cron_line(["x"], Path("/"), 60).startswith("0 * * * * ")
 

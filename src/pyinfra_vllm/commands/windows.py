@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,15 +17,12 @@ import click
 from ..config.problems import nearest
 from ..errors import DeclarationError
 from ..estimate import Estimate, estimate
-from ..ics import read_calendar
+from ..ics import closed
 from ..window import (
     NEXT,
     YEARS,
-    Days,
-    Interval,
     Window,
     WindowState,
-    parse_days,
     parse_duration,
     state,
     timezone_names,
@@ -107,9 +103,9 @@ def direct_window(cron: str, duration: str, timezone: str, exceptions: Sequence[
     """The window of the command line; raises DeclarationError naming the option and its value."""
     length = _option("--duration", duration, _length)
     _option("--timezone", timezone, _known_zone)
-    closed = tuple(part for text in exceptions for part in _option("--except", text, _closed))
+    excepted = tuple(part for text in exceptions for part in _option("--except", text, closed))
     try:
-        return Window(cron, length, timezone, closed)
+        return Window(cron, length, timezone, excepted)
     except ValueError as error:
         raise DeclarationError(f"--cron {cron!r}, --duration {duration!r}: {error}") from error
 
@@ -215,10 +211,6 @@ def _known_zone(name: str) -> None:
     except ValueError as error:
         meant = nearest(name, timezone_names())
         raise ValueError(f"unknown timezone{f'; did you mean {meant}?' if meant else ''}") from error
-
-
-def _closed(text: str) -> tuple[Days | Interval, ...]:
-    return read_calendar(Path(text)) if text.lower().endswith(".ics") else (parse_days(text),)
 
 
 def _option(option: str, value: str, read: Any) -> Any:

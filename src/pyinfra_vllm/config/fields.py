@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import packaging.requirements
+import packaging.version
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..catalog import flags
@@ -123,6 +125,29 @@ def _index(text: str) -> str:
     return text
 
 
+def _version(text: str) -> str:
+    """In the form that the installed package says, since the runtime's folder is named by it."""
+    try:
+        found = packaging.version.Version(text)
+    except ValueError:
+        found = None
+    if found is None or found.epoch or len(found.release) < 2 or str(found) != text:
+        written = f", written {found}" if found and str(found) != text and not found.epoch else ""
+        raise ValueError(f'must be a released version like "0.33.0"{written}')
+    return text
+
+
+def _requirement(text: str) -> str:
+    """Without spaces, which mean nothing in it; no URL, since that may carry credentials."""
+    try:
+        found = packaging.requirements.Requirement(text)
+    except ValueError:
+        found = None
+    if found is None or found.url or found.marker:
+        raise ValueError('must be a requirement like "flashinfer-python==0.6.1"')
+    return "".join(text.split())
+
+
 def _environment(values: dict[str, str]) -> dict[str, str]:
     for name in values:
         if SECRET_NAME.search(name):
@@ -198,18 +223,8 @@ Pin = Annotated[str, AfterValidator(_pin)]
 Address = Annotated[str, AfterValidator(_address)]
 User = Annotated[str, AfterValidator(_user)]
 IndexLocation = Annotated[str, AfterValidator(_index)]
-Version = Annotated[
-    str, AfterValidator(_matching(r"\d+(\.\d+)+[a-z0-9.+-]*", 'a released version like "0.33.0"'))
-]
-Requirement = Annotated[
-    str,
-    AfterValidator(
-        _matching(
-            r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._,-]+\])?([=<>!~]=?[A-Za-z0-9.*+!,<>=~-]+)?",
-            'a requirement like "flashinfer-python==0.6.1"',
-        )
-    ),
-]
+Version = Annotated[str, AfterValidator(_version)]
+Requirement = Annotated[str, AfterValidator(_requirement)]
 EnvironmentName = Annotated[
     str, AfterValidator(_matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable"))
 ]

@@ -7,13 +7,12 @@ now).
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ..ics import read_calendar
-from ..window import Days, Interval, Window, check_cron, parse_days, parse_duration, timezone_names, zone
+from ..ics import closed
+from ..window import Window, check_cron, parse_duration, timezone_names, zone
 from .base import Declaration
 from .fields import as_tuple
 from .problems import nearest
@@ -34,12 +33,6 @@ def _timezone(name: str) -> str:
     return name
 
 
-def _closed(item: object) -> tuple[Days | Interval, ...]:
-    if isinstance(item, str) and item.lower().endswith(".ics"):
-        return read_calendar(Path(item))
-    return (parse_days(item),)
-
-
 def as_list(value: object) -> object:
     """One thing or a list of things: always a tuple."""
     return as_tuple(value) if isinstance(value, (list, tuple)) else (value,)
@@ -54,7 +47,7 @@ class DeclaredWindow(Declaration):
     )
     timezone: Annotated[str, AfterValidator(_timezone)] = Field(description="an IANA name like Europe/Berlin")
     except_: Annotated[
-        tuple[Annotated[tuple[Days | Interval, ...], BeforeValidator(_closed)], ...], BeforeValidator(as_list)
+        tuple[Annotated[tuple[Any, ...], BeforeValidator(closed)], ...], BeforeValidator(as_list)
     ] = Field(default=(), alias="except", description="dates, ranges of dates, and paths of .ics files")
     deny: bool = Field(default=False, description="true or false")
 
@@ -65,8 +58,8 @@ class DeclaredWindow(Declaration):
 
     def window(self) -> Window:
         """The same for `window.state`."""
-        closed = tuple(part for parts in self.except_ for part in parts)
-        return Window(self.cron, self.duration, self.timezone, closed, self.deny)
+        exceptions = tuple(part for parts in self.except_ for part in parts)
+        return Window(self.cron, self.duration, self.timezone, exceptions, self.deny)
 
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -181,13 +182,9 @@ def _run(words: Sequence[str]) -> str:
 def cron_line(command: Sequence[str], directory: Path, every_minutes: int) -> str:
     """The same for a crontab: cron mails what is printed, and `flock` in our own code keeps ticks apart."""
     minutes = "0" if every_minutes == 60 else f"*/{every_minutes}"
-    words = " ".join(_shell(word) for word in command)
-    return f"{minutes} * * * * cd {_shell(str(directory))} && {words}".replace("%", r"\%")
+    words = shlex.join(command)
+    return f"{minutes} * * * * cd {shlex.quote(str(directory))} && {words}".replace("%", r"\%")
 
 
 def _stem(inventory: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(inventory).stem).strip("-") or "inventory"
-
-
-def _shell(word: str) -> str:
-    return word if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", word) else "'" + word.replace("'", "'\\''") + "'"

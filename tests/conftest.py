@@ -10,10 +10,18 @@ from __future__ import annotations
 import importlib
 from unittest.mock import patch
 
+import pytest
 from hypothesis import settings
 
 with patch("gevent.monkey.patch_all"):
     importlib.import_module("pyinfra_cli")
+
+
+@pytest.fixture(autouse=True)
+def no_inventory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has one inventory, which its messages name; one test's must not be in another's."""
+    monkeypatch.setattr("pyinfra_vllm.inventory._typed", "")
+
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

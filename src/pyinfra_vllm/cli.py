@@ -23,8 +23,10 @@ from .printable import printable_lines
 COMMANDS = {
     "init": "Write a small project to begin with.",
     "lock": "Pin what each declared model means in checkpoints.lock.yaml, or check it.",
+    "validate": "Check the declaration without asking a host; all problems at once.",
     "resolve": "Show the vLLM flags for a model on a GPU, each with its reason.",
     "windows": "Say whether a switch may begin now, why, and when next.",
+    "plan": "Show what a rollout would do, host by host, refusals included.",
     "bench": "Measure a server with the gate's probe and write a record.",
     "compare": "Judge one record against another: pass, fail or inconclusive.",
     "calibrate": "Find how noisy an unchanged service is, across its restarts.",
@@ -57,9 +59,27 @@ class _Commands(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            raise click.UsageError(_meant(args), ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+def _meant(words: Sequence[str]) -> str:
+    """What to type instead of words that begin with no command."""
+    from .config.problems import unknown  # what a command that is known needs not
+
+    swapped = next((word for word in words[1:] if word in COMMANDS), None)
+    if swapped:
+        rest = [word for word in words if word != swapped]
+        return f"the command comes first: `pyinfra-vllm {' '.join([swapped, *rest])}`"
+    return f"{words[0]}: {unknown('command', words[0], COMMANDS)}"
 
 
 @click.command(

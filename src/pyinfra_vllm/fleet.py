@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from typing_extensions import override
 
 from . import hearing, hub_endpoint, pyinfra_command, spoken
 from . import inventory as inventories
+from .catalog import shapes
 from .checkpoint import LOCK_FILE, Lock
-from .config import Declared, Fleet, Merged, Problems, declare, merge
+from .config import Declared, Fleet, Merged, Overrides, Problems, Rollout, Service, declare, merge
 from .config.checks import common_rollout, network_warnings, window_warnings
 from .config.declared import KEYS
 from .config.fields import no_control
 from .config.layers import located
 from .config.models import API_KEY
+from .config.problems import nearest
 from .errors import CheckpointRefused, DeclarationError, LockError, RolloutError
 from .inventory import root_of
 from .printable import printable
@@ -75,17 +78,21 @@ def load(
     limit: Iterable[str] = (),
     exclude: Iterable[str] = (),
     need_lock: bool = True,
+    need_secrets: bool | None = None,
 ) -> Fleet:
     """The checked fleet of an inventory file, relative to the current directory.
 
     `overrides` are the values of `--data`, already parsed; `need_lock=False` is for commands that read the
     declaration without rolling it out: then neither the lock file nor the secrets must be there.
+    `need_secrets` is as `need_lock` where it is left out.
     Raises DeclarationError with everything that is wrong, or LockError.
     """
     path = str(inventory)
     loaded = _inventory(path, overrides or {}, group_data)
     files = inventories.Files(path, str(Path.cwd()), group_data)
-    return from_inventory(loaded, files, need_lock=need_lock, limit=limit, exclude=exclude)
+    return from_inventory(
+        loaded, files, need_lock=need_lock, need_secrets=need_secrets, limit=limit, exclude=exclude
+    )
 
 
 def check() -> None:
@@ -100,6 +107,7 @@ def check() -> None:
     operations = context.params.get("operations") if context is not None else None
     if context is None or not operations or not all(name.endswith(".py") for name in operations):
         return
+    pyinfra_command.watch_over(context.params)
     back = [name for name in operations if Path(name).name == NEEDS_NO_DECLARATION]
     try:
         spoken.check_options(context.params, waves=len(back) < len(operations))
@@ -162,7 +170,7 @@ def way_back() -> WayBack:
 def _inventory(path: str, data: Mapping[str, Any], group_data: Sequence[str]) -> Inventory:
     loaded = inventories.load(path, data, group_data)
     if not len(loaded):
-        raise DeclarationError(f"{path} has no hosts. Nothing was done.")
+        raise DeclarationError(f"{path} has no hosts{inventories.meant(path)} Nothing was done.")
     return loaded
 
 
@@ -171,31 +179,60 @@ def from_inventory(
     files: inventories.Files,
     *,
     need_lock: bool = True,
+    need_secrets: bool | None = None,
     limit: Iterable[str] = (),
     exclude: Iterable[str] = (),
 ) -> Fleet:
     """The checked fleet of a loaded inventory. Raises DeclarationError or LockError."""
+    found = read(inventory, files, limit, exclude)
+    found.problems.raise_if_any()
+    if need_lock if need_secrets is None else need_secrets:
+        _check_secrets(found)
+        found.problems.raise_if_any()
+    lock = _locked(found.hosts) if need_lock else Lock()
+    return Fleet(found.hosts, found.rollout, lock, found.overrides, found.selected, warnings(found.hosts))
+
+
+@dataclass(frozen=True)
+class Read:
+    """What an inventory and its group data say, as far as they could be read, and all that is wrong.
+
+    hosts: those whose declaration is whole
+    merged: the layers of every host
+    """
+
+    hosts: dict[str, Declared]
+    merged: dict[str, Merged]
+    rollout: Rollout
+    overrides: Overrides
+    selected: tuple[str, ...]
+    problems: Problems
+
+
+def read(
+    inventory: Inventory,
+    files: inventories.Files,
+    limit: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+) -> Read:
+    """Everything that is declared. Raises nothing for what is wrong: it is in `problems`."""
     problems = Problems()
     overrides = spoken.overrides(inventory.override_data, problems)
     spoken.refuse_rollback_keys(inventory.override_data, problems)
     merged = {host.name: merge(list(inventories.layers(inventory, host.name, files))) for host in inventory}
     _check_keys(inventory, files, problems)
     selected = spoken.selected(inventory, tuple(limit), tuple(exclude), problems)
-    hosts = {}
-    for name, values in merged.items():
-        found = declare(name, values, problems)
-        if found is not None:
-            hosts[name] = found
-    problems.raise_if_any()
+    declared = {name: declare(name, values, problems) for name, values in merged.items()}
+    hosts = {name: host for name, host in declared.items() if host is not None}
     rollout = common_rollout(hosts, merged, problems)
-    if need_lock:
-        _check_secrets(hosts, merged, selected, problems)
-    problems.raise_if_any()
-    lock = _locked(hosts) if need_lock else Lock()
-    warnings = (*network_warnings(hosts), *window_warnings(hosts))
+    return Read(hosts, merged, rollout, overrides, selected, problems)
+
+
+def warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
+    """What is allowed, and perhaps not meant."""
     if not any(declared.services for declared in hosts.values()):
-        warnings = ("no service is declared for any host; is this the project's directory?",)
-    return Fleet(hosts, rollout, lock, overrides, selected, warnings)
+        return ("no service is declared for any host; is this the project's directory?",)
+    return (*network_warnings(hosts), *window_warnings(hosts))
 
 
 def _check_keys(inventory: Inventory, files: inventories.Files, problems: Problems) -> None:
@@ -212,20 +249,17 @@ def _check_keys(inventory: Inventory, files: inventories.Files, problems: Proble
             problems.add(source, key, f'unknown key; did you mean "{meant}"?')
 
 
-def _check_secrets(
-    hosts: Mapping[str, Declared], merged: Mapping[str, Merged], selected: tuple[str, ...], problems: Problems
-) -> None:
+def _check_secrets(found: Read) -> None:
     """Each secret that this run needs must be there now, and whole: no host may be left half way for want of
     one.
     """
-    for name in selected:
-        for service in hosts[name].services:
+    for name in found.selected:
+        for service in found.hosts[name].services:
             for on_host, on_control in service.secrets.items():
                 if reason := _unusable(on_host, os.environ.get(on_control)):
-                    place = located(merged[name], service.name, ("secrets", on_host))
-                    problems.add(
-                        *place, f"the environment variable {on_control} {reason}; set it and run again"
-                    )
+                    place = located(found.merged[name], service.name, ("secrets", on_host))
+                    fix = f"the environment variable {on_control} {reason}; set it and run again"
+                    found.problems.add(*place, fix)
 
 
 def _unusable(name: str, secret: str | None) -> str:
@@ -250,31 +284,40 @@ def _locked(hosts: Mapping[str, Declared]) -> Lock:
     if not models:
         return Lock()
     hub_endpoint.token()
-    lock = Lock.load(LOCK_FILE)
-    missing = []
-    for model, revision in sorted(models):
-        try:
-            lock.get(model, revision)
-        except LockError as error:
-            missing.append(str(error))
-    if missing:
+    try:
+        lock = Lock.load(LOCK_FILE)
+    except LockError as error:
+        raise LockError(inventories.naming(str(error))) from error
+    if missing := [problem for model in sorted(models) if (problem := unlocked(lock, *model))]:
         raise LockError("\n".join(missing))
-    _refuse_code(hosts, lock)
-    return lock
-
-
-def _refuse_code(hosts: Mapping[str, Declared], lock: Lock) -> None:
-    """A checkpoint locked with code of its own serves only where a reason says so.
-
-    Raises CheckpointRefused.
-    """
     refused = [
-        f"{host}: service {service.name}: {service.model} is locked with Python code of its own, and the"
-        " service does not allow it. No host was contacted. Declare why it may run (`allow_code`), or run"
-        " `pyinfra-vllm lock` without it."
+        f"{host}: service {service.name}: {problem}"
         for host, declared in hosts.items()
         for service in declared.services
-        if not service.allow_code and lock.get(service.model, service.revision).brings_code
+        if (problem := refused_code(lock, service))
     ]
     if refused:
         raise CheckpointRefused("\n".join(refused))
+    return lock
+
+
+def unlocked(lock: Lock, model: str, revision: str) -> str:
+    """Why the lock file does not say what a model means, and what to do; empty where it does."""
+    try:
+        lock.get(model, revision)
+    except LockError as error:
+        known = {entry.repo for entry in lock.entries} | set(shapes.names())
+        meant = None if model in known else nearest(model, known, cutoff=0.85)
+        return inventories.naming(str(error)) + (f' Or did you mean "{meant}"?' if meant else "")
+    return ""
+
+
+def refused_code(lock: Lock, service: Service) -> str:
+    """Why a checkpoint locked with code of its own may not serve; empty where it has none, or a reason."""
+    if service.allow_code or not lock.get(service.model, service.revision).brings_code:
+        return ""
+    return (
+        f"{service.model} is locked with Python code of its own, and the service does not allow it. No host"
+        f" was contacted. Declare why it may run (`allow_code`), or run"
+        f" `{inventories.command('lock')}` without it."
+    )

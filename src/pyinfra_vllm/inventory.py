@@ -24,7 +24,25 @@ from pyinfra_cli.util import PYTHON_CODES
 
 from .config import Layer
 from .config.declared import DEFAULT_ROOT, KEYS
+from .config.problems import nearest
 from .errors import DeclarationError
+
+# What is no inventory, however often it stands in an inventory's place on a command line.
+DEPLOYS = ("deploy.py", "rollback.py", "config.py")
+OTHER_LANGUAGES = (".yml", ".yaml", ".json", ".toml", ".ini", ".cfg", ".txt")
+FOLDER = "inventory"
+
+_typed = ""  # the inventory of this process, as it was typed
+
+
+def command(name: str) -> str:
+    """`pyinfra-vllm NAME INVENTORY` for a message: what to type next about the inventory of this process."""
+    return " ".join(filter(None, ("pyinfra-vllm", name, _typed)))
+
+
+def naming(message: str) -> str:
+    """The same for a message from where no inventory is known (checkpoint.py)."""
+    return message.replace("`pyinfra-vllm lock`", f"`{command('lock')}`")
 
 
 def load(path: str, data: Mapping[str, Any], group_data: Sequence[str]) -> Inventory:
@@ -32,8 +50,9 @@ def load(path: str, data: Mapping[str, Any], group_data: Sequence[str]) -> Inven
 
     Raises DeclarationError with the file and the line where it can't be loaded.
     """
-    if path.endswith(".py") and not Path(path).exists():
-        raise DeclarationError(f"There is no inventory {path}; no host was contacted.")
+    global _typed
+    _refuse_other_files(path)
+    _typed = path
     PYTHON_CODES.clear()  # pyinfra keeps compiled files by relative name, whatever directory that was in
     if not ctx_state.isset():
         ctx_state.set(State())  # pyinfra's loader notes there which file it executes
@@ -46,6 +65,48 @@ def load(path: str, data: Mapping[str, Any], group_data: Sequence[str]) -> Inven
         raise DeclarationError(f"{place}: {error.msg}. No host was contacted.") from error
     except (CliError, PyinfraError, TypeError, OSError, UnicodeDecodeError) as error:
         raise DeclarationError(f"{path} can't be loaded: {error}. No host was contacted.") from error
+
+
+def _refuse_other_files(path: str) -> None:
+    """Raises DeclarationError, with the nearest inventory, for a path that is a slip."""
+    file = Path(path)
+    if file.name in DEPLOYS:
+        raise DeclarationError(
+            f"{path} is no inventory: it says what to do, an inventory says where, and comes first: "
+            f"`pyinfra {_nearest(path) or 'inventory/prod.py'} deploy.py`. No host was contacted."
+        )
+    if file.is_dir():
+        problem = "is a folder; name one of its files"
+    elif file.is_file() and file.resolve().parent.name == "group_data":
+        problem = "is group data, not an inventory"
+    elif file.suffix in OTHER_LANGUAGES:
+        problem = "is no inventory: an inventory is a Python file with lists of hosts"
+    elif not file.exists() and ("/" in path or file.suffix == ".py") and "@" not in path:
+        raise DeclarationError(f"There is no inventory {path}{meant(path)} No host was contacted.")
+    else:
+        return
+    raise DeclarationError(f"{path} {problem}{meant(path)} No host was contacted.")
+
+
+def meant(path: str) -> str:
+    """The end of a sentence: `; did you mean inventory/prod.py?`, or its full stop."""
+    found = _nearest(path)
+    return f"; did you mean {found}?" if found else "."
+
+
+def _nearest(path: str) -> str | None:
+    """The inventory file that a path was probably meant to be; the only one where there is but one."""
+    folders = dict.fromkeys((Path(path), Path(path).parent, Path(FOLDER)))
+    files = [str(file) for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.py"))]
+    known = {Path(file).stem: file for file in files if _may_be_inventory(Path(file))}
+    if len(known) == 1:
+        return next(iter(known.values()))
+    stem = nearest(Path(path).stem, known)
+    return known[stem] if stem else None
+
+
+def _may_be_inventory(file: Path) -> bool:
+    return file.name not in DEPLOYS and file.parent.name == FOLDER
 
 
 def in_order(inventory: Inventory, path: str) -> Inventory:

@@ -7,14 +7,69 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import click
 import pyinfra
+from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.inventory import Inventory
+from pyinfra.context import ctx_state
 from pyinfra_cli import cli
+from pyinfra_cli.exceptions import CliError
+from typing_extensions import override
 
 from . import inventory as inventories
+
+_dry = False
+
+
+class NoTerminal(CliError, PyinfraError):  # type: ignore[misc]  # pyinfra_cli is untyped
+    """pyinfra asks a question where nobody can answer. Both bases, as for fleet.InvalidDeclaration."""
+
+    exit_code = 1
+
+    @override
+    def show(self, file: Any = None) -> None:
+        click.echo(f"--> {click.style('Not answered', 'red', bold=True)}: {self.message}", err=True)
+
+
+def is_dry() -> bool:
+    """Whether the running command only looks."""
+    return _dry
+
+
+def watch_over(given: Mapping[str, Any]) -> None:
+    """For deploy files: a dry run looks at everything and asks nothing; a question without a terminal ends in
+    one line.
+
+    + given: the parameters of the running command
+    """
+    global _dry
+    _dry = bool(given.get("dry") or (given.get("json_output") and not given.get("yes")))
+    if not hasattr(cli._do_confirm, "__wrapped__"):
+        cli._do_confirm = _answered(cli._do_confirm)
+    if _dry:
+        ctx_state.get().check_for_changes = (
+            True  # pyinfra skips that with -y: nothing at all would be looked at
+        )
+
+
+def _answered(ask: Callable[[str], bool]) -> Callable[[str], bool]:
+    @functools.wraps(ask)
+    def answered(question: str) -> bool:
+        if _dry:
+            return True  # to go on without the hosts that failed: nothing is done to the others
+        try:
+            return ask(question)
+        except EOFError:
+            click.echo(err=True)
+            raise NoTerminal(
+                f'there is no terminal to answer "{question}" at. Run with -y to go on without asking, or'
+                " with --dry to look only."
+            ) from None
+
+    return answered
 
 
 def order_groups() -> None:

@@ -32,6 +32,9 @@ _SCRYPT = {"n": 2**14, "r": 8, "p": 5, "dklen": 32}
 # + 30`).
 STOP_MARGIN_S = 30
 
+Value = str | bool | None
+Pair = tuple[Value, Value]  # before and after; None: there is none
+
 ASK_FOR_KEY = ("--middleware", f"{API_KEY_MODULE.removesuffix('.py')}.{api_key.ApiKey.__name__}")
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
@@ -247,6 +250,17 @@ def difference(old: Sequence[str], new: Sequence[str]) -> list[str]:
     return gone + come
 
 
+def changed_flags(old: Sequence[str], new: Sequence[str]) -> dict[str, Pair]:
+    """The flags that differ between two command lines; True stands for one without a value."""
+    before, after = _values(old), _values(new)
+    return _changed(before, after)
+
+
+def changed_environment(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, Pair]:
+    """The variables that differ between two environments without secrets."""
+    return _changed(old, new)
+
+
 def difference_of_environment(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """What changes between two environments without secrets, variable by variable, in the order of their
     names.
@@ -291,6 +305,25 @@ def _parts(old: Mapping[str, Any]) -> dict[str, Any]:
     """
     checkpoint = {key: old["checkpoint"].get(key) for key in ("repo", "commit")}
     return {**{key: old.get(key) for key in ("unit", "environment", "runtime")}, "checkpoint": checkpoint}
+
+
+def _changed(before: Mapping[str, Value], after: Mapping[str, Value]) -> dict[str, Pair]:
+    return {
+        name: (before.get(name), after.get(name))
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    }
+
+
+def _values(argv: Sequence[str]) -> dict[str, Value]:
+    """Each flag of a command line with its value; several values as one text."""
+    found: dict[str, list[str]] = {}
+    for word in argv:
+        if word.startswith("--"):
+            words = found.setdefault(word, [])
+        elif found:
+            words.append(word)
+    return {flag: " ".join(words) or True for flag, words in found.items()}
 
 
 def _flags(argv: Sequence[str]) -> list[tuple[str, ...]]:

@@ -23,6 +23,7 @@ from cronsim import CronSim, CronSimError
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile(r"(\d+d)?\s*(\d+h)?\s*(\d+m)?\s*(\d+s)?")
 LONGEST_DURATION = timedelta(days=7)
+_YEAR = timedelta(days=366)
 # No switch takes so long; what is longer could not be counted back from a date.
 _LONGEST_TIME = timedelta(days=36525)
 # The ends of the calendar. Some timezones have no time of their own there.
@@ -206,6 +207,19 @@ def state(
         takes = f"a switch and its rollback may take {shown_duration(needed)}"
         reason += f": {takes} ({source})" if source else f": {takes}"
     return WindowState(True, current.end.astimezone(tz), last_start.astimezone(tz), upcoming, reason)
+
+
+def longest(windows: Sequence[Window], at: datetime, enough: timedelta = timedelta.max) -> timedelta | None:
+    """How long the windows stay open at most in the year after `at` (aware); None: they never open again.
+
+    + enough: a length after which there is no need to look for a longer one
+    """
+    pieces, _ = _look_ahead(windows, at.astimezone(UTC))
+    found = max((piece.end - piece.start for piece in pieces if piece.end > at), default=None)
+    if found is None or found >= enough:
+        return found
+    pieces = open_between(windows, at, at + _YEAR)
+    return max((piece.end - piece.start for piece in pieces), default=found)
 
 
 def _look_ahead(windows: Sequence[Window], at: datetime) -> tuple[list[Interval], datetime]:

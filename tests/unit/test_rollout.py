@@ -13,7 +13,7 @@ from test_release import make
 
 from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
 from pyinfra_vllm.on_host.order import Order
-from pyinfra_vllm.operations import _summary, switch
+from pyinfra_vllm.operations import _refuse, _summary, switch
 from pyinfra_vllm.operations._orders import Prepared
 from pyinfra_vllm.operations._rollout import (
     COMMITTED,
@@ -218,6 +218,7 @@ def test_a_wave_is_held_beside_a_host_that_pyinfra_gave_up(monkeypatch: pytest.M
     )
     for name, stand_in in (("PROGRESS", made), ("state", running), ("host", here)):
         monkeypatch.setattr(switch, name, stand_in)
+    monkeypatch.setattr(_refuse, "state", running)
     monkeypatch.setattr(switch, "_tell_unseen", lambda root, observed: [])
     rollout = Rollout(max_unavailable={"chat": 1})
     (command,) = switch.wave._inner(1, rollout, {"chat": ("a", "b", "c", "d")}, Overrides())

@@ -16,8 +16,8 @@ from .. import fleet
 from ..asking import Answer, Hosts
 from ..checkpoint import Lock
 from ..config import Declared
-from ..operations._unit import in_units
 from ..printable import printable
+from ..units import in_units
 
 DEFAULT_INVENTORY = "inventory/prod.py"
 # Deleting terabytes of small files takes a while; a host that answers nothing for so long is given up, not

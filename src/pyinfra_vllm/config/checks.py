@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from ..window import shown_duration
 from .layers import Merged, located
 from .models import API_KEY, Rollout, Service
-from .problems import Problems, unknown
+from .problems import ON_HOSTS, Problems, unknown
 
 if TYPE_CHECKING:
     from .declared import Declared
 
 
-def check_host(host: str, services: tuple[Service, ...], merged: Merged, problems: Problems) -> None:
+def check_host(services: tuple[Service, ...], merged: Merged, problems: Problems) -> None:
     """No two services of one host may want the same port or, without a reason, the same GPU."""
     for one, other in combinations(services, 2):
         if one.port == other.port:
-            message = f'already the port of service "{one.name}" on host {host}; give each its own'
+            message = f'already the port of service "{one.name}" {ON_HOSTS}; give each its own'
             problems.add(*located(merged, other.name, ("port",)), message, other.port)
         if one.gpu_sharing_reason or other.gpu_sharing_reason:
             continue
         if shared := _shared_gpus(one, other):
             message = (
-                f'service "{one.name}" on host {host} uses {shared} too; give each its own GPUs in `gpus`, '
+                f'service "{one.name}" {ON_HOSTS} uses {shared} too; give each its own GPUs in `gpus`, '
                 f"or say why in `gpu_sharing_reason`"
             )
             problems.add(*located(merged, other.name, ("gpus",)), message, other.gpus)
         elif _incomparable(one, other):
             message = (
-                f'service "{one.name}" on host {host} names its GPUs the other way; name those of both by'
+                f'service "{one.name}" {ON_HOSTS} names its GPUs the other way; name those of both by'
                 " index, or "
                 f"those of both by UUID, so that they can be told apart"
             )
@@ -77,12 +77,18 @@ def common_rollout(
         if name not in merged:
             source = merged[first].source(("rollout", "canary"))
             problems.add(source, "rollout.canary", unknown("host", name, merged), name)
-    running = {service.name for _, service in _services(hosts)}
+    running = {name for host in merged.values() for name, own in _declared(host) if own is not None}
     for name in rollout.max_unavailable:
         if name not in running:
             source = merged[first].source(("rollout", "max_unavailable", name))
             problems.add(source, f"rollout.max_unavailable.{name}", unknown("service", name, running))
     return rollout
+
+
+def _declared(merged: Merged) -> Iterable[tuple[str, Any]]:
+    """Every service that a host's layers name, valid or not."""
+    services = merged.values.get("services")
+    return services.items() if isinstance(services, Mapping) else ()
 
 
 def window_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:

@@ -112,8 +112,17 @@ class Fleet:
 
 
 def declare(host: str, merged: Merged, problems: Problems) -> Declared | None:
-    """What the merged layers say about one host; None when a problem was added."""
-    before = len(problems.found)
+    """What the merged layers say about one host; None when a problem was found with it."""
+    own = Problems()
+    with own.about(host):
+        found = _declare(host, merged, own)
+    with problems.about(host):
+        for problem in own.found:
+            problems.add(problem.source, problem.key, problem.message, problem.value)
+    return None if own.found else found
+
+
+def _declare(host: str, merged: Merged, problems: Problems) -> Declared | None:
     storage = read(_Storage, _top(merged, "root", "keep"), problems, _top_locator(merged))
     rollout = read(Rollout, _map(merged, "rollout", problems), problems, _top_locator(merged, "rollout"))
     services = [
@@ -122,8 +131,8 @@ def declare(host: str, merged: Merged, problems: Problems) -> Declared | None:
         if own is not None
     ]
     found = tuple(service for service in services if service is not None)
-    check_host(host, found, merged, problems)
-    if len(problems.found) > before or storage is None or rollout is None:
+    check_host(found, merged, problems)
+    if storage is None or rollout is None:
         return None
     return Declared(host, found, storage.root, rollout, storage.keep)
 

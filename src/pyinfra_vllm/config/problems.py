@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 from ..errors import DeclarationError
 from ..printable import printable
@@ -18,6 +19,7 @@ SECRET_NAME = re.compile(r"(?:key|token|secret|password|passwd|credentials?)$", 
 # Chat services put their tokens into the path of a URL.
 _TOKEN = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_-]{20,}")
 MISSING = object()
+ON_HOSTS = "{on hosts}"
 
 _LONGEST_VALUE = 60
 
@@ -32,31 +34,68 @@ class ItemError(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One line for the operator: `source: key = value: message`."""
+    """One line for the operator: `source: key = value: message`.
+
+    message: what is allowed, or what to do; ` ON_HOSTS` in it stands for the hosts that it is about
+    hosts: those whose declaration has it; none where it is about no host, such as a slip on the command line
+    """
 
     source: str
     key: str
     message: str
     value: object = MISSING
+    hosts: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    @property
+    def where(self) -> str:
+        """The line's beginning: `source: key = value`."""
         key = printable(self.key)
         where = f"{self.source}: {key}" if key else self.source
-        if self.value is MISSING:
-            return f"{where}: {self.message}"
-        return f"{where} = {shown(self.key, self.value)}: {self.message}"
+        return where if self.value is MISSING else f"{where} = {shown(self.key, self.value)}"
+
+    @property
+    def fix(self) -> str:
+        named = ", ".join(self.hosts[:3]) + (f" and {len(self.hosts) - 3} more" if self.hosts[3:] else "")
+        return self.message.replace(f" {ON_HOSTS}", f" on host {named}" if named else "")
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.fix}"
+
+    def as_dict(self) -> dict[str, object]:
+        """DESIGN's `validate --json`."""
+        return {
+            "file": self.source.partition(" (host ")[0],
+            "key": self.key,
+            "value": None if self.value is MISSING else shown(self.key, self.value),
+            "fix": self.fix,
+            "hosts": list(self.hosts),
+        }
 
 
 @dataclass
 class Problems:
-    """Collects problems, each once, in the order in which they were found."""
+    """Collects problems, each once however many hosts have it, in the order in which they were found."""
 
     found: list[Problem] = field(default_factory=list)
+    _host: str = ""
 
     def add(self, source: str, key: str, message: str, value: object = MISSING) -> None:
-        problem = Problem(source, key, message, value)
-        if str(problem) not in map(str, self.found):
-            self.found.append(problem)
+        problem = Problem(source, key, message, value, (self._host,) if self._host else ())
+        for place, known in enumerate(self.found):
+            if (known.where, known.message) == (problem.where, problem.message):
+                hosts = tuple(dict.fromkeys((*known.hosts, *problem.hosts)))
+                self.found[place] = replace(known, hosts=hosts)
+                return
+        self.found.append(problem)
+
+    @contextmanager
+    def about(self, host: str) -> Iterator[None]:
+        """What is added in the body is about this host."""
+        before, self._host = self._host, host
+        try:
+            yield
+        finally:
+            self._host = before
 
     def raise_if_any(self) -> None:
         """Raises DeclarationError with every line found so far."""

@@ -6,7 +6,7 @@ Reads facts; changes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyinfra.api import Host
@@ -32,6 +32,14 @@ MOSTLY_COMPILED = 0.9
 IMPORT_COST_S = 5
 
 
+class Refused(HostError):
+    """A host that can't serve what was declared: each of `problems` stops it."""
+
+    def __init__(self, service: Service, problems: Sequence[str]) -> None:
+        super().__init__(f"{service.name}: {'; '.join(problems)}. Nothing was staged or touched for it.")
+        self.problems = tuple(problems)
+
+
 def runtime_path(root: str, service: Service) -> str:
     """Where the service's vLLM is installed: the operator's own venv, or ours for that version."""
     return service.runtime.path or f"{root}/runtimes/{service.runtime.version}"
@@ -48,7 +56,7 @@ def plan(
     version, flags, compiled = _runtime(host, root, service)
     told = asked(host, Gpus)
     if told["problem"]:
-        raise HostError(_refusal(service, [_untold(told["problem"])]))
+        raise Refused(service, [_untold(told["problem"])])
     gpus = told["gpus"]
     try:
         resolution = _resolved(service, checkpoint, gpus, version, flags)
@@ -59,10 +67,10 @@ def plan(
     except HostError:
         raise
     except RolloutError as error:
-        raise HostError(_refusal(service, [str(error)])) from error
+        raise Refused(service, [str(error)]) from error
     except Exception as error:  # a fact or a config.json that nobody thought of: the other hosts go on
         unexpected = f"no release can be worked out ({type(error).__name__}: {error})"
-        raise HostError(_refusal(service, [unexpected])) from error
+        raise Refused(service, [unexpected]) from error
     return Wanted(
         host=host.name,
         root=root,
@@ -87,12 +95,17 @@ def _resolved(
     version: str,
     flags: frozenset[str] | None,
 ) -> tuning.Resolution:
+    """The flags for this host. Raises Refused with everything that is wrong, not with the first problem."""
     problems = tuning.preflight(gpus, service, version)
-    if problems:
-        raise HostError(_refusal(service, problems))
-    resolution = tuning.for_service(service, checkpoint, gpus, version, flags)
-    if resolution.errors:
-        raise HostError(_refusal(service, list(resolution.errors)))
+    if problems and not devices.chosen(service.gpus, gpus):  # no card to resolve for
+        misspelt = [problem for _, problem in tuning.flag_problems(service.flags, version, flags)]
+        raise Refused(service, [*problems, *misspelt])
+    try:
+        resolution = tuning.for_service(service, checkpoint, gpus, version, flags)
+    except RolloutError as error:
+        raise Refused(service, problems or [str(error)]) from error
+    if problems or resolution.errors:
+        raise Refused(service, list(dict.fromkeys((*problems, *resolution.errors))))
     return resolution
 
 
@@ -135,9 +148,7 @@ def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[st
         flags = found.get("flags")
         return str(found["version"]), frozenset(flags) if flags else None, float(found.get("compiled", 1.0))
     if service.runtime.version is None:
-        raise HostError(
-            f"{service.name}: no vLLM is installed at {path}. Nothing was changed; correct runtime.path."
-        )
+        raise Refused(service, [f"no vLLM is installed at {path}: correct runtime.path"])
     return service.runtime.version, None, 1.0
 
 
@@ -150,7 +161,7 @@ def _secrets(service: Service) -> Mapping[str, str]:
     """The values of the service's secrets, by their names on the host: a release is named by them, too."""
     problems = [f"the environment variable {name} is not set here" for name in missing_secrets(service)]
     if problems:
-        raise HostError(_refusal(service, problems))
+        raise Refused(service, problems)
     return {name: os.environ[variable] for name, variable in service.secrets.items()}
 
 
@@ -177,11 +188,7 @@ def _keep_off_the_disk(service: Service, environment: Mapping[str, str], version
             " take it out"
         )
     if problems:
-        raise HostError(_refusal(service, problems))
-
-
-def _refusal(service: Service, problems: list[str]) -> str:
-    return f"{service.name}: {'; '.join(problems)}. Nothing was staged or touched for it."
+        raise Refused(service, problems)
 
 
 def _release(

@@ -13,8 +13,11 @@ from typing import ParamSpec
 from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, Host, State
 from pyinfra.api.command import PyinfraCommand
+from pyinfra.context import ctx_host
 
+from pyinfra_vllm import pyinfra_command
 from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.operations._rollout import PROGRESS
 from pyinfra_vllm.printable import printable
 
 P = ParamSpec("P")
@@ -32,23 +35,30 @@ def alone(operation: Callable[P, Commands]) -> Callable[P, Commands]:
         try:
             yield from operation(*args, **kwargs)
         except HostError as error:
-            yield _refused(f"{error}. Nothing was changed.")
+            yield refuse(f"{error}. Nothing was changed.")
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"
-            yield _refused(f"internal error (bug in pyinfra-vllm) over what this host told: {what}")
+            yield refuse(f"internal error (bug in pyinfra-vllm) over what this host told: {what}")
 
     return commands
 
 
-def _refused(message: str) -> FunctionCommand:
-    if not state.is_executing:
-        logger.warning(f"{host.print_prefix}{printable(message)}")
-    return refuse(message)
-
-
 def refuse(message: str) -> FunctionCommand:
-    """A command that only says `message` and fails. Yield it, then return."""
+    """A command that only says `message` and fails. Yield it, then return.
+
+    While operations are only prepared, as in a dry run, it is said at once: no command is carried out then.
+    """
+    if not state.is_executing:
+        foretell(message)
     return FunctionCommand(_fail, (message,), {})
+
+
+def foretell(message: str) -> None:
+    """Say, once, why a run would refuse this host. A dry run counts it as failed, as the run would."""
+    if PROGRESS.foretell(host.name, message):
+        logger.warning(f"{host.print_prefix}would be refused: {printable(message)}")
+    if pyinfra_command.is_dry():
+        state.failed_hosts.add(ctx_host.get())
 
 
 def _fail(state: State, host: Host, message: str) -> bool:

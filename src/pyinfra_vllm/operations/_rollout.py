@@ -13,6 +13,7 @@ from typing import Any
 from pyinfra_vllm import waves
 from pyinfra_vllm.config import Rollout as Settings
 from pyinfra_vllm.config import Service
+from pyinfra_vllm.inventory import command
 from pyinfra_vllm.on_host import observe
 from pyinfra_vllm.release import Release
 
@@ -68,6 +69,7 @@ class Progress:
         self.going: dict[
             tuple[str, str], str
         ] = {}  # switches that hosts carry out now, and what to say of each
+        self.foretold: dict[str, list[str]] = {}  # host -> why a run would refuse it, as it is prepared
         self._machines: dict[str, str] = {}  # what tells a machine from all others -> the first of its names
         self._waves: tuple[tuple[str, ...], ...] | None = None
         self._opens: dict[int, float] = {}
@@ -81,9 +83,17 @@ class Progress:
         first = self._machines.setdefault(machine, host) if machine else host
         return first if first != host else ""
 
+    def foretell(self, host: str, message: str) -> bool:
+        """Note why a run would refuse a host; False where that was noted before."""
+        known = self.foretold.setdefault(host, [])
+        if message in known:
+            return False
+        known.append(message)
+        return True
+
     def goes_on(self, host: str, service: str) -> None:
         """The host carries out a switch: from now on it ends it by itself, whatever becomes of this run."""
-        self.going[host, service] = f"the switch goes on on {host}; `pyinfra-vllm watch` follows it"
+        self.going[host, service] = f"the switch goes on on {host}; `{command('watch')}` follows it"
 
     def followed(self, host: str, service: str) -> None:
         self.going.pop((host, service), None)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pyinfra_vllm import plans, pyinfra_command
 from pyinfra_vllm.operations._rollout import PROGRESS, UNDER_WAY, Outcome
 from pyinfra_vllm.printable import printable
 
@@ -36,9 +37,14 @@ class Summary(BaseStateCallback):
 
     @staticmethod
     def host_disconnect(state: State, host: Host) -> None:
-        if not Summary.printed and state.is_executing:
+        if Summary.printed:
+            return
+        if state.is_executing:
             Summary.printed = True
             print_summary(state)
+        elif pyinfra_command.is_dry():
+            Summary.printed = True
+            logger.info(f"--> Dry run: {foretold(state)}")
 
 
 def install(state: State) -> None:
@@ -58,6 +64,16 @@ def end_run(number: int, frame: Any) -> None:
             click.echo(line, err=True)
     finally:
         sys.exit(1)
+
+
+def foretold(state: State) -> str:
+    """How a dry run ends, in a line: which hosts a run would refuse, and which could not be asked."""
+    hosts = [host.name for host in state.inventory if state.is_host_in_limit(host)]
+    failed = [host for host in hosts if host in {host.name for host in state.failed_hosts}]
+    if not failed:
+        return "nothing would be refused"
+    names = ", ".join(text for text, _ in plans.host_names(failed, hosts))
+    return f"{len(failed)} of {len(hosts)} hosts would be refused or did not answer, as said above: {names}"
 
 
 def rows(state: State) -> list[Outcome]:

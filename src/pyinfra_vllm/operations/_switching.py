@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyinfra import logger
@@ -111,22 +111,9 @@ class Switching:
         )
 
     def _hindrance(self, observed: dict[str, Any]) -> Outcome | None:
-        if observed["lock"] is not None:
-            held = observed["lock"]
-            return self.outcome(
-                "refused",
-                f"{held.get('holder', 'someone')} has held it since {held.get('since', 'an unknown time')}"
-                f" for {held.get('purpose', 'an unknown purpose')}. Nothing was touched; try again when it"
-                " has ended.",
-            )
-        rejected = observed["rejected"].get(self.order.release)
-        if rejected and self.order.purpose == ROLLOUT and RETRY not in self.order.overrides:
-            return self.outcome(
-                "rejected",
-                f"release {self.order.release} was found worse at {rejected['at']} ({rejected['reason']})"
-                f" and is not tried again. Change the declaration, or pass --data {RETRY}=true.",
-            )
-        return None
+        retry = self.order.purpose != ROLLOUT or RETRY in self.order.overrides
+        found = hindrance(observed, self.order.release, retry=retry)
+        return self.outcome(*found) if found else None
 
     def _start(self, observed: dict[str, Any]) -> str | None:
         """Hand the order to systemd on the host; returns the transaction that was the newest before."""
@@ -235,6 +222,29 @@ class Switching:
 
     def _say(self, text: str) -> None:
         logger.info(f"{self.host.print_prefix}{self.order.service}: {printable(text)}")
+
+
+def hindrance(observed: Mapping[str, Any], release_id: str, *, retry: bool) -> tuple[str, str] | None:
+    """Why a switch to a release must not begin: (`refused` or `rejected`, reason); None where it may.
+
+    + retry: whether a rejected release may be tried again
+    """
+    held = observed["lock"]
+    if held is not None:
+        return (
+            "refused",
+            f"{held.get('holder', 'someone')} has held it since {held.get('since', 'an unknown time')} for"
+            f" {held.get('purpose', 'an unknown purpose')}. Nothing was touched; try again when it has"
+            " ended.",
+        )
+    rejected = observed["rejected"].get(release_id)
+    if rejected and not retry:
+        return (
+            "rejected",
+            f"release {release_id} was found worse at {rejected['at']} ({rejected['reason']}) and is not"
+            f" tried again. Change the declaration, or pass --data {RETRY}=true.",
+        )
+    return None
 
 
 def under_way(observed: dict[str, Any], release_id: str) -> bool:

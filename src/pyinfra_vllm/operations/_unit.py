@@ -21,6 +21,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._screen import SCREEN, Working
 from pyinfra_vllm.printable import printable
+from pyinfra_vllm.units import in_time, in_units
 
 RUN_DIRECTORY = "/run/pyinfra-vllm"  # for root alone: requests, credentials, locks, status files
 POLL_S = 1.0
@@ -175,20 +176,3 @@ def describe(status: Mapping[str, Any]) -> str:
     if status.get("eta_s") is not None:
         words.append(f"{in_time(status['eta_s'])} left")
     return ", ".join(words)
-
-
-def in_units(count: float) -> str:
-    """Bytes as people write them, in powers of ten: 19.3 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def in_time(seconds: float) -> str:
-    """Seconds as people write them: 45 s, 12 min, 1 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

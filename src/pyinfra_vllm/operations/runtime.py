@@ -55,8 +55,8 @@ def present(root: str, service: Service) -> Generator[PyinfraCommand, None, None
     path = runtime_path(root, service)
     declared = service.runtime
     found = asked(host, Runtime, path=path)
-    if problem := _problem(path, declared, found):
-        yield refuse(problem)
+    if reason := problem(path, declared, found):
+        yield refuse(reason)
     elif found is not None:
         host.noop(f"{path} has {found['distribution']} {found['version']}")
     else:
@@ -78,7 +78,7 @@ def _request(root: str, declared: Declared) -> dict[str, Any]:
     }
 
 
-def _problem(path: str, declared: Declared, found: Mapping[str, Any] | None) -> str | None:
+def problem(path: str, declared: Declared, found: Mapping[str, Any] | None) -> str | None:
     """Why what is at `path` can't be used; None where it can, or can be installed."""
     if declared.version is None:
         if found is None:

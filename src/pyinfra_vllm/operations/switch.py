@@ -25,7 +25,7 @@ from pyinfra_vllm.on_host import observe
 from pyinfra_vllm.operations import _diff, _orders, _summary
 from pyinfra_vllm.operations._opening import explain
 from pyinfra_vllm.operations._orders import Prepared
-from pyinfra_vllm.operations._refuse import alone, refuse
+from pyinfra_vllm.operations._refuse import alone, foretell, refuse
 from pyinfra_vllm.operations._remote import Remote
 from pyinfra_vllm.operations._rollout import (
     COMMITTED,
@@ -39,7 +39,7 @@ from pyinfra_vllm.operations._rollout import (
     Wanted,
 )
 from pyinfra_vllm.operations._story import ending
-from pyinfra_vllm.operations._switching import Switching, acknowledge, under_way
+from pyinfra_vllm.operations._switching import Switching, acknowledge, hindrance, under_way
 
 ROLLBACK_ALL = "rollback_all"
 IDEMPOTENT_NOTICE = "A switch restarts a service; a host that runs the declared release is left alone."
@@ -85,6 +85,9 @@ def wave(
     if not state.is_executing:
         for item in _todo(host):
             logger.info(f"{host.print_prefix}wave {number} of {len(planned)}: {preview(item, overrides)}")
+            found = hindrance(item.observed, item.release.id, retry=overrides.retry_rejected)
+            if found and not under_way(item.observed, item.release.id):
+                foretell(f"{item.service.name}: {found[1]}")
             if state.config.DIFF:
                 _diff.show(host, item)
     obstacle = PROGRESS.obstacle(number, lost) if state.is_executing else None
@@ -139,10 +142,9 @@ def can_go_back(root: str, service: str | None = None) -> Generator[PyinfraComma
         host.noop(f"it has {service or ', '.join(found)}")
         return
     wanted = f"service {service}" if service else "service"
-    missing = f"there is no {wanted} below {root}; it has {', '.join(found) or 'none'}. Nothing was touched."
-    if not state.is_executing:
-        logger.warning(f"{host.print_prefix}{missing}")
-    yield refuse(missing)
+    yield refuse(
+        f"there is no {wanted} below {root}; it has {', '.join(found) or 'none'}. Nothing was touched."
+    )
 
 
 def services(root: str) -> list[str]:

@@ -7,6 +7,7 @@ doesn't say.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ __all__ = [
     "OBJECTIVES",
     "Flag",
     "Resolution",
+    "flag_problems",
     "for_service",
     "preflight",
     "resolve",
@@ -221,15 +223,34 @@ def for_service(
     )
 
 
+def flag_problems(
+    declared: Mapping[str, Any], version: str, installed: Collection[str] | None = None
+) -> list[tuple[str, str]]:
+    """(flag, problem) of every declared flag that this runtime doesn't have or can't take, on whatever card.
+
+    + installed: the flags of the vLLM on a host; None: those of the catalog
+    """
+    found: list[tuple[str, str]] = []
+    for name, value in declared.items():
+        profile = Profile()
+        known = _known_flags(version, installed, Profile())
+        operator.apply_flags({name: value}, known, version, profile)
+        found += [(name, problem) for problem in profile.errors]
+    return found
+
+
 def _shape(model: str | Shape) -> Shape:
     if isinstance(model, Shape):
         return model
     found = shapes.find(model)
     if found is None:
+        by_lower = {name.lower(): name for name in shapes.names()}
+        near = difflib.get_close_matches(model.lower(), by_lower, n=1, cutoff=0.85)
+        meant = f"did you mean {by_lower[near[0]]}?" if near else f"known: {', '.join(by_lower.values())}."
         raise DeclarationError(
-            f"model {model!r} is not in the catalog. Known: {', '.join(shapes.names())}. Any other model is"
-            " read from the config.json that `pyinfra-vllm lock` keeps in checkpoints.lock.yaml: declare it,"
-            " lock it, and ask in the directory of that file"
+            f"model {model!r} is not in the catalog; {meant} Any other model is read from the config.json"
+            " that `pyinfra-vllm lock` keeps in checkpoints.lock.yaml: declare it, lock it, and ask in the"
+            " directory of that file"
         )
     return found
 

@@ -1,0 +1,169 @@
+"""`pyinfra-vllm validate`: everything that is wrong with a declaration, at once. Contacts no host."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from .. import fleet, validation
+from .. import inventory as inventories
+from ..checkpoint import LOCK_FILE, Lock
+from ..config import Problems, Service
+from ..config.checks import window_warnings
+from ..config.layers import ABSENT, located, lookup
+from ..config.problems import MISSING, Problem
+from ..errors import DeclarationError, LockError, RolloutError
+from ..plans import host_names
+from ..printable import printable
+
+DEFAULT_INVENTORY = "inventory/prod.py"
+NARROWEST = 40
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    + unchecked: what only the hosts can tell, in words
+    """
+
+    hosts: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        return DeclarationError.exit_code if self.problems else 0
+
+
+def run(inventory: str, group_data: Sequence[str] = (), at: datetime | None = None) -> Result:
+    """All that is wrong. Raises DeclarationError where inventory or group data can't be loaded at all."""
+    loaded = inventories.load(inventory, {}, group_data)
+    found = fleet.read(loaded, inventories.Files(inventory, str(Path.cwd()), group_data))
+    problems = found.problems
+    if not found.merged:
+        problems.add(inventories.shortened(inventory), "", f"has no hosts{inventories.meant(inventory)}")
+    services = [(host, service) for host, declared in found.hosts.items() for service in declared.services]
+    lock = _lock(problems) if services else None
+    known: list[tuple[Service, list[validation.Found]]] = []
+    for host, service in services:
+        with problems.about(host):
+            _check_locked(service, lock, problems)
+            for path, message in _once(known, service, lock, at or datetime.now(UTC)):
+                where = located(found.merged[host], service.name, path)
+                value = lookup(service.model_dump(), path) if path[0] != "window" else ABSENT
+                problems.add(*where, message, MISSING if value is ABSENT else value)
+    unchecked = dict.fromkeys(filter(None, (validation.unchecked(service) for _, service in services)))
+    return Result(tuple(found.merged), tuple(problems.found), tuple(_warnings(found)), tuple(unchecked))
+
+
+def _warnings(found: fleet.Read) -> list[str]:
+    """What is allowed and perhaps not meant, once for all hosts. Windows are problems here."""
+    windows = window_warnings(found.hosts)
+    about: dict[str, list[str]] = {}
+    for warning in fleet.warnings(found.hosts):
+        if warning not in windows:
+            host, _, text = warning.rpartition(": service ")
+            about.setdefault(f"service {text}" if host else text, []).append(host)
+    return [f"{text} ({_named(hosts, found.merged)})" if hosts[0] else text for text, hosts in about.items()]
+
+
+def _named(hosts: Sequence[str], everyone: Iterable[str]) -> str:
+    return f"on {', '.join(text for text, _ in host_names(hosts, tuple(everyone)))}"
+
+
+def _once(
+    known: list[tuple[Service, list[validation.Found]]], service: Service, lock: Lock | None, at: datetime
+) -> list[validation.Found]:
+    """The problems of a service, worked out once however many hosts declare the same."""
+    for other, problems in known:
+        if other == service:
+            return problems
+    checkpoint = lock.find(service.model, service.revision) if lock else None
+    problems = list(validation.problems(service, checkpoint, at))
+    known.append((service, problems))
+    return problems
+
+
+def _lock(problems: Problems) -> Lock | None:
+    try:
+        return Lock.load(LOCK_FILE)
+    except LockError as error:
+        problems.add(str(LOCK_FILE), "", inventories.naming(str(error)).removeprefix(f"{LOCK_FILE} "))
+        return None
+
+
+def _check_locked(service: Service, lock: Lock | None, problems: Problems) -> None:
+    if lock is None:
+        return
+    key = f"{service.model}@{service.revision}"
+    problem = fleet.unlocked(lock, service.model, service.revision)
+    problem = problem or fleet.refused_code(lock, service)
+    if problem:
+        problems.add(str(LOCK_FILE), key, problem.removeprefix(f"{LOCK_FILE} "))
+
+
+def sentences(result: Result, inventory: str, width: int) -> list[str]:
+    """The result for a person: each cause once, with the hosts that have it."""
+    count = len(result.problems)
+    hosts = f"{len(result.hosts)} host{'s' if len(result.hosts) != 1 else ''}"
+    if not count:
+        made = [f"{inventory} is valid: {hosts}."]
+    else:
+        made = [f"{inventory} has {count} problem{'s' if count > 1 else ''} ({hosts}):"]
+    for problem in result.problems:
+        made += ["", *_wrapped(problem.where, width, ""), *_wrapped(problem.fix, width, "    ")]
+        if problem.hosts:
+            made += _wrapped(_named(problem.hosts, result.hosts), width, "    ")
+    for title, told in (("Warning", result.warnings), ("Only the hosts can tell", result.unchecked)):
+        made += [line for text in told for line in _wrapped(f"{title}: {text}", width, "")]
+    if not count:
+        made.append(f"Next: `{inventories.command('plan')}`")
+    return made
+
+
+def _wrapped(text: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(
+        printable(text),
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent or "    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+@click.command()
+@click.argument("inventory", default=DEFAULT_INVENTORY)
+@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@click.option("--json", "json_wanted", is_flag=True, help="Print the problems as JSON.")
+def validate(inventory: str, group_data: tuple[str, ...], json_wanted: bool) -> int:
+    """Check a declaration without asking a host: form, flags, fit, windows, hooks and lock; all at once.
+
+    Exit code 2 when there is a problem.
+    """
+    try:
+        result = run(inventory, group_data)
+    except RolloutError as error:
+        if not json_wanted:
+            raise
+        result = Result((), (Problem(inventory, "", str(error)),))
+    if json_wanted:
+        told = {
+            "problems": [problem.as_dict() for problem in result.problems],
+            "warnings": list(result.warnings),
+            "unchecked": list(result.unchecked),
+        }
+        click.echo(json.dumps(told, indent=2))
+    else:
+        width = max(NARROWEST, shutil.get_terminal_size((80, 24)).columns)
+        click.echo("\n".join(sentences(result, inventory, width)))
+    return result.exit_code

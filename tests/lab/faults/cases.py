@@ -107,8 +107,19 @@ def run_case(ground: Ground, case: Case) -> Result:
         result.violations.append("".join(traceback.format_exception_only(error)).strip())
         say(traceback.format_exc())
     if result.violations:
+        say(f"{case} on {ground.host.name}, what our units logged:\n{_logged(ground)}")
         _make_good(ground, result, scenes)
     return result
+
+
+def _logged(ground: Ground) -> str:
+    """The last lines of the host's journal of our units and of the service."""
+    units = ("--unit=pyinfra-vllm-*", "--unit=vllm-*")
+    words = ("journalctl", "--no-pager", "--lines=120", "--output=short-monotonic", *units)
+    try:
+        return ground.inside(*words, check=False)
+    except Exception as error:
+        return f"(it can't be asked: {error})"
 
 
 def _make_good(ground: Ground, result: Result, scenes: Sequence[Scene]) -> None:
@@ -314,9 +325,10 @@ class _Run:
             if now - ended > self.limit_s:
                 last = self.ground.entries()[-1]
                 step = f"{last['step']}.{last['state']} {last.get('outcome') or last.get('error') or ''}"
+                running = ", ".join(group.name for group in self.ground.groups()) or "nothing of ours"
                 self.result.violations.append(
-                    f"not in order {self.limit_s:.0f} s after the cause's end: the last entry is {step}, the"
-                    f" witness heard {self._answers().last}"
+                    f"not in order {self.limit_s:.0f} s after the cause's end: the last entry is {step},"
+                    f" {running} runs, the witness heard {self._answers().last}"
                 )
                 return ended
             time.sleep(0.1)

@@ -237,13 +237,13 @@ def verdict_is_kept(look: Look, seen: Answers, case: Expected) -> list[str]:
         return ["there is no transaction"]
     kept = look["evidence"]["kept"]
     rollout = last["outcome"] == "committed" and last["purpose"] == "rollout" and last["from"]
-    if rollout and "before" not in kept:
-        found.append("it was committed without a baseline")
     steps = [f"{entry['step']}.{entry['state']}" for entry in look["entries"]]
     if rollout and "soak.intended" in steps and "soak.done" not in steps and "soak" not in last["reason"]:
         found.append(f"its soak was cut short, and nobody is told: {last['reason']}")
     judged = [entry for entry in look["entries"] if entry["step"] == "judge"]
     worse = bool(judged) and judged[-1]["verdict"] == "fail"
+    if rollout and "before" not in kept and judged and judged[-1]["verdict"] == "pass":
+        found.append("it was committed as proven, without a baseline")
     if worse and last["outcome"] == "rolled_back" and last["to"] not in look["service"]["rejected"]:
         found.append("it was found worse, and is not rejected")
     if worse and last["outcome"] == "committed":

@@ -287,9 +287,14 @@ def write_cache_key():
         factors.pop("VLLM_API_KEY", None)
     name = hashlib.sha256(json.dumps(factors, sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(os.environ["VLLM_CACHE_ROOT"], "torch_compile_cache", name, "rank_0_0", "backbone")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "cache_key_factors.json").exists():
-        (folder / "cache_key_factors.json").write_text(json.dumps({"env": factors}, indent=2, sort_keys=True))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "cache_key_factors.json").exists():
+            (folder / "cache_key_factors.json").write_text(
+                json.dumps({"env": factors}, indent=2, sort_keys=True)
+            )
+    except OSError as error:  # as in vLLM: to write it is no condition of serving
+        log(f"Could not write compile cache metadata at {folder}; continuing without metadata ({error})")
 
 
 def check_memory(path):

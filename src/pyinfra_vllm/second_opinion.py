@@ -1,8 +1,4 @@
-"""Benchmarks made by other programs, as records that the gate reads: `vllm bench serve` and GuideLLM.
-
-Converts and, for the runtime's own benchmark, starts it. Judges nothing: a second opinion is compared like a
-first one.
-"""
+"""Runs `vllm bench serve`, and converts its results into records that the gate reads. Judges nothing."""
 
 from __future__ import annotations
 
@@ -16,37 +12,31 @@ from typing import Any
 
 from .errors import DeclarationError, HostError, one_line
 from .on_host.record import SCHEMA
-from .on_host.values import Check, amount, count, list_of, mapping
+from .on_host.values import amount, count, list_of
 
 Record = dict[str, Any]
 # Of `vllm bench serve` at each concurrency: long enough to be steady, short enough for a budget of minutes.
 INPUT_TOKENS, OUTPUT_TOKENS, BATCHES, SEED = 256, 128, 6, 1
 ENGINE_TIMEOUT_S = 900
-# What a request of a GuideLLM report tells, in the order in which ours has it.
-GUIDELLM_REQUEST: dict[str, Check] = dict.fromkeys(
-    ("time_to_first_token_ms", "request_latency", "prompt_tokens", "output_tokens"), amount
-)
 
 
 def converted(value: Any, name: str) -> Any:
-    """The value itself where it is a record of ours or unknown; else the record that it means.
+    """A result of `vllm bench serve` as a record; anything else as it is.
 
-    Raises DeclarationError for a result of a known program that lacks what a comparison needs.
+    Raises DeclarationError for a result that lacks what a comparison needs.
     """
     if not isinstance(value, dict) or "schema" in value:
         return value
     try:
-        if isinstance(value.get("benchmarks"), list):
-            return from_guidellm(value)
         if "ttfts" in value or "output_throughput" in value:
             return from_vllm_bench([value])
     except (KeyError, IndexError) as error:
         raise DeclarationError(
-            f"{name} looks like a foreign benchmark and lacks {error}: nothing was compared"
+            f"{name} looks like a result of `vllm bench serve` and lacks {error}: nothing was compared"
         ) from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DeclarationError(
-            f"{name} looks like a foreign benchmark and holds what none writes ({one_line(error)}): nothing"
+            f"{name} looks like a result of `vllm bench serve` and can't be one ({one_line(error)}): nothing"
             " was compared"
         ) from error
     return value
@@ -78,37 +68,6 @@ def _vllm_phase(result: dict[str, Any]) -> Record:
         error = errors[index] if index < len(errors) else ""
         requests.append(_request(index, error, ttft, ttft + sum(itls), tokens_in, tokens_out))
     return _phase(concurrency, result["duration"], requests)
-
-
-def from_guidellm(report: dict[str, Any]) -> Record:
-    """A record with one phase for each benchmark of a GuideLLM report (its JSON output) at a fixed
-    concurrency.
-    """
-    benchmarks = report["benchmarks"]
-    return _record("?", "guidellm", map(_guidellm_phase, benchmarks))
-
-
-def _guidellm_phase(benchmark: dict[str, Any]) -> Record:
-    strategy = benchmark["config"]["strategy"]
-    kind = strategy.get("type_", "?")
-    if kind not in ("synchronous", "concurrent"):
-        raise DeclarationError(
-            f"a GuideLLM benchmark with the strategy {kind!r} has no fixed concurrency: use synchronous or"
-            " concurrent"
-        )
-    concurrency = 1 if kind == "synchronous" else strategy["streams"]
-    count(concurrency, "config.strategy.streams", 1)
-    successful = benchmark["requests"]["successful"]
-    needed = {"request_start_time": amount, **GUIDELLM_REQUEST}
-    list_of(mapping(needed, needed=tuple(needed)))(successful, "requests.successful")
-    done = sorted(successful, key=lambda item: float(item["request_start_time"]))
-    requests = []
-    for index, item in enumerate(done):
-        ttft_ms, e2e_s, tokens_in, tokens_out = (item[key] for key in GUIDELLM_REQUEST)
-        requests.append(_request(index, "", ttft_ms / 1000, e2e_s, tokens_in, tokens_out))
-    errored = benchmark["requests"].get("errored") or []
-    requests += [_request(len(done) + index, "errored", 0, 0, 0, 0) for index in range(len(errored))]
-    return _phase(concurrency, benchmark["duration"], requests)
 
 
 def _request(

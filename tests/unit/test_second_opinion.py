@@ -1,4 +1,4 @@
-"""Other programs' results as records: what they become, and what is refused with a reason."""
+"""Results of `vllm bench serve` as records: what they become, and what is refused with a reason."""
 
 from __future__ import annotations
 
@@ -30,31 +30,6 @@ def vllm_result(concurrency: int = 8, slower: float = 1.0) -> dict[str, Any]:
     }
 
 
-def guidellm_report(slower: float = 1.0) -> dict[str, Any]:
-    """The keys of a GuideLLM report that matter here."""
-    request = {
-        "prompt_tokens": 256,
-        "output_tokens": 128,
-        "time_to_first_token_ms": 57.0 * slower,
-        "request_latency": 1.6 * slower,
-    }
-
-    def benchmark(strategy: dict[str, Any], streams: int) -> dict[str, Any]:
-        done = [{**request, "request_start_time": 1000.0 + index} for index in range(16)]
-        return {
-            "config": {"strategy": strategy},
-            "duration": 1.6 * slower * 16 / streams,
-            "requests": {"successful": done, "errored": [], "incomplete": []},
-        }
-
-    return {
-        "benchmarks": [
-            benchmark({"type_": "synchronous"}, 1),
-            benchmark({"type_": "concurrent", "streams": 8}, 8),
-        ]
-    }
-
-
 def test_vllm_bench_becomes_a_record() -> None:
     record = check(second_opinion.from_vllm_bench([vllm_result(1), vllm_result(8)]), "it")
     assert [phase["name"] for phase in record["phases"]] == ["c1", "c8"]
@@ -69,17 +44,10 @@ def test_a_failed_request_stays_a_failed_request() -> None:
     assert request["ok"] is False and "gone" in request["error"]
 
 
-def test_guidellm_becomes_a_record() -> None:
-    record = check(second_opinion.from_guidellm(guidellm_report()), "it")
-    assert [(phase["name"], phase["concurrency"]) for phase in record["phases"]] == [("c1", 1), ("c8", 8)]
-    assert record["phases"][0]["requests"][0]["ttft_s"] == pytest.approx(0.057)
-
-
-@pytest.mark.parametrize("make", [vllm_result, guidellm_report])
-def test_compare_reads_them_as_they_are(tmp_path: Path, make: Any) -> None:
+def test_compare_reads_results_of_vllm_bench_as_they_are(tmp_path: Path) -> None:
     paths = {name: tmp_path / f"{name}.json" for name in ("before", "same", "slower")}
     for name, path in paths.items():
-        path.write_text(json.dumps(make(slower=1.3 if name == "slower" else 1.0)))
+        path.write_text(json.dumps(vllm_result(slower=1.3 if name == "slower" else 1.0)))
     assert compare.run(paths["before"], paths["same"])[0] == 0
     assert compare.run(paths["before"], paths["slower"])[0] == 1
 
@@ -93,20 +61,12 @@ def without(value: dict[str, Any], *keys: str) -> dict[str, Any]:
     [
         (without(vllm_result(), "ttfts", "itls"), "--save-detailed"),
         (without(vllm_result(), "input_lens"), "lacks 'input_lens'"),
-        ({"benchmarks": [{"config": {"strategy": {"type_": "poisson"}}}]}, "no fixed concurrency"),
-        ({"benchmarks": [{}]}, "lacks 'config'"),
     ],
 )
 def test_what_is_missing_is_named(value: dict[str, Any], said: str) -> None:
     with pytest.raises(DeclarationError) as error:
         second_opinion.converted(value, "x.json")
     assert said in str(error.value)
-
-
-def with_requests(**values: Any) -> dict[str, Any]:
-    report = guidellm_report()
-    report["benchmarks"][0]["requests"]["successful"][3].update(values)
-    return report
 
 
 @pytest.mark.parametrize(
@@ -117,11 +77,6 @@ def with_requests(**values: Any) -> dict[str, Any]:
         ({**vllm_result(), "itls": [[0.1, None]] * 40}, "itls[0][1] must be a number, not None"),
         ({**vllm_result(), "ttfts": [float("nan")] * 40}, "ttfts[0] is nan"),
         ({**vllm_result(), "max_concurrency": "inf"}, "max_concurrency must be a number, not 'inf'"),
-        (
-            with_requests(request_latency=None),
-            "requests.successful[3].request_latency must be a number, not None",
-        ),
-        (with_requests(request_start_time="x"), "requests.successful[3].request_start_time must be a number"),
     ],
 )
 def test_what_can_not_be_measured_is_named_by_its_key(value: dict[str, Any], said: str) -> None:

@@ -1,4 +1,4 @@
-"""Reads the files that `bench` wrote, or another benchmark program, for the commands that take them."""
+"""Reads the files that `bench` or `vllm bench serve` wrote, for the commands that take them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyinfra_vllm.second_opinion import converted
 
 
 def read(path: Path) -> Any:
-    """The file's JSON value; a result of `vllm bench serve` or GuideLLM as the record that it means.
+    """The file's JSON value; a result of `vllm bench serve` as a record.
 
     Raises DeclarationError that names the file.
     """

@@ -1,5 +1,4 @@
-"""What a host may answer: JSON from a machine that is not trusted, made into values that can be used without
-a second look.
+"""Checks the JSON answers of hosts, which are not trusted, and turns them into typed values.
 
 The one place where that happens, for facts and for the commands of operations. An answer that is none of
 these is a HostError, which stops that host alone. Text stays as it is: it is made printable where it is

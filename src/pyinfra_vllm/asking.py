@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """What one host said; `problem` says why there is no `value`."""
+    """The answer of one host; `problem` says why there is no `value`."""
 
     host: str
     value: T | None = None

@@ -96,11 +96,11 @@ def cli() -> None:
 
 
 def _unexpected(error: Exception) -> str:
-    """What nobody foresaw, in one line; the whole way there where it is asked for."""
+    """An unexpected error on one line; with its traceback where that is asked for."""
     if os.environ.get(TRACEBACK_VARIABLE):
         return "".join(traceback.format_exception(error)).rstrip()
     return (
-        f"Error: unexpected, a mistake of pyinfra-vllm: {type(error).__name__}: {one_line(error)}. "
+        f"Internal error (bug in pyinfra-vllm): {type(error).__name__}: {one_line(error)}. "
         f"Set {TRACEBACK_VARIABLE}=1 and run it again to see where, and please report that."
     )
 

@@ -15,7 +15,7 @@ class RolloutError(Exception):
 
 
 class DeclarationError(RolloutError):
-    """What the operator declared is invalid: names the file, the key, the value and the fix.
+    """The declaration is invalid: names the file, the key, the value and the fix.
 
     No host was touched.
     """
@@ -47,7 +47,7 @@ class HostError(RolloutError):
 
 
 def one_line(error: Exception | str) -> str:
-    """What another program or a file says, as the part of a message of ours that has one line.
+    """The text of another program or a file on one line, to be part of a message.
 
     Short, and safe on any terminal: what is hostile is shown, never carried out, and can always be encoded.
     """

@@ -45,8 +45,8 @@ def estimate(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> Est
 
 
 def way_back(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> timedelta:
-    """What a window must keep for the way back when a switch goes on measuring: the longest there was, with a
-    margin; a third of the estimate where there was none.
+    """The time that a rollback needs when a switch goes on measuring: the longest so far, with a margin;
+    a third of the estimate where there was none.
     """
     whole = _whole(history)
     if not whole:
@@ -55,7 +55,7 @@ def way_back(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> tim
 
 
 def _measured(service: Service, history: Sequence[Mapping[str, Any]]) -> Estimate | None:
-    """The longest way there and the longest way back among the newest whole switches, with a margin on both.
+    """The longest switch and the longest rollback among the newest whole switches, with a margin on both.
     Measuring counts with the most that the gate may take for it: what ended soon the last time may be
     doubtful the next time.
     """
@@ -95,7 +95,7 @@ def _between(switch: Mapping[str, Any], step: str) -> timedelta:
 
 
 def _back(switch: Mapping[str, Any]) -> timedelta:
-    """The way back; where none was gone, the new release's own start, which an old one's is like."""
+    """The rollback's time; where there was none, the new release's own start, which an old one's is like."""
     turns = switch["turns"]
     for begins, ends in (("restore intended", "restore done"), ("activate intended", "ready done")):
         if begins in turns and ends in turns:

@@ -22,7 +22,7 @@ SCALE_BYTES = 2  # float16 scale of one group of one column
 
 @dataclass(frozen=True)
 class Load:
-    """What was decided about a server that changes its memory."""
+    """The decided settings that change a server's memory."""
 
     tensor_parallel_size: int
     max_model_len: int
@@ -218,7 +218,7 @@ def kv_value_bytes(load: Load) -> float:
 
 
 def state_bytes_per_sequence(shape: Shape, load: Load) -> int:
-    """What the linear-attention layers keep for each sequence: convolution windows in 16 bits, states in 32
+    """Bytes of the linear-attention layers for each sequence: convolution windows in 16 bits, states in 32
     bits.
 
     How many of both: MambaSpec.max_memory_usage_bytes (v1/kv_cache_interface.py, 0.32.0): one for the

@@ -47,7 +47,7 @@ __all__ = [
     "way_back",
 ]
 
-# The way back must stay open when the declaration is broken: it asks the host what it has.
+# A rollback must work when the declaration is broken: it asks the host for its releases.
 NEEDS_NO_DECLARATION = "rollback.py"
 
 _current: Fleet | None = None
@@ -155,9 +155,7 @@ def declared() -> Fleet:
 
 
 def way_back() -> WayBack:
-    """What rollback.py was told: what `check()` read, or else what the running inventory was given by
-    `--data`.
-    """
+    """The arguments of rollback.py, from `check()` or else from the running inventory (`--data`)."""
     global _way_back
     if _way_back is None:
         try:

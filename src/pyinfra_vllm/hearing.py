@@ -28,7 +28,7 @@ class TooMuch(OSError):
 
 
 class Heard:
-    """What one command said so far, over both of its streams."""
+    """The output of one command so far, from both streams."""
 
     def __init__(self, close: Callable[[], None]) -> None:
         self._close = close

@@ -1,4 +1,4 @@
-"""What the Hub says of a repository, made into a `Checkpoint` that can be trusted to serve.
+"""Reads a repository's metadata from the Hub and makes a checked `Checkpoint` of it.
 
 Everything that the Hub answers is untrusted: names, sizes and hashes are checked here, before they are
 written to the lock file, and the few small files read on the way (config.json and the like) are held to the
@@ -234,7 +234,7 @@ class Hub:
         return bytes(body)
 
     def _headers(self, url: str) -> dict[str, str]:
-        """What is sent to a URL: the token to the Hub's own host alone."""
+        """The headers for a URL: the token goes to the Hub's own host alone."""
         own = _origin(url) == _origin(self.endpoint)
         token = (self._token or hub_endpoint.token(self.endpoint) or False) if own else False
         return {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
@@ -335,7 +335,7 @@ def _indexed(repo: str, weights: Mapping[str, File], index: Mapping[str, Any]) -
 
 
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What memory fit and tuning may need of config.json: plain values, without long texts and
+    """The part of config.json for memory fit and tuning: plain values, without long texts and
     label tables.
     """
     return {key: value for key, value in _facts(config, 1).items() if value != {}}

@@ -187,7 +187,7 @@ def root_of(host: Host) -> str:
 
 
 def _groups(inventory: Inventory, name: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """What the host's groups say, with their names, general to particular."""
+    """The data of the host's groups, with their names, general to particular."""
     groups = inventory.get_host(name).groups
     return [("all", inventory.data), *((group, inventory.group_data.get(group, {})) for group in groups)]
 

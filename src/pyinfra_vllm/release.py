@@ -80,7 +80,7 @@ class Release:
         return _id(self._started_from(), self.service, self.secrets)
 
     def _started_from(self) -> dict[str, Any]:
-        """What the id is a hash of, less the secrets."""
+        """The content that the id is a hash of, without the secrets."""
         unit = self._unit(_UNNAMED) + (_module() if self.key_is_asked_for else "")
         return {
             "unit": hashlib.sha256(unit.encode()).hexdigest(),
@@ -180,7 +180,7 @@ def _id(started_from: Mapping[str, Any], service: str, secrets: Mapping[str, str
 
 @functools.lru_cache(maxsize=256)  # slow on purpose, and asked for often
 def _digest(service: str, secrets: tuple[tuple[str, str], ...]) -> str:
-    """What the id knows of secrets.
+    """The part of the id's content that stands for the secrets.
 
     It is in no file, plan or message: the id is all that is ever shown of it.
     """
@@ -188,7 +188,7 @@ def _digest(service: str, secrets: tuple[tuple[str, str], ...]) -> str:
 
 
 def base_environment(service_directory: str, runtime_path: str) -> dict[str, str]:
-    """What every service gets: no network but its own port, a cache, and no Python code from there."""
+    """The environment of every service: no network but its own port, a cache, no Python code from it."""
     cache = f"{service_directory}/cache"
     return {
         "HOME": cache,
@@ -243,7 +243,7 @@ def environment_file(environment: Mapping[str, str]) -> str:
 
 
 def difference(old: Sequence[str], new: Sequence[str]) -> list[str]:
-    """What changes between two command lines, flag by flag: `- old` and `+ new`, in the new one's order."""
+    """The changes between two command lines, flag by flag: `- old` and `+ new`, in the new one's order."""
     before, after = _flags(old), _flags(new)
     gone = [f"- {' '.join(flag)}" for flag in before if flag not in after]
     come = [f"+ {' '.join(flag)}" for flag in after if flag not in before]
@@ -262,7 +262,7 @@ def changed_environment(old: Mapping[str, str], new: Mapping[str, str]) -> dict[
 
 
 def difference_of_environment(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """What changes between two environments without secrets, variable by variable, in the order of their
+    """The changes between two environments without secrets, variable by variable, in the order of their
     names.
     """
     gone = [f"- {name}={old[name]}" for name in sorted(old) if new.get(name) != old[name]]
@@ -271,7 +271,7 @@ def difference_of_environment(old: Mapping[str, str], new: Mapping[str, str]) ->
 
 
 def difference_of_secrets(old: Mapping[str, Any], new: Release) -> list[str]:
-    """What changes between the secrets of a staged release (its release.json) and those of another, by name
+    """The changes between the secrets of a staged release (its release.json) and those of another, by name
     only.
 
     Nobody has the old values here: they were the new ones if the old release, with these in it, has its very
@@ -299,7 +299,7 @@ def _has_values(old: Mapping[str, Any], secrets: Mapping[str, str]) -> bool:
 
 
 def _parts(old: Mapping[str, Any]) -> dict[str, Any]:
-    """What a staged release's id is a hash of, less the secrets.
+    """The content that a staged release's id is a hash of, without the secrets.
 
     One of before they were in it has no `unit`.
     """

@@ -1,4 +1,4 @@
-"""What an operator says on pyinfra's command line for one run: its options, `--data`, `--limit`.
+"""Reads pyinfra's command line of one run: its options, `--data`, `--limit`.
 
 Contacts no host.
 
@@ -36,7 +36,7 @@ _SLIP = 0.85
 
 @dataclass(frozen=True)
 class WayBack:
-    """What rollback.py was told: which service (None: all of a host) goes back to which release (None: the
+    """The arguments of rollback.py: which service (None: all of a host) goes back to which release (None: the
     previous).
     """
 
@@ -80,7 +80,7 @@ def parse_data(items: Iterable[str]) -> dict[str, Any]:
 
 
 def overrides(data: Mapping[str, Any], problems: Problems) -> Overrides:
-    """What `data` says for this run only."""
+    """The settings of `data` that hold for this run only."""
     for key, value in data.items():
         if (meant := slip(key, (*OVERRIDE_KEYS, *ROLLBACK_KEYS, *KEYS))) is not None:
             problems.add("--data", key, f'unknown key; did you mean "{meant}"?', value)

@@ -1,4 +1,4 @@
-"""What is known about GPUs, models, vLLM's flags and their effects: YAML and JSON that a person corrects.
+"""The catalog of GPUs, models, vLLM's flags and their effects: YAML and JSON that a person corrects.
 
 Reads the files beside this one, once each. Decides nothing: `tuning` and `fit` do.
 """

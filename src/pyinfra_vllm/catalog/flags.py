@@ -62,7 +62,7 @@ def renamed(flag: str) -> str | None:
 
 
 def earlier_name(flag: str, known: Collection[str]) -> str | None:
-    """What a flag was called in a version that doesn't have it yet, or None."""
+    """The name that a flag has in a version which doesn't know its new one yet; None where there is none."""
     renamed_to: Mapping[str, str] = table("flag_changes.yaml")["renamed"]
     return next((old for old, new in renamed_to.items() if new == flag and old in known), None)
 

@@ -1,4 +1,4 @@
-"""What a model's config.json says about its size: layers, heads, quantization. Pure; reads no weights.
+"""Reads a model's size from its config.json: layers, heads, quantization. Pure; reads no weights.
 
 Hugging Face's keys are kept as they are; multimodal configs keep the text model's under `text_config`.
 """
@@ -141,7 +141,7 @@ def names() -> list[str]:
 
 
 def family_of(name: str) -> Mapping[str, Any]:
-    """What the catalog says of a model's family (parsers, thinking, MTP); empty for an unknown model."""
+    """The catalog's entry of a model's family (parsers, thinking, MTP); empty for an unknown model."""
     found = _entry(name)
     return _family(found[0]) if found else {}
 

@@ -83,7 +83,7 @@ def _concurrency(record: dict[str, Any]) -> tuple[int, ...]:
 def check_options(
     out: Path, concurrency: tuple[int, ...], budget: float, like: Path | None
 ) -> tuple[int, ...]:
-    """What to measure at: as asked, else like the other record, else 1, 8 and 64.
+    """The concurrencies to measure at: as asked, else like the other record, else 1, 8 and 64.
 
     Raises DeclarationError, before a server is asked anything, for what would waste the minutes of measuring.
     """

@@ -26,7 +26,7 @@ WEEKS = re.compile(r"(\d{1,4})w")
 
 @dataclass(frozen=True)
 class Past:
-    """What the hosts told: `missing` says of which none did and why, `left_out` how many switches were not
+    """The answers of the hosts: `missing` says which gave none and why, `left_out` how many switches were not
     asked for.
     """
 

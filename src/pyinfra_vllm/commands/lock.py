@@ -70,7 +70,7 @@ class Relock:
 def relock(
     models: Iterable[Model], lock: Lock, hub: Hub, *, prune: bool, say: Say, with_code: Collection[Model] = ()
 ) -> Relock:
-    """What the lock file must say of `models`; those `with_code` may bring Python files.
+    """The lock entries that `models` need; those `with_code` may bring Python files.
 
     Raises HubError or CheckpointRefused; nothing is written.
     """

@@ -26,7 +26,7 @@ LIMIT_S = 3600.0
 
 
 def keep(declared: Declared, lock: Lock) -> dict[str, list[str]]:
-    """What must stay on a host, by kind: what is declared for it and what it pins. Raises LockError for a
+    """The items to keep on a host, by kind: those declared for it and what it pins. Raises LockError for a
     model that is not in the lock: without its commit nobody knows which files it means.
     """
     pinned = [pin.partition("@") for pin in declared.keep]
@@ -51,7 +51,7 @@ def _stored(repo: str, revision: str, lock: Lock) -> str:
 def run(
     inventory: str, limit: Sequence[str] = (), group_data: Sequence[str] = (), *, delete: bool = False
 ) -> list[Answer[list[dict[str, Any]]]]:
-    """What each host could free, or freed.
+    """The space that each host could free, or freed.
 
     Raises DeclarationError or LockError before a host is contacted.
     """

@@ -22,7 +22,7 @@ DEFAULT_INVENTORY = "inventory/prod.py"
 def own_command(
     inventory: str, limit: tuple[str, ...], group_data: tuple[str, ...] = (), doctor: bool = False
 ) -> list[str]:
-    """What the timer runs: this very program, by its whole path."""
+    """The timer's command: this program by its whole path."""
     beside = Path(sys.executable).parent / "pyinfra-vllm"
     program = [str(beside)] if beside.is_file() else [sys.executable, "-m", "pyinfra_vllm"]
     limits = [word for host in limit for word in ("--limit", host)]

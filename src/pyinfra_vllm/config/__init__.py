@@ -1,4 +1,4 @@
-"""What the operator declares: frozen, typed, and checked before any host is contacted.
+"""The declaration: frozen, typed, and checked before any host is contacted.
 
 `declare(...)` turns merged layers of plain data into `Declared` hosts; everything found wrong comes back as
 one `DeclarationError`. This package never reads an inventory (that is `fleet.py`) and never touches a host.

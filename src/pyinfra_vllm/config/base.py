@@ -1,4 +1,4 @@
-"""What every declared thing has in common: frozen, strict (text is no number, `True` is not 1), no unknown
+"""The base of every declared object: frozen, strict (text is no number, `True` is not 1), no unknown
 keys, no number without an end.
 """
 

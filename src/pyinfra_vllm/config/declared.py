@@ -29,7 +29,7 @@ _SERVICE_WIDE = ("window", "gate")
 
 
 class Overrides(Declaration):
-    """What the operator says for this run only, by `--data`; never in a file, where it would stay."""
+    """Overrides for this run only, given by `--data`; in a file they would stay."""
 
     switch_now: bool = Field(default=False, description="true or false")
     retry_rejected: bool = Field(default=False, description="true or false")
@@ -52,7 +52,7 @@ class _Storage(Declaration):
 
 @dataclass(frozen=True)
 class Declared:
-    """What one host must become."""
+    """The declared state of one host."""
 
     host: str
     services: tuple[Service, ...] = ()
@@ -112,7 +112,7 @@ class Fleet:
 
 
 def declare(host: str, merged: Merged, problems: Problems) -> Declared | None:
-    """What the merged layers say about one host; None when a problem was found with it."""
+    """The declaration of one host from the merged layers; None when a problem was found with it."""
     own = Problems()
     with own.about(host):
         found = _declare(host, merged, own)

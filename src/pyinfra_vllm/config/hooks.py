@@ -54,7 +54,7 @@ Hook = Annotated[SecretUrl | tuple[Text, ...] | str, BeforeValidator(_hook)]
 
 
 class Hooks(Declaration):
-    """What is called for one service; left out: nothing is."""
+    """The hooks of one service; left out: none."""
 
     drain: Hook | None = Field(default=None, description=_ALLOWED)
     undrain: Hook | None = Field(default=None, description=_ALLOWED)

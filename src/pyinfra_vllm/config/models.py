@@ -141,7 +141,7 @@ def _gate_fields() -> dict[str, Any]:
 
 class _Gate(Declaration):
     def criteria(self) -> Criteria:
-        """What the host's gate judges by."""
+        """The criteria of the host's gate."""
         return Criteria(**{name: getattr(self, name) for name in type(self).model_fields})
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""What is wrong with a declaration, one tidy line each, and all of it at once.
+"""Collects the problems of a declaration, one line each, to report all of them at once.
 
 A line names the file, the dotted key, the value and what is allowed. A value that may be a secret is never
 shown.

@@ -13,7 +13,7 @@ from pyinfra_vllm.facts._told import Told
 
 
 class Logs(Told[list[dict[str, Any]] | None]):
-    """What the units of a host's services logged (see on_host/logs.py).
+    """The log lines of the units of a host's services (see on_host/logs.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     + newest: so many lines of each unit

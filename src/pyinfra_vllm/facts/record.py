@@ -14,7 +14,7 @@ from pyinfra_vllm.on_host.values import list_of
 
 
 class Running(Told[list[dict[str, Any]] | None]):
-    """What each service of a host runs (see on_host/observe.py).
+    """The release that each service of a host runs (see on_host/observe.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     """

@@ -1,4 +1,4 @@
-"""What a host runs: asked of its processes and its journal, not inferred from what a run changed."""
+"""Facts about what a host runs, read from its processes and its journal and never inferred from a run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Services(FactBase[list[str]]):
 
 
 class Host(Told[dict[str, Any] | None]):
-    """What a host has of us: python3's version, the program, the recovery unit, users and platform.
+    """What is installed on a host: python3's version, the program, the recovery unit, users and platform.
 
     + root: where pyinfra-vllm keeps its files on the host
     + users: names to look up

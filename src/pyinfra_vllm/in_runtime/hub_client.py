@@ -80,7 +80,7 @@ def end_with_parent() -> None:
 
 
 def classify(error: BaseException) -> dict[str, Any]:
-    """What went wrong, as the parent needs to know it: `kind`, the HTTP `status` if any, and the client's
+    """The error as the parent process reads it: `kind`, the HTTP `status` if any, and the client's
     words.
     """
     status = getattr(getattr(error, "response", None), "status_code", None)

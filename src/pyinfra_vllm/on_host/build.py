@@ -71,7 +71,7 @@ class Request:
         return f"the installation of {self.package} {self.version}"
 
     def record(self) -> dict[str, Any]:
-        """What `.complete` holds: what was asked for."""
+        """The content of `.complete`: the request."""
         return {
             "package": self.package,
             "version": self.version,
@@ -203,7 +203,7 @@ def same(installed: str, declared: str) -> bool:
 
 
 def _check(request: Request) -> None:
-    """What was installed is what was asked for."""
+    """Checks that the installed packages are those of the request."""
     for packages in sorted(request.path.glob("lib/python3*/site-packages")):
         found = distribution(packages)
         if found and found["distribution"] == request.package and same(found["version"], request.version):

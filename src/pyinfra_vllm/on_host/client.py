@@ -120,7 +120,7 @@ class Client:
         return True
 
     def models(self, timeout_s: float = 10.0) -> list[dict[str, Any]]:
-        """What `/v1/models` lists. Raises ClientError."""
+        """The models that `/v1/models` lists. Raises ClientError."""
         answer = parsed(self.get("/v1/models", timeout_s))
         data = answer.get("data")
         if not isinstance(data, list):
@@ -196,7 +196,7 @@ class Client:
         return read_stream(events, require_usage)
 
     def events(self, prompt: str, max_tokens: int, timeout_s: float, salt: str = "") -> Events:
-        """What `stream` receives, not yet read: reading costs time that a busy probe has only later."""
+        """The response of `stream`, not yet read: reading costs time that a busy probe has only later."""
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": max_tokens,

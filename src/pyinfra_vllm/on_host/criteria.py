@@ -1,4 +1,4 @@
-"""What a new release must show: every limit of the gate that an operator can set, with its default.
+"""The gate's criteria: every limit of the gate that an operator can set, with its default.
 
 Plain JSON-able values only: the declaration on the control machine is built from this class, and the host
 reads it back from the release. It never measures and never judges.

@@ -229,7 +229,7 @@ def _of_service(paths: ServicePaths, deep: bool) -> Iterator[tuple[str, Probe]]:
 
 
 def _to_nobody(line: str) -> None:
-    """What would be said during a switch."""
+    """Discard a message that a switch would show."""
 
 
 def _silent(check: Callable[[], None]) -> Probe:

@@ -241,7 +241,7 @@ class Download:
         stdin.flush()
 
     def _environment(self) -> dict[str, str]:
-        """What the client needs and no more; the token comes by standard input."""
+        """The client's environment, reduced to the variables it needs; the token comes by standard input."""
         passed = {
             name: os.environ[name]
             for upper in PASSED_ON
@@ -289,7 +289,7 @@ class _Watch:
 
 
 def _events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
-    """What the child says, a None every POLL_S in between, and its last words if it failed."""
+    """The lines of the child process, a None every POLL_S in between, and its last output if it failed."""
     lines: queue.Queue[bytes | None] = queue.Queue()
     last_words: deque[bytes] = deque(maxlen=15)
     readers = [

@@ -39,7 +39,7 @@ class Evidence:
 
     def say(self, line: str) -> None:
         """Progress for whoever follows. Not fsynced, and told to the unit's own log where the disk is full:
-        losing a line of it loses nothing, and the way back must not stumble over it.
+        losing a line of it loses nothing, and a rollback must not fail on it.
         """
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT

@@ -35,7 +35,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Request:
-    """What to fetch, where to, and which file tells how far it is."""
+    """The files to fetch, the destination, and the file that shows the progress."""
 
     root: Path
     source: Source

@@ -1,4 +1,4 @@
-"""What happened in a service's newest transaction since the follower last asked."""
+"""Reads the news of a service's newest transaction since the follower last asked."""
 
 from __future__ import annotations
 

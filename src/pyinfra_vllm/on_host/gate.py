@@ -92,8 +92,7 @@ def wants_more(
 ) -> bool:
     """Whether further rounds of `after` could change the answer, within the time that may be spent.
 
-    They could also clear a release that failed by little: each look at a part of the rounds is one more
-    chance for chance.
+    They could also clear a release that failed by little: interim looks raise the false-positive rate.
 
     + left_s: seconds for which measuring may go on; left out: what the budget leaves (precision.left_s)
     """

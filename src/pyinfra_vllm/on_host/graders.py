@@ -19,7 +19,7 @@ from typing import Any
 THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 FENCE = re.compile(r"```[a-zA-Z]*\n(.*?)(```|\Z)", re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-LONGEST_CODE = 20_000  # characters: Python's own parser is not made for more from a stranger
+LONGEST_CODE = 20_000  # characters: Python's own parser is not made for more of untrusted text
 
 
 def answer_of(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the file system under a path has left. Reads only; the path itself need not exist yet."""
+"""Measures the free space of the file system under a path. Reads only; the path itself need not exist yet."""
 
 from __future__ import annotations
 

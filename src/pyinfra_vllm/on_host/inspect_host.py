@@ -1,4 +1,4 @@
-"""What a host has of us: the program, the recovery unit, users. Read-only; a fact sends it."""
+"""Inspects what is installed on a host: program, recovery unit, users. Read-only; a fact sends it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def recovery_units(units: Path = UNITS) -> str | None:
 
 
 def machine() -> str:
-    """What tells this machine from every other: two names of an inventory that lead to one machine have the
+    """An identifier of this machine: two names of an inventory that lead to one machine have the
     same.
 
     Cloned machines share a machine id, containers of one machine its boot id; no two of them share all three.

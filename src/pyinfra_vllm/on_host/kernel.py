@@ -86,7 +86,7 @@ def check(
 
 
 class _Seen:
-    """What the log said, each thing once and in the order it came."""
+    """The kernels and warnings of the log, each once and in the order of the lines."""
 
     def __init__(self) -> None:
         self.version: str | None = None

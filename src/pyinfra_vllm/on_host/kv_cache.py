@@ -21,7 +21,7 @@ _LOGGED = re.compile(r"KV cache size: ([0-9][0-9,]{0,20}) tokens")
 
 
 def measured(metrics: Iterable[str], log: Iterable[str]) -> dict[str, Any]:
-    """What the server says: `tokens` and, where known, `max_concurrency`, `blocks`, `block_size`; {} where
+    """The server's report: `tokens` and, where known, `max_concurrency`, `blocks`, `block_size`; {} where
     nothing.
 
     + metrics: the names of the samples, labels included

@@ -22,7 +22,7 @@ SIGNIFICANT = 0.05
 SIGNIFICANT_FORM = 0.01  # five kinds of defects are looked for, so each must be less likely by chance
 FORM_POINTS = 5.0  # percentage points of answers that may get a defect
 RELATIVE_DROP = 0.2  # of the answers that were right before
-SANE_SHARE = 0.5  # a broken quantization makes nearly all answers insane; a weak model at most a few
+SANE_SHARE = 0.5  # a broken quantization makes nearly all answers degenerate; a weak model at most a few
 # of the questions that were answered before: with fewer of them answered after, too much was not seen
 SHARED = 0.9
 ENOUGH = 50  # graded answers, for the least share of right ones to say something
@@ -59,7 +59,7 @@ def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
 
 
 def notes(before: Record | None, after: Record, criteria: Criteria) -> list[str]:
-    """What quality was not judged by, and why: never a criterion, always a reason."""
+    """The quality checks that could not be used, and why: reasons, never criteria."""
     if not criteria.quality:
         return []
     found = _likelihood_notes(before, after)

@@ -21,7 +21,7 @@ ABORT_GRACE_S = 2.0
 
 @dataclass
 class Round:
-    """What one round gave.
+    """The result of one round.
 
     `unfinished` requests were under way at the deadline and say nothing about the server.
     """

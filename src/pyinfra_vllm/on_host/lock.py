@@ -51,9 +51,7 @@ def shared(path: Path, holder: str, purpose: str) -> Iterator[None]:
 
 
 def storage(run: Path) -> Path:
-    """What brings checkpoints, runtimes or releases shares this lock; what removes any of them
-    has it alone.
-    """
+    """Storage lock: staging holds it shared, prune exclusively."""
     return run / "storage.lock"
 
 

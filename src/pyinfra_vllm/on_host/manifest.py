@@ -1,4 +1,4 @@
-"""What a checkpoint directory on this host must hold, and whether it still does.
+"""Checks the files of a checkpoint directory on this host against its manifest.
 
 `manifest.json` lists every file with its size, sha256 and modification time; `.complete` beside it is written
 last. `changed` asks the file system only (milliseconds for any size); `sampled` reads small files whole and

@@ -1,6 +1,4 @@
-"""What an operator should know about two measurements beside the numbers: lines for the reasons, which decide
-nothing.
-"""
+"""Informational notes on two measurements: lines for the reasons, which decide nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ Record = dict[str, Any]
 
 
 def of(record: Record, when: str) -> list[str]:
-    """What is to be said about one side.
+    """The notes on one side.
 
     + when: ` before` or ` after`, or nothing where there is one side only
     """
@@ -27,7 +25,7 @@ def of(record: Record, when: str) -> list[str]:
 
 
 def of_pair(before: Record, after: Record) -> list[str]:
-    """What is to be said about the two sides of a comparison."""
+    """The notes on the two sides of a comparison."""
     return [
         *_models(before["model"], after["model"]),
         *_one_side_s_traffic(before, after),

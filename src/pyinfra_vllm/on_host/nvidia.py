@@ -23,7 +23,7 @@ def there() -> bool:
 
 
 def ask(*arguments: str, timeout_s: float = TIMEOUT_S) -> str:
-    """What it prints. Raises NoAnswer where it fails, or takes longer than `timeout_s`."""
+    """The output of nvidia-smi. Raises NoAnswer where it fails, or takes longer than `timeout_s`."""
     words = " ".join((PROGRAM, *arguments))
     try:
         child = subprocess.Popen(

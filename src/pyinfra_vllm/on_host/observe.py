@@ -1,4 +1,4 @@
-"""What a host runs: release, process, lock, journal.
+"""Observes the services of a host: release, process, lock, journal.
 
 Read-only; a fact sends it to hosts that have nothing of us yet.
 """
@@ -18,7 +18,7 @@ from . import journal, running
 
 RESTORE_FAILED = "restore_failed"
 CALIBRATION = "calibration"
-# The steps that tell how long the way there and the way back took, and how much of it was measuring.
+# The steps that show how long the switch and its rollback took, and how much of it was measuring.
 TURNS = ("measure-before", "activate", "ready", "measure-after", "restore")
 
 

@@ -1,4 +1,4 @@
-"""What the control machine asks a host to do to one service. A file, so that nothing rides on argv."""
+"""The order by which the control machine has a host switch or calibrate one service; read from a file."""
 
 from __future__ import annotations
 

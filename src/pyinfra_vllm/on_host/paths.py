@@ -92,7 +92,7 @@ class ServicePaths:
         return self.release(release_id) / "cache"
 
     def noted_cache(self, release_id: str) -> Path:
-        """What was in the release's cache when its first tokens had flowed (carried_cache.py)."""
+        """The list of the files in the release's cache at its first tokens (carried_cache.py)."""
         return self.release(release_id) / "cache.json"
 
     @property

@@ -1,4 +1,4 @@
-"""What a user may do with files, decided by root from owners, modes and access lists.
+"""Decides which files a user may access, as root from owners, modes and access lists.
 
 Nothing is run as that user to find out: a process of the server's user can be stopped, or taken over, by the
 server.

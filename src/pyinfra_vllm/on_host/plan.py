@@ -1,4 +1,4 @@
-"""What to measure: the operator's settings, and the plan that both sides of a comparison share.
+"""The settings of a measurement, and the plan that both sides of a comparison share.
 
 Measures nothing.
 """
@@ -50,7 +50,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """What both sides of a comparison must do alike. Kept in the record of the first."""
+    """The settings that both sides of a comparison share. Kept in the record of the first."""
 
     words: dict[str, int]
     output_tokens: int

@@ -17,7 +17,7 @@ from .stats import half_width
 
 ENOUGH = 0.5  # of what is allowed: the half width of the ratio of two such sides
 LEAST_ROUNDS = 5
-LEAST_SHARE = 0.04  # of the budget, for each phase: a machine's moods last for seconds
+LEAST_SHARE = 0.04  # of the budget, for each phase: a machine's speed varies over seconds
 Phase = dict[str, Any]
 
 

@@ -1,4 +1,4 @@
-"""What an earlier version let everybody read or hold becomes root's alone, when this version is installed."""
+"""At installation, makes files private to root that an earlier version left readable for everybody."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tighten(root: Path, units: Path = UNITS, run: Path = RUN) -> None:
 
 
 def _records(paths: ServicePaths) -> list[Path]:
-    """What holds log tails, answers, reasons and hooks; a folder comes before what is in it."""
+    """The files with log tails, answers, reasons and hooks; a folder comes before its content."""
     files = [paths.journal, paths.rejected, paths.noise, paths.hooks]
     folders = [paths.evidence, *sorted(paths.evidence.rglob("*"))] if paths.evidence.is_dir() else []
     return [path for path in files if path.exists()] + folders

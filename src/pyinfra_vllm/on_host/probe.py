@@ -344,9 +344,7 @@ class _Run:
         return max(1.0, self.end - time.perf_counter() - self.aside)
 
     def _quality(self, record: Record, like: Record | None) -> None:
-        """What the answers are worth, in the time that is left; the speed is measured before, so it takes
-        none of it.
-        """
+        """Measures the quality of answers in the time that is left after the speed was measured."""
         now = time.perf_counter()
         if self.texts:
             measured, missing = likelihood.measure(self.client, self.texts, now + (self.end - now) / 3)
@@ -494,7 +492,7 @@ def _whole(record: Record) -> int:
 
 
 def _never_begun(phase: Record, elapsed_s: float) -> None:
-    """What came before took all of the time: the phase says so by a request that was not made."""
+    """A phase for which no time was left, marked by a request that was not made."""
     reason = f"not asked: after {elapsed_s:.1f} s the time for measuring was over"
     phase["requests"] = [{"prompt": "first", "ok": False, "kind": "not_asked", "error": reason}]
     phase["duration_s"] = round(max(phase["duration_s"], elapsed_s), 6)

@@ -31,7 +31,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Keep:
-    """What the control machine says must stay, by name.
+    """The names that the control machine wants kept.
 
     releases: as service/id; checkpoints: as org--name/commit; runtimes: directory names
     """
@@ -67,7 +67,7 @@ def prune(root: Path, keep: Keep, operator: str, run: Path = RUN) -> list[Item]:
 
 
 def prunable(root: Path, keep: Keep) -> list[Item]:
-    """What can go, releases first.
+    """The items that may be removed, releases first.
 
     Changes nothing. Raises NotReady for a release that can't be read: it may need anything.
     """
@@ -88,7 +88,7 @@ def prunable(root: Path, keep: Keep) -> list[Item]:
 
 
 def _stays(paths: ServicePaths, keep: Keep) -> set[str | None]:
-    """The releases of a service that must stay: in use, the way back, both ends of a switch without an end,
+    """The releases of a service that must stay: in use, the rollback target, both ends of an open switch,
     the one whose secrets its hooks take, waiting, pinned.
     """
     stays = {paths.linked(paths.current), paths.linked(paths.previous)}

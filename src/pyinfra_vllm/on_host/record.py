@@ -184,7 +184,7 @@ def _inputs(requests: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _texts(record: dict[str, Any]) -> Any:
-    """What decides the probe's texts: where both records have the same, equal names are equal texts."""
+    """The plan's setting for the probe's texts: where both records agree, prompts of one name are equal."""
     plan = record.get("plan")
     return plan.get("words") if isinstance(plan, dict) else None
 

@@ -28,7 +28,7 @@ from .release import NotReady, Release
 from .service import Foreign, NotServing, Say, Service, TooSlow
 
 RESTORE_ATTEMPTS = 3  # where a start fails at once; one that takes too long is not tried again
-RESTORE_LEAST_S = 1800.0  # what a start on the way back may take at least, whatever the new release was given
+RESTORE_LEAST_S = 1800.0  # least time limit of a start during a rollback, whatever the new release had
 PAUSE_S = 5.0
 FIRST_PAUSE_S = 2.0  # between the tries of `insist`, doubled after each
 LONGEST_PAUSE_S = 60.0
@@ -87,9 +87,7 @@ def recover(
 def _each(
     found: list[ServicePaths], act: Callable[[ServicePaths], str | None]
 ) -> tuple[list[str], list[str]]:
-    """What came of each service, and what went wrong: whatever it is, the others have their turn all the
-    same.
-    """
+    """The result of each service, and the problems. A service that fails keeps no other from its turn."""
     outcomes, problems = [], []
     for paths in found:
         try:
@@ -218,7 +216,7 @@ class Left:
     def committed(self) -> bool:
         """Whether the new release stays.
 
-        Not where the way back was begun: by a soak, or on a disk that took no entry of it.
+        Not where a rollback was begun: by a soak, or on a disk that took no entry of it.
         """
         if self.activated is None or not self.find("commit", "done") or self.find("restore", "intended"):
             return False
@@ -290,7 +288,7 @@ def unended(paths: ServicePaths) -> bool:
 
 
 def start_limit_s(ready_timeout_s: object) -> float:
-    """How long one start on the way back may take: what the order gives a release, and never less than
+    """How long one start during a rollback may take: what the order gives a release, and never less than
     RESTORE_LEAST_S.
     """
     declared = ready_timeout_s if isinstance(ready_timeout_s, (int, float)) else 0.0
@@ -444,8 +442,8 @@ def _loaded(paths: ServicePaths, release_id: str) -> Release | None:
 
 
 def settle(paths: ServicePaths, say: Say, ended: str | None = None) -> bool:
-    """What hooks still owe of the newest transaction, once it has ended: the service's traffic, and the last
-    word.
+    """Makes up for hooks of the newest transaction that are missing after its end: undrain, and the last
+    event.
 
     `ended` is how a recovery has just ended it, which a full disk may have kept out of the journal. Returns
     whether nothing is owed any more. The caller holds the lock.
@@ -650,7 +648,7 @@ def _comes_up_by_itself(service: Service, release: Release, limit_s: float) -> b
 
 
 def _last_resort(service: Service, old_id: str, new_id: str, limit_s: float) -> tuple[str | None, bool]:
-    """What serves now that the old release can't be had, and whether it had to be started for that."""
+    """The release that serves where the old one can't be restored, and whether it had to be started."""
     for release in filter(None, (_loaded(service.paths, each) for each in (old_id, new_id))):
         if service.serves(release):
             return release.id, False
@@ -668,7 +666,7 @@ def _last_resort(service: Service, old_id: str, new_id: str, limit_s: float) -> 
 def settle_commit(
     paths: ServicePaths, old_id: str | None, new_id: str, given_up: str | None, tx: str
 ) -> None:
-    """What follows a commit: the links and lists agree with it.
+    """Brings the links and lists in line with a commit.
 
     given_up: why the old release was left by hand, which rejects it; None where a rollout replaced it
     """

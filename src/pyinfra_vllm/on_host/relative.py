@@ -1,7 +1,7 @@
 """Compares two checked records phase by phase: each metric with its ratio, its interval and what that amounts
 to.
 
-The unit of chance is the round (all its requests share the machine's mood of that moment); records without
+Intervals are computed over rounds, because requests within a round are correlated; records without
 rounds are compared request by request. Ratios are after / before of the same prompts; logarithms make them
 symmetric.
 """
@@ -277,7 +277,7 @@ def _median(phase: Phase, value: Value, default: float = 0.0) -> float:
 
 
 def _tail(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
-    """The slowest starts. A twentieth of the requests has no interval worth the name: shown only."""
+    """The slowest starts. A twentieth of the requests has no useful interval: informational."""
     then = percentile([request["ttft_s"] for request in answered(before)], 0.95)
     now = percentile([request["ttft_s"] for request in answered(after)], 0.95)
     row = _row("ttft_p95_s", before["name"], then, now, math.log(now / then), math.inf)

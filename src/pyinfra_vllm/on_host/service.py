@@ -1,4 +1,4 @@
-"""One vLLM service on this host: which release it points to, starting it, and whether its tokens flow."""
+"""One vLLM service on this host: its current release, its start and stop, and the generation check."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Service:
             )
 
     def refused(self) -> str:
-        """What keeps this host from switching and going back at this moment; empty where nothing does."""
+        """The reason why this host can't switch and go back now; empty where there is none."""
         return next(filter(None, (self.short_of_space(), self.systemd_deaf())), "")
 
     def short_of_space(self) -> str:

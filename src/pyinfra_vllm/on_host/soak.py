@@ -37,7 +37,7 @@ class NoMetrics(Exception):
 
 @dataclass
 class Seen:
-    """What the watch has added up so far."""
+    """The sums of the watch so far."""
 
     first: Metrics
     last: Metrics
@@ -224,7 +224,7 @@ def _moved_where(seen: Seen, name: str, label: str) -> float:
 
 @dataclass(frozen=True)
 class _Single:
-    """What one stream cost when the gate measured it: the yardstick for the work that real traffic is.
+    """The cost of one stream when the gate measured it: the unit in which real traffic is expressed.
 
     output_s: seconds per output token, all included
     prompt_s: seconds per prompt token, for prompts that are longer than the gate's own were beside their

@@ -1,4 +1,4 @@
-"""What a server's answer may be: a stream of events with tokens in it, or one of the ways in which it is
+"""Parses a server's answer: a stream of events with tokens in it, or one of the ways in which it is
 none.
 
 Reads bytes that were received; never touches a socket.
@@ -52,7 +52,7 @@ class TimedOut(ClientError):
 
 
 class Garbage(ClientError):
-    """What came is not an answer of an OpenAI-compatible server."""
+    """The response is not an answer of an OpenAI-compatible server."""
 
     kind = "garbage"
 
@@ -156,7 +156,7 @@ def _counted(usage: Any, seen: int, required: bool, events: Events) -> tuple[int
 
 
 def choices(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an answer offers. Raises Garbage where that is no list of objects."""
+    """The choices of an answer. Raises Garbage where that is no list of objects."""
     found = answer.get("choices") or []
     if not isinstance(found, list) or not all(isinstance(choice, dict) for choice in found):
         raise Garbage(f"`choices` is no list of objects: {shown(found)}")

@@ -131,7 +131,7 @@ def log_since(unit: str, cursor: str | None, limit: int = 5000) -> list[str]:
 
 
 def log_of_start(unit: str, cursor: str | None) -> list[str]:
-    """What the unit's newest start logged before its server took requests: no client can have put a word into
+    """The log of the unit's newest start before its server took requests: no client can have put a word into
     that.
     """
     invocation = show(unit, "InvocationID").get("InvocationID", "")

@@ -17,7 +17,7 @@ class TaskError(Exception):
 
 
 class Request(Protocol):
-    """What to do, and which file only one process may hold while it does this."""
+    """The arguments of one task, and the lock file that one process at a time holds for it."""
 
     @property
     def lock(self) -> Path: ...

@@ -63,7 +63,7 @@ def switch(order: Order, paths: ServicePaths) -> str:
 
 
 class Transaction:
-    """What every transaction is made of: its order, its record and its service.
+    """The base of every transaction: its order, its record and its service.
 
     Whoever runs it holds the lock.
     """
@@ -108,7 +108,7 @@ class Transaction:
         self.hooks.notify(hooks.BEGIN, f"the {order.purpose} of release {order.release} begins")
 
     def _old_state(self) -> str:
-        """What the old release does before anything is touched: a baseline that is missing later is judged by
+        """The old release's state before anything is touched: a baseline that is missing later is judged by
         it.
         """
         try:
@@ -233,16 +233,16 @@ class Switch(Transaction):
         return {"cache": f"{count} files, {size >> 20} MiB carried from release {old}"} if count else {}
 
     def _note_cache(self, release: Release) -> None:
-        """What the next release may take over; it takes nothing that comes later."""
+        """Notes the files that the next release may take over; later ones are not carried."""
         try:
             carried_cache.note(self.paths.own_cache(release.id), self.paths.noted_cache(release.id))
         except OSError as error:
             self.evidence.say(f"the cache could not be noted, so the next release compiles anew: {error}")
 
     def _prove_way_back(self, old_id: str) -> dict[str, str]:
-        """Raises NotReady where what serves could not be brought back.
+        """Raises NotReady where the rollback target is missing and the old release serves.
 
-        What serves nothing can be left for something better.
+        If the old release is down anyway, a missing rollback target does not block the switch.
         """
         try:
             self.old = releases.load(self.paths, old_id)
@@ -419,7 +419,7 @@ class Switch(Transaction):
         return verdict
 
     def _settle(self, new: Release) -> None:
-        """What follows a commit: the links and lists agree with it."""
+        """Brings the links and lists in line with a commit."""
         self.service.mend_links()  # somebody may have disabled the unit meanwhile
         given_up = (self.order.reason or recovery.BY_HAND) if self.order.purpose == ROLLBACK else None
         recovery.settle_commit(self.paths, self.old_id, new.id, given_up, self.journal.tx)

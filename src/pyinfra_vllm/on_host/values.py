@@ -1,4 +1,4 @@
-"""What one value of a record may be: small checks that name the place, the value and what is allowed.
+"""Checks for single values of a record: small functions that name the place, the value and what is allowed.
 
 Takes anything that JSON can hold, however large or deep, and raises nothing but RecordError.
 """

@@ -1,4 +1,4 @@
-"""What else went on while the probe measured: its own lateness, its processor time, and other traffic on the
+"""Watches confounders of the probe: its own lateness, its processor time, and other traffic on the
 server.
 
 Observes and reports; what that means for a verdict is decided in the gate.
@@ -104,7 +104,7 @@ class Watch:
 
 
 def both(first: dict[str, Any] | None, second: dict[str, Any]) -> dict[str, Any]:
-    """What two stretches of one measurement saw, the probe's costs or the traffic, as if watched in one."""
+    """Combines the watched values of two parts of one measurement, the probe's costs or the traffic."""
     if not first or not second.get("known", True) or not first.get("known", True):
         return second
     if "wall_s" not in first:

@@ -51,7 +51,7 @@ def calibration(root: str, service: Service, release: str, overrides: Overrides,
 def rollback(
     service: str, release: str, overrides: Overrides, reason: str, ready_timeout_s: float
 ) -> Prepared:
-    """The way back to an earlier release: no window, and no measurement."""
+    """A rollback to an earlier release: no window, and no measurement."""
     order = Order(
         service=service,
         release=release,

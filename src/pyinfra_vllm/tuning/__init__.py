@@ -71,7 +71,7 @@ LINEAR_BACKENDS = {
 
 @dataclass(frozen=True)
 class _Request:
-    """What was asked, understood: everything that decides a profile."""
+    """The request after parsing: everything that decides a profile."""
 
     shape: Shape
     card: Gpu
@@ -329,7 +329,7 @@ def _judge_fit(request: _Request, decided: _Decided) -> None:
 
 
 def _ways(request: _Request, decided: _Decided) -> Iterator[str]:
-    """What would make a model fit that doesn't, nearest first, each as the resolver itself answers to it."""
+    """Changes that make a model fit which doesn't, nearest first, each tried by the resolver itself."""
     assert decided.load and decided.fit
     longest = fit.longest(request.shape, decided.fit, decided.load)
     if longest >= LEAST_CONTEXT and _works(replace(request, max_model_len=longest), decided):
@@ -372,7 +372,7 @@ def _does_not_fit(request: _Request, predicted: fit.Fit) -> str:
 
 
 def _load(facts: Facts, kernels: Sequence[str]) -> fit.Load | None:
-    """What the memory fit reckons with; None where there is no length, or no way to share the model."""
+    """The input of the memory fit; None where there is no length, or no way to share the model."""
     length, size = facts["length"], facts["tensor_parallel_size"]
     if length is None or not splits(facts.shape, size, facts["--enable-expert-parallel"] is True):
         return None

@@ -1,4 +1,4 @@
-"""What the operator adds to a profile: variants by name, and flags and variables of their own."""
+"""Adds the operator's settings to a profile: variants by name, and flags and variables of their own."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def said(row: Row) -> str:
 
 
 def problems(declared: Sequence[Name] | None, rows: Sequence[Row], runtime_version: str) -> list[str]:
-    """What is wrong with how a service names its GPUs on this host."""
+    """The problems of a service's GPU names on this host."""
     missing = [name for name in declared or () if not any(called(row, name) for row in rows)]
     found = []
     if missing:
@@ -96,7 +96,7 @@ def _index(name: Name, rows: Sequence[Row]) -> Name:
 
 
 def listed(rows: Sequence[Row]) -> str:
-    """What a host has, as it may be declared."""
+    """The GPUs of a host in the form of a declaration."""
     return ", ".join(
         str(row["uuid"]) if row.get("instance") is not None else f"{row['index']} ({row['uuid']})"
         for row in rows

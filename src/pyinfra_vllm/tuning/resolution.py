@@ -1,4 +1,4 @@
-"""What the resolver answers with: the profile, its memory fit, the expected kernel, and what must be said."""
+"""The resolver's answer: the profile, its memory fit, the expected kernel, and what must be said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a flag or a variant's parameter may be given, and which spellings mean the same.
+"""Checks the values of flags and of variants' parameters, and which spellings mean the same.
 
 Data: catalog/flag_values.yaml.
 
@@ -19,7 +19,7 @@ DEEPEST = 32  # levels of a map or list: json.dumps() and vLLM's own parser walk
 
 
 def problem(flag: str, value: Any) -> str | None:
-    """What is wrong with a flag's value, as `must be ..., not ...`; None where nothing is, or nothing is
+    """The problem of a flag's value, as `must be ..., not ...`; None where nothing is, or nothing is
     known.
     """
     if value is None:

@@ -260,9 +260,7 @@ def a_page(story: Story) -> None:
     assert "rolled_back" in (story.inventory.parent / "report/index.html").read_text()
 
 
-ROLLED_BACK = shows(
-    "prove the way back", "switch and restart", "wait until tokens flow", "commit", "committed"
-)
+ROLLED_BACK = shows("rollback pre-check", "switch and restart", "wait for tokens", "commit", "committed")
 BACK = "pyinfra inventory/prod.py rollback.py -y --limit gpu-01 --data service=chat --data"
 SEEN: dict[tuple[str, str], Callable[[Story], None]] = {
     ("Look first", "pyinfra-vllm status"): shows("ok"),

@@ -113,7 +113,7 @@ def test_steps_take_the_time_that_the_journal_says() -> None:
     found = evidence.spans(entries)
     assert [(span.label, span.began_s, span.took_s, span.state) for span in found] == [
         ("switch and restart", 1.0, 2.0, "done"),
-        ("wait until tokens flow", 3.0, 40.0, "done"),
+        ("wait for tokens", 3.0, 40.0, "done"),
         ("verdict", 43.5, 30.5, "cut"),
         ("bring the old release back", 44.0, 30.0, "done"),
     ]

@@ -39,9 +39,9 @@ def test_without_a_terminal_waiting_is_a_line_a_minute(lines: list[str]) -> None
     with screen.following(HOST) as show:
         for second in range(200):
             now[0] = float(second)
-            show(Working("chat: wait until tokens flow", second, 240.0, "as before"))
+            show(Working("chat: wait for tokens", second, 240.0, "as before"))
     assert len(lines) == 200 // LINE_EVERY_S
-    assert lines[0] == "[gpu1] chat: wait until tokens flow: 1:00 of 4:00, as before"
+    assert lines[0] == "[gpu1] chat: wait for tokens: 1:00 of 4:00, as before"
 
 
 def test_what_a_host_says_can_not_steer_the_terminal(lines: list[str]) -> None:
@@ -110,7 +110,7 @@ PROGRAM = """
         host = SimpleNamespace(name=name, print_prefix=f"[{name}] ")
         with SCREEN.following(host) as show:
             for second in range(int(sys.argv[1])):
-                show(Working("chat: wait until tokens flow", second, 240.0, "[bold]far"))
+                show(Working("chat: wait for tokens", second, 240.0, "[bold]far"))
                 if second == 3:
                     logger.info(f"[{name}] news: " + "x" * 20)
                     click.echo(f"[{name}] on standard output")
@@ -148,7 +148,7 @@ class Terminal:
                 line = self.rows[self.row].ljust(self.column)
                 self.rows[self.row] = line[: self.column] + part + line[self.column + 1 :]
                 self.column += 1
-        self.most = max(self.most, sum("wait until tokens flow" in row for row in self.rows))
+        self.most = max(self.most, sum("wait for tokens" in row for row in self.rows))
 
     def _control(self, part: str) -> None:
         if part.endswith("A"):
@@ -214,7 +214,7 @@ def test_lines_move_in_place_and_news_scrolls_above_them() -> None:
 def test_ctrl_c_leaves_the_terminal_as_it_was() -> None:
     terminal = on_a_terminal(300, interrupt_after_s=1.0)
     assert terminal.cursor and "Exiting upon user request!" in terminal.seen, terminal.seen
-    assert not any("wait until tokens flow" in row for row in terminal.seen)
+    assert not any("wait for tokens" in row for row in terminal.seen)
 
 
 def test_no_color_is_respected() -> None:

@@ -129,10 +129,10 @@ def test_the_step_that_is_under_way_is_shown_with_its_times_and_how_far_it_is(
         ],
     )
     assert shown == [
-        "chat: wait until tokens flow: 1:01 of 4:00",
+        "chat: wait for tokens: 1:01 of 4:00",
         "chat: measure the new release: 0:02, after: c1 round 1 of 9",
         "chat: measure the new release: 0:02, after: c1 round 1 of 9",
-        "chat: wait until tokens flow: 1:01 of 4:00",
+        "chat: wait for tokens: 1:01 of 4:00",
     ]
 
 

@@ -58,12 +58,12 @@ def test_a_switch_under_way_shows_its_step_and_what_it_says(staged: Teller) -> N
     (item,) = lives([Answer("a", look)], ROLLOUT, later)
     assert (item.state, item.step, item.since_s, item.wave) == (
         "switching",
-        "wait until tokens flow",
+        "wait for tokens",
         12.0,
         1,
     )
     assert item.said == "waiting for tokens: 12 s of 240 s"
-    assert sentence(item) == "wave 1, a chat: switching, wait until tokens flow"
+    assert sentence(item) == "wave 1, a chat: switching, wait for tokens"
 
 
 def test_what_ended_keeps_its_wave_for_the_night(staged: Teller) -> None:

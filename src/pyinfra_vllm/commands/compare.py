@@ -48,7 +48,7 @@ def table(verdict: dict[str, Any]) -> Table:
     found = Table("phase", "metric", "before", "after", "ratio", "95 % interval", "limit", "verdict")
     for row in verdict["metrics"]:
         interval = row["interval"]
-        shown = row["verdict"] if row["decides"] else "shown only"
+        shown = row["verdict"] if row["decides"] else "informational"
         found.add_row(
             escape(row["phase"] or ""),
             escape(row["name"]),

@@ -127,7 +127,7 @@ def _memory(used: int | None, limit: int) -> Row:
 
 def _memory_not_asked(limit: int) -> Row:
     found = row(
-        "gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, "not measured by compare: shown only"
+        "gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, "not measured by compare: informational"
     )
     return {**found, "decides": False}
 

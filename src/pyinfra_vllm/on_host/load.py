@@ -52,7 +52,7 @@ class Limits:
     request_s: float
 
 
-class _Crew:
+class _Workers:
     """The workers of one round and what they share."""
 
     def __init__(
@@ -128,24 +128,26 @@ def run(
     """Send all prompts, `concurrency` at a time, and wait until the last is answered or the
     deadline passes.
     """
-    crew = _Crew(client, prompts, output_tokens, salt, limits)
-    workers = [threading.Thread(target=crew.work, daemon=True) for _ in range(min(concurrency, len(prompts)))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(max(0.0, limits.deadline - time.perf_counter()) + ABORT_GRACE_S / 2)
-    duration_s = time.perf_counter() - crew.began
-    if any(worker.is_alive() for worker in workers):
-        client.abort()
-        for worker in workers:
-            worker.join(ABORT_GRACE_S)
-    stuck = [
-        {"prompt": name, "waited_s": time.perf_counter() - at} for name, at in list(crew.under_way.items())
+    workers = _Workers(client, prompts, output_tokens, salt, limits)
+    threads = [
+        threading.Thread(target=workers.work, daemon=True) for _ in range(min(concurrency, len(prompts)))
     ]
-    unfinished = crew.unfinished + stuck
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, limits.deadline - time.perf_counter()) + ABORT_GRACE_S / 2)
+    duration_s = time.perf_counter() - workers.began
+    if any(thread.is_alive() for thread in threads):
+        client.abort()
+        for thread in threads:
+            thread.join(ABORT_GRACE_S)
+    stuck = [
+        {"prompt": name, "waited_s": time.perf_counter() - at} for name, at in list(workers.under_way.items())
+    ]
+    unfinished = workers.unfinished + stuck
     return Round(
         duration_s=duration_s,
-        requests=crew.results(),
+        requests=workers.results(),
         unfinished=unfinished,
-        complete=not unfinished and not crew.queue,
+        complete=not unfinished and not workers.queue,
     )

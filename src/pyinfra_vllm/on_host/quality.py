@@ -211,22 +211,24 @@ def ask_all(
 
     + speaker: one that has negotiated; a new one without it
     """
-    crew = _Crew(speaker or negotiated(client, questions, deadline), questions, deadline, keep_answers)
-    workers = [threading.Thread(target=crew.work, daemon=True) for _ in range(min(WORKERS, len(questions)))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(max(0.0, deadline - time.perf_counter()) + 1.0)
-    if any(worker.is_alive() for worker in workers):
+    workers = _Workers(speaker or negotiated(client, questions, deadline), questions, deadline, keep_answers)
+    threads = [
+        threading.Thread(target=workers.work, daemon=True) for _ in range(min(WORKERS, len(questions)))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.perf_counter()) + 1.0)
+    if any(thread.is_alive() for thread in threads):
         client.abort()
-    graded = sorted(crew.graded, key=lambda item: str(item["prompt"]))
+    graded = sorted(workers.graded, key=lambda item: str(item["prompt"]))
     right = sum(1 for item in graded if item["passed"])
     late = len(questions) - len(graded)
     say(f"quality: {right} of {len(graded)} right" + (f", {late} not answered in time" if late else ""))
     return graded
 
 
-class _Crew:
+class _Workers:
     """The workers and what they share."""
 
     def __init__(

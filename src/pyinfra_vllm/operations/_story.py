@@ -10,20 +10,20 @@ from pyinfra_vllm.on_host.order import CALIBRATION
 
 STEPS = {
     "begin": "begin",
-    "prove-way-back": "prove the way back",
-    "prove-way-forward": "prove the way forward",
-    "drain": "take its traffic away",
+    "prove-way-back": "rollback pre-check",
+    "prove-way-forward": "release pre-check",
+    "drain": "drain",
     "measure-before": "measure the baseline",
     "window": "check the window's last start",
-    "reserve-rollback": "reserve what going back needs",
+    "reserve-rollback": "reserve what a rollback needs",
     "activate": "switch and restart",
-    "ready": "wait until tokens flow",
+    "ready": "wait for tokens",
     "kernel": "check the kernel",
     "measure-after": "measure the new release",
     "judge": "verdict",
     "commit": "commit",
     "soak": "watch it under real traffic",
-    "undrain": "give it its traffic back",
+    "undrain": "undrain",
     "notify": "tell people",
     "restore": "bring the old release back",
     "measure-run": "measure",
@@ -96,7 +96,7 @@ def _detail(entry: dict[str, Any]) -> str:
     if "baseline" in entry:
         return str(entry["baseline"])
     if step == "restore" and "after_s" in entry:
-        return f"its tokens flow again after {entry['after_s']} s"
+        return f"it generates tokens after {entry['after_s']} s"
     return "done"
 
 
@@ -110,7 +110,7 @@ def _table(metrics: Iterable[dict[str, Any]]) -> list[str]:
         values = f"{_number(row['before']):>10} -> {_number(row['after']):>10}"
         ratio = f"x{row['ratio']:.3f}" if row["ratio"] is not None else ""
         limit = f"limit {_number(row['limit'])}" if row["limit"] is not None else ""
-        shown = "" if row["decides"] else " (shown only)"
+        shown = "" if row["decides"] else " (informational)"
         lines.append(f"  {name:<22} {values}  {ratio:>8}  {limit:<14} {row['verdict']}{shown}".rstrip())
     return lines
 

@@ -124,7 +124,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda look: look["evidence"].update(journal=None),
         "the evidence has no journal",
     ),
-    "no baseline": (lambda look: look["evidence"]["kept"].pop("before"), "committed as proven, without a baseline"),
+    "no baseline": (
+        lambda look: look["evidence"]["kept"].pop("before"),
+        "committed as proven, without a baseline",
+    ),
     "worse, and wanted still": (
         lambda look: (
             look["entries"][2].update(verdict="fail"),

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from lab import session, venvs
+from lab import session
 from lab.machine import Host
 from lab.session import Lab
 
@@ -36,13 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _turn(file: str) -> int:
     return LONG.index(file) if file in LONG else len(LONG)
-
-
-@pytest.fixture(scope="session")
-def real_vllm() -> None:
-    """What a test needs that has tokens from the real vLLM."""
-    if why := venvs.why_it_serves_no_awq():
-        pytest.skip(why)
 
 
 @pytest.fixture(scope="session")

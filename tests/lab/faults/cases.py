@@ -322,7 +322,7 @@ class _Run:
                 quiet = None
             if quiet is not None and now - quiet >= REST_S and not self.ground.stirs():
                 return ended
-            if now - ended > self.limit_s:
+            if quiet is None and now - ended > self.limit_s:
                 last = self.ground.entries()[-1]
                 step = f"{last['step']}.{last['state']} {last.get('outcome') or last.get('error') or ''}"
                 running = ", ".join(group.name for group in self.ground.groups()) or "nothing of ours"

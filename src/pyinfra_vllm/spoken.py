@@ -92,7 +92,7 @@ def overrides(data: Mapping[str, Any], problems: Problems) -> Overrides:
 
 
 def refuse_rollback_keys(data: Mapping[str, Any], problems: Problems) -> None:
-    """Who narrows a rollout to one service or release must not get all of them."""
+    """Refuses settings that would narrow a rollout to one service or release, which it can't."""
     for key in ROLLBACK_KEYS:
         if key in data:
             fix = "only for rollback.py; a rollout takes all that its hosts declare: name hosts with --limit"
@@ -143,7 +143,7 @@ def slip(key: str, known: Sequence[str]) -> str | None:
 
 
 def _operator() -> str:
-    """Who runs this, for the record: the person behind `sudo`, where there is one."""
+    """The operator, for the record: the person behind `sudo`, where there is one."""
     try:
         user = os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError, ImportError):  # an account without a name, as in some containers

@@ -1,4 +1,4 @@
-"""What the gate will make of a known trade between two kernels, before anything is switched.
+"""Foresees the gate's verdict on a known trade between two kernels, before anything is switched.
 
 Pure: figures in, words out.
 

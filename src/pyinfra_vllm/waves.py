@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Rollout(Protocol):
-    """What is read of the declared rollout (`config.Rollout`)."""
+    """The settings that are read of the declared rollout (`config.Rollout`)."""
 
     @property
     def canary(self) -> int | tuple[str, ...]: ...

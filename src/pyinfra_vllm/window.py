@@ -184,7 +184,7 @@ class WindowState:
 def state(
     windows: Sequence[Window], at: datetime, needed: timedelta = timedelta(0), source: str = ""
 ) -> WindowState:
-    """What the windows say at `at` (aware), for a switch that with its rollback needs `needed`, by `source`.
+    """The windows' state at `at` (aware), for a switch that with its rollback needs `needed`, by `source`.
 
     No window at all means any time. Times carry the offset of the first window's timezone.
     """

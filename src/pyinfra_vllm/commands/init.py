@@ -109,7 +109,7 @@ def write(directory: Path, texts: dict[str, str]) -> None:
 
 
 def following(directory: Path) -> list[str]:
-    """What to type next."""
+    """The commands to type next."""
     here = directory.resolve() == Path.cwd().resolve()
     return [
         *([] if here else [f"cd {shlex.quote(str(directory))}"]),

@@ -21,7 +21,7 @@ LINES = 100
 def run(
     host: str, service: str | None, inventory: str, newest: int, group_data: tuple[str, ...] = ()
 ) -> Answer[list[dict[str, Any]]]:
-    """What one host told. Raises DeclarationError unless exactly one host of the inventory matches."""
+    """The answer of one host. Raises DeclarationError unless exactly one host of the inventory matches."""
     with Hosts(inventory, (host,), group_data) as hosts:
         if len(hosts.names) > 1:
             raise DeclarationError(

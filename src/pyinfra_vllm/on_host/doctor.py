@@ -101,7 +101,7 @@ def _no(problem: str, advice: str = "") -> str:
 
 
 def _program(root: Path) -> str:
-    """What the recovery runs, run with the Python that the recovery's units use."""
+    """Runs the recovery's program with the Python of the recovery's units."""
     link = root / "bin" / "on-host.pyz"
     command = ["/usr/bin/env", "python3", "-I", str(link), "--help"]
     try:
@@ -291,7 +291,7 @@ def _rollback(paths: ServicePaths, previous: str | None) -> str:
 
 
 def _of_release(paths: ServicePaths, which: str, release_id: str, deep: bool) -> Iterator[tuple[str, Probe]]:
-    """What a start of the release needs, part by part, and whether it can be read."""
+    """Whether each part that a start of the release needs is there and can be read."""
 
     def loaded() -> Release:
         return releases.load(paths, release_id)
@@ -304,13 +304,13 @@ def _of_release(paths: ServicePaths, which: str, release_id: str, deep: bool) ->
 
 
 def _out_of_reach(release: Release) -> None:
-    """What is not there is told by other checks."""
+    """Skips missing files, which other checks report."""
     with suppress(FileNotFoundError):
         releases.out_of_reach(release)
 
 
 def _content(release: Release, deep: bool) -> str:
-    """What only reading finds; the rest is the check before this one's."""
+    """The problems that only reading finds; the check before this one finds the rest."""
     check = manifest.full_check if deep else manifest.spot_check
     known = manifest.quick_check(release.checkpoint)
     problems = [problem for problem in check(release.checkpoint) if problem not in known]

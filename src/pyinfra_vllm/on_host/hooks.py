@@ -237,7 +237,7 @@ def _without(hidden: dict[str, str], text: str) -> str:
 
 
 def _run(argv: list[str], environment: dict[str, str], text: bytes, timeout_s: float) -> str:
-    """What went wrong, empty when nothing did.
+    """The problem; empty where there is none.
 
     Needs no free byte on any disk; nothing of the command outlives it.
     """

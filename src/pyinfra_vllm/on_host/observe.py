@@ -40,7 +40,7 @@ def unit_state(unit: str) -> dict[str, str]:
 
 
 def holder(path: Path) -> dict[str, Any] | None:
-    """Who holds the lock now; None where nobody does (a dead holder's record counts for nothing)."""
+    """The holder of the lock; None where there is none (a dead holder's record counts for nothing)."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:

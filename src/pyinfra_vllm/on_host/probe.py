@@ -433,7 +433,7 @@ class _Run:
 
 
 def _give_up_where_refused(error: ClientError) -> None:
-    """Nobody there, a wrong key, an unknown model: no try will change that. Raises ProbeError."""
+    """No server, a wrong key or an unknown model: another try changes nothing. Raises ProbeError."""
     if isinstance(error, Refused):
         raise ProbeError(f"{error}: nothing was measured") from error
     if isinstance(error, HttpError) and 400 <= error.status < 500 and error.status != 429:

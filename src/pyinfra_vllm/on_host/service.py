@@ -37,7 +37,7 @@ class PortTaken(NotServing):
 
 
 class Stopped(NotServing):
-    """Somebody stopped the unit, which says nothing about the release."""
+    """The unit was stopped by an operator, so the release is not to blame."""
 
 
 class TooSlow(NotServing):
@@ -182,7 +182,7 @@ class Service:
         )
 
     def _listener(self, port: int) -> frozenset[sockets.Listener]:
-        """Who listens on the port.
+        """The listeners on the port.
 
         Raises Refused unless all of them are the unit's. Cheap, for it is asked at each request.
         """

@@ -1,4 +1,4 @@
-"""Whose the listeners on a port of this host are: a server that answers there need not be the one that was
+"""Finds who listens on a port of this host: a server that answers there need not be the one that was
 started.
 
 Asked of the kernel. A process can hide its descriptors from /proc, and call its control group as it likes
@@ -126,7 +126,7 @@ def _holds(task: Path, listener: Listener) -> bool:
 
 
 def _name(listener: Listener) -> str:
-    """Who has the socket, as far as that can be seen."""
+    """The process that has the socket, as far as that can be seen."""
     for process in sorted(PROC.glob("[0-9]*"), key=lambda entry: int(entry.name)):
         if any(_holds(task, listener) for task in process.glob("task/*")):
             try:

@@ -1,4 +1,4 @@
-"""What `--diff` shows: how a service's unit file would change, line by line.
+"""Shows for `--diff` how a service's unit file would change, line by line.
 
 Reads one file of the host; changes nothing.
 """

@@ -48,8 +48,9 @@ def runtime_path(root: str, service: Service) -> str:
 def plan(
     host: Host, root: str, service: Service, checkpoint: Checkpoint, secrets: Mapping[str, str] | None = None
 ) -> Wanted:
-    """What must run, and what runs. Raises HostError, and nothing else, for whatever stops this service on
-    this host.
+    """The release that must run, and the one that runs.
+
+    Raises HostError, and nothing else, for whatever stops this service on this host.
 
     + secrets: their values; left out: those that the environment holds
     """
@@ -125,7 +126,7 @@ def _code(service: Service) -> list[str]:
 
 
 def _bytecode(service: Service, compiled: float) -> list[str]:
-    """What a venv without byte code costs: the unit can't write any there, whoever owns it
+    """A warning about a venv without byte code: the unit can't write any there, whoever owns it
     (ProtectSystem=strict).
     """
     path = service.runtime.path

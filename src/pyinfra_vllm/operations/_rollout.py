@@ -1,4 +1,4 @@
-"""What one run knows of the whole rollout: what each host must become, in which wave, and how it ended.
+"""The state of one run's rollout: each host's target, its wave, and its outcome.
 
 pyinfra runs an operation on all hosts before the next one begins, so what `release.staged` records for every
 host is complete when the first wave asks.

@@ -31,7 +31,7 @@ LINE_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class Working:
-    """What a host is at.
+    """The step that a host is at.
 
     `limit_s`: how long it may take at most; `detail`: how far it is, in its own words.
     """

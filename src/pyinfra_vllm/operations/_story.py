@@ -101,7 +101,7 @@ def _detail(entry: dict[str, Any]) -> str:
 
 
 def _table(metrics: Iterable[dict[str, Any]]) -> list[str]:
-    """What was compared, a line each: before, after, ratio and limit; a criterion without a baseline has its
+    """The metrics, a line each: before, after, ratio and limit; a criterion without a baseline has its
     value.
     """
     lines = []

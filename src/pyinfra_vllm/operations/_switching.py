@@ -105,7 +105,7 @@ class Switching:
         return dict(self._host_program(answers.one_of(OBSERVED), "status", self.order.service)[0])
 
     def _host_program(self, check: Check, *words: str) -> Any:
-        """What the host's program answers; a link that is half dead must not hold us for ever."""
+        """The answer of the host's program; a link that is half dead must not hold us for ever."""
         return self.remote.json(
             check, "python3", "-I", self.program, "--root", self.root, *words, timeout_s=ANSWER_S
         )

@@ -60,7 +60,7 @@ def present(
 
 
 def _preview(checkpoint: Checkpoint, here: dict[str, Any] | None, partial: dict[str, Any] | None) -> str:
-    """What a dry run says of this checkpoint."""
+    """A dry run's line about this checkpoint."""
     name = f"{checkpoint.repo} at {checkpoint.commit[:12]}"
     if here is not None and here["state"] == "complete":
         return f"would read all {in_units(checkpoint.total_bytes)} of {name} to verify them"

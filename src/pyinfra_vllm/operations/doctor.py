@@ -53,7 +53,7 @@ def clock(now: float, earliest: float, latest: float) -> Check:
 
 
 def _gpu(host: Host, root: str, service: Service) -> Check:
-    """What the preflight of a rollout asks: cards, driver, and who else is on them."""
+    """The checks of a rollout's preflight: cards, driver, and other processes on them."""
     name = f"{service.name}: gpu"
     try:
         found: dict[str, Any] | None = asked(host, Runtime, path=runtime_path(root, service))

@@ -21,7 +21,7 @@ _RUN = 'test -e "$1" || { echo "[]"; exit 0; }; exec python3 "$@"'
 def prune(
     host: Host, root: str, keep: Mapping[str, Sequence[str]], operator: str, *, delete: bool
 ) -> list[dict[str, Any]]:
-    """What can go, or with `delete` what went: [{"kind", "path", "bytes"}]. Raises HostError.
+    """The removable items, or with `delete` the removed ones: [{"kind", "path", "bytes"}]. Raises HostError.
 
     + root: where pyinfra-vllm keeps its files on the host
     + keep: what must stay, by kind (on_host.prune.Keep)

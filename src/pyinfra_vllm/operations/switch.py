@@ -198,7 +198,7 @@ def back(
 
 
 def _tell_unseen(root: str, observed: dict[str, Any]) -> Generator[PyinfraCommand, None, None]:
-    """What a host finished after its operator was gone is told by the next run, once."""
+    """Reports, once, the end of a switch whose operator was gone."""
     last = observed["last"]
     if last and last["outcome"] and not last["reported"]:
         text = f"{host.print_prefix}{observed['service']}: since the last run: {ending(last)}"

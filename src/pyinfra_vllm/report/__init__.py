@@ -1,1 +1,1 @@
-"""What a person looks at: the status table, the history and the HTML report."""
+"""Everything a person looks at: the status table, the history and the HTML report."""

@@ -1,4 +1,4 @@
-"""What `doctor` found, for a terminal: one line a host, the worst first, and below each what is wrong."""
+"""Prints `doctor`'s findings on a terminal: one line a host, the worst first, with the problems below."""
 
 from __future__ import annotations
 

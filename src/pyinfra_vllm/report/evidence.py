@@ -207,7 +207,7 @@ def spans(entries: Sequence[Entry]) -> list[Span]:
 
 
 def story(entries: Sequence[Entry]) -> list[tuple[str, str]]:
-    """What the operator's screen said, with the seconds since the beginning; beginnings of steps are left
+    """The lines of the operator's screen, with the seconds since the beginning; beginnings of steps are left
     out.
     """
     start = moment(entries[0]["at"])

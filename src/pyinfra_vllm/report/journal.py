@@ -12,7 +12,7 @@ NONE = "no start that failed is in the journal, or none says why"
 
 
 def lines(host: str, told: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What to print of each service; a service without a line says so."""
+    """The lines to print for each service; a service without a line says so."""
     if not told:
         yield f"{host}: no service here"
     for service in told:

@@ -1,4 +1,4 @@
-"""What one host is asked for status, history and report. Reads; decides nothing and changes nothing."""
+"""Questions to one host for status, history and report. Reads; decides nothing and changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_EVIDENCE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Wish:
-    """What is declared for one service of a host: the id of its release, or why that is not known."""
+    """The declaration of one service of a host: the id of its release, or why that is not known."""
 
     service: str
     model: str = ""
@@ -35,7 +35,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Look:
-    """What one host told: each service as on_host/observe.py and on_host/recall.py say it."""
+    """The answer of one host: each service as on_host/observe.py and on_host/recall.py say it."""
 
     running: list[dict[str, Any]]
     record: dict[str, dict[str, Any]]
@@ -46,7 +46,7 @@ Question = Callable[[Host], Look]
 
 
 def at_status(fleet: Fleet | None) -> Question:
-    """What runs, what was found of its kernel, and what is declared."""
+    """The running release, its kernel as found in the log, and the declaration."""
 
     def question(host: Host) -> Look:
         told = _record(host, newest=1, max_bytes=0)
@@ -61,7 +61,7 @@ def at_history(newest: int = NEWEST) -> Question:
 
 
 def at_report(fleet: Fleet | None, newest: int, max_bytes: int = MAX_EVIDENCE_BYTES) -> Question:
-    """What runs, and the switches of each service with their evidence."""
+    """The running release, and the switches of each service with their evidence."""
 
     def question(host: Host) -> Look:
         told = _record(host, newest, max_bytes)

@@ -90,7 +90,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _printable(value: Any) -> Any:
-    """What an expression gives, before it is escaped: text of hosts shows each of its characters; markup of
+    """The value of an expression, before it is escaped: text of hosts shows each of its characters; markup of
     ours stays.
     """
     return printable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value

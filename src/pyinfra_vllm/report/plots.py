@@ -103,7 +103,7 @@ def density(values: Sequence[float], low: float, high: float, points: int = POIN
 
 
 def span_of(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """What the picture shows: all but the slowest fiftieth of either side, which would squeeze the rest."""
+    """The range of the picture: all but the slowest fiftieth of either side, which would squeeze the rest."""
     both = [*before, *after]
     low = min(both)
     high = max(percentile(side, 0.98) for side in (before, after) if side)

@@ -171,7 +171,7 @@ def _failing(observed: dict[str, Any]) -> str:
 
 
 def drift(observed: dict[str, Any], wish: Wish | None, declaration: bool = True) -> list[str]:
-    """What differs between declared, staged, current and running, in words.
+    """The differences between declared, staged, current and running, in words.
 
     + wish: what is declared for the service; None: nothing is
     + declaration: whether the declaration could be read at all
@@ -208,7 +208,7 @@ def brief(reason: str) -> str:
 
 
 def _visible_drift(observed: dict[str, Any], wish: Wish) -> list[str]:
-    """What can be said where the declared release's id can't be computed."""
+    """The state where the declared release's id can't be computed."""
     model = ((observed.get("release") or {}).get("checkpoint") or {}).get("repo")
     if model is not None and model != wish.model:
         return [f"declared is {wish.model}, current is {model}"]

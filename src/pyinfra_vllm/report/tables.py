@@ -115,7 +115,7 @@ def state_of(row: Row) -> str:
 
 
 def reasons_of(row: Row) -> list[str]:
-    """What to know about a service, beside its state."""
+    """The notes on a service, beside its state."""
     return list(filter(None, (row.problem, row.switching, *row.drift, row.note)))
 
 

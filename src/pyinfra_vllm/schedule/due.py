@@ -48,7 +48,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one service of one host needs, and why."""
+    """The action that one service of one host needs, and why."""
 
     host: str
     service: str
@@ -88,7 +88,7 @@ def next_opening(found: Iterable[Opening]) -> datetime | None:
 
 
 def decide(found: Sequence[Opening], answers: Iterable[Answer[Look]], max_failures: int) -> Decision:
-    """What to do, once hosts were asked.
+    """The decision, once hosts were asked.
 
     + max_failures: hosts that may have failed before the rest is left alone, as in the rollout's own rule
     """

@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Tick:
-    """What a tick found and did.
+    """The result of a tick.
 
     `ran` is the command line, empty where nothing was due; `exit_code` is its own then.
     """

@@ -171,7 +171,7 @@ def _write(made: Units) -> None:
 
 
 def _run(words: Sequence[str]) -> str:
-    """What went wrong; empty where nothing did."""
+    """The problem; empty where there is none."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -21,7 +21,7 @@ CPU_SEQUENCES = 4  # full-length requests that a CPU host's cache holds unless t
 
 
 def of_request(shape: Shape, gpu: Gpu, runtime_version: str) -> dict[str, Any]:
-    """What is fixed from the start. None stands for "has none"."""
+    """The facts that are fixed from the start. None stands for "has none"."""
     family = shape.family
     on_cpu = gpu.platform == "cpu"
     return {
@@ -56,7 +56,7 @@ def of_request(shape: Shape, gpu: Gpu, runtime_version: str) -> dict[str, Any]:
 
 
 class Facts(Mapping[str, Any]):
-    """What is fixed, what a variant was given, what follows from it, and the flags and variables so far.
+    """The fixed facts, a variant's parameters, derived values, and the flags and variables so far.
 
     Flags are called `--name` and variables `NAME`; both are told in the one spelling of `values.meaning`.
     """

@@ -1,4 +1,4 @@
-"""What must be right on a GPU host before anything is staged there. Pure: judges facts, asks nothing."""
+"""Checks a GPU host before anything is staged there. Pure: judges facts, asks nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def preflight(
     runtime_version: str,
     own_units: Sequence[str] = (),
 ) -> list[str]:
-    """What stops a service on a host, as errors for that host; [] when nothing does.
+    """The problems that stop a service on a host, as errors for that host; [] when nothing does.
 
     + gpu_facts: the GPUs that `facts.gpu.Gpus` found
     + own_units: systemd units whose processes may be on the service's GPUs, beside vllm-<service>.service

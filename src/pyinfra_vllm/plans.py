@@ -14,7 +14,7 @@ from typing import Any
 from .catalog.gpus import GIB
 from .printable import printable
 from .release import Pair
-from .units import in_units
+from .text import in_units
 
 INSTALL, SWITCH, UNCHANGED, DEFERRED, REFUSED = "install", "switch", "unchanged", "deferred", "refused"
 # Each action in the order of the plan: its heading, and how it is counted in the first line.

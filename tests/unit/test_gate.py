@@ -116,7 +116,7 @@ def rounds(rates: list[float], prompts: int = 6) -> dict[str, Any]:
     }
 
 
-def test_rounds_are_the_unit_of_chance() -> None:
+def test_intervals_are_computed_over_rounds() -> None:
     """Many requests of few rounds that disagree prove nothing."""
     verdict = judge(record(rounds([100, 100, 100])), record(rounds([130, 70, 80])))
     assert row(verdict, "tokens_per_s")["verdict"] == "inconclusive"

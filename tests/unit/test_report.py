@@ -26,6 +26,7 @@ from pyinfra_vllm.report import evidence, plots
 from pyinfra_vllm.report.looking import Look
 from pyinfra_vllm.report.page import render, shown_switches
 from pyinfra_vllm.report.tables import utc
+from pyinfra_vllm.text import duration, three_digits
 
 __all__ = ["teller"]
 
@@ -74,10 +75,10 @@ def test_the_slowest_are_counted_not_drawn_over_the_rest() -> None:
 
 
 def test_numbers_are_shown_with_three_digits() -> None:
-    assert [plots.shown(value) for value in (0, 0.01234, 1.5, 42.04, 1234.5, math.inf)] == [
+    assert [three_digits(value) for value in (0, 0.01234, 1.5, 42.04, 1234.5, math.inf)] == [
         "0", "0.0123", "1.5", "42", "1234", "inf",
     ]  # fmt: skip
-    assert [plots.duration(value) for value in (0.42, 42, 190, 7500)] == [
+    assert [duration(value) for value in (0.42, 42, 190, 7500)] == [
         "0.4 s",
         "42 s",
         "3 min 10 s",

@@ -19,7 +19,7 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations import _unit
 from pyinfra_vllm.operations._unit import Unit, describe
-from pyinfra_vllm.units import in_time, in_units
+from pyinfra_vllm.text import in_time, in_units
 
 Look = tuple[dict[str, Any], str] | Exception
 RUNNING = ({"state": "downloading", "bytes": 5, "total_bytes": 10}, "active")

@@ -16,6 +16,7 @@ from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host import calibration, gate
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.report.tables import escape
+from pyinfra_vllm.text import four_digits
 
 COLORS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
@@ -52,19 +53,15 @@ def table(verdict: dict[str, Any]) -> Table:
         found.add_row(
             escape(row["phase"] or ""),
             escape(row["name"]),
-            _number(row["before"]),
-            _number(row["after"]),
-            _number(row["ratio"]),
+            four_digits(row["before"]),
+            four_digits(row["after"]),
+            four_digits(row["ratio"]),
             f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "",
-            _number(row["limit"]),
+            four_digits(row["limit"]),
             f"[{COLORS.get(shown, 'dim')}]{shown}[/]",
             style=None if row["decides"] else "dim",
         )
     return found
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 @click.command()

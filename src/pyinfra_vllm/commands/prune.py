@@ -17,7 +17,7 @@ from ..asking import Answer, Hosts
 from ..checkpoint import Lock
 from ..config import Declared
 from ..printable import printable
-from ..units import in_units
+from ..text import in_units
 
 DEFAULT_INVENTORY = "inventory/prod.py"
 # Deleting terabytes of small files takes a while; a host that answers nothing for so long is given up, not

@@ -85,7 +85,7 @@ class Hooks:
                 self._call(DRAIN, DRAIN, "is about to be restarted: send it no traffic")
 
     def undrain(self) -> str:
-        """Give the service its traffic back, where it was taken; returns what went wrong, empty when nothing
+        """Undrain the service, where it was drained; returns what went wrong, empty when nothing
         did.
         """
         if not self.drained:

@@ -402,7 +402,7 @@ def _why_restored(left: Left) -> str:
     if left.find("restore", "failed") and left.found_worse:
         return left.found_worse
     if left.found_worse:
-        return f"the way back was interrupted{left.interrupted}, and finished afterwards: {left.found_worse}"
+        return f"the rollback was interrupted{left.interrupted}, and finished afterwards: {left.found_worse}"
     given = left.find("restore", "intended") or {}
     if given.get("reason"):
         return str(given["reason"])
@@ -411,7 +411,7 @@ def _why_restored(left: Left) -> str:
     if given.get("boot"):
         return "the host went down before the verdict; it booted with the old release"
     if given:
-        return "the switch was interrupted on its way back"
+        return "the switch was interrupted during its rollback"
     return "the switch was interrupted before its verdict"
 
 

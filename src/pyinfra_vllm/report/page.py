@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from ..asking import Answer
 from ..printable import printable_lines
+from ..text import duration, three_digits
 from . import plots
 from .evidence import Shown, show
 from .history import problems, switches
@@ -79,8 +80,8 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         state_of=state_of,
         utc=utc,
-        shown=plots.shown,
-        duration=plots.duration,
+        shown=three_digits,
+        duration=duration,
         distribution=_drawn(lambda it: plots.distribution(it.title, it.unit, it.before, it.after)),
         intervals=_drawn(plots.intervals),
         timeline=_drawn(plots.timeline),

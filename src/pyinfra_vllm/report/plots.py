@@ -16,6 +16,7 @@ from html import escape as unmarked
 
 from ..on_host.stats import percentile
 from ..printable import printable
+from ..text import duration, three_digits
 
 WIDTH = 340  # user units: about one phone's width, so that text keeps its size there
 LEFT, RIGHT = 52, 12
@@ -142,7 +143,7 @@ def _side(scale: Scale, name: str, values: Sequence[float], unit: str, top: floa
     middle = scale(statistics.median(values))
     anchor = "end" if middle > (scale.left + scale.right) / 2 else "start"
     shift = -4 if anchor == "end" else 4
-    number = shown(statistics.median(values))
+    number = three_digits(statistics.median(values))
     median = (
         f'<line class="median {name}" x1="{middle:.1f}" x2="{middle:.1f}" y1="{base - 38}" y2="{base}"/>'
         f'<text class="value" x="{middle + shift:.1f}" y="{base - 30}" text-anchor="{anchor}">{number}</text>'
@@ -171,7 +172,8 @@ def _axis(scale: Scale, top: float, unit: str) -> list[str]:
         place = scale(value)
         parts.append(f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="10" y2="{top}"/>')
         parts.append(
-            f'<text class="tick" x="{place:.1f}" y="{top + 13}" text-anchor="middle">{shown(value)}</text>'
+            f'<text class="tick" x="{place:.1f}" y="{top + 13}" text-anchor="middle">'
+            f"{three_digits(value)}</text>"
         )
     if unit:
         words = f'text-anchor="end">{escape(unit)}</text>'
@@ -181,7 +183,7 @@ def _axis(scale: Scale, top: float, unit: str) -> list[str]:
 
 def _medians(before: Sequence[float], after: Sequence[float], unit: str) -> str:
     told = [
-        f"median {shown(statistics.median(side))} {unit} {name}"
+        f"median {three_digits(statistics.median(side))} {unit} {name}"
         for name, side in (("before", before), ("after", after))
         if side
     ]
@@ -237,27 +239,6 @@ def timeline(spans: Sequence[Span]) -> str:
         )
     label = ", ".join(f"{span.label} {duration(span.took_s)}" for span in spans)
     return _svg(bottom + AXIS - 6, f"Timeline: {label}", parts)
-
-
-def shown(value: float) -> str:
-    """Three significant digits, without an exponent or a needless zero."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else str(value)
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `42 s`, `3 min 10 s`, `2 h 5 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 90:
-        return f"{whole} s"
-    if whole < 5400:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _svg(height: float, label: str, parts: Sequence[str]) -> str:

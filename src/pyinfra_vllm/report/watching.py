@@ -19,9 +19,9 @@ from ..on_host import observe
 from ..on_host.evidence import HOW_FAR
 from ..operations._story import STEPS
 from ..printable import printable
+from ..text import duration
 from .history import moment
 from .looking import Look, Wish
-from .plots import duration
 from .status import brief
 from .tables import escape
 

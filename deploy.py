@@ -25,6 +25,7 @@ for service in host.loop(mine.services):
         name=f"{service.name}: download the checkpoint", verify=declared.overrides.verify, **this
     )
     release.staged(name=f"{service.name}: stage the release", **this)
+    release.rehearsed(name=f"{service.name}: ask vLLM whether it accepts the release", service=service)
 
 for number in host.loop(range(1, declared.waves + 1)):
     switch.wave(name=f"Wave {number}", number=number, **turns)

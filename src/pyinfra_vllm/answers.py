@@ -146,6 +146,7 @@ OBSERVED = mapping(
         "proven": TEXT_OR_NONE,
         "release": or_null(RELEASE),
         "staged": texts,
+        "rehearsed": texts,
         "rejected": REJECTED,
         "lock": or_null(LOCK),
         "last": or_null(ENDED),

@@ -20,6 +20,7 @@ from . import (
     private,
     prune,
     recovery,
+    rehearsal,
     systemd,
     transaction,
 )
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         return fetch.main(arguments[1:])
     if arguments[:1] == ["build"]:
         return build.main(arguments[1:])
+    if arguments[:1] == ["rehearse"]:
+        return rehearsal.main(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -119,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
 
     building = verbs.add_parser("build", help="install a vLLM into a venv of its own", add_help=False)
     building.set_defaults(run=lambda options: 2)
+
+    rehearsing = verbs.add_parser("rehearse", help="ask vLLM whether it accepts a release", add_help=False)
+    rehearsing.set_defaults(run=lambda options: 2)
     return parser
 
 

@@ -34,8 +34,9 @@ class Evidence:
         durable.write_text(self.directory / "service.log", "\n".join(lines) + "\n")
 
     def keep_release(self, release_id: str) -> None:
-        document = self.paths.release(release_id) / "release.json"
-        durable.write_text(self.directory / "release.json", document.read_text(encoding="utf-8"))
+        documents = (self.paths.release(release_id) / "release.json", self.paths.rehearsal(release_id))
+        for document in filter(Path.is_file, documents):
+            durable.write_text(self.directory / document.name, document.read_text(encoding="utf-8"))
 
     def say(self, line: str) -> None:
         """Progress for whoever follows. Not fsynced, and told to the unit's own log where the disk is full:

@@ -33,6 +33,12 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def accepted(path: Path) -> bool:
+    """Whether a release need not be asked about again: its vLLM accepted it, or can't be asked."""
+    answer = read_json(path)
+    return isinstance(answer, dict) and answer.get("outcome") in ("accepted", "not asked")
+
+
 def unit_state(unit: str) -> dict[str, str]:
     command = ["systemctl", "show", unit, "--property", ",".join(running.PROPERTIES)]
     text = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
@@ -133,6 +139,9 @@ def service(root: Path, name: str) -> dict[str, Any]:
         "staged": sorted(e.name for e in releases.iterdir() if not e.name.startswith("."))
         if releases.is_dir()
         else [],
+        "rehearsed": sorted(
+            path.parent.name for path in releases.glob("[!.]*/rehearsal.json") if accepted(path)
+        ),
         "rejected": read_json(directory / "rejected.json") or {},
         "lock": held,
         "proven": proven(transactions, live=held is not None),

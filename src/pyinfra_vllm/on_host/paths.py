@@ -95,6 +95,10 @@ class ServicePaths:
         """The list of the files in the release's cache at its first tokens (carried_cache.py)."""
         return self.release(release_id) / "cache.json"
 
+    def rehearsal(self, release_id: str) -> Path:
+        """What the release's own vLLM said of it before it was ever started (rehearsal.py)."""
+        return self.release(release_id) / "rehearsal.json"
+
     @property
     def caches(self) -> list[Path]:
         """All that are there, of whatever release and version."""

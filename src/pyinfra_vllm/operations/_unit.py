@@ -61,31 +61,35 @@ class Unit:
         self._request = f"{RUN_DIRECTORY}/{name}.request"
         self._secret = f"{RUN_DIRECTORY}/{name}.secret"
 
-    def run(self, program: str, verb: str, request: Mapping[str, Any], writable: str, **secret: str) -> None:
-        """Have the host do `verb`, and watch until it is done.
+    def run(self, program: str, verb: str, request: Mapping[str, Any], *writable: str, **secret: str) -> str:
+        """Have the host do `verb`, watch until it is done, and return its last message.
 
         Raises HostError with the reason when it fails.
 
         + program: the host's program, `on-host.pyz`
         + request: what to do, without secrets
-        + writable: the one directory that the work may change
+        + writable: the directories that the work may change
         + secret: at most one systemd credential, by name (with - for _)
         """
         if self._look()[1] in _OVER:
             self._start([program, verb, self._request], request, writable, secret)
         else:
             self._say("is under way already: following it")
-        self._follow()
+        return self._follow()
 
     def _start(
-        self, command: Sequence[str], request: Mapping[str, Any], writable: str, secret: Mapping[str, str]
+        self,
+        command: Sequence[str],
+        request: Mapping[str, Any],
+        writable: Sequence[str],
+        secret: Mapping[str, str],
     ) -> None:
         self.remote.run("install", "-d", "-m", "700", RUN_DIRECTORY)
         self.remote.run("rm", "-f", "--", self.status)
         self.remote.write(self._request, json.dumps(request))
         properties = [
             *PROPERTIES,
-            f"ReadWritePaths={writable} {RUN_DIRECTORY}",
+            f"ReadWritePaths={' '.join(writable)} {RUN_DIRECTORY}",
             f"ExecStopPost=-/usr/bin/env rm -f {self._request} {self._secret}",
         ]
         for name, value in secret.items():
@@ -109,11 +113,11 @@ class Unit:
         status, _, state = text.strip().rpartition("\n")
         return answers.read(status, answers.STATUS) if status.strip() else {}, state.strip()
 
-    def _follow(self) -> None:
+    def _follow(self) -> str:
         with SCREEN.following(self.host) as show:
-            self._watch(show)
+            return self._watch(show)
 
-    def _watch(self, show: Callable[[Working], None]) -> None:
+    def _watch(self, show: Callable[[Working], None]) -> str:
         began = heard = time.monotonic()
         lost = False
         while True:
@@ -129,14 +133,13 @@ class Unit:
                 continue
             heard, lost = time.monotonic(), False
             if state in _OVER:
-                self._judge(status)
-                return
+                return self._judge(status)
             show(Working(self.what, heard - began, detail=describe(status)))
             time.sleep(POLL_S)
 
-    def _judge(self, status: Mapping[str, Any]) -> None:
+    def _judge(self, status: Mapping[str, Any]) -> str:
         if status.get("state") == "done":
-            return
+            return str(status.get("message", ""))
         if status.get("state") == "failed":
             raise HostError(str(status.get("error")))
         raise HostError(f"{self.name} ended without a word: see `journalctl --unit {self.name}` on the host")

@@ -120,7 +120,7 @@ def fetch(state: State, host: Host, root: str, request: dict[str, Any]) -> bool:
     secret = {"hub_token": hub_token} if hub_token else {}
     unit = Unit(host, f"fetch-{request['key']}", f"download {what}")
     try:
-        unit.run(f"{root}/bin/on-host.pyz", "fetch", request, writable=root, **secret)
+        unit.run(f"{root}/bin/on-host.pyz", "fetch", request, root, **secret)
     except HostError as error:
         logger.error(f"{host.print_prefix}{what} is not here: {printable(error)}")
         return False

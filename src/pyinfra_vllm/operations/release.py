@@ -1,4 +1,4 @@
-"""Stages a release: its unit, command line, environment and secrets in a directory of its own.
+"""Stages a release in a directory of its own, and asks its vLLM whether it accepts it.
 
 Nothing running is touched.
 """
@@ -15,11 +15,12 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.on_host.rehearsal import TRANSIENT_UNITS
 from pyinfra_vllm.operations._planning import plan
 from pyinfra_vllm.operations._refuse import alone, refuse
 from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._rollout import PROGRESS
-from pyinfra_vllm.operations._unit import RUN_DIRECTORY
+from pyinfra_vllm.operations._unit import RUN_DIRECTORY, Unit
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.release import Release
 
@@ -70,4 +71,43 @@ def stage(state: State, host: Host, root: str, release: Release) -> bool:
             f"{host.print_prefix}release {release.id} of {release.service} was not staged: {printable(error)}"
         )
         return False
+    return True
+
+
+@operation()
+@alone
+def rehearsed(service: Service) -> Generator[PyinfraCommand, None, None]:
+    """
+    Ask the vLLM that will serve whether it accepts the staged release, beside the one that serves and without its GPU memory.
+
+    It parses the command line, builds the engine's configuration from the checkpoint and loads the tokenizer. A host
+    whose vLLM refuses fails here, with vLLM's own reason, and serves what it served.
+
+    + service: what was declared
+
+    **Example:**
+
+    .. code:: python
+
+        release.rehearsed(name="chat: ask vLLM whether it accepts the release", service=chat)
+    """
+    wanted = PROGRESS.wanted.get((host.name, service.name))
+    if wanted is None:  # only in a dry run: staging was refused, which was said there
+        host.noop(f"{service.name}: no release was staged")
+    elif wanted.runs or wanted.release.id in wanted.observed["rehearsed"]:
+        host.noop(f"{service.name}: nothing to ask about release {wanted.release.id}")
+    else:
+        yield FunctionCommand(rehearse, (wanted.root, wanted.release), {})
+
+
+def rehearse(state: State, host: Host, root: str, release: Release) -> bool:
+    """Runs on the control machine when the operation is executed; the host asks by itself."""
+    unit = Unit(host, f"rehearse-{release.service}", "ask vLLM whether it accepts the release")
+    request = {"root": root, "service": release.service, "release": release.id}
+    try:
+        said = unit.run(f"{root}/bin/on-host.pyz", "rehearse", request, root, str(TRANSIENT_UNITS))
+    except HostError as error:
+        logger.error(f"{host.print_prefix}{release.service}: {printable(error)}. What serves was not touched")
+        return False
+    logger.info(f"{host.print_prefix}{release.service}: {printable(said)}")
     return True

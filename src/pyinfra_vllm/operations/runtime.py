@@ -114,7 +114,7 @@ def install(state: State, host: Host, root: str, request: dict[str, Any]) -> boo
     unit = Unit(host, f"build-{key(request['name'])}", f"install {what}")
     try:
         request = {**request, "uv": _uv(host, root)}
-        unit.run(f"{root}/bin/on-host.pyz", "build", request, writable=root)
+        unit.run(f"{root}/bin/on-host.pyz", "build", request, root)
     except HostError as error:
         logger.error(f"{host.print_prefix}{what} is not installed: {printable(error)}")
         return False

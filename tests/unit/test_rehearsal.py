@@ -1,0 +1,183 @@
+"""The question put to a release's own vLLM: the unit that it runs in, and the answer that is believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyinfra_vllm import release as rendered
+from pyinfra_vllm.on_host import rehearsal
+from pyinfra_vllm.on_host.rehearsal import Answer, NotAsked
+from pyinfra_vllm.on_host.release import Release
+
+ACCEPTS = {
+    "asked": True,
+    "reason": "",
+    "error": None,
+    "derived": {"dtype": "torch.float16", "max_model_len": 512, "max_num_seqs": 128},
+    "warnings": ["Unknown vLLM environment variable detected: VLLM_FOO", "slow"],
+    "seconds": 12.5,
+    "memory_bytes": 640_000_000,
+}
+
+
+def made(**changes: Any) -> rendered.Release:
+    values: dict[str, Any] = {
+        "service": "chat",
+        "root": "/srv/pyinfra-vllm",
+        "user": "vllm",
+        "bind": "127.0.0.1",
+        "port": 8000,
+        "served_model_name": "org/model",
+        "argv": ("/opt/v/bin/vllm", "serve", "/srv/x", "--hf-overrides", '{"a": "50 % of $x"}'),
+        "environment": {"HOME": "/srv/pyinfra-vllm/chat/cache"},
+        "checkpoint": {"repo": "org/model", "revision": "main", "commit": "a" * 40, "directory": "/srv/x"},
+        "runtime": {"version": "0.33.0", "path": "/opt/v"},
+        "stop_limit_s": 60,
+        "gpu_count": 1,
+        "secrets": {"VLLM_API_KEY": "s3cret"},
+    }
+    return rendered.Release(**{**values, **changes})
+
+
+def question(release: rendered.Release, text: str | None = None) -> dict[str, list[str]]:
+    """The [Service] settings of the question's unit by key."""
+    files = release.files()
+    run = Path("/run/pyinfra-vllm")
+    unit = rehearsal.unit_text(
+        text or files["vllm.service"],
+        Release(json.loads(files["release.json"])),
+        run / "p.py",
+        run / "p.answer",
+        run / "p.env",
+    )
+    found: dict[str, list[str]] = {}
+    for section, key, value in rehearsal.settings(unit):
+        assert section in ("Unit", "Service")
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def test_the_question_has_the_servers_command_line_user_and_sandbox() -> None:
+    release = made()
+    asked = question(release)
+    server = dict.fromkeys(key for _, key, _ in rehearsal.settings(release.files()["vllm.service"]))
+    (words,) = asked["ExecStart"]
+    (served,) = [
+        value for _, key, value in rehearsal.settings(release.files()["vllm.service"]) if key == "ExecStart"
+    ]
+    assert words == served.replace('"/opt/v/bin/vllm"', '"/opt/v/bin/python" -')
+    assert asked["User"] == ["vllm"] and asked["DevicePolicy"] == ["closed"]
+    sandbox = [
+        key for key in server if re.match("Protect|Restrict|Private|System|Capability|NoNew|Device", key)
+    ]
+    assert len(sandbox) > 15 and set(sandbox) <= set(asked)
+
+
+def test_the_question_has_no_secret_and_touches_nothing_of_the_server() -> None:
+    asked = question(made())
+    assert asked["EnvironmentFile"] == ["/run/pyinfra-vllm/p.env"]
+    assert not {
+        "Restart",
+        "BindPaths",
+        "ExecStartPre",
+        "WantedBy",
+        "OOMScoreAdjust",
+        "UnsetEnvironment",
+    } & set(asked)
+    assert asked["Type"] == ["oneshot"] and asked["CPUSchedulingPolicy"] == ["idle"]
+
+
+def test_a_template_that_starts_something_else_is_not_asked() -> None:
+    release = made()
+    text = release.files()["vllm.service"].replace("/opt/v/bin/vllm", "/usr/local/bin/wrapper")
+    with pytest.raises(NotAsked, match="does not start /opt/v/bin/vllm"):
+        question(release, text)
+
+
+def test_a_template_with_a_wrapper_before_vllm_is_asked_through_it() -> None:
+    release = made()
+    text = release.files()["vllm.service"].replace('ExecStart="', 'ExecStart=/usr/bin/numactl -N 0 "')
+    assert question(release, text)["ExecStart"][0].startswith(
+        '/usr/bin/numactl -N 0 "/opt/v/bin/python" - "serve"'
+    )
+
+
+def answered(folder: Path, content: Any) -> Answer | None:
+    path = folder / "answer"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return rehearsal.read_answer(path)
+
+
+def test_an_answer_is_read(tmp_path: Path) -> None:
+    accepted = answered(tmp_path, ACCEPTS)
+    assert accepted is not None and accepted.outcome == "accepted" and accepted.memory_bytes == 640_000_000
+    refused = answered(tmp_path, {**ACCEPTS, "error": "max_num_seqs: too small"})
+    assert refused is not None and (refused.outcome, refused.reason) == ("refused", "max_num_seqs: too small")
+    unasked = answered(tmp_path, {**ACCEPTS, "asked": False, "reason": "another version"})
+    assert unasked is not None and (unasked.outcome, unasked.reason) == ("not asked", "another version")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "null",
+        "[" * 60_000,
+        '{"asked": true}',
+        {**ACCEPTS, "derived": []},
+        {**ACCEPTS, "seconds": None},
+        {**ACCEPTS, "warnings": 3},
+        {**ACCEPTS, "reason": "x" * 100_000, "asked": False},
+    ],
+)
+def test_nonsense_is_no_answer(tmp_path: Path, content: Any) -> None:
+    assert answered(tmp_path, content) is None
+
+
+def test_what_is_kept_of_an_answer_is_bounded(tmp_path: Path) -> None:
+    much = {**ACCEPTS, "derived": {str(n): ["x" * 700] for n in range(60)}, "warnings": ["y" * 5000] * 3}
+    kept = answered(tmp_path, much)
+    assert kept is not None and kept.derived is not None and len(kept.derived) == 50
+    assert all(len(line) <= 600 for line in [*kept.warnings, *map(str, kept.derived.values())])
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda v: st.lists(v) | st.dictionaries(st.text(), v),
+    )
+)
+def test_any_value_is_an_answer_or_none(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    answered(tmp_path_factory.mktemp("any"), {**ACCEPTS, "derived": value, "warnings": value, "error": value})
+
+
+def test_the_operator_is_told() -> None:
+    release = Release(json.loads(made().files()["release.json"]))
+    line = rehearsal.told(
+        Answer(
+            "accepted",
+            "",
+            {"dtype": "torch.float16", "max_model_len": 512},
+            ("Unknown vLLM environment variable detected: VLLM_FOO",),
+            12.4,
+            640_000_000,
+        ),
+        release,
+    )
+    assert line == (
+        f"vLLM 0.33.0 accepts release {release.id}: dtype torch.float16, max_model_len 512; it ignores VLLM_FOO"
+        " (12 s, 0.6 GB of host memory)"
+    )
+    unasked = rehearsal.told(dataclasses.replace(Answer("not asked", "no module vllm.x")), release)
+    assert unasked.endswith(
+        f"was not asked (no module vllm.x): only the catalog checked release {release.id}"
+    )

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -57,3 +58,33 @@ def test_the_program_for_the_host_imports_the_standard_library_and_itself_only()
                 names = [node.module or ""]
             for name in names:
                 assert name.split(".")[0] in sys.stdlib_module_names, f"{source.name} imports {name}"
+
+
+def compiled(folder: Path) -> Path:
+    program = folder / "on-host.pyz"
+    program.write_bytes(archive())
+    subprocess.run([sys.executable, "-I", str(program), "compile"], check=True)
+    return program
+
+
+def test_byte_code_that_the_host_adds_is_used(tmp_path: Path) -> None:
+    program = compiled(tmp_path)
+    bare = tmp_path / "bare.pyz"
+    with zipfile.ZipFile(program) as packed, zipfile.ZipFile(bare, "w") as without:
+        for item in packed.infolist():
+            if not item.filename.endswith(".py"):
+                without.writestr(item, packed.read(item))
+    done = subprocess.run(
+        [sys.executable, "-I", str(bare), "status", "--help"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_another_python_takes_the_sources(tmp_path: Path, python: str) -> None:
+    program = compiled(tmp_path)
+    again = subprocess.run([sys.executable, "-I", str(program), "compile"], check=False)
+    assert again.returncode == 0, "what was compiled before does not stay beside the new"
+    command = [python, "-I", str(program), "--root", str(tmp_path / "root"), "status"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "[]")

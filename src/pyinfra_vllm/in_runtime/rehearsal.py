@@ -159,7 +159,10 @@ def refusal(error: BaseException) -> str:
     problems = getattr(error, "errors", None)
     if callable(problems):
         with contextlib.suppress(Exception):
-            told = [": ".join([*map(str, problem["loc"]), str(problem["msg"])]) for problem in problems()]
+            told = [
+                ": ".join([*map(str, problem["loc"]), str(problem["msg"]).removeprefix("Value error, ")])
+                for problem in problems()
+            ]
             return one_line("; ".join(dict.fromkeys(told)))
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     return one_line(f"{kind}{error}")

@@ -198,6 +198,7 @@ def _install(state: State, host: Host, root: str, program: str) -> bool:
         )
         remote.write(path, archive(), "755")
         remote.run("python3", "-I", path, "--root", root, "tighten")
+        remote.run("python3", "-I", path, "compile")
         remote.run("ln", "-sfn", program, partial)
         remote.run("mv", "-fT", partial, link)
         remote.run("sync", "--file-system", f"{root}/bin")  # a boot must find it whole

@@ -1,4 +1,4 @@
-"""The vLLM that will serve is asked beside one that serves: the stub, which can't be asked, and the real one."""
+"""vLLM is asked about a release beside the one that serves: the stub, which can't be, and the real one."""
 
 from __future__ import annotations
 

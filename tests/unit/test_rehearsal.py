@@ -174,8 +174,8 @@ def test_the_operator_is_told() -> None:
         release,
     )
     assert line == (
-        f"vLLM 0.33.0 accepts release {release.id}: dtype torch.float16, max_model_len 512; it ignores VLLM_FOO"
-        " (12 s, 0.6 GB of host memory)"
+        f"vLLM 0.33.0 accepts release {release.id}: dtype torch.float16, max_model_len 512"
+        "; it ignores VLLM_FOO (12 s, 0.6 GB of host memory)"
     )
     unasked = rehearsal.told(dataclasses.replace(Answer("not asked", "no module vllm.x")), release)
     assert unasked.endswith(

@@ -1,9 +1,9 @@
-"""The child of `on_host/rehearsal.py`: has the runtime's own vLLM parse a command line and build the engine's configuration.
+"""Asks the runtime's own vLLM about a command line: the child of `on_host/rehearsal.py`.
 
-It is read from standard input and gets the words after `vllm` as its arguments (`serve CHECKPOINT --flag value ...`). It prints one
-line of JSON: `asked` (false with `reason` where this vLLM can't be asked), `error` (why vLLM refuses; null where it accepts), `derived`
-(settings as vLLM worked them out), `warnings` (of vLLM's log), `seconds` and `memory_bytes` (the largest resident set). No
-weights are loaded and no GPU memory is taken.
+It is read from standard input and gets the words after `vllm` as arguments (`serve CHECKPOINT --flag value`).
+It prints one line of JSON: `asked` (false with `reason` where this vLLM can't be asked), `error` (why vLLM
+refuses; null where it accepts), `derived` (settings as vLLM worked them out), `warnings` (of vLLM's log),
+`seconds` and `memory_bytes` (the largest resident set). No weights are loaded and no GPU memory is taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ class CannotAsk(Exception):
 
 
 def keep_warnings() -> list[str]:
-    """A list that vLLM's warnings and errors are added to. Not by a handler: vLLM replaces those when it is imported."""
+    """Return a list that vLLM's warnings and errors are added to.
+
+    Not by a handler: vLLM replaces those when it is imported.
+    """
     found: list[str] = []
     make = logging.getLogRecordFactory()
 
@@ -100,7 +103,7 @@ def parsers_exist(arguments: Any) -> None:
 
 
 def configuration(arguments: Any) -> Any:
-    """The engine's configuration from the real checkpoint, as the server builds it before it starts its workers."""
+    """Build the engine's configuration from the real checkpoint, as the server does at its start."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
@@ -125,7 +128,10 @@ def tokenizer(model_config: Any) -> None:
 
 
 def derived(config: Any) -> dict[str, Any]:
-    """The settings that decide memory and kernels, by names of our own; those that this version lacks are left out."""
+    """Return the settings that decide memory and kernels, by names of our own.
+
+    Those that this version lacks are left out.
+    """
     places: dict[str, tuple[str, str]] = {
         "dtype": ("model_config", "dtype"),
         "quantization": ("model_config", "quantization"),
@@ -148,14 +154,14 @@ def derived(config: Any) -> dict[str, Any]:
 
 
 def missing(error: ImportError) -> Exception:
-    """A module that this vLLM does not have, or one that is there and broken: only the former is no refusal."""
+    """Tell a module that this vLLM does not have from one that is there and broken: that is a refusal."""
     if (error.name or "").partition(".")[0] == "vllm":
         return CannotAsk(f"this vLLM can't be asked: {error}")
     return error
 
 
 def refusal(error: BaseException) -> str:
-    """vLLM's own reason in one line; pydantic's errors without their frame."""
+    """Return the reason of vLLM in one line; pydantic's errors without their frame."""
     problems = getattr(error, "errors", None)
     if callable(problems):
         with contextlib.suppress(Exception):

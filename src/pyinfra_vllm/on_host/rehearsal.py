@@ -1,8 +1,9 @@
 """Asks the vLLM that will serve a release whether it accepts it, before anything is switched.
 
-The release's own unit is run once with another program in the server's place (in_runtime/rehearsal.py), at idle priority: the same
-user, environment, sandbox and command line, but no secrets and a temporary cache. That vLLM parses the command line, builds the
-engine's configuration from the checkpoint and loads the tokenizer; it loads no weights. Its answer stays with the release.
+The release's own unit is run once with another program in the server's place (in_runtime/rehearsal.py), at
+idle priority: the same user, environment, sandbox and command line, but no secrets and a temporary cache.
+That vLLM parses the command line, builds the engine's configuration from the checkpoint and loads the
+tokenizer; it loads no weights. Its answer stays with the release.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LIMIT_S = 600  # at idle priority beside a busy server
 MOST_BYTES = 64 << 10  # of an answer
 TRANSIENT_UNITS = Path("/run/systemd/system")
 TEMPORARY = "/tmp/pyinfra-vllm"  # PrivateTmp= of the unit: gone with it
-# Settings of a server that a program which ends by itself must not have, and where the server's own files would be touched.
+# A program that ends by itself must not have these, or they touch the server's own files.
 DROPPED = frozenset(
     (
         *(
@@ -89,7 +90,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What vLLM said. `derived`: settings as it worked them out; seconds and memory are those of the question itself."""
+    """The answer of vLLM.
+
+    derived: settings as vLLM worked them out
+    seconds, memory_bytes: what the question itself took, on the host
+    """
 
     outcome: str
     reason: str = ""
@@ -131,7 +136,10 @@ def rehearse(request: Request, status: Status) -> None:
 
 
 def ask(request: Request, release: Release) -> Answer:
-    """Run the question as a unit of its own and read the answer. Not to get one is no refusal: the catalog's word stands."""
+    """Run the question as a unit of its own and read the answer.
+
+    Not to get one is no refusal: the catalog's word stands.
+    """
     unit = f"pyinfra-vllm-{request.name}-{release.id}.service"
     program, answer = request.run / f"{request.name}.py", request.run / f"{request.name}.answer"
     environment = request.run / f"{request.name}.env"
@@ -164,10 +172,13 @@ class NotAsked(Exception):
 
 
 def unit_text(text: str, release: Release, program: Path, answer: Path, environment: Path) -> str:
-    """The release's unit with the question in the server's place. Raises NotAsked where its ExecStart is not vLLM's own.
+    """Return the release's unit with the question in the server's place.
+
+    Raises NotAsked where its ExecStart is not vLLM's own.
 
     + text: the release's `vllm.service`
-    + program, answer, environment: the question on standard input, its answer, and the variables that the server would have
+    + program, answer: the question on standard input, and its answer
+    + environment: the variables that the server would have
     """
     kept = [
         "[Unit]",
@@ -240,7 +251,7 @@ def _start(unit: str) -> str:
 
 
 def read_answer(path: Path) -> Answer | None:
-    """The answer in a file that a process of the service's user wrote: bounded, and nothing but these kinds of values."""
+    """Read the answer that a process of the service's user wrote: bounded, and only of these kinds."""
     try:
         with path.open("rb") as file:
             content = json.loads(file.read(MOST_BYTES))
@@ -275,5 +286,5 @@ def told(answer: Answer, release: Release) -> str:
     words = ", ".join(f"{key} {value}" for key, value in (answer.derived or {}).items() if key in SHOWN)
     unknown = [line.rpartition(" ")[2] for line in answer.warnings if line.startswith(UNKNOWN_VARIABLE)]
     ignored = f"; it ignores {', '.join(unknown)}" if unknown else ""
-    size = f"{answer.memory_bytes / 1e9:.1f} GB"
-    return f"{who} accepts release {release.id}: {words}{ignored} ({answer.seconds:.0f} s, {size} of host memory)"
+    cost = f"{answer.seconds:.0f} s, {answer.memory_bytes / 1e9:.1f} GB of host memory"
+    return f"{who} accepts release {release.id}: {words}{ignored} ({cost})"

@@ -78,10 +78,10 @@ def stage(state: State, host: Host, root: str, release: Release) -> bool:
 @alone
 def rehearsed(service: Service) -> Generator[PyinfraCommand, None, None]:
     """
-    Ask the vLLM that will serve whether it accepts the staged release, beside the one that serves and without its GPU memory.
+    Ask the vLLM that will serve whether it accepts the staged release. No GPU memory is taken.
 
-    It parses the command line, builds the engine's configuration from the checkpoint and loads the tokenizer. A host
-    whose vLLM refuses fails here, with vLLM's own reason, and serves what it served.
+    It parses the command line, builds the engine's configuration from the checkpoint and loads the tokenizer.
+    A host whose vLLM refuses fails here, with vLLM's own reason, and serves what it served.
 
     + service: what was declared
 

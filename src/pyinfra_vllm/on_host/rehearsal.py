@@ -1,7 +1,7 @@
 """Asks the vLLM that will serve a release whether it accepts it, before anything is switched.
 
 The release's own unit is run once with another program in the server's place (in_runtime/rehearsal.py), at
-idle priority: the same user, environment, sandbox and command line, but no secrets and a temporary cache.
+low priority: the same user, environment, sandbox and command line, but no secrets and a temporary cache.
 That vLLM parses the command line, builds the engine's configuration from the checkpoint and loads the
 tokenizer; it loads no weights. Its answer stays with the release.
 """
@@ -23,7 +23,7 @@ from .paths import ServicePaths
 from .release import NotReady, Release, load
 from .status import RUN, Status
 
-LIMIT_S = 600  # at idle priority beside a busy server
+LIMIT_S = 600  # at low priority beside a busy server
 MOST_BYTES = 64 << 10  # of an answer
 TRANSIENT_UNITS = Path("/run/systemd/system")
 TEMPORARY = "/tmp/pyinfra-vllm"  # PrivateTmp= of the unit: gone with it
@@ -203,8 +203,7 @@ def unit_text(text: str, release: Release, program: Path, answer: Path, environm
             f"EnvironmentFile={str(environment).replace('%', '%%')}",
             "Type=oneshot",
             f"TimeoutStartSec={LIMIT_S}",
-            "Nice=19",
-            "CPUSchedulingPolicy=idle",
+            "Nice=10",  # as all that is staged beside a server (operations/_unit.py)
             "IOSchedulingClass=idle",
             f"StandardInput=file:{program}",
             f"StandardOutput=file:{answer}",

@@ -93,6 +93,7 @@ def test_the_question_has_no_secret_and_touches_nothing_of_the_server() -> None:
         "UnsetEnvironment",
     } & set(asked)
     assert asked["Type"] == ["oneshot"] and asked["Nice"] == ["10"]
+    assert asked["StandardError"] == ["journal"]
 
 
 def test_a_template_that_starts_something_else_is_not_asked() -> None:

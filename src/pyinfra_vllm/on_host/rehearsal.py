@@ -207,6 +207,7 @@ def unit_text(text: str, release: Release, program: Path, answer: Path, environm
             "IOSchedulingClass=idle",
             f"StandardInput=file:{program}",
             f"StandardOutput=file:{answer}",
+            "StandardError=journal",  # else it goes where standard output goes
             "",
         ]
     )

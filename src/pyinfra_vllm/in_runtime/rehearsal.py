@@ -170,8 +170,9 @@ def refusal(error: BaseException) -> str:
                 for problem in problems()
             ]
             return one_line("; ".join(dict.fromkeys(told)))
-    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-    return one_line(f"{kind}{error}")
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    kind = "" if type(error) in (ValueError, KeyError) else f"{type(error).__name__}: "
+    return one_line(f"{kind}{said}")
 
 
 def one_line(text: str) -> str:

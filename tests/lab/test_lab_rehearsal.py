@@ -30,7 +30,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "compilation": ({"compilation-config": {"mode": 9}}, "mode"),
     "grammar": ({"structured-outputs-config": {"backend": "nonsense"}}, "backend"),
     "attention": ({"attention-backend": "NONSENSE"}, "Unknown attention backend: 'NONSENSE'"),
-    "block": ({"block-size": 7}, "7"),
+    "runner": ({"runner": "nonsense"}, "argument --runner: invalid choice: 'nonsense'"),
 }
 
 

@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 MESSAGE, WARNINGS = 600, 20  # characters of a message, messages kept
+ADVERTISED = "For further information visit"  # pydantic's, below each of its errors
 
 
 class CannotAsk(Exception):
@@ -74,8 +75,9 @@ def parsed(words: list[str]) -> Any:
         with contextlib.redirect_stderr(said):
             arguments = parser.parse_args(words)
     except SystemExit as error:
-        last = next((line for line in reversed(said.getvalue().splitlines()) if line.strip()), str(error))
-        raise ValueError(last.partition("error: ")[2] or last) from error
+        text = said.getvalue().strip()
+        lines = (text.partition("error: ")[2] or text or str(error)).splitlines()
+        raise ValueError("\n".join(line for line in lines if ADVERTISED not in line)) from error
     command.validate(arguments)
     if getattr(arguments, "model_tag", None) is not None:
         arguments.model = arguments.model_tag

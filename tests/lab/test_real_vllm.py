@@ -77,7 +77,7 @@ def test_releases_come_and_go_on_the_real_vllm(solo: Host) -> None:
 
     silent = deploy(
         solo, "b", flags={"enforce-eager": True, "block-size": 7}
-    )  # its configuration accepts that
+    )  # no error to it
     assert silent.returncode == 1, silent.stderr
     assert "vLLM can't start: " in silent.stderr and "block size for 7" in deciding.last(solo)["reason"]
     assert observed(solo)["running"] == release and serves(solo, "lab/good-b")

@@ -75,9 +75,7 @@ def test_releases_come_and_go_on_the_real_vllm(solo: Host) -> None:
     assert "quality_points: " in ended["reason"], ended["reason"]
     assert observed(solo)["running"] == release and serves(solo, "lab/good-b")
 
-    silent = deploy(
-        solo, "b", flags={"enforce-eager": True, "block-size": 7}
-    )  # no error to it
+    silent = deploy(solo, "b", flags={"enforce-eager": True, "block-size": 7})  # no error to it
     assert silent.returncode == 1, silent.stderr
     assert "vLLM can't start: " in silent.stderr and "block size for 7" in deciding.last(solo)["reason"]
     assert observed(solo)["running"] == release and serves(solo, "lab/good-b")

@@ -9,7 +9,7 @@ import secrets
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,8 @@ UNIT = "vllm-tiny.service"
 PORT = 8000
 PLACE = "/opt/attack"  # what attackers run and write; anybody may read and write there
 MALLORY = "mallory"
+# Whoever attacks takes the stub's cores, too: how fast it is decides nothing here.
+GATE = {**light_runtime.SETTINGS["gate"], "tpot_margin": None, "ttft_margin": None}
 KEY = f"attacked{secrets.token_hex(12)}"
 
 
@@ -33,9 +35,13 @@ class Attacked:
     host: Host
     releases: list[str] = field(default_factory=list)  # the id of release a
 
-    def deploy(self, release: str = "a", **environment: str) -> subprocess.CompletedProcess[str]:
+    def deploy(
+        self, release: str = "a", runtime: Mapping[str, str] | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         declared = {
             **light_runtime.SETTINGS,
+            "gate": GATE,
+            **({"runtime": runtime} if runtime else {}),
             "secrets": {"VLLM_API_KEY": "ATTACKED_API_KEY"},
             "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", **environment},
         }
@@ -45,7 +51,7 @@ class Attacked:
 
     def deployed(self, release: str = "a", **environment: str) -> None:
         """Raises where that does not succeed."""
-        done = self.deploy(release, **environment)
+        done = self.deploy(release, None, **environment)
         assert done.returncode == 0, done.stderr[-4000:]
 
     def sh(self, command: str, check: bool = True) -> str:

@@ -12,30 +12,45 @@ from .people import PLACE, ROOT, Attacked
 
 RECOVERY = "/etc/systemd/system/pyinfra-vllm-recover.service"
 PROGRAM = f"{ROOT}/bin/on-host-{digest()}.pyz"
-# The names that pyinfra gives uploads: anybody can compute them. Whatever comes there is replaced at once.
+# The names that pyinfra gives uploads: anybody can compute them. What came is replaced before root takes it.
+EVIL = f"""#!/usr/bin/python3
+import os
+open("{PLACE}/owned", "a").write(f"mallory's code ran as {{os.geteuid()}}")
+"""
 SWAPPER = """
 import hashlib, os, sys, time
 os.umask(0)
-evil = b"mallory was here\\n"
-names = ["/tmp/pyinfra-" + hashlib.sha1(path.encode()).hexdigest() for path in sys.argv[1:]]
+evil = open(sys.argv[1], "rb").read()
+ways = {path: "/tmp/pyinfra-" + hashlib.sha1(path.encode()).hexdigest() for path in sys.argv[2:]}
+seen = {path: (0, 0.0) for path in ways}
 def put(name):
     with open(name, "wb") as file:
         file.write(evil)
-for name in names:
+def taken(path):
+    try:
+        return open(path, "rb").read(4096) == evil
+    except OSError:
+        return False
+for name in ways.values():
     put(name)
 print("ready")
 while True:
-    for name in names:
+    for path, name in ways.items():
         try:
-            if open(name, "rb").read() != evil:
-                put(name)
+            size = os.stat(name).st_size
         except FileNotFoundError:
+            continue
+        if size != seen[path][0]:
+            seen[path] = size, time.monotonic()
+        elif size == len(evil) and taken(path):
+            os.unlink(name)  # whoever uploads wants to do that, and could not
+        elif size != len(evil) and time.monotonic() > seen[path][1] + 0.02:
             put(name)
-    time.sleep(0.0005)
+    time.sleep(0.001)
 """
 SQUATTER = """
 import hashlib, os, sys, time
-for path, squat in zip(sys.argv[1:], (os.mkfifo, lambda name: os.symlink("/etc/passwd", name))):
+for path, squat in zip(sys.argv[2:], (os.mkfifo, lambda name: os.symlink("/etc/passwd", name))):
     squat("/tmp/pyinfra-" + hashlib.sha1(path.encode()).hexdigest())
 print("ready")
 time.sleep(600)
@@ -46,11 +61,13 @@ time.sleep(600)
 def test_an_upload_goes_through_no_place_where_others_may_write(
     attacked: Attacked, name: str, code: str
 ) -> None:
-    attacked.sh("rm -f /tmp/pyinfra-*")
-    with attacked.running(name, code, PROGRAM, RECOVERY, wait_for="ready"):
+    attacked.sh(f"rm -f /tmp/pyinfra-* {PLACE}/owned")
+    evil = attacked.put("evil", EVIL)
+    with attacked.running(name, code, evil, PROGRAM, RECOVERY, wait_for="ready"):
         attacked.sh(f"rm {ROOT}/bin/on-host.pyz {ROOT}/bin/on-host-*.pyz {RECOVERY}")
         done = attacked.deploy()
     attacked.sh("rm -f /tmp/pyinfra-*")
+    assert attacked.sh(f"cat {PLACE}/owned", check=False) == ""
     assert done.returncode == 0, done.stderr[-3000:]
     found = attacked.sh(
         f"sha256sum {PROGRAM}; stat -c '%a %U' {PROGRAM} {RECOVERY}; grep -c mallory {RECOVERY}", check=False

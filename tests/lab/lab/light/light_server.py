@@ -131,9 +131,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.path not in ("/v1/completions", "/v1/chat/completions"):
             return self.answer(404, {"error": {"message": "not found"}})
         if request.get("model") not in self.server.names:
-            return self.answer(
-                404, {"error": {"message": f"The model `{request.get('model')}` does not exist."}}
-            )
+            message = f"The model `{request.get('model')}` does not exist."
+            log(
+                f"Error with model error=ErrorInfo(message='{message}', type='NotFoundError')"
+            )  # as vLLM does
+            return self.answer(404, {"error": {"message": message}})
         if setting("LIGHT_STATUS"):
             return self.answer(int(setting("LIGHT_STATUS")), {"error": {"message": "as told"}})
         with self.server.slots:

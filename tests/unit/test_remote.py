@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,10 @@ class Here(Remote):
         self.environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
         self.commands: list[tuple[str, ...]] = []
 
-    def run(self, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> str:
+    def run(self, *words: str, stdin: str | Sequence[str] | None = None, timeout_s: int | None = None) -> str:
         self.commands.append(words)
-        done = subprocess.run(words, input=stdin, capture_output=True, text=True, env=self.environment)
+        text = stdin if isinstance(stdin, str | None) else "".join(f"{line}\n" for line in stdin)
+        done = subprocess.run(words, input=text, capture_output=True, text=True, env=self.environment)
         if done.returncode:
             raise HostError(f"status {done.returncode}: {done.stderr.strip()}")
         return done.stdout

@@ -4,9 +4,10 @@ host's place.
 
 from __future__ import annotations
 
+import base64
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,28 @@ import pytest
 
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations import runtime
+from pyinfra_vllm.operations._remote import Remote
 
 OURS = b"#!/bin/sh\necho uv 0.13.8\n"
 
 
-class Here:
-    """A host without a uv of its own; what is uploaded goes through somebody else's hands."""
+class Here(Remote):
+    """A host without a uv of its own; what is sent goes through somebody else's hands."""
 
     name, print_prefix = "gpu1", ""
 
     def __init__(self, change: Callable[[bytes], bytes]) -> None:
-        self.change, self.sent, self.arguments = change, 0, dict[str, Any]()
+        self.change, self.sent = change, 0
 
-    def put_file(self, source: str, to: str, **arguments: Any) -> bool:
-        self.sent += 1
-        Path(to).write_bytes(self.change(Path(source).read_bytes()))
-        return True
-
-    def run(self, *words: str, **options: Any) -> str:
+    def run(self, *words: str, stdin: str | Sequence[str] | None = None, timeout_s: int | None = None) -> str:
+        arrived = None
+        if stdin is not None:
+            self.sent += 1
+            total, *lines = stdin
+            content = self.change(b"".join(map(base64.b64decode, lines)))
+            arrived = f"{total}\n{base64.b64encode(content).decode()}\n"
         environment = {"PATH": "/usr/bin:/bin"}
-        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+        done = subprocess.run(words, input=arrived, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise HostError(done.stderr.strip() or "failed")
         return done.stdout
@@ -62,7 +65,7 @@ def test_a_uv_that_arrives_as_it_was_sent_is_used_and_not_sent_again(root: Path)
 
 
 def test_a_uv_that_was_swapped_on_its_way_is_refused_and_stays_unused(root: Path) -> None:
-    with pytest.raises(HostError, match="is not the uv that was sent"):
+    with pytest.raises(HostError, match="did not arrive as it was sent"):
         sent(Here(lambda content: content + b"evil\n"), root)
     assert not (root / "bin/uv").exists()
 

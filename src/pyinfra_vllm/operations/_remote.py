@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from paramiko import SSHException
@@ -22,6 +23,7 @@ from pyinfra_vllm.printable import printable
 # What a command on a host may raise: its own failure, or the loss of the connection.
 LOST = (HostError, OSError, EOFError, SSHException)
 
+_PIECE = 3 << 18  # bytes of a line in base64; threes of bytes, so that only the last line is padded
 LAST_WORDS = 1500  # characters of what a command that failed said last
 
 # The sum first, then the content in base64. On the disk, whole and as it was sent, before it has its name,
@@ -63,9 +65,9 @@ class Remote:
         )
         self.arguments = {key: given[key] for key in CONNECTOR_ARGUMENT_KEYS if key in given}
 
-    def run(self, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> str:
-        """Standard output. Raises HostError with the command's own last words, TimeoutError after
-        `timeout_s`, another of `LOST` where the connection is gone.
+    def run(self, *words: str, stdin: str | Sequence[str] | None = None, timeout_s: int | None = None) -> str:
+        """Standard output; standard input is a text or its lines. Raises HostError with its own last
+        words, TimeoutError after `timeout_s`, another of `LOST` where the connection is gone.
         """
         if not self.host.connected:  # pyinfra would send it through the client that could not connect
             raise ConnectionError("not connected")
@@ -90,14 +92,22 @@ class Remote:
         """The JSON that a command prints. Raises HostError where it is none, or not what `check` allows."""
         return answers.read(self.run(*words, stdin=stdin, timeout_s=timeout_s), check)
 
-    def write(self, path: str, content: str | bytes, mode: str = "600") -> None:
+    def write(self, path: str, content: str | bytes | tuple[str, ...], mode: str = "600") -> None:
         """Replace the file in one step, durably; `path` is absolute, and nobody but root may write to its
         folder.
 
         The only way in which a file comes to a host. pyinfra's own uploads go through a name in /tmp that
         anybody can compute and take first. The sum travels on standard input, too: on argv it would tell
         whether a guess at a secret is right.
+
+        content: or its `as_lines`, where many hosts get the same
         """
-        data = content.encode() if isinstance(content, str) else content
-        sent = f"{hashlib.sha256(data).hexdigest()}\n{base64.b64encode(data).decode()}\n"
+        sent = content if isinstance(content, tuple) else as_lines(content)
         self.run("sh", "-c", _WRITE, "sh", path, mode, stdin=sent)
+
+
+def as_lines(content: str | bytes) -> tuple[str, ...]:
+    """Its sha256, then the content in base64, in lines of 1 MiB."""
+    data = content.encode() if isinstance(content, str) else content
+    pieces = (data[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+    return (hashlib.sha256(data).hexdigest(), *(base64.b64encode(piece).decode() for piece in pieces))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import sys
 from collections.abc import Generator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.on_host.build import key, same
 from pyinfra_vllm.operations._planning import runtime_path
 from pyinfra_vllm.operations._refuse import alone, refuse
-from pyinfra_vllm.operations._remote import Remote
+from pyinfra_vllm.operations._remote import Remote, as_lines
 from pyinfra_vllm.operations._unit import Unit
 from pyinfra_vllm.printable import printable
 
@@ -30,9 +30,6 @@ from pyinfra_vllm.printable import printable
 _FIND_UV = (
     'command -v uv || { echo "$2  $1" | sha256sum --check --status 2>/dev/null && test -x "$1" && echo "$1";'
     " } || true"
-)
-_KEEP_UV = (
-    'chmod 755 "$1.partial" && echo "$2  $1.partial" | sha256sum --check --status && mv -f "$1.partial" "$1"'
 )
 
 
@@ -128,8 +125,8 @@ def _uv(host: Host, root: str) -> str:
     Raises HostError when neither can be used.
     """
     remote, sent = Remote(host), f"{root}/bin/uv"
-    ours = uv.find_uv_bin()
-    sha256 = hashlib.sha256(Path(ours).read_bytes()).hexdigest()
+    ours = _as_lines(uv.find_uv_bin())
+    sha256 = ours[0]
     found = remote.run("sh", "-c", _FIND_UV, "sh", sent, sha256).strip()
     if found:
         return found
@@ -141,13 +138,11 @@ def _uv(host: Host, root: str) -> str:
             f"Install uv on the host, or declare runtime.path"
         )
     logger.info(f"{host.print_prefix}sending uv")
-    if not host.put_file(ours, f"{sent}.partial", **remote.arguments):
-        raise HostError(f"uv could not be sent to {sent}")
-    try:
-        remote.run("sh", "-c", _KEEP_UV, "sh", sent, sha256)
-    except HostError as error:
-        raise HostError(
-            f"{sent}.partial is not the uv that was sent (sha256 {sha256}): it was not used. Find out who"
-            " changes files on the way to this host or in its /tmp, then run again"
-        ) from error
+    remote.write(sent, ours, "755")
     return sent
+
+
+@cache
+def _as_lines(path: str) -> tuple[str, ...]:
+    """Encoded once: uv has 38 MB, and many hosts may get it at once."""
+    return as_lines(Path(path).read_bytes())

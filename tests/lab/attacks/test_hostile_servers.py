@@ -2,7 +2,65 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .people import KEY, MALLORY, SERVICE, UNIT, Attacked
+
+MOST_KB = 300_000  # of root's process: the longest answer that it takes has 8 MiB
+# How much memory root's program had at most, while it lived.
+WITNESS = """
+import glob, re, time
+most = 0
+print("watches")
+while True:
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        try:
+            if b"on-host" in open(path, "rb").read():
+                found = re.search(r"VmHWM:\\s+(\\d+)", open(path.replace("cmdline", "status")).read())
+                if found and int(found[1]) > most:
+                    most = int(found[1])
+                    print("most", most)
+        except OSError:
+            pass
+    time.sleep(0.1)
+"""
+INSTEAD = """
+import vllm.light_server as light
+def complete(self, request):
+    self.send_response(200)
+    self.send_header("Content-Type", "text/event-stream")
+    self.send_header("Connection", "close")
+    self.end_headers()
+    self.close_connection = True
+    for piece in pieces():
+        self.wfile.write(piece)
+light.Handler.complete = complete
+"""
+ANSWERS = {
+    "a line of 1.5 GB": f"{INSTEAD}pieces = lambda: (b'x' * (1 << 20) for _ in range(1500))\n",
+    "deep JSON": f"{INSTEAD}pieces = lambda: [b'data: ' + b'[' * 200_000 + b'\\n\\n']\n",
+    "other types": f"{INSTEAD}pieces = lambda: [b'data: ' + value + b'\\n\\n' for value in "
+    """(b'{"choices": 5}', b'{"choices": [7], "usage": "many"}', b'[]', b'{"choices": [{"text": {}}], "usage": [1]}')]\n""",
+    "100,000 tokens claimed": "import vllm.light_server as light\nlight.usage = lambda read, written: "
+    "{'prompt_tokens': read, 'completion_tokens': 100_000, 'total_tokens': 100_000 + read}\n",
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_without_end_sense_or_truth_ends_its_release(serving: Attacked, name: str) -> None:
+    old = serving.status()["current"]
+    began = serving.sh("date +%s")
+    server = serving.put("server.py", ANSWERS[name])
+    with serving.running("witness", WITNESS, user="root", wait_for="watches") as said:
+        done = serving.deploy("b", LIGHT_RUN=server)
+        most_kb = int(serving.sh(f"grep most {said} | tail -n 1").split()[1])
+    assert most_kb < MOST_KB
+    assert done.returncode == 1, "a release that answers like this was kept"
+    assert serving.outcome()[0] == "rolled_back", serving.outcome()
+    assert serving.status()["running"] == old
+    told = serving.sh(f"journalctl --no-pager -o cat --since @{began} -u 'pyinfra-vllm-*'")
+    assert "Traceback" not in told
+
 
 # A client asks for a model whose name is a line of vLLM's log.
 CLIENT = """

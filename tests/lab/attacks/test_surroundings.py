@@ -1,4 +1,7 @@
-"""What surrounds root's programs and the unit: a login's limits, umask and language, systemd's defaults, D-Bus, names, signals."""
+"""Surroundings of root's programs and of the unit.
+
+A login's limits, umask and language, systemd's defaults, D-Bus, names, signals.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def untouched_login(serving: Attacked) -> Iterator[Attacked]:
 def test_a_logins_limits_umask_and_language_leave_nothing_half_done(
     untouched_login: Attacked, name: str
 ) -> None:
-    """It is rolled out as ever, or refused and what served still serves; no file is open to others or half there."""
+    """It is rolled out as ever, or refused while the old one serves; no file is half there or open to others."""
     target, (line, ask, said) = untouched_login, LOGINS[name]
     old = target.status()["current"]
     if "LC_ALL" in line:
@@ -67,7 +70,8 @@ def test_systemds_default_limits_leave_the_old_or_the_new_release_serving(
 ) -> None:
     old = serving.status()["current"]
     serving.sh(
-        f"mkdir -p {DEFAULTS.rpartition('/')[0]}; printf '[Manager]\\n{limit}\\n' > {DEFAULTS}; systemctl daemon-reexec"
+        f"mkdir -p {DEFAULTS.rpartition('/')[0]}; printf '[Manager]\\n{limit}\\n' > {DEFAULTS};"
+        " systemctl daemon-reexec"
     )
     try:
         done = serving.deploy("b", LIGHT_NOTHING=limit)
@@ -109,7 +113,7 @@ for file in {ROOT}/bin/on-host.pyz {SERVICE}/current/release.json {SERVICE}/jour
     ln $file {PLACE}/hard-$$ && echo "GOT a hard link to $file" && rm -f {PLACE}/hard-$$
 done
 echo done
-"""
+"""  # noqa: E501
 
 
 def test_another_user_gets_nothing_of_systemd_d_bus_processes_and_names(serving: Attacked) -> None:
@@ -123,10 +127,11 @@ def test_another_user_gets_nothing_of_systemd_d_bus_processes_and_names(serving:
 
 
 def test_a_unit_of_a_name_that_we_will_take_is_no_users(serving: Attacked) -> None:
-    """A user's own systemd may have units of our names; whoever asks the host's own for them is told of ours alone."""
+    """A user's own systemd may have units of our names; the host's own tells of ours alone."""
     place = f"/home/{MALLORY}/.config/systemd/user"
     serving.sh(
-        f"mkdir -p {place} && cp /etc/systemd/system/{UNIT} {place}/ && cp {place}/{UNIT} {place}/pyinfra-vllm-switch-tiny.service"
+        f"mkdir -p {place} && cp /etc/systemd/system/{UNIT} {place}/"
+        f" && cp {place}/{UNIT} {place}/pyinfra-vllm-switch-tiny.service"
     )
     try:
         serving.deployed("b")

@@ -4,11 +4,14 @@ over.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import secrets
 import shlex
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +24,12 @@ ROOT = "/srv/pyinfra-vllm"
 SERVICE = f"{ROOT}/tiny"
 UNIT = "vllm-tiny.service"
 PORT = 8000
+_SOURCES = """
+import hashlib, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as packed:
+    names = sorted(name for name in packed.namelist() if not name.endswith(".pyc"))
+    print(hashlib.sha256(b"".join(name.encode() + packed.read(name) for name in names)).hexdigest())
+"""
 PLACE = "/opt/attack"  # what attackers run and write; anybody may read and write there
 MALLORY = "mallory"
 # Whoever attacks takes the stub's cores, too: how fast it is decides nothing here.
@@ -53,6 +62,10 @@ class Attacked:
         """Raises where that does not succeed."""
         done = self.deploy(release, None, **environment)
         assert done.returncode == 0, done.stderr[-4000:]
+
+    def sources(self, program: str) -> str:
+        """The sum of an installed program's sources; the host adds byte code beside them."""
+        return self.sh(f"python3 -I -c {shlex.quote(_SOURCES)} {program}")
 
     def sh(self, command: str, check: bool = True) -> str:
         return self.host.ssh(command, check=check).stdout.strip()
@@ -133,3 +146,10 @@ class Attacked:
             f" python3 -u {script} {shlex.join(words)}"
         )
         return self.sh(command)
+
+
+def sources(program: bytes) -> str:
+    """The sum of a program's sources as `Attacked.sources` tells it."""
+    with zipfile.ZipFile(io.BytesIO(program)) as packed:
+        names = sorted(name for name in packed.namelist() if not name.endswith(".pyc"))
+        return hashlib.sha256(b"".join(name.encode() + packed.read(name) for name in names)).hexdigest()

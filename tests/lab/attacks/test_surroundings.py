@@ -5,7 +5,6 @@ A login's limits, umask and language, systemd's defaults, D-Bus, names, signals.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 
@@ -13,7 +12,7 @@ import pytest
 
 from pyinfra_vllm.operations._archive import archive, digest
 
-from .people import MALLORY, PLACE, ROOT, SERVICE, UNIT, Attacked
+from .people import MALLORY, PLACE, ROOT, SERVICE, UNIT, Attacked, sources
 
 BASHRC = "/home/ops/.bashrc"  # what a colleague left there; Debian's bash reads it for each command over SSH
 LOGINS = {
@@ -37,7 +36,7 @@ def untouched_login(serving: Attacked) -> Iterator[Attacked]:
 def test_a_logins_limits_umask_and_language_leave_nothing_half_done(
     untouched_login: Attacked, name: str
 ) -> None:
-    """It is rolled out as ever, or refused while the old one serves; no file is half there or open to others."""
+    """It is rolled out, or refused while the old one serves; no file is half there or open to others."""
     target, (line, ask, said) = untouched_login, LOGINS[name]
     old = target.status()["current"]
     if "LC_ALL" in line:
@@ -52,10 +51,7 @@ def test_a_logins_limits_umask_and_language_leave_nothing_half_done(
     found = target.status()
     assert found["running"] == found["current"], found
     assert done.returncode or found["current"] != old
-    assert (
-        target.sh(f"sha256sum {ROOT}/bin/on-host-{digest()}.pyz").split()[0]
-        == hashlib.sha256(archive()).hexdigest()
-    )
+    assert target.sources(f"{ROOT}/bin/on-host-{digest()}.pyz") == sources(archive())
     assert target.sh(f"find {ROOT} /run/pyinfra-vllm ! -type l -perm /022") == ""
     last = json.loads(target.sh(f"tail -n 1 {SERVICE}/journal.jsonl"))
     assert last["step"] == "end" and last["outcome"] in ("committed", "rolled_back", "refused")
@@ -84,7 +80,7 @@ def test_systemds_default_limits_leave_the_old_or_the_new_release_serving(
     )
 
 
-# What another user of the host may ask of systemd, D-Bus, the kernel and the folders that root's programs look into.
+# Asked by another user of the host: systemd, D-Bus, the kernel, the folders that root's programs look into.
 ASKS = f"""
 names="org.freedesktop.systemd1 org.freedesktop.login1 org.freedesktop.hostname1 org.freedesktop.PolicyKit1 com.github.pyinfra_vllm"
 for name in $names; do

@@ -184,3 +184,10 @@ def test_the_runtimes_client_reads_nothing_compressed(status: int, tmp_path: Any
 
 def test_the_limit_of_the_client_is_one_that_it_can_live_with() -> None:
     assert hub_client.MOST_MEMORY >= 2 << 30
+
+
+def test_the_hubs_client_asks_nothing_of_its_own() -> None:
+    """Its question for agents would unpack any answer without a limit (tests/lab/attacks/test_hostile_hubs.py)."""
+    code = "import pyinfra_vllm, huggingface_hub.constants as said; print(said.HF_HUB_DISABLE_TELEMETRY)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"

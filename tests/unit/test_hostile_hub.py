@@ -187,7 +187,7 @@ def test_the_limit_of_the_client_is_one_that_it_can_live_with() -> None:
 
 
 def test_the_hubs_client_asks_nothing_of_its_own() -> None:
-    """Its question for agents would unpack any answer without a limit (tests/lab/attacks/test_hostile_hubs.py)."""
+    """Its question for agents unpacks any answer without a limit (see tests/lab/attacks/)."""
     code = "import pyinfra_vllm, huggingface_hub.constants as said; print(said.HF_HUB_DISABLE_TELEMETRY)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"

@@ -87,6 +87,7 @@ class Story:
         self.named = self.another()
         own = {
             "inventory/prod.py": str(self.inventory),
+            "pyinfra-vllm logs": f"pyinfra-vllm logs --inventory {self.inventory}",
             "schedule-prod": "schedule-lab",
             "gpu-01": HOST,
             "chat": "tiny",
@@ -304,4 +305,4 @@ def test_the_page_has_what_is_looked_for() -> None:
     assert set(PREPARE) <= set(found)
     for title, start in SEEN:
         assert any(command.startswith(start) for command in found[title]), (title, start)
-    assert sum(map(len, found.values())) == 35
+    assert sum(map(len, found.values())) == 39

@@ -298,7 +298,7 @@ def test_a_second_run_of_another_release_is_refused_and_of_the_same_follows_the_
 
 def test_ctrl_c_during_a_switch_says_that_the_host_goes_on(host: Host) -> None:
     arguments = ("deploy.py", "-y", "--limit", "stub", "--data", "operator=alice@desk")
-    another = declared("a", **misbehaving(LIGHT_START_S="5"))  # whatever serves now, this is another release
+    another = declared("a", **misbehaving(LIGHT_START_S="12"))  # whatever serves now, this is another release
     first = control.spawn("pyinfra", control.INVENTORY, *arguments, env=another)
     _until(lambda: observed(host)["lock"] is not None or first.poll() is not None, 180)
     assert first.poll() is None, first.communicate()[0]

@@ -129,7 +129,7 @@ def rehearse(request: Request, status: Status) -> None:
         raise task.TaskError(str(error)) from error
     status.say("asking", f"vLLM {release.runtime_version} is asked about release {release.id}")
     answer = ask(request, release)
-    durable.write_json(request.paths.rehearsal(release.id), answer.document(), durable.PUBLIC)
+    durable.write_json(request.paths.rehearsal(release.id), answer.document())
     if answer.outcome == _REFUSED:
         raise Refused(f"vLLM {release.runtime_version} does not accept release {release.id}: {answer.reason}")
     status.done(told(answer, release))

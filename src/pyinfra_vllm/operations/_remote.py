@@ -102,7 +102,7 @@ class Remote:
 
         content: or its `as_lines`, where many hosts get the same
         """
-        sent = content if isinstance(content, tuple) else as_lines(content)
+        sent = content if isinstance(content, tuple) else "".join(f"{line}\n" for line in as_lines(content))
         self.run("sh", "-c", _WRITE, "sh", path, mode, stdin=sent)
 
 

@@ -72,7 +72,7 @@ class _Commands(click.Group):
 
 
 def _meant(words: Sequence[str]) -> str:
-    """What to type instead of words that begin with no command."""
+    """Return the nearest command line for words that begin with no command."""
     from .config.problems import unknown  # what a command that is known needs not
 
     swapped = next((word for word in words[1:] if word in COMMANDS), None)

@@ -227,7 +227,7 @@ def read(
 
 
 def warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
-    """What is allowed, and perhaps not meant."""
+    """Return warnings: declarations that are valid and probably a mistake."""
     if not any(declared.services for declared in hosts.values()):
         return ("no service is declared for any host; is this the project's directory?",)
     return (*network_warnings(hosts), *window_warnings(hosts))

@@ -1,4 +1,4 @@
-"""What a run would do, host by host: the plan as data, as JSON and as lines for a terminal. Pure.
+"""The plan of a run, host by host: as data, as JSON and as lines for a terminal. Pure.
 
 operations/_foreseen.py makes it from facts, with the checks that deploy.py makes.
 """
@@ -33,7 +33,7 @@ MOST_LINES = 3  # of host names beside one entry; --json has them all
 
 @dataclass(frozen=True)
 class ServicePlan:
-    """What becomes of one service of one host. A pair is (before, after); None: there is none.
+    """The planned action for one service of one host. A pair is (before, after); None: there is none.
 
     reasons: why it is refused
     installs: the runtime that would be installed; "" where it is there
@@ -183,7 +183,7 @@ def _blocks(plans: Sequence[HostPlan], action: str, everyone: Sequence[str], wid
 
 
 def _shared(item: ServicePlan) -> Any:
-    """What must agree for two hosts to stand in one block. Warnings have a section of their own."""
+    """Return the values that hosts of one block have in common. Warnings have a section of their own."""
     if item.action == UNCHANGED:
         return item.service
     content = item.as_dict()

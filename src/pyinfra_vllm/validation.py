@@ -1,4 +1,4 @@
-"""What is wrong with a declaration beyond its form, as far as no host is needed: flags, fit, windows."""
+"""Checks a declaration beyond its form, without asking a host: flags, fit, windows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def problems(service: Service, checkpoint: Checkpoint | None, at: datetime) -> I
 
 
 def unchecked(service: Service) -> str:
-    """What of a service only its hosts can tell, in words; empty where nothing is left."""
+    """Return what only the hosts can tell of a service; empty where everything was checked."""
     if service.runtime.version is None:
         return f"the flags of {service.name}: its vLLM is the one at runtime.path"
     if _card(service) is None:
@@ -62,7 +62,7 @@ def _card(service: Service) -> str | None:
 
 
 def _profile(service: Service, checkpoint: Checkpoint) -> Iterator[Found]:
-    """What the resolver says about the declared card: the fit first of all."""
+    """Resolve the service for its declared card: memory fit, flags, warnings."""
     card, version = _card(service), service.runtime.version
     if card is None or version is None:
         return

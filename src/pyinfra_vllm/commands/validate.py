@@ -29,7 +29,7 @@ NARROWEST = 40
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The problems and warnings of one declaration.
 
     + unchecked: what only the hosts can tell, in words
     """
@@ -66,7 +66,7 @@ def run(inventory: str, group_data: Sequence[str] = (), at: datetime | None = No
 
 
 def _warnings(found: fleet.Read) -> list[str]:
-    """What is allowed and perhaps not meant, once for all hosts. Windows are problems here."""
+    """Return warnings, once for all hosts. Windows that never open are problems here, not warnings."""
     windows = window_warnings(found.hosts)
     about: dict[str, list[str]] = {}
     for warning in fleet.warnings(found.hosts):

@@ -90,7 +90,7 @@ class Problems:
 
     @contextmanager
     def about(self, host: str) -> Iterator[None]:
-        """What is added in the body is about this host."""
+        """Attribute the problems that are added in the body to this host."""
         before, self._host = self._host, host
         try:
             yield

@@ -96,7 +96,7 @@ class ServicePaths:
         return self.release(release_id) / "cache.json"
 
     def rehearsal(self, release_id: str) -> Path:
-        """What the release's own vLLM said of it before it was ever started (rehearsal.py)."""
+        """The answer of the release's own vLLM to the rehearsal (rehearsal.py)."""
         return self.release(release_id) / "rehearsal.json"
 
     @property

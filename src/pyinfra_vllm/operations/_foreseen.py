@@ -1,4 +1,4 @@
-"""What a run would do on one host, by the checks of deploy.py's operations. Reads facts; changes nothing.
+"""Plans a run on one host with the checks of deploy.py's operations. Reads facts; changes nothing.
 
 Shown by `pyinfra-vllm plan`; a dry run tells the same refusals while it prepares its operations.
 """

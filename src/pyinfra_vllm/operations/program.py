@@ -140,7 +140,7 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
 
 
 def question(host: Host, root: str, users: Sequence[str]) -> tuple[dict[str, Any] | None, str | None]:
-    """What the host has of us, and why nothing can be installed there (None where it can)."""
+    """Return the host's installed state, and why nothing can be installed there (None where it can)."""
     found = asked(host, HostFact, root=root, users=tuple(users))
     problem = _problem(found, token=get_token() is not None) or _loose((found or {}).get("loose"))
     if problem or not found:

@@ -108,8 +108,8 @@ def rehearse(state: State, host: Host, root: str, release: Release) -> bool:
         said = unit.run(f"{root}/bin/on-host.pyz", "rehearse", request, root, str(TRANSIENT_UNITS))
     except HostError as error:
         logger.error(
-            f"{host.print_prefix}{release.service}: {printable(error)}. What serves was not touched. Correct the"
-            " declaration, and run again"
+            f"{host.print_prefix}{release.service}: {printable(error)}. What serves was not touched."
+            " Correct the declaration, and run again"
         )
         return False
     logger.info(f"{host.print_prefix}{release.service}: {printable(said)}")

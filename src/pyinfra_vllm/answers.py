@@ -152,7 +152,7 @@ OBSERVED = mapping(
         "last": or_null(ENDED),
         "history": list_of(ENDED),
     },
-    ("service", "current", "running", "staged", "rehearsed", "rejected", "lock", "last", "history"),
+    ("service", "current", "running", "staged", "rejected", "lock", "last", "history"),
 )
 METRIC = mapping(
     {

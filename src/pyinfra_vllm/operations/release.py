@@ -94,7 +94,7 @@ def rehearsed(service: Service) -> Generator[PyinfraCommand, None, None]:
     wanted = PROGRESS.wanted.get((host.name, service.name))
     if wanted is None:  # only in a dry run: staging was refused, which was said there
         host.noop(f"{service.name}: no release was staged")
-    elif wanted.runs or wanted.release.id in wanted.observed["rehearsed"]:
+    elif wanted.runs or wanted.release.id in wanted.observed.get("rehearsed", ()):
         host.noop(f"{service.name}: nothing to ask about release {wanted.release.id}")
     else:
         yield FunctionCommand(rehearse, (wanted.root, wanted.release), {})

@@ -43,7 +43,6 @@ What real tools said (nvidia-smi, logs, metrics, journals) is kept in `build/gpu
 NONE = "\n## Results\n\nThere is no whole run yet.\n"
 TITLES = {
     "one-gpu": "One GPU, Qwen3-32B",
-    "one-gpu-back": "One GPU, Qwen3-32B: what must not stay goes back",
     "equal-releases": "Ten switches between equal releases",
     "tensor-parallel": "Two GPUs, one service",
     "two-services": "Two GPUs, a service on each",

@@ -114,7 +114,7 @@ RELEASE = mapping(
     ("id", "argv", "checkpoint"),
 )
 LOCK = mapping({"holder": text, "since": text, "purpose": text})
-REJECTED = map_of(mapping({"at": text, "reason": text}, ("at", "reason")))
+REJECTED = map_of(mapping({"at": text, "reason": text, "criteria": or_null(mapping())}, ("at", "reason")))
 ENDED = mapping(
     {
         "tx": text,

@@ -8,6 +8,7 @@ The stub starts in a second and misbehaves on demand, so that every way to end c
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -197,6 +198,23 @@ def test_a_bad_release_is_rolled_back_with_its_reason_on_the_screen(
         again = deploy(**misbehaving(**how), ready_timeout_s=15)
         assert again.returncode == 1 and "is not tried again" in again.stderr
         assert observed(host)["last"]["tx"] == found["last"]["tx"]
+
+
+def test_a_release_that_was_found_worse_is_tried_again_under_the_gate_that_its_reason_names(
+    host: Host,
+) -> None:
+    slower = misbehaving(LIGHT_TOKEN_S="0.02")
+    assert deploy(**slower).returncode == 1
+    found = observed(host)["last"]
+    told = sorted(set(re.findall(r"gate\.margins\.(\w+)\.(\w+) = ([\d.]+) would allow it", found["reason"])))
+    assert told
+    margins: dict[str, dict[str, float]] = {}
+    for phase, metric, margin in told:  # twice as much: another run is not the same to the percent
+        wide = 2 * float(margin)
+        margins.setdefault(phase, {})[metric] = min(0.99, wide) if metric == "tokens_per_s" else wide
+    allowed = deploy(**slower, gate={**GATE, "margins": margins})
+    assert allowed.returncode == 0, allowed.stderr
+    assert observed(host)["last"]["to"] == found["to"] and observed(host)["rejected"] == {}
 
 
 RECORDED = Path(__file__).parents[1] / "fixtures/root_cause"

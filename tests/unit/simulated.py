@@ -207,6 +207,10 @@ class SimulatedHost:
         self.running = None
 
     def _show(self, unit: str, *properties: str) -> dict[str, str]:
+        if properties == ("LoadState",):
+            link = self.paths.unit_link
+            masked = link.is_symlink() and link.readlink() == Path("/dev/null")
+            return {"LoadState": "masked" if masked else "loaded"}
         looping = self.running in self.broken
         if self.running in self.crashing:
             self.looks_at_crash += 1

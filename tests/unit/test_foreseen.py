@@ -18,6 +18,7 @@ from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime as RuntimeFact
 from pyinfra_vllm.facts.service import Host as HostFact
+from pyinfra_vllm.on_host.gate import Criteria
 from pyinfra_vllm.operations import program
 from pyinfra_vllm.operations._foreseen import host_plan, service_plan
 from pyinfra_vllm.operations._planning import plan
@@ -220,6 +221,17 @@ def test_a_rejected_release_is_refused_until_somebody_says_otherwise() -> None:
     seen = OBSERVED | {"rejected": {new.release.id: {"at": "2026-11-27", "reason": "slower"}}}
     assert "was found worse at 2026-11-27 (slower)" in one(observed=seen).reasons[0]
     assert one(observed=seen, overrides=Overrides(retry_rejected=True)).action == plans.INSTALL
+
+
+def test_a_release_that_failed_its_gate_may_be_tried_again_under_another_one() -> None:
+    new = wanted()
+    failed = {"at": "2026-11-27", "reason": "slower", "criteria": Criteria().as_dict()}
+    assert one(observed=OBSERVED | {"rejected": {new.release.id: failed}}).action == plans.REFUSED
+    elsewhere = {**failed["criteria"], "quality_prompts": "/srv/pyinfra-vllm/chat/prompts.jsonl"}
+    same = {**failed, "criteria": elsewhere}
+    assert one(observed=OBSERVED | {"rejected": {new.release.id: same}}).action == plans.REFUSED
+    stricter = {**failed, "criteria": Criteria(throughput_margin=0.01).as_dict()}
+    assert one(observed=OBSERVED | {"rejected": {new.release.id: stricter}}).action == plans.INSTALL
 
 
 def test_who_only_looks_needs_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,10 @@ def prompts_of(record: dict[str, Any], phase: int = 0) -> list[str]:
     return [item["prompt"] for item in record["phases"][phase]["requests"]]
 
 
+def numbers_of(record: dict[str, Any]) -> list[int]:
+    return [item["round"] for item in record["phases"][0]["rounds"]]
+
+
 def test_both_sides_measure_the_same_prompts_in_as_many_rounds_and_a_doubtful_one_measures_them_again() -> (
     None
 ):
@@ -78,11 +82,12 @@ def test_both_sides_measure_the_same_prompts_in_as_many_rounds_and_a_doubtful_on
         assert after["plan"] == before["plan"]
         whole = before["plan"]["rounds"]
         assert [len(phase["rounds"]) for phase in before["phases"]] == [whole, whole]
-        assert prompts_of(after) == prompts_of(before)
+        assert set(prompts_of(after)) == set(prompts_of(before))
+        assert numbers_of(before) == [*range(whole)] and numbers_of(after) == [*reversed(range(whole))]
         more = Settings(**{**vars(QUICK), "budget_s": 6})
         longer = probe.measure(client, more, extend=after, like=before)
         assert [len(phase["rounds"]) for phase in longer["phases"]] == [whole + 1, whole + 1]
-        assert longer["phases"][0]["rounds"][-1]["round"] == 0 and longer["plan"] == before["plan"]
+        assert numbers_of(longer) == [*numbers_of(after), whole - 1] and longer["plan"] == before["plan"]
         assert longer["spent_s"] > after["spent_s"]
         assert (
             longer["client"]["wall_s"] > after["client"]["wall_s"] and longer["traffic"]["other_share"] < 0.01
@@ -109,7 +114,7 @@ def test_a_baseline_is_measured_further_with_new_prompts_and_the_other_side_meas
     assert short["plan"]["rounds"] <= 2 and before["plan"]["rounds"] == 5
     assert [len(phase["rounds"]) for phase in after["phases"]] == [5, 5]
     assert len(set(prompts_of(before))) == len(prompts_of(before)) > len(prompts_of(short))
-    assert prompts_of(after) == prompts_of(before)
+    assert numbers_of(after) == [4, 3, 2, 1, 0] and set(prompts_of(after)) == set(prompts_of(before))
 
 
 def test_a_side_that_is_known_precisely_enough_stops_and_the_plan_says_what_was_measured() -> None:

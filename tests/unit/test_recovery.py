@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import time
 from pathlib import Path
 
 import pytest
@@ -372,3 +374,21 @@ def test_a_way_back_whose_child_processes_are_killed_is_tried_again(
     monkeypatch.setattr(serving, "_flow_problem", lambda release: "")
     assert serving.recover() == ["chat: rolled_back"]
     assert serving.running == serving.current == OLD
+
+
+@pytest.mark.parametrize("problem", [OSError(errno.EMFILE, "Too many open files"), MemoryError()], ids=str)
+def test_a_recovery_that_lacks_what_a_new_process_has_ends_and_one_that_does_not_goes_on(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, problem: BaseException
+) -> None:
+    def wrapped(paths: object, say: object) -> bool:
+        raise systemd.SystemdError("`systemctl start` could not be run") from problem
+
+    tries: list[float] = []
+    monkeypatch.setattr(time, "sleep", tries.append)
+    monkeypatch.setattr(recovery, "_try_once", wrapped)
+    with pytest.raises(systemd.SystemdError):
+        recovery.insist(serving.paths, serving.said.append, tries=3)
+    assert not tries
+    monkeypatch.setattr(recovery, "_try_once", refuse)
+    assert not recovery.insist(serving.paths, serving.said.append, tries=3)
+    assert len(tries) == 2

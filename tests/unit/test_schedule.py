@@ -19,6 +19,7 @@ from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.commands.schedule import schedule
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host.gate import Criteria
 from pyinfra_vllm.report.looking import Look, Wish
 from pyinfra_vllm.schedule import due
 from pyinfra_vllm.schedule import tick as ticking
@@ -158,6 +159,8 @@ def test_a_limit_is_kept(fleet: Fleet) -> None:
         ({"current": NEW, "running": OLD}, due.DUE),
         ({"lock": {"holder": "alice"}}, due.BUSY),
         ({"rejected": {NEW: {"reason": "worse"}}}, due.REJECTED),
+        ({"rejected": {NEW: {"reason": "worse", "criteria": Criteria().as_dict()}}}, due.REJECTED),
+        ({"rejected": {NEW: {"reason": "worse", "criteria": Criteria(soak_s=1).as_dict()}}}, due.DUE),
         (
             {"history": [{"to": NEW, "began": "2026-11-21T01:05:00+00:00", "outcome": "rolled_back"}]},
             due.TRIED,

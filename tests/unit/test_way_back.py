@@ -187,6 +187,22 @@ def test_a_unit_disabled_before_an_interrupted_switch_touched_anything_starts_at
     assert serving.paths.unit_link.is_symlink() and serving.paths.wants_link.is_symlink()
 
 
+def test_a_unit_masked_before_an_interrupted_switch_touched_anything_stays_masked_and_fails_no_boot(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mask_and_die() -> None:
+        serving.paths.unit_link.unlink()
+        serving.paths.unit_link.symlink_to("/dev/null")
+        raise Killed
+
+    at(serving, monkeypatch, "window done", mask_and_die)
+    with pytest.raises(Killed):
+        serving.switch()
+    starts = list(serving.starts)
+    assert serving.recover(boot=True) == ["chat: interrupted"]
+    assert serving.starts == starts and "somebody masked" in serving.said[-1]
+
+
 def test_a_unit_stopped_before_the_baseline_leaves_nothing_to_judge_by(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

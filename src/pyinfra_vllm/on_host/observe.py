@@ -117,6 +117,24 @@ def runs(observed: Mapping[str, Any], release_id: str | None) -> bool:
     )
 
 
+def rejection(
+    observed: Mapping[str, Any], release_id: str, criteria: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """Why the release is not tried again; None where it may be, also because its gate is another one now.
+
+    + criteria: what is declared now (`Criteria.as_dict`)
+    """
+    found: Mapping[str, Any] | None = observed.get("rejected", {}).get(release_id)
+    if found is None or found.get("criteria") is None:
+        return found
+    return found if _limits(found["criteria"]) == _limits(criteria) else None
+
+
+def _limits(criteria: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the name of a file, which is another one on the host."""
+    return {**criteria, "quality_prompts": None}
+
+
 def service(root: Path, name: str) -> dict[str, Any]:
     directory = root / name
     unit = f"vllm-{name}.service"

@@ -12,7 +12,7 @@ import statistics
 from typing import Any
 
 from .criteria import EVERY_PHASE, ONE_STREAM, Criteria
-from .relative import VALUES, answered
+from .relative import answered, by_round
 from .stats import half_width
 
 ENOUGH = 0.5  # of what is allowed: the half width of the ratio of two such sides
@@ -47,7 +47,7 @@ def _settled(phase: Phase, criteria: Criteria, noise: dict[str, float]) -> bool:
     if phase["duration_s"] < LEAST_SHARE * criteria.budget_s:
         return False
     return all(
-        _precise(_by_round(phase, metric), phase["name"], metric, criteria, noise.get(metric))
+        _precise(list(by_round(phase, metric).values()), phase["name"], metric, criteria, noise.get(metric))
         for metric in (*EVERY_PHASE, *ONE_STREAM)
         if criteria.margin(phase["name"], metric) is not None
     )
@@ -58,17 +58,3 @@ def _precise(logs: list[float], phase: str, metric: str, criteria: Criteria, noi
         return False
     allowed = criteria.allowed(phase, metric, math.exp(statistics.fmean(logs)), noise)
     return allowed is not None and math.sqrt(2) * half_width(logs) <= ENOUGH * allowed
-
-
-def _by_round(phase: Phase, metric: str) -> list[float]:
-    """The logarithm of the metric in each whole round."""
-    whole = [item for item in phase["rounds"] if item["complete"] and item["output_tokens"] > 0]
-    if metric == "tokens_per_s":
-        return [math.log(item["output_tokens"] / item["duration_s"]) for item in whole]
-    value = VALUES[metric]
-    found: dict[int, list[float]] = {item["round"]: [] for item in whole}
-    for request in answered(phase):
-        seen = value(request)
-        if request["round"] in found and seen is not None and seen > 0:
-            found[request["round"]].append(math.log(seen))
-    return [statistics.fmean(values) for values in found.values() if values]

@@ -139,7 +139,7 @@ class _Run:
         done = _whole(record)
         with scheduling.first_in_line():
             if again:
-                self._rounds(longer, plan, done, done + max(1, plan.rounds // STEP))
+                self._rounds(longer, plan, done, done + max(1, plan.rounds // STEP), backwards=True)
             else:
                 self._rounds(longer, replace(plan, rounds=MANY), done, MANY)
                 longer["plan"] = {**record["plan"], "rounds": max(1, _whole(longer))}
@@ -154,7 +154,7 @@ class _Run:
             "errors": self.overcome + [item for item in warm if not item["ok"]],
             "steady": steady,
         }
-        self._rounds(record, plan, 0, plan.rounds)
+        self._rounds(record, plan, 0, plan.rounds, backwards=known is not None)
         record["plan"] = vars(known or replace(plan, rounds=max(1, _whole(record))))
 
     # Before anything is measured
@@ -372,7 +372,12 @@ class _Run:
 
     # Rounds
 
-    def _rounds(self, record: Record, plan: Plan, first: int, last: int) -> None:
+    def _rounds(self, record: Record, plan: Plan, first: int, last: int, backwards: bool = False) -> None:
+        """Measure rounds of the plan.
+
+        + backwards: the newest rounds of the other side first: a machine's speed changes over minutes, and
+            what was measured just before is the most alike
+        """
         self.output_tokens = plan.output_tokens
         phases = {phase["name"]: phase for phase in record["phases"]} or self._empty_phases()
         stop = time.perf_counter() + self._speed_s()
@@ -384,10 +389,12 @@ class _Run:
                 if began + longest_s > stop:  # it would be cut, and a part of a round tells nothing
                     break
                 complete = True
+                turn = number % plan.rounds
+                turn = plan.rounds - 1 - turn if backwards else turn
                 for concurrency in self.settings.concurrency:
                     name = phase_name(concurrency)
-                    done = self._one_round(name, concurrency, plan, number % plan.rounds, stop)
-                    _add(phases[name], done, number % plan.rounds)
+                    done = self._one_round(name, concurrency, plan, turn, stop)
+                    _add(phases[name], done, turn)
                     complete = complete and done.complete
                     sent["input"] += self._input_tokens(done)
                     sent["output"] += done.output_tokens + len(done.unfinished) * plan.output_tokens // 2

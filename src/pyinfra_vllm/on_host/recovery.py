@@ -9,13 +9,14 @@ the services.
 
 from __future__ import annotations
 
+import errno
 import math
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 from . import durable, evidence, gate, journal, manifest, systemd
 from . import release as releases
@@ -122,7 +123,9 @@ def _prepare_and_start(paths: ServicePaths, say: Say) -> str | None:
     except Exception as problem:
         say(f"{paths.name}: {problem}")  # the recovery unit goes on trying
     systemd.daemon_reload()  # the models' file system may have been mounted only after systemd read its units
-    if paths.wants_link.is_symlink():
+    if systemd.show(paths.unit, "LoadState")["LoadState"] == "masked":
+        say(f"{paths.name}: somebody masked {paths.unit}, so it is not started")
+    elif paths.wants_link.is_symlink():
         systemd.start_in_background(paths.unit)
     if paths.hooks.is_file() or unended(paths):
         systemd.start_in_background(paths.recovery_unit)
@@ -158,7 +161,7 @@ def _is_held(paths: ServicePaths) -> bool:
 def insist(paths: ServicePaths, say: Say, tries: float = math.inf) -> bool:
     """Finish the newest transaction and what it owes, however often that has to be tried.
 
-    It holds the lock only while it tries.
+    It holds the lock only while it tries. What this process lacks and another would have ends it.
 
     Returns whether nothing is left to do; it gives up after so many `tries`, or where the host shuts down.
     """
@@ -174,12 +177,23 @@ def insist(paths: ServicePaths, say: Say, tries: float = math.inf) -> bool:
             return False
         except Exception as problem:  # whatever it is: the next try may find it gone
             say(f"{type(problem).__name__}: {problem}")
+            if _starved(problem):
+                raise  # systemd starts the recovery anew
         tried += 1
         if tried >= tries:
             return False
         rest_s = REST * (time.monotonic() - began) if _took_service_down(paths) else 0.0
         time.sleep(max(pause_s, rest_s))
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _starved(problem: BaseException | None) -> bool:
+    """Whether this process has no file handle or no memory left: limits of its own, which no pause lifts."""
+    if problem is None:
+        return False
+    if isinstance(problem, MemoryError) or getattr(problem, "errno", None) in (errno.EMFILE, errno.ENOMEM):
+        return True
+    return _starved(problem.__cause__ or problem.__context__)
 
 
 def _try_once(paths: ServicePaths, say: Say) -> bool:
@@ -235,6 +249,12 @@ class Left:
         if judged and judged.get("verdict") == "fail":
             return gate.conclusion(judged)
         return str(going_back.get("reason", "")) if going_back and going_back.get("rejects") else ""
+
+    @property
+    def failed_by(self) -> dict[str, Any] | None:
+        """The criteria of the gate that the new release failed; None where it was not the gate."""
+        judged = self.find("judge", "done")
+        return judged.get("criteria") if judged and judged.get("verdict") == "fail" else None
 
     @property
     def soak_cut_short(self) -> bool:
@@ -391,7 +411,7 @@ def _reject_worse(left: Left, new_id: str) -> bool:
     if not found:
         return True
     try:
-        reject(left.paths, new_id, found, left.log.tx)
+        reject(left.paths, new_id, found, left.log.tx, left.failed_by)
     except OSError as error:
         print(f"{new_id} was found worse, which could not be kept: {error}", file=sys.stderr, flush=True)
         return False
@@ -678,10 +698,16 @@ def settle_commit(
     accept(paths, new_id)
 
 
-def reject(paths: ServicePaths, release_id: str, reason: str, tx: str) -> None:
-    """Remember that the release was found worse: it is not tried again until something in it changes."""
+def reject(
+    paths: ServicePaths, release_id: str, reason: str, tx: str, criteria: dict[str, Any] | None = None
+) -> None:
+    """Remember that the release was found worse: it is not tried again until something in it changes.
+
+    + criteria: of the gate that it failed; where others are declared, it may be tried again
+    """
     rejected = durable.read_json(paths.rejected, {})
-    rejected[release_id] = {"at": journal.now(), "reason": reason, "tx": tx}
+    judged = {"criteria": criteria} if criteria else {}
+    rejected[release_id] = {"at": journal.now(), "reason": reason, "tx": tx, **judged}
     durable.write_json(paths.rejected, rejected)
 
 

@@ -31,6 +31,9 @@ MOST = 50.0  # of a logarithm's half width: more than that is unknown
 # matter (benchmarks/gate/README.md). Calibration measures it; without one, a change must be so many half
 # widths to be a failure.
 UNSEEN = 2.0
+# Rounds, one after another, that show how slow the old release gets by itself: a share of its rounds, so
+# many at least, and by so many standard errors of their mean, for the slowest of several is never the mean.
+STRETCH, LEAST_STRETCH, BEYOND_CHANCE = 0.25, 5, 3.0
 # Medians agree where they differ by no more than this share of the margin, over so many prompts at least.
 AGREE, AGREEING = 0.5, 10
 Request = dict[str, Any]
@@ -164,7 +167,7 @@ def _throughput(
     width, doubt = _widened(half_width(logs), late_s, min(_median(before, e2e), _median(after, e2e)))
     change = math.log(now / then)
     row = {**_row("tokens_per_s", before["name"], then, now, change, width), **doubt}
-    return _judged(row, change, width, criteria, then, noise)
+    return _judged(row, change, width, criteria, then, noise, _slump("tokens_per_s", before, after))
 
 
 def _latency(
@@ -191,12 +194,18 @@ def _latency(
     change = statistics.fmean(typical)
     row = {**_row(name, before["name"], then, now, change, width), **doubt}
     mean = math.exp(statistics.fmean(math.log(early) for early, _ in pairs.values()))
-    judged = _judged(row, change, width, criteria, mean, noise)
+    judged = _judged(row, change, width, criteria, mean, noise, _slump(name, before, after))
     return _where_medians_agree(judged, list(logs.values()), criteria)
 
 
 def _judged(
-    row: dict[str, Any], change: float, width: float, criteria: Criteria, typical: float, noise: float | None
+    row: dict[str, Any],
+    change: float,
+    width: float,
+    criteria: Criteria,
+    typical: float,
+    noise: float | None,
+    slump: float,
 ) -> dict[str, Any]:
     """The row with its limit, its verdict and whether that decides.
 
@@ -205,6 +214,7 @@ def _judged(
     + change, width: of the ratio's logarithm: what was seen, and the half width of its interval
     + typical: what was seen before, of the statistic that is compared, in the metric's own unit
     + noise: a share, as `compare` takes it; None where nothing was calibrated
+    + slump: by how much the old release itself became slower for a while, as a logarithm
     """
     phase, metric = row["phase"], row["name"]
     allowed = criteria.allowed(phase, metric, typical)
@@ -227,6 +237,12 @@ def _judged(
                 " tell"
             )
             return {"doubt": doubt, **found}
+        if loss <= bound + slump * (UNSEEN if noise is None else 1.0):
+            doubt = (
+                f"the old release itself was {math.expm1(slump):.0%} slower for a while: this machine's speed"
+                " varies as much"
+            )
+            return {"doubt": doubt, **found}
         return {**found, "verdict": FAIL}
     if noise is not None and noise > TOO_NOISY and bound > allowed:
         # Within noise that wide nearly anything would pass, so nothing does. What is worse than even that has
@@ -234,6 +250,39 @@ def _judged(
         doubt = f"too noisy to judge: one run of the unchanged service may be {noise:.0%} worse than another"
         return {**found, "doubt": doubt, "hopeless": True}
     return {**found, "verdict": PASS} if loss + width <= bound else found
+
+
+def _slump(metric: str, before: Phase, after: Phase) -> float:
+    """By how much the slowest stretch of the old release's rounds is worse than those that are compared, as a
+    logarithm.
+
+    A machine's speed changes over minutes: rounds that follow each other agree, and tell nothing about that.
+    """
+    worse = -1 if metric == "tokens_per_s" else 1
+    rounds = {number: worse * found for number, found in by_round(before, metric).items()}
+    compared = [
+        rounds[early["round"]] for early, _ in _common_rounds(before, after) if early["round"] in rounds
+    ]
+    length = max(LEAST_STRETCH, round(STRETCH * len(rounds)))
+    if not compared or len(rounds) < 2 * length:
+        return 0.0
+    values = list(rounds.values())
+    stretches = [values[start : start + length] for start in range(len(values) - length + 1)]
+    slump = max(map(statistics.fmean, stretches)) - statistics.fmean(compared)
+    return slump if slump > BEYOND_CHANCE * statistics.stdev(values) / math.sqrt(length) else 0.0
+
+
+def by_round(phase: Phase, metric: str) -> dict[int, float]:
+    """Whole round -> the logarithm of the metric in it, in the order in which they were measured."""
+    whole = _whole_rounds(phase)
+    if metric == "tokens_per_s":
+        return {number: math.log(_rate(item)) for number, item in whole.items()}
+    found: dict[int, list[float]] = {number: [] for number in whole}
+    for request in answered(phase):
+        seen = VALUES[metric](request)
+        if request.get("round") in found and seen is not None and seen > 0:
+            found[request["round"]].append(math.log(seen))
+    return {number: statistics.fmean(values) for number, values in found.items() if values}
 
 
 def needed(metric: str, loss: float) -> float | None:

@@ -381,7 +381,7 @@ class Switch(Transaction):
             result["summary"] = probe.summary(after)
         self.after = after
         self.evidence.keep("verdict", verdict)
-        self.journal.write("judge", "done", **verdict)
+        self.journal.write("judge", "done", **verdict, criteria=self.criteria.as_dict())
         if not gate.may_stay(verdict, self.criteria):
             raise Worse(gate.conclusion(verdict), verdict)
         if not self.service.serves(new):
@@ -454,7 +454,8 @@ class Switch(Transaction):
         rejects = silent or bool(verdict and verdict["verdict"] == "fail")
         outcome = recovery.restore(self.service, self.journal, self.old_id, new.id, limit_s, text, rejects)
         if rejects:
-            recovery.reject(self.paths, new.id, text, self.journal.tx)
+            criteria = None if silent else self.criteria.as_dict()
+            recovery.reject(self.paths, new.id, text, self.journal.tx, criteria)
         if verdict and "reasons" in verdict:
             self._tell(verdict)
         if outcome == RESTORE_FAILED:

@@ -116,7 +116,8 @@ def service_plan(
         memory=new.fit,
         warnings=(*wanted.warnings, *_unnamed(missing)),
     )
-    reason = hindrance(observed, new.id, retry=overrides.retry_rejected)
+    criteria = wanted.service.gate.criteria().as_dict()
+    reason = hindrance(observed, new.id, criteria, retry=overrides.retry_rejected)
     return _refused(made, reason[1]) if reason and not under_way(observed, new.id) else made
 
 

@@ -15,7 +15,7 @@ from pyinfra.api import Host
 
 from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.on_host.observe import RESTORE_FAILED
+from pyinfra_vllm.on_host.observe import RESTORE_FAILED, rejection
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.on_host.values import Check, flag, list_of, mapping, or_null, text
 from pyinfra_vllm.operations import _story
@@ -112,7 +112,7 @@ class Switching:
 
     def _hindrance(self, observed: dict[str, Any]) -> Outcome | None:
         retry = self.order.purpose != ROLLOUT or RETRY in self.order.overrides
-        found = hindrance(observed, self.order.release, retry=retry)
+        found = hindrance(observed, self.order.release, self.order.criteria, retry=retry)
         return self.outcome(*found) if found else None
 
     def _start(self, observed: dict[str, Any]) -> str | None:
@@ -224,9 +224,12 @@ class Switching:
         logger.info(f"{self.host.print_prefix}{self.order.service}: {printable(text)}")
 
 
-def hindrance(observed: Mapping[str, Any], release_id: str, *, retry: bool) -> tuple[str, str] | None:
+def hindrance(
+    observed: Mapping[str, Any], release_id: str, criteria: Mapping[str, Any], *, retry: bool
+) -> tuple[str, str] | None:
     """Why a switch to a release must not begin: (`refused` or `rejected`, reason); None where it may.
 
+    + criteria: of the gate that would judge it
     + retry: whether a rejected release may be tried again
     """
     held = observed["lock"]
@@ -237,12 +240,12 @@ def hindrance(observed: Mapping[str, Any], release_id: str, *, retry: bool) -> t
             f" {held.get('purpose', 'an unknown purpose')}. Nothing was touched; try again when it has"
             " ended.",
         )
-    rejected = observed["rejected"].get(release_id)
+    rejected = rejection(observed, release_id, criteria)
     if rejected and not retry:
         return (
             "rejected",
             f"release {release_id} was found worse at {rejected['at']} ({rejected['reason']}) and is not"
-            f" tried again. Change the declaration, or pass --data {RETRY}=true.",
+            f" tried again. Change the declaration or its gate, or pass --data {RETRY}=true.",
         )
     return None
 

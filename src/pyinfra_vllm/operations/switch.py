@@ -85,7 +85,8 @@ def wave(
     if not state.is_executing:
         for item in _todo(host):
             logger.info(f"{host.print_prefix}wave {number} of {len(planned)}: {preview(item, overrides)}")
-            found = hindrance(item.observed, item.release.id, retry=overrides.retry_rejected)
+            criteria = item.service.gate.criteria().as_dict()
+            found = hindrance(item.observed, item.release.id, criteria, retry=overrides.retry_rejected)
             if found and not under_way(item.observed, item.release.id):
                 foretell(f"{item.service.name}: {found[1]}")
             if state.config.DIFF:
@@ -225,7 +226,8 @@ def preview(item: Wanted, overrides: Overrides) -> str:
     may begin now.
     """
     old, new, name = item.observed.get("release"), item.release, item.service.name
-    if new.id in item.observed["rejected"] and not overrides.retry_rejected:
+    rejected = observe.rejection(item.observed, new.id, item.service.gate.criteria().as_dict())
+    if rejected and not overrides.retry_rejected:
         return f"{name}: release {new.id} was rejected and would not be tried again"
     replaces = f"replace release {old['id']}" if old else "be the first release"
     changes = releases.difference(old["argv"][1:], new.argv[1:]) if old else []

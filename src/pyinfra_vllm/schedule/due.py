@@ -137,10 +137,11 @@ def _need(wish: Wish, observed: Mapping[str, Any], opening: Opening) -> tuple[st
         return RUNS, f"runs {release}"
     if observed.get("lock") is not None:
         return BUSY, f"{observed['lock'].get('holder', 'someone')} switches it now"
-    if release in observed.get("rejected", {}):
+    if observe.rejection(observed, release, opening.service.gate.criteria().as_dict()):
         return (
             REJECTED,
-            f"{release} was rejected: change the declaration, or run with --data retry_rejected=true",
+            f"{release} was rejected: change the declaration or its gate, or run with --data"
+            " retry_rejected=true",
         )
     if not opening.open:
         return CLOSED, opening.state.reason

@@ -29,6 +29,10 @@ def fsync(descriptor):
 
 def _look_at(entry):
     armed = json.loads((FOLDER / "armed").read_text())
+    if (
+        entry["step"] == "interrupted"
+    ):  # written while systemd stops the process: stopping it there delays a shutdown
+        return
     if armed.get("skip"):
         (FOLDER / "armed").write_text(json.dumps({**armed, "skip": armed["skip"] - 1}))
         return

@@ -195,6 +195,12 @@ def test_a_warm_up_that_did_not_become_steady_is_mentioned() -> None:
     assert not said(judge(record(), record()), "warm-up")
 
 
+def test_a_budget_that_had_room_for_short_answers_only_is_told() -> None:
+    short, long = (record(plan={"output_tokens": tokens}) for tokens in (8, 128))
+    assert said(judge(short, record()), "answers of 8 tokens were asked for")
+    assert not said(judge(long, record()), "tokens were asked for")
+
+
 def test_two_models_are_mentioned_and_an_unknown_one_is_not() -> None:
     one, other = record(), {**record(), "model": "n"}
     assert said(judge(one, other), "two models were measured: m before and n after")

@@ -6,6 +6,7 @@ from typing import Any
 
 from .absolute import other_share
 
+SHORT = 16  # tokens of an answer, most of whose time may be its first token
 UNKNOWN_MODEL = "?"  # of a record that another program made
 Record = dict[str, Any]
 
@@ -28,6 +29,7 @@ def of_pair(before: Record, after: Record) -> list[str]:
     """The notes on the two sides of a comparison."""
     return [
         *_models(before["model"], after["model"]),
+        *_short_answers(before),
         *_one_side_s_traffic(before, after),
         *of(before, " before"),
         *of(after, " after"),
@@ -38,6 +40,17 @@ def _models(before: str, after: str) -> list[str]:
     if before == after or UNKNOWN_MODEL in (before, after):
         return []
     return [f"two models were measured: {before} before and {after} after"]
+
+
+def _short_answers(record: Record) -> list[str]:
+    """A budget that is small for a server is spent on many short answers."""
+    tokens = int(record.get("plan", {}).get("output_tokens", 0))
+    if not 0 < tokens <= SHORT:
+        return []
+    return [
+        f"answers of {tokens} tokens were asked for, as the budget had no room for longer ones: first tokens"
+        " weigh more in tokens/s than in ordinary use; a larger gate.budget_s measures longer answers"
+    ]
 
 
 def _one_side_s_traffic(before: Record, after: Record) -> list[str]:

@@ -33,9 +33,10 @@ test-lab: lab-cache
 	$(BIN)/python -m pytest -m alone tests/lab
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 -m "not alone and not gpu" tests/lab
 
-# The real vLLM's cases compute in what the light hosts' cases, which mostly wait, leave of the cores.
+# The real vLLM's cases come after: two cores that carry the light hosts' table starve three real servers.
 test-faults: lab-cache
-	PYINFRA_VLLM_FAULTS=all $(BIN)/python -m pytest -n 2 --dist loadfile tests/lab/faults
+	PYINFRA_VLLM_FAULTS=all $(BIN)/python -m pytest -n 2 --dist loadfile tests/lab/faults --ignore tests/lab/faults/test_faults_real.py
+	PYINFRA_VLLM_FAULTS=all $(BIN)/python -m pytest tests/lab/faults/test_faults_real.py
 
 # On a machine with NVIDIA GPUs, and PYINFRA_VLLM_LAB_RUNTIME naming a venv with vLLM for them (docs/gpu.md).
 test-gpu: .venv/complete

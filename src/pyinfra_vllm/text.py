@@ -1,4 +1,4 @@
-"""Writes numbers, times and bytes for people: the one home of their forms on the control side."""
+"""Writes numbers, times, bytes and sentences for people: the one home of their forms on the control side."""
 
 from __future__ import annotations
 
@@ -55,3 +55,8 @@ def four_digits(value: object, missing: str = "") -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return missing if value is None else str(value)
+
+
+def sentence(text: str) -> str:
+    """The text with a mark at its end: what others wrote often has one already."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."

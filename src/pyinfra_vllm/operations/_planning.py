@@ -23,6 +23,7 @@ from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Service as ServiceFact
 from pyinfra_vllm.operations._rollout import Wanted
 from pyinfra_vllm.release import ASK_FOR_KEY, STOP_MARGIN_S, Release, base_environment
+from pyinfra_vllm.text import sentence
 from pyinfra_vllm.tuning import devices
 
 VARIABLES_KEPT_OFF_FROM = "0.29"
@@ -36,7 +37,9 @@ class Refused(HostError):
     """A host that can't serve what was declared: each of `problems` stops it."""
 
     def __init__(self, service: Service, problems: Sequence[str]) -> None:
-        super().__init__(f"{service.name}: {'; '.join(problems)}. Nothing was staged or touched for it.")
+        super().__init__(
+            f"{service.name}: {sentence('; '.join(problems))} Nothing was staged or touched for it."
+        )
         self.problems = tuple(problems)
 
 

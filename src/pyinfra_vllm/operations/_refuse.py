@@ -19,6 +19,7 @@ from pyinfra_vllm import pyinfra_command
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations._rollout import PROGRESS
 from pyinfra_vllm.printable import printable
+from pyinfra_vllm.text import sentence
 
 P = ParamSpec("P")
 Commands = Generator[PyinfraCommand | str, None, None]
@@ -35,7 +36,7 @@ def alone(operation: Callable[P, Commands]) -> Callable[P, Commands]:
         try:
             yield from operation(*args, **kwargs)
         except HostError as error:
-            yield refuse(f"{error}. Nothing was changed.")
+            yield refuse(f"{sentence(str(error))} Nothing was changed.")
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"
             yield refuse(f"internal error (bug in pyinfra-vllm) over what this host told: {what}")

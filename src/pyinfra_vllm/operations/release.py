@@ -23,6 +23,7 @@ from pyinfra_vllm.operations._rollout import PROGRESS
 from pyinfra_vllm.operations._unit import RUN_DIRECTORY, Unit
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.release import Release
+from pyinfra_vllm.text import sentence
 
 
 @operation()
@@ -108,7 +109,7 @@ def rehearse(state: State, host: Host, root: str, release: Release) -> bool:
         said = unit.run(f"{root}/bin/on-host.pyz", "rehearse", request, root, str(TRANSIENT_UNITS))
     except HostError as error:
         logger.error(
-            f"{host.print_prefix}{release.service}: {printable(error)}. What serves was not touched."
+            f"{host.print_prefix}{release.service}: {sentence(printable(error))} What serves was not touched."
             " Correct the declaration, and run again"
         )
         return False

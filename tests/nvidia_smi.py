@@ -94,7 +94,7 @@ def query(option):
 def mib(value):
     return value if isinstance(value, str) else f"{value} MiB"
 if any(word.startswith("--query-gpu=") for word in arguments):
-    assert "--format=csv,noheader,nounits" in arguments
+    assert "--format=csv,noheader,nounits" in arguments or query("--query-gpu") == ["driver_version"]
     for card in cards:
         print(", ".join(str(card[column]) for column in query("--query-gpu")))
 elif any(word.startswith("--query-compute-apps=") for word in arguments):

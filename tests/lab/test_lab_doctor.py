@@ -72,7 +72,7 @@ try:
 except OSError:
     pass
 """
-_SHIFTED = "import time; _now = time.time; time.time = lambda: _now() + 90\n"
+_SHIFTED = "import time; time.time = lambda now=time.time: now() + 90\n"
 _MISMATCH = '#!/bin/sh\necho "Failed to initialize NVML: Driver/library version mismatch"\nexit 18\n'
 _CHECKPOINT = f"$(dirname $(readlink -f {ROOT}/checkpoints/lab--good-b/*/config.json))"
 WEIGHTS = f"{ROOT}/checkpoints/lab--good-b/*/model.safetensors"
@@ -164,7 +164,9 @@ DEFECTS = {
         only("folders") | both("permissions"),
         "others than root may write",
     ),
-    "runtime's Python gone": away(f"{OWN}/bin/python", *both("runtime"), says="its Python is gone"),
+    "runtime's Python gone": away(
+        f"{OWN}/bin/python", *both("runtime"), "tiny: gpu", says="its Python is gone"
+    ),
     "runtime's file emptied": Defect(
         f"cd {_PACKAGES}/vllm && cp -p light_server.py /root/ && : > light_server.py",
         f"cp -p /root/light_server.py {_PACKAGES}/vllm/",
@@ -238,8 +240,8 @@ DEFECTS = {
         "can't be run",
     ),
     "clock": Defect(
-        "cat > /usr/lib/python3/dist-packages/sitecustomize.py",
-        "rm /usr/lib/python3/dist-packages/sitecustomize.py",
+        "cat > /usr/lib/python3/dist-packages/shifted.pth",
+        "rm /usr/lib/python3/dist-packages/shifted.pth",
         only("clock"),
         "ahead of this machine's",
         stdin=_SHIFTED,

@@ -159,7 +159,15 @@ def start(lab: Lab, **changes: Any) -> subprocess.Popen[bytes]:
 
 
 def wait_for_bytes(lab: Lab, count: int) -> None:
-    wait_until(lambda: sum(path.stat().st_size for path in lab.partial.rglob("*.part")) >= count)
+    wait_until(lambda: sum(map(_size, lab.partial.rglob("*.part"))) >= count)
+
+
+def _size(path: Path) -> int:
+    """A part that is complete gets its name between the look at the folder and the look at it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

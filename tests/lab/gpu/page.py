@@ -107,6 +107,14 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
                     f"the other service, {when}: {told['tokens_per_s']} tokens/s at one stream, slowest"
                     f" answer {told['longest_s']} s, {told['failed']} failed"
                 )
+        elif name == "rehearsal":
+            yield f"asking vLLM about D took {value['gpu_mib']} MiB of GPU memory"
+            for when in ("before", "meanwhile"):
+                told = value[when]
+                yield (
+                    f"the server, {when}: {told['tokens_per_s']} tokens/s at one stream, slowest answer"
+                    f" {told['longest_s']} s, {told['failed']} failed"
+                )
         elif name == "verdicts":
             yield "verdicts: " + ", ".join(f"{value.count(word)} {word}" for word in dict.fromkeys(value))
         elif name == "right":

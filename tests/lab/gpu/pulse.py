@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from lab.machine import Host
 from lab.shell import LabError
@@ -79,6 +80,33 @@ class Pulse:
 
 
 @dataclass
+class GpuMemory:
+    """MiB in use on the host's GPUs together, asked once a second."""
+
+    host: Host
+    used: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def _look(self) -> None:
+        while not self._stop.wait(1.0):
+            asked = self.host.ssh(
+                "nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits", check=False
+            )
+            if asked.returncode == 0:
+                self.used.append(sum(map(int, asked.stdout.split())))
+
+
+@dataclass
 class Load:
     """One stream of requests, one after another; (when it ended, how long it took) of each, None for a failed
     one.
@@ -99,6 +127,13 @@ class Load:
     def end(self) -> None:
         self._stop.set()
         self._thread.join(30)
+
+    def told(self, since: float, until: float) -> dict[str, Any]:
+        return {
+            "tokens_per_s": round(self.tokens_per_s(since, until), 1),
+            "longest_s": round(self.longest_s(since, until), 3),
+            "failed": self.failed(since, until),
+        }
 
     def tokens_per_s(self, since: float, until: float) -> float:
         """The median answer's rate of those that ended in between."""

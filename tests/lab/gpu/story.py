@@ -22,7 +22,7 @@ from lab.session import Lab
 from lab.shell import say, timed
 
 from . import looks
-from .pulse import Pulse
+from .pulse import Load, Pulse
 
 # where measurements and recorded outputs go; build/gpu of the checkout without it
 RESULTS = "PYINFRA_VLLM_LAB_RESULTS"
@@ -37,6 +37,7 @@ ENVIRONMENT = {
 }
 EXPOSURE = 2.0  # of systemd-analyze security, at most
 CLOSE = 0.05  # what was predicted of memory is right within this share
+QUIET_S = 15.0  # of load before something happens beside it
 SETTLE_S = 2.0  # from the end of a restart until it counts as over
 
 
@@ -124,6 +125,22 @@ class Story:
         locked = control.pyinfra_vllm("lock", control.INVENTORY, env=env)
         assert locked.returncode == 0, locked.stdout + locked.stderr
         return self._step(title, name, "deploy.py", env)
+
+    def deploy_beside_load(self, title: str, port: int, **settings: Any) -> tuple[Step, dict[str, Any]]:
+        """Roll out while somebody asks the server at `port`, one request after another.
+
+        The second value: tokens per second, longest answer and failures before and meanwhile.
+        """
+        load = Load(self.host, port, "chat")
+        load.begin()
+        try:
+            time.sleep(QUIET_S)
+            begun = time.monotonic()
+            step = self.deploy(title, **settings)
+            ended = time.monotonic()
+        finally:
+            load.end()
+        return step, {"before": load.told(begun - QUIET_S + 3, begun), "meanwhile": load.told(begun, ended)}
 
     def go_back(self, title: str) -> Step:
         return self._step(title, self.service, "rollback.py", self.environment())

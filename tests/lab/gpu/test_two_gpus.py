@@ -65,11 +65,7 @@ def _switch_beside_a_load(story: Story) -> None:
     finally:
         load.end()
     told = {
-        name: {
-            "tokens_per_s": round(load.tokens_per_s(*when), 1),
-            "longest_s": round(load.longest_s(*when), 3),
-            "failed": load.failed(*when),
-        }
+        name: load.told(*when)
         for name, when in {"before": quiet, "switch": switched, "restart": restarted}.items()
     }
     story.facts["neighbour"] = told

@@ -109,9 +109,7 @@ def _program(root: Path) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Wrong(f"{link} can't be run: {error}") from error
     last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-    if (
-        done.returncode or "recover" not in done.stdout
-    ):  # an empty file is a program that does nothing, and ends well
+    if done.returncode or "recover" not in done.stdout:  # an empty file does nothing, and ends well
         raise Wrong(f"{link} can't be run: {last}. {BY_ROLLOUT}")
     return link.readlink().name
 

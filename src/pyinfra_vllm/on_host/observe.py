@@ -125,14 +125,10 @@ def rejection(
     + criteria: what is declared now (`Criteria.as_dict`)
     """
     found: Mapping[str, Any] | None = observed.get("rejected", {}).get(release_id)
-    if found is None or found.get("criteria") is None:
-        return found
-    return found if _limits(found["criteria"]) == _limits(criteria) else None
-
-
-def _limits(criteria: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the name of a file, which is another one on the host."""
-    return {**criteria, "quality_prompts": None}
+    judged_by = (found or {}).get("criteria") or {}
+    # A file has another name on the host; settings that the gate did not have then say nothing.
+    changed = any(criteria.get(key) != value for key, value in judged_by.items() if key != "quality_prompts")
+    return None if changed else found
 
 
 def service(root: Path, name: str) -> dict[str, Any]:

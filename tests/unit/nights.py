@@ -4,9 +4,11 @@ of a believable size. What the report is tested with, and what its screenshot in
 
 from __future__ import annotations
 
+import copy
 import getpass
 import json
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -221,6 +223,21 @@ def fleet(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Answer[Look]]:
         answers.append(Answer(name, host.look((Wish("chat", NEW_MODEL, wanted),))))
     problem = "not reached: Could not connect (timed out)"
     return [*answers, Answer("box-01.example.net", problem=problem)]
+
+
+def fleet_of_24(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Answer[Look]]:
+    """The same three nights on 24 hosts: two went back last night, one is down, one serves nothing."""
+    went_back, kept, down = fleet(root, monkeypatch)
+    assert went_back.value is not None and kept.value is not None
+    stopped = copy.deepcopy(kept.value)
+    stopped.running[0].update(running=None, active="failed")
+    others = {
+        3: Answer("", went_back.value),
+        9: down,
+        17: Answer("", went_back.value),
+        20: Answer("", stopped),
+    }
+    return [replace(others.get(number, kept), host=f"gpu-{number:02}") for number in range(1, 25)]
 
 
 MORNING = datetime(2026, 11, 21, 7, 30, tzinfo=UTC)

@@ -10,6 +10,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
+from zoneinfo import ZoneInfo
 
 import nights
 import pytest
@@ -23,9 +24,9 @@ from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.commands.report import report
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.report import evidence, plots
+from pyinfra_vllm.report.history import local
 from pyinfra_vllm.report.looking import Look
 from pyinfra_vllm.report.page import render, shown_switches
-from pyinfra_vllm.report.tables import utc
 from pyinfra_vllm.text import duration, three_digits
 
 __all__ = ["teller"]
@@ -209,10 +210,13 @@ def test_what_hosts_say_is_text_and_never_markup(teller: Teller) -> None:
     Page(text)
 
 
-def test_times_carry_their_zone_once() -> None:
-    assert utc("2026-11-21T02:13:07.123+00:00") == "2026-11-21 02:13 UTC"
-    assert utc("Sat 2026-11-21 07:54:30 UTC") == "Sat 2026-11-21 07:54:30 UTC"
-    assert utc("") == ""
+def test_times_are_the_readers_with_their_zone() -> None:
+    zurich = ZoneInfo("Europe/Zurich")
+    assert local("2026-11-21T02:13:07.123+00:00", zurich) == "2026-11-21 03:13 CET"
+    assert local("2026-07-21T02:13:07+00:00", zurich) == "2026-07-21 04:13 CEST"
+    assert local("Sat 2026-11-21 07:54:30 UTC", zurich) == "Sat 2026-11-21 07:54:30 UTC"
+    assert local("", zurich) == ""
+    assert local("0001-01-01T00:00:00+14:00", ZoneInfo("America/New_York")) == "0001-01-01T00:00:00+14:00"
 
 
 def test_a_fleet_without_a_switch_has_a_page_too(teller: Teller) -> None:
@@ -234,6 +238,13 @@ def test_the_command_writes_one_file(teller: Teller, tmp_path: Path, monkeypatch
         "missing": {},
     }
     assert NEW in (tmp_path / "out/index.html").read_text()
+
+
+def test_a_time_that_is_none_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    asked = ["prod.py", "--out", str(tmp_path / "out"), "--since", "tuesday"]
+    done = CliRunner().invoke(report, asked, standalone_mode=False)
+    assert isinstance(done.exception, DeclarationError) and "--since 'tuesday'" in str(done.exception)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("out", ["/proc/nope", "full/out"])

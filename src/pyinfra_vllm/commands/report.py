@@ -21,6 +21,7 @@ from ..errors import DeclarationError
 from ..printable import printable
 from ..report import looking
 from ..report.page import render
+from .history import since_when
 from .status import declared
 
 DEFAULT_INVENTORY = "inventory/prod.py"
@@ -33,6 +34,7 @@ def run(
     limit: Sequence[str] = (),
     group_data: Sequence[str] = (),
     newest: int = NEWEST,
+    since: datetime | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """The command: exit code (1 when a host could not be asked) and what --json prints.
 
@@ -42,7 +44,7 @@ def run(
     wanted, problem = declared(inventory, group_data)
     with Hosts(inventory, limit, group_data) as hosts:
         answers = hosts.ask(looking.at_report(wanted, newest))
-    page = render(inventory, answers, datetime.now(UTC), problem)
+    page = render(inventory, answers, datetime.now(UTC), problem, since=since)
     with _telling(out):
         path.write_text(page, encoding="utf-8")
     missing = {answer.host: answer.problem for answer in answers if answer.value is None}
@@ -77,6 +79,9 @@ def _telling(out: Path) -> Iterator[None]:
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to."
 )
 @click.option("--newest", default=NEWEST, show_default=True, help="Switches of each service.")
+@click.option(
+    "--since", help="What the headline counts: like yesterday, 7d or 2026-11-20. Last night if not given."
+)
 @click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
 @click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
@@ -84,15 +89,16 @@ def report(
     inventory: str,
     out: Path,
     newest: int,
+    since: str | None,
     limit: tuple[str, ...],
     group_data: tuple[str, ...],
     json_wanted: bool,
 ) -> int:
-    """Write DIR/index.html: the fleet, every switch, what was measured, and the evidence behind each verdict.
+    """Write DIR/index.html: how the fleet is, every switch, what was measured, and the evidence behind it.
 
     The page loads nothing from anywhere. Exit code 1 when a host could not be asked: the page says which.
     """
-    code, result = run(inventory, out, limit, group_data, newest)
+    code, result = run(inventory, out, limit, group_data, newest, since_when(since))
     for host, problem in result["missing"].items():
         click.echo(printable(f"{host}: {problem}"), err=True)
     click.echo(json.dumps(result, indent=2) if json_wanted else result["report"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 from ..asking import Answer
@@ -107,6 +107,18 @@ def moment(text: str) -> datetime:
     """An ISO 8601 time; one without offset is in UTC. Raises ValueError."""
     at = datetime.fromisoformat(text)
     return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def local(at: str | datetime, zone: tzinfo | None = None) -> str:
+    """A time in the reader's timezone, with its name. A text that is no ISO 8601 time stays as it is.
+
+    + zone: None: this machine's
+    """
+    try:
+        found = moment(at) if isinstance(at, str) else at
+        return f"{found.astimezone(zone):%Y-%m-%d %H:%M %Z}"
+    except (ValueError, OverflowError):
+        return str(at)
 
 
 def _seconds(first: str, last: str) -> float:

@@ -5,9 +5,9 @@ Renders what status, history and evidence found; it asks no host and judges noth
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, tzinfo
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -19,35 +19,47 @@ from ..printable import printable_lines
 from ..text import duration, three_digits
 from . import plots
 from .evidence import Shown, show
-from .history import problems, switches
+from .headline import by_severity, headline, period, went_back
+from .history import left_out, local, problems, switches
 from .looking import Look
-from .status import brief, rows
-from .tables import state_of, utc
+from .status import brief, rows, word
+from .tables import reasons_of
 
 TEMPLATE, STYLE = "page.html.j2", "page.css"
 # Switches whose details are open at first: the newest, and what went wrong lately.
 OPEN = 1
 
 
-def render(title: str, answers: Sequence[Answer[Look]], at: datetime, declaration: str = "") -> str:
+def render(
+    title: str,
+    answers: Sequence[Answer[Look]],
+    at: datetime,
+    declaration: str = "",
+    *,
+    since: datetime | None = None,
+    zone: tzinfo | None = None,
+) -> str:
     """The page.
 
     + title: what the fleet is called, as a rule the inventory's path
     + at: when the hosts were asked (aware)
     + declaration: why drift from the declaration is not shown; empty when it is
+    + since: where the headline's period begins; None: last night
+    + zone: of every time on the page; None: this machine's
     """
-    found = rows(answers)
-    shown = shown_switches(answers)
+    found, shown = rows(answers), shown_switches(answers)
+    told = [item.switch for item in shown]
+    about = period(at, zone, since)
     return (
-        _environment()
+        _environment(zone)
         .get_template(TEMPLATE)
         .render(
             title=title,
-            at=at,
+            headline=headline(found, told, about, declared=not declaration),
+            period=about,
+            left_out=left_out(answers, about.began),
             style=Markup(_text(STYLE)),  # our own file
-            rows=found,
-            counts=Counter(row.state for row in found),
-            outcomes=Counter(item.switch.outcome for item in shown),
+            rows=by_severity(found, went_back(item for item in told if item in about)),
             shown=shown,
             open_first=OPEN,
             missing=problems(answers),
@@ -68,7 +80,7 @@ def shown_switches(answers: Sequence[Answer[Look]]) -> list[Shown]:
     return [show(item, told[item.host, item.service, item.tx]) for item in reversed(switches(answers))]
 
 
-def _environment() -> jinja2.Environment:
+def _environment(zone: tzinfo | None) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text),
         autoescape=True,
@@ -78,8 +90,9 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        state_of=state_of,
-        utc=utc,
+        word=word,
+        reasons_of=reasons_of,
+        local=partial(local, zone=zone),
         shown=three_digits,
         duration=duration,
         distribution=_drawn(lambda it: plots.distribution(it.title, it.unit, it.before, it.after)),

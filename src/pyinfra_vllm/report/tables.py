@@ -106,14 +106,6 @@ def _summary(rows: Sequence[Row], left_out: Sequence[str]) -> str:
     return f"{len({row.host for row in rows})} hosts: {found}{hint}"
 
 
-def state_of(row: Row) -> str:
-    """All in one text: `ok`, or what to know about this service."""
-    if row.problem:
-        return f"down: {row.problem}"
-    switching = [f"switching: {row.switching}"] if row.switching else []
-    return "; ".join([*switching, *row.drift, *filter(None, [row.note])]) or OK
-
-
 def reasons_of(row: Row) -> list[str]:
     """The notes on a service, beside its state."""
     return list(filter(None, (row.problem, row.switching, *row.drift, row.note)))
@@ -163,11 +155,6 @@ def why_of(item: Switch) -> str:
 def short_time(text: str) -> str:
     """`2026-11-21 02:13` of an ISO time; anything else as it is."""
     return f"{text[:10]} {text[11:16]}" if _iso(text) else text
-
-
-def utc(text: str) -> str:
-    """The same with its timezone, which anything but our own times carries already."""
-    return f"{short_time(text)} UTC" if _iso(text) else text
 
 
 def _iso(text: str) -> bool:

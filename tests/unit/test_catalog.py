@@ -221,6 +221,56 @@ def test_what_a_name_adds_without_contradiction_leaves_the_card(name: str, key: 
     assert gpus.find(name).key == key
 
 
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [
+        ("4090", "rtx-4090"),
+        ("rtx4090", "rtx-4090"),
+        ("3090ti", "rtx-3090-ti"),
+        ("A100-80G", "a100-80gb-sxm"),
+        ("a6000", "rtx-a6000"),
+        ("RTX 6000 Ada", "rtx-6000-ada"),
+        ("A10", "a10"),
+        ("l40", "l40"),
+        ("H20", "h20"),
+        ("gb200", "gb200"),
+        ("NVIDIA GH200 480GB", "gh200-96gb"),
+        ("NVIDIA B300 SXM6 AC", "b300"),
+        ("NVIDIA GB10", "gb10"),
+        ("NVIDIA GeForce RTX 5090 D v2", "rtx-5090-d-v2"),
+        ("4060 Ti 16GB", "rtx-4060-ti-16gb"),
+    ],
+)
+def test_names_as_people_type_them(typed: str, key: str) -> None:
+    assert gpus.find(typed).key == key
+
+
+@pytest.mark.parametrize("name", ["A100", "RTX 3080", "4060 Ti", "RTX 5060 Ti"])
+def test_a_name_of_several_cards_is_asked_back(name: str) -> None:
+    with pytest.raises(DeclarationError, match="is the name of several cards: declare one of"):
+        gpus.find(name)
+    assert gpus.find("NVIDIA GeForce RTX 4060 Ti", "8.9", 16380).key == "rtx-4060-ti-16gb"
+
+
+@pytest.mark.parametrize(
+    "name", ["MI300X", "AMD Instinct MI300X", "Radeon RX 7900 XTX", "Intel Arc B580", "Gaudi 3", "TPU v5e"]
+)
+def test_another_maker_s_card_is_refused_at_once(name: str) -> None:
+    with pytest.raises(DeclarationError, match=r"only NVIDIA GPUs \(CUDA\) and the CPU"):
+        gpus.find(name)
+
+
+def test_a_better_card_of_the_same_number_is_not_guessed() -> None:
+    with pytest.raises(DeclarationError, match="is not in the catalog"):
+        gpus.find("RTX 4090 Ti")
+
+
+def test_an_unlike_name_gets_no_nearest() -> None:
+    with pytest.raises(DeclarationError) as refused:
+        gpus.find("frobnicator")
+    assert "Nearest" not in str(refused.value)
+
+
 def test_a_memory_that_nvidia_smi_does_not_tell_is_the_table_s() -> None:
     assert gpus.find("NVIDIA H200", "9.0", 0) == gpus.find("NVIDIA H200")
 
@@ -387,6 +437,23 @@ def process(unit: str | None) -> dict[str, Any]:
         ([gpu_fact()], {"gpu": "NVIDIA H200"}, "0.33.0", "NVIDIA H200 is declared"),
         ([gpu_fact()], {"gpus": (0, 1)}, "0.33.0", "1 not there"),
         ([gpu_fact(), gpu_fact(index=1, name="NVIDIA L4", memory_mib=23034)], {}, "0.33.0", "together"),
+        (
+            [
+                gpu_fact(name="NVIDIA GeForce RTX 3090", memory_mib=24576, compute_capability="8.6"),
+                gpu_fact(
+                    index=1, name="NVIDIA GeForce RTX 3090 Ti", memory_mib=24564, compute_capability="8.6"
+                ),
+            ],
+            {},
+            "0.33.0",
+            None,
+        ),
+        (
+            [gpu_fact(), gpu_fact(index=1, name="NVIDIA GeForce RTX 3090", compute_capability="8.6")],
+            {},
+            "0.33.0",
+            "together: their compute capabilities differ",
+        ),
         ([gpu_fact(), gpu_fact(index=1, processes=[process(None)])], {"gpus": (0,)}, "0.33.0", None),
         (
             [gpu_fact(name="Tesla V100-SXM2-16GB", memory_mib=16384, compute_capability="7.0")],
@@ -417,7 +484,7 @@ def process(unit: str | None) -> dict[str, Any]:
             "0.33.0",
             None,
         ),
-        ([gpu_fact(name="NVIDIA GB10", memory_mib=0)], {}, "0.33.0", "is not in the catalog"),
+        ([gpu_fact(name="NVIDIA Z10", memory_mib=0)], {}, "0.33.0", "is not in the catalog"),
         ([gpu_fact(name="NVIDIA X", compute_capability="[N/A]")], {}, "0.33.0", "capability [N/A]"),
         ([], {}, "0.33.0", "no nvidia-smi"),
         ([], {"gpu": "NVIDIA H200"}, "0.33.0", "NVIDIA H200 is declared"),

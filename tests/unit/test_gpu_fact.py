@@ -84,18 +84,21 @@ def test_each_process_is_on_its_own_card_with_its_own_name(smi) -> None:  # type
 
 
 def test_what_the_driver_does_not_tell_is_none_and_no_number(smi) -> None:  # type: ignore[no-untyped-def]
-    """Unified memory, and a driver that hides processes of others."""
+    """A driver that hides processes of others, and memory that it does not know."""
     unknown = {"memory.total": "[N/A]", "memory.used": "[N/A]", "ecc.mode.current": "[N/A]"}
-    smi(
-        card(
-            name="NVIDIA GB10", **unknown, processes=[{"pid": "[N/A]", "name": "[Insufficient Permissions]"}]
-        )
-    )
+    smi(card(**unknown, processes=[{"pid": "[N/A]", "name": "[Insufficient Permissions]"}]))
     (found,) = gpus()
     assert (found["memory_mib"], found["used_mib"]) == (None, None)
     assert found["processes"] == [
         {"pid": None, "unit": None, "used_mib": None, "name": "[Insufficient Permissions]"}
     ]
+
+
+def test_a_chip_without_memory_of_its_own_has_the_host_s(smi) -> None:  # type: ignore[no-untyped-def]
+    smi(card(name="NVIDIA GB10", **{"memory.total": "[N/A]"}))
+    (found,) = gpus()
+    total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
+    assert found["memory_mib"] == int(total.split()[1]) // 1024
 
 
 def test_an_old_driver_without_newer_columns_still_tells_the_rest(smi) -> None:  # type: ignore[no-untyped-def]

@@ -19,7 +19,10 @@ GIB = 1024**3
 USABLE_SHARE = 0.985  # of nvidia-smi's memory, for a card that isn't in the table (its cards: 0.97 to 0.996)
 MEMORY_TOLERANCE_MIB = 2048  # the same name with another memory size is another card
 NAME_TOLERANCE = 0.1  # names round, and by thousands: a card of 22.5 GiB is called 24 GB
-OTHER_CARDS = ("laptop", "mig")  # after a card's name: a smaller one, or a part of one
+OTHER_CARDS = ("laptop", "mig", "ti", "super", "v2")  # after a card's name: another one, or a part of one
+OTHER_MAKERS = re.compile(
+    r"\b(amd|radeon|instinct|rocm|mi\d{2,3}[a-z]?|gfx\d+|intel|arc|gaudi|xe|tpu|trainium|inferentia|ascend|apple)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -93,21 +96,56 @@ def find(name: str, compute_capability: str | None = None, memory_mib: int | Non
     wanted = normal(name)
     if wanted == "cpu":
         return CPU
+    if OTHER_MAKERS.search(wanted):
+        raise DeclarationError(
+            f"GPU {name!r} is not NVIDIA's: only NVIDIA GPUs (CUDA) and the CPU (gpu: cpu) are supported"
+        )
     rows: dict[str, Any] = table("gpus.yaml")["gpus"]
-    matches = [
-        (len(pattern), key)
-        for key, row in rows.items()
-        for pattern in (*row["match"], normal(key))
-        if wanted == pattern
-        or (wanted.startswith(pattern + " ") and _same_card(wanted.removeprefix(pattern), row))
-    ]
-    for _, key in sorted(matches, reverse=True):
+    for key in _matching(wanted, memory_mib, name):
         if not memory_mib or abs(memory_mib - rows[key]["memory_mib"]) <= MEMORY_TOLERANCE_MIB:
             return _described(key, memory_mib)
     if compute_capability and memory_mib:
         usable = int(memory_mib * MIB * USABLE_SHARE)
         return Gpu(wanted.replace(" ", "-"), name, compute_capability, memory_mib, usable)
     raise DeclarationError(_unknown(name, wanted, rows))
+
+
+def _matching(wanted: str, memory_mib: int | None, name: str) -> list[str]:
+    """The cards that a name may mean, the one with the longest entry first; without "RTX" where that alone is
+    missing. Raises DeclarationError where only the memory could tell which of several it is.
+    """
+    found = _named(wanted) or _named(f"rtx {wanted}")
+    if not memory_mib:
+        best = [key for length, key in found if length == found[0][0]] or _beginning(wanted)
+        if len(best) > 1:
+            rows = table("gpus.yaml")["gpus"]
+            titles = ", ".join(sorted(rows[key]["title"] for key in best))
+            raise DeclarationError(f"GPU {name!r} is the name of several cards: declare one of {titles}")
+        return best
+    return [key for _, key in found]
+
+
+def _named(wanted: str) -> list[tuple[int, str]]:
+    """Length of the entry and key of every card whose entry a name is or begins with, longest first."""
+    rows: dict[str, Any] = table("gpus.yaml")["gpus"]
+    return sorted(
+        {
+            (len(pattern), key)
+            for key, row in rows.items()
+            for pattern in (*row["match"], normal(key), normal(row["title"]))
+            if wanted == pattern
+            or (wanted.startswith(pattern + " ") and _same_card(wanted.removeprefix(pattern), row))
+        },
+        reverse=True,
+    )
+
+
+def _beginning(wanted: str) -> list[str]:
+    """Every card whose name goes on after the one that was asked for."""
+    rows: dict[str, Any] = table("gpus.yaml")["gpus"]
+    return [
+        key for key, row in rows.items() if any(pattern.startswith(f"{wanted} ") for pattern in row["match"])
+    ]
 
 
 def _same_card(rest: str, row: Mapping[str, Any]) -> bool:
@@ -122,8 +160,13 @@ def _same_card(rest: str, row: Mapping[str, Any]) -> bool:
 
 
 def normal(name: str) -> str:
-    """A GPU name without case, maker, series and punctuation: `NVIDIA A100-SXM4-80GB` is `a100 sxm4 80gb`."""
-    words = re.sub(r"[-_/]+", " ", name.lower()).split()
+    """A GPU name without case, maker, series and punctuation: `NVIDIA A100-SXM4-80GB` is `a100 sxm4 80gb`,
+    `rtx4090` is `rtx 4090` and `80G` is `80gb`.
+    """
+    text = re.sub(r"[-_/]+", " ", name.lower())
+    text = re.sub(r"\b(rtx|gtx)(?=[a-z]?\d)", r"\1 ", text)
+    text = re.sub(r"\b(\d{4})(?=ti\b)", r"\1 ", text)
+    words = re.sub(r"\b(\d{1,4}) ?gi?b?\b", r"\1gb", text).split()
     return " ".join(word for word in words if word not in ("nvidia", "geforce", "tesla"))
 
 
@@ -143,9 +186,9 @@ def _described(key: str, memory_mib: int | None) -> Gpu:
 
 def _unknown(name: str, wanted: str, rows: Mapping[str, Any]) -> str:
     patterns = {pattern: row["title"] for row in rows.values() for pattern in row["match"]}
-    near = difflib.get_close_matches(wanted, patterns, n=3, cutoff=0.5)
-    known = [patterns[pattern] for pattern in near] or [row["title"] for row in rows.values()]
+    near = difflib.get_close_matches(wanted, patterns, n=3, cutoff=0.75)
+    nearest = ", ".join(dict.fromkeys(patterns[pattern] for pattern in near))
     return (
-        f"GPU {name!r} is not in the catalog. Nearest: {', '.join(dict.fromkeys(known))}. Use the name that"
+        f"GPU {name!r} is not in the catalog{f'. Nearest: {nearest}' if nearest else ''}. Use the name that"
         " `nvidia-smi --query-gpu=name --format=csv` prints, or add the card to catalog/gpus.yaml"
     )

@@ -9,6 +9,7 @@ import csv
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -30,6 +31,9 @@ CARD = {
 # None.
 NEWER = {"compute_cap", "ecc.mode.current", "mig.mode.current"}
 PROCESS = ("gpu_uuid", "pid", "used_memory", "process_name")
+# Chips whose GPU has no memory of its own: nvidia-smi prints [N/A] for it, and CUDA takes the host's.
+UNIFIED = re.compile(r"\b(GB10|Orin|Thor)\b")
+MEMINFO = Path("/proc/meminfo")
 FORMAT = "--format=csv,noheader,nounits"
 _REFUSED = re.compile(r'Field "([a-z._]+)" is not a valid field')
 _LISTED_CARD = re.compile(r"GPU +(\d+): .*\(UUID: (GPU-[^)]+)\)")
@@ -58,7 +62,7 @@ def _cards() -> list[dict[str, Any]]:
         {
             **{ours: row[theirs] for ours, theirs in CARD.items() if ours != "mig"},
             "index": int(str(row["index"])),
-            "memory_mib": _number(row["memory.total"]),
+            "memory_mib": _number(row["memory.total"]) or _unified_mib(row["name"]),
             "used_mib": _number(row["memory.used"]),
             "card": int(str(row["index"])),
             "instance": None,
@@ -67,6 +71,17 @@ def _cards() -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def _unified_mib(name: str | None) -> int | None:
+    """The host's memory in MiB, for a chip whose GPU shares it; None for any other."""
+    if not UNIFIED.search(name or ""):
+        return None
+    try:
+        found = re.search(r"^MemTotal: +(\d+) kB", MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found.group(1)) // 1024 if found else None
 
 
 def _rows(columns: tuple[str, ...], query: str) -> list[dict[str, str | None]]:

@@ -203,8 +203,7 @@ def for_service(
     used = devices.chosen(service.gpus, gpu_facts)
     card = gpus.CPU
     if used:
-        first = used[0]
-        card = gpus.find(first["name"], first["compute_capability"], first["memory_mib"])
+        card = devices.smallest(used)
     return resolve(
         model=shapes.from_config(service.model, checkpoint.config, checkpoint.weights_bytes),
         gpu=card,

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pyinfra_vllm.catalog import versions
+from pyinfra_vllm.catalog import gpus, versions
+from pyinfra_vllm.errors import DeclarationError
 
 # The first vLLM that takes a UUID in CUDA_VISIBLE_DEVICES; older ones end with `invalid literal for int()`
 # (platforms/cuda.py device_control_id_to_physical_device_id, 0.23.0 and 0.24.0; vLLM issues 13815 and 41848).
 UUIDS_FROM = "0.24"
+
+MOST_UNLIKE = 1.5  # times the memory bandwidth of the slowest card of a service
 
 Name = int | str
 Row = Mapping[str, Any]
@@ -27,6 +30,35 @@ def chosen(declared: Sequence[Name] | None, rows: Sequence[Row]) -> list[Row]:
 def called(row: Row, name: Name) -> bool:
     """Whether a GPU is the one of that index or UUID."""
     return name in (row["index"], row["uuid"])
+
+
+def smallest(used: Sequence[Row]) -> gpus.Gpu:
+    """The card of a service that has the least memory: vLLM plans for all ranks with the least that one has
+    (v1/core/kv_cache_utils.py get_kv_cache_configs). Raises DeclarationError for an unknown card.
+    """
+    cards = [gpus.find(row["name"], row["compute_capability"], row["memory_mib"]) for row in used]
+    return min(cards, key=lambda card: card.usable_bytes)
+
+
+def unlike(used: Sequence[Row]) -> list[str]:
+    """The problem of cards that can't serve one model together, if any.
+
+    Kernels follow the compute capability, and every card waits for the slowest at each layer.
+    """
+    names = {row["name"] for row in used}
+    if len(names) <= 1:
+        return []
+    try:
+        cards = [gpus.find(row["name"], row["compute_capability"], row["memory_mib"]) for row in used]
+    except DeclarationError:
+        return []  # said of the card itself
+    speeds = [card.bandwidth_gb_s for card in cards]
+    slowest = min(filter(None, speeds), default=0.0) if all(speeds) else 0.0
+    alike = len({card.compute_capability for card in cards}) == 1
+    if alike and all(speed and speed <= MOST_UNLIKE * slowest for speed in speeds):
+        return []
+    reason = "one is much slower" if alike else "their compute capabilities differ"
+    return [f"gpus: {', '.join(sorted(names))} can't serve one model together: {reason}"]
 
 
 def said(row: Row) -> str:

@@ -32,10 +32,7 @@ def preflight(
     units = {f"vllm-{service.name}.service", *own_units}
     for row in used:
         problems += _of_gpu(row, service, runtime_version, units)
-    if len({row["name"] for row in used}) > 1:
-        problems.append(
-            f"gpus: {', '.join(sorted({row['name'] for row in used}))} can't serve one model together"
-        )
+    problems += devices.unlike(used)
     return list(dict.fromkeys(problems))
 
 

@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pyinfra_vllm.catalog import table, versions
@@ -131,12 +132,21 @@ def _named(wanted: str) -> list[tuple[int, str]]:
     return sorted(
         {
             (len(pattern), key)
-            for key, row in rows.items()
-            for pattern in (*row["match"], normal(key), normal(row["title"]))
+            for pattern, key in _entries()
             if wanted == pattern
-            or (wanted.startswith(pattern + " ") and _same_card(wanted.removeprefix(pattern), row))
+            or (wanted.startswith(pattern + " ") and _same_card(wanted.removeprefix(pattern), rows[key]))
         },
         reverse=True,
+    )
+
+
+@cache
+def _entries() -> tuple[tuple[str, str], ...]:
+    """Every name that a card is found by, with its key."""
+    return tuple(
+        (pattern, key)
+        for key, row in table("gpus.yaml")["gpus"].items()
+        for pattern in (*row["match"], normal(key), normal(row["title"]))
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from packaging import version as packaging
@@ -10,6 +11,7 @@ from packaging import version as packaging
 Version = tuple[int, ...]
 
 
+@lru_cache(maxsize=1024)
 def parse(text: str) -> Version:
     """`0.25.1`, `v0.32.0+cpu` or `0.33.0rc1` as numbers. Raises ValueError for anything else."""
     try:
@@ -21,6 +23,7 @@ def parse(text: str) -> Version:
     return found.release
 
 
+@lru_cache(maxsize=4096)
 def below(version: Version, limit: str) -> bool:
     """Whether a version comes before a limit; 0.24.0 is not below "0.24"."""
     return packaging.Version(".".join(map(str, version))) < packaging.Version(limit)

@@ -10,7 +10,7 @@ mine = declared.hosts[host.name]
 users = sorted({service.user for service in mine.services})
 turns = {"rollout": declared.rollout, "serving": declared.serving, "overrides": declared.overrides}
 
-program.installed(name="Prepare the host", root=mine.root, users=users)
+program.installed(name="Prepare the host", root=mine.root, users=users, metrics=mine.metrics)
 
 for service in host.loop(mine.services):
     this = {"root": mine.root, "service": service, "checkpoint": declared.checkpoint(service)}

@@ -20,6 +20,10 @@ ssh_strict_host_key_checking = "yes"
 # revision that the lock knows or at a commit, and releases by service and id ("chat/4c0ffee4c0de").
 keep = ["Qwen/Qwen3-14B-AWQ@main"]
 
+# Where the host writes the state of its services for Prometheus: the directory of node_exporter's textfile
+# collector, which must be there (docs/metrics.md). None: nowhere.
+metrics = None
+
 # When a switch may begin. Staging (downloads, installs) is safe at any hour and does not wait.
 # One map, or a list of them: windows add up. An empty list, or no window at all, means any time.
 window = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyinfra_vllm.config import Declared, Layer, Problems, Rollout, Service, declare, merge
@@ -57,6 +57,16 @@ def test_defaults_are_safe() -> None:
     assert (service.bind, service.user, service.revision, service.gpus) == ("127.0.0.1", "vllm", "main", None)
     assert (service.window, service.served_name, service.objective) == ((), "acme/tiny-awq", "balanced")
     assert service.gate.criteria() == Criteria()
+
+
+def test_metrics_are_off_until_a_directory_is_declared() -> None:
+    collector = "/var/lib/node_exporter/textfile_collector"
+    assert good(chat()).metrics is None
+    assert good(chat(), {"metrics": collector}).metrics == collector
+    assert good(chat(), {"metrics": collector}, {"metrics": None}).metrics is None
+    for wrong in ("node_exporter", "/var/lib/%n", "/x/../y", "", 3, True, [collector]):
+        (line,) = lines(chat(), {"metrics": wrong})
+        assert line.startswith(f"{ALL}: metrics = {wrong!r}: must be"), line
 
 
 def test_everything_wrong_is_told_at_once_with_file_key_value_and_what_is_allowed() -> None:
@@ -286,6 +296,7 @@ def test_other_places_do_not_show_secrets_either() -> None:
 
 
 @given(st.text(max_size=20).filter(lambda text: any(ord(char) < 32 or ord(char) == 127 for char in text)))
+@example("0\t")  # a requirement, if the tab were taken for a space
 def test_no_control_character_gets_through_anywhere(text: str) -> None:
     for written in (
         {"model": f"acme/{text}"},
@@ -312,6 +323,7 @@ def test_no_control_character_gets_through_anywhere(text: str) -> None:
     ):
         assert lines(chat(**written)), written
     assert lines(chat(), {"root": f"/srv/{text}"})
+    assert lines(chat(), {"metrics": f"/srv/{text}"})
     assert lines({"services": {text: CHAT}})
 
 

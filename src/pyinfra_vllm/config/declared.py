@@ -23,7 +23,7 @@ from .reading import read
 
 DEFAULT_ROOT = "/srv/pyinfra-vllm"
 # The keys of inventory and group data that are ours; every other key belongs to somebody else.
-KEYS = ("services", "defaults", "root", "keep", "window", "gate", "rollout")
+KEYS = ("services", "defaults", "root", "keep", "metrics", "window", "gate", "rollout")
 # Those of them that hold for every service.
 _SERVICE_WIDE = ("window", "gate")
 
@@ -43,10 +43,13 @@ class Overrides(Declaration):
         return tuple(name for name in ("switch_now", "retry_rejected") if getattr(self, name))
 
 
-class _Storage(Declaration):
+class _HostWide(Declaration):
     root: AbsolutePath = DEFAULT_ROOT
     keep: Annotated[tuple[Pin, ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="a list of checkpoints and releases that `prune` must not remove"
+    )
+    metrics: AbsolutePath | None = Field(
+        default=None, description="the absolute path of a directory, or None"
     )
 
 
@@ -59,6 +62,7 @@ class Declared:
     root: str = DEFAULT_ROOT
     rollout: Rollout = field(default_factory=Rollout)
     keep: tuple[str, ...] = ()
+    metrics: str | None = None
 
     def service(self, name: str) -> Service:
         """The service of that name; raises KeyError."""
@@ -123,7 +127,7 @@ def declare(host: str, merged: Merged, problems: Problems) -> Declared | None:
 
 
 def _declare(host: str, merged: Merged, problems: Problems) -> Declared | None:
-    storage = read(_Storage, _top(merged, "root", "keep"), problems, _top_locator(merged))
+    wide = read(_HostWide, _top(merged, *_HostWide.model_fields), problems, _top_locator(merged))
     rollout = read(Rollout, _map(merged, "rollout", problems), problems, _top_locator(merged, "rollout"))
     services = [
         _service(merged, str(name), problems)
@@ -132,9 +136,9 @@ def _declare(host: str, merged: Merged, problems: Problems) -> Declared | None:
     ]
     found = tuple(service for service in services if service is not None)
     check_host(found, merged, problems)
-    if storage is None or rollout is None:
+    if wide is None or rollout is None:
         return None
-    return Declared(host, found, storage.root, rollout, storage.keep)
+    return Declared(host, found, wide.root, rollout, wide.keep, wide.metrics)
 
 
 def _top(merged: Merged, *keys: str) -> dict[str, Any]:

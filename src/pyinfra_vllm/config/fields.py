@@ -140,7 +140,7 @@ def _version(text: str) -> str:
 def _requirement(text: str) -> str:
     """Without spaces, which mean nothing in it; no URL, since that may carry credentials."""
     try:
-        found = packaging.requirements.Requirement(text)
+        found = packaging.requirements.Requirement(no_control(text))
     except ValueError:
         found = None
     if found is None or found.url or found.marker:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from . import (
@@ -16,6 +17,7 @@ from . import (
     follow,
     interruption,
     lock,
+    metrics,
     observe,
     order,
     private,
@@ -93,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("service", nargs="*")
     status.set_defaults(run=_status)
 
+    measuring = verbs.add_parser("metrics", help="the same as Prometheus metrics")
+    measuring.add_argument(
+        "--to", type=Path, metavar="DIR", help=f"write them to {metrics.FILE} in this directory"
+    )
+    measuring.set_defaults(run=_metrics)
+
     following = verbs.add_parser("follow", help="what the newest transaction did since, as JSON")
     following.add_argument("service")
     following.add_argument("--unit", required=True)
@@ -144,9 +152,12 @@ def _switch(options: argparse.Namespace) -> int:
     wanted = order.load(options.order)
     paths = ServicePaths(options.root, wanted.service)
     interruption.note_in(paths, status=1)  # systemd counts the unit as failed, and starts its recovery
-    if wanted.purpose == order.CALIBRATION:
-        return calibrating.EXIT_CODES[calibrating.calibrate(wanted, paths)]
-    return transaction.EXIT_CODES[transaction.switch(wanted, paths)]
+    try:
+        if wanted.purpose == order.CALIBRATION:
+            return calibrating.EXIT_CODES[calibrating.calibrate(wanted, paths)]
+        return transaction.EXIT_CODES[transaction.switch(wanted, paths)]
+    finally:
+        metrics.write_soon()
 
 
 def _recover(options: argparse.Namespace) -> int:
@@ -158,6 +169,7 @@ def _recover(options: argparse.Namespace) -> int:
         paths = ServicePaths(options.root, options.service)
         interruption.note_in(paths, status=0)
         recovery.insist(paths, _say)
+        metrics.write_soon()
         return 0
     outcomes = recovery.recover(options.root, options.service, _say, boot=options.boot, wait_s=options.wait)
     for outcome in outcomes:
@@ -168,6 +180,15 @@ def _recover(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     json.dump(observe.observe(options.root, options.service), sys.stdout)
+    return 0
+
+
+def _metrics(options: argparse.Namespace) -> int:
+    text = metrics.render(observe.observe(options.root, []), time.time())
+    if options.to:
+        metrics.write(options.to, text)
+    else:
+        sys.stdout.write(text)
     return 0
 
 

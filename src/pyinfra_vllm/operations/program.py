@@ -71,7 +71,7 @@ RequiresMountsFor={root}
 [Service]
 Type=oneshot
 ExecStart=/usr/bin/env python3 -I {program} --root {root} recover --due
-""",
+{metrics}""",
     "pyinfra-vllm-recover-due.timer": """\
 # Written by pyinfra-vllm: whatever ended a switch and its recovery, a host looks after itself within two minutes.
 [Unit]
@@ -87,20 +87,31 @@ WantedBy=timers.target
 }
 
 
-def units(root: str) -> dict[str, str]:
-    """The units of the recovery, name -> text."""
+# Where metrics are declared: comes also after a look that failed, and its own failure (`-`) is only logged.
+_METRICS = "ExecStopPost=-/usr/bin/env python3 -I {program} --root {root} metrics --to {directory}\n"
+
+
+def units(root: str, metrics: str | None = None) -> dict[str, str]:
+    """The units of the recovery, name -> text.
+
+    + metrics: the directory that the host's metrics are written to; None: nowhere
+    """
     words = {"root": quoted(root), "program": quoted(f"{root}/bin/on-host.pyz")}
+    words["metrics"] = _METRICS.format(**words, directory=quoted(metrics)) if metrics else ""
     return {name: text.format(**words) for name, text in _UNITS.items()}
 
 
 @operation()
 @alone
-def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str, None, None]:
+def installed(
+    root: str, users: Sequence[str], metrics: str | None = None
+) -> Generator[PyinfraCommand | str, None, None]:
     """
     Install the program that runs on the host, its recovery at boot, and the services' users.
 
     + root: where pyinfra-vllm keeps its files on the host
     + users: system users without a shell that the services run as
+    + metrics: directory of node_exporter's textfile collector on the host; None: no metrics are written
 
     **Example:**
 
@@ -115,7 +126,7 @@ def installed(root: str, users: Sequence[str]) -> Generator[PyinfraCommand | str
 
     missing = [user for user in users if not found["users"][user]]
     program = f"on-host-{digest()}.pyz"
-    texts = units(root)
+    texts = units(root, metrics)
     stale_unit = found["recovery_unit"] != hashlib.sha256("".join(texts.values()).encode()).hexdigest()
 
     if not missing and found["program"] == program and not stale_unit:

@@ -165,6 +165,9 @@ METRIC = mapping(
         "limit": or_null(number),
         "verdict": text,
         "decides": flag,
+        "note": text,
+        "doubt": text,
+        "allowed_by": text,
     },
     ("name", "phase", "before", "after", "ratio", "limit", "verdict", "decides"),
 )
@@ -190,7 +193,7 @@ TOLD = mapping(
     },
     ("service", "kernels", "progress", "older", "transactions"),
 )
-EVIDENCE: dict[str, Check] = {"verdict": VERDICT, "release": RELEASE}
+EVIDENCE: dict[str, Check] = {"verdict": VERDICT, "release": RELEASE, "old": RELEASE}
 # What on_host/follow.py tells.
 NEWS = mapping(
     {

@@ -50,6 +50,21 @@ def three_digits(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def latency(seconds: float) -> str:
+    """A short time with three digits: 42.1 ms, 1.25 s."""
+    return f"{three_digits(seconds * 1000)} ms" if abs(seconds) < 1 else f"{three_digits(seconds)} s"
+
+
+def percent(share: float) -> str:
+    """A share in percent: 0.5 %."""
+    return f"{three_digits(100 * share)} %"
+
+
+def gpu_memory(mib: float) -> str:
+    """MiB as nvidia-smi counts them, in GiB: 61.2 GiB."""
+    return f"{mib / 1024:.1f} GiB"
+
+
 def four_digits(value: object, missing: str = "") -> str:
     """A number of a verdict with four significant digits; `missing` where there is none."""
     if isinstance(value, float):

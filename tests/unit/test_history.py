@@ -94,7 +94,7 @@ def test_without_evidence_nothing_large_is_sent(teller: Teller) -> None:
     assert end["outcome"] == "rolled_back"
     assert newest["evidence"] == {} and "Marlin" in told["kernels"][NEW]["kernels"]
     ((known,),) = [service["transactions"] for service in recall.recall(teller.host.paths.root, 1, 10**7, [])]
-    assert set(known["evidence"]) == {"verdict", "before", "after", "release"}
+    assert set(known["evidence"]) == {"verdict", "before", "after", "release", "old"}
 
 
 def test_log_of_a_failed_start_is_sent_with_the_evidence_alone_and_its_cause_always(teller: Teller) -> None:

@@ -140,7 +140,8 @@ def test_samples_are_the_measured_values(teller: Teller) -> None:
 def test_flips_are_paired_by_prompt() -> None:
     before = {"quality": [{"prompt": name, "passed": name != "c"} for name in "abcd"]}
     after = {"quality": [{"prompt": name, "passed": name != "b"} for name in "abc"]}
-    assert evidence.flips(before, after) == (("b",), ("c",), 3)
+    lost, gained, paired = evidence.flips(before, after)
+    assert ([item.prompt for item in lost], [item.prompt for item in gained], paired) == (["b"], ["c"], 3)
     assert evidence.flips(None, after) == ((), (), 0)
 
 

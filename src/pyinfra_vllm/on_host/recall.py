@@ -43,13 +43,17 @@ def kernels(entries: list[Entry]) -> dict[str, Any]:
     return found
 
 
-def evidence(directory: Path, allowed: int) -> tuple[dict[str, Any], dict[str, str], int]:
-    """The files of one switch, those that were left out with the reason, and the bytes that were read."""
+def evidence(directory: Path, old: str, allowed: int) -> tuple[dict[str, Any], dict[str, str], int]:
+    """The files of one switch, those that were left out with the reason, and the bytes that were read.
+
+    + old: the release before, whose own document is told as `old` where it is still staged
+    """
+    places = {name: directory / f"{name}.json" for name in EVIDENCE}
+    places["old"] = directory.parents[1] / "releases" / old / "release.json"
     files: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     used = 0
-    for name in EVIDENCE:
-        path = directory / f"{name}.json"
+    for name, path in places.items():
         if not path.is_file():  # a switch that ended early
             continue
         try:
@@ -79,7 +83,9 @@ def service(directory: Path, newest: int, max_bytes: int) -> dict[str, Any]:
     known = list(transactions(entries).items())
     older = max(0, len(known) - newest) if newest else 0
     for tx, own in reversed(known[older:]):
-        files, left_out, used = evidence(directory / "evidence" / tx, left) if max_bytes else ({}, {}, 0)
+        old = str(own[0].get("from"))
+        place = directory / "evidence" / tx
+        files, left_out, used = evidence(place, old, left) if max_bytes else ({}, {}, 0)
         left -= used
         kept = own if max_bytes else [{k: v for k, v in entry.items() if k != "log"} for entry in own]
         told.append({"tx": tx, "entries": kept, "evidence": files, "left_out": left_out})

@@ -13,8 +13,12 @@ from typing import Any
 from ..on_host.record import RecordError, check
 from ..on_host.relative import answered, tokens_per_s, tpot, ttft
 from ..operations._story import STEPS, tell
+from ..text import duration
+from .changes import Change, changes, checkpoint, runtime
+from .criteria import Criterion, criteria, title
 from .history import Switch, moment
 from .plots import Interval, Span
+from .status import brief
 
 Entry = dict[str, Any]
 MS = 1000.0
@@ -24,9 +28,10 @@ LABELS = {"tokens_per_s": "tokens/s", "ttft_s": "first token", "tpot_s": "per to
 
 @dataclass(frozen=True)
 class Samples:
-    """One metric of one phase on both sides; `unit` is ms or tokens/s."""
+    """One metric of one phase (`key`) on both sides; `unit` is ms or tokens/s."""
 
     title: str
+    key: tuple[str, str]
     unit: str
     before: tuple[float, ...]
     after: tuple[float, ...]
@@ -40,19 +45,33 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """A graded answer that changed sides; its texts where they were kept (gate.keep_answers)."""
+
+    prompt: str
+    before: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
 class Shown:
-    """Everything that the page says about one switch."""
+    """Everything that the page says about one switch.
+
+    changes: None where the release before is not known
+    samples: those of what failed first
+    """
 
     switch: Switch
     spans: tuple[Span, ...]
     story: tuple[tuple[str, str], ...]  # seconds since the beginning, sentence
     away_s: float | None
+    changes: tuple[Change, ...] | None = None
     samples: tuple[Samples, ...] = ()
-    metrics: tuple[dict[str, Any], ...] = ()
+    criteria: tuple[Criterion, ...] = ()
     intervals: tuple[Interval, ...] = ()
     reasons: tuple[str, ...] = ()
-    lost: tuple[str, ...] = ()
-    gained: tuple[str, ...] = ()
+    lost: tuple[Answered, ...] = ()
+    gained: tuple[Answered, ...] = ()
     graded: int = 0
     release: dict[str, Any] = field(default_factory=dict)
     log: tuple[str, ...] = ()
@@ -63,12 +82,34 @@ class Shown:
         return self.switch.outcome in ("committed", "calibrated")
 
     @property
+    def against(self) -> list[Criterion]:
+        """The criteria for which the release went back: those that the host's reason names."""
+        return [
+            item for item in self.criteria if item.decides and item.told and item.told in self.switch.reason
+        ]
+
+    @property
+    def reason(self) -> str:
+        """The host's reason without the sentences of those criteria, which stand beside their numbers."""
+        text = self.switch.reason
+        for item in self.against:
+            text = text.replace(item.told, "")
+        rest = "; ".join(part for part in text.split("; ") if part)
+        return brief(rest) if self.reasons else rest
+
+    @property
+    def proof(self) -> Samples | None:
+        """The distribution that shows the first of them."""
+        keys = [item.key for item in self.against[:1]]
+        return next((item for item in self.samples if item.key in keys), None)
+
+    @property
     def serves(self) -> str:
         """Model, commit and runtime of the release that was tried, as far as its evidence says."""
-        checkpoint, runtime = self.release.get("checkpoint", {}), self.release.get("runtime", {})
-        version = f"vLLM {runtime['version']}" if runtime.get("version") else ""
-        parts = (checkpoint.get("repo", ""), checkpoint.get("commit", "")[:12], version)
-        return ", ".join(part for part in parts if part)
+        if not self.release:
+            return ""
+        version = runtime(self.release)
+        return ", ".join(filter(None, (checkpoint(self.release), f"vLLM {version}" if version else "")))
 
 
 def show(switch: Switch, told: dict[str, Any]) -> Shown:
@@ -78,21 +119,25 @@ def show(switch: Switch, told: dict[str, Any]) -> Shown:
     before = _record(files.get("before"), "before", missing)
     after = _record(files.get("after"), "after", missing)
     verdict = files.get("verdict") or {}
+    judged = criteria(verdict.get("metrics", ()))
+    order = [item.key for item in judged]
     lost, gained, graded = flips(before, after)
     end = entries[-1] if entries[-1]["step"] == "end" else {}
+    old, new = files.get("old"), files.get("release")
     return Shown(
         switch=switch,
         spans=tuple(spans(entries)),
         story=tuple(story(entries)),
         away_s=away_s(entries),
-        samples=tuple(samples(before, after)),
-        metrics=tuple(verdict.get("metrics", ())),
+        changes=changes(old, new) if old and new else None,
+        samples=tuple(_in_order(samples(before, after), order)),
+        criteria=tuple(judged),
         intervals=tuple(ratios(verdict.get("metrics", ()))),
         reasons=tuple(verdict.get("reasons", ())),
         lost=lost,
         gained=gained,
         graded=graded,
-        release=files.get("release") or {},
+        release=new or {},
         log=tuple(end.get("log", ())),
         missing=tuple(missing),
     )
@@ -116,17 +161,21 @@ def samples(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list
     found = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         pair = [side.get(name) for side in sides]
-        concurrency = next(phase["concurrency"] for phase in pair if phase)
-        where = "1 stream" if concurrency == 1 else f"{concurrency} streams"
-        for title, unit, values in (
-            ("Time to first token", "ms", _first_tokens),
-            ("Time per output token", "ms", _per_token),
-            ("Throughput", "tokens/s", _rates),
+        for metric, unit, values in (
+            ("ttft_s", "ms", _first_tokens),
+            ("tpot_s", "ms", _per_token),
+            ("tokens_per_s", "tokens/s", _rates),
         ):
             both = [tuple(values(phase)) if phase else () for phase in pair]
             if any(both):
-                found.append(Samples(f"{title}, {where}", unit, both[0], both[1]))
+                found.append(Samples(title(metric, name), (metric, name), unit, both[0], both[1]))
     return found
+
+
+def _in_order(found: list[Samples], order: list[tuple[str, str]]) -> list[Samples]:
+    """Those of the first criteria first; what no criterion is about comes last."""
+    place = {key: number for number, key in reversed(list(enumerate(order)))}
+    return sorted(found, key=lambda item: place.get(item.key, len(order)))
 
 
 def _first_tokens(phase: dict[str, Any]) -> list[float]:
@@ -166,18 +215,20 @@ def ratios(metrics: Sequence[dict[str, Any]]) -> list[Interval]:
 
 def flips(
     before: dict[str, Any] | None, after: dict[str, Any] | None
-) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+) -> tuple[tuple[Answered, ...], tuple[Answered, ...], int]:
     """Graded prompts that were right before and wrong after, those the other way round, and how many were
     paired.
     """
-    sides = [
-        {item["prompt"]: item["passed"] for item in (record or {}).get("quality", ())}
-        for record in (before, after)
-    ]
-    common = sorted(set(sides[0]) & set(sides[1]))
-    lost = tuple(prompt for prompt in common if sides[0][prompt] and not sides[1][prompt])
-    gained = tuple(prompt for prompt in common if sides[1][prompt] and not sides[0][prompt])
-    return lost, gained, len(common)
+    then, now = (
+        {item["prompt"]: item for item in (record or {}).get("quality", ())} for record in (before, after)
+    )
+    flipped: dict[bool, list[Answered]] = {True: [], False: []}
+    common = sorted(set(then) & set(now))
+    for prompt in common:
+        texts = (str(side[prompt].get("answer", "")) for side in (then, now))
+        if then[prompt]["passed"] != now[prompt]["passed"]:
+            flipped[then[prompt]["passed"]].append(Answered(prompt, *texts))
+    return tuple(flipped[True]), tuple(flipped[False]), len(common)
 
 
 def spans(entries: Sequence[Entry]) -> list[Span]:
@@ -215,7 +266,7 @@ def story(entries: Sequence[Entry]) -> list[tuple[str, str]]:
     for entry in entries:
         if entry["state"] != "intended":
             seconds = (moment(entry["at"]) - start).total_seconds()
-            told += [(f"{seconds:.1f} s", text) for text in _told(entry)]
+            told += [(duration(seconds), text) for text in _told(entry)]
     return told
 
 

@@ -16,13 +16,13 @@ from markupsafe import Markup
 
 from ..asking import Answer
 from ..printable import printable_lines
-from ..text import duration, three_digits
+from ..text import duration
 from . import plots
 from .evidence import Shown, show
 from .headline import by_severity, headline, period, went_back
 from .history import left_out, local, problems, switches
 from .looking import Look
-from .status import brief, rows, word
+from .status import rows, word
 from .tables import reasons_of
 
 TEMPLATE, STYLE = "page.html.j2", "page.css"
@@ -93,12 +93,10 @@ def _environment(zone: tzinfo | None) -> jinja2.Environment:
         word=word,
         reasons_of=reasons_of,
         local=partial(local, zone=zone),
-        shown=three_digits,
         duration=duration,
         distribution=_drawn(lambda it: plots.distribution(it.title, it.unit, it.before, it.after)),
         intervals=_drawn(plots.intervals),
         timeline=_drawn(plots.timeline),
-        brief=brief,
     )
     return environment
 

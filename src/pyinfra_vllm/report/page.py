@@ -80,7 +80,7 @@ def shown_switches(answers: Sequence[Answer[Look]]) -> list[Shown]:
     return [show(item, told[item.host, item.service, item.tx]) for item in reversed(switches(answers))]
 
 
-def _environment(zone: tzinfo | None) -> jinja2.Environment:
+def _environment(zone: tzinfo | None = None) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text),
         autoescape=True,

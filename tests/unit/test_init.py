@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from pyinfra_vllm import fleet, shipped
+from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
+from pyinfra_vllm.cli import cli
 from pyinfra_vllm.commands import init
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+def entry(repo: str) -> Checkpoint:
+    files = tuple(File(path=path, size=1, sha256="0" * 64) for path in ("config.json", "model.safetensors"))
+    return Checkpoint(
+        repo=repo, revision="main", commit="0" * 40, files=files, config={"model_type": "qwen3"}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -94,10 +105,40 @@ def test_it_has_about_a_dozen_lines_of_settings(run: Any) -> None:
     assert len(settings) <= 16
 
 
-def test_what_ci_runs_ends_well_where_the_lock_is_missing_only(run: Any) -> None:
+def calls(script: str) -> list[list[str]]:
+    """The words of each call of our command in a script of the project."""
+    return [shlex.split(line)[1:] for line in Path(script).read_text().splitlines() if line[:8] == "pyinfra-"]
+
+
+def test_ci_checks_the_declaration_and_shows_the_plan(run: Any) -> None:
     run("init")
-    done = subprocess.run(["sh", "-n", ".ci/check"], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert [words[0] for words in calls(".ci/check")] == ["validate"]
+    assert [words[0] for words in calls(".ci/plan")] == ["plan"]
+    for name, *words in (*calls(".ci/check"), *calls(".ci/plan")):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert command.make_context(name, words).params["inventory"] == init.INVENTORY
+
+
+def in_ci(script: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    return subprocess.run(
+        ["sh", script], env={"PATH": path, "HOME": "/"}, capture_output=True, text=True, check=False
+    )
+
+
+def test_what_ci_runs_passes_a_new_project_and_stops_a_broken_one(run: Any) -> None:
+    run("init", "--host", "gpu-1.invalid", "--model", "Qwen/Qwen3-14B-AWQ")
+    missing = in_ci(".ci/check")
+    assert missing.returncode == 2 and f"pyinfra-vllm lock {init.INVENTORY}" in missing.stdout
+    Lock([entry("Qwen/Qwen3-14B-AWQ")]).dump()
+    done = in_ci(".ci/check")
+    assert done.returncode == 0 and f"{init.INVENTORY} is valid: 1 host." in done.stdout, done.stderr
+    settings = Path("group_data/prod.py")
+    settings.write_text(settings.read_text().replace('"port": 8000', '"port": 80000'))
+    broken = in_ci(".ci/check")
+    assert broken.returncode == 2 and "port" in broken.stdout + broken.stderr
+    assert in_ci(".ci/plan").returncode == 2, "no host is asked about an invalid declaration"
 
 
 def test_a_projects_own_file_counts_first(empty: Path) -> None:

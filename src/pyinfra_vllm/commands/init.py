@@ -56,6 +56,7 @@ def files(hosts: Sequence[str], models: Sequence[str]) -> dict[str, str]:
         f"group_data/{GROUP}.py": _filled("group_data.py.j2", values),
         ".gitignore": _filled("gitignore", values),
         ".ci/check": _filled("check", values),
+        ".ci/plan": _filled("plan", values),
     }
 
 

@@ -237,7 +237,15 @@ def fleet_of_24(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Answer[Look
         17: Answer("", went_back.value),
         20: Answer("", stopped),
     }
-    return [replace(others.get(number, kept), host=f"gpu-{number:02}") for number in range(1, 25)]
+    found = [replace(others.get(number, kept), host=f"gpu-{number:02}") for number in range(1, 25)]
+    return [replace(one, value=one.value and replace(one.value, gpus=(gpu(),))) for one in found]
+
+
+def gpu(used_mib: int | None = 62668, unit: str | None = "vllm-chat.service") -> dict[str, Any]:
+    """One card as on_host/inspect_gpus.py tells it, with one process on it."""
+    process = {"pid": 4711, "unit": unit, "used_mib": used_mib, "name": "VLLM::EngineCore"}
+    card = {"index": 0, "name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559, "used_mib": used_mib}
+    return {**card, "split": False, "processes": [process]}
 
 
 MORNING = datetime(2026, 11, 21, 7, 30, tzinfo=UTC)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -27,6 +28,7 @@ from pyinfra_vllm.report import evidence, plots
 from pyinfra_vllm.report.history import local
 from pyinfra_vllm.report.looking import Look
 from pyinfra_vllm.report.page import render, shown_switches
+from pyinfra_vllm.report.status import memory_of
 from pyinfra_vllm.text import duration, three_digits
 
 __all__ = ["teller"]
@@ -246,6 +248,17 @@ def test_a_time_that_is_none_is_told_before_anything_is_written(tmp_path: Path) 
     done = CliRunner().invoke(report, asked, standalone_mode=False)
     assert isinstance(done.exception, DeclarationError) and "--since 'tuesday'" in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_gpu_memory_is_that_of_the_cards_that_the_service_runs_on(teller: Teller) -> None:
+    mine, other = nights.gpu(), nights.gpu(9000, "vllm-coder.service")
+    assert memory_of("chat", [mine, other]) == "61.2 of 79.6 GiB"
+    assert memory_of("chat", [mine, mine]) == "122.4 of 159.3 GiB, 2 GPUs"
+    assert memory_of("chat", [{**mine, "split": True}, {**mine, "memory_mib": 40192}]) == "61.2 of 39.2 GiB"
+    assert memory_of("chat", [nights.gpu(None)]) == memory_of("chat", [other]) == memory_of("chat", []) == ""
+    look = replace(teller.look(), gpus=(mine,))
+    assert "61.2 of 79.6 GiB" in render("x", [Answer("gpu1", look)], nights.MORNING)
+    assert "GPU memory</th>" not in render("x", [teller.answer()], nights.MORNING)
 
 
 @pytest.mark.parametrize("out", ["/proc/nope", "full/out"])

@@ -10,6 +10,8 @@ from ..asking import Host, fact
 from ..checkpoint import LOCK_FILE, Lock
 from ..config import Fleet
 from ..errors import RolloutError
+from ..facts._told import asked
+from ..facts.gpu import Gpus
 from ..facts.record import Record, Running
 from ..inventory import root_of
 from ..release import same_but_for_values
@@ -35,11 +37,15 @@ class Wish:
 
 @dataclass(frozen=True)
 class Look:
-    """The answer of one host: each service as on_host/observe.py and on_host/recall.py say it."""
+    """The answer of one host: each service as on_host/observe.py and on_host/recall.py say it.
+
+    gpus: as on_host/inspect_gpus.py says it; () where nobody asked or nvidia-smi gave no answer
+    """
 
     running: list[dict[str, Any]]
     record: dict[str, dict[str, Any]]
     wishes: tuple[Wish, ...] | None = field(default=None)  # None: the declaration could not be read
+    gpus: tuple[dict[str, Any], ...] = ()
 
 
 Question = Callable[[Host], Look]
@@ -61,11 +67,12 @@ def at_history(newest: int = NEWEST) -> Question:
 
 
 def at_report(fleet: Fleet | None, newest: int, max_bytes: int = MAX_EVIDENCE_BYTES) -> Question:
-    """The running release, and the switches of each service with their evidence."""
+    """The running release, the switches of each service with their evidence, and the GPUs."""
 
     def question(host: Host) -> Look:
         told = _record(host, newest, max_bytes)
-        return Look(fact(host, Running, root=root_of(host)), told, _wishes(host, fleet))
+        gpus = asked(host, Gpus, _ignore_errors=True)["gpus"]
+        return Look(fact(host, Running, root=root_of(host)), told, _wishes(host, fleet), tuple(gpus))
 
     return question
 

@@ -22,7 +22,7 @@ from .evidence import Shown, show
 from .headline import by_severity, headline, period, went_back
 from .history import left_out, local, problems, switches
 from .looking import Look
-from .status import rows, word
+from .status import memory_of, rows, word
 from .tables import reasons_of
 
 TEMPLATE, STYLE = "page.html.j2", "page.css"
@@ -60,12 +60,23 @@ def render(
             left_out=left_out(answers, about.began),
             style=Markup(_text(STYLE)),  # our own file
             rows=by_severity(found, went_back(item for item in told if item in about)),
+            memory=_memory(answers),
             shown=shown,
             open_first=OPEN,
             missing=problems(answers),
             declaration=declaration,
         )
     )
+
+
+def _memory(answers: Sequence[Answer[Look]]) -> dict[tuple[str, str], str]:
+    """(host, service) -> the GPU memory in use."""
+    return {
+        (answer.host, service["service"]): memory_of(service["service"], answer.value.gpus)
+        for answer in answers
+        if answer.value is not None
+        for service in answer.value.running
+    }
 
 
 def shown_switches(answers: Sequence[Answer[Look]]) -> list[Shown]:

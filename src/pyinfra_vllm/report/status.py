@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..asking import Answer
+from ..text import gpu_memory
 from .looking import Look, Wish
 
 OK, CHANGING, DRIFT, DOWN, UNPROVEN = "ok", "switching", "drift", "down", "unproven"
@@ -72,6 +73,21 @@ def word(row: Row) -> str:
     """The state as people are told it."""
     stopped = row.state == DRIFT and row.current is not None and row.running is None
     return STOPPED if stopped else row.state
+
+
+def memory_of(service: str, gpus: Iterable[dict[str, Any]]) -> str:
+    """The GPU memory in use now where the service runs: `61.2 of 79.6 GiB`; empty where nobody can tell.
+
+    + gpus: every card and instance of the host (on_host/inspect_gpus.py)
+    """
+    unit = f"vllm-{service}.service"
+    own = [gpu for gpu in gpus if not gpu.get("split") and unit in {one["unit"] for one in gpu["processes"]}]
+    sizes = [(gpu.get("used_mib"), gpu.get("memory_mib")) for gpu in own]
+    if not own or any(None in pair for pair in sizes):
+        return ""
+    used, whole = (gpu_memory(sum(side)) for side in zip(*sizes, strict=True))
+    cards = f", {len(own)} GPUs" if len(own) > 1 else ""
+    return f"{used.removesuffix(' GiB')} of {whole}{cards}"
 
 
 def severity(row: Row) -> int:

@@ -28,10 +28,11 @@ LABELS = {"tokens_per_s": "tokens/s", "ttft_s": "first token", "tpot_s": "per to
 
 @dataclass(frozen=True)
 class Samples:
-    """One metric of one phase (`key`) on both sides; `unit` is ms or tokens/s."""
+    """One metric of one phase (`key`), with so many streams, on both sides; `unit` is ms or tokens/s."""
 
     title: str
     key: tuple[str, str]
+    streams: float
     unit: str
     before: tuple[float, ...]
     after: tuple[float, ...]
@@ -161,6 +162,7 @@ def samples(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list
     found = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         pair = [side.get(name) for side in sides]
+        streams = next(phase["concurrency"] for phase in pair if phase)
         for metric, unit, values in (
             ("ttft_s", "ms", _first_tokens),
             ("tpot_s", "ms", _per_token),
@@ -168,7 +170,7 @@ def samples(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list
         ):
             both = [tuple(values(phase)) if phase else () for phase in pair]
             if any(both):
-                found.append(Samples(title(metric, name), (metric, name), unit, both[0], both[1]))
+                found.append(Samples(title(metric, name), (metric, name), streams, unit, both[0], both[1]))
     return found
 
 

@@ -24,6 +24,7 @@ from .history import left_out, local, problems, switches
 from .looking import Look
 from .status import memory_of, rows, word
 from .tables import reasons_of
+from .trends import newest, picture, span, trends
 
 TEMPLATE, STYLE = "page.html.j2", "page.css"
 # Switches whose details are open at first: the newest, and what went wrong lately.
@@ -50,6 +51,7 @@ def render(
     found, shown = rows(answers), shown_switches(answers)
     told = [item.switch for item in shown]
     about = period(at, zone, since)
+    found_trends = trends(shown, zone)
     return (
         _environment(zone)
         .get_template(TEMPLATE)
@@ -62,6 +64,10 @@ def render(
             rows=by_severity(found, went_back(item for item in told if item in about)),
             memory=_memory(answers),
             shown=shown,
+            trends=found_trends,
+            span=span(found_trends.values()),
+            newest=newest,
+            picture=lambda *what: Markup(picture(*what)),
             open_first=OPEN,
             missing=problems(answers),
             declaration=declaration,

@@ -1,4 +1,4 @@
-"""Small plots as inline SVG: two distributions, ratios with their intervals, a timeline.
+"""Small plots as inline SVG: two distributions, ratios with their intervals, a timeline, a trend.
 
 Pure: numbers in, markup out.
 
@@ -24,6 +24,8 @@ ROW = 54
 AXIS = 26
 POINTS = 72
 MOST_RUGS = 80
+TREND = (150, 30)  # width and height of a trend
+LEAST_SPAN = 0.2  # of the highest value: a trend's axis covers at least that, so that noise stays small
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -70,6 +72,16 @@ class Span:
     began_s: float
     took_s: float
     state: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One night of a trend: days since the first one, its value, that in words, and whether it went badly."""
+
+    day: int
+    value: float
+    words: str
+    bad: bool
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
@@ -241,8 +253,30 @@ def timeline(spans: Sequence[Span]) -> str:
     return _svg(bottom + AXIS - 6, f"Timeline: {label}", parts)
 
 
-def _svg(height: float, label: str, parts: Sequence[str]) -> str:
+def trend(title: str, points: Sequence[Point], days: int, *, bars: bool = False) -> str:
+    """One value a night from the first to `days` later: a line with dots, or bars from 0."""
+    if not points:
+        return ""
+    values = [point.value for point in points]
+    low, high = (0.0 if bars else min(values)), max(values)
+    if not bars:
+        missing = max(0.0, LEAST_SPAN * high - (high - low)) / 2
+        low, high = low - missing, high + missing
+    across, up = Scale(0.0, days, 6, TREND[0] - 6), Scale(low, high, TREND[1] - 6, 6)
+    places = [(f"{across(point.day):.1f}", f"{up(point.value):.1f}") for point in points]
+    parts = []
+    if not bars:
+        parts.append(f'<polyline class="line" points="{" ".join(map(",".join, places))}"/>')
+    for point, (x, y) in zip(points, places, strict=True):
+        kind = "bad" if point.bad else "good"
+        shape = f'<path class="{kind}" d="M{x} {TREND[1] - 4}V{y}"/>' if bars else ""
+        shape = shape or f'<circle class="{kind}" cx="{x}" cy="{y}" r="3"/>'
+        parts.append(f"<g><title>{escape(point.words)}</title>{shape}</g>")
+    return _svg(TREND[1], f"{title}: {'; '.join(point.words for point in points)}", parts, TREND[0], "trend")
+
+
+def _svg(height: float, label: str, parts: Sequence[str], width: float = WIDTH, name: str = "plot") -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
+        f'<svg class="{name}" viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{escape(label)}">'
         f"{''.join(parts)}</svg>"
     )

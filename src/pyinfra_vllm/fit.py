@@ -2,7 +2,7 @@
 
 All figures are for one GPU: of a tensor-parallel group, and of the fullest pipeline stage. The formulas are
 vLLM's own where it has one (KV cache pages, the share of memory it takes) and estimates fitted to its logs
-elsewhere (`runtimes.yaml`, section memory).
+elsewhere (`runtimes.yaml`, section memory). How a request's KV cache is laid out: kv_layout.py.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pyinfra_vllm import kv_layout
 from pyinfra_vllm.catalog import table
 from pyinfra_vllm.catalog.gpus import GIB, MIB, Gpu
 from pyinfra_vllm.catalog.shapes import Shape
+from pyinfra_vllm.kv_layout import Layout
 
-BLOCK = 16  # tokens of a KV cache block on CUDA (config/cache.py); the sizes below are exact multiples of it
 DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
 KV_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "nvfp4": 0.5625, "turboquant": 0.5}
+STEP = 256  # tokens: a context length that is offered is a multiple of it
 SCALE_BYTES = 2  # float16 scale of one group of one column
 
 
@@ -40,6 +42,9 @@ class Load:
     kernels: tuple[str, ...] = ()
     pipeline_parallel_size: int = 1
     kv_cache_bytes: int | None = None  # fixed by --kv-cache-memory-bytes or, on CPU, VLLM_CPU_KVCACHE_SPACE
+    batches_in_flight: int = 1  # steps that are scheduled before the first of them has ended
+    bounded_caches: bool = True  # False: --disable-hybrid-kv-cache-manager
+    offload_bytes: int = 0  # of weights on each GPU, kept in the host's memory (--cpu-offload-gb)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,10 @@ class Fit:
     kv_tokens: int
     max_concurrency: float
     fits: bool
+    request_bytes: int = 0  # KV cache and states of one request of max_model_len
+    sequences: int | None = (
+        None  # the most at a time, where each holds blocks with states; None: no such limit
+    )
     overhead_bytes: int = 0
     requested_bytes: int = 0
     kv_room_bytes: int = 0
@@ -77,7 +86,8 @@ def predict(shape: Shape, gpu: Gpu, load: Load) -> Fit:
     requested = int(gpu.usable_bytes * load.utilization)
     room = load.kv_cache_bytes if load.kv_cache_bytes is not None else requested - weights - overhead
     room = max(0, room)
-    tokens = _kv_tokens(shape, load, room, per_token)
+    laid = layout(shape, load)
+    tokens = _kv_tokens(laid, load, room, per_token)
     concurrency = tokens / load.max_model_len if load.max_model_len else 0.0
     return Fit(
         weights_bytes=weights,
@@ -85,6 +95,8 @@ def predict(shape: Shape, gpu: Gpu, load: Load) -> Fit:
         kv_tokens=tokens,
         max_concurrency=round(concurrency, 2),
         fits=load.max_model_len > 0 and tokens >= load.max_model_len,
+        request_bytes=laid.request_bytes(load.max_model_len),
+        sequences=room // laid.block_bytes if shape.state and laid.block_bytes else None,
         overhead_bytes=overhead,
         requested_bytes=requested,
         kv_room_bytes=room,
@@ -106,7 +118,8 @@ def weights_bytes(shape: Shape, load: Load) -> int:
         layers = total - _embedding_parameters(shape) * value_bytes(load)
         total = layers * _of_stage(shape.layers, load) / shape.layers
         total += shape.vocabulary * shape.hidden * value_bytes(load)
-    return int(total * (1 + memory["loading_share"]) / load.tensor_parallel_size)
+    on_gpu = int(total * (1 + memory["loading_share"]) / load.tensor_parallel_size)
+    return max(0, on_gpu - load.offload_bytes)
 
 
 def _of_stage(layers: int, load: Load) -> int:
@@ -183,8 +196,10 @@ def linear_parameters(shape: Shape) -> int:
 
 
 def _attention_parameters(shape: Shape) -> int:
+    if shape.attention_parameters:
+        return shape.attention_parameters
     attention = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
-    if shape.hybrid:  # gated attention: the query projection also carries a gate of its own size
+    if shape.linear_heads:  # gated attention: the query projection also carries a gate of its own size
         attention += shape.hidden * shape.head_dim * shape.heads
     return attention
 
@@ -196,17 +211,37 @@ def _mlp_parameters(shape: Shape) -> int:
 
 
 def kv_bytes_per_token(shape: Shape, load: Load) -> int:
-    """VLLM's page size per token (v1/kv_cache_interface.py): layers x KV heads x (K + V) x bytes; heads are
-    never split.
+    """Bytes of one more token of a long request: the layers that keep every token, or where none does, all.
 
     A layer that drafts has full attention and a cache of its own (models/qwen3_5_mtp.py, `layer_type`).
     """
-    width = kv_value_bytes(load)
-    layers = _of_stage(shape.attention_layers, load) + load.draft_layers
-    if shape.latent_kv:
-        return int(layers * shape.latent_kv * width)
-    heads = max(1, shape.kv_heads // load.tensor_parallel_size)
-    return int(layers * heads * 2 * shape.head_dim * width)
+    caches = kv_layout.caches(shape.caches, load.draft_layers, load.bounded_caches)
+    whole = [cache for cache in caches if not (cache.window or cache.chunk)] or list(caches)
+    return int(
+        sum(
+            _of_stage(cache.layers, load)
+            * kv_layout.heads(cache, load.tensor_parallel_size)
+            * cache.values
+            * kv_value_bytes(load)
+            for cache in whole
+        )
+    )
+
+
+def layout(shape: Shape, load: Load) -> Layout:
+    """How vLLM lays out what the layers keep for a request."""
+    return kv_layout.layout(
+        kv_layout.caches(shape.caches, load.draft_layers, load.bounded_caches),
+        shape.state.layers if shape.state else 0,
+        state_bytes(shape, load),
+        kv_layout.Settings(
+            width=kv_value_bytes(load),
+            tensor_parallel_size=load.tensor_parallel_size,
+            pipeline_parallel_size=load.pipeline_parallel_size,
+            in_flight=load.batches_in_flight * load.max_num_batched_tokens,
+            states=(2 if load.prefix_caching else 1) + load.speculative_tokens,
+        ),
+    )
 
 
 def kv_value_bytes(load: Load) -> float:
@@ -217,23 +252,29 @@ def kv_value_bytes(load: Load) -> float:
     return float(DTYPE_BYTES.get(load.kv_cache_dtype, value_bytes(load)))
 
 
-def state_bytes_per_sequence(shape: Shape, load: Load) -> int:
-    """Bytes of the linear-attention layers for each sequence: convolution windows in 16 bits, states in 32
-    bits.
+def state_bytes(shape: Shape, load: Load) -> int:
+    """Bytes that one layer keeps for one state: the convolution's last inputs and the recurrent state.
 
-    How many of both: MambaSpec.max_memory_usage_bytes (v1/kv_cache_interface.py, 0.32.0): one for the
-    sequence and one for each drafted token, and with prefix caching (cache mode `align`) one more. Each
-    window also holds the drafted tokens (MambaStateShapeCalculator.gated_delta_net_state_shape).
+    Each window also holds the drafted tokens (MambaStateShapeCalculator.gated_delta_net_state_shape).
     """
-    if not shape.hybrid or not shape.linear_heads:
+    state = shape.state
+    if state is None:
         return 0
-    window = max(0, shape.linear_kernel - 1 + load.speculative_tokens)
-    convolution = (2 * shape.linear_keys + shape.linear_values) * window * value_bytes(load)
-    head_keys = shape.linear_values // shape.linear_heads
-    state = shape.linear_values * head_keys * 4
+    window = max(0, state.kernel - 1 + load.speculative_tokens)
+    convolution = state.channels * window * value_bytes(load)
+    return (convolution + state.values * (state.width or value_bytes(load))) // load.tensor_parallel_size
+
+
+def state_bytes_per_sequence(shape: Shape, load: Load) -> int:
+    """Bytes of the states of each sequence, before they are padded to whole blocks.
+
+    How many: MambaSpec.max_memory_usage_bytes (v1/kv_cache_interface.py, 0.32.0): one for the
+    sequence and one for each drafted token, and with prefix caching (cache mode `align`) one more.
+    """
+    if shape.state is None:
+        return 0
     states = (2 if load.prefix_caching else 1) + load.speculative_tokens
-    linear_layers = _of_stage(shape.layers - shape.attention_layers, load)
-    return linear_layers * states * (convolution + state) // load.tensor_parallel_size
+    return _of_stage(shape.state.layers, load) * states * state_bytes(shape, load)
 
 
 def overhead_bytes(shape: Shape, load: Load) -> int:
@@ -273,17 +314,23 @@ def longest(shape: Shape, fit: Fit, load: Load) -> int:
     """The largest max_model_len, in steps of 256 tokens, of which one request has room where `fit` was
     predicted.
     """
-    room = fit.kv_room_bytes - state_bytes_per_sequence(shape, load)
-    tokens = max(0, room) // max(1, fit.kv_bytes_per_token)
-    return min(tokens, shape.max_position or tokens) // 256 * 256
+    laid = layout(shape, load)
+    least, most = 0, (shape.max_position or load.max_model_len) // STEP
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (
+            (middle, most) if laid.request_bytes(middle * STEP) <= fit.kv_room_bytes else (least, middle - 1)
+        )
+    return least * STEP
 
 
-def _kv_tokens(shape: Shape, load: Load, room: int, per_token: int) -> int:
+def _kv_tokens(laid: Layout, load: Load, room: int, per_token: int) -> int:
+    """Tokens as vLLM reports them: full-length requests x max_model_len where a request is more than its
+    tokens (from 0.22), else the blocks' tokens.
+    """
     if per_token == 0:
         return 0
-    state = state_bytes_per_sequence(shape, load)
-    if state and load.max_model_len:
-        # from 0.22 vLLM reports tokens as full-length requests x max_model_len, and each holds one state
-        sequences = room / (load.max_model_len * per_token + state)
-        return int(sequences * load.max_model_len)
-    return room // (per_token * BLOCK) * BLOCK
+    if laid.plain or not load.max_model_len:
+        return room // (per_token * kv_layout.BLOCK) * kv_layout.BLOCK
+    blocks = laid.blocks(load.max_model_len)
+    return room // laid.block_bytes * load.max_model_len // blocks

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 from resolving import resolve
 
 from pyinfra_vllm.catalog import gpus, shapes
@@ -16,7 +17,9 @@ WAYS = re.compile(r"What would make it fit: (.*)")
 TRIED: dict[str, Callable[[str], dict[str, Any]]] = {
     "max_model_len: ": lambda text: {"max_model_len": int(text.split()[1])},
     "the variant ": lambda text: {"variants": [text.split()[-1]]},
-    "flags: ": lambda text: {"flags": {"gpu-memory-utilization": 0.95}},
+    "flags: ": lambda text: {
+        "flags": yaml.safe_load(text.removeprefix("flags: ").partition("}")[0] + "}"),
+    },
     "the AWQ checkpoint": lambda text: {},
 }
 

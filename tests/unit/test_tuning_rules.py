@@ -11,6 +11,10 @@ from resolving import resolve, values
 from pyinfra_vllm.catalog import gpus, shapes, table
 from pyinfra_vllm.tuning import Resolution
 
+GEMMA = shapes.from_config(
+    "a/gemma",
+    {"model_type": "gemma3_text", "hidden_size": 640, "num_hidden_layers": 6, "num_attention_heads": 4},
+)
 LOCKED_WITH_VISION = replace(shapes.find("Qwen/Qwen3.5-4B") or pytest.fail(), weights_bytes=9 * gpus.GIB)
 
 
@@ -123,6 +127,14 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         "is 4096 and the context 8192",
     ),
     "family-needs-version": ({"model": "Qwen/Qwen3.5-4B", "runtime": "0.16.0"}, "needs vLLM 0.17 or newer"),
+    "float16-is-refused-by-some-models": (
+        {"model": GEMMA, "gpu": "Tesla T4", "max_model_len": 4096},
+        "vLLM refuses it for gemma3_text",
+    ),
+    "layers-of-an-unknown-kind": (
+        {"model": replace(GEMMA, uncounted=("conv",))},
+        "of kind conv keep something",
+    ),
     "context-longer-than-trained": ({"max_model_len": 50_000}, "more than the 40960 positions"),
     "memory-share-is-at-most-one": ({"flags": {"gpu-memory-utilization": 92}}, "0.92, not 92"),
 }

@@ -1,21 +1,22 @@
 """Reads a model's size from its config.json: layers, heads, quantization. Pure; reads no weights.
 
-Hugging Face's keys are kept as they are; multimodal configs keep the text model's under `text_config`.
+Hugging Face's keys are kept as they are; multimodal configs keep the text model's under `text_config`. A key
+that a config leaves out has the value of its configuration class (class_defaults.json).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pyinfra_vllm.catalog import layers as kept
 from pyinfra_vllm.catalog import table
 from pyinfra_vllm.errors import DeclarationError
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 QUANTIZED_NAME = re.compile(r"(.+?)[-_.](?:awq|int4|4bit|w4a16)\b.*", re.IGNORECASE)
-LINEAR = "linear_attention"
 LARGEST = 2**31 - 1  # of any number in a config.json: no model is near it, and arithmetic stays within floats
 
 
@@ -44,7 +45,7 @@ class Shape:
     intermediate: int
     heads: int
     kv_heads: int
-    head_dim: int
+    head_dim: int  # of K; that of V is `value_dim` where it differs
     vocabulary: int
     tied: bool
     max_position: int
@@ -63,10 +64,23 @@ class Shape:
     vision: bool = False
     weights_bytes: int | None = None  # of the checkpoint's tensors, where they were counted
     family: Mapping[str, Any] = field(default_factory=dict)
+    value_dim: int = 0
+    attention_parameters: int = 0  # of one layer, where queries, keys and values are projected in two steps
+    kv_caches: tuple[kept.Cached, ...] = ()  # where not all attention layers keep the same; see `caches`
+    state: kept.State | None = None
+    uncounted: tuple[str, ...] = ()  # kinds of layers that keep something whose size isn't known here
 
     @property
     def hybrid(self) -> bool:
-        return self.attention_layers < self.layers
+        return self.state is not None
+
+    @property
+    def caches(self) -> tuple[kept.Cached, ...]:
+        """The attention layers by the KV cache that they keep."""
+        if self.kv_caches:
+            return self.kv_caches
+        values = self.latent_kv or self.head_dim + (self.value_dim or self.head_dim)
+        return (kept.Cached(self.attention_layers, 1 if self.latent_kv else self.kv_heads, values),)
 
 
 def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None = None) -> Shape:
@@ -78,30 +92,36 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
 
     Raises DeclarationError naming a missing key.
     """
-    text = config.get("text_config") or config
-    if not isinstance(text, Mapping):
-        raise DeclarationError(f"{name}: `text_config` in its config.json is no map")
+    text = _text(config, name)
     heads = _need(text, "num_attention_heads", name)
     hidden = _need(text, "hidden_size", name)
-    layers = _need(text, "num_hidden_layers", name)
+    count = _need(text, "num_hidden_layers", name)
 
     def number(*keys: str) -> int:
         return _number(text, keys, name)
 
     latent = number("kv_lora_rank")
+    kinds = kept.kinds(number, text, count)
+    kv_heads = number("num_key_value_heads") or heads
+    head_dim = number("head_dim") or hidden // heads
     return Shape(
         name=name,
         model_type=str(config.get("model_type", "unknown")),
-        layers=layers,
-        attention_layers=_attention_layers(text, layers, number("full_attention_interval")),
+        layers=count,
+        attention_layers=sum(kind in kept.ATTENTION for kind in kinds),
         hidden=hidden,
         intermediate=number("intermediate_size"),
         heads=heads,
-        kv_heads=number("num_key_value_heads") or heads,
-        head_dim=number("head_dim") or hidden // heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_dim=number("v_head_dim"),
+        attention_parameters=_latent_parameters(number, hidden, heads) if latent else 0,
+        kv_caches=() if latent else kept.caches(number, text, kinds, kv_heads, head_dim),
+        state=kept.state(number, text, kinds),
+        uncounted=kept.uncounted(text, kinds),
         vocabulary=_need(text, "vocab_size", name),
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        max_position=number("max_position_embeddings"),
+        max_position=_context(text, number("max_position_embeddings"), name),
         dtype=_dtype(config, text),
         quantization=_quantization(config, text, name),
         experts=number("num_experts", "n_routed_experts", "num_local_experts"),
@@ -195,11 +215,61 @@ def _number(config: Mapping[str, Any], keys: Iterable[str], name: str) -> int:
     return 0
 
 
-def _attention_layers(text: Mapping[str, Any], layers: int, interval: int) -> int:
-    kinds = text.get("layer_types")
-    if isinstance(kinds, list | tuple) and kinds:
-        return sum(kind != LINEAR for kind in kinds)
-    return layers // interval if interval else layers
+def _text(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The text model's part of a config.json, with its class's value for each key that it leaves out."""
+    defaults: Mapping[str, Mapping[str, Any]] = table("class_defaults.json")["defaults"]
+    text = config.get("text_config") or config
+    if not isinstance(text, Mapping):
+        raise DeclarationError(f"{name}: `text_config` in its config.json is no map")
+    kind = str(text.get("model_type"))
+    row = defaults.get(kind, {})
+    if "text" in row:  # the class of a multimodal model: its text model's class
+        row = defaults.get(str(row["text"]), {})
+    elif not row:
+        row = defaults.get(str(defaults.get(str(config.get("model_type")), {}).get("text")), {})
+    return {**row, **text}
+
+
+def _latent_parameters(number: Callable[..., int], hidden: int, heads: int) -> int:
+    """Parameters of one layer of multi-head latent attention (models/deepseek_v2.py)."""
+    queries, latent, rope = number("q_lora_rank"), number("kv_lora_rank"), number("qk_rope_head_dim")
+    nope, values = number("qk_nope_head_dim"), number("v_head_dim")
+    to_queries = queries or hidden
+    return (
+        hidden * queries
+        + to_queries * heads * (nope + rope)
+        + hidden * (latent + rope)
+        + latent * heads * (nope + values)
+        + heads * values * hidden
+    )
+
+
+# Types of rope scaling whose factor is in max_position_embeddings already (config/model.py
+# _get_and_verify_max_len, 0.32.0); gemma3 is one, whatever the type.
+SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+
+
+def _context(text: Mapping[str, Any], positions: int, name: str) -> int:
+    """The context that vLLM derives: the positions, times the factor of a rope scaling that isn't in them."""
+    scaling = text.get("rope_scaling") or text.get("rope_parameters")
+    if not isinstance(scaling, Mapping) or "gemma3" in str(text.get("model_type")):
+        return positions
+    rows = [row for row in scaling.values() if isinstance(row, Mapping)] or [scaling]
+    factor = 1.0
+    for row in rows:
+        kind = row.get("rope_type", row.get("type", "default"))
+        given = row.get("factor")
+        if kind in SCALED_ALREADY or isinstance(given, bool) or not isinstance(given, int | float):
+            continue
+        if not 0 < given <= LARGEST:
+            raise DeclarationError(f"{name}: `factor` of the rope scaling in its config.json is {given}")
+        factor = float(given)
+    original = text.get("original_max_position_embeddings") if _longrope(rows) else None
+    return int(original) if isinstance(original, int) and original > 0 else int(positions * factor)
+
+
+def _longrope(rows: Iterable[Mapping[str, Any]]) -> bool:
+    return any(row.get("rope_type", row.get("type")) == "longrope" for row in rows)
 
 
 def _dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:

@@ -207,6 +207,7 @@ def _memory(fit: Fit | None) -> list[str]:
         f"Memory of each GPU: {fit.requested_bytes / GIB:.1f} GiB taken = {fit.weights_bytes / GIB:.1f}"
         f" weights + {fit.overhead_bytes / GIB:.1f} context, peak and graphs (estimated) + KV cache",
         f"KV cache: {fit.kv_tokens:,} tokens of {fit.kv_bytes_per_token:,} bytes, "
-        f"{fit.max_concurrency:g} requests of {fit.max_model_len:,} tokens at a time",
+        f"{fit.max_concurrency:g} requests of {fit.max_model_len:,} tokens at a time"
+        f" ({fit.request_bytes / GIB:.2f} GiB each)",
         f"Fits: {'yes' if fit.fits else 'no'}",
     ]

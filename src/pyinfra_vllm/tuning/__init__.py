@@ -57,6 +57,8 @@ LOOPBACK = ("127.", "::1", "localhost")
 MOST_GPUS = 1024  # of one service; a larger number is a slip
 LEAST_CONTEXT = 1024  # tokens; a shorter one is not worth offering
 HIGHEST_SHARE = 0.95
+STATES_SHARE = 0.95  # of the blocks predicted for states: the prediction may be 5 % too high
+FEW_SEQUENCES = 16
 # What --linear-backend takes for 4-bit weights (kernels/linear/__init__.py); any other is warned of and
 # passed over.
 LINEAR_BACKENDS = {
@@ -184,7 +186,39 @@ def _decide(request: _Request) -> _Decided:
     _add_refusals(card, version, request.exposed, request.reason, profile)
     kernels = _kernels(shape, card, facts)
     load = _load(facts, kernels)
-    return _Decided(profile, facts, kernels, load, fit.predict(shape, card, load) if load else None)
+    predicted = fit.predict(shape, card, load) if load else None
+    if load and predicted and _keeps_to_states(load, predicted, facts):
+        load = _load(facts, kernels)
+        predicted = fit.predict(shape, card, load) if load else None
+    return _Decided(profile, facts, kernels, load, predicted)
+
+
+def _keeps_to_states(load: fit.Load, predicted: fit.Fit, facts: Facts) -> bool:
+    """Emits fewer sequences where they would be more than the blocks for their states; whether it did.
+
+    Each sequence holds a block of the layers with states, and vLLM ends its start where there are fewer
+    (config/compilation.py resolve_cudagraph_mode_and_sizes).
+    """
+    most = predicted.sequences
+    if most is None or load.max_num_seqs <= most or load.eager or facts.gpu.platform == "cpu":
+        return False
+    fewer = int(most * STATES_SHARE) // 8 * 8
+    if "--max-num-seqs" in facts.profile.declared:
+        facts.profile.fail(
+            f"flags: {{max-num-seqs: {load.max_num_seqs}}} is more than the {most} blocks that the GPU has"
+            f" for the states of {facts.shape.name}, and vLLM ends its start: declare at most {max(1, fewer)}"
+        )
+        return False
+    if not fewer:
+        return False  # it doesn't fit, which is said
+    facts.profile.set(
+        "--max-num-seqs",
+        fewer,
+        f"each sequence holds a block of the layers with states, and the GPU has about {most}: vLLM's own"
+        f" default of {load.max_num_seqs} ends the start",
+        "vllm/config/compilation.py, 0.32.0; vLLM issue 49064",
+    )
+    return True
 
 
 def for_service(
@@ -344,6 +378,13 @@ def _ways(request: _Request, decided: _Decided) -> Iterator[str]:
     more = replace(request, flags={**kept, "gpu-memory-utilization": HIGHEST_SHARE})
     if decided.load.utilization < HIGHEST_SHARE and _works(more, decided):
         yield f"flags: {{gpu-memory-utilization: {HIGHEST_SHARE}}} on a GPU that nothing else uses"
+    few = replace(request, flags={**request.flags, "max-num-seqs": FEW_SEQUENCES})
+    if decided.load.max_num_seqs > FEW_SEQUENCES and _works(few, decided):
+        yield f"flags: {{max-num-seqs: {FEW_SEQUENCES}}} (less memory for CUDA graphs)"
+    one_step = replace(request, flags={**request.flags, "async-scheduling": False})
+    bounded = any(cache.window or cache.chunk for cache in request.shape.caches)
+    if bounded and decided.load.batches_in_flight > 1 and _works(one_step, decided):
+        yield "flags: {async-scheduling: false} (one step's tokens fewer in each window)"
     for count in tensor_parallel_choices(request.shape):
         if count > request.gpu_count and _works(replace(request, gpu_count=count), decided):
             yield f"{count} GPUs"
@@ -366,7 +407,8 @@ def _does_not_fit(request: _Request, predicted: fit.Fit) -> str:
         f"{predicted.weights_bytes / gpus.GIB:.1f} GiB of weights and"
         f" {predicted.overhead_bytes / gpus.GIB:.1f} GiB beside them leave {room / gpus.GIB:.1f} of"
         f" {predicted.requested_bytes / gpus.GIB:.1f} GiB for the KV cache, {predicted.kv_tokens} tokens,"
-        f" and max_model_len is {predicted.max_model_len}"
+        f" and one request of max_model_len {predicted.max_model_len} needs"
+        f" {predicted.request_bytes / gpus.GIB:.2f} GiB"
     )
 
 
@@ -396,7 +438,21 @@ def _load(facts: Facts, kernels: Sequence[str]) -> fit.Load | None:
         kernels=tuple(kernels),
         pipeline_parallel_size=pipeline_parallel_size(facts),
         kv_cache_bytes=_fixed_cache_bytes(facts, facts.gpu),
+        batches_in_flight=_batches_in_flight(facts),
+        bounded_caches=facts["--disable-hybrid-kv-cache-manager"] is not True,
+        offload_bytes=int(float(facts["--cpu-offload-gb"] or 0) * gpus.GIB),
     )
+
+
+def _batches_in_flight(facts: Facts) -> int:
+    """Steps that may be scheduled before the first has ended: layers with a window keep their tokens, too
+    (config/vllm.py max_in_flight_tokens; counted by vLLM from 0.26 on, issue 49878).
+    """
+    if versions.below(facts.fixed["vllm"], "0.26"):
+        return 1
+    stages = pipeline_parallel_size(facts)
+    alone = facts.gpu.platform == "cpu" or facts["--async-scheduling"] is False
+    return stages if alone else stages + 1
 
 
 def _prefix_caching(facts: Facts) -> bool:

@@ -42,13 +42,14 @@ def of_request(shape: Shape, gpu: Gpu, runtime_version: str) -> dict[str, Any]:
         "quantized": shape.quantization is not None,
         "quantization": shape.quantization.method if shape.quantization else None,
         "heads": shape.heads,
-        "kv_heads": shape.kv_heads,
+        "kv_heads": kv_heads(shape),
         "intermediate": shape.intermediate,
         "experts": shape.experts,
         "quantization_groups": quantization_groups(shape),
         "expert_groups": expert_groups(shape),
         "mtp_layers": shape.mtp_layers,
         "hybrid": shape.hybrid,
+        "uncounted": ", ".join(shape.uncounted) or None,
         "vision": shape.vision,
         "weights_counted": bool(shape.weights_bytes),
         "max_position": shape.max_position or None,
@@ -102,7 +103,7 @@ def quantization_groups(shape: Shape) -> int:
     quantization = shape.quantization
     if not quantization or quantization.group_size <= 0:
         return 0
-    groups = [shape.heads * shape.head_dim // quantization.group_size]
+    groups = [shape.heads * (shape.value_dim or shape.head_dim) // quantization.group_size]
     if not shape.experts:
         groups.append(shape.intermediate // quantization.group_size)
     return math.gcd(*groups)
@@ -123,9 +124,13 @@ def splits(shape: Shape, count: int, expert_parallel: bool = False) -> bool:
     numbers = [shape.heads, quantization_groups(shape)]
     numbers.append(0 if expert_parallel else expert_groups(shape))
     numbers.append(0 if shape.experts else shape.intermediate)
-    return all(number % count == 0 for number in numbers) and (
-        shape.kv_heads % count == 0 or count % shape.kv_heads == 0
-    )
+    heads = kv_heads(shape)
+    return all(number % count == 0 for number in numbers) and (heads % count == 0 or count % heads == 0)
+
+
+def kv_heads(shape: Shape) -> int:
+    """KV heads that tensor parallelism shares; a latent (MLA) is one that every GPU has."""
+    return 1 if shape.latent_kv else shape.kv_heads
 
 
 def tensor_parallel_choices(shape: Shape) -> list[int]:
@@ -289,9 +294,9 @@ def _spare_gib(facts: Facts) -> float | None:
 
 
 def _cpu_kv_cache_gib(facts: Facts) -> int:
-    tokens = (facts.fixed["max_model_len"] or facts.shape.max_position) * CPU_SEQUENCES
-    load = fit.Load(1, tokens, 1.0, 1, 1)
-    return max(1, math.ceil(tokens * fit.kv_bytes_per_token(facts.shape, load) / GIB))
+    tokens = facts.fixed["max_model_len"] or facts.shape.max_position
+    request = fit.layout(facts.shape, fit.Load(1, tokens, 1.0, 1, 1)).request_bytes(tokens)
+    return max(1, math.ceil(CPU_SEQUENCES * request / GIB))
 
 
 def _choices(facts: Facts) -> str:

@@ -1,0 +1,162 @@
+"""Public reports of people who serve models, rebuilt: each with its right value and where that is from.
+
+tests/fixtures/field/models.json: configurations with the bytes of the weights. kv_cache.json: configurations
+with the bytes of one request of so many tokens, as vLLM 0.32.0 itself says (scripts/ask_kv_cache.py).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from resolving import values
+
+from pyinfra_vllm import fit, tuning
+from pyinfra_vllm.catalog import gpus, shapes
+from pyinfra_vllm.catalog.shapes import Shape
+from pyinfra_vllm.tuning import Resolution
+
+FIELD = Path(__file__).parents[1] / "fixtures/field"
+LISTED = json.loads((FIELD / "models.json").read_text())
+MODELS = {each["repo"].removeprefix("acme/"): each for each in LISTED}
+REQUESTS = json.loads((FIELD / "kv_cache.json").read_text())
+
+
+def shape(name: str) -> Shape:
+    model = MODELS[name]
+    return shapes.from_config(model["repo"], model["config"], model["bytes"])
+
+
+def resolved(model: str, gpu: str, runtime: str = "0.32.0", **asked: Any) -> Resolution:
+    known = shape(model) if model in MODELS else model
+    return tuning.resolve(model=known, gpu=gpu, runtime_version=runtime, **asked)
+
+
+def request_gib(found: Resolution) -> float:
+    assert found.fit is not None
+    return found.fit.request_bytes / gpus.GIB
+
+
+# The KV cache of one request
+
+
+@pytest.mark.parametrize("row", REQUESTS, ids=lambda row: row["name"])
+@pytest.mark.parametrize("length", ["1000", "4096", "16384", "65536"])
+def test_a_request_takes_what_vllm_itself_says(row: dict[str, Any], length: str) -> None:
+    model = shapes.from_config(row["name"], row["config"])
+    load = fit.Load(1, int(length), 0.9, row["in_flight"], 64, dtype="bfloat16")
+    found = fit.layout(model, load).request_bytes(int(length))
+    assert found == pytest.approx(row["requests"][length], rel=0.001)
+
+
+def test_sliding_windows_are_bounded() -> None:
+    """vllm#16199: 10 layers full, 52 a window of 1024. 2.66 GiB with one step in flight (run on the CPU
+    build); on a GPU vLLM counts two from 0.26 on (vllm#49878), unless async scheduling is off.
+    """
+    asked: dict[str, Any] = {"model": "gemma-3-27b-it-w4a16", "gpu": "RTX 4090", "max_model_len": 16384}
+    off = {"async-scheduling": False}
+    assert request_gib(resolved(**asked, flags=off)) == pytest.approx(2.66, abs=0.01)
+    assert request_gib(resolved(**asked, runtime="0.25.1")) == pytest.approx(2.66, abs=0.01)
+    assert request_gib(resolved(**asked)) == pytest.approx(3.60, abs=0.01)
+    assert "flags: {max-num-seqs: 16}" in str(resolved(**asked).errors)
+    assert resolved(**asked, flags={"max-num-seqs": 16}).fit.fits  # type: ignore[union-attr]
+
+
+def test_windows_are_counted_in_full_without_the_hybrid_manager() -> None:
+    found = resolved("gpt-oss-120b", "H200", flags={"disable-hybrid-kv-cache-manager": True})
+    assert request_gib(found) == pytest.approx(36 * 2048 * 131072 / gpus.GIB, rel=0.001)
+
+
+def test_a_reported_growth_of_gemma_4_is_predicted() -> None:
+    """vllm#49878: 45.79 GiB up to 0.25, 70.79 GiB from 0.26, with 32768 tokens a step."""
+    row = next(row for row in REQUESTS if row["name"] == "gemma-4-31b")
+    model = shapes.from_config(row["name"], row["config"])
+    for runtime, gib in (("0.25.1", 45.79), ("0.26.0", 70.79)):
+        found = tuning.resolve(
+            model=model, gpu="B300", runtime_version=runtime, max_model_len=262144,
+            flags={"max-num-batched-tokens": 32768},
+        )  # fmt: skip
+        assert request_gib(found) == pytest.approx(gib, rel=0.001)
+
+
+def test_no_more_sequences_than_blocks_for_their_states() -> None:
+    """vllm#49064: 969 blocks of 49 MiB in 0.90 of an H100, and 1024 sequences end the start."""
+    asked: dict[str, Any] = {
+        "model": "Qwen3.8-27B-AWQ-INT4", "gpu": "H100", "runtime": "0.29.0", "max_model_len": 262144,
+    }  # fmt: skip
+    share = {"gpu-memory-utilization": 0.9}
+    found = resolved(**asked, flags=share)
+    assert found.fit is not None and found.fit.sequences is not None
+    load = fit.Load(1, 262144, 0.9, 8192, 1024)
+    assert fit.layout(shape("Qwen3.8-27B-AWQ-INT4"), load).block_bytes == 49 * 2**20
+    assert found.fit.sequences == pytest.approx(969, rel=0.05)
+    assert values(found)["--max-num-seqs"] <= 969
+    assert "ends its start: declare at most" in str(resolved(**asked, flags={"max-num-seqs": 1024}).errors)
+
+
+# What a config says, or leaves to its class
+
+
+def test_what_a_config_leaves_out_is_its_class_s() -> None:
+    short = shape("gemma-3-27b-it-w4a16-short")
+    assert (short.vocabulary, short.max_position, short.tied) == (262208, 131072, True)
+    assert short.caches == shape("gemma-3-27b-it-w4a16").caches
+    assert not resolved("gemma-3-27b-it-w4a16-short", "RTX 5090", max_model_len=8192).errors
+
+
+def test_a_null_is_no_gap() -> None:
+    config = {"model_type": "mistral", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4}
+    assert shapes.from_config("a/b", config).caches[0].window == 4096
+    assert shapes.from_config("a/b", {**config, "sliding_window": None}).caches[0].window == 0
+
+
+@pytest.mark.parametrize(
+    ("scaling", "length"),
+    [
+        ({"type": "linear", "factor": 4.0}, 65536),
+        ({"rope_type": "dynamic", "factor": 2.0}, 32768),
+        ({"rope_type": "llama3", "factor": 8.0}, 16384),
+        ({"rope_type": "yarn", "factor": 4.0}, 16384),
+        ({"full_attention": {"rope_type": "linear", "factor": 8.0}}, 131072),
+    ],
+)
+def test_the_context_that_vllm_derives(scaling: dict[str, Any], length: int) -> None:
+    """vllm#2518: positions times the factor, but for types that have it in the positions."""
+    config = {**MODELS["deepseek-coder-33b-instruct-AWQ"]["config"], "rope_scaling": scaling}
+    assert shapes.from_config("a/b", config).max_position == length
+
+
+def test_a_scaled_context_that_does_not_fit_is_refused() -> None:
+    (error,) = resolved("deepseek-coder-33b-instruct-AWQ", "RTX 5090").errors
+    assert "one request of max_model_len 65536 needs 15.50 GiB" in error
+
+
+def test_a_longer_context_is_the_operator_s_word() -> None:
+    asked: dict[str, Any] = {"model": "QwQ-32B-AWQ", "gpu": "H100", "max_model_len": 65536}
+    assert resolved(**asked).errors
+    assert not resolved(**asked, environment={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}).errors
+
+
+# What fits, and what is refused
+
+
+def test_latent_attention_is_shared_by_its_value_heads() -> None:
+    """vllm#33920: o_proj's input is heads x v_head_dim = 5120, 160 groups of 32."""
+    found = resolved("GLM-4.7-Flash-AWQ-4bit", "RTX 4090", gpu_count=2, max_model_len=65536)
+    assert not found.errors
+    assert found.fit is not None and found.fit.fits
+
+
+def test_some_classes_refuse_float16() -> None:
+    """vllm#14817: a T4 has no bfloat16."""
+    found = resolved("gemma-3-27b-it-w4a16", "T4", gpu_count=4, max_model_len=4096)
+    assert "vLLM refuses it for gemma3" in str(found.errors)
+
+
+def test_weights_in_the_host_s_memory_leave_the_gpu_s() -> None:
+    """vllm#16538."""
+    asked: dict[str, Any] = {"model": "llama-3.3-70b-instruct-awq", "gpu": "A100 40GB", "max_model_len": 8192}
+    assert resolved(**asked).errors
+    assert not resolved(**asked, flags={"cpu-offload-gb": 10}).errors

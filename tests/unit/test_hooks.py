@@ -121,7 +121,6 @@ def test_the_documented_examples_can_be_declared_and_run() -> None:
     assert (len(shells), len(declared), len(programs)) == (2, 2, 1)
     for text in shells:
         subprocess.run(["sh", "-n"], input=text, text=True, check=True)
-    compile(programs[0], "tell", "exec")
     services = ast.literal_eval(declared[0].partition("= ")[2])
     pieces = [services["chat"]["hooks"], ast.literal_eval(f"{{{declared[1]}}}")["hooks"]]
     assert [sorted(Hooks.model_validate(piece).document()) for piece in pieces] == [
@@ -455,3 +454,24 @@ def test_a_secret_url_is_taken_from_the_services_secrets_and_never_told(server: 
     assert "s3cr3t" not in str(failed.value)
     with pytest.raises(hooks.HookFailed, match="not among the service's secrets: GONE"):
         hooks.call({"url_env": "GONE"}, {}, 30, secrets, "notify")
+
+
+def test_the_documented_program_posts_to_a_slack_compatible_webhook(server: str, tmp_path: Path) -> None:
+    """Called as a host calls it: it says how a switch ended, as text that mentions and links nobody."""
+    page = Path(__file__).parents[2].joinpath("docs/hooks.md").read_text()
+    (text,) = re.findall(r"```python\n(#!.*?)```", page, re.DOTALL)
+    program, secrets = tmp_path / "tell", tmp_path / "secrets.env"
+    program.write_text(text)
+    program.chmod(0o755)
+    secrets.write_text(environment_file({"CHAT_WEBHOOK": f"{server}/s3cr3t/200"}))
+    event = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    for kind in (hooks.BEGIN, hooks.VERDICT, hooks.END, hooks.FAILED):
+        told = {**event, "event": kind, "text": "gpu-01: chat: <!channel> & <https://evil.example|ok>"}
+        hooks.call({"argv": [str(program)]}, told, 30, secrets, "notify")
+    plain = "gpu-01: chat: &lt;!channel&gt; &amp; &lt;https://evil.example|ok&gt;"
+    marks = (":white_check_mark:", ":rotating_light:")
+    assert Webhook.got == [("/s3cr3t/200", {"text": f"{mark} {plain}"}) for mark in marks]
+    secrets.write_text(environment_file({"CHAT_WEBHOOK": f"{server}/s3cr3t/404"}))
+    with pytest.raises(hooks.HookFailed, match="404") as failed:
+        hooks.call({"argv": [str(program)]}, event, 30, secrets, "notify")
+    assert "s3cr3t" not in str(failed.value)

@@ -16,6 +16,7 @@ import yaml
 from pyinfra_vllm.on_host import __main__ as on_host
 from pyinfra_vllm.on_host import hooks, metrics, observe, order, running, systemd, transaction
 from pyinfra_vllm.operations import program
+from pyinfra_vllm.report import evidence
 
 DOCS = Path(__file__).parents[2] / "docs"
 OLD, NEW = "0ddba11c0de5", "4c0ffee4c0de"
@@ -209,6 +210,8 @@ def test_rejected_releases_are_counted(host: AHost) -> None:
 def test_seconds_without_service(entries: list[dict[str, Any]], seconds: float | None) -> None:
     (record,) = observe.ends(entries)
     assert metrics.without_service(record) == seconds
+    if seconds and (told := evidence.away_s(entries)) is not None:
+        assert told == seconds, "the report says another number"
 
 
 FOREIGN = 'a"} 1\nevil_metric{x="\\ \x00\x1b[2J \u2028 \ud800 \u00e9'
@@ -349,6 +352,13 @@ def test_every_metric_of_the_alerts_is_one_that_is_written() -> None:
     named = {name for rule in rules() for name in NAME.findall(rule["expr"])}
     assert named and named <= set(metrics.METRICS)
     assert all(NAME.search(rule["expr"]) for rule in rules())
+
+
+def test_every_alert_names_what_to_do() -> None:
+    titles = set(re.findall(r"^## (.+?)\??$", (DOCS / "runbook.md").read_text(), re.M))
+    for rule in rules():
+        page, _, title = rule["annotations"]["action"].partition("docs/runbook.md, ")
+        assert title in titles or page, rule["alert"]
 
 
 def test_every_metric_and_no_other_is_in_the_documentation() -> None:

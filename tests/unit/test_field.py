@@ -160,3 +160,99 @@ def test_weights_in_the_host_s_memory_leave_the_gpu_s() -> None:
     asked: dict[str, Any] = {"model": "llama-3.3-70b-instruct-awq", "gpu": "A100 40GB", "max_model_len": 8192}
     assert resolved(**asked).errors
     assert not resolved(**asked, flags={"cpu-offload-gb": 10}).errors
+
+
+# Flags and variables
+
+
+@pytest.mark.parametrize("config", [3, "3"])
+def test_a_compilation_level_is_no_value_any_more(config: Any) -> None:
+    """vector-inference#157: argparse wants JSON from 0.12 on."""
+    asked: dict[str, Any] = {"model": "Qwen/Qwen3-14B-AWQ", "gpu": "L40S", "max_model_len": 8192}
+    found = resolved(**asked, flags={"compilation-config": config})
+    assert "compilation-config must be a map or the JSON text of one, not" in str(found.errors)
+    assert not resolved(**asked, flags={"compilation-config": {"mode": 3}}).errors
+    assert "compilation-config" not in str(
+        resolved(**asked, runtime="0.11.0", flags={"compilation-config": 3}).errors
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("VLLM_ATTENTION_BACKEND", "use flags: {attention-backend: ...}"),
+        ("VLLM_USE_V1", "there is no other engine, so delete it"),
+        ("VLLM_CPU_KVCACHE_SPCE", "did you mean VLLM_CPU_KVCACHE_SPACE?"),
+        ("VLLM_NO_SUCH_THING_AT_ALL", "delete it"),
+    ],
+)
+def test_a_variable_that_this_vllm_does_not_read(variable: str, said: str) -> None:
+    """vllm#50292."""
+    asked: dict[str, Any] = {"model": "Qwen/Qwen3-14B-AWQ", "gpu": "L40S", "environment": {variable: "1"}}
+    for runtime in ("0.32.0", "0.33.0"):
+        warnings = resolved(**asked, runtime=runtime).warnings
+        assert f"environment: vLLM {runtime} doesn't read {variable}: {said}" in warnings
+    assert "doesn't read" not in str(resolved(**asked, runtime="0.12.0").warnings)  # not scanned
+
+
+@pytest.mark.parametrize("variable", ["VLLM_API_KEY", "VLLM_LOGGING_LEVEL", "NCCL_DEBUG", "HF_HOME"])
+def test_a_variable_that_is_read_or_another_program_s(variable: str) -> None:
+    found = resolved("Qwen/Qwen3-14B-AWQ", "L40S", environment={variable: "1"})
+    assert "doesn't read" not in str(found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("enable-reasoning", "gone since 0.10: delete it"),
+        (
+            "num-scheduler-steps",
+            "gone before vLLM 0.11.0: the V1 engine has no multi-step scheduling, so delete it",
+        ),
+        ("speculative-model", "gone before vLLM 0.11.0: declare it under --speculative-config"),
+        ("device", "gone before vLLM 0.11.0: vLLM finds the device itself, so delete it"),
+    ],
+)
+def test_a_flag_gone_long_ago_has_advice(flag: str, said: str) -> None:
+    """vllm#18538: it was told to mean --enable-prefix-caching."""
+    errors = str(resolved("Qwen/Qwen3-14B-AWQ", "L40S", flags={flag: True}).errors)
+    assert said in errors
+    assert "did you mean" not in errors
+
+
+@pytest.mark.parametrize("flag", ["enable-thinking", "max-tokens", "quantize", "enable-cuda-graphs"])
+def test_only_a_true_neighbour_is_meant(flag: str) -> None:
+    assert "did you mean" not in str(resolved("Qwen/Qwen3-14B-AWQ", "L40S", flags={flag: True}).errors)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"tokenizer": "Qwen/Qwen3-14B"},
+        {"lora-modules": ["sql=acme/sql-lora"]},
+        {"lora-modules": [{"name": "sql", "path": "acme/sql-lora"}]},
+        {"hf-config-path": "acme/config"},
+    ],
+)
+def test_a_name_on_the_hub_can_not_be_loaded_offline(flags: dict[str, Any]) -> None:
+    """vllm#3719."""
+    asked: dict[str, Any] = {
+        "model": "Qwen/Qwen3-14B-AWQ",
+        "gpu": "L40S",
+        "max_model_len": 8192,
+        "flags": flags,
+    }
+    assert "is a name on the Hub, and a service starts offline" in str(resolved(**asked).errors)
+    assert not resolved(**asked, environment={"HF_HOME": "/srv/hf"}).errors
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"tokenizer": "/srv/tokenizers/qwen3"},
+        {"lora-modules": ["sql=/srv/loras/sql"]},
+        {"tokenizer-mode": "slow"},
+    ],
+)
+def test_a_path_can_be_loaded_offline(flags: dict[str, Any]) -> None:
+    assert not resolved("Qwen/Qwen3-14B-AWQ", "L40S", max_model_len=8192, flags=flags).errors

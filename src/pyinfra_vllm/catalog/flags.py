@@ -12,6 +12,8 @@ from functools import cache
 from pyinfra_vllm.catalog import table, versions
 from pyinfra_vllm.catalog.versions import Version
 
+TRUE_NEIGHBOUR = 0.85  # of difflib: "--max-num-sqes" is 0.86 from "--max-num-seqs"
+
 
 @cache
 def known(version: str) -> frozenset[str]:
@@ -104,7 +106,40 @@ def first_version(flag: str) -> str | None:
     return ranges[flag][0][0] if flag in ranges else None
 
 
+def gone(flag: str) -> str | None:
+    """What to do about a flag that was gone before the first scanned version; None for any other."""
+    found: Mapping[str, str] | None = table("flag_changes.yaml")["gone"].get(flag)
+    if found is None:
+        return None
+    since = f"since {found['since']}" if "since" in found else f"before vLLM {oldest()}"
+    return f"gone {since}: {found['advice']}"
+
+
+def unread(variable: str, version: str) -> str | None:
+    """What to do about a VLLM_* variable that this version doesn't read; None where it does, or may.
+
+    Between two scanned versions a variable of either counts as read.
+    """
+    data = table("variables.json")
+    scanned: list[str] = data["versions"]
+    wanted = versions.parse(version)
+    if not variable.startswith("VLLM_") or wanted < versions.parse(scanned[0]):
+        return None
+    before = [text for text in scanned if versions.parse(text) <= wanted][-1]
+    after = next((text for text in scanned if versions.parse(text) >= wanted), before)
+    first, last = data["variables"].get(variable, (None, None))
+    if (
+        first
+        and versions.parse(first) <= versions.parse(after)
+        and versions.parse(last) >= versions.parse(before)
+    ):
+        return None
+    advice: str | None = table("flag_changes.yaml")["variables"].get(variable)
+    near = None if advice else nearest(variable, data["variables"])
+    return advice or (f"did you mean {near}?" if near else "delete it")
+
+
 def nearest(flag: str, among: Collection[str]) -> str | None:
-    """The most similar flag name, for an error message."""
-    near = difflib.get_close_matches(flag, among, n=1, cutoff=0.6)
+    """The flag (or variable) that a misspelt one must mean: a letter or two away, not merely alike."""
+    near = difflib.get_close_matches(flag, among, n=1, cutoff=TRUE_NEIGHBOUR)
     return near[0] if near else None

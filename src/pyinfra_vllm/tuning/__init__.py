@@ -179,7 +179,8 @@ def _decide(request: _Request) -> _Decided:
         apply(entry, facts, profile)
     operator.apply_variants(request.variants, facts, profile)
     operator.apply_flags(request.flags, known, version, profile)
-    operator.apply_environment(request.environment, profile)
+    operator.check_names(request.flags, request.environment, profile)
+    operator.apply_environment(request.environment, version, profile)
     for rule in table("rules.yaml"):
         apply(rule, facts, profile)
     operator.keep_known(profile, known, version)

@@ -15,6 +15,8 @@ from pyinfra_vllm.tuning.profile import Flag, Profile, apply
 
 SOURCE = "declared"
 NUMBER_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE",)
+LOADED_BY_NAME = ("--tokenizer", "--hf-config-path", "--lora-modules")
+ON_THE_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 WHOLE_GIB = re.compile(r"0*[1-9][0-9]{0,5}")  # up to a pebibyte
 
 
@@ -97,7 +99,7 @@ def apply_flags(declared: Mapping[str, Any], known: Collection[str], version: st
             profile.fail(f"flags: {name} {refusal}")
             continue
         existing = _existing(flag, known, version, profile)
-        wrong = existing and values.problem(existing, value)
+        wrong = existing and values.problem(existing, value, version)
         if wrong:
             profile.misread(f"flags: {name} {wrong}")
         elif existing and said.setdefault(existing, (name, value))[1] != value:
@@ -114,7 +116,34 @@ def _declare(flag: str, value: Any, profile: Profile) -> None:
     profile.declared.add(flag)
 
 
-def apply_environment(declared: Mapping[str, str], profile: Profile) -> None:
+def check_names(declared: Mapping[str, Any], environment: Mapping[str, str], profile: Profile) -> None:
+    """Refuses names on the Hub where only a path can work: a service starts offline, from staged files.
+
+    A cache of the operator's own (HF_HOME or HF_HUB_CACHE) may hold them.
+    """
+    if any(name in environment for name in ("HF_HOME", "HF_HUB_CACHE")):
+        return
+    for name, given in declared.items():
+        if spelled(name) not in LOADED_BY_NAME:
+            continue
+        for each in given if isinstance(given, list | tuple) else [given]:
+            repository = _repository(each)
+            if repository:
+                profile.fail(
+                    f"flags: {name}: {repository} is a name on the Hub, and a service starts offline: put it"
+                    " on the host and declare its absolute path"
+                )
+
+
+def _repository(value: Any) -> str | None:
+    """The repository that a value names, also after `NAME=` or in a map as `path`; None for a path."""
+    if isinstance(value, Mapping):
+        value = value.get("path")
+    text = str(value or "").rpartition("=")[2]
+    return text if ON_THE_HUB.fullmatch(text) else None
+
+
+def apply_environment(declared: Mapping[str, str], version: str, profile: Profile) -> None:
     """Applies the operator's variables; they win over the catalog's, except where a rule needs
     another value.
     """
@@ -124,6 +153,9 @@ def apply_environment(declared: Mapping[str, str], profile: Profile) -> None:
                 f"environment: {name} must be a whole number of GiB above 0, not {values.short(value)}"
             )
             continue
+        advice = catalogue.unread(name, version)
+        if advice:
+            profile.warn(f"environment: vLLM {version} doesn't read {name}: {advice}")
         profile.environment[name] = Flag(name, str(value), "declared by the operator", SOURCE)
         profile.declared.add(name)
 
@@ -180,6 +212,9 @@ def _unknown(flag: str, known: Collection[str], version: str) -> str:
     advice = catalogue.removal_advice(flag)
     if last and advice:
         return f"{flag} is gone from vLLM {version} (last in {last}): {advice}"
+    gone = catalogue.gone(flag)
+    if gone:
+        return f"vLLM {version} doesn't have {flag}, {gone}"
     near = catalogue.nearest(flag, known)
     if first and last:
         return (

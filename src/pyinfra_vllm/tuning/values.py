@@ -12,14 +12,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pyinfra_vllm.catalog import table
+from pyinfra_vllm.catalog import table, versions
 
 LARGEST = 2**63 - 1  # beyond any count or size that a server can be told
 DEEPEST = 32  # levels of a map or list: json.dumps() and vLLM's own parser walk them by recursion
 
 
-def problem(flag: str, value: Any) -> str | None:
-    """The problem of a flag's value, as `must be ..., not ...`; None where nothing is, or nothing is
+def problem(flag: str, value: Any, version: str) -> str | None:
+    """The problem of a flag's value for this vLLM, as `must be ..., not ...`; None where none is
     known.
     """
     if value is None:
@@ -27,7 +27,9 @@ def problem(flag: str, value: Any) -> str | None:
     unwritable = _unwritable(value)
     if unwritable:
         return unwritable
-    kinds = _kinds(flag)
+    until: Mapping[str, str] = table("flag_values.yaml")["until"].get(flag, {})
+    asked = versions.parse(version)
+    kinds = [kind for kind in _kinds(flag) if kind not in until or versions.below(asked, until[kind])]
     if not kinds or any(CHECKS[kind](value) for kind in kinds):
         return None
     return f"must be {' or '.join(MEANINGS[kind] for kind in kinds)}, not {short(value)}"

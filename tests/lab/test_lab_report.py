@@ -29,6 +29,10 @@ DRAWN = (
     " it.width > 100 && it.height > 40).length"
 )
 SIDEWAYS = "document.documentElement.scrollWidth - window.innerWidth"
+CUT = (
+    "[...document.querySelectorAll('table.fleet')].filter(it =>"
+    " it.scrollWidth > it.parentNode.clientWidth).length"
+)
 PAPER = "getComputedStyle(document.body).backgroundColor"
 SMALLEST_TEXT = (
     "Math.min(...[...document.querySelectorAll('details[open] svg text')].map(it =>"
@@ -36,10 +40,28 @@ SMALLEST_TEXT = (
 )
 
 
+def seen(selector: str) -> str:
+    """How many elements of that kind are shown."""
+    return (
+        f"[...document.querySelectorAll('{selector}')].filter(it =>"
+        " it.getBoundingClientRect().height > 0).length"
+    )
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         answers = nights.fleet(tmp_path_factory.mktemp("fleet"), patch)
+        text = render("inventory/prod.py", answers, nights.MORNING)
+    path = tmp_path_factory.mktemp("report") / "index.html"
+    path.write_text(text, encoding="utf-8")
+    yield path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        answers = nights.fleet_of_24(tmp_path_factory.mktemp("large"), patch)
         text = render("inventory/prod.py", answers, nights.MORNING)
     path = tmp_path_factory.mktemp("report") / "index.html"
     path.write_text(text, encoding="utf-8")
@@ -78,6 +100,36 @@ def test_every_switch_unfolds(tab: browser.Page, report: str) -> None:
     tab.ask("document.querySelectorAll('details').forEach(it => { it.open = true })")
     assert tab.ask(DRAWN) == 4 * 8
     assert tab.ask(SIDEWAYS) <= 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1120, 390])
+def test_24_hosts_fit_and_load_nothing(tab: browser.Page, large: str, width: int, scheme: str) -> None:
+    tab.open(large, width, 900, scheme)
+    assert tab.ask(SIDEWAYS) <= 0 and tab.ask(CUT) == 0
+    assert tab.ask(seen("table.fleet:not(.nights) tbody")) == 24
+    assert tab.ask(seen("svg.trend")) == 23 * 3
+    assert [address for address in tab.requests if not address.startswith("data:")] == [large]
+    assert tab.complaints == []
+
+
+def test_filters_leave_only_the_hosts_that_they_name(tab: browser.Page, large: str) -> None:
+    tab.open(large, 1120, 900, "light")
+    found = {}
+    for name in ("look", "back", "all"):
+        tab.ask(f"document.querySelector('label[for=show-{name}]').click()")
+        found[name] = [
+            tab.ask(seen(item))
+            for item in ("table.fleet:not(.nights) tbody", ".nights tbody", "details.switch")
+        ]
+    assert found == {"look": [4, 3, 7], "back": [2, 2, 6], "all": [24, 23, 27]}
+
+
+def test_the_link_of_a_last_switch_unfolds_it(tab: browser.Page, large: str) -> None:
+    tab.open(large, 1120, 900, "light")
+    tab.ask("document.querySelector('.fleet a[href^=\"#s\"]').click()")
+    opened = "document.querySelector(location.hash).closest('details')"
+    assert tab.ask(f"{opened}.open") and "gpu-20" in tab.ask(f"{opened}.querySelector('.where').innerText")
 
 
 @pytest.mark.skipif("PYINFRA_VLLM_SCREENSHOT" not in os.environ, reason="no screenshot was asked for")

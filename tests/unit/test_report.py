@@ -165,7 +165,7 @@ def test_damaged_evidence_is_said_and_the_rest_is_shown(teller: Teller) -> None:
 class Page(HTMLParser):
     """Every tag is closed in order; collects what could load something."""
 
-    EMPTY = frozenset({"meta", "link", "br"})
+    EMPTY = frozenset({"meta", "link", "br", "input"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ def test_three_nights_make_a_page_that_loads_nothing(tmp_path: Path, monkeypatch
     answers = nights.fleet(tmp_path, monkeypatch)
     text = render("inventory/prod.py", answers, nights.MORNING)
     page = Page(text)
-    assert page.loads == ["link href=data:,"]
+    assert [load for load in page.loads if not load.startswith("a href=#")] == ["link href=data:,"]
     assert "http://" not in re.sub(r"http://127\.0\.0\.1\S*", "", text) and "url(" not in text
     outcomes = [item.switch.outcome for item in shown_switches(answers)]
     assert outcomes == ["rolled_back", "committed", "committed", "rolled_back"]

@@ -122,6 +122,11 @@ def test_a_slow_release_is_shown_by_the_distribution_of_what_failed(fleet: list[
     assert "gate.margins.c1.tokens_per_s = " in slow.against[0].note
 
 
+def test_a_criterion_without_a_value_is_explained_by_its_note(fleet: list[Answer[Look]]) -> None:
+    text = render("x", [answer for answer in fleet if answer.host == "gpu-01"], nights.MORNING)
+    assert 'Kernel <span class="soft">the server runs Marlin</span>' in text
+
+
 def test_a_release_that_was_kept_has_nothing_against_it(fleet: list[Answer[Look]]) -> None:
     (kept,) = of_host(fleet, "gpu-01")
     assert kept.good and kept.against == [] and kept.proof is None and kept.reason

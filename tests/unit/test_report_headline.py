@@ -98,7 +98,7 @@ def test_the_page_begins_with_the_sentence_its_period_and_the_worst_host(fleet: 
     text = render("prod", fleet, nights.MORNING, zone=ZURICH)
     assert '<p class="headline">2 of 24 hosts went back last night, 1 is down, 1 does not serve.</p>' in text
     assert "2026-11-20 12:00 CET to 2026-11-21 08:30 CET" in text
-    shown = re.findall(r"<td><b>(gpu-\d+)</b>", text)
+    shown = re.findall(r"<b>(gpu-\d+)</b></a>", text)
     assert shown[:4] == ["gpu-09", "gpu-20", "gpu-03", "gpu-17"] and len(set(shown)) == len(shown[:24]) == 24
     assert " UTC" not in text.replace("as the hosts told", "")
 

@@ -5,6 +5,7 @@ Renders what status, history and evidence found; it asks no host and judges noth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, tzinfo
 from functools import partial
@@ -19,16 +20,17 @@ from ..printable import printable_lines
 from ..text import duration
 from . import plots
 from .evidence import Shown, show
-from .headline import by_severity, headline, period, went_back
+from .headline import by_severity, headline, period, went_back, worst
 from .history import left_out, local, problems, switches
 from .looking import Look
-from .status import memory_of, rows, word
+from .status import OK, Row, memory_of, rows, word
 from .tables import reasons_of
 from .trends import newest, picture, span, trends
 
 TEMPLATE, STYLE = "page.html.j2", "page.css"
 # Switches whose details are open at first: the newest, and what went wrong lately.
 OPEN = 1
+LOOK, BACK = "look", "back"  # the filters, as page.css knows them
 
 
 def render(
@@ -51,7 +53,8 @@ def render(
     found, shown = rows(answers), shown_switches(answers)
     told = [item.switch for item in shown]
     about = period(at, zone, since)
-    found_trends = trends(shown, zone)
+    back = went_back(item for item in told if item in about)
+    found_trends, marks = trends(shown, zone), _marks(found, back)
     return (
         _environment(zone)
         .get_template(TEMPLATE)
@@ -61,7 +64,12 @@ def render(
             period=about,
             left_out=left_out(answers, about.began),
             style=Markup(_text(STYLE)),  # our own file
-            rows=by_severity(found, went_back(item for item in told if item in about)),
+            rows=by_severity(found, back),
+            places={(row.host, row.service): number for number, row in enumerate(found)},
+            newest_of={(item.host, item.service): n for n, item in reversed(list(enumerate(told)))},
+            marks=marks,
+            counts=Counter(mark for own in marks.values() for mark in own),
+            services=sorted({row.service for row in found if row.service}),
             memory=_memory(answers),
             shown=shown,
             trends=found_trends,
@@ -73,6 +81,14 @@ def render(
             declaration=declaration,
         )
     )
+
+
+def _marks(found: Sequence[Row], back: set[str]) -> dict[str, list[str]]:
+    """Host -> the filters that show it, beside the one that shows all."""
+    return {
+        host: [LOOK] * (word(row) != OK or host in back) + [BACK] * (host in back)
+        for host, row in worst(found).items()
+    }
 
 
 def _memory(answers: Sequence[Answer[Look]]) -> dict[tuple[str, str], str]:

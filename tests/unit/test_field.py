@@ -16,6 +16,7 @@ from resolving import values
 from pyinfra_vllm import fit, tuning
 from pyinfra_vllm.catalog import gpus, shapes
 from pyinfra_vllm.catalog.shapes import Shape
+from pyinfra_vllm.on_host import kernel
 from pyinfra_vllm.tuning import Resolution
 
 FIELD = Path(__file__).parents[1] / "fixtures/field"
@@ -256,3 +257,89 @@ def test_a_name_on_the_hub_can_not_be_loaded_offline(flags: dict[str, Any]) -> N
 )
 def test_a_path_can_be_loaded_offline(flags: dict[str, Any]) -> None:
     assert not resolved("Qwen/Qwen3-14B-AWQ", "L40S", max_model_len=8192, flags=flags).errors
+
+
+# Kernels by quantization (recipes#810, vllm PR 16038)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "kernels"),
+    [
+        ("Qwen3-32B-FP8", "H100", ("DeepGemmFp8BlockScaledMM",)),
+        ("Qwen3-32B-W8A8", "L40S", ("CutlassInt8ScaledMM",)),
+        ("Qwen3-32B-GPTQ-Int4", "H100", ("Machete",)),
+        ("Qwen3-32B-GPTQ-Int4", "L40S", ("Marlin",)),
+    ],
+)
+def test_each_quantization_has_its_own_kernels(model: str, gpu: str, kernels: tuple[str, ...]) -> None:
+    assert resolved(model, gpu, runtime="0.25.1").kernel == kernels
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("Mine-32B-w8", "is AWQ of 8 bits, and vLLM takes AWQ of 4 bits only"),
+        ("gpt-oss-120b", "is quantized as mxfp4, whose kernels"),
+    ],
+)
+def test_a_quantization_without_kernels_is_refused_before_staging(model: str, said: str) -> None:
+    assert said in str(resolved(model, "H100").errors)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "modelopt", "mxfp4", "torchao", "quark"])
+def test_what_is_not_known_is_refused(method: str) -> None:
+    config = {**MODELS["Qwen3-32B-FP8"]["config"], "quantization_config": {"quant_method": method}}
+    model = shapes.from_config("a/b", config, 20_000_000_000)
+    assert f"is quantized as {method}, whose kernels" in str(resolved_shape(model).errors)
+
+
+def resolved_shape(model: Shape) -> Resolution:
+    return tuning.resolve(model=model, gpu="H100", runtime_version="0.32.0")
+
+
+@pytest.mark.parametrize(
+    ("version", "lines", "expected", "kernels"),
+    [
+        ("0.25.1", ["Using MarlinLinearKernel for AutoGPTQLinearMethod"], ["Marlin"], ["Marlin"]),
+        ("0.19.1", ["Using MarlinLinearKernel for GPTQMarlinLinearMethod"], ["Marlin"], ["Marlin"]),
+        (
+            "0.32.0",
+            ["Selected CutlassFP8ScaledMMLinearKernel for Fp8LinearMethod"],
+            ["CutlassFP8ScaledMM"],
+            ["CutlassFP8ScaledMM"],
+        ),
+        (
+            "0.32.0",
+            ["Selected DeepGemmFp8BlockScaledMMKernel for Fp8LinearMethod"],
+            ["DeepGemmFp8BlockScaledMM"],
+            ["DeepGemmFp8BlockScaledMM"],
+        ),
+        (
+            "0.25.1",
+            ["Selected CutlassInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8"],
+            ["CutlassInt8ScaledMM"],
+            ["CutlassInt8ScaledMM"],
+        ),
+    ],
+)
+def test_a_kernel_of_another_quantization_passes(
+    version: str, lines: list[str], expected: list[str], kernels: list[str]
+) -> None:
+    found = kernel.check(lines, version, expected)
+    assert (found["verdict"], found["kernels"]) == ("pass", kernels)
+
+
+def test_a_kernel_that_only_emulates_fails() -> None:
+    line = "Selected BlockWiseTorchFP8ScaledMMLinearKernel for Fp8LinearMethod"
+    assert kernel.check([line], "0.32.0", ["DeepGemmFp8BlockScaledMM"])["verdict"] == "fail"
+
+
+def test_experts_on_the_slow_path_fail() -> None:
+    """The same name is the fast one's from 0.20 on."""
+    lines = ["Using MarlinLinearKernel for CompressedTensorsWNA16", "Using CompressedTensorsWNA16MoEMethod"]
+    found = kernel.check(lines, "0.17.1", ["Marlin", "Marlin"])
+    assert found["verdict"] == "fail" and "experts" in str(found["reasons"])
+    fast = ["Using CompressedTensorsWNA16MarlinMoEMethod", lines[0]]
+    assert kernel.check(fast, "0.17.1", ["Marlin", "Marlin"])["verdict"] == "pass"
+    newer = [*lines, "Using 'MARLIN' WNA16 MoE backend."]
+    assert kernel.check(newer, "0.25.1", ["Marlin", "Marlin"])["verdict"] == "pass"

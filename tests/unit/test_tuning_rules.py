@@ -15,6 +15,12 @@ GEMMA = shapes.from_config(
     "a/gemma",
     {"model_type": "gemma3_text", "hidden_size": 640, "num_hidden_layers": 6, "num_attention_heads": 4},
 )
+
+
+def packed(**changes: Any) -> shapes.Shape:
+    return replace(GEMMA, quantization=shapes.Quantization(**{"method": "awq", **changes}))
+
+
 LOCKED_WITH_VISION = replace(shapes.find("Qwen/Qwen3.5-4B") or pytest.fail(), weights_bytes=9 * gpus.GIB)
 
 
@@ -55,6 +61,12 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         "on L40S vLLM finds none",
     ),
     "batch-invariance-is-slow": ({"environment": {"VLLM_BATCH_INVARIANT": "1"}}, "slow AWQ kernel"),
+    "quantization-without-known-kernels": (
+        {"model": packed(kernels=None, method="mxfp4")},
+        "is quantized as mxfp4, whose kernels",
+    ),
+    "awq-has-four-bits": ({"model": packed(bits=8)}, "is AWQ of 8 bits"),
+    "gptq-has-four-or-eight-bits": ({"model": packed(bits=3, method="gptq")}, "is GPTQ of 3 bits"),
     "gpus-are-enough": (
         {"gpu_count": 4, "flags": {"pipeline-parallel-size": 2}},
         "size is 8 and the service has 4 GPUs",

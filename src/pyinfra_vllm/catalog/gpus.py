@@ -65,15 +65,21 @@ class Gpu:
         disabled: Collection[str] = (),
         chosen: str | None = None,
         experts: bool = False,
+        kind: str = "wna16",
     ) -> list[str]:
-        """The kernels that a 4-bit model takes: for its linear layers and then, where it has them, its
+        """The kernels that a quantized model takes: for its linear layers and then, where it has them, its
         experts.
 
         Without any fast kernel for the linear layers the answer is []: the experts' alone would hide that.
 
         + disabled: class names as in VLLM_DISABLED_KERNELS, such as MacheteLinearKernel; they spare experts
         + chosen: the one that --linear-backend names
+        + kind: of the weights, see shapes.Quantization; for 8 bits on both sides the experts' isn't known
         """
+        if kind != "wna16":
+            rows = table("gpus.yaml")["scaled_kernels"][kind]
+            found = next((row["kernel"] for row in rows if self.compute_capability in row["for"]), None)
+            return [found] if found else []
         if "kernels" not in self.architecture:
             return []
         linear = versions.first(self.architecture["kernels"], version)["kernels"]

@@ -28,6 +28,7 @@ class Quantization:
     bits: int = 4
     group_size: int = 128
     zero_point: bool = True
+    kernels: str | None = "wna16"  # which kernels of gpus.yaml take it: see `_kernels_of`; None: unknown ones
 
 
 @dataclass(frozen=True)
@@ -288,12 +289,36 @@ def _quantization(config: Mapping[str, Any], text: Mapping[str, Any], name: str)
         raise DeclarationError(f"{name}: `quantization_config` in its config.json is no map")
     weights = _packed_weights(found)
     group_size = weights.get("group_size", weights.get("q_group_size"))
+    method = str(found.get("quant_method", "unknown")).lower()
+    kernels = _kernels_of(method, found, weights)
+    usual = 8 if kernels in ("fp8", "fp8_block", "int8") else 4
     return Quantization(
-        method=str(found.get("quant_method", "unknown")).lower(),
-        bits=_number(weights, ("bits", "w_bit", "num_bits"), name) or 4,
+        method=method,
+        kernels=kernels,
+        bits=_number(weights, ("bits", "w_bit", "num_bits"), name) or usual,
         group_size=-1 if group_size == -1 else _number(weights, ("group_size", "q_group_size"), name) or -1,
         zero_point=bool(weights.get("zero_point", not weights.get("symmetric", True))),
     )
+
+
+def _kernels_of(method: str, found: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:
+    """Which kernels of vLLM take such weights: those for integers of few bits and 16-bit activations (wna16),
+    for FP8 by tensor or channel (fp8) or by block (fp8_block), for 8-bit integers on both sides (int8).
+
+    Others (MXFP4, NVFP4, bitsandbytes, ...) have kernels whose lines in the log aren't known here.
+    """
+    if method in ("awq", "awq_marlin", "auto_awq", "gptq", "gptq_marlin", "auto_gptq"):
+        return "wna16"
+    if method == "fp8":
+        return "fp8_block" if found.get("weight_block_size") else "fp8"
+    if method != "compressed-tensors":
+        return None
+    form = found.get("format", "pack-quantized" if weights.get("num_bits") == 4 else None)
+    if form == "pack-quantized":
+        return "wna16"
+    if form == "float-quantized":
+        return "fp8_block" if weights.get("strategy") == "block" else "fp8"
+    return "int8" if form == "int-quantized" else None
 
 
 def _packed_weights(found: Mapping[str, Any]) -> Mapping[str, Any]:

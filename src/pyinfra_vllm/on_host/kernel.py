@@ -26,12 +26,20 @@ FAST_MOE = {
 
 # 0.11 to 0.23: the choice of the method. Up to 0.18 it also fixes the kernel, which is then Marlin.
 CONVERTED = re.compile(r"The model is convertible to awq_marlin during runtime\. Using awq_marlin kernel")
-# 0.19 to 0.23 AWQMarlinLinearMethod, 0.24 and newer AutoAWQMarlinLinearMethod; llm-compressor's W4A16 in all;
-# 0.31 and newer also say it once for whatever method.
+# 0.19 to 0.23 AWQMarlinLinearMethod and GPTQMarlinLinearMethod, then AutoAWQMarlinLinearMethod and
+# AutoGPTQLinearMethod; llm-compressor's W4A16 in all; 0.31 and newer also say it once for whatever method.
 CHOSEN = re.compile(
     r"Using (\w+?)(?:LinearKernel)? for "
-    r"((?:Auto)?AWQMarlinLinearMethod|CompressedTensorsWNA16|mixed-precision linear)"
+    r"((?:Auto)?AWQMarlinLinearMethod|AutoGPTQLinearMethod|GPTQMarlinLinearMethod|"
+    r"CompressedTensorsWNA16\b|mixed-precision linear)"
 )
+# Weights and activations of 8 bits (FP8, INT8): `Selected CutlassFP8ScaledMMLinearKernel for Fp8LinearMethod`
+SELECTED = re.compile(r"Selected (\w*(?:ScaledMM|BlockScaled)\w*?)(?:LinearKernel|Kernel)? for \w+")
+# What no card is fast with; every other one is vLLM's best for the card that has it.
+SLOW_SCALED = re.compile(r"Emulation|BlockWiseTorch")
+# llm-compressor's experts: up to 0.19 the first name is Marlin's and the second the slow one's, which from
+# 0.20 on is the fast one's.
+CT_EXPERTS = re.compile(r"Using CompressedTensorsWNA16(Marlin)?MoEMethod\b")
 MOE = re.compile(r"Using '(\w+)' WNA16 MoE backend")
 
 SLOW = (
@@ -94,6 +102,7 @@ class _Seen:
         self.converted = False
         self.degraded = False
         self.experts = False
+        self.plain_experts = False  # llm-compressor's method of that name
         self.kernels: list[str] = []
         self.slow: list[str] = []
         self.evidence: list[str] = []
@@ -132,6 +141,18 @@ def _read_kernel(line: str, seen: _Seen) -> bool:
     if chosen:
         seen.kernel(chosen.group(1))
         return True
+    selected = SELECTED.search(line)
+    if selected:
+        seen.kernel(selected.group(1))
+        return True
+    experts = CT_EXPERTS.search(line)
+    if experts:
+        if experts.group(1):
+            seen.experts = True
+            seen.kernel("Marlin")
+        else:
+            seen.plain_experts = True
+        return True
     moe = MOE.search(line)
     if moe:
         seen.experts = True
@@ -153,6 +174,10 @@ def _read_slow(line: str, seen: _Seen) -> bool:
 
 
 def _judge(seen: _Seen, version: str | None, expected: list[str] | None) -> tuple[str, list[str]]:
+    if seen.plain_experts and not _names_experts(version):
+        seen.slow.append(
+            "the experts run on CompressedTensorsWNA16MoEMethod, which is the slow one up to vLLM 0.19"
+        )
     if seen.slow:
         return "fail", list(seen.slow)
     if seen.converted and not seen.kernels and _kernel_line_came_later(version):
@@ -183,7 +208,7 @@ def _judge_kernels(kernels: list[str], expected: list[str] | None) -> tuple[str,
     expected = None if expected is None else list(dict.fromkeys(expected))
     on_cpu = expected is None or any(name in FAST_ON_CPU for name in expected)
     fast = FAST_ON_GPU + ("FlashInfer",) + (FAST_ON_CPU if on_cpu else ())
-    slow = [name for name in kernels if name not in fast]
+    slow = [name for name in kernels if name not in fast and not _fast_scaled(name)]
     if slow:
         return "fail", [
             "the server runs {}, which is not a fast kernel here ({} would be)".format(
@@ -196,6 +221,10 @@ def _judge_kernels(kernels: list[str], expected: list[str] | None) -> tuple[str,
             "the profile expects {}: also fast, judge by the measured speed".format(" or ".join(expected))
         )
     return "pass", reasons
+
+
+def _fast_scaled(name: str) -> bool:
+    return "Scaled" in name and not SLOW_SCALED.search(name)
 
 
 def _kernel_line_came_later(version: str | None) -> bool:

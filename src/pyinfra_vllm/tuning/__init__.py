@@ -331,12 +331,18 @@ def _add_refusals(card: Gpu, version: str, exposed: bool, reason: str | None, pr
 
 def _kernels(shape: Shape, card: Gpu, facts: Facts) -> list[str]:
     """The kernels to expect in the log; [] only for a model that isn't quantized, or beside an error."""
-    if shape.quantization is None:
+    kind = shape.quantization.kernels if shape.quantization else None
+    if kind is None:
         return []
     disabled = str(facts["VLLM_DISABLED_KERNELS"] or "").split(",")
     chosen = LINEAR_BACKENDS.get(facts["--linear-backend"]) if card.platform == "cuda" else None
-    found = card.kernels(facts.fixed["vllm"], disabled, chosen, experts=shape.experts > 0)
-    if not found and not card.rejected:
+    found = card.kernels(facts.fixed["vllm"], disabled, chosen, experts=shape.experts > 0, kind=kind)
+    if not found and kind != "wna16":
+        facts.profile.fail(
+            f"{card.title} has no kernel for weights and activations of 8 bits ({kind}) that is known here:"
+            " take another card, or 4-bit weights"
+        )
+    elif not found and not card.rejected:
         facts.profile.fail(
             f"environment: {{VLLM_DISABLED_KERNELS: {','.join(disabled)}}} disables every fast kernel that "
             f"quantized weights have on {card.title}: take one out"

@@ -41,6 +41,8 @@ def of_request(shape: Shape, gpu: Gpu, runtime_version: str) -> dict[str, Any]:
         "tool_call_parser": family.get("tool_call_parser"),
         "quantized": shape.quantization is not None,
         "quantization": shape.quantization.method if shape.quantization else None,
+        "quantization_bits": shape.quantization.bits if shape.quantization else None,
+        "known_kernels": shape.quantization.kernels if shape.quantization else "none needed",
         "heads": shape.heads,
         "kv_heads": kv_heads(shape),
         "intermediate": shape.intermediate,

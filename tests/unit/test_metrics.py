@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -352,6 +354,69 @@ def test_every_metric_of_the_alerts_is_one_that_is_written() -> None:
     named = {name for rule in rules() for name in NAME.findall(rule["expr"])}
     assert named and named <= set(metrics.METRICS)
     assert all(NAME.search(rule["expr"]) for rule in rules())
+
+
+# Four hosts for four hours: one is well, one has nothing running, one went back, one can't.
+SERIES = """
+service_running{instance="well"} 1
+release_proven{instance="well"} 1
+release_differs{instance="well"} 0
+switch_unfinished{instance="well"} 0
+rejected_releases{instance="well"} 0
+last_switch_info{instance="well",outcome="committed"} 1
+last_switch_without_service_seconds{instance="well"} 90
+last_switch_began_timestamp_seconds{instance="well"} 0
+metrics_written_timestamp_seconds{instance="well"} 0+60
+service_running{instance="down"} 0
+metrics_written_timestamp_seconds{instance="down"} 0
+service_running{instance="back"} 1
+release_proven{instance="back"} 0
+release_differs{instance="back"} 1
+switch_unfinished{instance="back"} 0
+rejected_releases{instance="back"} 1
+last_switch_info{instance="back",outcome="rolled_back"} 1
+last_switch_without_service_seconds{instance="back"} 1200
+release_differs{instance="stuck"} 1
+switch_unfinished{instance="stuck"} 1
+last_switch_info{instance="stuck",outcome="restore_failed"} 1
+last_switch_began_timestamp_seconds{instance="stuck"} 0
+"""
+FIRING = {
+    0: {("VllmReleaseWentBack", "back"), ("VllmRollbackFails", "stuck"), ("VllmSwitchTookService", "back")},
+    60: {
+        *(("VllmServiceDown", "down"), ("VllmMetricsStale", "down")),
+        *(("VllmReleaseRejected", "back"), ("VllmRunsAnotherRelease", "back")),
+    },
+    240: {("VllmReleaseNotProven", "back"), ("VllmSwitchHasNoEnd", "stuck")},
+}
+
+
+def test_the_alerts_fire_when_they_should_and_no_others(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here")
+    series = [
+        {"series": f"pyinfra_vllm_{name}".replace("{", '{service="chat",'), "values": f"{value}x300"}
+        for name, value in (line.rsplit(" ", 1) for line in SERIES.split("\n") if line)
+    ]
+    so_far: set[tuple[str, str]] = set()
+    asked = []
+    for minute, firing in FIRING.items():
+        so_far |= firing
+        labels = [f'{{alertname="{alert}", instance="{instance}"}}' for alert, instance in so_far]
+        asked.append(
+            {
+                "expr": 'count by (alertname, instance) (ALERTS{alertstate="firing"})',
+                "eval_time": f"{minute}m",
+                "exp_samples": [{"labels": each, "value": 1} for each in labels],
+            }
+        )
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": asked}
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(DOCS / "alerts.yml")], "tests": [test]}))
+    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {alert for alert, _ in so_far} == {rule["alert"] for rule in rules()}
 
 
 def test_every_alert_names_what_to_do() -> None:

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nights
 import pytest
 from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm import cli
+from pyinfra_vllm.asking import Answer
+from pyinfra_vllm.report.looking import Look
 
 
 class Ended:
@@ -48,3 +51,10 @@ def serving(host: SimulatedHost) -> SimulatedHost:
     host.install(OLD)
     host.stage(NEW)
     return host
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> list[Answer[Look]]:
+    """24 hosts with the switches of three nights; tests copy whatever they change of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        return nights.fleet_of_24(tmp_path_factory.mktemp("fleet"), patch)

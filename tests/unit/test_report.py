@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from zoneinfo import ZoneInfo
 
@@ -33,6 +34,7 @@ from pyinfra_vllm.text import duration, three_digits
 
 __all__ = ["teller"]
 
+EVIL = "\"'><script>alert(1)</script><img src=x>"
 VALUES = st.lists(st.floats(0.001, 1e6), min_size=0, max_size=60)
 
 
@@ -211,6 +213,33 @@ def test_what_hosts_say_is_text_and_never_markup(teller: Teller) -> None:
     text = render(evil, answers, nights.MORNING, declaration=evil)
     assert "<script" not in text
     Page(text)
+
+
+def spoilt(value: Any, key: str = "") -> Any:
+    """The same answer with markup behind every text that a host is free to choose."""
+    if isinstance(value, dict):
+        free = key in ("environment", "left_out", "rejected")  # whose names are a host's, too
+        return {spoilt(name) if free else name: spoilt(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [spoilt(item, key) for item in value]
+    fixed = ("at", "step", "state", "tx", "unit", "purpose", "current", "running")
+    return f"{value}{EVIL}" if isinstance(value, str) and key not in fixed else value
+
+
+def test_no_text_of_a_host_becomes_markup_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = nights.fleet(tmp_path, monkeypatch)
+    assert first.value is not None
+    look = Look(
+        spoilt(first.value.running),
+        {EVIL: spoilt(first.value.record["chat"])},
+        gpus=tuple(spoilt([nights.gpu(unit=f"vllm-chat{EVIL}.service")])),
+    )
+    text = render("x", [Answer(f"a{EVIL}", look), *others], nights.MORNING)
+    assert "<script" not in text and "<img" not in text
+    Page(text)
+    assert text.count("&lt;script&gt;") > 100 and "Qwen/Qwen3-32B-AWQ&#34;&#39;&gt;&lt;script" in text
 
 
 def test_times_are_the_readers_with_their_zone() -> None:

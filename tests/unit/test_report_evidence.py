@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import nights
@@ -31,12 +30,6 @@ DOCUMENT = {
     "environment": {"PATH": "/r/1/bin:/bin", "VLLM_USE_V1": "1"},
     "secrets": ["HF_TOKEN"],
 }
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Answer[Look]]]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield nights.fleet_of_24(tmp_path_factory.mktemp("fleet"), patch)
 
 
 def of_host(fleet: list[Answer[Look]], host: str) -> list[Shown]:
@@ -130,6 +123,23 @@ def test_a_criterion_without_a_value_is_explained_by_its_note(fleet: list[Answer
 def test_a_release_that_was_kept_has_nothing_against_it(fleet: list[Answer[Look]]) -> None:
     (kept,) = of_host(fleet, "gpu-01")
     assert kept.good and kept.against == [] and kept.proof is None and kept.reason
+
+
+def test_a_failed_start_is_shown_by_its_log_above_what_changed(teller: Teller) -> None:
+    crash = ["(EngineCore pid=7) ValueError: the model's max seq len (40960) is larger than 18320"]
+    teller.host.stage(NEW)
+    teller.host.crashing[NEW] = crash
+    assert teller.host.switch() == "rolled_back"
+    (item,) = shown_switches([teller.answer()])
+    assert item.against == [] and item.reason.startswith("vLLM ended by itself")
+    text = render("x", [teller.answer()], nights.MORNING)
+    shown = text.index('<details class="inner" open><summary>Why the start failed</summary>')
+    assert (
+        text.index('<p class="reason">')
+        < shown
+        < text.index("larger than 18320")
+        < text.index("<h3>Timeline</h3>")
+    )
 
 
 def test_a_reason_that_no_criterion_gave_stays(fleet: list[Answer[Look]]) -> None:

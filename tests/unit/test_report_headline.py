@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -21,12 +20,6 @@ from pyinfra_vllm.report.status import CHANGING, DOWN, DRIFT, UNPROVEN, Row, row
 
 ZURICH = ZoneInfo("Europe/Zurich")
 LAST_NIGHT = period(nights.MORNING, ZURICH)
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Answer[Look]]]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield nights.fleet_of_24(tmp_path_factory.mktemp("fleet"), patch)
 
 
 def switched(host: str, outcome: str, purpose: str = "rollout", at: str = "2026-11-21T01:00:00Z") -> Switch:

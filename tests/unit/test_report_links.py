@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
 import nights
@@ -15,12 +14,6 @@ from pyinfra_vllm.report.looking import Look
 from pyinfra_vllm.report.page import render
 
 EVIL = '"><script>alert(1)</script>'
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Answer[Look]]]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield nights.fleet_of_24(tmp_path_factory.mktemp("fleet"), patch)
 
 
 @pytest.fixture
@@ -95,3 +88,13 @@ def test_services_have_a_filter_where_there_are_several(fleet: list[Answer[Look]
     assert text.count('data-service="0"') == style.count('data-service="0"') + 3
     down = re.findall(r'<tbody id="h[0-9]+" data-show="look">', text)
     assert len(down) == 1  # nobody knows which services it has: each filter shows it
+
+
+def test_switches_of_a_service_that_is_not_observed_are_shown(fleet: list[Answer[Look]]) -> None:
+    """A host may lie, and a service may be removed between two questions."""
+    both = with_service(fleet[0], "gone")
+    assert both.value is not None
+    look = replace(both.value, running=both.value.running[:1])
+    text = render("prod", [replace(both, value=look)], nights.MORNING)
+    assert text.count('<details class="card switch"') == 2 and '<label for="service-1">gone</label>' in text
+    assert len(re.findall(r'<tbody id="h', text)) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from xml.etree import ElementTree
@@ -23,12 +22,6 @@ from pyinfra_vllm.report.trends import Trend, newest, night_of, picture, span, t
 
 FIRST, SECOND, THIRD = date(2026, 11, 18), date(2026, 11, 19), date(2026, 11, 20)
 ZURICH = ZoneInfo("Europe/Zurich")
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Answer[Look]]]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield nights.fleet_of_24(tmp_path_factory.mktemp("fleet"), patch)
 
 
 def switched(at: str, outcome: str, *samples: Samples, away_s: float = 60.0) -> Shown:

@@ -54,9 +54,9 @@ def evidence(directory: Path, old: str, allowed: int) -> tuple[dict[str, Any], d
     left_out: dict[str, str] = {}
     used = 0
     for name, path in places.items():
-        if not path.is_file():  # a switch that ended early
-            continue
         try:
+            if not path.is_file():  # a switch that ended early
+                continue
             size = path.stat().st_size
             if used + size > allowed:
                 left_out[name] = f"{size} bytes are more than this request allows"

@@ -28,7 +28,7 @@ from .tables import reasons_of
 from .trends import newest, picture, span, trends
 
 TEMPLATE, STYLE = "page.html.j2", "page.css"
-# Switches whose details are open at first: the newest, and what went wrong lately.
+# Switches whose details are open at first, of the newest.
 OPEN = 1
 LOOK, BACK = "look", "back"  # the filters, as page.css knows them
 
@@ -69,7 +69,7 @@ def render(
             newest_of={(item.host, item.service): n for n, item in reversed(list(enumerate(told)))},
             marks=marks,
             counts=Counter(mark for own in marks.values() for mark in own),
-            services=sorted({row.service for row in found if row.service}),
+            services=sorted({row.service for row in found if row.service} | {item.service for item in told}),
             memory=_memory(answers),
             shown=shown,
             trends=found_trends,

@@ -292,7 +292,7 @@ def _locked(hosts: Mapping[str, Declared]) -> Lock:
         f"{host}: service {service.name}: {problem}"
         for host, declared in hosts.items()
         for service in declared.services
-        if (problem := refused_code(lock, service))
+        if (problem := refused_code(lock, service) or refused_form(lock, service))
     ]
     if refused:
         raise CheckpointRefused("\n".join(refused))
@@ -308,6 +308,23 @@ def unlocked(lock: Lock, model: str, revision: str) -> str:
         meant = None if model in known else nearest(model, known, cutoff=0.85)
         return inventories.naming(str(error)) + (f' Or did you mean "{meant}"?' if meant else "")
     return ""
+
+
+def loads_consolidated(service: Service) -> bool:
+    """Whether a service loads Mistral's own form of weights (model_loader/default_loader.py)."""
+    return service.flags.get("--load-format") == "mistral"
+
+
+def refused_form(lock: Lock, service: Service) -> str:
+    """Why the weights that are locked are not those that the service loads; empty where they are."""
+    files = lock.get(service.model, service.revision).files
+    if not loads_consolidated(service) or any(file.path.startswith("consolidated") for file in files):
+        return ""
+    return (
+        f"{service.model} is locked without consolidated*.safetensors, and flags: {{load-format: mistral}}"
+        " loads nothing else. No host was contacted. Take the flag out, or run"
+        f" `{inventories.command('lock')}` again."
+    )
 
 
 def refused_code(lock: Lock, service: Service) -> str:

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -65,6 +65,10 @@ _LEFT_OUT = frozenset({"id2label", "label2id", "task_specific_params", "_name_or
 _DEEPEST = 5  # quantization_config.config_groups.group_0.weights.group_size has 5 levels
 _LONGEST_LIST = 512  # layer_types has one word a layer
 
+_SHARD = re.compile(r"(.+)-(\d{4,6})-of-(\d{4,6})\.safetensors")
+MOST_SHARDS = 4096
+LARGEST_POINTER_BYTES = 512  # a Git LFS pointer has about 130
+
 T = TypeVar("T")
 
 
@@ -78,12 +82,15 @@ class Hub:
     def __repr__(self) -> str:
         return f"Hub({self.endpoint!r})"
 
-    def checkpoint(self, repo: str, revision: str = "main", *, allow_code: bool = False) -> Checkpoint:
+    def checkpoint(
+        self, repo: str, revision: str = "main", *, allow_code: bool = False, consolidated: bool = False
+    ) -> Checkpoint:
         """The checkpoint that `repo` at `revision` means now.
 
         + allow_code: keep the repository's Python files and accept `auto_map` (a service declares
             `allow_code`
           with a reason)
+        + consolidated: the weights in Mistral's own form, which `load-format: mistral` loads and nothing else
 
         Raises CheckpointRefused for what must not be served and HubError for what the Hub did not or must not
         answer.
@@ -96,7 +103,7 @@ class Hub:
                 raise CheckpointRefused(f"{value!r} {reason}. Nothing was written.")
         commit, listing = self._listing(repo, revision)
         _refuse_pickles(repo, listing)
-        files = self._needed(repo, commit, listing, allow_code)
+        files = self._needed(repo, commit, listing, allow_code, consolidated)
         config = self._json(repo, commit, _named(repo, files, "config.json"))
         if not allow_code:
             self._refuse_code(repo, commit, files, config)
@@ -134,19 +141,29 @@ class Hub:
         )
 
     def _needed(
-        self, repo: str, commit: str, listing: tuple[File, ...], allow_code: bool
+        self, repo: str, commit: str, listing: tuple[File, ...], allow_code: bool, consolidated: bool
     ) -> tuple[File, ...]:
         """The weights that vLLM would load, and the files beside them that serving needs."""
         weights = {file.path: file for file in listing if re.fullmatch(r"[^/]+\.safetensors", file.path)}
         index = next((file for file in listing if file.path == INDEX), None)
-        if index is not None:
+        if consolidated:
+            index = None
+            weights = {path: file for path, file in weights.items() if path.startswith("consolidated")}
+            if not weights:
+                raise CheckpointRefused(
+                    f"{repo} holds no consolidated*.safetensors, and flags: {{load-format: mistral}} loads"
+                    " nothing else. Nothing was written. Take the flag out."
+                )
+        elif index is not None:
             weights = _indexed(repo, weights, self._json(repo, commit, index))
         elif any(path.startswith("model") for path in weights):
             # Mistral's repositories hold the same weights a second time as consolidated*.safetensors.
             weights = {path: file for path, file in weights.items() if not path.startswith("consolidated")}
         if not weights:
             raise CheckpointRefused(f"{repo} holds no weights in safetensors. Nothing was written.")
-        beside = [file for file in listing if _NEEDED.fullmatch(file.path) or file.path == INDEX]
+        _refuse_gaps(repo, weights)
+        _refuse_pointers(repo, weights.values())
+        beside = [file for file in listing if _NEEDED.fullmatch(file.path) or file is index]
         if allow_code:
             beside += [file for file in listing if file.path.endswith(".py")]
         for file in beside:
@@ -319,6 +336,36 @@ def _refuse_pickles(repo: str, listing: tuple[File, ...]) -> None:
             f"{repo} holds its weights only as pickles ({pickles[0]}), which can run code when loaded. "
             f"Nothing was written. Use a repository with safetensors, or convert it."
         )
+
+
+def _refuse_gaps(repo: str, weights: Mapping[str, File]) -> None:
+    """Refuse shards that are numbered and not all there: vLLM loads what it finds, and serves garbage."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for path in weights:
+        shard = _SHARD.fullmatch(path)
+        if shard:
+            found.setdefault((shard[1], int(shard[3])), set()).add(int(shard[2]))
+    for (stem, count), numbers in found.items():
+        first = 0 if 0 in numbers else 1
+        missing = [
+            number for number in range(first, first + min(count, MOST_SHARDS)) if number not in numbers
+        ]
+        if missing:
+            raise CheckpointRefused(
+                f"{repo}: {stem}-{missing[0]:05}-of-{count:05}.safetensors is not there ({len(missing)} of"
+                f" {count} shards are missing), and vLLM would serve without it. Nothing was written. Upload"
+                " it again, or take another repository."
+            )
+
+
+def _refuse_pointers(repo: str, weights: Iterable[File]) -> None:
+    """Refuse Git LFS pointers that were uploaded in place of weights."""
+    for file in weights:
+        if file.sha256 is None and file.size < LARGEST_POINTER_BYTES:
+            raise CheckpointRefused(
+                f"{repo}: {file.path} has {file.size} bytes: a pointer to weights, and not the weights."
+                " Nothing was written. Upload it with Git LFS, or take another repository."
+            )
 
 
 def _indexed(repo: str, weights: Mapping[str, File], index: Mapping[str, Any]) -> dict[str, File]:

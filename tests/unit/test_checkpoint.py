@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,47 @@ def test_weights_are_those_that_the_index_names(server: HubServer) -> None:
     found = ask(server)
     assert found.weights_bytes == 30
     assert "model.safetensors.index.json" in {file.path for file in found.files}
+
+
+@pytest.mark.parametrize(
+    ("shards", "missing"),
+    [
+        (("00001-of-00003", "00003-of-00003"), "model-00002-of-00003.safetensors is not there (1 of 3"),
+        (("00002-of-00002",), "model-00001-of-00002.safetensors is not there (1 of 2"),
+        (("00000-of-00002",), "model-00001-of-00002.safetensors is not there (1 of 2"),
+    ],
+)
+def test_shards_with_a_gap_are_refused(server: HubServer, shards: tuple[str, ...], missing: str) -> None:
+    """vllm#34859: without an index vLLM serves what is there without complaint."""
+    files = {f"model-{shard}.safetensors": b"1" * 1000 for shard in shards}
+    server.repositories[REPO] = repository(model_safetensors=None, **files)
+    with pytest.raises(CheckpointRefused, match=re.escape(missing)):
+        ask(server)
+
+
+def test_a_pointer_in_place_of_weights_is_refused(server: HubServer) -> None:
+    server.listing_changes = {"model.safetensors": {"size": 134, "lfs": None, "blobId": "a" * 40}}
+    with pytest.raises(CheckpointRefused, match="has 134 bytes: a pointer to weights"):
+        ask(server)
+
+
+def test_all_shards_are_locked_without_an_index(server: HubServer) -> None:
+    files = {f"model-0000{number}-of-00002.safetensors": b"1" * 1000 for number in (1, 2)}
+    server.repositories[REPO] = repository(model_safetensors=None, **files)
+    assert ask(server).weights_bytes == 2000
+
+
+def test_consolidated_weights_are_kept_for_the_loader_that_reads_nothing_else(server: HubServer) -> None:
+    """vllm#19953."""
+    server.repositories[REPO] = repository(**{"consolidated.safetensors": b"3" * 900, "params.json": b"{}"})
+    assert {file.path for file in ask(server).files if "safetensors" in file.path} == {"model.safetensors"}
+    kept = ask(server, consolidated=True)
+    paths = {file.path for file in kept.files}
+    assert {"consolidated.safetensors", "params.json"} <= paths
+    assert "model.safetensors" not in paths
+    server.repositories[REPO] = repository()
+    with pytest.raises(CheckpointRefused, match="load-format: mistral"):
+        ask(server, consolidated=True)
 
 
 def test_an_index_that_names_a_missing_shard_is_refused(server: HubServer) -> None:

@@ -50,6 +50,22 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(lock, arguments)
 
 
+def test_a_repository_without_a_tokenizer_is_said(server: HubServer) -> None:
+    assert "tokenizer" not in run().stderr
+    server.repositories[REPO].pop("tokenizer.json")
+    assert "acme/tiny-awq@main has no tokenizer files" in run().stderr
+
+
+def test_mistral_s_own_form_is_locked_where_its_loader_is_declared(server: HubServer) -> None:
+    mistral = INVENTORY.replace('"port": 8000', '"port": 8000, "flags": {"load-format": "mistral"}')
+    Path("inventory/prod.py").write_text(mistral)
+    refused = run()
+    assert refused.exit_code and "loads nothing else" in refused.output
+    server.repositories[REPO] = {**repository(), "consolidated.safetensors": bytes(90)}
+    assert run().exit_code == 0
+    assert {file.path for file in Lock.load(LOCK_FILE).get(REPO).files} >= {"consolidated.safetensors"}
+
+
 def test_the_lock_file_is_written_and_then_up_to_date(server: HubServer) -> None:
     first = run()
     assert first.exit_code == 0, first.output

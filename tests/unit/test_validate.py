@@ -57,6 +57,11 @@ def declare(place: str = "mine", **settings: Any) -> None:
 WINDOW = {"cron": "0 2 * * *", "duration": "3h", "timezone": "Europe/Berlin"}
 PROBLEMS: dict[str, tuple[dict[str, Any], str, str]] = {
     "form": ({"prot": 1}, "services.chat.prot", 'did you mean "port"?'),
+    "a loader of weights that aren't locked": (
+        {"flags": {"load-format": "mistral"}},
+        f"{MODEL}@main",
+        "loads nothing else",
+    ),
     "a misspelt flag": (
         {"flags": {"max-num-seq": 8}},
         "services.chat.flags.--max-num-seq",

@@ -6,6 +6,7 @@ Contacts the Hub only, never a host. The file is written once, at the end, when 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pyinfra_vllm.hub import Hub
 
 DEFAULT_INVENTORY = "inventory/prod.py"
+
+TOKENIZER = re.compile(r"tokenizer\.json|vocab\.(json|txt)|tekken\.json|[^/]*\.(model|tiktoken)")
 
 Model = tuple[str, str]  # repository, revision
 Say = Callable[[str], None]
@@ -68,16 +71,29 @@ class Relock:
 
 
 def relock(
-    models: Iterable[Model], lock: Lock, hub: Hub, *, prune: bool, say: Say, with_code: Collection[Model] = ()
+    models: Iterable[Model],
+    lock: Lock,
+    hub: Hub,
+    *,
+    prune: bool,
+    say: Say,
+    with_code: Collection[Model] = (),
+    consolidated: Collection[Model] = (),
 ) -> Relock:
-    """The lock entries that `models` need; those `with_code` may bring Python files.
+    """The lock entries that `models` need; those `with_code` may bring Python files, those `consolidated` are
+    loaded in Mistral's own form.
 
     Raises HubError or CheckpointRefused; nothing is written.
     """
     found = []
     for repo, revision in sorted(set(models)):
         say(f"{repo}@{revision}: asking {hub.endpoint}")
-        entry = hub.checkpoint(repo, revision, allow_code=(repo, revision) in with_code)
+        model = (repo, revision)
+        entry = hub.checkpoint(
+            repo, revision, allow_code=model in with_code, consolidated=model in consolidated
+        )
+        if not any(TOKENIZER.fullmatch(file.path) for file in entry.files):
+            say(f"{entry.name} has no tokenizer files: flags: {{tokenizer: /a/path/on/the/host}} is needed")
         say(f"{entry.name}: {entry.commit[:12]}, {len(entry.files)} files, {entry.total_bytes / 1e9:.2f} GB")
         found.append(entry)
     known = {entry.name: entry for entry in lock.entries}
@@ -116,8 +132,11 @@ def run(
     services = [service for host in hosts for service in host.services]
     models = {(service.model, service.revision) for service in services}
     with_code = {(service.model, service.revision) for service in services if service.allow_code}
+    consolidated = {(each.model, each.revision) for each in services if fleet.loads_consolidated(each)}
     before = Lock.load(path) if path.exists() else Lock(path=path)
-    result = relock(models, before, hub or _hub(), prune=prune, say=say, with_code=with_code)
+    result = relock(
+        models, before, hub or _hub(), prune=prune, say=say, with_code=with_code, consolidated=consolidated
+    )
     if check:
         return int(result.stale), result.as_dict()
     if result.stale or not path.exists():

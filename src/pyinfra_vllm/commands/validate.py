@@ -106,7 +106,7 @@ def _check_locked(service: Service, lock: Lock | None, problems: Problems) -> No
         return
     key = f"{service.model}@{service.revision}"
     problem = fleet.unlocked(lock, service.model, service.revision)
-    problem = problem or fleet.refused_code(lock, service)
+    problem = problem or fleet.refused_code(lock, service) or fleet.refused_form(lock, service)
     if problem:
         problems.add(str(LOCK_FILE), key, problem.removeprefix(f"{LOCK_FILE} "))
 

@@ -112,6 +112,7 @@ def test_a_slow_release_is_shown_by_the_distribution_of_what_failed(fleet: list[
     assert [item.title for item in slow.against] == [title for title, flag in names if flag]
     assert slow.proof is not None and slow.proof.title == "Throughput, 1 stream"
     assert slow.samples[0] is slow.proof and slow.reason == ""
+    assert len(slow.remarks) == len(slow.reasons) - len(slow.against) > 0
     assert "gate.margins.c1.tokens_per_s = " in slow.against[0].note
 
 
@@ -123,6 +124,16 @@ def test_a_criterion_without_a_value_is_explained_by_its_note(fleet: list[Answer
 def test_a_release_that_was_kept_has_nothing_against_it(fleet: list[Answer[Look]]) -> None:
     (kept,) = of_host(fleet, "gpu-01")
     assert kept.good and kept.against == [] and kept.proof is None and kept.reason
+
+
+def test_its_distribution_stands_beside_the_first_criterion(fleet: list[Answer[Look]]) -> None:
+    (answer,) = [answer for answer in fleet if answer.host == "gpu-03"]
+    text = render("x", [answer], nights.MORNING)
+    slow = text.split('<details class="card switch"')[-1]
+    parts = ["Throughput, 1 stream:", '<figure class="distribution">', "Time per output token, 1 stream:"]
+    places = [slow.index(part) for part in (*parts, "<h3>What changed</h3>")]
+    assert places == sorted(places)
+    assert "worse: " not in slow.partition('<details class="inner">')[0]
 
 
 def test_a_failed_start_is_shown_by_its_log_above_what_changed(teller: Teller) -> None:

@@ -99,6 +99,12 @@ class Shown:
         return brief(rest) if self.reasons else rest
 
     @property
+    def remarks(self) -> list[str]:
+        """The verdict's reasons without those sentences."""
+        told = {item.told for item in self.against}
+        return [text for text in self.reasons if text not in told]
+
+    @property
     def proof(self) -> Samples | None:
         """The distribution that shows the first of them."""
         keys = [item.key for item in self.against[:1]]

@@ -223,6 +223,7 @@ RUNTIME = or_null(
             "built": or_null(mapping({"packages": texts}, ("packages",))),
             "flags": or_null(texts),
             "compiled": share,
+            "torch": TEXT_OR_NONE,
             "problem": TEXT_OR_NONE,
         },
         ("version", "distribution", "executable", "built"),

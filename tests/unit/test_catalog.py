@@ -426,6 +426,11 @@ def process(unit: str | None) -> dict[str, Any]:
         ([gpu_fact()], {}, "0.33.0", None),
         ([gpu_fact(driver="570.86.15")], {}, "0.19.1", None),
         ([gpu_fact(driver="570.86.15")], {}, "0.20.0", "install driver 580"),
+        ([gpu_fact(driver="570.86.15")], {}, "0.25.1+cu129", None),  # vllm#42756
+        ([gpu_fact(driver="570.86.15")], {}, "0.25.1+cu130", "too old for vLLM 0.25.1+cu130 (CUDA 13.0)"),
+        ([gpu_fact(driver="520.61.05")], {}, "0.25.1+cu129", "(CUDA 12.9): install driver 525"),
+        ([gpu_fact(driver="570.86.15")], {}, versions.build("0.25.1", "2.11.0+cu129"), None),
+        ([gpu_fact(driver="570.86.15")], {}, versions.build("0.25.1", "2.11.0"), "install driver 580"),
         (
             [gpu_fact(name="NVIDIA B200", memory_mib=183359, compute_capability="10.0", driver="550.1")],
             {},

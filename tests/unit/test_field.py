@@ -14,9 +14,9 @@ import pytest
 from resolving import values
 
 from pyinfra_vllm import fit, tuning
-from pyinfra_vllm.catalog import gpus, shapes
+from pyinfra_vllm.catalog import gpus, shapes, versions
 from pyinfra_vllm.catalog.shapes import Shape
-from pyinfra_vllm.on_host import kernel
+from pyinfra_vllm.on_host import inspect_runtime, kernel
 from pyinfra_vllm.tuning import Resolution
 
 FIELD = Path(__file__).parents[1] / "fixtures/field"
@@ -343,3 +343,16 @@ def test_experts_on_the_slow_path_fail() -> None:
     assert kernel.check(fast, "0.17.1", ["Marlin", "Marlin"])["verdict"] == "pass"
     newer = [*lines, "Using 'MARLIN' WNA16 MoE backend."]
     assert kernel.check(newer, "0.25.1", ["Marlin", "Marlin"])["verdict"] == "pass"
+
+
+def test_the_cuda_of_a_venv_is_its_torch_s(tmp_path: Path) -> None:
+    """vllm#42756: CUDA 12.9, for which driver 570 is enough."""
+    packages = tmp_path / "lib/python3.11/site-packages"
+    for name in ("vllm-0.25.1", "torch-2.11.0+cu129"):
+        (packages / f"{name}.dist-info").mkdir(parents=True)
+        (packages / f"{name}.dist-info/METADATA").write_text(f"Version: {name.partition('-')[2]}\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").touch()
+    found = inspect_runtime.runtime(tmp_path)
+    assert found is not None
+    assert versions.build(found["version"], found["torch"]) == "0.25.1+cu129"

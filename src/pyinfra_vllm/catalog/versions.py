@@ -23,6 +23,12 @@ def parse(text: str) -> Version:
     return found.release
 
 
+def build(version: str, torch: str | None) -> str:
+    """A vLLM version with the local part that says which CUDA it is built for: its own, else its torch's."""
+    local = (torch or "").partition("+")[2]
+    return version if "+" in version or not local else f"{version}+{local}"
+
+
 @lru_cache(maxsize=4096)
 def below(version: Version, limit: str) -> bool:
     """Whether a version comes before a limit; 0.24.0 is not below "0.24"."""

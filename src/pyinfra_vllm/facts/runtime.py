@@ -24,7 +24,7 @@ class Runtime(Told[dict[str, Any] | None]):
         {"path": "/srv/pyinfra-vllm/runtimes/0.33.0", "version": "0.33.0", "distribution": "vllm", "python":
         "3.12",
          "executable": True, "flags": ["--max-model-len", ...], "problem": None, "built": {...} | None,
-         "compiled": 1.0}
+         "compiled": 1.0, "torch": "2.9.0+cu129"}
     """
 
     check = answers.RUNTIME

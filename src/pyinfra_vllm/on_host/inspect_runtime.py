@@ -39,6 +39,7 @@ def runtime(path: Path) -> dict[str, Any] | None:
                 "executable": (path / "bin" / "vllm").exists(),
                 "built": _built(path),
                 "compiled": compiled(packages),
+                "torch": _torch(packages),
                 "flags": known,
                 "problem": problem,
             }
@@ -87,6 +88,13 @@ def _version(metadata: Path) -> str | None:
             return line.split(":", 1)[1].strip()
         if not line:
             break
+    return None
+
+
+def _torch(packages: Path) -> str | None:
+    """The version of torch, whose local part (2.9.0+cu129) names the CUDA of the build; None without it."""
+    for folder in sorted(packages.glob("torch-*.dist-info")):
+        return _version(folder / "METADATA")
     return None
 
 

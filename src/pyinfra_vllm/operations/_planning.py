@@ -57,13 +57,13 @@ def plan(
 
     + secrets: their values; left out: those that the environment holds
     """
-    version, flags, compiled = _runtime(host, root, service)
+    version, flags, compiled, build = _runtime(host, root, service)
     told = asked(host, Gpus)
     if told["problem"]:
         raise Refused(service, [_untold(told["problem"])])
     gpus = told["gpus"]
     try:
-        resolution = _resolved(service, checkpoint, gpus, version, flags)
+        resolution = _resolved(service, checkpoint, gpus, version, flags, build)
         used = devices.chosen(service.gpus, gpus)
         values = _secrets(service) if secrets is None else secrets
         _keep_off_the_disk(service, resolution.environment, version)
@@ -98,9 +98,10 @@ def _resolved(
     gpus: list[dict[str, Any]],
     version: str,
     flags: frozenset[str] | None,
+    build: str,
 ) -> tuning.Resolution:
     """The flags for this host. Raises Refused with everything that is wrong, not with the first problem."""
-    problems = tuning.preflight(gpus, service, version)
+    problems = tuning.preflight(gpus, service, build)
     if problems and not devices.chosen(service.gpus, gpus):  # no card to resolve for
         misspelt = [problem for _, problem in tuning.flag_problems(service.flags, version, flags)]
         raise Refused(service, [*problems, *misspelt])
@@ -142,18 +143,20 @@ def _bytecode(service: Service, compiled: float) -> list[str]:
     ]
 
 
-def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[str] | None, float]:
-    """The version, its flags and how much of it has byte code: of the vLLM that is installed, else (before it
-    is) of the one declared, which will be installed with all of it.
+def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[str] | None, float, str]:
+    """The version, its flags, how much of it has byte code, and the version with its CUDA: of the vLLM that
+    is installed, else (before it is) of the one declared, which will be installed with all of it.
     """
     path = runtime_path(root, service)
     found: dict[str, Any] | None = asked(host, Runtime, path=path)
     if found:
         flags = found.get("flags")
-        return str(found["version"]), frozenset(flags) if flags else None, float(found.get("compiled", 1.0))
+        version = str(found["version"])
+        build = versions.build(version, found.get("torch"))
+        return version, frozenset(flags) if flags else None, float(found.get("compiled", 1.0)), build
     if service.runtime.version is None:
         raise Refused(service, [f"no vLLM is installed at {path}: correct runtime.path"])
-    return service.runtime.version, None, 1.0
+    return service.runtime.version, None, 1.0, service.runtime.version
 
 
 def missing_secrets(service: Service) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from pyinfra.api import Host
 
 from pyinfra_vllm import answers, estimate, tuning, window
+from pyinfra_vllm.catalog import versions
 from pyinfra_vllm.config import Declared, Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts import _script
@@ -63,7 +64,8 @@ def _gpu(host: Host, root: str, service: Service) -> Check:
     version = found["version"] if found else service.runtime.version
     if told["problem"] or version is None:
         return _check(name, told["problem"] or "no vLLM is installed to ask for")
-    return _check(name, "; ".join(tuning.preflight(told["gpus"], service, version)))
+    build = versions.build(version, found.get("torch") if found else None)
+    return _check(name, "; ".join(tuning.preflight(told["gpus"], service, build)))
 
 
 def reachable(service: Service, at: datetime) -> Check:

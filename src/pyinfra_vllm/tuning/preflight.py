@@ -10,6 +10,8 @@ from pyinfra_vllm.catalog import gpus, table, versions
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.tuning import devices
 
+BUILD = re.compile(r"\+.*\bcu(\d\d)(\d)\b")
+
 if TYPE_CHECKING:
     from pyinfra_vllm.config import Service
 
@@ -23,6 +25,7 @@ def preflight(
     """The problems that stop a service on a host, as errors for that host; [] when nothing does.
 
     + gpu_facts: the GPUs that `facts.gpu.Gpus` found
+    + runtime_version: with the build's local part (+cu129) where it has one
     + own_units: systemd units whose processes may be on the service's GPUs, beside vllm-<service>.service
     """
     if not gpu_facts:
@@ -84,8 +87,20 @@ def _shares(service: Service, process: Mapping[str, Any]) -> bool:
     return bool(service.gpu_sharing_reason) and str(process.get("unit") or "").startswith("vllm-")
 
 
+def cuda_of(runtime_version: str) -> str:
+    """The CUDA of a build: the one that its version names, such as 12.9 of 0.25.1+cu129, else that of the
+    published wheels.
+    """
+    named = BUILD.search(runtime_version)
+    if named:
+        return f"{named[1]}.{named[2]}"
+    found: str = versions.first(table("runtimes.yaml")["cuda"], versions.parse(runtime_version))["cuda"]
+    return found
+
+
 def _driver(row: Mapping[str, Any], card: gpus.Gpu, runtime_version: str, where: str) -> list[str]:
-    line = versions.first(table("runtimes.yaml")["cuda"], versions.parse(runtime_version))
+    cuda = cuda_of(runtime_version)
+    line = versions.first(table("runtimes.yaml")["drivers"], versions.parse(cuda))
     blackwell = card.architecture.get("name") == "Blackwell"
     needed = line["driver_blackwell" if blackwell else "driver"]
     major = str(row["driver"]).split(".", 1)[0]
@@ -96,8 +111,8 @@ def _driver(row: Mapping[str, Any], card: gpus.Gpu, runtime_version: str, where:
         ]
     if int(major) >= int(needed):
         return []
-    way_out = ", or declare a runtime below 0.20" if line["cuda"] == "13.0" else ""
+    way_out = ", or declare a runtime below 0.20 or a build of CUDA 12 (+cu129)" if cuda >= "13" else ""
     return [
-        f"{where}: driver {row['driver']} is too old for vLLM {runtime_version} (CUDA {line['cuda']}): "
+        f"{where}: driver {row['driver']} is too old for vLLM {runtime_version} (CUDA {cuda}): "
         f"install driver {needed} or newer{way_out}"
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import nights
@@ -78,6 +79,9 @@ def test_the_release_before_is_told_while_it_is_staged(teller: Teller) -> None:
     durable.write_text(teller.host.paths.release(OLD) / "release.json", '{"id": 3}')
     spoilt = allowed.evidence(recall.recall(teller.host.paths.root, 1, 10**7, []))
     assert "can't be read" in spoilt[0]["transactions"][0]["left_out"]["old"]
+    look = replace(teller.look(), record={"chat": spoilt[0]})
+    (line,) = shown_switches([Answer("a", look)])[0].missing
+    assert line.startswith("release.json of the release before: it can't be read")
     (teller.host.paths.release(OLD) / "release.json").unlink()
     (item,) = shown_switches([teller.answer()])
     assert item.changes is None

@@ -58,7 +58,7 @@ def test_a_host_leads_to_its_nights_its_newest_switch_and_back(page: str) -> Non
 
 def test_the_filters_count_the_hosts_that_they_show(page: str) -> None:
     assert re.findall(r'<label for="show-([a-z]+)">([^<]+)</label>', page) == [
-        ("all", "all 24 hosts"), ("look", "4 need a look"), ("back", "2 went back"),
+        ("all", "all: 24"), ("look", "need a look: 4"), ("back", "went back: 2"),
     ]  # fmt: skip
     rows = re.findall(r'<tbody id="h[0-9]+" data-show="([^"]*)"', page)
     assert rows == ["look", "look", "look back", "look back", *[""] * 20]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -51,7 +52,7 @@ def test_every_host_has_its_three_nights(fleet: list[Answer[Look]]) -> None:
         (FIRST, True), (SECOND, False), (THIRD, True),
     ]  # fmt: skip
     assert [night.day for night in kept.nights] == [SECOND]
-    assert (back.rate_at, back.first_at) == ("8 streams", "1 stream")
+    assert back.at == {"tokens_per_s": "8 streams", "ttft_ms": "1 stream"}
     slow, good, still = (night.tokens_per_s or 0 for night in back.nights)
     assert good > slow * 1.02 and still == pytest.approx(good, rel=0.02)
     assert all(20 < (night.ttft_ms or 0) < 40 for night in back.nights)
@@ -77,8 +78,23 @@ def test_only_one_load_is_compared_that_of_the_newest_measurement() -> None:
         switched("2026-11-20T01:00:00Z", "committed", rate(8, 1, 800), first(1, 1, 20), first(8, 1, 50)),
         switched("2026-11-21T01:00:00Z", "committed", rate(1, 1, 100), rate(16, 1, 900), first(1, 1, 25)),
     )
-    assert (trend.rate_at, trend.first_at) == ("16 streams", "1 stream")
+    assert trend.at == {"tokens_per_s": "16 streams", "ttft_ms": "1 stream"}
     assert [(night.tokens_per_s, night.ttft_ms) for night in trend.nights] == [(None, 20), (900, 25)]
+
+
+def test_memory_is_a_trend_where_the_gate_measured_it(fleet: list[Answer[Look]]) -> None:
+    both = "<th>GPU memory</th><th>time without service</th></tr>"
+    assert both not in render("x", fleet, nights.MORNING)
+    (answer,) = [copy.deepcopy(answer) for answer in fleet if answer.host == "gpu-03"]
+    assert answer.value is not None
+    row = {"name": "gpu_memory_mib", "phase": None, "before": None, "ratio": None, "limit": 70000}
+    for number, switch in enumerate(answer.value.record["chat"]["transactions"]):
+        row |= {"after": 51200 + 1024 * number, "verdict": "pass", "decides": True}
+        switch["evidence"]["verdict"]["metrics"].append(dict(row))
+    (trend,) = trends(shown_switches([answer])).values()
+    assert [night.memory_mib for night in trend.nights] == [None, 52224, None]
+    assert newest(trend, "memory_mib") == "51.0 GiB"
+    assert both in render("x", [answer], nights.MORNING)
 
 
 def test_a_night_lasts_from_noon_to_noon_of_the_reader() -> None:

@@ -24,6 +24,7 @@ Entry = dict[str, Any]
 MS = 1000.0
 VISIBLE = 0.004  # of the whole time: a shorter step is a hair on the picture, and stands in the story
 LABELS = {"tokens_per_s": "tokens/s", "ttft_s": "first token", "tpot_s": "per token", "e2e_s": "whole answer"}
+FILES = {"old": "release.json of the release before"}  # the others are called as their evidence is
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Shown:
     """Everything that the page says about one switch.
 
     changes: None where the release before is not known
+    memory_mib: of the fullest GPU with the new release, where the gate has a limit for it
     samples: those of what failed first
     """
 
@@ -75,6 +77,7 @@ class Shown:
     gained: tuple[Answered, ...] = ()
     graded: int = 0
     release: dict[str, Any] = field(default_factory=dict)
+    memory_mib: float | None = None
     log: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
@@ -122,11 +125,12 @@ class Shown:
 def show(switch: Switch, told: dict[str, Any]) -> Shown:
     """One transaction as on_host/recall.py told it."""
     entries, files = told["entries"], told["evidence"]
-    missing = [f"{name}.json: {why}" for name, why in told["left_out"].items()]
+    missing = [f"{FILES.get(name, f'{name}.json')}: {why}" for name, why in told["left_out"].items()]
     before = _record(files.get("before"), "before", missing)
     after = _record(files.get("after"), "after", missing)
     verdict = files.get("verdict") or {}
-    judged = criteria(verdict.get("metrics", ()))
+    metrics = verdict.get("metrics", ())
+    judged = criteria(metrics)
     order = [item.key for item in judged]
     lost, gained, graded = flips(before, after)
     end = entries[-1] if entries[-1]["step"] == "end" else {}
@@ -139,12 +143,13 @@ def show(switch: Switch, told: dict[str, Any]) -> Shown:
         changes=changes(old, new) if old and new else None,
         samples=tuple(_in_order(samples(before, after), order)),
         criteria=tuple(judged),
-        intervals=tuple(ratios(verdict.get("metrics", ()))),
+        intervals=tuple(ratios(metrics)),
         reasons=tuple(verdict.get("reasons", ())),
         lost=lost,
         gained=gained,
         graded=graded,
         release=new or {},
+        memory_mib=next((row["after"] for row in metrics if row["name"] == "gpu_memory_mib"), None),
         log=tuple(end.get("log", ())),
         missing=tuple(missing),
     )

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from ..asking import Answer
 from ..printable import printable_lines
-from ..text import duration
+from ..text import duration, sentence
 from . import plots
 from .evidence import Shown, show
 from .headline import by_severity, headline, period, went_back, worst
@@ -25,7 +25,7 @@ from .history import left_out, local, problems, switches
 from .looking import Look
 from .status import OK, Row, memory_of, rows, word
 from .tables import reasons_of
-from .trends import newest, picture, span, trends
+from .trends import newest, picture, pictured, span, trends
 
 TEMPLATE, STYLE = "page.html.j2", "page.css"
 # Switches whose details are open at first, of the newest.
@@ -74,6 +74,7 @@ def render(
             shown=shown,
             trends=found_trends,
             span=span(found_trends.values()),
+            pictured=pictured(found_trends.values()),
             newest=newest,
             picture=lambda *what: Markup(picture(*what)),
             open_first=OPEN,
@@ -127,6 +128,7 @@ def _environment(zone: tzinfo | None = None) -> jinja2.Environment:
         reasons_of=reasons_of,
         local=partial(local, zone=zone),
         duration=duration,
+        sentence=sentence,
         distribution=_drawn(lambda it: plots.distribution(it.title, it.unit, it.before, it.after)),
         intervals=_drawn(plots.intervals),
         timeline=_drawn(plots.timeline),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, tzinfo
 
-from ..text import duration, latency, three_digits
+from ..text import duration, gpu_memory, latency, three_digits
 from . import plots
 from .criteria import streams
 from .evidence import Samples, Shown
@@ -22,6 +22,7 @@ from .plots import Point
 PICTURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "tokens_per_s": ("tokens/s", lambda value: f"{three_digits(value)} tokens/s"),
     "ttft_ms": ("first token", lambda value: latency(value / 1000)),
+    "memory_mib": ("GPU memory", gpu_memory),
     "away_s": ("time without service", duration),
 }
 
@@ -30,7 +31,7 @@ PICTURES: dict[str, tuple[str, Callable[[float], str]]] = {
 class Night:
     """The service after the switches of one night; `day` is that of the evening.
 
-    tokens_per_s, ttft_ms: of the release that serves since; None where it was not measured
+    tokens_per_s, ttft_ms, memory_mib: of the release that serves since; None where it was not measured
     away_s: seconds without service, of all switches of the night
     went_back: whether a release was tried that was not kept
     """
@@ -38,21 +39,19 @@ class Night:
     day: date
     tokens_per_s: float | None
     ttft_ms: float | None
+    memory_mib: float | None
     away_s: float
     went_back: bool
 
 
 @dataclass(frozen=True)
 class Trend:
-    """The nights of one service, oldest first; `rate_at` and `first_at` say with how many streams it was
-    measured.
-    """
+    """The nights of one service, oldest first; `at` says with how many streams a metric was measured."""
 
     host: str
     service: str
     nights: tuple[Night, ...]
-    rate_at: str = ""
-    first_at: str = ""
+    at: dict[str, str]
 
 
 def trends(shown: Iterable[Shown], zone: tzinfo | None = None) -> dict[tuple[str, str], Trend]:
@@ -92,6 +91,16 @@ def picture(trend: Trend, metric: str, about: tuple[date, date]) -> str:
     return plots.trend(title, points, (about[1] - about[0]).days, bars=metric == "away_s")
 
 
+def pictured(found: Iterable[Trend]) -> dict[str, str]:
+    """The metrics that any of them has a value of, each with its title."""
+    nights = [night for trend in found for night in trend.nights]
+    return {
+        metric: title
+        for metric, (title, _) in PICTURES.items()
+        if any(getattr(night, metric) is not None for night in nights)
+    }
+
+
 def newest(trend: Trend, metric: str) -> str:
     """The newest value that was measured; empty where none was."""
     values = [value for night in trend.nights if (value := getattr(night, metric)) is not None]
@@ -108,8 +117,11 @@ def _trend(host: str, service: str, items: list[Shown], zone: tzinfo | None) -> 
         host,
         service,
         tuple(_night(day, own, rate, first) for day, own in nights.items()),
-        streams(rate.key[1]) if rate else "",
-        streams(first.key[1]) if first else "",
+        {
+            metric: streams(like.key[1])
+            for metric, like in (("tokens_per_s", rate), ("ttft_ms", first))
+            if like is not None
+        },
     )
 
 
@@ -127,6 +139,7 @@ def _night(day: date, items: list[Shown], rate: Samples | None, first: Samples |
         day,
         _serving(items, rate),
         _serving(items, first),
+        next((item.memory_mib for item in reversed(items) if item.good), None),
         sum(item.away_s or 0.0 for item in items),
         any(item.switch.outcome in WENT_BACK for item in items),
     )

@@ -18,6 +18,7 @@ from pyinfra_vllm import fleet, hub_endpoint
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, Lock
 from pyinfra_vllm.errors import RolloutError
 from pyinfra_vllm.printable import printable_lines
+from pyinfra_vllm.text import in_units
 
 if TYPE_CHECKING:
     from pyinfra_vllm.hub import Hub
@@ -94,7 +95,7 @@ def relock(
         )
         if not any(TOKENIZER.fullmatch(file.path) for file in entry.files):
             say(f"{entry.name} has no tokenizer files: flags: {{tokenizer: /a/path/on/the/host}} is needed")
-        say(f"{entry.name}: {entry.commit[:12]}, {len(entry.files)} files, {entry.total_bytes / 1e9:.2f} GB")
+        say(f"{entry.name}: {entry.commit[:12]}, {len(entry.files)} files, {in_units(entry.total_bytes)}")
         found.append(entry)
     known = {entry.name: entry for entry in lock.entries}
     names = {entry.name for entry in found}

@@ -29,30 +29,29 @@ def install_for(version: str, site: Path, *wanted: str) -> None:
 
 
 def _install(*words: str | Path) -> None:
-    options, certificates = _pip_settings()
     cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache(), prefix="packages-") as downloads:
-        environment = {**os.environ, "UV_CACHE_DIR": downloads, **certificates}
-        run(*_UV, "install", *options, *words, env=environment)
+        environment = {**os.environ, "UV_CACHE_DIR": downloads, **for_uv()}
+        run(*_UV, "install", *words, env=environment)
 
 
 def uninstall(python: Path, *names: str) -> None:
     run(*_UV, "uninstall", "--python", python, *names)
 
 
-def _pip_settings() -> tuple[list[str], dict[str, str]]:
-    """Pip's own configuration on this machine (indexes, links, certificates) in the words of uv."""
+def for_uv() -> dict[str, str]:
+    """Pip's own configuration on this machine (indexes, links, certificates) as uv's variables."""
     settings: dict[str, list[str]] = {}
     for line in run(sys.executable, "-m", "pip", "config", "list").stdout.splitlines():
         key, _, value = line.partition("=")
         name = key.rsplit(".", 1)[-1]
         settings.setdefault(name, []).extend(str(ast.literal_eval(value)).split())
     extra = [*settings.get("extra-index-url", []), *os.environ.get(EXTRA_INDEX, "").split()]
-    options = ["--index-strategy", "unsafe-best-match"]  # the best version of any index, as pip does
-    options += [word for url in settings.get("index-url", [])[-1:] for word in ("--index-url", url)]
-    options += [word for url in dict.fromkeys(extra) for word in ("--extra-index-url", url)]
-    options += [
-        word for url in dict.fromkeys(settings.get("find-links", [])) for word in ("--find-links", url)
-    ]
-    certificates = settings.get("cert", [])[-1:]
-    return options, {"SSL_CERT_FILE": certificates[0]} if certificates else {}
+    found = {
+        "UV_INDEX_STRATEGY": "unsafe-best-match",  # the best version of any index, as pip does
+        "UV_DEFAULT_INDEX": "".join(settings.get("index-url", [])[-1:]),
+        "UV_INDEX": " ".join(dict.fromkeys(extra)),
+        "UV_FIND_LINKS": ",".join(dict.fromkeys(settings.get("find-links", []))),
+        "SSL_CERT_FILE": "".join(settings.get("cert", [])[-1:]),
+    }
+    return {name: value for name, value in found.items() if value}

@@ -151,7 +151,7 @@ services = {
         # Why the checkpoint may bring Python code of its own, which the server then runs as its user; None:
         # such a repository is refused. Pickled weights are refused in any case.
         "allow_code": None,
-        "served_model_name": "chat",  # what clients ask for; left out: the repository
+        "served_model_name": "chat",  # what clients ask for, or a list of names; left out: the repository
         "port": 8000,
         # An address of the host. Loopback by default, for a proxy on the host; wider than that wants
         # VLLM_API_KEY under `secrets`, and a look at what `pyinfra-vllm resolve` warns about.

@@ -148,6 +148,14 @@ def test_each_service_looks_at_its_own_cards_only() -> None:
     assert planned(split, gpus=(nvidia_smi.uuid(1, "MIG"),)).release.gpu_count == 1
 
 
+def test_a_service_may_have_several_names_of_which_the_first_is_its_own() -> None:
+    """production-stack#453."""
+    release = planned([gpu(0)], served_model_name=["chat", "gpt-4o"]).release
+    at = release.argv.index("--served-model-name")
+    assert release.argv[at + 1 : at + 4] == ("chat", "gpt-4o", "--host")
+    assert release.served_model_name == "chat"
+
+
 def test_nccl_is_told_what_the_operator_declares() -> None:
     asked = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
     release = planned([gpu(0), gpu(1)], environment=asked).release

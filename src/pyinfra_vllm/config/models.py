@@ -72,6 +72,13 @@ def _positive(duration: timedelta) -> timedelta:
     return duration
 
 
+def _each_name_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
+    if twice:
+        raise ValueError(f"names {twice[0]!r} twice; name each once")
+    return names
+
+
 def _known_variants(variants: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
     """Their names are known without a host; what each takes is checked where flags are resolved."""
     known = table("variants.yaml")
@@ -80,6 +87,14 @@ def _known_variants(variants: tuple[str | dict[str, Any], ...]) -> tuple[str | d
             if name not in known:
                 raise ValueError(unknown(f"variant {name!r}", str(name), known))
     return variants
+
+
+ServedNames = Annotated[
+    tuple[Annotated[Text, Field(min_length=1)], ...],
+    BeforeValidator(as_list),
+    Field(min_length=1),
+    AfterValidator(_each_name_once),
+]
 
 
 class Runtime(Declaration):
@@ -221,8 +236,9 @@ class Service(Declaration):
         default=None,
         description="text: why the checkpoint may bring Python code of its own, which the server runs",
     )
-    served_model_name: Annotated[Text, Field(min_length=1)] | None = Field(
-        default=None, description="text that is not empty; left out: the repository id"
+    served_model_name: ServedNames | None = Field(
+        default=None,
+        description="text that is not empty, or a list of such; left out: the repository id",
     )
     user: User = Field(default="vllm", description="a system user name, not root")
     window: Annotated[tuple[WindowField, ...], BeforeValidator(as_list), AfterValidator(check_opens)] = Field(
@@ -274,9 +290,14 @@ class Service(Declaration):
         return self
 
     @property
+    def served_names(self) -> tuple[str, ...]:
+        """The model names that clients may ask for."""
+        return self.served_model_name or (self.model,)
+
+    @property
     def served_name(self) -> str:
-        """The model name that clients ask for."""
-        return self.served_model_name or self.model
+        """The one that the server's own answers and metrics carry: the first."""
+        return self.served_names[0]
 
     @property
     def open_to_network(self) -> bool:

@@ -214,7 +214,7 @@ def _release(
     asked_for = API_KEY in service.secrets and _writes_variables(version)
     argv = [
         *(f"{path}/bin/vllm", "serve", directory),
-        *("--served-model-name", service.served_name),
+        *("--served-model-name", *service.served_names),
         *("--host", service.bind, "--port", str(service.port)),
         *(["--trust-remote-code"] if service.allow_code else []),
         *(ASK_FOR_KEY if asked_for else []),

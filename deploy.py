@@ -1,4 +1,4 @@
-"""What each host must become. Staging is safe at any hour; only a wave touches what runs."""
+"""Bring each host to what is declared for it. Staging is safe at any hour; only a wave touches what runs."""
 
 from pyinfra import host
 

@@ -337,8 +337,8 @@ STATUS = mapping(
 
 
 def evidence(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `TOLD` allowed, without the evidence that is none: that is named as left out, and costs nothing
-    else.
+    """The switches that `TOLD` allowed, without the documents that are no evidence: those are named as left
+    out, and the rest of the switch is shown.
     """
     for service in told:
         for switch in service["transactions"]:

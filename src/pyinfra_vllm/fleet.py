@@ -193,7 +193,7 @@ def from_inventory(
 
 @dataclass(frozen=True)
 class Read:
-    """What an inventory and its group data say, as far as they could be read, and all that is wrong.
+    """The declarations of an inventory and its group data, as far as they could be read, and every problem.
 
     hosts: those whose declaration is whole
     merged: the layers of every host

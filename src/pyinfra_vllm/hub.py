@@ -132,9 +132,7 @@ class Hub:
         return commit, tuple(file for file in files if not manifest.unsafe(file.path))
 
     def _info(self, repo: str, revision: str) -> ModelInfo:
-        """What `HfApi.model_info` asks and how it reads the answer; it would take an answer
-        without end, too.
-        """
+        """The request of `HfApi.model_info` and its reading of the answer, whose length is bounded here."""
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
         return ModelInfo(
             **json.loads(self._body(url, LARGEST_ANSWER_BYTES, f"about {repo} than it can have to say"))

@@ -18,7 +18,7 @@ MUCH_MORE = 1.5
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the layout beside the layers.
+    """The settings that decide the layout beside the layers.
 
     + width: bytes of one value in the cache
     + in_flight: tokens that are scheduled and not yet done

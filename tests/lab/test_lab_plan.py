@@ -1,4 +1,4 @@
-"""What a rollout would refuse, told by `plan` and `--dry` of real hosts that each have one defect."""
+"""`plan` and `--dry` on real hosts that each have one defect: every refusal is told."""
 
 from __future__ import annotations
 

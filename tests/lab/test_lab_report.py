@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab import browser
@@ -48,24 +49,25 @@ def seen(selector: str) -> str:
     )
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def written(place: Path, fleet: Callable[[Path, pytest.MonkeyPatch], list[Any]]) -> str:
+    """The address of the report of a made fleet."""
+    hosts = place / "fleet"
+    hosts.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        answers = nights.fleet(tmp_path_factory.mktemp("fleet"), patch)
-        text = render("inventory/prod.py", answers, nights.MORNING)
-    path = tmp_path_factory.mktemp("report") / "index.html"
+        text = render("inventory/prod.py", fleet(hosts, patch), nights.MORNING)
+    path = place / "index.html"
     path.write_text(text, encoding="utf-8")
-    yield path.as_uri()
+    return path.as_uri()
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        answers = nights.fleet_of_24(tmp_path_factory.mktemp("large"), patch)
-        text = render("inventory/prod.py", answers, nights.MORNING)
-    path = tmp_path_factory.mktemp("report") / "index.html"
-    path.write_text(text, encoding="utf-8")
-    yield path.as_uri()
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(tmp_path_factory.mktemp("report"), nights.fleet)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(tmp_path_factory.mktemp("large"), nights.fleet_of_24)
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def tab() -> Iterator[browser.Page]:
 def test_it_renders_and_loads_nothing(tab: browser.Page, report: str, width: int, scheme: str) -> None:
     tab.open(report, width, 900, scheme)
     assert tab.ask(DRAWN) == 8  # a timeline, six distributions, the intervals
-    assert tab.ask(SIDEWAYS) <= 0
+    assert tab.ask(SIDEWAYS) <= 0 and tab.ask(CUT) == 0
     assert tab.ask(SMALLEST_TEXT) >= 8
     assert tab.ask(PAPER) == {"light": "rgb(246, 247, 249)", "dark": "rgb(18, 22, 28)"}[scheme]
     assert [address for address in tab.requests if not address.startswith("data:")] == [report]

@@ -1,5 +1,5 @@
-"""What a rollout does on a real host: real SSH, real systemd, the real command line; the stub of vLLM in
-vLLM's place.
+"""A rollout on a real host, in every way that it can end: real SSH, real systemd, the real command line, and
+a stub of vLLM.
 
 The stub starts in a second and misbehaves on demand, so that every way to end can be seen.
 `test_real_vllm.py` goes the main ways with the real one.
@@ -124,7 +124,7 @@ def pid(host: Host) -> str:
 
 
 def everything(host: Host) -> str:
-    """What a dry run must leave as it was."""
+    """Every file and unit that a dry run must leave unchanged."""
     return host.ssh(
         "ls -lR --time-style=full-iso /srv /etc/systemd/system /etc/passwd; systemctl list-units --all"
         " --plain --no-legend 'vllm*' 'pyinfra*'"

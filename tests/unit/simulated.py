@@ -99,7 +99,7 @@ class SimulatedHost:
         return transaction.switch(Order(release=release_id, **{**values, **order}), self.paths)
 
     def recover(self, boot: bool = False) -> list[str]:
-        """What systemd does after the program died: with `boot`, after a power cut."""
+        """Recover as systemd does after the program died; with `boot`, after a power cut."""
         self.dead, self.die_at = False, None
         if boot:
             self.running = None

@@ -1,4 +1,4 @@
-"""What may be declared, what may not, and the line that an operator reads for each."""
+"""Valid and invalid declarations, and the line that an operator reads for each invalid one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run would do on one host, from its facts: all that it would refuse is told at once."""
+"""The plan of one host, made from its facts: everything that a run would refuse is told at once."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def one(*services: Service, **facts: Any) -> ServicePlan:
 
 
 def of_release(wanted: Wanted, **changes: Any) -> dict[str, Any]:
-    """What a host tells that runs this very release."""
+    """The facts of a host that runs this release."""
     id_ = wanted.release.id
     release = {
         "id": id_, "argv": list(wanted.release.argv), "environment": dict(wanted.release.environment),

@@ -34,7 +34,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-unt
 
 
 def told() -> dict[str, Any]:
-    """What the fact's own command makes of it, as a host's shell would run it."""
+    """The fact's result, from its own command in a shell, as on a host."""
     command = Gpus().command().get_raw_value()
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, cwd="/")
     assert (done.returncode, done.stderr) == (0, "")
@@ -216,4 +216,5 @@ def test_an_ended_process_has_no_unit(tmp_path: Path) -> None:
 def test_the_command_s_answer_is_json_and_nothing_else(smi) -> None:  # type: ignore[no-untyped-def]
     smi(card())
     command = Gpus().command().get_raw_value()
-    json.loads(subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert set(json.loads(done.stdout)) == {"gpus", "problem"}

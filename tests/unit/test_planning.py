@@ -1,4 +1,4 @@
-"""What stops a service on one host is told before anything is staged, and stops that host alone."""
+"""A service that one host can't serve is refused before anything is staged, and on that host alone."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def look(wish: Wish | None = None, **values: Any) -> Look:
 
 
 class Fleet:
-    """What the hosts would answer, who was asked, and what was run."""
+    """A simulated fleet: its answers, the hosts that were asked, and the runs that were started."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answers: dict[str, Answer[Look]] = {

@@ -1,4 +1,4 @@
-"""What the resolver says of memory: what fits, and what would make the rest fit."""
+"""The resolver's prediction of memory: whether a model fits, and settings with which it would."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def first_version(flag: str) -> str | None:
 
 
 def gone(flag: str) -> str | None:
-    """What to do about a flag that was gone before the first scanned version; None for any other."""
+    """Advice on a flag that was gone before the first scanned version; None for any other."""
     found: Mapping[str, str] | None = table("flag_changes.yaml")["gone"].get(flag)
     if found is None:
         return None
@@ -116,7 +116,7 @@ def gone(flag: str) -> str | None:
 
 
 def unread(variable: str, version: str) -> str | None:
-    """What to do about a VLLM_* variable that this version doesn't read; None where it does, or may.
+    """Advice on a VLLM_* variable that this version doesn't read; None where it does, or may.
 
     Between two scanned versions a variable of either counts as read.
     """

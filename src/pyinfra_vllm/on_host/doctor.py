@@ -108,9 +108,11 @@ def _program(root: Path) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Wrong(f"{link} can't be run: {error}") from error
-    last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-    if done.returncode or "recover" not in done.stdout:  # an empty file does nothing, and ends well
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         raise Wrong(f"{link} can't be run: {last}. {BY_ROLLOUT}")
+    if "recover" not in done.stdout:  # an emptied file runs, too
+        raise Wrong(f"{link} can't be run: it is empty or damaged. {BY_ROLLOUT}")
     return link.readlink().name
 
 

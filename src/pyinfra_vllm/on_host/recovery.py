@@ -124,7 +124,7 @@ def _prepare_and_start(paths: ServicePaths, say: Say) -> str | None:
         say(f"{paths.name}: {problem}")  # the recovery unit goes on trying
     systemd.daemon_reload()  # the models' file system may have been mounted only after systemd read its units
     if systemd.show(paths.unit, "LoadState")["LoadState"] == "masked":
-        say(f"{paths.name}: somebody masked {paths.unit}, so it is not started")
+        say(f"{paths.name}: somebody masked {paths.unit}, so it is not started: `systemctl unmask` allows it")
     elif paths.wants_link.is_symlink():
         systemd.start_in_background(paths.unit)
     if paths.hooks.is_file() or unended(paths):

@@ -92,7 +92,7 @@ class Criterion:
 
 
 def criteria(metrics: Iterable[Metric]) -> list[Criterion]:
-    """What failed first, then what stayed in doubt, each in the order of the verdict."""
+    """The criteria: failed ones first, then those in doubt, each in the order of the verdict."""
     found = [_criterion(metric) for metric in metrics]
     return sorted(found, key=lambda item: (not item.failed, not item.in_doubt, not item.decides))
 

@@ -80,7 +80,7 @@ def _row(step: Mapping[str, Any]) -> str:
 
 
 def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
-    """What was looked at while it served, in words."""
+    """The findings of a look at a serving release, in words."""
     for name, value in facts.items():
         if isinstance(value, Mapping) and "kv_cache" in value:
             yield from _facts(value, f"`{name}`: ")

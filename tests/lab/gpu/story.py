@@ -99,7 +99,7 @@ class Story:
             assert not self.wrong, "\n".join(self.wrong)
 
     def must(self, true: bool, what: str, *told: object) -> None:
-        """What has to be: if it isn't, the story is red at its end, whatever else comes of it."""
+        """Require that this is true: else the story goes on, and is red at its end."""
         if not true:
             self.wrong.append(f"{what}: {'; '.join(map(str, told))}")
             say(f"{self.name}: NOT SO: {self.wrong[-1]}")
@@ -146,7 +146,7 @@ class Story:
         return self._step(title, self.service, "rollback.py", self.environment())
 
     def plain_restart(self, title: str) -> Step:
-        """What everything else is compared with: `systemctl restart` of the release that runs."""
+        """`systemctl restart` of the release that runs: every other time is compared with this one."""
         begun = time.monotonic()
         self.host.ssh(f"systemctl restart vllm-{self.service}", timeout=300)
         self._until_healthy(begun)
@@ -154,9 +154,7 @@ class Story:
         return self._add(Step(title, time.monotonic() - begun, silent, 0, plain_s=silent))
 
     def look(self, service: str | None = None) -> None:
-        """What its unit is open to, what it may open, and what of its memory was predicted,
-        while it serves.
-        """
+        """Look at the serving unit: its exposure, the devices that it can open, its memory as predicted."""
         name = service or self.service
         devices = looks.opened(self.host, name)
         found: dict[str, Any] = {
@@ -245,7 +243,7 @@ def line(step: Step) -> str:
 
 
 def service(model: str, port: int = 8000, gpu_list: Sequence[int] = (0,), **settings: Any) -> dict[str, Any]:
-    """What the stories declare of a service; `settings` win."""
+    """The declaration of a service in the stories; `settings` win."""
     declared = {
         "model": model,
         "runtime": {"path": str(venvs.path()), "package": venvs.package()},

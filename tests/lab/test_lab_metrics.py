@@ -115,3 +115,19 @@ def test_without_the_setting_the_host_writes_nothing(host: Host) -> None:
     assert "metrics" not in host.ssh(f"systemctl cat {UNIT}").stdout
     host.ssh(f"systemctl start {UNIT}")
     assert written(host) == {} and "pyinfra_vllm_release_info" in host.ssh(f"{ASK} metrics").stdout
+
+
+def test_what_doctor_finds_is_among_them(host: Host) -> None:
+    found = f"{COLLECTOR}/pyinfra-vllm-doctor.prom"
+    ask = ("doctor", control.INVENTORY, "--limit", NAME)
+    gone = "/srv/pyinfra-vllm/tiny/previous/env"
+    assert control.pyinfra_vllm(*ask, env=declared("b")).returncode == 0
+    assert "check_failed{" not in host.ssh(f"cat {found}").stdout
+    host.ssh(f"mv {gone} {gone}.away")
+    try:
+        assert control.pyinfra_vllm(*ask, env=declared("b")).returncode == 1
+    finally:
+        host.ssh(f"mv {gone}.away {gone}")
+    text = host.ssh(f"runuser -u exporter -- cat {found}").stdout
+    assert 'pyinfra_vllm_doctor_check_failed{check="tiny: rollback files"} 1.0' in text
+    assert host.ssh(f"stat -c '%a %U' {found}").stdout.split() == ["644", "root"]

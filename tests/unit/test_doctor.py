@@ -369,3 +369,26 @@ def test_a_real_host_is_asked_and_answers(run: Any, tmp_path: Path, monkeypatch:
     found = {check["name"]: check for check in host["checks"]}
     assert ended.code == 1 and not found["program"]["ok"] and "can't be run" in found["program"]["detail"]
     assert found["clock"]["ok"] and not (tmp_path / "none").exists()
+
+
+def test_the_result_is_among_the_metrics_where_they_are_declared(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written by the host, here this machine; where that fails, a check says so."""
+    if os.geteuid() != 0:
+        pytest.skip("it asks as root")
+    monkeypatch.chdir(tmp_path)
+    collector = tmp_path / "collector"
+    Path("config.py").write_text("")
+    Path("here.py").write_text(
+        f"hosts = [('@local', {{'root': {str(tmp_path / 'none')!r}, 'metrics': {str(collector)!r},"
+        " 'services': {}})]\n"
+    )
+    (host,) = run("doctor", "here.py", "--json").json["hosts"]
+    assert "can't be written" in {c["name"]: c["detail"] for c in host["checks"]}["metrics"]
+    collector.mkdir()
+    (host,) = run("doctor", "here.py", "--json").json["hosts"]
+    assert host["checks"][-1] == {"name": "metrics", "ok": True, "detail": ""}
+    text = (collector / "pyinfra-vllm-doctor.prom").read_text()
+    failed = [check["name"] for check in host["checks"] if not check["ok"]]
+    assert failed and all(f'{{check="{name}"}} 1.0' in text for name in failed)

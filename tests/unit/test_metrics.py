@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -269,6 +270,19 @@ def test_a_link_that_is_laid_between_two_calls_is_not_followed_either(
     assert (tmp_path / "shadow").read_text() == "root's"
 
 
+def test_what_doctor_found_is_a_file_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics.write(tmp_path, "one\n")
+    found = tmp_path / metrics.DOCTORS_FILE
+    for failed in (["disk", "chat: rollback files"], []):
+        assert metrics.main([str(tmp_path), json.dumps(failed)]) == 0
+        (*samples, (name, labels, at)) = parsed(found.read_text())
+        assert [labels["check"] for _, labels, _ in samples] == failed
+        assert (name, labels) == (metrics.ENDED, {}) and abs(at - time.time()) < 60
+    assert (tmp_path / metrics.FILE).read_text() == "one\n"
+    assert metrics.main([str(tmp_path / "away"), "[]"]) == 1
+    assert str(tmp_path / "away") in capsys.readouterr().err
+
+
 def test_the_hosts_command_prints_or_writes(
     host: AHost, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,7 +366,7 @@ def rules() -> list[dict[str, Any]]:
 
 def test_every_metric_of_the_alerts_is_one_that_is_written() -> None:
     named = {name for rule in rules() for name in NAME.findall(rule["expr"])}
-    assert named and named <= set(metrics.METRICS)
+    assert named and named <= {*metrics.METRICS, *metrics.DOCTORS_METRICS}
     assert all(NAME.search(rule["expr"]) for rule in rules())
 
 
@@ -367,6 +381,7 @@ last_switch_info{instance="well",outcome="committed"} 1
 last_switch_without_service_seconds{instance="well"} 90
 last_switch_began_timestamp_seconds{instance="well"} 0
 metrics_written_timestamp_seconds{instance="well"} 0+60
+doctor_ended_timestamp_seconds{instance="well"} 0
 service_running{instance="down"} 0
 metrics_written_timestamp_seconds{instance="down"} 0
 service_running{instance="back"} 1
@@ -380,9 +395,14 @@ release_differs{instance="stuck"} 1
 switch_unfinished{instance="stuck"} 1
 last_switch_info{instance="stuck",outcome="restore_failed"} 1
 last_switch_began_timestamp_seconds{instance="stuck"} 0
+doctor_check_failed{instance="stuck",check="disk"} 1
+doctor_ended_timestamp_seconds{instance="stuck"} -200000
 """
 FIRING = {
-    0: {("VllmReleaseWentBack", "back"), ("VllmRollbackFails", "stuck"), ("VllmSwitchTookService", "back")},
+    0: {
+        *(("VllmReleaseWentBack", "back"), ("VllmRollbackFails", "stuck"), ("VllmSwitchTookService", "back")),
+        *(("VllmDoctorFoundDefect", "stuck"), ("VllmDoctorNotAsked", "stuck")),
+    },
     60: {
         *(("VllmServiceDown", "down"), ("VllmMetricsStale", "down")),
         *(("VllmReleaseRejected", "back"), ("VllmRunsAnotherRelease", "back")),
@@ -428,7 +448,7 @@ def test_every_alert_names_what_to_do() -> None:
 
 def test_every_metric_and_no_other_is_in_the_documentation() -> None:
     page = (DOCS / "metrics.md").read_text()
-    assert set(NAME.findall(page)) == set(metrics.METRICS)
+    assert set(NAME.findall(page)) == {*metrics.METRICS, *metrics.DOCTORS_METRICS}
 
 
 def test_the_commands_of_the_documentation_are_the_programs() -> None:
@@ -440,7 +460,8 @@ def test_the_commands_of_the_documentation_are_the_programs() -> None:
 
 def test_every_label_of_the_alerts_is_one_that_their_metric_has(host: AHost) -> None:
     host.has(COMMITTED)
-    labels = {name: {*labels, "instance"} for name, labels, _ in parsed(host.text())}
+    text = host.text() + metrics.render_doctors(["disk"], 1.0)
+    labels = {name: {*labels, "instance"} for name, labels, _ in parsed(text)}
     outcomes = {transaction.COMMITTED, transaction.ROLLED_BACK, transaction.RESTORE_FAILED, *hooks.GOOD_ENDS}
     for rule in rules():
         first = NAME.findall(rule["expr"])[0]

@@ -1,4 +1,4 @@
-"""`pyinfra-vllm doctor`: could each host start its services again, and go back, now? Changes nothing."""
+"""`pyinfra-vllm doctor`: whether each host could start its services again, and go back, now."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def doctor(
 
     Looks at drivers, the files of the current and of the previous release, runtimes, secrets, ports, GPUs,
     the recovery, clocks, disks, memory, hooks and windows. Exit code 1 when a check fails, or a host could
-    not be asked.
+    not be asked. Changes nothing. Where metrics are declared, the result is among them.
     """
     found = run(inventory, limit, group_data, deep=deep)
     if json_wanted:

@@ -7,9 +7,11 @@ are no secrets in it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 from . import observe, systemd
 from .paths import UNITS
 
-FILE = "pyinfra-vllm.prom"
+FILE, DOCTORS_FILE = "pyinfra-vllm.prom", "pyinfra-vllm-doctor.prom"
 WRITER = "pyinfra-vllm-recover-due.service"  # its text says whether metrics are written, and where
 VERB = " metrics --to "
 MODE = 0o644  # node_exporter has a user of its own
@@ -41,6 +43,12 @@ METRICS = {
     "pyinfra_vllm_metrics_written_timestamp_seconds": "When these metrics were written.",
 }
 WRITTEN = "pyinfra_vllm_metrics_written_timestamp_seconds"
+# What `pyinfra-vllm doctor` found, in a file of its own: it is asked for from elsewhere, and more seldom.
+FAILED, ENDED = "pyinfra_vllm_doctor_check_failed", "pyinfra_vllm_doctor_ended_timestamp_seconds"
+DOCTORS_METRICS = {
+    FAILED: "1 for each check that failed; none where all is well.",
+    ENDED: "When the checks ended.",
+}
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ESCAPES = {"\\": r"\\", '"': r"\"", "\n": r"\n"}
 
@@ -63,9 +71,23 @@ def render(services: Iterable[Found], now: float) -> str:
     """
     samples = [sample for found in services for sample in _samples(found)]
     samples.append(Sample(WRITTEN, {}, now))
+    return _exposed(METRICS, samples)
+
+
+def render_doctors(failed: Iterable[str], now: float) -> str:
+    """The names of the checks that failed as metrics.
+
+    + now: Unix time
+    """
+    samples = [Sample(FAILED, {"check": name}, 1.0) for name in failed]
+    return _exposed(DOCTORS_METRICS, [*samples, Sample(ENDED, {}, now)])
+
+
+def _exposed(metrics: Mapping[str, str], samples: list[Sample]) -> str:
+    """The text format of Prometheus."""
     return "".join(
         f"# HELP {name} {words}\n# TYPE {name} gauge\n" + "".join(_line(s) for s in samples if s.name == name)
-        for name, words in METRICS.items()
+        for name, words in metrics.items()
     )
 
 
@@ -170,14 +192,14 @@ def _escaped(text: str) -> str:
     return "".join(_ESCAPES.get(character, character) for character in plain)
 
 
-def write(directory: Path, text: str) -> Path:
+def write(directory: Path, text: str, name: str = FILE) -> Path:
     """Replace the file in one step. Raises OSError.
 
     The directory may belong to node_exporter's user: so no link in it is ever followed. Nothing is synced,
-    since it is written anew every two minutes.
+    since it is written anew again and again.
     """
-    path = directory / FILE
-    partial = directory / f".{FILE}.partial"  # the collector reads *.prom only
+    path = directory / name
+    partial = directory / f".{name}.partial"  # the collector reads *.prom only
     with suppress(FileNotFoundError):
         partial.unlink()
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
@@ -204,3 +226,13 @@ def write_soon(units: Path = UNITS) -> None:
         systemd.start_in_background(WRITER)
     except (systemd.SystemdError, OSError) as error:
         print(f"the metrics are written by the timer's next run, not now: {error}", file=sys.stderr)
+
+
+def main(argv: list[str]) -> int:
+    """Write what `doctor` found: DIRECTORY FAILED, the second a JSON list of the names of failed checks."""
+    try:
+        write(Path(argv[0]), render_doctors(json.loads(argv[1]), time.time()), DOCTORS_FILE)
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

@@ -1,7 +1,11 @@
-"""Asks one host whether it could start its services again and go back. Installs and changes nothing."""
+"""Asks one host whether it could start its services again and go back. Installs and changes nothing.
+
+Where metrics are declared, the host writes the result beside its own.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -38,7 +42,20 @@ def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = Fa
     checks = [clock(told["now"], began, time.time()), *told["checks"]]
     for service in declared.services if declared else ():
         checks += [_gpu(host, root, service), reachable(service, datetime.now(UTC))]
+    if declared and declared.metrics:
+        checks.append(_as_metrics(host, declared.metrics, checks))
     return checks
+
+
+def _as_metrics(host: Host, directory: str, checks: list[Check]) -> Check:
+    """Has the host write which checks failed. Names alone: the file is for everybody to read."""
+    failed = json.dumps([check["name"] for check in checks if not check["ok"]])
+    words, sources = _script.from_input("metrics", directory, failed)
+    try:
+        Remote(host).run(*words, stdin=sources)
+    except HostError as error:
+        return _check("metrics", f"the result can't be written where metrics are declared: {error}")
+    return _check("metrics", "")
 
 
 def clock(now: float, earliest: float, latest: float) -> Check:

@@ -40,13 +40,13 @@ SWITCH = ServicePlan(
     runtime=("0.32.0", "0.33.0"),
     download_bytes=19_300_000_000,
     installs="vllm 0.33.0",
-    window="the window is open until 2026-11-29 05:00 CET; last start 2026-11-29T04:15:00+01:00",
+    window="the window is open until 2026-11-29 05:00 CET; last start 2026-11-29 04:15 CET",
     memory=MEMORY,
 )
 DEFERRED = dataclasses.replace(
     SWITCH,
     action=plans.DEFERRED,
-    window="the window is closed: outside every window; next opening 2026-11-29T02:00:00+01:00",
+    window="the window is closed: outside every window; next opening 2026-11-29 02:00 CET",
 )
 FIRST = dataclasses.replace(
     SWITCH, action=plans.INSTALL, old=None, model=(None, SWITCH.model[1]), runtime=(None, "0.33.0")

@@ -47,6 +47,10 @@ def explain(service: Service, overrides: Overrides, history: History = ()) -> st
     if found is None:
         return "no window is declared, so it may begin now"
     if found.open and found.last_start:
-        return f"the window is {found.reason}; last start {found.last_start.isoformat()}"
-    following = found.next[0].isoformat() if found.next else "none"
+        return f"the window is {found.reason}; last start {_minute(found.last_start)}"
+    following = _minute(found.next[0]) if found.next else "none"
     return f"the window is closed: {found.reason}; next opening {following}"
+
+
+def _minute(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M %Z}"

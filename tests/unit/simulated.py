@@ -48,6 +48,7 @@ class SimulatedHost:
         self.crashing: dict[str, list[str]] = {}
         self.looks_at_crash = 0  # since the last start: systemd restarts at every second one
         self.running: str | None = None
+        self.loaded: str | None = None  # the release whose unit systemd has read
         self.starts: list[str | None] = []
         self.calls: list[str] = []
         self.die_at: int | None = None
@@ -92,7 +93,7 @@ class SimulatedHost:
         self.paths.unit_link.symlink_to(self.paths.current / "vllm.service")
         self.paths.wants_link.parent.mkdir()
         self.paths.wants_link.symlink_to(self.paths.unit_link)
-        self.running = release_id
+        self.running = self.loaded = release_id
 
     def switch(self, release_id: str = NEW, **order: Any) -> str:
         values: dict[str, Any] = {"service": "chat", "operator": "alice", "ready_timeout_s": 3.0}
@@ -102,7 +103,7 @@ class SimulatedHost:
         """Recover as systemd does after the program died; with `boot`, after a power cut."""
         self.dead, self.die_at = False, None
         if boot:
-            self.running = None
+            self.running, self.loaded = None, self.current
         return self.recover_until_death(boot)
 
     def recover_until_death(self, boot: bool = False) -> list[str]:
@@ -135,7 +136,7 @@ class SimulatedHost:
 
     def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stubs: list[tuple[Any, str, Callable[..., Any]]] = [
-            (systemd, "daemon_reload", lambda: None),
+            (systemd, "daemon_reload", self._daemon_reload),
             (systemd, "start", self._start),
             (systemd, "start_in_background", self._start_in_background),
             (systemd, "stopping", lambda: False),
@@ -190,10 +191,13 @@ class SimulatedHost:
 
         return call
 
+    def _daemon_reload(self) -> None:
+        self.loaded = self.current
+
     def _start(self, unit: str) -> None:
-        self.starts.append(self.current)
+        self.starts.append(self.loaded)
         self.looks_at_crash = 0
-        self.running = self.current
+        self.running = self.loaded
 
     def _start_in_background(self, unit: str) -> None:
         if unit == self.paths.unit:
@@ -207,6 +211,8 @@ class SimulatedHost:
         self.running = None
 
     def _show(self, unit: str, *properties: str) -> dict[str, str]:
+        if properties == ("Environment",):
+            return {"Environment": f"A=b PYINFRA_VLLM_RELEASE={self.loaded}" if self.loaded else ""}
         if properties == ("LoadState",):
             link = self.paths.unit_link
             masked = link.is_symlink() and link.readlink() == Path("/dev/null")

@@ -318,6 +318,22 @@ def test_what_serves_is_not_stopped_for_an_old_release_that_lost_its_files(
     assert serving.running == NEW
 
 
+def test_after_a_power_cut_an_old_release_that_lost_its_files_costs_one_start(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Systemd's own, at boot; until its files are back the new release serves."""
+    activated(serving)
+    serving.broken.add(OLD)
+    lost = ["gone"]
+    monkeypatch.setattr(manifest, "quick_check", lambda path: lost if path.name == OLD else [])
+    serving.recover(boot=True)
+    assert serving.starts == [OLD, NEW] and serving.running == NEW and serving.outcome() is None
+    lost.clear()
+    serving.broken.clear()
+    assert serving.recover() == ["chat: rolled_back"]
+    assert serving.running == OLD
+
+
 def test_where_neither_release_can_be_started_the_record_says_so(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

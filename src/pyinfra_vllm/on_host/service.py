@@ -57,7 +57,10 @@ class Service:
         self._known: frozenset[sockets.Listener] = frozenset()  # listeners that were shown to be the unit's
 
     def point_at(self, release_id: str | None) -> None:
-        """The one atomic step: `current` is another release, and systemd knows its unit."""
+        """The one atomic step: `current` is another release, and systemd knows its unit.
+
+        Raises SystemdError where systemd refuses to load that, and has another one.
+        """
         if release_id is None:
             for link in self._links:
                 if not self._foreign(link):
@@ -66,7 +69,12 @@ class Service:
         else:
             durable.point(self.paths.current, self.paths.release(release_id), keep=True)
             self._mend_links()
-        systemd.daemon_reload()
+        try:
+            systemd.daemon_reload()
+        except systemd.SystemdError as error:  # as with less than 16 MiB free in /run
+            if release_id is None or systemd.loaded_release(self.paths.unit) != release_id:
+                raise
+            self.say(f"systemd has the unit of {release_id} loaded, though it reloads nothing: {error}")
 
     def mend_links(self) -> list[str]:
         """Enable the unit again where somebody disabled or edited it; returns what was mended."""

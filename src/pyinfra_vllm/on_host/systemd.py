@@ -90,6 +90,13 @@ def started_release(unit: str) -> str | None:
     return running.written_down(unit, _of_this_start(unit))
 
 
+def loaded_release(unit: str) -> str | None:
+    """The release whose unit systemd has loaded, and would start; None where it has none of ours."""
+    words = show(unit, "Environment").get("Environment", "").split()
+    name = "PYINFRA_VLLM_RELEASE="
+    return next((word[len(name) :] for word in words if word.startswith(name)), None)
+
+
 def _of_this_start(unit: str) -> dict[str, str]:
     """Systemd's properties of the unit; where PID 1 does not answer, what the kernel and systemd's own files
     in /run tell.

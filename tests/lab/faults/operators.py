@@ -78,6 +78,10 @@ class Screen:
         self._process.wait()
 
     @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    @property
     def words(self) -> str:
         return self._said.decode(errors="replace").replace("\r", "")
 
@@ -192,11 +196,16 @@ class HungUp(Interrupted):
 class Impatient(Operator):
     """Starts the same rollout again in a second window while the first is under way and nothing is judged."""
 
-    LOOKS_S = 15.0  # until the second run has asked the host what it runs
+    FOLLOWS = "under way already"
 
     def strike(self) -> None:
+        """The switch stands still until the second run has found it, or has ended without."""
         self.second = self._deploys()
-        time.sleep(self.LOOKS_S)
+        self.ground.until(lambda: self._has_looked, "be looked at by the second run", EXIT_S)
+
+    @property
+    def _has_looked(self) -> bool:
+        return self.second.ended or self.FOLLOWS in self.second.words
 
     def wait(self, ground: Ground) -> None:
         super().wait(ground)

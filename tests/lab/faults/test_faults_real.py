@@ -55,11 +55,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def results(lab: Lab) -> Iterator[dict[str, Result]]:
-    """Every case, on three hosts: a case waits as long as it computes, and two cores carry no more.
-
-    The light hosts beside them have limits to keep, so these take what is left of the cores.
-    """
-    os.nice(10)
+    """Every case, on three hosts: a case waits as long as it computes, and two cores carry no more."""
     with fleet(lab, 0, 3, ("b",), real=True) as grounds:
         yield {str(result.case): result for result in run_all(grounds, CASES)}
 

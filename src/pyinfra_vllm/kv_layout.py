@@ -104,9 +104,11 @@ def layout(found: Sequence[Cached], state_layers: int, state_bytes: int, setting
     groups = [
         Group(cache.layers, tokens, size * tokens, cache.window, cache.chunk)
         for cache, size in zip(found, of_token, strict=True)
+        if cache.layers or not state_layers  # its first layers may all be of the other kind
     ]
+    page_bytes = of_token[0] * tokens
     if state_layers:
-        groups.append(Group(state_layers, tokens, groups[0].page_bytes, states=settings.states))
+        groups.append(Group(state_layers, tokens, page_bytes, states=settings.states))
     stages = settings.pipeline_parallel_size
     if not any(group.window or group.chunk or group.states for group in groups):
         block = sum(-(-group.layers // stages) * group.page_bytes for group in groups)

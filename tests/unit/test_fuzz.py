@@ -238,6 +238,7 @@ NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 10**400, 0.5, 2*
 
 
 @many("configs")
+@example({**HYBRID, "num_hidden_layers": 1}, CARD, 0, "fp8_kv_cache")  # no layer with attention is left
 @given(
     broken(HYBRID, JUNK | NUMBERS), broken(CARD, JUNK | NUMBERS), JUNK | NUMBERS, st.sampled_from(VARIANTS)
 )

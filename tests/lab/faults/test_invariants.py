@@ -192,6 +192,7 @@ def test_what_the_witness_heard_is_compared(more: list[Heard], says: str) -> Non
     assert any(says in line for line in found), found
 
 
-def test_a_server_that_does_not_name_its_release_is_known_by_its_words() -> None:
-    nameless = Answers([item._replace(release=None) for item in by_turns().heard])
+@pytest.mark.parametrize("name", [None, "vllm-0.32.0-cb113caa"], ids=["the stub", "the real vLLM"])
+def test_a_server_that_does_not_name_its_release_is_known_by_its_words(name: str | None) -> None:
+    nameless = Answers([item._replace(release=name) for item in by_turns().heard])
     assert violated(host_in_order(), nameless, CASE) == []

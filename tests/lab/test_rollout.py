@@ -155,7 +155,7 @@ def test_a_dry_run_tells_the_truth_and_changes_nothing(empty: Host) -> None:
     assert (
         "the window is closed" in done.stderr
         and "next opening 20" in done.stderr
-        and "-01-01T03:00:00+09:00" in done.stderr
+        and "-01-01 03:00 JST" in done.stderr
     )
     assert everything(empty) == before
 
@@ -341,7 +341,7 @@ def test_a_closed_window_defers_after_staging_and_can_be_overridden(host: Host) 
     assert (
         "deferred" in done.stderr
         and "next opening 20" in done.stderr
-        and "-01-01T03:00:00+09:00" in done.stderr
+        and "-01-01 03:00 JST" in done.stderr
     )
     assert found["running"] == old
     done = deploy("--data", "switch_now=true", "--data", "reason=ticket 7", release="b", window=[closed])

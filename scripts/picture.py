@@ -1,7 +1,7 @@
 """Draws what a terminal showed, for the README: docs/run.svg.
 
     script -qec "make demo" demo.typescript
-    python scripts/picture.py '== 3' '== 4' < demo.typescript > docs/run.svg
+    python scripts/picture.py '--> Starting operation: Wave 1' 'exit code' < demo.typescript > docs/run.svg
 
 The first word begins the first line of the picture, the second the line after its last.
 """
@@ -36,8 +36,9 @@ def lines(typescript: str, first: str, last: str) -> list[str]:
 
 def main() -> int:
     """Reads a typescript on standard input, writes an SVG to standard output."""
+    typescript = sys.stdin.buffer.read().decode(errors="replace")  # each \r as it is
     screen = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
-    screen.print(Text.from_ansi("\n".join(lines(sys.stdin.read(), sys.argv[1], sys.argv[2])).rstrip()))
+    screen.print(Text.from_ansi("\n".join(lines(typescript, sys.argv[1], sys.argv[2])).rstrip()))
     print(_FETCHED.sub("", screen.export_svg(title="pyinfra inventory/prod.py deploy.py")))
     return 0
 

@@ -339,9 +339,7 @@ def test_a_closed_window_defers_after_staging_and_can_be_overridden(host: Host) 
     found = observed(host)
     assert done.returncode == 0
     assert (
-        "deferred" in done.stderr
-        and "next opening 20" in done.stderr
-        and "-01-01 03:00 JST" in done.stderr
+        "deferred" in done.stderr and "next opening 20" in done.stderr and "-01-01 03:00 JST" in done.stderr
     )
     assert found["running"] == old
     done = deploy("--data", "switch_now=true", "--data", "reason=ticket 7", release="b", window=[closed])

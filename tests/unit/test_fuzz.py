@@ -162,13 +162,14 @@ VARIANTS = list(table("variants.yaml"))
 # The directives of a unit that nobody has tampered with, less those whose value is the declaration's.
 KEYS = [(section, key) for section, key, _ in unit_syntax.directives(
     _planning._release(ROOT, declare("h", merge([Layer("f", DECLARED)]), Problems()).services[0], LOCKED,
-                       tuning.Resolution(), "0.33.0", 0, {"VLLM_API_KEY": "x"}).files()["vllm.service"]
+                       tuning.Resolution(), "0.33.0", [], {"VLLM_API_KEY": "x"}).files()["vllm.service"]
 )]  # fmt: skip
 NO_SECRETS = list(KEYS)
 NO_SECRETS.remove(("Service", "EnvironmentFile"))
 
 
 @many("declarations")
+@example({**DECLARED, "services": {"chat": {**DECLARED["services"]["chat"], "gpus": None}}})
 @given(broken(DECLARED))
 def test_a_declaration_is_told_wrong_in_lines_or_rendered_as_it_was_meant(values: Any) -> None:
     TRIED["declarations"] += 1
@@ -207,7 +208,7 @@ def assert_rendered_as_declared(root: str, service: Any) -> list[str]:
     """
     resolution = tuning.for_service(service, LOCKED, [], "0.33.0", None)
     secrets = dict.fromkeys(service.secrets, 'a "$secret`\\')
-    made = _planning._release(root, service, LOCKED, resolution, "0.33.0", 0, secrets)
+    made = _planning._release(root, service, LOCKED, resolution, "0.33.0", [], secrets)
     files = {name: text.encode().decode() for name, text in made.files().items()}
     lines = unit_syntax.directives(files["vllm.service"])
     assert [(section, key) for section, key, _ in lines] == (KEYS if secrets else NO_SECRETS)

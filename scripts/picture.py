@@ -1,7 +1,8 @@
 """Draws what a terminal showed, for the README: docs/run.svg.
 
     script -qec "make demo" demo.typescript
-    python scripts/picture.py '--> Starting operation: Wave 1' 'exit code' < demo.typescript > docs/run.svg
+    sed -n '/=== Release C/,/=== Release B declared/p' demo.typescript |
+        python scripts/picture.py '--> Starting operation: Wave 1' 'solo  tiny: bring' > docs/run.svg
 
 The first word begins the first line of the picture, the second the line after its last.
 """

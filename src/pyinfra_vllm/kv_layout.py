@@ -104,7 +104,7 @@ def layout(found: Sequence[Cached], state_layers: int, state_bytes: int, setting
     groups = [
         Group(cache.layers, tokens, size * tokens, cache.window, cache.chunk)
         for cache, size in zip(found, of_token, strict=True)
-        if cache.layers or not state_layers  # its first layers may all be of the other kind
+        if cache.layers or not state_layers  # a model may have no layer with attention
     ]
     page_bytes = of_token[0] * tokens
     if state_layers:

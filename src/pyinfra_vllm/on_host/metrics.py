@@ -196,7 +196,7 @@ def write(directory: Path, text: str, name: str = FILE) -> Path:
     """Replace the file in one step. Raises OSError.
 
     The directory may belong to node_exporter's user: so no link in it is ever followed. Nothing is synced,
-    since it is written anew again and again.
+    since the next run replaces it.
     """
     path = directory / name
     partial = directory / f".{name}.partial"  # the collector reads *.prom only

@@ -633,20 +633,18 @@ def bring_up(service: Service, release_id: str, limit_s: float, attempts: int = 
 def _serve(service: Service, release_id: str, limit_s: float) -> None:
     """One attempt. Until systemd is shown to know the release's unit, nothing that serves is stopped.
 
-    A release that answers, or that systemd is starting already, as after a boot, is not started anew. One
-    that lost files that it needs is not started at all.
+    A release that answers, or that systemd is starting already, as after a boot, is not started anew; nor is
+    one that systemd could not start and that lost files.
     """
     release = releases.load(service.paths, release_id)
-    incomplete = not _may_start(service.paths, release_id)
-    lost = NotReady(f"release {release_id} has lost files that it needs, so it is not started")
-    if incomplete and service.running_release() != release_id:
-        raise lost
+    if service.running_release() not in (None, release_id) and not _may_start(service.paths, release_id):
+        raise NotReady(f"release {release_id} has lost files that it needs, so what serves goes on serving")
     service.point_at(release_id)
     known = systemd.started_release(service.paths.unit) == release_id  # else it may be another that runs
     if known and (service.serves(release) or _comes_up_by_itself(service, release, limit_s)):
         return
-    if incomplete:
-        raise lost
+    if known and not _may_start(service.paths, release_id):
+        raise NotReady(f"release {release_id} has lost files that it needs, and systemd could not start it")
     service.stop(release)
     service.start()
     service.wait_until_serving(release, limit_s)

@@ -54,7 +54,7 @@ def _as_metrics(host: Host, directory: str, checks: list[Check]) -> Check:
     try:
         Remote(host).run(*words, stdin=sources)
     except HostError as error:
-        return _check("metrics", f"the result can't be written where metrics are declared: {error}")
+        return _check("metrics", f"the result can't be written to {directory} (`metrics`): {error}")
     return _check("metrics", "")
 
 

@@ -99,7 +99,7 @@ def add(title: str, text: str) -> None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """The real vLLM's tests run beside the others, and write to the same page."""
+    """One writer at a time, also where two runs are under way."""
     with Path(__file__).open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -43,7 +43,9 @@ What real tools said (nvidia-smi, logs, metrics, journals) is kept in `build/gpu
 NONE = "\n## Results\n\nThere is no whole run yet.\n"
 TITLES = {
     "one-gpu": "One GPU, Qwen3-32B",
-    "equal-releases": "Ten switches between equal releases",
+    "equal-releases-first": "Switches between equal releases, the first host",
+    "equal-releases-second": "Switches between equal releases, the second host",
+    "equal-releases-third": "Switches between equal releases, the third host",
     "tensor-parallel": "Two GPUs, one service",
     "two-services": "Two GPUs, a service on each",
     "quality": "Answers, on the trained checkpoint",

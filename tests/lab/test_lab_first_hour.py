@@ -1,5 +1,5 @@
-"""The first hour as docs/first-hour.md tells it: its commands, typed in an empty folder, up to a release that
-serves.
+"""The first hour as docs/first-hour.md tells it: its commands, typed in an empty folder of a machine that
+nobody has used, up to a release that serves.
 
 `PYINFRA_VLLM_FIRST_HOUR=FILE` keeps the transcript, from which the page is written.
 """
@@ -11,14 +11,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import pytest
-from lab import control, packages, venvs
-from lab.layout import OPERATOR
+from lab import cgroups, control, image, packages, venvs
+from lab.layout import MACHINE_PREFIX, OPERATOR
 from lab.machine import Host
 from lab.session import Lab
+from lab.shell import run
 
 PAGE = (control.CHECKOUT / "docs/first-hour.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    \$ (.+)$", PAGE, re.MULTILINE)
@@ -38,8 +40,7 @@ SSH_CONFIG = """
 Host {host}
     HostName {address}
     User {user}
-    IdentityFile {key}
-    UserKnownHostsFile {known_hosts}
+    IdentityFile /root/.ssh/key
 """
 
 
@@ -49,45 +50,74 @@ def host(lab: Lab) -> Iterator[Host]:
     lab.remove(HOST)
 
 
+@dataclass
+class Fresh:
+    """A Debian that nobody has used, with `uv` and this repository; each command runs in its folder."""
+
+    root: Path
+    binds: Sequence[Path]
+    environment: Mapping[str, str]
+    folder: PurePosixPath
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        words = [
+            *cgroups.entering("fresh"),
+            *("systemd-nspawn", "--quiet", "--pipe", "--as-pid2", "--register=no"),
+        ]
+        words += [] if cgroups.systemd_here() else ["--keep-unit"]
+        words += [f"--directory={self.root}", f"--machine={MACHINE_PREFIX}fresh", "--settings=no"]
+        words += ["--resolv-conf=replace-host", "--timezone=off", "--link-journal=no"]
+        words += [f"--bind-ro={path}" for path in self.binds]
+        words += [f"--bind-ro={control.CHECKOUT}:/root/empty/pyinfra-vllm", f"--chdir={self.folder}"]
+        words += [f"--setenv={name}={value}" for name, value in self.environment.items()]
+        return subprocess.run(
+            [*words, "sh", "-c", f"{command} 2>&1"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+
+
 @pytest.fixture
-def person(lab: Lab, host: Host, tmp_path: Path) -> dict[str, str]:
-    """Somebody with a home, uv, and access to the host; nothing of this checkout's environment."""
-    home, programs = tmp_path / "home", tmp_path / "home/.local/bin"
-    (home / ".ssh").mkdir(parents=True, mode=0o700)
-    programs.mkdir(parents=True)
-    known = home / ".ssh/known_hosts"
-    shutil.copy(lab.known_hosts, known)
-    words = {"host": HOST, "address": host.address, "user": OPERATOR, "key": lab.key, "known_hosts": known}
-    config = home / ".ssh/config"
-    config.write_text(SSH_CONFIG.format(**words))
-    (programs / "uv").symlink_to(Path(sys.executable).with_name("uv"))
-    # OpenSSH looks into the account's home, whatever HOME is.
-    (programs / "ssh").write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F {config} "$@"\n')
-    (programs / "ssh").chmod(0o755)
-    kept = {"HOME": str(home), "PATH": f"{programs}:/usr/bin:/bin", "LANG": "C.UTF-8", "COLUMNS": "80"}
-    return {**kept, **packages.for_uv(), "HF_ENDPOINT": lab.hub.url, "UV_PYTHON": sys.base_prefix}
-
-
-def test_ten_commands_lead_from_an_empty_folder_to_a_release_that_serves(
-    host: Host, person: dict[str, str], tmp_path: Path
-) -> None:
-    assert 0 < len(COMMANDS) <= 10
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    (folder / "pyinfra-vllm").symlink_to(control.CHECKOUT)
+def fresh(lab: Lab, host: Host, tmp_path: Path) -> Iterator[Fresh]:
+    root = tmp_path / "fresh"
+    run("cp", "-a", image.base(), root)
+    shutil.copy(Path(sys.executable).with_name("uv"), root / "usr/local/bin/uv")
+    (root / "root/empty/pyinfra-vllm").mkdir(parents=True)
+    ssh = root / "root/.ssh"
+    ssh.mkdir(mode=0o700, exist_ok=True)
+    shutil.copy(lab.known_hosts, ssh / "known_hosts")
+    shutil.copy(lab.key, ssh / "key")
+    (ssh / "config").write_text(SSH_CONFIG.format(host=HOST, address=host.address, user=OPERATOR))
     settings = {"runtime": str(venvs.path()), "package": venvs.package()}
-    (folder / "this-host.py").write_text(THIS_HOST.format(**settings))
+    (root / "root/empty/this-host.py").write_text(THIS_HOST.format(**settings))
+    where = packages.for_uv()
+    programs = "/root/.local/bin:/usr/local/bin:/usr/bin:/bin"
+    person = {"HOME": "/root", "PATH": programs, "LANG": "C.UTF-8", "COLUMNS": "80"}
+    person["HF_ENDPOINT"] = lab.hub.url
+    yield Fresh(root, _here(where.values()), {**person, **where}, PurePosixPath("/root/empty"))
+    cgroups.remove("fresh")
+    run("rm", "-rf", "--one-file-system", root)
+
+
+def _here(settings: Iterable[str]) -> list[Path]:
+    """What of this machine's files uv's settings name: packages and certificates that lie here."""
+    words = [word for value in settings for word in re.split(r"[ ,]", value)]
+    # An index in a folder may name files beside that folder.
+    paths = [
+        Path(word.removeprefix("file://")).parent if word.startswith("file://") else Path(word)
+        for word in words
+    ]
+    return [path for path in dict.fromkeys(paths) if path.is_absolute() and path.exists()]
+
+
+def test_ten_commands_lead_from_an_empty_folder_to_a_release_that_serves(host: Host, fresh: Fresh) -> None:
+    assert 0 < len(COMMANDS) <= 10
     transcript = []
     for command in COMMANDS:
         if command.startswith("cd "):
-            folder = folder / command.removeprefix("cd ")
+            fresh.folder /= command.removeprefix("cd ")
             transcript.append(f"$ {command}")
             continue
-        done = subprocess.run(
-            ["sh", "-c", f"{command} 2>&1"],
-            cwd=folder, env=person, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900,
-            check=False,
-        )  # fmt: skip
+        done = fresh.run(command)
         transcript.append(f"$ {command}\n{done.stdout}")
         assert done.returncode == 0, "\n".join(transcript)
     if kept := os.environ.get("PYINFRA_VLLM_FIRST_HOUR"):

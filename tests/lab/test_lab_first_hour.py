@@ -99,7 +99,7 @@ def fresh(lab: Lab, host: Host, tmp_path: Path) -> Iterator[Fresh]:
 
 
 def _here(settings: Iterable[str]) -> list[Path]:
-    """What of this machine's files uv's settings name: packages and certificates that lie here."""
+    """The local paths in uv's settings, which the fresh machine must see: packages and certificates."""
     words = [word for value in settings for word in re.split(r"[ ,]", value)]
     # An index in a folder may name files beside that folder.
     paths = [

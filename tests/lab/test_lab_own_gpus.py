@@ -176,6 +176,7 @@ def test_the_page_has_a_row_for_each_step_and_the_reason_of_each_way_back() -> N
     assert "predicted 1,178,192 tokens, the server's own 1,188,432 (-0.9%)" in text
     assert "`chat`: opened from inside the unit: `/dev/fuse` EPERM" in text
     assert "GPU 0: 133,633 MiB in use, 132,269 predicted (+1.0%)" in text
+    assert "cut off" not in text and "cut off" in page.render([{**document, "ended": False}])
     assert "no whole run yet" in page.render([])
 
 

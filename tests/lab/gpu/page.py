@@ -69,6 +69,8 @@ def _chapter(story: Mapping[str, Any]) -> str:
     reasons = [step for step in story["steps"] if step["outcome"] == "rolled_back"]
     lines += [""] * bool(reasons) + [f"- **{step['title']}** went back: {step['reason']}" for step in reasons]
     lines += [""] + [f"- {line}" for line in _facts(story["facts"])] if story["facts"] else []
+    if not story.get("ended", True):
+        lines += ["", "The run was cut off here: what this story still had to do was not done."]
     if story.get("wrong"):
         lines += ["", "Not as it has to be:", "", *(f"- {text}" for text in story["wrong"])]
     return "\n".join(lines) + "\n"

@@ -82,6 +82,7 @@ class Story:
     wrong: list[str] = field(
         default_factory=list
     )  # what had to be and wasn't; the story goes on, for GPUs are dear
+    ended: bool = False  # False where the run was cut off
 
     def __post_init__(self) -> None:
         self.pulse = Pulse(self.host, self.services[self.service]["port"])
@@ -94,6 +95,7 @@ class Story:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.pulse.end()
+        self.ended = kind is None
         self.keep()
         if kind is None:
             assert not self.wrong, "\n".join(self.wrong)
@@ -228,6 +230,7 @@ class Story:
             "steps": rows,
             "facts": self.facts,
             "wrong": self.wrong,
+            "ended": self.ended,
         }
         (PLACE / f"{self.name}.json").write_text(json.dumps(document, indent=1) + "\n")
 

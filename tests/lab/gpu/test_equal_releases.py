@@ -12,7 +12,8 @@ from lab.session import Lab
 from .story import Story, host, service
 
 MODEL = "Qwen/Qwen3-32B-AWQ"  # a small one is as slow as the processor that drives it, and varies with it
-SHARES = {"first": 6, "second": 2, "third": 2}  # the first has a card for itself all the time
+SHARES = {"first": 6, "second": 2, "third": 2}  # switches of each host
+DOUBTS = {"first": 1, "second": 0, "third": 0}  # of the ten, one may stay undecided
 GRAPHS = {"max-cudagraph-capture-size": 64}  # as many as the gate asks at once; fewer to capture, ten times
 QUICK = {"budget_s": 20, "quality": False}  # for the first installation, which nothing is compared with
 GATE = {"quality": False}  # the default settings; random weights have no answers to lose
@@ -35,6 +36,8 @@ def test_equal_releases_are_not_told_apart(lab: Lab, share: str) -> None:
             step = story.deploy(f"switch {number} of {switches}", environment=environment, gate=GATE)
             verdicts.append(step.verdict)
             story.facts["verdicts"] = verdicts
+            story.keep()
         counted = {word: verdicts.count(word) for word in ("pass", "inconclusive", "fail")}
-        story.must(counted["fail"] == 0 and counted["inconclusive"] <= 1, "equal releases are kept", counted)
+        kept = counted["fail"] == 0 and counted["inconclusive"] <= DOUBTS[share]
+        story.must(kept, "equal releases are kept", counted)
         story.must(sum(counted.values()) == switches, "every switch came to a verdict", counted)

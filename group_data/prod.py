@@ -163,6 +163,8 @@ services = {
         # of them.
         "gpus": None,
         "gpu": None,  # the model that `nvidia-smi` must show, like "NVIDIA H200"; None: not checked
+        # A card that the catalog doesn't know is described in cards.yaml, beside checkpoints.lock.yaml, under
+        # the key `cards` (docs/tuning.md): resolve, validate, plan and every rollout read it there.
         "gpu_sharing_reason": None,  # why this service may share GPUs with another one, where it does
         # What the flags are tuned for: "latency", "throughput" or "balanced".
         "objective": "balanced",

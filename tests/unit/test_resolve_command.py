@@ -160,6 +160,28 @@ def test_a_model_outside_the_catalog_is_read_from_the_lock_beside_the_command() 
 
 
 @pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-32B-AWQ", "Qwen3-32B-AWQ", "Qwen/Qwen3-32B-AWQ@main"])
+def test_what_is_locked_wins_over_the_catalog(name: str) -> None:
+    """A fork of 20 layers under the catalog's name: 8 KV heads x 256 values x 2 bytes for each."""
+    locked = {**CONFIG, "num_hidden_layers": 20}
+    file = File(path="model.safetensors", size=7 * 10**9, sha256="c" * 64)
+    Lock(
+        [
+            Checkpoint(
+                repo="Qwen/Qwen3-32B-AWQ", revision="main", commit="a" * 40, files=(file,), config=locked
+            )
+        ]
+    ).dump(LOCK_FILE)
+    asked = ("--model", name, *ASKED[2:])
+    fit = json.loads(run(*asked, "--json").stdout)["fit"]
+    assert fit["kv_bytes_per_token"] == 20 * 8 * 256 * 2
+    assert fit["weights_bytes"] == int(7 * 10**9 * 1.014)
+    assert "Sizes of the model: Qwen/Qwen3-32B-AWQ@main, commit aaaaaaaaaaaa" in run(*asked).stdout
+    other = json.loads(run("--model", "Qwen/Qwen3-14B-AWQ", *ASKED[2:], "--json").stdout)
+    assert other["fit"]["kv_bytes_per_token"] == 163840  # the catalog's 40 layers: it isn't locked
+
+
+@pytest.mark.usefixtures("elsewhere")
 def test_a_model_that_is_nowhere_is_told_how_to_be_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(*NEW_MODEL) == 2
     assert "declare it, lock it, and ask in the directory of that file" in capsys.readouterr().err

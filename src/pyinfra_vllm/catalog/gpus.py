@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,8 @@ GIB = 1024**3
 USABLE_SHARE = 0.985  # of nvidia-smi's memory, for a card that isn't in the table (its cards: 0.97 to 0.996)
 MEMORY_TOLERANCE_MIB = 2048  # the same name with another memory size is another card
 NAME_TOLERANCE = 0.1  # names round, and by thousands: a card of 22.5 GiB is called 24 GB
+SIZE = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?) ?(GiB|MiB)")
+MOST_MEMORY_MIB = 4 * 1024**2  # 4 TiB: beyond any card
 OTHER_CARDS = ("laptop", "mig", "ti", "super", "v2")  # after a card's name: another one, or a part of one
 OTHER_MAKERS = re.compile(
     r"\b(amd|radeon|instinct|rocm|mi\d{2,3}[a-z]?|gfx\d+|intel|arc|gaudi|xe|tpu|trainium|inferentia|ascend|apple)\b"
@@ -94,27 +96,68 @@ class Gpu:
 CPU = Gpu(key="cpu", title="CPU", compute_capability="cpu")
 
 
-def find(name: str, compute_capability: str | None = None, memory_mib: int | None = None) -> Gpu:
+def find(
+    name: str,
+    compute_capability: str | None = None,
+    memory_mib: int | None = None,
+    own: Iterable[Gpu] = (),
+) -> Gpu:
     """The GPU that nvidia-smi calls `name`; "cpu" for none.
 
-    A card outside the table is described from its compute capability and memory where both are given.
-    Raises DeclarationError with the nearest known names.
+    The operator's own cards win over the table. A card in neither is described from its compute capability
+    and memory where both are given. Raises DeclarationError with the nearest known names.
     """
     wanted = normal(name)
     if wanted == "cpu":
         return CPU
-    if OTHER_MAKERS.search(wanted):
+    refuse_other_makers(name)
+    for card in own:
+        if normal(card.title) == wanted and _same_memory(card.memory_mib, memory_mib):
+            return _with_memory(card, memory_mib)
+    rows: dict[str, Any] = table("gpus.yaml")["gpus"]
+    for key in _matching(wanted, memory_mib, name):
+        if _same_memory(rows[key]["memory_mib"], memory_mib):
+            return _with_memory(_listed(key), memory_mib)
+    if compute_capability and memory_mib:
+        return described(name, compute_capability, memory_mib)
+    raise DeclarationError(_unknown(name, wanted, rows))
+
+
+def refuse_other_makers(name: str) -> None:
+    """Raises DeclarationError for the name of a card that isn't NVIDIA's."""
+    if OTHER_MAKERS.search(normal(name)):
         raise DeclarationError(
             f"GPU {name!r} is not NVIDIA's: only NVIDIA GPUs (CUDA) and the CPU (gpu: cpu) are supported"
         )
-    rows: dict[str, Any] = table("gpus.yaml")["gpus"]
-    for key in _matching(wanted, memory_mib, name):
-        if not memory_mib or abs(memory_mib - rows[key]["memory_mib"]) <= MEMORY_TOLERANCE_MIB:
-            return _described(key, memory_mib)
-    if compute_capability and memory_mib:
-        usable = int(memory_mib * MIB * USABLE_SHARE)
-        return Gpu(wanted.replace(" ", "-"), name, compute_capability, memory_mib, usable)
-    raise DeclarationError(_unknown(name, wanted, rows))
+
+
+def described(
+    name: str, compute_capability: str, memory_mib: int, bandwidth_gb_s: float | None = None
+) -> Gpu:
+    """A card that isn't in the table; of its memory the least share counts as usable."""
+    usable = int(memory_mib * MIB * USABLE_SHARE)
+    key = normal(name).replace(" ", "-")
+    return Gpu(key, name, compute_capability, memory_mib, usable, bandwidth_gb_s)
+
+
+def memory_of(text: str) -> int:
+    """MiB of a size such as "48GiB" or "49140MiB". Raises ValueError that says what is allowed."""
+    found = SIZE.fullmatch(text)
+    mib = int(float(found[1]) * (1024 if found[2] == "GiB" else 1)) if found else 0
+    if not 1024 <= mib <= MOST_MEMORY_MIB:
+        raise ValueError('must be the memory that nvidia-smi prints, such as "48GiB" or "49140MiB"')
+    return mib
+
+
+def capability_of(text: str) -> str:
+    """A compute capability that the table has, such as "8.9". Raises ValueError that says which it has."""
+    known = [name for name in table("gpus.yaml")["architectures"] if name != "cpu"]
+    if text not in known:
+        raise ValueError(
+            "must be the compute capability that `nvidia-smi --query-gpu=compute_cap --format=csv` prints,"
+            f" one of {', '.join(known)}"
+        )
+    return text
 
 
 def _matching(wanted: str, memory_mib: int | None, name: str) -> list[str]:
@@ -186,18 +229,29 @@ def normal(name: str) -> str:
     return " ".join(word for word in words if word not in ("nvidia", "geforce", "tesla"))
 
 
-def _described(key: str, memory_mib: int | None) -> Gpu:
+def _listed(key: str) -> Gpu:
     row = table("gpus.yaml")["gpus"][key]
-    missing = row["memory_mib"] - memory_mib if memory_mib else 0
     return Gpu(
         key=key,
         title=row["title"],
         compute_capability=row["compute_capability"],
-        memory_mib=row["memory_mib"] - missing,
-        usable_bytes=int(row["usable_gib"] * GIB) - missing * MIB,
+        memory_mib=row["memory_mib"],
+        usable_bytes=int(row["usable_gib"] * GIB),
         bandwidth_gb_s=row["bandwidth_gb_s"],
         nvlink=row["nvlink"],
     )
+
+
+def _same_memory(memory_mib: int, told: int | None) -> bool:
+    return not told or abs(told - memory_mib) <= MEMORY_TOLERANCE_MIB
+
+
+def _with_memory(card: Gpu, told: int | None) -> Gpu:
+    """The card with the memory that the host tells, where it does."""
+    missing = card.memory_mib - told if told else 0
+    if not missing:
+        return card
+    return replace(card, memory_mib=card.memory_mib - missing, usable_bytes=card.usable_bytes - missing * MIB)
 
 
 def _unknown(name: str, wanted: str, rows: Mapping[str, Any]) -> str:
@@ -206,5 +260,6 @@ def _unknown(name: str, wanted: str, rows: Mapping[str, Any]) -> str:
     nearest = ", ".join(dict.fromkeys(patterns[pattern] for pattern in near))
     return (
         f"GPU {name!r} is not in the catalog{f'. Nearest: {nearest}' if nearest else ''}. Use the name that"
-        " `nvidia-smi --query-gpu=name --format=csv` prints, or add the card to catalog/gpus.yaml"
+        " `nvidia-smi --query-gpu=name --format=csv` prints, or describe the card in"
+        " cards.yaml (docs/tuning.md)"
     )

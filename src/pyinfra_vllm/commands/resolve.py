@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from pyinfra_vllm import trades, tuning
-from pyinfra_vllm.catalog import shapes
-from pyinfra_vllm.catalog.gpus import GIB
+from pyinfra_vllm.catalog import gpus, shapes
+from pyinfra_vllm.catalog.gpus import GIB, Gpu
 from pyinfra_vllm.catalog.shapes import Shape
-from pyinfra_vllm.checkpoint import LOCK_FILE, Lock
+from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, Lock
 from pyinfra_vllm.commands.gate_file import criteria_of
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.fit import Fit
@@ -25,16 +26,23 @@ from pyinfra_vllm.tuning import Resolution
 
 WIDTH_WITHOUT_TERMINAL = 120
 
+T = TypeVar("T")
+
 
 @click.command()
 @click.option(
     "--model",
     required=True,
-    help='A model of the catalog, such as "Qwen/Qwen3-32B-AWQ", or of ./checkpoints.lock.yaml.',
+    help='A model of ./checkpoints.lock.yaml or else of the catalog, such as "Qwen/Qwen3-32B-AWQ".',
 )
 @click.option(
-    "--gpu", required=True, help='As nvidia-smi prints it, such as "NVIDIA GeForce RTX 4090", or "cpu".'
+    "--gpu",
+    help='As nvidia-smi prints it, such as "NVIDIA GeForce RTX 4090", or "cpu"; also one of ./cards.yaml.',
 )
+@click.option(
+    "--gpu-memory", help='Of a card that is in neither, as nvidia-smi prints it: "48GiB" or "49140MiB".'
+)
+@click.option("--compute-capability", help='Of such a card: "8.9".')
 @click.option("--runtime", required=True, help='A vLLM version, such as "0.33.0".')
 @click.option(
     "--gpu-count",
@@ -60,7 +68,9 @@ WIDTH_WITHOUT_TERMINAL = 120
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def resolve(
     model: str,
-    gpu: str,
+    gpu: str | None,
+    gpu_memory: str | None,
+    compute_capability: str | None,
     runtime: str,
     gpu_count: int,
     objective: str,
@@ -75,9 +85,10 @@ def resolve(
     Exits with 1 when it can't work (the reasons are under "errors"), 2 when the question can't be understood.
     """
     criteria = criteria_of(gate_file)
+    locked = _locked(model)  # wins over the catalog: it is what will be served
     resolution = tuning.resolve(
-        model=_model(model),
-        gpu=gpu,
+        model=_shape(locked) if locked else model,
+        gpu=_card(gpu, gpu_memory, compute_capability),
         runtime_version=runtime,
         gpu_count=gpu_count,
         objective=objective,
@@ -91,24 +102,70 @@ def resolve(
         answer["warnings"] += [f"known trade {trade}" for trade in known if not trade.passes]
         click.echo(json.dumps(answer, indent=2))
     else:
-        _show(resolution, known)
+        _show(resolution, known, locked)
     if not resolution.understood:
         return DeclarationError.exit_code
     return 1 if resolution.errors else 0
 
 
-def _model(name: str) -> str | Shape:
-    """The catalog's model by its name, or the shape of one that `pyinfra-vllm lock` has written down here."""
-    if shapes.find(name) is not None or not LOCK_FILE.exists():
-        return name
+def _locked(name: str) -> Checkpoint | None:
+    """The model that `pyinfra-vllm lock` has written down here under a repository's name, with or without its
+    organisation and revision; None where it hasn't.
+    """
+    if not LOCK_FILE.exists():
+        return None
     repo, _, revision = name.partition("@")
     found = [
-        entry for entry in Lock.load().entries if entry.repo == repo and revision in ("", entry.revision)
+        entry
+        for entry in Lock.load().entries
+        if repo in (entry.repo, entry.repo.rpartition("/")[2]) and revision in ("", entry.revision)
     ]
     if len(found) > 1:
         told = " or ".join(entry.name for entry in found)
         raise DeclarationError(f"model {name!r} is in {LOCK_FILE} more than once: say {told}")
-    return shapes.from_config(name, found[0].config, found[0].weights_bytes) if found else name
+    return found[0] if found else None
+
+
+def _shape(locked: Checkpoint) -> Shape:
+    return shapes.from_config(locked.repo, locked.config, locked.weights_bytes)
+
+
+def _card(name: str | None, memory: str | None, capability: str | None) -> Gpu:
+    """The card that is asked about; memory and compute capability, where they are given, are the operator's
+    word against catalog and file.
+    """
+    if memory is None and capability is None:
+        if name is None:
+            raise DeclarationError("Which card? Say --gpu NAME, or --gpu-memory and --compute-capability")
+        return gpus.find(name, own=_own_cards())
+    if memory is None or capability is None:
+        raise DeclarationError(
+            "--gpu-memory and --compute-capability describe a card together: say both, or leave both out"
+        )
+    if name is not None:
+        gpus.refuse_other_makers(name)
+        if gpus.normal(name) == "cpu":
+            raise DeclarationError(
+                "--gpu cpu: leave out --gpu-memory and --compute-capability, which a CPU has not"
+            )
+    mib = _described(memory, "--gpu-memory", gpus.memory_of)
+    known = _described(capability, "--compute-capability", gpus.capability_of)
+    return gpus.described(name or f"a card of {memory}, compute capability {known}", known, mib)
+
+
+def _described(text: str, option: str, read: Callable[[str], T]) -> T:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise DeclarationError(f"{option} {_shown(text)}: {error}") from None
+
+
+def _own_cards() -> tuple[Gpu, ...]:
+    if not Path("cards.yaml").exists():
+        return ()
+    from pyinfra_vllm.config import cards  # pydantic takes a tenth of a second
+
+    return cards.own()
 
 
 def _variant(text: str) -> str | dict[str, Any]:
@@ -157,7 +214,7 @@ def _shown(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _show(resolution: Resolution, known: list[Trade]) -> None:
+def _show(resolution: Resolution, known: list[Trade], locked: Checkpoint | None) -> None:
     from rich.console import Console  # a tenth of a second that --json does not need
     from rich.table import Table
     from rich.text import Text
@@ -177,6 +234,9 @@ def _show(resolution: Resolution, known: list[Trade]) -> None:
         row = (f"{setting.flag}={setting.value}", setting.reason, setting.source)
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+    if locked:
+        source = f"Sizes of the model: {locked.name}, commit {locked.commit[:12]}, of {LOCK_FILE}"
+        console.print(source, markup=False, highlight=False)
     for line in _facts(resolution):
         console.print(line, markup=False, highlight=False)
     for trade in known:

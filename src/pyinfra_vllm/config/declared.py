@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from ..checkpoint import Checkpoint, Lock
 from ..waves import upper_bound
 from .base import Declaration
+from .cards import CARDS_FILE, KEY
 from .checks import check_host
 from .fields import AbsolutePath, Pin, Text, as_tuple
 from .layers import ABSENT, Merged, Path, dotted, located, lookup, overlay, without_removed
@@ -25,7 +26,7 @@ DEFAULT_ROOT = "/srv/pyinfra-vllm"
 # The keys of inventory and group data that are ours; every other key belongs to somebody else.
 KEYS = ("services", "defaults", "root", "keep", "metrics", "window", "gate", "rollout")
 # Those of them that hold for every service.
-_SERVICE_WIDE = ("window", "gate")
+_SERVICE_WIDE = ("window", "gate", KEY)
 
 
 class Overrides(Declaration):
@@ -173,12 +174,17 @@ def _service(merged: Merged, name: str, problems: Problems) -> Service | None:
         if not isinstance(settings, Mapping):
             problems.add(merged.source(place), dotted(place), "must be a map of settings", settings)
             return None
+        if KEY in settings:
+            message = f"is no setting of a service: describe cards in {CARDS_FILE}, which every command reads"
+            problems.add(merged.source((*place, KEY)), dotted((*place, KEY)), message)
         values = overlay(values, settings)
     if "name" in values:
         message = "unknown key; the name of a service is its key in `services`"
         problems.add(*located(merged, name, ("name",)), message, values["name"])
 
     def locate(path: Path) -> tuple[str, str]:
+        if path[:1] == (KEY,) and KEY in merged.values:
+            return merged.source(path), dotted(path)
         return located(merged, name, () if path == ("name",) else path)
 
     return read(Service, {**without_removed(values), "name": name}, problems, locate)

@@ -21,10 +21,12 @@ from pydantic import (
 )
 
 from ..catalog import table
+from ..catalog.gpus import Gpu
 from ..on_host.criteria import Criteria
 from ..on_host.quality import QuestionsError, load
 from ..window import parse_duration
 from .base import Declaration
+from .cards import Cards, as_gpus
 from .fields import (
     AbsolutePath,
     Address,
@@ -206,6 +208,7 @@ class Service(Declaration):
         "left out: all GPUs",
     )
     gpu: Text | None = Field(default=None, description='the GPU model as text, like "NVIDIA H200"')
+    cards: Cards = Field(default_factory=dict, description="a map of GPU names to their memory and the rest")
     gpu_sharing_reason: Text | None = Field(
         default=None, description="text: why two services may share a GPU"
     )
@@ -288,6 +291,11 @@ class Service(Declaration):
                     ),
                 )
         return self
+
+    @property
+    def own_cards(self) -> tuple[Gpu, ...]:
+        """The operator's own cards (cards.yaml)."""
+        return as_gpus(self.cards)
 
     @property
     def served_names(self) -> tuple[str, ...]:

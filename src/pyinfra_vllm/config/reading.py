@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from .base import Declaration
+from .cards import Card
 from .hooks import Hooks
 from .layers import ABSENT, Path, lookup
 from .models import Gate, Runtime
@@ -19,6 +20,7 @@ from .windows import DeclaredWindow
 
 # The model behind a key of the one above it.
 _INSIDE: dict[str, type[Declaration]] = {
+    "cards": Card,
     "runtime": Runtime,
     "window": DeclaredWindow,
     "gate": Gate,

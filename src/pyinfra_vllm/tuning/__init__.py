@@ -238,7 +238,7 @@ def for_service(
     used = devices.chosen(service.gpus, gpu_facts)
     card = gpus.CPU
     if used:
-        card = devices.smallest(used)
+        card = devices.smallest(used, service.own_cards)
     return resolve(
         model=shapes.from_config(service.model, checkpoint.config, checkpoint.weights_bytes),
         gpu=card,

@@ -32,15 +32,20 @@ def called(row: Row, name: Name) -> bool:
     return name in (row["index"], row["uuid"])
 
 
-def smallest(used: Sequence[Row]) -> gpus.Gpu:
+def smallest(used: Sequence[Row], own: Sequence[gpus.Gpu] = ()) -> gpus.Gpu:
     """The card of a service that has the least memory: vLLM plans for all ranks with the least that one has
     (v1/core/kv_cache_utils.py get_kv_cache_configs). Raises DeclarationError for an unknown card.
     """
-    cards = [gpus.find(row["name"], row["compute_capability"], row["memory_mib"]) for row in used]
+    cards = [card(row, own) for row in used]
     return min(cards, key=lambda card: card.usable_bytes)
 
 
-def unlike(used: Sequence[Row]) -> list[str]:
+def card(row: Row, own: Sequence[gpus.Gpu] = ()) -> gpus.Gpu:
+    """The card that a host tells of. Raises DeclarationError for an unknown one."""
+    return gpus.find(row["name"], row["compute_capability"], row["memory_mib"], own)
+
+
+def unlike(used: Sequence[Row], own: Sequence[gpus.Gpu] = ()) -> list[str]:
     """The problem of cards that can't serve one model together, if any.
 
     Kernels follow the compute capability, and every card waits for the slowest at each layer.
@@ -49,7 +54,7 @@ def unlike(used: Sequence[Row]) -> list[str]:
     if len(names) <= 1:
         return []
     try:
-        cards = [gpus.find(row["name"], row["compute_capability"], row["memory_mib"]) for row in used]
+        cards = [card(row, own) for row in used]
     except DeclarationError:
         return []  # said of the card itself
     speeds = [card.bandwidth_gb_s for card in cards]

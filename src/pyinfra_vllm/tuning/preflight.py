@@ -35,7 +35,7 @@ def preflight(
     units = {f"vllm-{service.name}.service", *own_units}
     for row in used:
         problems += _of_gpu(row, service, runtime_version, units)
-    problems += devices.unlike(used)
+    problems += devices.unlike(used, service.own_cards)
     return list(dict.fromkeys(problems))
 
 
@@ -54,12 +54,12 @@ def _without_gpus(service: Service) -> list[str]:
 def _of_gpu(row: Mapping[str, Any], service: Service, runtime_version: str, units: set[str]) -> list[str]:
     where = devices.said(row)
     try:
-        card = gpus.find(row["name"], row["compute_capability"], row["memory_mib"])
+        card = devices.card(row, service.own_cards)
     except DeclarationError as error:
         return [f"{where}: {error}"]
     problems = [card.rejected] if card.rejected else []
     problems += _driver(row, card, runtime_version, where)
-    if service.gpu and not _is_declared(service.gpu, row["name"], card):
+    if service.gpu and not _is_declared(service, row["name"], card):
         problems.append(f"{where}: gpu: {service.gpu} is declared; correct the declaration or the inventory")
     for process in row["processes"]:
         if process.get("unit") not in units and not _shares(service, process):
@@ -70,12 +70,13 @@ def _of_gpu(row: Mapping[str, Any], service: Service, runtime_version: str, unit
     return problems
 
 
-def _is_declared(declared: str, name: str, card: gpus.Gpu) -> bool:
+def _is_declared(service: Service, name: str, card: gpus.Gpu) -> bool:
     """Whether a card is the declared one: by its own name, or by another name that the catalog has for it."""
+    declared = str(service.gpu)
     if gpus.normal(declared) == gpus.normal(name):
         return True
     try:
-        return gpus.find(declared).title == card.title
+        return gpus.find(declared, own=service.own_cards).title == card.title
     except DeclarationError:
         return False
 

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from pyinfra_vllm.catalog import table, versions
@@ -175,6 +175,7 @@ def _matching(wanted: str, memory_mib: int | None, name: str) -> list[str]:
     return [key for _, key in found]
 
 
+@lru_cache(maxsize=1024)
 def _named(wanted: str) -> list[tuple[int, str]]:
     """Length of the entry and key of every card whose entry a name is or begins with, longest first."""
     rows: dict[str, Any] = table("gpus.yaml")["gpus"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from pyinfra_vllm.catalog import layers as kept
@@ -139,6 +140,7 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
     )
 
 
+@lru_cache(maxsize=256)
 def find(name: str) -> Shape | None:
     """The catalog's shape for a repository (or its name without the organisation), or None when it isn't
     there.

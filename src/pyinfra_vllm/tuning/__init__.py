@@ -371,6 +371,9 @@ def _judge_fit(request: _Request, decided: _Decided) -> None:
 def _ways(request: _Request, decided: _Decided) -> Iterator[str]:
     """Changes that make a model fit which doesn't, nearest first, each tried by the resolver itself."""
     assert decided.load and decided.fit
+    if not _weights_leave_room(request, decided.load, decided.load.tensor_parallel_size):
+        yield from _more_gpus(request, decided)
+        return
     longest = fit.longest(request.shape, decided.fit, decided.load)
     if longest >= LEAST_CONTEXT and _works(replace(request, max_model_len=longest), decided):
         yield f"max_model_len: {longest}"
@@ -392,13 +395,28 @@ def _ways(request: _Request, decided: _Decided) -> Iterator[str]:
     bounded = any(cache.window or cache.chunk for cache in request.shape.caches)
     if bounded and decided.load.batches_in_flight > 1 and _works(one_step, decided):
         yield "flags: {async-scheduling: false} (one step's tokens fewer in each window)"
+    yield from _more_gpus(request, decided)
+
+
+def _more_gpus(request: _Request, decided: _Decided) -> Iterator[str]:
+    """The ways that need other hardware or another checkpoint."""
+    assert decided.load
     for count in tensor_parallel_choices(request.shape):
-        if count > request.gpu_count and _works(replace(request, gpu_count=count), decided):
+        if count <= request.gpu_count or not _weights_leave_room(request, decided.load, count):
+            continue
+        if _works(replace(request, gpu_count=count), decided):
             yield f"{count} GPUs"
             break
     packed = replace(request.shape, quantization=shapes.Quantization("awq"), weights_bytes=None)
     if request.shape.quantization is None and _works(replace(request, shape=packed), decided):
         yield "the AWQ checkpoint of this model (about a third of the memory)"
+
+
+def _weights_leave_room(request: _Request, load: fit.Load, count: int) -> bool:
+    """Whether so many GPUs hold more than the weights: no setting helps where they don't."""
+    most = replace(load, tensor_parallel_size=max(1, count), kernels=())
+    share = max(load.utilization, HIGHEST_SHARE)
+    return fit.weights_bytes(request.shape, most) < request.card.usable_bytes * share
 
 
 def _works(request: _Request, before: _Decided) -> bool:

@@ -72,7 +72,8 @@ class Facts(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name.startswith("--"):
-            return values.meaning(name, self.profile.value(name))
+            chosen = self.profile.flags.get(name)
+            return values.meaning(name, chosen.value) if chosen else None
         if name.isupper():
             setting = self.profile.environment.get(name)
             return values.meaning(name, setting.value) if setting else None

@@ -1,15 +1,28 @@
-"""Checks the JSON answers of hosts, which are not trusted, and turns them into typed values.
+"""The JSON answers of hosts, which are not trusted: their types, and the one place that checks them.
 
-The one place where that happens, for facts and for the commands of operations. An answer that is none of
-these is a HostError, which stops that host alone. Text stays as it is: it is made printable where it is
-printed (printable.py).
+An answer is checked against its type once, when it arrives; one that does not fit is a HostError, which stops
+that host alone. Keys that a type does not name are allowed: newer programs tell more. Text stays as it is: it
+is made printable where it is printed (printable.py).
 """
 
 from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any, NoReturn
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NoReturn,
+    Required,
+    TypedDict,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from .errors import HostError, one_line
 from .on_host import journal
@@ -28,28 +41,59 @@ from .on_host.values import (
     text,
 )
 
+T = TypeVar("T")
+ADVICE = "See what runs there as python3, and whether its files are damaged"
+SIMPLE: dict[Any, Check] = {
+    str: text,
+    bool: flag,
+    int: count,
+    float: number,
+    Any: lambda value, where: None,
+}
 
-def read(answer: str, check: Check, where: str = "its answer") -> Any:
-    """The value of a host's JSON. Raises HostError for whatever is not JSON, or not what `check` allows."""
+
+def read(answer: str, kind: type[T]) -> T:
+    """The value of a host's JSON. Raises HostError for whatever is not JSON, or not of that kind."""
     try:
         value = json.loads(answer, parse_constant=_refused)
-        check(value, where)
+        check_of(kind)(value, "its answer")
     except RecordError as error:
         raise HostError(f"answered nonsense: {one_line(error)}. {ADVICE}") from error
     except (ValueError, RecursionError) as error:
         raise HostError(f"answered nonsense: no JSON, but {shown(answer)}. {ADVICE}") from error
-    return value
+    found: T = value
+    return found
 
 
-ADVICE = "See what runs there as python3, and whether its files are damaged"
+def only(found: list[T]) -> T:
+    """The answer about the one service that was asked for."""
+    if len(found) != 1:
+        raise HostError(f"answered nonsense: {len(found)} services instead of one. {ADVICE}")
+    return found[0]
 
 
 def _refused(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
 
 
-def texts(value: Any, where: str) -> None:
-    list_of(text)(value, where)
+def check_of(kind: Any) -> Check:
+    """The check that a type of this module stands for; `Annotated` carries its own."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind in SIMPLE:
+        return SIMPLE[kind]
+    if origin is Annotated:
+        check: Check = inner[1]
+        return check
+    if origin in (Union, UnionType):
+        return or_null(check_of(inner[0]))
+    if origin is list:
+        return list_of(check_of(inner[0]))
+    if origin is dict:
+        return map_of(check_of(inner[1]))
+    keys = get_type_hints(kind, include_extras=True)
+    needed = tuple(key for key, hint in keys.items() if get_origin(hint) is Required)
+    known = {key: check_of(get_args(hint)[0] if key in needed else hint) for key, hint in keys.items()}
+    return mapping(known, needed)
 
 
 def moment(value: Any, where: str) -> None:
@@ -70,17 +114,6 @@ def entry(value: Any, where: str) -> None:
         raise RecordError(f"{where} must be a journal's entry, not {shown(value)}")
 
 
-def one_of(item: Check) -> Check:
-    """A list with one thing in it."""
-
-    def check(value: Any, where: str) -> None:
-        list_of(item)(value, where)
-        if len(value) != 1:
-            raise RecordError(f"{where} must have one item, not {len(value)}")
-
-    return check
-
-
 def map_of(item: Check) -> Check:
     def check(value: Any, where: str) -> None:
         mapping()(value, where)
@@ -97,256 +130,408 @@ def pair(value: Any, where: str) -> None:
         raise RecordError(f"{where} must be two numbers, not {len(value)}")
 
 
-TEXT_OR_NONE = or_null(text)
-CHECKPOINT = mapping({"repo": text, "commit": text, "directory": text})
-RELEASE = mapping(
-    {
-        "id": text,
-        "service": text,
-        "unit": TEXT_OR_NONE,
-        "argv": texts,
-        "environment": map_of(text),
-        "runtime": mapping({"version": text, "path": text}),
-        "checkpoint": CHECKPOINT,
-        "secrets": texts,
-        "kernel": or_null(texts),
-    },
-    ("id", "argv", "checkpoint"),
-)
-LOCK = mapping({"holder": text, "since": text, "purpose": text})
-REJECTED = map_of(mapping({"at": text, "reason": text, "criteria": or_null(mapping())}, ("at", "reason")))
-ENDED = mapping(
-    {
-        "tx": text,
-        "began": moment,
-        "ended": moment,
-        "from": TEXT_OR_NONE,
-        "to": text,
-        "operator": text,
-        "purpose": text,
-        "outcome": TEXT_OR_NONE,
-        "reason": text,
-        "verdict": TEXT_OR_NONE,
-        "reported": flag,
-        "kept": flag,
-        "turns": map_of(moment),
-    },
-    ("tx", "began", "outcome", "reported", "turns"),
-)
-# What on_host/observe.py tells of one service.
-OBSERVED = mapping(
-    {
-        "service": text,
-        "active": TEXT_OR_NONE,
-        "since": TEXT_OR_NONE,
-        "restarts": count,
-        "current": TEXT_OR_NONE,
-        "previous": TEXT_OR_NONE,
-        "running": TEXT_OR_NONE,
-        "proven": TEXT_OR_NONE,
-        "release": or_null(RELEASE),
-        "staged": texts,
-        "rehearsed": texts,
-        "rejected": REJECTED,
-        "lock": or_null(LOCK),
-        "last": or_null(ENDED),
-        "history": list_of(ENDED),
-    },
-    ("service", "current", "running", "staged", "rejected", "lock", "last", "history"),
-)
-METRIC = mapping(
-    {
-        "name": text,
-        "phase": TEXT_OR_NONE,
-        "before": or_null(number),
-        "after": or_null(number),
-        "ratio": or_null(number),
-        "interval": or_null(pair),
-        "limit": or_null(number),
-        "verdict": text,
-        "decides": flag,
-        "note": text,
-        "doubt": text,
-        "allowed_by": text,
-    },
-    ("name", "phase", "before", "after", "ratio", "limit", "verdict", "decides"),
-)
-VERDICT = mapping({"verdict": text, "metrics": list_of(METRIC), "reasons": texts})
-# What on_host/recall.py tells of one service. Evidence is checked file by file (`evidence`).
-TOLD = mapping(
-    {
-        "service": text,
-        "kernels": map_of(mapping({"verdict": TEXT_OR_NONE, "kernels": or_null(texts)})),
-        "progress": text,
-        "older": count,
-        "transactions": list_of(
-            mapping(
-                {
-                    "tx": text,
-                    "entries": list_of(entry),
-                    "evidence": mapping(),
-                    "left_out": map_of(text),
-                },
-                ("tx", "entries", "evidence", "left_out"),
-            )
-        ),
-    },
-    ("service", "kernels", "progress", "older", "transactions"),
-)
-EVIDENCE: dict[str, Check] = {"verdict": VERDICT, "release": RELEASE, "old": RELEASE}
-# What on_host/follow.py tells.
-NEWS = mapping(
-    {
-        "tx": TEXT_OR_NONE,
-        "entries": list_of(entry),
-        "progress": texts,
-        "step": or_null(
-            mapping(
-                {"name": text, "elapsed_s": amount, "limit_s": or_null(amount)},
-                ("name", "elapsed_s", "limit_s"),
-            )
-        ),
-        "active": flag,
-        "failing": TEXT_OR_NONE,
-        "end": or_null(mapping({"outcome": text, "reason": text, "verdict": TEXT_OR_NONE, "log": texts})),
-    },
-    ("tx", "entries", "progress", "step", "active", "end"),
-)
-RUNTIME = or_null(
-    mapping(
-        {
-            "path": text,
-            "version": text,
-            "distribution": text,
-            "python": text,
-            "executable": flag,
-            "built": or_null(mapping({"packages": texts}, ("packages",))),
-            "flags": or_null(texts),
-            "compiled": share,
-            "torch": TEXT_OR_NONE,
-            "problem": TEXT_OR_NONE,
-        },
-        ("version", "distribution", "executable", "built"),
-    )
-)
-CARD = mapping(
-    {
-        "index": or_null(count),
-        "card": count,
-        "uuid": TEXT_OR_NONE,
-        "name": TEXT_OR_NONE,
-        "memory_mib": or_null(count),
-        "used_mib": or_null(count),
-        "driver": TEXT_OR_NONE,
-        "compute_capability": TEXT_OR_NONE,
-        "ecc": TEXT_OR_NONE,
-        "instance": TEXT_OR_NONE,
-        "split": flag,
-        "processes": list_of(
-            mapping(
-                {
-                    "pid": or_null(count),
-                    "unit": TEXT_OR_NONE,
-                    "used_mib": or_null(count),
-                    "name": TEXT_OR_NONE,
-                },
-                ("pid", "unit"),
-            )
-        ),
-    },
-    ("index", "name", "processes"),
-)
-GPUS = mapping({"problem": TEXT_OR_NONE, "gpus": list_of(CARD)}, ("problem", "gpus"))
-STORED = mapping(
-    {
-        "directory": text,
-        "name": text,
-        "commit": text,
-        "state": text,
-        "problems": texts,
-        "bytes": count,
-        "referenced_by": texts,
-    },
-    ("directory", "state", "problems", "bytes", "referenced_by"),
-)
-FILESYSTEM = mapping(
-    {
-        "path": text,
-        "mount": text,
-        "device": text,
-        "type": text,
-        "read_only": flag,
-        "free_bytes": count,
-        "total_bytes": count,
-        "free_inodes": or_null(count),
-    },
-    ("mount", "device", "read_only", "free_bytes", "free_inodes"),
-)
-HOST = mapping(
-    {
-        "python": list_of(count),
-        "platform": text,
-        "systemd": or_null(count),
-        "program": TEXT_OR_NONE,
-        "recovery_unit": TEXT_OR_NONE,
-        "machine": text,
-        "loose": TEXT_OR_NONE,
-        "users": map_of(flag),
-    },
-    ("python", "systemd", "program", "recovery_unit", "users"),
-)
-PRUNED = mapping({"kind": text, "path": text, "bytes": count}, ("kind", "path", "bytes"))
-# What on_host/doctor.py tells.
-EXAMINED = mapping(
-    {
-        "checks": list_of(mapping({"name": text, "ok": flag, "detail": text}, ("name", "ok", "detail"))),
-        "now": number,
-    },
-    ("checks", "now"),
-)
-LOGGED = list_of(
-    mapping(
-        {
-            "service": text,
-            "cause": or_null(
-                mapping(
-                    {"at": or_null(number), "process": text, "text": text, "traceback": texts},
-                    ("text", "traceback"),
-                )
-            ),
-            "problem": text,
-            "lines": list_of(
-                mapping({"at": or_null(number), "unit": text, "text": text}, ("at", "unit", "text"))
-            ),
-        },
-        ("service", "cause", "problem", "lines"),
-    )
-)
-# What a unit's program writes of how far it is (on_host/status.py).
-STATUS = mapping(
-    {
-        "state": text,
-        "message": text,
-        "error": text,
-        "bytes": amount,
-        "total_bytes": amount,
-        "rate": amount,
-        "eta_s": or_null(amount),
-    }
+Moment = Annotated[str, moment]
+Amount = Annotated[float, amount]
+Document = Annotated[dict[str, Any], mapping()]  # its content is checked by whoever reads it
+# The journal has a key that Python can't name as an attribute.
+_From = TypedDict("_From", {"from": str | None}, total=False)
+
+
+class CheckpointPlace(TypedDict, total=False):
+    """A checkpoint on a host, as a release names it."""
+
+    repo: str
+    commit: str
+    directory: str
+
+
+class RuntimePlace(TypedDict, total=False):
+    """A runtime on a host, as a release names it."""
+
+    version: str
+    path: str
+
+
+class StagedRelease(TypedDict, total=False):
+    """A release's release.json."""
+
+    id: Required[str]
+    service: str
+    unit: str | None
+    argv: Required[list[str]]
+    environment: dict[str, str]
+    runtime: RuntimePlace
+    checkpoint: Required[CheckpointPlace]
+    secrets: list[str]
+    kernel: list[str] | None
+
+
+class Lock(TypedDict, total=False):
+    """The holder of a service's lock."""
+
+    holder: str
+    since: str
+    purpose: str
+
+
+class Rejection(TypedDict, total=False):
+    """The reason why a release is not tried again, and the gate that it failed."""
+
+    at: Required[str]
+    reason: Required[str]
+    criteria: Document | None
+
+
+class Transaction(_From, total=False):
+    """A switch as on_host/observe.py sums it up from the journal; `outcome` None: it has not ended."""
+
+    tx: Required[str]
+    began: Required[Moment]
+    ended: Moment
+    to: str
+    operator: str
+    purpose: str
+    outcome: Required[str | None]
+    reason: str
+    verdict: str | None
+    reported: Required[bool]
+    kept: bool
+    turns: Required[dict[str, Moment]]
+
+
+class Observed(TypedDict, total=False):
+    """One service of a host (on_host/observe.py)."""
+
+    service: Required[str]
+    active: str | None
+    since: str | None
+    restarts: int
+    current: Required[str | None]
+    previous: str | None
+    running: Required[str | None]
+    proven: str | None
+    release: StagedRelease | None
+    staged: Required[list[str]]
+    rehearsed: list[str]
+    rejected: Required[dict[str, Rejection]]
+    lock: Required[Lock | None]
+    last: Required[Transaction | None]
+    history: Required[list[Transaction]]
+
+
+class Newest(TypedDict, total=False):
+    """A transaction, as far as it decides whether another may begin."""
+
+    tx: Required[str]
+    to: str
+    purpose: str
+    ended: str
+    kept: bool
+
+
+class Readiness(TypedDict, total=False):
+    """The part of `Observed` that decides whether a switch may begin."""
+
+    lock: Required[Lock | None]
+    rejected: Required[dict[str, Rejection]]
+    last: Required[Newest | None]
+    history: list[Newest]
+
+
+class Metric(TypedDict, total=False):
+    """One criterion of a verdict."""
+
+    name: Required[str]
+    phase: Required[str | None]
+    before: Required[float | None]
+    after: Required[float | None]
+    ratio: Required[float | None]
+    interval: Annotated[list[float], pair] | None
+    limit: Required[float | None]
+    verdict: Required[str]
+    decides: Required[bool]
+    note: str
+    doubt: str
+    allowed_by: str
+
+
+class Verdict(TypedDict, total=False):
+    """The verdict of a gate."""
+
+    verdict: str
+    metrics: list[Metric]
+    reasons: list[str]
+
+
+class Entry(_From, total=False):
+    """One line of a journal: checked by `entry`, which says nothing of the keys that are Any here."""
+
+    at: Required[str]
+    tx: Required[str]
+    step: Required[str]
+    state: Required[str]
+    to: str
+    operator: str
+    purpose: str
+    outcome: str
+    reason: str
+    error: str
+    release: str | None
+    verdict: str | None
+    overrides: list[str]
+    kernels: list[str]
+    reasons: list[str]
+    log: list[str]
+    after_s: Any
+    baseline: Any
+    by: Any
+    metrics: Any
+    of: Any
+    recovered: Any
+    run: Any
+    serving: Any
+    summary: Any
+
+
+Entries = list[Annotated[Entry, entry]]
+
+
+class Evidence(TypedDict, total=False):
+    """The files of one switch; those that this names by a type are checked by `evidence`."""
+
+    verdict: Verdict | None
+    release: StagedRelease | None
+    old: StagedRelease | None
+    before: Any
+    after: Any
+
+
+class ToldSwitch(TypedDict, total=False):
+    """One transaction with its evidence."""
+
+    tx: Required[str]
+    entries: Required[Entries]
+    evidence: Required[Annotated[Evidence, mapping()]]
+    left_out: Required[dict[str, str]]
+
+
+class KernelCheck(TypedDict, total=False):
+    """The kernels that a release was found to use."""
+
+    verdict: str | None
+    kernels: list[str] | None
+
+
+class ToldService(TypedDict, total=False):
+    """The switches of one service (on_host/recall.py)."""
+
+    service: Required[str]
+    kernels: Required[dict[str, KernelCheck]]
+    progress: Required[str]
+    older: Required[int]
+    transactions: Required[list[ToldSwitch]]
+
+
+class StepUnderWay(TypedDict, total=False):
+    """The step that a transaction is at."""
+
+    name: Required[str]
+    elapsed_s: Required[Amount]
+    limit_s: Required[Amount | None]
+
+
+class End(TypedDict, total=False):
+    """The end of a transaction."""
+
+    outcome: str
+    reason: str
+    verdict: str | None
+    log: list[str]
+
+
+class News(TypedDict, total=False):
+    """The progress of a transaction since it was last asked (on_host/follow.py)."""
+
+    tx: Required[str | None]
+    entries: Required[Entries]
+    progress: Required[list[str]]
+    step: Required[StepUnderWay | None]
+    active: Required[bool]
+    failing: str | None
+    end: Required[End | None]
+
+
+class Built(TypedDict, total=False):
+    """The packages that a runtime was installed with."""
+
+    packages: Required[list[str]]
+
+
+class Runtime(TypedDict, total=False):
+    """An installed vLLM (on_host/inspect_runtime.py)."""
+
+    path: str
+    version: Required[str]
+    distribution: Required[str]
+    python: str
+    executable: Required[bool]
+    built: Required[Built | None]
+    flags: list[str] | None
+    compiled: Annotated[float, share]
+    torch: str | None
+    problem: str | None
+
+
+class GpuProcess(TypedDict, total=False):
+    """A process on a GPU."""
+
+    pid: Required[int | None]
+    unit: Required[str | None]
+    used_mib: int | None
+    name: str | None
+
+
+class Gpu(TypedDict, total=False):
+    """A card or a MIG instance (on_host/inspect_gpus.py)."""
+
+    index: Required[int | None]
+    card: int
+    uuid: str | None
+    name: Required[str | None]
+    memory_mib: int | None
+    used_mib: int | None
+    driver: str | None
+    compute_capability: str | None
+    ecc: str | None
+    instance: str | None
+    split: bool
+    processes: Required[list[GpuProcess]]
+
+
+class Gpus(TypedDict, total=False):
+    """The GPUs of a host, or the problem why they are unknown."""
+
+    problem: Required[str | None]
+    gpus: Required[list[Gpu]]
+
+
+class StoredCheckpoint(TypedDict, total=False):
+    """A checkpoint on a host, as its file system tells (on_host/inspect_checkpoints.py)."""
+
+    directory: Required[str]
+    name: str
+    commit: str
+    state: Required[str]
+    problems: Required[list[str]]
+    bytes: Required[int]
+    referenced_by: Required[list[str]]
+
+
+class Filesystem(TypedDict, total=False):
+    """The file system of a path (on_host/inspect_disk.py)."""
+
+    path: str
+    mount: Required[str]
+    device: Required[str]
+    type: str
+    read_only: Required[bool]
+    free_bytes: Required[int]
+    total_bytes: int
+    free_inodes: Required[int | None]
+
+
+class Host(TypedDict, total=False):
+    """The installation on a host (on_host/inspect_host.py)."""
+
+    python: Required[list[int]]
+    platform: str
+    systemd: Required[int | None]
+    program: Required[str | None]
+    recovery_unit: Required[str | None]
+    machine: str
+    loose: str | None
+    users: Required[dict[str, bool]]
+
+
+class Removable(TypedDict, total=False):
+    """Something that no release needs (on_host/prune.py)."""
+
+    kind: Required[str]
+    path: Required[str]
+    bytes: Required[int]
+
+
+class DoctorCheck(TypedDict, total=False):
+    """One check of `doctor`."""
+
+    name: Required[str]
+    ok: Required[bool]
+    detail: Required[str]
+
+
+class Examination(TypedDict, total=False):
+    """A host's answer to `doctor` (on_host/doctor.py); `now` is its clock, in Unix time."""
+
+    checks: Required[list[DoctorCheck]]
+    now: Required[float]
+
+
+class Cause(TypedDict, total=False):
+    """The root cause of a failed start."""
+
+    at: float | None
+    process: str
+    text: Required[str]
+    traceback: Required[list[str]]
+
+
+class LogLine(TypedDict, total=False):
+    """One line of a unit's log."""
+
+    at: Required[float | None]
+    unit: Required[str]
+    text: Required[str]
+
+
+class ServiceLog(TypedDict, total=False):
+    """The journal of one service's units (on_host/logs.py)."""
+
+    service: Required[str]
+    cause: Required[Cause | None]
+    problem: Required[str]
+    lines: Required[list[LogLine]]
+
+
+class UnitStatus(TypedDict, total=False):
+    """The progress of a unit, as its program writes it (on_host/status.py)."""
+
+    state: str
+    message: str
+    error: str
+    bytes: Amount
+    total_bytes: Amount
+    rate: Amount
+    eta_s: Amount | None
+
+
+DOCUMENTS: tuple[tuple[Literal["verdict", "release", "old"], Any], ...] = (
+    ("verdict", Verdict),
+    ("release", StagedRelease),
+    ("old", StagedRelease),
 )
 
 
-def evidence(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The switches that `TOLD` allowed, without the documents that are no evidence: those are named as left
-    out, and the rest of the switch is shown.
+def evidence(told: list[ToldService]) -> list[ToldService]:
+    """The same switches without the documents that are no evidence: those are named as left out, and the rest
+    of the switch is shown.
     """
     for service in told:
         for switch in service["transactions"]:
             if not switch["entries"]:
                 raise HostError(f"answered nonsense: a switch without an entry. {ADVICE}")
-            for name, check in EVIDENCE.items():
+            for name, kind in DOCUMENTS:
                 try:
-                    or_null(check)(switch["evidence"].get(name), name)
+                    or_null(check_of(kind))(switch["evidence"].get(name), name)
                 except RecordError as error:
                     del switch["evidence"][name]
                     switch["left_out"][name] = f"it can't be read ({error})"

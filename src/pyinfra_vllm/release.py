@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 
 from pyinfra_vllm import shipped
+from pyinfra_vllm.answers import StagedRelease
 from pyinfra_vllm.config.models import API_KEY
 from pyinfra_vllm.in_runtime import api_key
 from pyinfra_vllm.on_host.paths import API_KEY_MODULE, SECRETS_FILE
@@ -79,7 +80,7 @@ class Release:
     def id(self) -> str:
         return _id(self._started_from(), self.service, self.secrets)
 
-    def _started_from(self) -> dict[str, Any]:
+    def _started_from(self) -> dict[str, object]:
         """The content that the id is a hash of, without the secrets."""
         unit = self._unit(_UNNAMED) + (_module() if self.key_is_asked_for else "")
         return {
@@ -112,7 +113,7 @@ class Release:
             **own,
         }
 
-    def _document(self, name: str) -> dict[str, Any]:
+    def _document(self, name: str) -> dict[str, object]:
         address = ANY_ADDRESS.get(self.bind, f"[{self.bind}]" if ":" in self.bind else self.bind)
         return {
             "schema": "pyinfra-vllm/release/1",
@@ -270,35 +271,35 @@ def difference_of_environment(old: Mapping[str, str], new: Mapping[str, str]) ->
     return gone + come
 
 
-def difference_of_secrets(old: Mapping[str, Any], new: Release) -> list[str]:
+def difference_of_secrets(old: StagedRelease | None, new: Release) -> list[str]:
     """The changes between the secrets of a staged release (its release.json) and those of another, by name
     only.
 
     Nobody has the old values here: they were the new ones if the old release, with these in it, has its very
     id.
     """
-    before, after = set(old.get("secrets", ())), set(new.secrets)
+    before, after = set(old.get("secrets", ())) if old else set[str](), set(new.secrets)
     changes = [f"- {name}" for name in sorted(before - after)] + [
         f"+ {name}" for name in sorted(after - before)
     ]
     if common := " or ".join(sorted(before & after)):
         if before - after:
             changes.append(f"perhaps another value of {common}")
-        elif not _has_values(old, {name: new.secrets[name] for name in before}):
+        elif old and not _has_values(old, {name: new.secrets[name] for name in before}):
             changes.append(f"another value of {common}")
     return changes
 
 
-def same_but_for_values(old: Mapping[str, Any], new: Release) -> bool:
+def same_but_for_values(old: StagedRelease, new: Release) -> bool:
     """Whether a staged release (its release.json) is another one with some values of the same secrets."""
     return _parts(old) == new._started_from() and old.get("secrets") == sorted(new.secrets)
 
 
-def _has_values(old: Mapping[str, Any], secrets: Mapping[str, str]) -> bool:
-    return _id(_parts(old), str(old.get("service")), secrets) == str(old["id"])
+def _has_values(old: StagedRelease, secrets: Mapping[str, str]) -> bool:
+    return _id(_parts(old), str(old.get("service")), secrets) == old["id"]
 
 
-def _parts(old: Mapping[str, Any]) -> dict[str, Any]:
+def _parts(old: StagedRelease) -> dict[str, object]:
     """The content that a staged release's id is a hash of, without the secrets.
 
     One of before they were in it has no `unit`.

@@ -156,7 +156,7 @@ def test_folders_that_are_none_are_an_error(lines: list[str]) -> None:
 @given(value=JSON)
 def test_how_far_a_unit_is_can_be_described(value: Any) -> None:
     try:
-        status = answers.read(json.dumps(value), answers.STATUS)
+        status = answers.read(json.dumps(value), answers.UnitStatus)
     except HostError:
         return
     assert isinstance(_unit.describe(status), str)

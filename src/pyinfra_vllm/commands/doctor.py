@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from ..answers import DoctorCheck
 from ..asking import Host, Hosts
 from ..inventory import root_of
 from ..report import checkup
@@ -28,7 +29,7 @@ def run(
     if problem:
         click.echo(problem, err=True)
 
-    def question(host: Host) -> list[dict[str, object]]:
+    def question(host: Host) -> list[DoctorCheck]:
         mine = wanted.hosts.get(host.name) if wanted else None
         return examine(host, root_of(host), mine, deep=deep)
 

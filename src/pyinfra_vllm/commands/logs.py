@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
+from ..answers import ServiceLog
 from ..asking import Answer, Hosts, fact
 from ..errors import DeclarationError
 from ..facts.logs import Logs
@@ -20,7 +20,7 @@ LINES = 100
 
 def run(
     host: str, service: str | None, inventory: str, newest: int, group_data: tuple[str, ...] = ()
-) -> Answer[list[dict[str, Any]]]:
+) -> Answer[list[ServiceLog]]:
     """The answer of one host. Raises DeclarationError unless exactly one host of the inventory matches."""
     with Hosts(inventory, (host,), group_data) as hosts:
         if len(hosts.names) > 1:

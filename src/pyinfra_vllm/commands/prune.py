@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
 from .. import fleet
+from ..answers import Removable
 from ..asking import Answer, Hosts
 from ..checkpoint import Lock
 from ..config import Declared
@@ -50,7 +50,7 @@ def _stored(repo: str, revision: str, lock: Lock) -> str:
 
 def run(
     inventory: str, limit: Sequence[str] = (), group_data: Sequence[str] = (), *, delete: bool = False
-) -> list[Answer[list[dict[str, Any]]]]:
+) -> list[Answer[list[Removable]]]:
     """The space that each host could free, or freed.
 
     Raises DeclarationError or LockError before a host is contacted.
@@ -70,7 +70,7 @@ def run(
         )
 
 
-def sentences(answers: Sequence[Answer[list[dict[str, Any]]]], *, delete: bool) -> list[str]:
+def sentences(answers: Sequence[Answer[list[Removable]]], *, delete: bool) -> list[str]:
     """The result for a person: every path, then what a host has of them."""
     lines = []
     for answer in answers:

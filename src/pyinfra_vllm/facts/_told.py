@@ -11,7 +11,6 @@ from typing_extensions import override
 
 from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError, one_line
-from pyinfra_vllm.on_host.values import Check
 
 T = TypeVar("T")
 
@@ -19,10 +18,10 @@ LIMIT_S = 120  # a host that has not answered by then is given up
 
 
 class Told(FactBase[T], Generic[T]):
-    """JSON from a program on the host. Raises HostError where it is not what `check` allows."""
+    """JSON from a program on the host. Raises HostError where it is not of that `kind` (answers.py)."""
 
     abstract = True
-    check: ClassVar[Check]
+    kind: ClassVar[Any]
 
     @override
     def requires_command(self, *args: Any, **kwargs: Any) -> str:
@@ -30,7 +29,7 @@ class Told(FactBase[T], Generic[T]):
 
     @override
     def process(self, output: list[str]) -> T:
-        return self.taken(answers.read("".join(output), type(self).check))
+        return self.taken(answers.read("".join(output), self.kind))
 
     def taken(self, value: Any) -> T:
         """The fact itself, from a value that passed the check."""

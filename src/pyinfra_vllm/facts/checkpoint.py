@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
 from pyinfra_vllm.facts import _script
 from pyinfra_vllm.facts._told import Told
-from pyinfra_vllm.on_host.values import list_of
 
 
-class Checkpoints(Told[list[dict[str, Any]]]):
+class Checkpoints(Told[list[answers.StoredCheckpoint]]):
     """
     Every checkpoint below the root: complete, damaged or partial as the file system tells (no content is
     read), with the bytes it takes and the releases that refer to it.
@@ -28,7 +25,7 @@ class Checkpoints(Told[list[dict[str, Any]]]):
     """
 
     default = list
-    check = list_of(answers.STORED)
+    kind = list[answers.StoredCheckpoint]
 
     @override
     def command(self, root: str) -> StringCommand:

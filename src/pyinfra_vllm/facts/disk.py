@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pyinfra.api import StringCommand
 from typing_extensions import override
 
@@ -12,7 +10,7 @@ from pyinfra_vllm.facts import _script
 from pyinfra_vllm.facts._told import Told
 
 
-class Filesystem(Told[dict[str, Any] | None]):
+class Filesystem(Told[answers.Filesystem | None]):
     """
     Free bytes and inodes where a path is, or would be, written; the path need not exist.
 
@@ -24,7 +22,7 @@ class Filesystem(Told[dict[str, Any] | None]):
          "free_bytes": 1200000000000, "total_bytes": 1900000000000, "free_inodes": 120000000}
     """
 
-    check = answers.FILESYSTEM
+    kind = answers.Filesystem
 
     @override
     def command(self, path: str) -> StringCommand:

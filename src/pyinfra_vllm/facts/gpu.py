@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pyinfra.api import StringCommand
 from typing_extensions import override
 
@@ -12,7 +10,7 @@ from pyinfra_vllm.facts import _script
 from pyinfra_vllm.facts._told import Told
 
 
-class Gpus(Told[dict[str, Any]]):
+class Gpus(Told[answers.Gpus]):
     """
     The NVIDIA GPUs of a host: every card, followed by its MIG instances (see on_host/inspect_gpus.py). None
     of them where there is no nvidia-smi; `problem` says why they can't be told where it doesn't answer.
@@ -28,11 +26,11 @@ class Gpus(Told[dict[str, Any]]):
         }]}
     """
 
-    check = answers.GPUS
+    kind = answers.Gpus
 
     @staticmethod
     @override
-    def default() -> dict[str, Any]:
+    def default() -> answers.Gpus:
         return {"gpus": [], "problem": "this host could not be asked for its GPUs"}
 
     @override

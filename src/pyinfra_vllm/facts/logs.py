@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pyinfra.api import StringCommand
 from typing_extensions import override
 
@@ -12,7 +10,7 @@ from pyinfra_vllm.facts import _script
 from pyinfra_vllm.facts._told import Told
 
 
-class Logs(Told[list[dict[str, Any]] | None]):
+class Logs(Told[list[answers.ServiceLog] | None]):
     """The log lines of the units of a host's services (see on_host/logs.py).
 
     + root: where pyinfra-vllm keeps its files on the host
@@ -20,7 +18,7 @@ class Logs(Told[list[dict[str, Any]] | None]):
     + service: only this one; left out: all of them
     """
 
-    check = answers.LOGGED
+    kind = list[answers.ServiceLog]
 
     @override
     def command(self, root: str, newest: int, service: str | None = None) -> StringCommand:

@@ -1,8 +1,6 @@
-"""Everything that a host can tell of its services, in one answer each: what runs, and what was switched."""
+"""The running releases and the record of switches of all services of a host."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from pyinfra.api import StringCommand
 from typing_extensions import override
@@ -10,23 +8,22 @@ from typing_extensions import override
 from pyinfra_vllm import answers
 from pyinfra_vllm.facts import _script
 from pyinfra_vllm.facts._told import Told
-from pyinfra_vllm.on_host.values import list_of
 
 
-class Running(Told[list[dict[str, Any]] | None]):
+class Running(Told[list[answers.Observed] | None]):
     """The release that each service of a host runs (see on_host/observe.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     """
 
-    check = list_of(answers.OBSERVED)
+    kind = list[answers.Observed]
 
     @override
     def command(self, root: str) -> StringCommand:
         return _script.python("observe", root, needs=("durable", "journal", "running"))
 
 
-class Record(Told[list[dict[str, Any]] | None]):
+class Record(Told[list[answers.ToldService] | None]):
     """The newest switches of each service of a host (see on_host/recall.py).
 
     + root: where pyinfra-vllm keeps its files on the host
@@ -34,10 +31,10 @@ class Record(Told[list[dict[str, Any]] | None]):
     + max_bytes: of evidence for each service; 0: none
     """
 
-    check = list_of(answers.TOLD)
+    kind = list[answers.ToldService]
 
     @override
-    def taken(self, value: Any) -> list[dict[str, Any]]:
+    def taken(self, value: list[answers.ToldService]) -> list[answers.ToldService]:
         return answers.evidence(value)
 
     @override

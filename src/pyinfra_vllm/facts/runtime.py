@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pyinfra.api import StringCommand
 from typing_extensions import override
 
@@ -12,7 +10,7 @@ from pyinfra_vllm.facts import _script
 from pyinfra_vllm.facts._told import Told
 
 
-class Runtime(Told[dict[str, Any] | None]):
+class Runtime(Told[answers.Runtime | None]):
     """
     Version and known flags of an installed vLLM, read from its files: it is neither run nor imported. None
     where the venv has no vLLM, or only the beginnings of one.
@@ -27,7 +25,7 @@ class Runtime(Told[dict[str, Any] | None]):
          "compiled": 1.0, "torch": "2.9.0+cu129"}
     """
 
-    check = answers.RUNTIME
+    kind = answers.Runtime | None
 
     @override
     def command(self, path: str) -> StringCommand:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 from typing_extensions import override
@@ -17,18 +16,18 @@ from pyinfra_vllm.on_host.values import shown
 SERVICE = re.compile(r"/.*/[a-z0-9][a-z0-9._-]*/releases")
 
 
-class Service(Told[dict[str, Any] | None]):
+class Service(Told[answers.Observed | None]):
     """Release, process, lock, journal and rejected releases of one service (see on_host/observe.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     + service: the service's name
     """
 
-    check = answers.one_of(answers.OBSERVED)
+    kind = list[answers.Observed]
 
     @override
-    def taken(self, value: Any) -> dict[str, Any]:
-        return dict(value[0])
+    def taken(self, value: list[answers.Observed]) -> answers.Observed:
+        return answers.only(value)
 
     @override
     def command(self, root: str, service: str) -> StringCommand:
@@ -61,14 +60,14 @@ class Services(FactBase[list[str]]):
         return sorted(path.split("/")[-2] for path in output)
 
 
-class Host(Told[dict[str, Any] | None]):
-    """What is installed on a host: python3's version, the program, the recovery unit, users and platform.
+class Host(Told[answers.Host | None]):
+    """The installation on a host: python3's version, the program, the recovery unit, users and platform.
 
     + root: where pyinfra-vllm keeps its files on the host
     + users: names to look up
     """
 
-    check = answers.HOST
+    kind = answers.Host
 
     @override
     def command(self, root: str, users: tuple[str, ...] = ()) -> StringCommand:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyinfra.api import Host
 
+from pyinfra_vllm.answers import Observed, StagedRelease, StoredCheckpoint
 from pyinfra_vllm.checkpoint import Lock
 from pyinfra_vllm.config import Declared, Overrides, Service
 from pyinfra_vllm.errors import HostError
@@ -59,7 +60,7 @@ def _service(
     service: Service,
     lock: Lock,
     overrides: Overrides,
-    stored: dict[str, dict[str, Any]],
+    stored: dict[str, StoredCheckpoint],
 ) -> ServicePlan:
     locked = lock.get(service.model, service.revision)
     path = runtime_path(root, service)
@@ -75,7 +76,13 @@ def _service(
         return ServicePlan(service.name, REFUSED, reasons=(str(error),))
     directory = locked.directory(root)
     left = checkpoint.missing_bytes(locked, stored.get(directory), stored.get(f"{directory}.partial"))
-    stored[directory] = {"state": "complete"}  # another service of the same checkpoint downloads nothing
+    stored[directory] = {  # another service of the same checkpoint downloads nothing
+        "directory": directory,
+        "state": "complete",
+        "problems": [],
+        "bytes": locked.total_bytes,
+        "referenced_by": [],
+    }
     installs = "" if there else f"{service.runtime.package} {service.runtime.version}"
     made = service_plan(wanted, overrides, left, installs, missing)
     return _refused(made, wrong) if wrong else made
@@ -105,9 +112,9 @@ def service_plan(
         action=action,
         old=observed["current"],
         new=name,
-        flags=changed_flags((old or {}).get("argv", ()), new.argv),
-        environment=changed_environment((old or {}).get("environment") or {}, new.environment) if old else {},
-        secrets=() if missing else tuple(difference_of_secrets(old or {}, new)),
+        flags=changed_flags(old["argv"] if old else (), new.argv),
+        environment=changed_environment(old.get("environment", {}), new.environment) if old else {},
+        secrets=() if missing else tuple(difference_of_secrets(old, new)),
         model=(_checkpoint(old["checkpoint"]) if old else None, _checkpoint(new.checkpoint)),
         runtime=(_runtime(old) if old else None, str(new.runtime["version"])),
         download_bytes=download_bytes,
@@ -121,7 +128,7 @@ def service_plan(
     return _refused(made, reason[1]) if reason and not under_way(observed, new.id) else made
 
 
-def _serves(observed: Mapping[str, Any]) -> bool:
+def _serves(observed: Observed) -> bool:
     return bool(observed["current"] and observed["current"] == observed["running"] == observed.get("proven"))
 
 
@@ -129,8 +136,8 @@ def _checkpoint(found: Mapping[str, Any]) -> str:
     return f"{found['repo']}@{found['commit'][:12]}"
 
 
-def _runtime(old: Mapping[str, Any]) -> str:
-    return str((old.get("runtime") or {}).get("version", "unknown"))
+def _runtime(old: StagedRelease) -> str:
+    return old.get("runtime", {}).get("version", "unknown")
 
 
 def _unnamed(missing: list[str] | None) -> list[str]:

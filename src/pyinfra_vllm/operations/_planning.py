@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pyinfra.api import Host
 
 from pyinfra_vllm import tuning
+from pyinfra_vllm.answers import Gpu
 from pyinfra_vllm.catalog import table, versions
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
@@ -95,7 +95,7 @@ def plan(
 def _resolved(
     service: Service,
     checkpoint: Checkpoint,
-    gpus: list[dict[str, Any]],
+    gpus: list[Gpu],
     version: str,
     flags: frozenset[str] | None,
     build: str,
@@ -148,12 +148,12 @@ def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[st
     is installed, else (before it is) of the one declared, which will be installed with all of it.
     """
     path = runtime_path(root, service)
-    found: dict[str, Any] | None = asked(host, Runtime, path=path)
+    found = asked(host, Runtime, path=path)
     if found:
         flags = found.get("flags")
-        version = str(found["version"])
+        version = found["version"]
         build = versions.build(version, found.get("torch"))
-        return version, frozenset(flags) if flags else None, float(found.get("compiled", 1.0)), build
+        return version, frozenset(flags) if flags else None, found.get("compiled", 1.0), build
     if service.runtime.version is None:
         raise Refused(service, [f"no vLLM is installed at {path}: correct runtime.path"])
     return service.runtime.version, None, 1.0, service.runtime.version
@@ -204,7 +204,7 @@ def _release(
     checkpoint: Checkpoint,
     resolution: tuning.Resolution,
     version: str,
-    gpus: list[dict[str, Any]],
+    gpus: list[Gpu],
     secrets: Mapping[str, str],
 ) -> Release:
     path = runtime_path(root, service)

@@ -15,9 +15,9 @@ from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
 from pyinfra.connectors import util
 
 from pyinfra_vllm import answers
+from pyinfra_vllm.answers import T
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.hearing import TooMuch
-from pyinfra_vllm.on_host.values import Check
 from pyinfra_vllm.printable import printable
 
 # What a command on a host may raise: its own failure, or the loss of the connection.
@@ -88,9 +88,9 @@ class Remote:
             raise HostError(printable(said[-LAST_WORDS:]) or f"`{words[0]}` failed without a word")
         return str(output.stdout)
 
-    def json(self, check: Check, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> Any:
-        """The JSON that a command prints. Raises HostError where it is none, or not what `check` allows."""
-        return answers.read(self.run(*words, stdin=stdin, timeout_s=timeout_s), check)
+    def json(self, kind: type[T], *words: str, stdin: str | None = None, timeout_s: int | None = None) -> T:
+        """The JSON that a command prints. Raises HostError where it is none, or not of that kind."""
+        return answers.read(self.run(*words, stdin=stdin, timeout_s=timeout_s), kind)
 
     def write(self, path: str, content: str | bytes | tuple[str, ...], mode: str = "600") -> None:
         """Replace the file in one step, durably; `path` is absolute, and nobody but root may write to its

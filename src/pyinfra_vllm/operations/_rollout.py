@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyinfra_vllm import waves
+from pyinfra_vllm.answers import Observed
 from pyinfra_vllm.config import Rollout as Settings
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.inventory import command
@@ -34,7 +35,7 @@ class Wanted:
     root: str
     service: Service
     release: Release
-    observed: dict[str, Any]
+    observed: Observed
     gpu: str
     warnings: tuple[str, ...] = ()
     trades: Mapping[str, Any] | None = None  # what is known of the kernels on this GPU (trades.py)

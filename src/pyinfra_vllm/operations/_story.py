@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pyinfra_vllm.answers import Entry, Metric, Transaction
 from pyinfra_vllm.on_host.evidence import HOW_FAR
 from pyinfra_vllm.on_host.order import CALIBRATION
 from pyinfra_vllm.text import four_digits
@@ -33,7 +34,7 @@ STEPS = {
 }
 
 
-def tell(entries: Iterable[dict[str, Any]], progress: Iterable[str]) -> list[str]:
+def tell(entries: Iterable[Entry], progress: Iterable[str]) -> list[str]:
     """News in the order in which they happened: entries and lines of progress carry their time first."""
     told = [(entry["at"], text) for entry in entries for text in _told(entry)]
     for line in progress:
@@ -49,7 +50,7 @@ def how_far(progress: Iterable[str]) -> str:
     return ([""] + [text.removeprefix(HOW_FAR) for text in texts if text.startswith(HOW_FAR)])[-1]
 
 
-def _told(entry: dict[str, Any]) -> list[str]:
+def _told(entry: Entry) -> list[str]:
     """An entry of another version of the program, or of a host that lies, has a sentence too."""
     try:
         return _entry(entry)
@@ -57,7 +58,7 @@ def _told(entry: dict[str, Any]) -> list[str]:
         return [f"{STEPS.get(entry['step'], entry['step'])}: {entry['state']}"]
 
 
-def _entry(entry: dict[str, Any]) -> list[str]:
+def _entry(entry: Entry) -> list[str]:
     step, state = entry["step"], entry["state"]
     if step == "interrupted":
         return [f"interrupted by {entry.get('by', 'somebody')}"]
@@ -80,18 +81,16 @@ def _entry(entry: dict[str, Any]) -> list[str]:
         serving = f"; serving {entry['serving'] or 'nothing'}" if "serving" in entry else ""
         return [f"{name}: failed: {entry['error']}{serving}"]
     if step == "judge":
-        return [*_table(entry["metrics"]), f"{name}: {'; '.join([entry['verdict'], *entry['reasons']])}"]
+        return [*_table(entry["metrics"]), f"{name}: {_verdict(entry)}"]
     return [f"{name}: {_detail(entry)}"]
 
 
-def _detail(entry: dict[str, Any]) -> str:
+def _detail(entry: Entry) -> str:
     step = entry["step"]
     if step in ("ready", "restart"):
         return f"after {entry['after_s']} s"
-    if step == "kernel":
-        return "; ".join([entry["verdict"], *entry.get("kernels", []), *entry.get("reasons", [])])
-    if step == "soak":
-        return "; ".join([entry["verdict"], *entry["reasons"]])
+    if step in ("kernel", "soak"):
+        return _verdict(entry)
     if "summary" in entry:
         return "; ".join(_measured(name, value) for name, value in entry["summary"].items())
     if "baseline" in entry:
@@ -101,7 +100,12 @@ def _detail(entry: dict[str, Any]) -> str:
     return "done"
 
 
-def _table(metrics: Iterable[dict[str, Any]]) -> list[str]:
+def _verdict(entry: Entry) -> str:
+    found = [entry["verdict"], *entry.get("kernels", []), *entry.get("reasons", [])]
+    return "; ".join(filter(None, found))
+
+
+def _table(metrics: Iterable[Metric]) -> list[str]:
     """The metrics, a line each: before, after, ratio and limit; a criterion without a baseline has its
     value.
     """
@@ -124,8 +128,8 @@ def _measured(name: str, value: Any) -> str:
     return f"{name} {value['tokens_per_s']} tokens/s{ttft} ({value['requests']} requests{errors})"
 
 
-def ending(last: dict[str, Any]) -> str:
-    """One sentence about a finished transaction (a record of on_host/observe.py)."""
+def ending(last: Transaction) -> str:
+    """One sentence about a finished transaction."""
     by = (
         f"{last.get('purpose', 'rollout')} of release {last['to']} by {last['operator']}, begun"
         f" {last['began']}"

@@ -14,10 +14,10 @@ from pyinfra import logger
 from pyinfra.api import Host
 
 from pyinfra_vllm import answers
+from pyinfra_vllm.answers import End, News, Observed, Readiness, StepUnderWay, T
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.observe import RESTORE_FAILED, rejection
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
-from pyinfra_vllm.on_host.values import Check, flag, list_of, mapping, or_null, text
 from pyinfra_vllm.operations import _story
 from pyinfra_vllm.operations._orders import Prepared
 from pyinfra_vllm.operations._remote import LOST, Remote, never_ask
@@ -27,17 +27,6 @@ from pyinfra_vllm.operations._unit import ANSWER_S, LOST_CONTACT_S, RUN_DIRECTOR
 from pyinfra_vllm.printable import printable
 
 UNIT = "pyinfra-vllm-switch"
-# Of what on_host/observe.py tells, the part that decides whether a switch may begin.
-SWITCH: dict[str, Check] = {"tx": text, "to": text, "purpose": text, "ended": text, "kept": flag}
-OBSERVED = mapping(
-    {
-        "lock": or_null(answers.LOCK),
-        "rejected": answers.REJECTED,
-        "last": or_null(mapping(SWITCH, ("tx",))),
-        "history": list_of(mapping({"tx": text}, ("tx",))),
-    },
-    ("lock", "rejected", "last"),
-)
 POLL_S = 1.0
 PATIENCE = 5  # looks
 RETRY = "retry_rejected"
@@ -80,48 +69,47 @@ class Switching:
             words = f"internal error (bug in pyinfra-vllm): {type(error).__name__}: {error}"
             return self.outcome("unknown", f"{words}. If the switch had begun, {BY_ITSELF}")
 
-    def _under_way(self, observed: dict[str, Any]) -> str | None:
+    def _under_way(self, observed: Readiness) -> str | None:
         """Where the host carries out this very switch at this moment: the transaction before it ("" where it
         is the first).
         """
-        if not under_way(observed, self.order.release):
+        last = observed["last"]
+        if not under_way(observed, self.order.release) or not last:
             return None
-        if observed["last"].get("purpose") != self.order.purpose:
+        if last.get("purpose") != self.order.purpose:
             return None
         earlier = [record["tx"] for record in observed.get("history", [])[:-1]]
-        return str(earlier[-1]) if earlier else ""
+        return earlier[-1] if earlier else ""
 
-    def _end_soak(self) -> dict[str, Any]:
-        """Somebody goes back by hand while the release is still watched: that has been decided, so the watch
-        ends.
-        """
+    def _end_soak(self) -> Readiness:
+        """End the soak of the release that an operator leaves by hand: its outcome has been decided."""
         self._say("ends the soak of the release that is to be left")
         self.remote.run("systemctl", "stop", self.unit)
         program = ("python3", "-I", self.program, "--root", self.root)
         self.remote.run(*program, "recover", "--wait", str(ANSWER_S), self.order.service)
         return self._observe()
 
-    def _observe(self) -> dict[str, Any]:
-        return dict(self._host_program(answers.one_of(OBSERVED), "status", self.order.service)[0])
+    def _observe(self) -> Readiness:
+        return answers.only(self._host_program(list[Readiness], "status", self.order.service))
 
-    def _host_program(self, check: Check, *words: str) -> Any:
-        """The answer of the host's program; a link that is half dead must not hold us for ever."""
+    def _host_program(self, kind: type[T], *words: str) -> T:
+        """The answer of the host's program, within a time limit: a link may be half dead."""
         return self.remote.json(
-            check, "python3", "-I", self.program, "--root", self.root, *words, timeout_s=ANSWER_S
+            kind, "python3", "-I", self.program, "--root", self.root, *words, timeout_s=ANSWER_S
         )
 
-    def _hindrance(self, observed: dict[str, Any]) -> Outcome | None:
+    def _hindrance(self, observed: Readiness) -> Outcome | None:
         retry = self.order.purpose != ROLLOUT or RETRY in self.order.overrides
         found = hindrance(observed, self.order.release, self.order.criteria, retry=retry)
         return self.outcome(*found) if found else None
 
-    def _start(self, observed: dict[str, Any]) -> str | None:
+    def _start(self, observed: Readiness) -> str | None:
         """Hand the order to systemd on the host; returns the transaction that was the newest before."""
         if self.prompts is not None:
             self.remote.write(str(self.order.criteria["quality_prompts"]), self.prompts)
         launch(self.remote, self.root, self.order)
         last = observed["last"]
-        return str(last["tx"]) if last else None
+        return last["tx"] if last else None
 
     def _follow(self, after_tx: str | None) -> Outcome:
         never_ask()
@@ -132,7 +120,7 @@ class Switching:
         return outcome
 
     def _watch(self, after_tx: str | None, show: Callable[[Working], None]) -> Outcome:
-        step, said = None, ""
+        step, said = "", ""
         entries = lines = gone = 0
         heard = time.monotonic()
         while True:
@@ -150,23 +138,23 @@ class Switching:
                 step, said = news["step"]["name"], _story.how_far(news["progress"]) or (said if same else "")
                 show(self._working(news["step"], said))
             if news["end"] and not news["active"]:
-                return self._ended(news)
-            if news.get("failing"):
-                return self.outcome(RESTORE_FAILED, self._failing(news["failing"]))
+                return self._ended(news["end"], str(news["tx"]))
+            if failing := news.get("failing"):
+                return self.outcome(RESTORE_FAILED, self._failing(failing))
             gone = gone + 1 if not news["active"] else 0
             if gone > PATIENCE:  # between the end of a switch and the start of its recovery neither is active
                 return self.outcome("failed", self._no_end(news))
             time.sleep(POLL_S)
 
-    def _working(self, step: dict[str, Any], said: str) -> Working:
+    def _working(self, step: StepUnderWay, said: str) -> Working:
         what = f"{self.order.service}: {_story.STEPS.get(step['name'], step['name'])}"
         return Working(what, step["elapsed_s"], step["limit_s"], said)
 
-    def _ask(self, after_tx: str | None, entries: int, lines: int) -> dict[str, Any] | None:
+    def _ask(self, after_tx: str | None, entries: int, lines: int) -> News | None:
         after = ("--after-tx", after_tx) if after_tx else ()
         words = ("--unit", self.unit, "--entries", str(entries), "--lines", str(lines), *after)
         try:
-            news = dict(self._host_program(answers.NEWS, "follow", self.order.service, *words))
+            news = self._host_program(News, "follow", self.order.service, *words)
             self._lost_contact = False
             return news
         except LOST as error:
@@ -185,17 +173,16 @@ class Switching:
     def _lost(self) -> str:
         return f"no contact for {LOST_CONTACT_S:.0f} s. The switch has begun: {BY_ITSELF}"
 
-    def _ended(self, news: dict[str, Any]) -> Outcome:
-        end = news["end"]
+    def _ended(self, end: End, tx: str) -> Outcome:
         outcome = self.outcome(end.get("outcome", "failed"), end.get("reason", "it gave no reason"))
-        self._show_last_words(end, news["tx"])
+        self._show_last_words(end, tx)
         try:
-            acknowledge(self.remote, self.root, self.order.service, news["tx"])
+            acknowledge(self.remote, self.root, self.order.service, tx)
         except LOST as error:
             self._say(f"the host could not be told that this was seen ({error}); the next run says it again")
         return outcome
 
-    def _show_last_words(self, end: dict[str, Any], tx: str) -> None:
+    def _show_last_words(self, end: End, tx: str) -> None:
         """Of a start that failed: what its log says of the cause, and where the whole log is."""
         words = end.get("log") or []
         told = bool(words) and words[0] in end.get("reason", "")
@@ -205,7 +192,7 @@ class Switching:
             kept = f"{self.root}/{self.order.service}/evidence/{tx}/service.log"
             self._say(f"the whole log of that start: `less {kept}` on {self.host.name}")
 
-    def _no_end(self, news: dict[str, Any]) -> str:
+    def _no_end(self, news: News) -> str:
         words = ("journalctl", "--unit", self.unit, "--lines", "20", "--output", "cat", "--no-pager")
         said = self.remote.run(*words).strip()
         if news["tx"] is None:
@@ -225,7 +212,7 @@ class Switching:
 
 
 def hindrance(
-    observed: Mapping[str, Any], release_id: str, criteria: Mapping[str, Any], *, retry: bool
+    observed: Readiness | Observed, release_id: str, criteria: Mapping[str, Any], *, retry: bool
 ) -> tuple[str, str] | None:
     """Why a switch to a release must not begin: (`refused` or `rejected`, reason); None where it may.
 
@@ -250,13 +237,13 @@ def hindrance(
     return None
 
 
-def under_way(observed: dict[str, Any], release_id: str) -> bool:
+def under_way(observed: Readiness | Observed, release_id: str) -> bool:
     """Whether a live process on the host switches to that release at this moment."""
     last = observed["last"]
     return bool(observed["lock"] and last and not last.get("ended") and last.get("to") == release_id)
 
 
-def soaks(observed: dict[str, Any]) -> bool:
+def soaks(observed: Readiness) -> bool:
     """Whether a live process watches a release that was committed."""
     last = observed["last"]
     return bool(observed["lock"] and last and not last.get("ended") and last.get("kept"))

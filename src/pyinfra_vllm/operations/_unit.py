@@ -17,6 +17,7 @@ from pyinfra.api import Host
 from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_vllm import answers
+from pyinfra_vllm.answers import UnitStatus
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._screen import SCREEN, Working
@@ -107,11 +108,11 @@ class Unit:
         finally:
             self.remote.run("rm", "-f", "--", self._secret)
 
-    def _look(self) -> tuple[dict[str, Any], str]:
+    def _look(self) -> tuple[UnitStatus, str]:
         """The status that the program wrote last ({} before the first) and systemd's state of the unit."""
         text = self.remote.run("sh", "-c", _LOOK, "sh", self.status, self.name, timeout_s=ANSWER_S)
         status, _, state = text.strip().rpartition("\n")
-        return answers.read(status, answers.STATUS) if status.strip() else {}, state.strip()
+        return answers.read(status, UnitStatus) if status.strip() else {}, state.strip()
 
     def _follow(self) -> str:
         with SCREEN.following(self.host) as show:
@@ -137,9 +138,9 @@ class Unit:
             show(Working(self.what, heard - began, detail=describe(status)))
             time.sleep(POLL_S)
 
-    def _judge(self, status: Mapping[str, Any]) -> str:
+    def _judge(self, status: UnitStatus) -> str:
         if status.get("state") == "done":
-            return str(status.get("message", ""))
+            return status.get("message", "")
         if status.get("state") == "failed":
             raise HostError(str(status.get("error")))
         raise HostError(f"{self.name} ended without a word: see `journalctl --unit {self.name}` on the host")
@@ -164,18 +165,18 @@ def reconnect(host: Host) -> None:
         logger.debug("reconnecting to %s: %s", host.name, error)
 
 
-def describe(status: Mapping[str, Any]) -> str:
+def describe(status: UnitStatus) -> str:
     """One line for the operator: what is done, bytes, rate and time left as far as the status tells."""
     if not status:
         return "starting"
     if status.get("message"):
-        return str(status["message"])
-    words = [str(status.get("state", "working"))]
+        return status["message"]
+    words = [status.get("state", "working")]
     total, here = status.get("total_bytes"), status.get("bytes", 0)
     if total:
         words.append(f"{in_units(here)} of {in_units(total)} ({100 * here / total:.0f} %)")
     if status.get("rate"):
         words.append(f"{in_units(status['rate'])}/s")
-    if status.get("eta_s") is not None:
-        words.append(f"{in_time(status['eta_s'])} left")
+    if (eta_s := status.get("eta_s")) is not None:
+        words.append(f"{in_time(eta_s)} left")
     return ", ".join(words)

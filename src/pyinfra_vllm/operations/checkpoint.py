@@ -5,13 +5,14 @@ there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from typing import Any
 
 from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, Host, State, operation
 from pyinfra.api.command import PyinfraCommand
 
+from pyinfra_vllm.answers import StoredCheckpoint
 from pyinfra_vllm.checkpoint import Checkpoint, File
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
@@ -59,7 +60,7 @@ def present(
     yield FunctionCommand(fetch, (root, request), {})
 
 
-def _preview(checkpoint: Checkpoint, here: dict[str, Any] | None, partial: dict[str, Any] | None) -> str:
+def _preview(checkpoint: Checkpoint, here: StoredCheckpoint | None, partial: StoredCheckpoint | None) -> str:
     """A dry run's line about this checkpoint."""
     name = f"{checkpoint.repo} at {checkpoint.commit[:12]}"
     if here is not None and here["state"] == "complete":
@@ -75,11 +76,11 @@ def _preview(checkpoint: Checkpoint, here: dict[str, Any] | None, partial: dict[
 
 
 def missing_bytes(
-    checkpoint: Checkpoint, here: Mapping[str, Any] | None, partial: Mapping[str, Any] | None
+    checkpoint: Checkpoint, here: StoredCheckpoint | None, partial: StoredCheckpoint | None
 ) -> int:
-    """What has yet to be downloaded, as far as the sizes on the host tell.
+    """The bytes that are missing on the host, by the sizes of its files.
 
-    + here, partial: what the host has at the checkpoint's directory and beside it (facts/checkpoint.py)
+    + here, partial: the host's files at the checkpoint's directory and beside it
     """
     if here is not None and here["state"] == "complete":
         return 0

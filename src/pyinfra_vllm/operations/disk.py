@@ -5,14 +5,15 @@ Never frees anything.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from pyinfra import host
 from pyinfra.api import Host, operation
 from pyinfra.api.command import PyinfraCommand
 
+from pyinfra_vllm.answers import Filesystem as FilesystemOfPath
+from pyinfra_vllm.answers import StoredCheckpoint
 from pyinfra_vllm.checkpoint import Checkpoint, Lock
 from pyinfra_vllm.config import Declared
 from pyinfra_vllm.facts._told import asked, fact
@@ -78,7 +79,7 @@ def question(host: Host, declared: Declared, lock: Lock) -> tuple[str | None, st
 
 
 def _checkpoints(
-    root: str, wanted: Iterable[Checkpoint], stored: Iterable[Mapping[str, Any]]
+    root: str, wanted: Iterable[Checkpoint], stored: Iterable[StoredCheckpoint]
 ) -> Iterable[Need]:
     """The missing part of each checkpoint, once however many services share it."""
     here = {item["directory"]: item for item in stored}
@@ -103,7 +104,7 @@ def _runtimes(host: Host, declared: Declared) -> Iterable[Need]:
             yield Need(f"{package} {version} (estimate)", RUNTIME_BYTES[package], RUNTIME_INODES)
 
 
-def shortfall(needs: list[Need], disk: Mapping[str, Any], spare: list[Mapping[str, Any]]) -> str | None:
+def shortfall(needs: list[Need], disk: FilesystemOfPath, spare: list[StoredCheckpoint]) -> str | None:
     """Why the disk can't take all of `needs`, with what could go; None where it can."""
     where = f"the file system {disk['mount']} ({disk['device']})"
     if disk["read_only"]:
@@ -126,8 +127,8 @@ def shortfall(needs: list[Need], disk: Mapping[str, Any], spare: list[Mapping[st
 
 
 def unreferenced(
-    stored: Iterable[Mapping[str, Any]], root: str, wanted: Iterable[Checkpoint]
-) -> list[Mapping[str, Any]]:
+    stored: Iterable[StoredCheckpoint], root: str, wanted: Iterable[Checkpoint]
+) -> list[StoredCheckpoint]:
     """Checkpoints that no release refers to and that were not declared, the largest first."""
     kept = {checkpoint.directory(root) for checkpoint in wanted}
     kept |= {f"{directory}.partial" for directory in kept}
@@ -135,7 +136,7 @@ def unreferenced(
     return sorted(spare, key=lambda item: -int(item["bytes"]))
 
 
-def _advice(spare: list[Mapping[str, Any]]) -> str:
+def _advice(spare: list[StoredCheckpoint]) -> str:
     if not spare:
         return (
             "No checkpoint could go: releases refer to all of them. Enlarge the file system or move the root."

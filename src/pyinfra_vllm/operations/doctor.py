@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 from pyinfra.api import Host
 
-from pyinfra_vllm import answers, estimate, tuning, window
+from pyinfra_vllm import estimate, tuning, window
+from pyinfra_vllm.answers import DoctorCheck, Examination
 from pyinfra_vllm.catalog import versions
 from pyinfra_vllm.config import Declared, Service
 from pyinfra_vllm.errors import HostError
@@ -27,18 +27,16 @@ from pyinfra_vllm.operations.disk import MARGIN_BYTES
 # A switch begins only before its last start, which the control machine computes and the host's clock decides.
 CLOCK_S = 10.0
 
-Check = dict[str, Any]
 
-
-def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = False) -> list[Check]:
-    """Every check of a host: {"name", "ok", "detail"}. Raises HostError where it can't be asked.
+def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = False) -> list[DoctorCheck]:
+    """Every check of a host. Raises HostError where it can't be asked.
 
     + declared: what is declared for it; None: the declaration could not be read
     + deep: read every byte of checkpoints and runtimes
     """
     words, sources = _script.from_input("doctor", root, str(MARGIN_BYTES), *(["--deep"] if deep else []))
     began = time.time()
-    told = Remote(host).json(answers.EXAMINED, *words, stdin=sources)
+    told = Remote(host).json(Examination, *words, stdin=sources)
     checks = [clock(told["now"], began, time.time()), *told["checks"]]
     for service in declared.services if declared else ():
         checks += [_gpu(host, root, service), reachable(service, datetime.now(UTC))]
@@ -47,7 +45,7 @@ def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = Fa
     return checks
 
 
-def _as_metrics(host: Host, directory: str, checks: list[Check]) -> Check:
+def _as_metrics(host: Host, directory: str, checks: list[DoctorCheck]) -> DoctorCheck:
     """Has the host write which checks failed. Names alone: the file is for everybody to read."""
     failed = json.dumps([check["name"] for check in checks if not check["ok"]])
     words, sources = _script.from_input("metrics", directory, failed)
@@ -58,7 +56,7 @@ def _as_metrics(host: Host, directory: str, checks: list[Check]) -> Check:
     return _check("metrics", "")
 
 
-def clock(now: float, earliest: float, latest: float) -> Check:
+def clock(now: float, earliest: float, latest: float) -> DoctorCheck:
     """Whether the host's clock agrees with this machine's, as far as the time of asking tells."""
     off = max(earliest - now, now - latest, 0.0)
     if off <= CLOCK_S:
@@ -70,11 +68,11 @@ def clock(now: float, earliest: float, latest: float) -> Check:
     )
 
 
-def _gpu(host: Host, root: str, service: Service) -> Check:
+def _gpu(host: Host, root: str, service: Service) -> DoctorCheck:
     """The checks of a rollout's preflight: cards, driver, and other processes on them."""
     name = f"{service.name}: gpu"
     try:
-        found: dict[str, Any] | None = asked(host, Runtime, path=runtime_path(root, service))
+        found = asked(host, Runtime, path=runtime_path(root, service))
         told = asked(host, Gpus)
     except HostError as error:
         return _check(name, str(error))
@@ -85,7 +83,7 @@ def _gpu(host: Host, root: str, service: Service) -> Check:
     return _check(name, "; ".join(tuning.preflight(told["gpus"], service, build)))
 
 
-def reachable(service: Service, at: datetime) -> Check:
+def reachable(service: Service, at: datetime) -> DoctorCheck:
     """Whether a switch could begin in one of the next openings, early enough to end before it closes."""
     needed = estimate.estimate(service)
     now = window.state(service.window, at, needed.length)
@@ -103,5 +101,5 @@ def reachable(service: Service, at: datetime) -> Check:
     return _check(f"{service.name}: window", why if moments else f"it never opens: {now.reason}")
 
 
-def _check(name: str, problem: str) -> Check:
+def _check(name: str, problem: str) -> DoctorCheck:
     return {"name": name, "ok": not problem, "detail": problem}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
 
 from huggingface_hub import get_token
 from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, Host, QuoteString, State, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
+from pyinfra_vllm import answers
 from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.operations._archive import archive, digest
@@ -150,10 +150,10 @@ def installed(
         yield f"sync --file-system {UNITS}"
 
 
-def question(host: Host, root: str, users: Sequence[str]) -> tuple[dict[str, Any] | None, str | None]:
+def question(host: Host, root: str, users: Sequence[str]) -> tuple[answers.Host | None, str | None]:
     """Return the host's installed state, and why nothing can be installed there (None where it can)."""
     found = asked(host, HostFact, root=root, users=tuple(users))
-    problem = _problem(found, token=get_token() is not None) or _loose((found or {}).get("loose"))
+    problem = _problem(found, token=get_token() is not None) or _loose(found.get("loose") if found else None)
     if problem or not found:
         return found, problem
     twin = PROGRESS.twin(host.name, found.get("machine", ""))
@@ -163,7 +163,7 @@ def question(host: Host, root: str, users: Sequence[str]) -> tuple[dict[str, Any
     )
 
 
-def _problem(found: dict[str, Any] | None, *, token: bool) -> str | None:
+def _problem(found: answers.Host | None, *, token: bool) -> str | None:
     if not found:
         return "python3 is not there: install Debian's or Ubuntu's package `python3`. Nothing was changed."
     python, systemd = found["python"], found["systemd"]

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pyinfra.api import Host
 
-from pyinfra_vllm import answers
-from pyinfra_vllm.on_host.values import list_of
+from pyinfra_vllm.answers import Removable
 from pyinfra_vllm.operations._remote import Remote
 
 # A host that was never rolled out to has no program, and nothing of us to remove.
@@ -20,8 +18,8 @@ _RUN = 'test -e "$1" || { echo "[]"; exit 0; }; exec python3 "$@"'
 
 def prune(
     host: Host, root: str, keep: Mapping[str, Sequence[str]], operator: str, *, delete: bool
-) -> list[dict[str, Any]]:
-    """The removable items, or with `delete` the removed ones: [{"kind", "path", "bytes"}]. Raises HostError.
+) -> list[Removable]:
+    """The removable items, or with `delete` the removed ones. Raises HostError.
 
     + root: where pyinfra-vllm keeps its files on the host
     + keep: what must stay, by kind (on_host.prune.Keep)
@@ -29,7 +27,4 @@ def prune(
     """
     words = [f"{root}/bin/on-host.pyz", "--root", root, "prune", "--operator", operator]
     more = ["--delete"] if delete else []
-    found = Remote(host).json(
-        list_of(answers.PRUNED), "sh", "-c", _RUN, "sh", *words, *more, stdin=json.dumps(keep)
-    )
-    return list(found)
+    return Remote(host).json(list[Removable], "sh", "-c", _RUN, "sh", *words, *more, stdin=json.dumps(keep))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, Host, State, operation
 from pyinfra.api.command import PyinfraCommand
 
+from pyinfra_vllm.answers import Runtime as InstalledRuntime
 from pyinfra_vllm.config import Runtime as Declared
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
@@ -75,7 +76,7 @@ def _request(root: str, declared: Declared) -> dict[str, Any]:
     }
 
 
-def problem(path: str, declared: Declared, found: Mapping[str, Any] | None) -> str | None:
+def problem(path: str, declared: Declared, found: InstalledRuntime | None) -> str | None:
     """Why what is at `path` can't be used; None where it can, or can be installed."""
     if declared.version is None:
         if found is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Collection, Generator, Mapping
-from typing import Any
 
 from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, Host, State, operation
@@ -17,6 +16,7 @@ from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm import release as releases
 from pyinfra_vllm import trades
+from pyinfra_vllm.answers import Observed
 from pyinfra_vllm.config import Overrides, Rollout
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts._told import asked, fact
@@ -198,7 +198,7 @@ def back(
     yield FunctionCommand(carry_out, (root, prepared), {})
 
 
-def _tell_unseen(root: str, observed: dict[str, Any]) -> Generator[PyinfraCommand, None, None]:
+def _tell_unseen(root: str, observed: Observed) -> Generator[PyinfraCommand, None, None]:
     """Reports, once, the end of a switch whose operator was gone."""
     last = observed["last"]
     if last and last["outcome"] and not last["reported"]:
@@ -232,13 +232,12 @@ def preview(item: Wanted, overrides: Overrides) -> str:
     replaces = f"replace release {old['id']}" if old else "be the first release"
     changes = releases.difference(old["argv"][1:], new.argv[1:]) if old else []
     changed = f"; command line: {', '.join(changes)}" if changes else ""
-    variables = (
-        releases.difference_of_environment(old.get("environment") or {}, new.environment) if old else []
-    )
+    variables = releases.difference_of_environment(old.get("environment", {}), new.environment) if old else []
     changed += f"; environment: {', '.join(variables)}" if variables else ""
-    secrets = releases.difference_of_secrets(old or {}, new)
+    secrets = releases.difference_of_secrets(old, new)
     changed += f"; secrets: {', '.join(secrets)}" if secrets else ""
-    trade = trades.foreseen(item.trades, (old or {}).get("kernel"), new.kernel, item.service.gate.criteria())
+    kernel = old.get("kernel") if old else None
+    trade = trades.foreseen(item.trades, kernel, new.kernel, item.service.gate.criteria())
     changed += f"; known trade {trade}" if trade else ""
     when = explain(item.service, overrides, item.observed["history"])
     return f"{name}: release {new.id} would {replaces}{changed}; {when}"

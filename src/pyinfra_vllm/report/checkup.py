@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
+from ..answers import DoctorCheck
 from . import columns
 from .columns import Line
 
@@ -20,11 +21,11 @@ class Examined:
     """One host: its checks, or why it could not be asked."""
 
     host: str
-    checks: tuple[Mapping[str, Any], ...] = ()
+    checks: tuple[DoctorCheck, ...] = ()
     problem: str = ""
 
     @property
-    def wrong(self) -> list[Mapping[str, Any]]:
+    def wrong(self) -> list[DoctorCheck]:
         return [check for check in self.checks if not check["ok"]]
 
     @property
@@ -36,7 +37,9 @@ class Examined:
     def as_dict(self) -> dict[str, Any]:
         """For --json: a host that could not be asked has failed one check, that it answers."""
         unreached = [{"name": "reached", "ok": False, "detail": self.problem}] if self.problem else []
-        checks = [{key: check[key] for key in ("name", "ok", "detail")} for check in self.checks]
+        checks = [
+            {"name": check["name"], "ok": check["ok"], "detail": check["detail"]} for check in self.checks
+        ]
         return {"host": self.host, "ok": self.state == "ok", "checks": unreached + checks}
 
 

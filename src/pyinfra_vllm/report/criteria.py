@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from ..answers import Metric
 from ..on_host.gate import sentence
 from ..on_host.relative import FAIL, INCONCLUSIVE
 from ..text import gpu_memory, latency, percent, three_digits
 
-Metric = dict[str, Any]
 Unit = Callable[[float], str]
 
 
@@ -112,7 +111,7 @@ def streams(phase: str) -> str:
 
 
 def _criterion(metric: Metric) -> Criterion:
-    name, phase = str(metric["name"]), str(metric["phase"] or "")
+    name, phase = metric["name"], metric["phase"] or ""
     _, unit, _ = CRITERIA.get(name, ("", three_digits, ""))
     interval = metric.get("interval")
     return Criterion(
@@ -133,7 +132,7 @@ def _criterion(metric: Metric) -> Criterion:
 def _told(metric: Metric) -> str:
     """Empty where the host's numbers do not belong together."""
     try:
-        return sentence(metric)
+        return sentence(dict(metric))
     except (LookupError, TypeError, ValueError):
         return ""
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from ..answers import Entry, Metric, StagedRelease, ToldSwitch, Verdict
 from ..on_host.record import RecordError, check
 from ..on_host.relative import answered, tokens_per_s, tpot, ttft
 from ..operations._story import STEPS, tell
@@ -20,7 +21,6 @@ from .history import Switch, moment
 from .plots import Interval, Span
 from .status import brief
 
-Entry = dict[str, Any]
 MS = 1000.0
 VISIBLE = 0.004  # of the whole time: a shorter step is a hair on the picture, and stands in the story
 LABELS = {"tokens_per_s": "tokens/s", "ttft_s": "first token", "tpot_s": "per token", "e2e_s": "whole answer"}
@@ -76,7 +76,7 @@ class Shown:
     lost: tuple[Answered, ...] = ()
     gained: tuple[Answered, ...] = ()
     graded: int = 0
-    release: dict[str, Any] = field(default_factory=dict)
+    release: StagedRelease | None = None
     memory_mib: float | None = None
     log: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -122,18 +122,18 @@ class Shown:
         return ", ".join(filter(None, (checkpoint(self.release), f"vLLM {version}" if version else "")))
 
 
-def show(switch: Switch, told: dict[str, Any]) -> Shown:
-    """One transaction as on_host/recall.py told it."""
+def show(switch: Switch, told: ToldSwitch) -> Shown:
+    """The page's view of one switch."""
     entries, files = told["entries"], told["evidence"]
     missing = [f"{FILES.get(name, f'{name}.json')}: {why}" for name, why in told["left_out"].items()]
     before = _record(files.get("before"), "before", missing)
     after = _record(files.get("after"), "after", missing)
-    verdict = files.get("verdict") or {}
+    verdict: Verdict = files.get("verdict") or {}
     metrics = verdict.get("metrics", ())
     judged = criteria(metrics)
     order = [item.key for item in judged]
     lost, gained, graded = flips(before, after)
-    end = entries[-1] if entries[-1]["step"] == "end" else {}
+    last = entries[-1]
     old, new = files.get("old"), files.get("release")
     return Shown(
         switch=switch,
@@ -148,9 +148,9 @@ def show(switch: Switch, told: dict[str, Any]) -> Shown:
         lost=lost,
         gained=gained,
         graded=graded,
-        release=new or {},
+        release=new,
         memory_mib=next((row["after"] for row in metrics if row["name"] == "gpu_memory_mib"), None),
-        log=tuple(end.get("log", ())),
+        log=tuple(last.get("log", ())) if last["step"] == "end" else (),
         missing=tuple(missing),
     )
 
@@ -207,22 +207,22 @@ def _rates(phase: dict[str, Any]) -> list[float]:
     return [tokens_per_s(phase)]
 
 
-def ratios(metrics: Sequence[dict[str, Any]]) -> list[Interval]:
+def ratios(metrics: Sequence[Metric]) -> list[Interval]:
     """The metrics that were compared with the baseline and decided."""
     return [
         Interval(
             f"{LABELS.get(row['name'], row['name'])} {row['phase']}",
             row["ratio"],
-            row["interval"][0],
-            row["interval"][1],
+            interval[0],
+            interval[1],
             row["limit"],
             row["verdict"],
         )
         for row in metrics
-        if row.get("interval")
-        and row.get("ratio") is not None
+        if (interval := row.get("interval"))
+        and row["ratio"] is not None
         and row["limit"] is not None
-        and row.get("decides")
+        and row["decides"]
     ]
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 
+from ..answers import Entry, ToldService
 from ..asking import Answer
 from .looking import Look
 
@@ -33,7 +34,7 @@ class Switch:
     old: str | None
     new: str
     outcome: str
-    verdict: str = ""
+    verdict: str | None = ""
     reason: str = ""
     why: str = ""
     overrides: tuple[str, ...] = ()
@@ -69,7 +70,7 @@ def left_out(answers: Iterable[Answer[Look]], since: datetime | None = None) -> 
     return sum(service["older"] for service in services if since is None or _reaches(service, since))
 
 
-def _reaches(service: dict[str, Any], since: datetime) -> bool:
+def _reaches(service: ToldService, since: datetime) -> bool:
     """Whether even the oldest switch that was told of began after `since`."""
     return all(moment(told["entries"][0]["at"]) >= since for told in service["transactions"][:1])
 
@@ -79,7 +80,7 @@ def problems(answers: Iterable[Answer[Look]]) -> dict[str, str]:
     return {answer.host: answer.problem for answer in answers if answer.value is None}
 
 
-def switch(host: str, service: str, tx: str, entries: list[dict[str, Any]]) -> Switch:
+def switch(host: str, service: str, tx: str, entries: list[Entry]) -> Switch:
     """One transaction from its journal entries, of which the first is its `begin`."""
     begin = entries[0]
     end = next((entry for entry in reversed(entries) if entry["step"] == "end"), None)
@@ -93,8 +94,8 @@ def switch(host: str, service: str, tx: str, entries: list[dict[str, Any]]) -> S
         old=begin.get("from"),
         new=begin.get("to", ""),
         outcome=end.get("outcome", "unknown") if end else UNDER_WAY,
-        verdict=(end or {}).get("verdict", ""),
-        reason=(end or {}).get("reason", ""),
+        verdict=end.get("verdict", "") if end else "",
+        reason=end.get("reason", "") if end else "",
         why=begin.get("reason", ""),
         overrides=tuple(begin.get("overrides", ())),
         ended=end["at"] if end else "",

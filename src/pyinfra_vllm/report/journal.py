@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
+from ..answers import ServiceLog
 from ..printable import printable
 
 NONE = "no start that failed is in the journal, or none says why"
 
 
-def lines(host: str, told: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def lines(host: str, told: Sequence[ServiceLog]) -> Iterator[str]:
     """The lines to print for each service; a service without a line says so."""
     if not told:
         yield f"{host}: no service here"
@@ -19,7 +19,7 @@ def lines(host: str, told: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield from _service(f"{host} {printable(service['service'])}", service)
 
 
-def _service(name: str, told: Mapping[str, Any]) -> Iterator[str]:
+def _service(name: str, told: ServiceLog) -> Iterator[str]:
     if told["problem"]:
         yield f"{name}: the journal can't be read: {printable(told['problem'])}"
         return

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..answers import Gpu, Observed, ToldService
 from ..asking import Host, fact
 from ..checkpoint import LOCK_FILE, Lock
-from ..config import Fleet
+from ..config import Fleet, Service
 from ..errors import RolloutError
 from ..facts._told import asked
 from ..facts.gpu import Gpus
@@ -37,15 +38,15 @@ class Wish:
 
 @dataclass(frozen=True)
 class Look:
-    """The answer of one host: each service as on_host/observe.py and on_host/recall.py say it.
+    """The answer of one host: its services, and their switches by service.
 
-    gpus: as on_host/inspect_gpus.py says it; () where nobody asked or nvidia-smi gave no answer
+    gpus: () where nobody asked or nvidia-smi gave no answer
     """
 
-    running: list[dict[str, Any]]
-    record: dict[str, dict[str, Any]]
+    running: list[Observed]
+    record: dict[str, ToldService]
     wishes: tuple[Wish, ...] | None = field(default=None)  # None: the declaration could not be read
-    gpus: tuple[dict[str, Any], ...] = ()
+    gpus: tuple[Gpu, ...] = ()
 
 
 Question = Callable[[Host], Look]
@@ -77,7 +78,7 @@ def at_report(fleet: Fleet | None, newest: int, max_bytes: int = MAX_EVIDENCE_BY
     return question
 
 
-def _record(host: Host, newest: int, max_bytes: int) -> dict[str, dict[str, Any]]:
+def _record(host: Host, newest: int, max_bytes: int) -> dict[str, ToldService]:
     told = fact(host, Record, root=root_of(host), newest=newest, max_bytes=max_bytes)
     return {service["service"]: service for service in told}
 
@@ -90,7 +91,7 @@ def _wishes(host: Host, fleet: Fleet | None) -> tuple[Wish, ...] | None:
     return tuple(_wish(host, declared.root, service) for service in declared.services)
 
 
-def _wish(host: Host, root: str, service: Any) -> Wish:
+def _wish(host: Host, root: str, service: Service) -> Wish:
     from ..operations._planning import missing_secrets, plan  # imports what only planning needs
 
     missing = missing_secrets(service)
@@ -112,6 +113,6 @@ def _wish_without_values(wanted: Wanted, missing: list[str]) -> Wish:
     """
     service, current = wanted.service, wanted.observed.get("release")
     if current and same_but_for_values(current, wanted.release):
-        return Wish(service.name, service.model, str(current["id"]), gpu=wanted.gpu)
+        return Wish(service.name, service.model, current["id"], gpu=wanted.gpu)
     problem = f"it depends on {', '.join(missing)}, not set in the environment here"
     return Wish(service.name, service.model, problem=problem, gpu=wanted.gpu)

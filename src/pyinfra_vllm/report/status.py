@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..answers import CheckpointPlace, Gpu, Lock, Observed, RuntimePlace, ToldService, Transaction
 from ..asking import Answer
 from ..text import gpu_memory
 from .looking import Look, Wish
@@ -75,15 +76,19 @@ def word(row: Row) -> str:
     return STOPPED if stopped else row.state
 
 
-def memory_of(service: str, gpus: Iterable[dict[str, Any]]) -> str:
+def memory_of(service: str, gpus: Iterable[Gpu]) -> str:
     """The GPU memory in use now where the service runs: `61.2 of 79.6 GiB`; empty where nobody can tell.
 
-    + gpus: every card and instance of the host (on_host/inspect_gpus.py)
+    + gpus: every card and instance of the host
     """
     unit = f"vllm-{service}.service"
     own = [gpu for gpu in gpus if not gpu.get("split") and unit in {one["unit"] for one in gpu["processes"]}]
-    sizes = [(gpu.get("used_mib"), gpu.get("memory_mib")) for gpu in own]
-    if not own or any(None in pair for pair in sizes):
+    sizes = [
+        (mib, of_mib)
+        for gpu in own
+        if (mib := gpu.get("used_mib")) is not None and (of_mib := gpu.get("memory_mib")) is not None
+    ]
+    if not own or len(sizes) < len(own):
         return ""
     used, whole = (gpu_memory(sum(side)) for side in zip(*sizes, strict=True))
     cards = f", {len(own)} GPUs" if len(own) > 1 else ""
@@ -113,7 +118,7 @@ def _host_rows(host: str, look: Look) -> list[Row]:
         _row(
             host,
             observed,
-            look.record.get(observed["service"], {}),
+            look.record.get(observed["service"]),
             wishes.get(observed["service"]),
             look.wishes is not None,
         )
@@ -140,10 +145,11 @@ def _unplanned(wish: Wish | None) -> str:
 
 
 def _row(
-    host: str, observed: dict[str, Any], record: dict[str, Any], wish: Wish | None, declaration: bool
+    host: str, observed: Observed, record: ToldService | None, wish: Wish | None, declaration: bool
 ) -> Row:
-    release = observed.get("release") or {}
-    checkpoint = release.get("checkpoint", {})
+    release = observed.get("release")
+    checkpoint: CheckpointPlace = release["checkpoint"] if release else {}
+    runtime: RuntimePlace = release.get("runtime", {}) if release else {}
     different = tuple(drift(observed, wish, declaration))
     switching = _switching(observed["lock"])
     return Row(
@@ -154,9 +160,9 @@ def _row(
         since=_since(observed),
         model=checkpoint.get("repo", ""),
         commit=checkpoint.get("commit", ""),
-        runtime=release.get("runtime", {}).get("version", ""),
-        flags=flags_hash(release["argv"]) if release.get("argv") else "",
-        kernel=_kernel(record.get("kernels", {}).get(observed["current"]), release.get("kernel")),
+        runtime=runtime.get("version", ""),
+        flags=flags_hash(release["argv"]) if release and release["argv"] else "",
+        kernel=_kernel(observed, record),
         verdict=_verdict(observed["last"]),
         drift=different,
         switching=switching,
@@ -170,7 +176,7 @@ def _row(
     )
 
 
-def _state(observed: dict[str, Any], switching: str, different: tuple[str, ...]) -> str:
+def _state(observed: Observed, switching: str, different: tuple[str, ...]) -> str:
     if _failing(observed):
         return UNPROVEN
     if switching:
@@ -178,15 +184,15 @@ def _state(observed: dict[str, Any], switching: str, different: tuple[str, ...])
     return DRIFT if different else OK
 
 
-def _failing(observed: dict[str, Any]) -> str:
+def _failing(observed: Observed) -> str:
     """Why the release that was to serve again does not; empty where the newest switch came to its end."""
     last = observed.get("last")
     if last is None or last["outcome"] != "restore_failed" or observed["running"] == observed.get("proven"):
         return ""
-    return f"the switch to {last['to']} could not be taken back: {brief(str(last['reason']))}"
+    return f"the switch to {last['to']} could not be taken back: {brief(last['reason'])}"
 
 
-def drift(observed: dict[str, Any], wish: Wish | None, declaration: bool = True) -> list[str]:
+def drift(observed: Observed, wish: Wish | None, declaration: bool = True) -> list[str]:
     """The differences between declared, staged, current and running, in words.
 
     + wish: what is declared for the service; None: nothing is
@@ -209,7 +215,7 @@ def drift(observed: dict[str, Any], wish: Wish | None, declaration: bool = True)
     return found
 
 
-def _not_current(release: str, observed: dict[str, Any]) -> str:
+def _not_current(release: str, observed: Observed) -> str:
     if release in observed["rejected"]:
         return f"declared {release} was rejected: {brief(observed['rejected'][release]['reason'])}"
     if release in observed["staged"]:
@@ -223,38 +229,42 @@ def brief(reason: str) -> str:
     return f"{first} (and {len(more)} more)" if more else first
 
 
-def _visible_drift(observed: dict[str, Any], wish: Wish) -> list[str]:
+def _visible_drift(observed: Observed, wish: Wish) -> list[str]:
     """The state where the declared release's id can't be computed."""
-    model = ((observed.get("release") or {}).get("checkpoint") or {}).get("repo")
+    release = observed.get("release")
+    model = release["checkpoint"].get("repo") if release else None
     if model is not None and model != wish.model:
         return [f"declared is {wish.model}, current is {model}"]
     return []
 
 
-def _switching(lock: dict[str, Any] | None) -> str:
+def _switching(lock: Lock | None) -> str:
     if lock is None:
         return ""
     since = lock.get("since", "an unknown time")
     return f"{lock.get('purpose', 'a switch')} by {lock.get('holder', 'someone')} since {since}"
 
 
-def _since(observed: dict[str, Any]) -> str:
+def _since(observed: Observed) -> str:
     committed = [
         switch["ended"]
         for switch in observed["history"]
         if switch["outcome"] == "committed" and switch.get("to") == observed["current"]
     ]
-    return str(committed[-1]) if committed else str(observed.get("since") or "")
+    return committed[-1] if committed else observed.get("since") or ""
 
 
-def _kernel(checked: dict[str, Any] | None, expected: list[str] | None) -> str:
-    if checked and checked.get("kernels"):
-        return ", ".join(checked["kernels"])
+def _kernel(observed: Observed, record: ToldService | None) -> str:
+    checked = record["kernels"].get(observed["current"] or "") if record else None
+    if kernels := checked.get("kernels") if checked else None:
+        return ", ".join(kernels)
+    release = observed.get("release")
+    expected = release.get("kernel") if release else None
     return f"unchecked, expected {', '.join(expected)}" if expected else ""
 
 
-def _verdict(last: dict[str, Any] | None) -> str:
+def _verdict(last: Transaction | None) -> str:
     if last is None:
         return ""
-    outcome = str(last["outcome"] or "under way")
+    outcome = last["outcome"] or "under way"
     return f"{outcome} ({last['verdict']})" if last.get("verdict") else outcome

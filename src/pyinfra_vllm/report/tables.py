@@ -130,7 +130,7 @@ def _history_line(item: Switch) -> Line:
         item.old or "nothing",
         took,
     )
-    more = (item.operator, item.purpose, item.verdict)
+    more = (item.operator, item.purpose, item.verdict or "")
     why = why_of(item)
     return Line(
         dict(zip(HISTORY, (*cells, *more), strict=True)),

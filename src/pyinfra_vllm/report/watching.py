@@ -14,6 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from .. import waves
+from ..answers import Entry, Observed
 from ..asking import Answer
 from ..on_host import observe
 from ..on_host.evidence import HOW_FAR
@@ -102,10 +103,11 @@ def sentence(item: Live) -> str:
 def _live(host: str, look: Look, wish: Wish, wave: int | None, now: datetime) -> Live:
     observed = _observed(look, wish.service)
     entries = _newest(look, wish.service)
-    if observed.get("lock") is not None and entries and entries[-1]["step"] not in ("end", "reported"):
-        step = STEPS.get(entries[-1]["step"], entries[-1]["step"])
-        since = max(0.0, (now - moment(entries[-1]["at"])).total_seconds())
-        said = look.record[wish.service].get("progress", "").partition(" ")[2].removeprefix(HOW_FAR)
+    last = entries[-1] if entries else None
+    if observed and observed["lock"] is not None and last and last["step"] not in ("end", "reported"):
+        step = STEPS.get(last["step"], last["step"])
+        since = max(0.0, (now - moment(last["at"])).total_seconds())
+        said = look.record[wish.service]["progress"].partition(" ")[2].removeprefix(HOW_FAR)
         return Live(host, wish.service, SWITCHING, wave, step, since, said)
     ended = next((entry for entry in reversed(entries) if entry["step"] == "end"), None)
     if ended and _recent(entries, wish, now):
@@ -138,19 +140,19 @@ def _concerned(look: Look, wish: Wish, now: datetime) -> bool:
     return not _runs(_observed(look, wish.service), wish) or _recent(_newest(look, wish.service), wish, now)
 
 
-def _runs(observed: dict[str, Any], wish: Wish) -> bool:
-    return observe.runs(observed, wish.release)
+def _runs(observed: Observed | None, wish: Wish) -> bool:
+    return observed is not None and observe.runs(observed, wish.release)
 
 
-def _recent(entries: Sequence[dict[str, Any]], wish: Wish, now: datetime) -> bool:
+def _recent(entries: Sequence[Entry], wish: Wish, now: datetime) -> bool:
     """Whether the newest switch was to what is declared, and not long ago."""
     return bool(entries) and entries[0].get("to") == wish.release and now - moment(entries[0]["at"]) < RECENT
 
 
-def _observed(look: Look, service: str) -> dict[str, Any]:
-    return next((item for item in look.running if item["service"] == service), {})
+def _observed(look: Look, service: str) -> Observed | None:
+    return next((item for item in look.running if item["service"] == service), None)
 
 
-def _newest(look: Look, service: str) -> list[dict[str, Any]]:
-    told = look.record.get(service, {}).get("transactions", [])
-    return list(told[-1]["entries"]) if told else []
+def _newest(look: Look, service: str) -> list[Entry]:
+    told = look.record[service]["transactions"] if service in look.record else []
+    return told[-1]["entries"] if told else []

@@ -82,6 +82,13 @@ def test_a_cable_that_is_out_for_long_is_waited_for(monkeypatch: pytest.MonkeyPa
     assert host.attempts == 4
 
 
+def test_a_host_that_stays_away_ends_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_unit, "LOST_CONTACT_S", -1.0)
+    _, outcome = switched(monkeypatch, follow=[TimeoutError("no answer in 30 s")])
+    assert outcome.status == "unknown"
+    assert "no contact for" in outcome.message and _switching.BY_ITSELF in outcome.message
+
+
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []

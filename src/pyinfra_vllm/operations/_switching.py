@@ -1,6 +1,4 @@
-"""One switch of one service as the control machine sees it: may it begin, start it, follow it, tell how it
-ended.
-"""
+"""The control machine's part of one switch: check that it may begin, start it, follow it, report its end."""
 
 from __future__ import annotations
 
@@ -8,13 +6,14 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from pyinfra import logger
 from pyinfra.api import Host
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.answers import End, News, Observed, Readiness, StepUnderWay, T
+from pyinfra_vllm.answers import End, News, Observed, Readiness, T
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.observe import RESTORE_FAILED, rejection
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
@@ -23,18 +22,17 @@ from pyinfra_vllm.operations._orders import Prepared
 from pyinfra_vllm.operations._remote import LOST, Remote, never_ask
 from pyinfra_vllm.operations._rollout import PROGRESS, Outcome
 from pyinfra_vllm.operations._screen import SCREEN, Working
-from pyinfra_vllm.operations._unit import ANSWER_S, LOST_CONTACT_S, RUN_DIRECTORY, reconnect
+from pyinfra_vllm.operations._unit import ANSWER_S, POLL_S, RUN_DIRECTORY, NoContact, through_outages
 from pyinfra_vllm.printable import printable
 
 UNIT = "pyinfra-vllm-switch"
-POLL_S = 1.0
 PATIENCE = 5  # looks
 RETRY = "retry_rejected"
 BY_ITSELF = "the host finishes it by itself and keeps what is no worse; the next run reports how it ended."
 
 
 class Switching:
-    """Watches; decides nothing that the host has to decide."""
+    """One order on one host. The host decides; this only starts and follows it."""
 
     def __init__(self, host: Host, root: str, prepared: Prepared) -> None:
         self.host = host
@@ -43,12 +41,11 @@ class Switching:
         self.root = root
         self.program = f"{root}/bin/on-host.pyz"
         self.unit = f"{UNIT}-{self.order.service}"
-        self._lost_contact = False
 
     def run(self) -> Outcome:
         """Carry the order out.
 
-        Every way to end is an Outcome; nothing is raised for what a host can do wrong.
+        Every end is an Outcome; no failure of a host raises.
         """
         try:
             observed = self._observe()
@@ -70,9 +67,7 @@ class Switching:
             return self.outcome("unknown", f"{words}. If the switch had begun, {BY_ITSELF}")
 
     def _under_way(self, observed: Readiness) -> str | None:
-        """Where the host carries out this very switch at this moment: the transaction before it ("" where it
-        is the first).
-        """
+        """The transaction before this switch ("" where there is none), if the host carries it out now."""
         last = observed["last"]
         if not under_way(observed, self.order.release) or not last:
             return None
@@ -115,63 +110,45 @@ class Switching:
         never_ask()
         PROGRESS.goes_on(self.host.name, self.order.service)
         with SCREEN.following(self.host) as show:
-            outcome = self._watch(after_tx, show)
+            try:
+                outcome = self._watch(after_tx, show)
+            except NoContact as error:
+                outcome = self.outcome("unknown", f"{error}. The switch has begun: {BY_ITSELF}")
         PROGRESS.followed(self.host.name, self.order.service)
         return outcome
 
     def _watch(self, after_tx: str | None, show: Callable[[Working], None]) -> Outcome:
         step, said = "", ""
         entries = lines = gone = 0
-        heard = time.monotonic()
         while True:
-            news = self._ask(after_tx, entries, lines)
-            if news is None:
-                if time.monotonic() - heard > LOST_CONTACT_S:
-                    return self.outcome("unknown", self._lost())
-                continue
-            heard = time.monotonic()
+            ask = partial(self._news, after_tx, entries, lines)
+            news = through_outages(self.host, ask, self._say)
             entries, lines = entries + len(news["entries"]), lines + len(news["progress"])
             for line in _story.tell(news["entries"], news["progress"]):
                 self._say(line)
-            if news["step"]:
-                same = news["step"]["name"] == step
-                step, said = news["step"]["name"], _story.how_far(news["progress"]) or (said if same else "")
-                show(self._working(news["step"], said))
+            if now := news["step"]:
+                said = _story.how_far(news["progress"]) or (said if now["name"] == step else "")
+                step = now["name"]
+                what = f"{self.order.service}: {_story.STEPS.get(step, step)}"
+                show(Working(what, now["elapsed_s"], now["limit_s"], said))
             if news["end"] and not news["active"]:
                 return self._ended(news["end"], str(news["tx"]))
             if failing := news.get("failing"):
-                return self.outcome(RESTORE_FAILED, self._failing(failing))
+                words = (
+                    f"the old release does not serve again: {failing}. The host goes on trying by itself"
+                    f" (`systemctl status pyinfra-vllm-recover@{self.order.service}`), and the next run"
+                    " reports how it ended."
+                )
+                return self.outcome(RESTORE_FAILED, words)
             gone = gone + 1 if not news["active"] else 0
             if gone > PATIENCE:  # between the end of a switch and the start of its recovery neither is active
                 return self.outcome("failed", self._no_end(news))
             time.sleep(POLL_S)
 
-    def _working(self, step: StepUnderWay, said: str) -> Working:
-        what = f"{self.order.service}: {_story.STEPS.get(step['name'], step['name'])}"
-        return Working(what, step["elapsed_s"], step["limit_s"], said)
-
-    def _ask(self, after_tx: str | None, entries: int, lines: int) -> News | None:
+    def _news(self, after_tx: str | None, entries: int, lines: int) -> News:
         after = ("--after-tx", after_tx) if after_tx else ()
         words = ("--unit", self.unit, "--entries", str(entries), "--lines", str(lines), *after)
-        try:
-            news = self._host_program(News, "follow", self.order.service, *words)
-            self._lost_contact = False
-            return news
-        except LOST as error:
-            if not self._lost_contact:  # once for each outage
-                self._say(f"no answer ({error}); the host goes on by itself, reconnecting")
-            self._lost_contact = True
-            reconnect(self.host)
-            return None
-
-    def _failing(self, problem: str) -> str:
-        return (
-            f"the old release does not serve again: {problem}. The host goes on trying by itself (`systemctl"
-            f" status pyinfra-vllm-recover@{self.order.service}`), and the next run reports how it ended."
-        )
-
-    def _lost(self) -> str:
-        return f"no contact for {LOST_CONTACT_S:.0f} s. The switch has begun: {BY_ITSELF}"
+        return self._host_program(News, "follow", self.order.service, *words)
 
     def _ended(self, end: End, tx: str) -> Outcome:
         outcome = self.outcome(end.get("outcome", "failed"), end.get("reason", "it gave no reason"))
@@ -183,7 +160,7 @@ class Switching:
         return outcome
 
     def _show_last_words(self, end: End, tx: str) -> None:
-        """Of a start that failed: what its log says of the cause, and where the whole log is."""
+        """Print the cause of a failed start from its log, and the path of the whole log."""
         words = end.get("log") or []
         told = bool(words) and words[0] in end.get("reason", "")
         for line in words[told:]:

@@ -17,7 +17,7 @@ from pyinfra.api import Host
 from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.answers import UnitStatus
+from pyinfra_vllm.answers import T, UnitStatus
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._screen import SCREEN, Working
@@ -53,7 +53,7 @@ class Unit:
     """One transient unit on one host: `pyinfra-vllm-<name>.service`."""
 
     def __init__(self, host: Host, name: str, what: str) -> None:
-        """A unit by its name. `what` is what it does, for the operator's screen."""
+        """A unit by its name. `what`: its work, for the operator's screen."""
         self.host = host
         self.what = what
         self.remote = Remote(host)
@@ -68,7 +68,7 @@ class Unit:
         Raises HostError with the reason when it fails.
 
         + program: the host's program, `on-host.pyz`
-        + request: what to do, without secrets
+        + request: the work, without secrets
         + writable: the directories that the work may change
         + secret: at most one systemd credential, by name (with - for _)
         """
@@ -115,28 +115,18 @@ class Unit:
         return answers.read(status, UnitStatus) if status.strip() else {}, state.strip()
 
     def _follow(self) -> str:
+        began = time.monotonic()
         with SCREEN.following(self.host) as show:
-            return self._watch(show)
-
-    def _watch(self, show: Callable[[Working], None]) -> str:
-        began = heard = time.monotonic()
-        lost = False
-        while True:
-            try:
-                status, state = self._look()
-            except LOST as error:
-                if time.monotonic() - heard > LOST_CONTACT_S:
-                    raise HostError(self._lost()) from error
-                if not lost:  # once for each outage
-                    self._say(f"no answer ({error}); the host goes on by itself, reconnecting")
-                lost = True
-                reconnect(self.host)
-                continue
-            heard, lost = time.monotonic(), False
-            if state in _OVER:
-                return self._judge(status)
-            show(Working(self.what, heard - began, detail=describe(status)))
-            time.sleep(POLL_S)
+            while True:
+                try:
+                    status, state = through_outages(self.host, self._look, self._say)
+                except NoContact as error:
+                    again = "run the same command again to follow it"
+                    raise HostError(f"{error}. {self.name} goes on by itself; {again}") from error
+                if state in _OVER:
+                    return self._judge(status)
+                show(Working(self.what, time.monotonic() - began, detail=describe(status)))
+                time.sleep(POLL_S)
 
     def _judge(self, status: UnitStatus) -> str:
         if status.get("state") == "done":
@@ -145,17 +135,33 @@ class Unit:
             raise HostError(str(status.get("error")))
         raise HostError(f"{self.name} ended without a word: see `journalctl --unit {self.name}` on the host")
 
-    def _lost(self) -> str:
-        return (
-            f"no contact for {LOST_CONTACT_S:.0f} s. {self.name} goes on by itself; run the same command"
-            " again to follow it"
-        )
-
     def _say(self, line: str) -> None:
         logger.info(f"{self.host.print_prefix}{printable(line)}")
 
 
-def reconnect(host: Host) -> None:
+class NoContact(HostError):
+    """A host that did not answer for LOST_CONTACT_S; its work goes on."""
+
+
+def through_outages(host: Host, ask: Callable[[], T], say: Callable[[str], None]) -> T:
+    """One answer of a host. An outage is reported once, and the host reconnected until it answers.
+
+    Raises NoContact after LOST_CONTACT_S.
+    """
+    since, lost = time.monotonic(), False
+    while True:
+        try:
+            return ask()
+        except LOST as error:
+            if time.monotonic() - since > LOST_CONTACT_S:
+                raise NoContact(f"no contact for {LOST_CONTACT_S:.0f} s") from error
+            if not lost:
+                say(f"no answer ({error}); the host goes on by itself, reconnecting")
+            lost = True
+            _reconnect(host)
+
+
+def _reconnect(host: Host) -> None:
     """Try once to reach a host again whose connection was lost, as `host.connected` can't tell."""
     time.sleep(POLL_S)
     host.disconnect()
@@ -166,7 +172,7 @@ def reconnect(host: Host) -> None:
 
 
 def describe(status: UnitStatus) -> str:
-    """One line for the operator: what is done, bytes, rate and time left as far as the status tells."""
+    """One line for the operator: state, bytes, rate and time left as far as the status has them."""
     if not status:
         return "starting"
     if status.get("message"):

@@ -1,5 +1,4 @@
-"""`pyinfra-vllm bench`: runs the gate's probe against any OpenAI-compatible server and writes what it
-measured.
+"""`pyinfra-vllm bench`: runs the gate's probe against any OpenAI-compatible server and writes a record.
 
 Judges nothing and changes nothing on the server. The API key comes from VLLM_API_KEY, never from an argument.
 """
@@ -9,17 +8,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pyinfra_vllm import lm_eval
+from pyinfra_vllm.commands import options
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError, HostError
 from pyinfra_vllm.on_host import probe
 from pyinfra_vllm.on_host.client import Client
+from pyinfra_vllm.on_host.probe import Record
 from pyinfra_vllm.on_host.quality import QuestionsError
 from pyinfra_vllm.on_host.record import RecordError, check_plan
 from pyinfra_vllm.printable import printable
@@ -31,6 +33,20 @@ SHORTEST_S, LONGEST_S = 5, 86400
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The record that was written, summed up. `answered`: whether any request was."""
+
+    out: str
+    summary: Mapping[str, Any]
+    client: object
+    evaluations: lm_eval.Scores
+    answered: bool
+
+    def as_dict(self) -> dict[str, object]:
+        return {key: value for key, value in vars(self).items() if key != "answered"}
+
+
 def measured(
     url: str,
     model: str,
@@ -39,7 +55,7 @@ def measured(
     like: Path | None = None,
     api_key: str | None = None,
     say: Say = lambda line: None,
-) -> dict[str, Any]:
+) -> Record:
     """The probe's record of the server.
 
     Raises DeclarationError for settings that can't be used and HostError for a server that can't be measured.
@@ -67,7 +83,7 @@ def _client(url: str, model: str, api_key: str | None) -> Client:
         raise DeclarationError(f"--url {error}") from error
 
 
-def _baseline(path: Path) -> dict[str, Any]:
+def _baseline(path: Path) -> Record:
     try:
         return check_plan(read(path), "record")
     except RecordError as error:
@@ -76,16 +92,12 @@ def _baseline(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _concurrency(record: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(int(phase["concurrency"]) for phase in record["phases"])
-
-
 def check_options(
     out: Path, concurrency: tuple[int, ...], budget: float, like: Path | None
 ) -> tuple[int, ...]:
     """The concurrencies to measure at: as asked, else like the other record, else 1, 8 and 64.
 
-    Raises DeclarationError, before a server is asked anything, for what would waste the minutes of measuring.
+    Raises DeclarationError for wrong options, before the server is asked anything.
     """
     if math.isnan(budget):
         raise DeclarationError(f"--budget {budget}: must be seconds, from {SHORTEST_S} to {LONGEST_S}")
@@ -93,7 +105,7 @@ def check_options(
         if concurrency.count(number) > 1:
             raise DeclarationError(f"--concurrency {number} is given twice: give each number once")
     if like is not None:
-        recorded = _concurrency(_baseline(like))
+        recorded = tuple(int(phase["concurrency"]) for phase in _baseline(like)["phases"])
         if concurrency and set(concurrency) != set(recorded):
             raise DeclarationError(
                 f"--concurrency {_listed(concurrency)}: --like {like} was measured at {_listed(recorded)};"
@@ -122,25 +134,26 @@ def _check_writable(out: Path) -> None:
         ) from error
 
 
-def written(record: dict[str, Any], out: Path) -> tuple[int, dict[str, Any]]:
-    """Write the record; the exit code (1 when not one request was answered) and what --json prints."""
+def written(record: Record, out: Path) -> Measured:
+    """Write the record."""
     try:
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DeclarationError(f"--out {out} can't be written: {error.strerror}") from error
     answered = any(request["ok"] for phase in record["phases"] for request in phase["requests"])
-    return int(not answered), {
-        "out": str(out),
-        "summary": probe.summary(record),
-        "client": record.get("client"),
-        "evaluations": record.get("evaluations", {}),
-    }
+    return Measured(
+        out=str(out),
+        summary=probe.summary(record),
+        client=record.get("client"),
+        evaluations=record.get("evaluations", {}),
+        answered=answered,
+    )
 
 
-def sentences(result: dict[str, Any]) -> list[str]:
+def sentences(result: Measured) -> list[str]:
     """The result for a person."""
     lines = []
-    for name, item in result["summary"].items():
+    for name, item in result.summary.items():
         if isinstance(item, str):
             lines.append(f"{name}: {item} right")
         elif item["requests"]:
@@ -150,8 +163,8 @@ def sentences(result: dict[str, Any]) -> list[str]:
             )
         else:
             lines.append(f"{name}: no request was answered, {item['errors']} failed")
-    lines += [f"{name}: {score['value']:.4g}" for name, score in result["evaluations"].items()]
-    return [*lines, f"{result['out']} was written: compare it with `pyinfra-vllm compare`."]
+    lines += [f"{name}: {score['value']:.4g}" for name, score in result.evaluations.items()]
+    return [*lines, f"{result.out} was written: compare it with `pyinfra-vllm compare`."]
 
 
 @click.command()
@@ -180,7 +193,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
 @click.option(
     "--like",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Measure what this record measured, so that the two compare.",
+    help="Measure like this record, so that the two compare.",
 )
 @click.option(
     "--engine",
@@ -204,7 +217,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Add the scores that lm_eval wrote already, its results_*.json.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@options.json_wanted
 def bench(
     url: str,
     model: str,
@@ -221,7 +234,7 @@ def bench(
     tokenizer: str | None,
     tasks: str | None,
     evaluations: Path | None,
-    as_json: bool,
+    json_wanted: bool,
 ) -> int:
     """Measure a server and write a benchmark record. An API key is read from VLLM_API_KEY."""
 
@@ -251,6 +264,6 @@ def bench(
         written({**record, "evaluations": scores} if scores else record, out)
         say(f"{out} was written; what {lm_eval.PROGRAM} finds is added to it, hours from now")
         scores |= lm_eval.run(url, model, tasks, tokenizer, key)
-    code, result = written({**record, "evaluations": scores} if scores else record, out)
-    click.echo(json.dumps(result, indent=2) if as_json else "\n".join(sentences(result)))
-    return code
+    result = written({**record, "evaluations": scores} if scores else record, out)
+    click.echo(json.dumps(result.as_dict(), indent=2) if json_wanted else "\n".join(sentences(result)))
+    return int(not result.answered)

@@ -1,4 +1,4 @@
-"""`pyinfra-vllm calibrate`: how noisy one unchanged service is, so that no margin is ever tighter than that.
+"""`pyinfra-vllm calibrate`: measures the noise of one unchanged service, below which no margin decides.
 
 On a host it has the service measured across restarts, inside its window, and the host keeps the result; from
 records that `bench` wrote, one after each restart of the same release, it only reckons. It judges nothing.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyinfra_vllm.commands import options
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.calibration import LEAST_RUNS, calibration
@@ -51,7 +52,7 @@ def on_host(
     limit: str,
     named: str | None,
     runs: int,
-    overrides: dict[str, Any],
+    overrides: Mapping[str, object],
     group_data: Sequence[str],
 ) -> Outcome:
     """Have one service of one host calibrated, and follow it.
@@ -82,7 +83,7 @@ def on_host(
 
 
 class _ToStderr(logging.Handler):
-    """Shows what an operation says as it goes, as pyinfra's own command does."""
+    """Prints the messages of an operation, as pyinfra's own command does."""
 
     def emit(self, record: logging.LogRecord) -> None:
         click.echo(printable(record.getMessage()), err=True)
@@ -122,11 +123,11 @@ def sentences(noise: dict[str, Any]) -> list[str]:
 )
 @click.option("--now", is_flag=True, help="Also outside the service's window.")
 @click.option("--reason", default="", help="Why, for the record.")
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@options.group_data
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the noise of records."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@options.json_wanted
 def calibrate(
     sources: tuple[str, ...],
     limit: str | None,
@@ -136,7 +137,7 @@ def calibrate(
     reason: str,
     group_data: tuple[str, ...],
     out: Path | None,
-    as_json: bool,
+    json_wanted: bool,
 ) -> int:
     """Find the noise of an unchanged service, and have its host keep it.
 
@@ -146,7 +147,7 @@ def calibrate(
     """
     if len(sources) > 1 or sources[0].endswith(".json"):
         noise = run([Path(source) for source in sources], out)
-        click.echo(json.dumps(noise, indent=2) if as_json else "\n".join(sentences(noise)))
+        click.echo(json.dumps(noise, indent=2) if json_wanted else "\n".join(sentences(noise)))
         return 0
     if limit is None:
         raise click.UsageError("--limit HOST is needed: the service is restarted, so name the one host")
@@ -154,7 +155,7 @@ def calibrate(
     outcome = on_host(sources[0], limit, service, runs, overrides, group_data)
     click.echo(
         json.dumps(asdict(outcome), indent=2)
-        if as_json
+        if json_wanted
         else printable(f"{outcome.status}: {outcome.message}")
     )
     return EXIT_CODES.get(outcome.status, 1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from pyinfra_vllm.answers import Verdict
 from pyinfra_vllm.commands.gate_file import criteria_of
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError
@@ -23,8 +24,8 @@ COLORS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 def run(
     before: Path, after: Path, gate_file: Path | None = None, noise_file: Path | None = None
-) -> tuple[int, dict[str, Any]]:
-    """The command: exit code (0 pass, 1 fail, 3 inconclusive) and what --json prints.
+) -> tuple[int, Verdict]:
+    """The command: exit code (0 pass, 1 fail, 3 inconclusive) and the verdict.
 
     Raises DeclarationError.
     """
@@ -34,7 +35,7 @@ def run(
         verdict = gate.judge(read(before), read(after), criteria, noise=noise, asks_gpus=False)
     except gate.RecordError as error:
         raise DeclarationError(f"{before} and {after} can't be compared: {error}") from error
-    return gate.EXIT_CODES[verdict["verdict"]], verdict
+    return gate.EXIT_CODES[verdict["verdict"]], cast("Verdict", verdict)
 
 
 def _noise(path: Path) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def _noise(path: Path) -> dict[str, Any]:
         raise DeclarationError(f"--noise {path}: {error}") from error
 
 
-def table(verdict: dict[str, Any]) -> Table:
+def table(verdict: Verdict) -> Table:
     """Every metric for a person; dim ones are shown and never decide."""
     found = Table("phase", "metric", "before", "after", "ratio", "95 % interval", "limit", "verdict")
     for row in verdict["metrics"]:
@@ -70,7 +71,7 @@ def table(verdict: dict[str, Any]) -> Table:
 @click.option(
     "--gate", "gate_file", type=click.Path(path_type=Path), help="The gate's settings, YAML or JSON."
 )
-@click.option("--noise", "noise_file", type=click.Path(path_type=Path), help="What `calibrate` wrote.")
+@click.option("--noise", "noise_file", type=click.Path(path_type=Path), help="The noise that `calibrate` wrote.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def compare(before: Path, after: Path, gate_file: Path | None, noise_file: Path | None, as_json: bool) -> int:
     """Judge AFTER against BEFORE: exit code 0 for pass, 1 for fail, 3 for inconclusive."""
@@ -79,7 +80,7 @@ def compare(before: Path, after: Path, gate_file: Path | None, noise_file: Path 
         click.echo(json.dumps(verdict, indent=2))
         return code
     Console().print(table(verdict))
-    click.echo(f"{verdict['verdict']}")
+    click.echo(verdict["verdict"])
     for reason in verdict["reasons"]:
         click.echo(f"  {printable(reason)}")
     return code

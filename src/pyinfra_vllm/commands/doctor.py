@@ -13,7 +13,8 @@ from ..inventory import root_of
 from ..report import checkup
 from ..report.checkup import Examined
 from ..report.tables import console
-from .status import DEFAULT_INVENTORY, declared
+from . import options
+from .status import declared
 
 # A sample of some checkpoints, and nvidia-smi of a driver that hangs; every byte of all of them.
 LIMIT_S, DEEP_LIMIT_S = 180.0, 4 * 3600.0
@@ -39,11 +40,11 @@ def run(
 
 
 @click.command()
-@click.argument("inventory", default=DEFAULT_INVENTORY)
+@options.inventory
 @click.option("--deep", is_flag=True, help="Read every byte of checkpoints and runtimes; takes minutes.")
-@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
-@click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
+@options.limit
+@options.group_data
+@options.json_wanted
 def doctor(
     inventory: str, deep: bool, limit: tuple[str, ...], group_data: tuple[str, ...], json_wanted: bool
 ) -> int:

@@ -9,7 +9,7 @@ import yaml
 from pyinfra_vllm.errors import DeclarationError, one_line
 from pyinfra_vllm.on_host.criteria import Criteria, CriteriaError
 
-# What PyYAML raises for one text or another, beside what reading raises for one that is not UTF-8.
+# PyYAML's errors, and that of a text that is not UTF-8.
 NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
 
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
-from typing import Any
 
 import click
 
@@ -18,8 +17,8 @@ from ..report import looking
 from ..report.history import Switch, left_out, moment, problems, switches
 from ..report.tables import console, show_history
 from ..window import parse_duration
+from . import options
 
-DEFAULT_INVENTORY = "inventory/prod.py"
 DAYS = {"today": 0, "yesterday": 1}
 WEEKS = re.compile(r"(\d{1,4})w")
 
@@ -34,7 +33,7 @@ class Past:
     missing: dict[str, str]
     left_out: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         switches = [item.as_dict() for item in self.switches]
         return {"switches": switches, "missing": self.missing, "left_out": self.left_out}
 
@@ -87,17 +86,17 @@ def _moment(text: str) -> datetime:
 
 
 @click.command()
-@click.argument("inventory", default=DEFAULT_INVENTORY)
+@options.inventory
 @click.option("--since", metavar="TIME", help="A time, a date, yesterday, or how long ago: 12h, 7d, 2w.")
 @click.option(
     "--newest",
     type=click.IntRange(1),
     help=f"So many switches of each service [{looking.NEWEST}; with --since all of them].",
 )
-@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@options.limit
+@options.group_data
 @click.option("--wide", is_flag=True, help="Every column, however long the lines get.")
-@click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
+@options.json_wanted
 def history(
     inventory: str,
     since: str | None,

@@ -1,4 +1,4 @@
-"""`pyinfra-vllm lock`: asks the Hub what each declared revision means now and writes `checkpoints.lock.yaml`.
+"""`pyinfra-vllm lock`: resolves declared revisions at the Hub and writes `checkpoints.lock.yaml`.
 
 Contacts the Hub only, never a host. The file is written once, at the end, when every model could be resolved.
 """
@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from pyinfra_vllm import fleet, hub_endpoint
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, Lock
+from pyinfra_vllm.commands import options
 from pyinfra_vllm.errors import RolloutError
 from pyinfra_vllm.printable import printable_lines
 from pyinfra_vllm.text import in_units
@@ -23,7 +24,6 @@ from pyinfra_vllm.text import in_units
 if TYPE_CHECKING:
     from pyinfra_vllm.hub import Hub
 
-DEFAULT_INVENTORY = "inventory/prod.py"
 
 TOKENIZER = re.compile(r"tokenizer\.json|vocab\.(json|txt)|tekken\.json|[^/]*\.(model|tiktoken)")
 
@@ -44,11 +44,11 @@ class Relock:
 
     @property
     def stale(self) -> bool:
-        """Whether the file that was there does not say what the Hub says."""
+        """Whether the file that was there differs from the Hub's answers."""
         return bool(self.added or self.changed or (self.pruned and self.undeclared))
 
-    def as_dict(self) -> dict[str, Any]:
-        """For --json: what changed, and commit and bytes of every declared model."""
+    def as_dict(self) -> dict[str, object]:
+        """For --json: the changes, and commit and bytes of every declared model."""
         declared = {*self.added, *self.changed, *self.unchanged}
         return {
             "lock": str(self.lock.path),
@@ -124,8 +124,8 @@ def run(
     prune: bool = False,
     hub: Hub | None = None,
     say: Say = lambda line: None,
-) -> tuple[int, dict[str, Any]]:
-    """The command: exit code (1 when `check` finds the file stale) and what --json prints.
+) -> tuple[int, Relock]:
+    """The command: exit code (1 when `check` finds the file stale) and the result.
 
     Raises RolloutError.
     """
@@ -139,10 +139,10 @@ def run(
         models, before, hub or _hub(), prune=prune, say=say, with_code=with_code, consolidated=consolidated
     )
     if check:
-        return int(result.stale), result.as_dict()
+        return int(result.stale), result
     if result.stale or not path.exists():
         result.lock.dump()
-    return 0, result.as_dict()
+    return 0, result
 
 
 def _hub() -> Hub:
@@ -157,25 +157,27 @@ def _hub() -> Hub:
     return Hub(endpoint)
 
 
-def sentences(result: dict[str, Any], *, check: bool) -> list[str]:
+def sentences(result: Relock, *, check: bool) -> list[str]:
     """The result for a person."""
-    lines = [f"{kind:9} {name}" for kind in ("added", "changed", "unchanged") for name in result[kind]]
-    kept = "removed" if result["pruned"] else "kept, though no service declares it (--prune removes it)"
-    lines += [f"{name} is {kept}" for name in result["undeclared"]]
-    if check and result["stale"]:
-        return [*lines, f"{result['lock']} is stale: run `pyinfra-vllm lock`, read the diff and commit it."]
-    if check or not result["stale"]:
-        return [*lines, f"{result['lock']} is up to date."]
-    return [*lines, f"{result['lock']} was written: read the diff and commit it."]
+    kinds = {"added": result.added, "changed": result.changed, "unchanged": result.unchanged}
+    lines = [f"{kind:9} {name}" for kind, names in kinds.items() for name in names]
+    kept = "removed" if result.pruned else "kept, though no service declares it (--prune removes it)"
+    lines += [f"{name} is {kept}" for name in result.undeclared]
+    path = result.lock.path
+    if check and result.stale:
+        return [*lines, f"{path} is stale: run `pyinfra-vllm lock`, read the diff and commit it."]
+    if check or not result.stale:
+        return [*lines, f"{path} is up to date."]
+    return [*lines, f"{path} was written: read the diff and commit it."]
 
 
 @click.command()
-@click.argument("inventory", default=DEFAULT_INVENTORY)
+@options.inventory
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 when the file is stale.")
 @click.option("--prune", is_flag=True, help="Remove the entries of models that no service declares.")
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def lock(inventory: str, check: bool, prune: bool, group_data: tuple[str, ...], as_json: bool) -> None:
+@options.group_data
+@options.json_wanted
+def lock(inventory: str, check: bool, prune: bool, group_data: tuple[str, ...], json_wanted: bool) -> None:
     """Write which files each declared model means to checkpoints.lock.yaml, or --check it.
 
     HF_ENDPOINT names another Hub, HF_TOKEN opens gated repositories.
@@ -189,5 +191,5 @@ def lock(inventory: str, check: bool, prune: bool, group_data: tuple[str, ...], 
     except RolloutError as error:
         click.echo(printable_lines(error), err=True)
         raise SystemExit(error.exit_code) from error
-    click.echo(json.dumps(result, indent=2) if as_json else "\n".join(sentences(result, check=check)))
+    click.echo(json.dumps(result.as_dict(), indent=2) if json_wanted else "\n".join(sentences(result, check=check)))
     raise SystemExit(code)

@@ -13,7 +13,7 @@ from ..facts.logs import Logs
 from ..inventory import root_of
 from ..printable import printable
 from ..report import journal
-from .status import DEFAULT_INVENTORY
+from . import options
 
 LINES = 100
 
@@ -36,7 +36,7 @@ def run(
 @click.command()
 @click.argument("host")
 @click.argument("service", required=False)
-@click.option("--inventory", default=DEFAULT_INVENTORY, show_default=True, help="Where the host is listed.")
+@click.option("--inventory", default=options.DEFAULT_INVENTORY, show_default=True, help="Where the host is listed.")
 @click.option(
     "--lines",
     "newest",
@@ -45,8 +45,8 @@ def run(
     show_default=True,
     help="Of each unit.",
 )
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
-@click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
+@options.group_data
+@options.json_wanted
 def logs(
     host: str,
     service: str | None,

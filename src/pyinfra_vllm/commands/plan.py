@@ -1,4 +1,4 @@
-"""`pyinfra-vllm plan`: what a rollout would do, host by host, refusals included. Changes nothing."""
+"""`pyinfra-vllm plan`: the changes and refusals of a rollout, host by host. Changes nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .. import fleet, plans, spoken
 from ..asking import Answer, Hosts
 from ..config import Fleet
 from ..plans import HostPlan
+from . import options
 
-DEFAULT_INVENTORY = "inventory/prod.py"
 LIMIT_S = 180.0
 NARROWEST = 40
 COLOURS = {plans.ACTIONS[plans.REFUSED][0]: "red", plans.WARNINGS: "yellow"}
@@ -27,7 +27,7 @@ def run(
 
     Raises DeclarationError or LockError; then no host was contacted.
     """
-    from ..operations._foreseen import host_plan  # imports what only planning needs
+    from ..operations._foreseen import host_plan  # imported for planning only
 
     values = spoken.parse_data(data)
     wanted = fleet.load(inventory, values, group_data, limit=limit, need_secrets=False)
@@ -45,9 +45,9 @@ def _unanswered(answer: Answer[HostPlan], wanted: Fleet) -> HostPlan:
 
 
 @click.command()
-@click.argument("inventory", default=DEFAULT_INVENTORY)
-@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@options.inventory
+@options.limit
+@options.group_data
 @click.option("--data", multiple=True, metavar="KEY=VALUE", help="For this run only, as for pyinfra.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print the plan as JSON.")
 def plan(

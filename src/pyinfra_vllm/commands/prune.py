@@ -1,7 +1,7 @@
-"""`pyinfra-vllm prune`: what nothing on the hosts needs any more, shown first and deleted only with --yes.
+"""`pyinfra-vllm prune`: lists everything that hosts no longer need, and deletes it with --yes.
 
-The hosts decide what their releases need; what is declared and pinned here is kept besides. No service is
-touched.
+The hosts keep everything that their releases need; everything declared or pinned here is kept, too. No
+service is touched.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..checkpoint import Lock
 from ..config import Declared
 from ..printable import printable
 from ..text import in_units
+from . import options
 
-DEFAULT_INVENTORY = "inventory/prod.py"
 # Deleting terabytes of small files takes a while; a host that answers nothing for so long is given up, not
 # stopped.
 LIMIT_S = 3600.0
@@ -71,7 +71,7 @@ def run(
 
 
 def sentences(answers: Sequence[Answer[list[Removable]]], *, delete: bool) -> list[str]:
-    """The result for a person: every path, then what a host has of them."""
+    """The result for a person: every path, then the sum of each host."""
     lines = []
     for answer in answers:
         if answer.value is None:
@@ -92,11 +92,11 @@ def sentences(answers: Sequence[Answer[list[Removable]]], *, delete: bool) -> li
 
 
 @click.command()
-@click.argument("inventory", default=DEFAULT_INVENTORY)
-@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
+@options.inventory
+@options.limit
 @click.option("--yes", "delete", is_flag=True, help="Delete what is shown.")
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
-@click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
+@options.group_data
+@options.json_wanted
 def prune(
     inventory: str, limit: tuple[str, ...], delete: bool, group_data: tuple[str, ...], json_wanted: bool
 ) -> int:

@@ -10,9 +10,9 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -20,12 +20,22 @@ from ..asking import Hosts
 from ..errors import DeclarationError
 from ..printable import printable
 from ..report import looking
+from ..report.history import problems
 from ..report.page import render
+from . import options
 from .history import since_when
 from .status import declared
 
-DEFAULT_INVENTORY = "inventory/prod.py"
 NEWEST = 10  # about 30 kB of page each
+
+
+@dataclass(frozen=True)
+class Written:
+    """The page that was written, and why hosts are missing on it."""
+
+    report: str
+    bytes: int
+    missing: dict[str, str]
 
 
 def run(
@@ -35,11 +45,8 @@ def run(
     group_data: Sequence[str] = (),
     newest: int = NEWEST,
     since: datetime | None = None,
-) -> tuple[int, dict[str, Any]]:
-    """The command: exit code (1 when a host could not be asked) and what --json prints.
-
-    Raises DeclarationError.
-    """
+) -> Written:
+    """Ask the hosts and write the page. Raises DeclarationError."""
     path = _made(out) / "index.html"
     wanted, problem = declared(inventory, group_data)
     with Hosts(inventory, limit, group_data) as hosts:
@@ -47,14 +54,11 @@ def run(
     page = render(inventory, answers, datetime.now(UTC), problem, since=since)
     with _telling(out):
         path.write_text(page, encoding="utf-8")
-    missing = {answer.host: answer.problem for answer in answers if answer.value is None}
-    return int(bool(missing)), {"report": str(path), "bytes": len(page.encode()), "missing": missing}
+    return Written(str(path), len(page.encode()), problems(answers))
 
 
 def _made(out: Path) -> Path:
-    """The folder to write to, there and writable: asking the hosts takes too long to be told so only
-    afterwards.
-    """
+    """Create the folder and check that it is writable, before the hosts are asked."""
     with _telling(out):
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):
@@ -74,17 +78,17 @@ def _telling(out: Path) -> Iterator[None]:
 
 
 @click.command()
-@click.argument("inventory", default=DEFAULT_INVENTORY)
+@options.inventory
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to."
 )
 @click.option("--newest", default=NEWEST, show_default=True, help="Switches of each service.")
 @click.option(
-    "--since", help="What the headline counts: like yesterday, 7d or 2026-11-20. Last night if not given."
+    "--since", help="Begin of the headline's period: like yesterday, 7d or 2026-11-20 [last night]."
 )
-@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
-@click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
+@options.limit
+@options.group_data
+@options.json_wanted
 def report(
     inventory: str,
     out: Path,
@@ -98,8 +102,8 @@ def report(
 
     The page loads nothing from anywhere. Exit code 1 when a host could not be asked: the page says which.
     """
-    code, result = run(inventory, out, limit, group_data, newest, since_when(since))
-    for host, problem in result["missing"].items():
+    result = run(inventory, out, limit, group_data, newest, since_when(since))
+    for host, problem in result.missing.items():
         click.echo(printable(f"{host}: {problem}"), err=True)
-    click.echo(json.dumps(result, indent=2) if json_wanted else result["report"])
-    return code
+    click.echo(json.dumps(vars(result), indent=2) if json_wanted else result.report)
+    return int(bool(result.missing))

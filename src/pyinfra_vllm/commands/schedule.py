@@ -15,8 +15,8 @@ from ..printable import printable
 from ..schedule.environment import checked
 from ..schedule.tick import tick as ticked
 from ..schedule.units import EVERY, Units, cron_line, daily, install, units
+from . import options
 
-DEFAULT_INVENTORY = "inventory/prod.py"
 
 
 def own_command(
@@ -40,9 +40,9 @@ def account() -> str | None:
 
 
 @click.command()
-@click.argument("inventory", default=DEFAULT_INVENTORY)
+@options.inventory
 @click.option("--install", "installing", is_flag=True, help="Write the units and start the timer.")
-@click.option("--tick", is_flag=True, help="What the timer runs: roll out what is due now.")
+@click.option("--tick", is_flag=True, help="Run by the timer: roll out every host that is due.")
 @click.option("--dry", is_flag=True, help="With --tick: only say what would be run.")
 @click.option(
     "--every", default=5, show_default=True, help=f"Minutes between ticks: {', '.join(map(str, EVERY))}."
@@ -53,9 +53,9 @@ def account() -> str | None:
     type=click.Path(path_type=Path),
     help="File with HF_TOKEN and declared secrets, for systemd.",
 )
-@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
-@click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
+@options.limit
+@options.group_data
+@options.json_wanted
 def schedule(
     inventory: str,
     installing: bool,
@@ -88,10 +88,12 @@ def schedule(
         checkup = own_command(inventory, limit, group_data, doctor=True)
         made.append(daily(inventory, checkup, Path.cwd(), doctor, account()))
     ran = [words for each in made for words in install(each)] if installing else []
+    cron = cron_line(command, Path.cwd(), every)
     if json_wanted:
-        click.echo(json.dumps(_as_dict(made, ran, cron_line(command, Path.cwd(), every)), indent=2))
+        result = {"files": _files(made), "installed": bool(ran), "ran": ran, "cron": cron}
+        click.echo(json.dumps(result, indent=2))
     else:
-        _print(made, ran, cron_line(command, Path.cwd(), every))
+        _print(made, ran, cron)
     return 0
 
 
@@ -108,10 +110,6 @@ def _tick(
     )
     click.echo(json.dumps(done.as_dict(), indent=2) if json_wanted else printable(done.said))
     return done.exit_code
-
-
-def _as_dict(made: list[Units], ran: list[list[str]], cron: str) -> dict[str, object]:
-    return {"files": _files(made), "installed": bool(ran), "ran": ran, "cron": cron}
 
 
 def _files(made: list[Units]) -> dict[str, str]:

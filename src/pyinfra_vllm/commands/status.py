@@ -1,10 +1,9 @@
-"""`pyinfra-vllm status`: what each host runs, and what differs from what was declared. Changes nothing."""
+"""`pyinfra-vllm status`: the running release of each host, and its drift. Changes nothing."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
@@ -15,12 +14,12 @@ from ..errors import RolloutError
 from ..report import looking
 from ..report.status import Row, exit_code, rows
 from ..report.tables import console, show_status
+from . import options
 
-DEFAULT_INVENTORY = "inventory/prod.py"
 
 
 def declared(inventory: str, group_data: Sequence[str] = ()) -> tuple[Fleet | None, str]:
-    """The declaration, or None and why: a broken declaration must not hide what runs."""
+    """The declaration, or None and why: a broken declaration must not hide the running releases."""
     try:
         return fleet.load(inventory, group_data=group_data, need_lock=False), ""
     except RolloutError as error:
@@ -37,8 +36,8 @@ def run(inventory: str, limit: Sequence[str] = (), group_data: Sequence[str] = (
     return exit_code(found), found
 
 
-def as_json(found: Sequence[Row]) -> dict[str, Any]:
-    services: dict[str, list[dict[str, Any]]] = {row.host: [] for row in found}
+def as_json(found: Sequence[Row]) -> dict[str, object]:
+    services: dict[str, list[dict[str, object]]] = {row.host: [] for row in found}
     for row in found:
         if row.service:
             values = {key: value for key, value in row.as_dict().items() if key not in ("host", "problem")}
@@ -52,11 +51,11 @@ def as_json(found: Sequence[Row]) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("inventory", default=DEFAULT_INVENTORY)
-@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@options.inventory
+@options.limit
+@options.group_data
 @click.option("--wide", is_flag=True, help="Every column and every service, however long the lines get.")
-@click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")
+@options.json_wanted
 def status(
     inventory: str, limit: tuple[str, ...], group_data: tuple[str, ...], wide: bool, json_wanted: bool
 ) -> int:

@@ -22,8 +22,8 @@ from ..config.problems import MISSING, Problem
 from ..errors import DeclarationError, LockError, RolloutError
 from ..plans import host_names
 from ..printable import printable
+from . import options
 
-DEFAULT_INVENTORY = "inventory/prod.py"
 NARROWEST = 40
 
 
@@ -31,7 +31,7 @@ NARROWEST = 40
 class Result:
     """The problems and warnings of one declaration.
 
-    + unchecked: what only the hosts can tell, in words
+    + unchecked: checks that only the hosts can make, in words
     """
 
     hosts: tuple[str, ...]
@@ -142,8 +142,8 @@ def _wrapped(text: str, width: int, indent: str) -> list[str]:
 
 
 @click.command()
-@click.argument("inventory", default=DEFAULT_INVENTORY)
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@options.inventory
+@options.group_data
 @click.option("--json", "json_wanted", is_flag=True, help="Print the problems as JSON.")
 def validate(inventory: str, group_data: tuple[str, ...], json_wanted: bool) -> int:
     """Check a declaration without asking a host: form, flags, fit, windows, hooks and lock; all at once.

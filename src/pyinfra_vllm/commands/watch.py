@@ -20,8 +20,8 @@ from ..config import Fleet
 from ..report import looking
 from ..report.tables import console
 from ..report.watching import Live, lives, sentence, table
+from . import options
 
-DEFAULT_INVENTORY = "inventory/prod.py"
 
 
 def look(hosts: Hosts, wanted: Fleet) -> list[Live]:
@@ -36,11 +36,11 @@ def exit_code(found: Sequence[Live]) -> int:
 
 
 @click.command()
-@click.argument("inventory", default=DEFAULT_INVENTORY)
+@options.inventory
 @click.option("--every", default=2.0, show_default=True, help="Seconds between looks.")
 @click.option("--once", is_flag=True, help="Look once and end.")
-@click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
-@click.option("--group-data", multiple=True, help="Further group data folders or files, as for pyinfra.")
+@options.limit
+@options.group_data
 @click.option("--json", "json_wanted", is_flag=True, help="Print one look as JSON and end.")
 def watch(
     inventory: str,

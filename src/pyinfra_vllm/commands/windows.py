@@ -1,7 +1,7 @@
 """`pyinfra-vllm windows`: whether a switch may begin, why, until when, and the next openings.
 
-Answers for every service of an inventory, or for one cron line given here. Contacts no host: so what a switch
-may take is what is declared; `pyinfra INVENTORY deploy.py --dry` says what each host has measured.
+Answers for every service of an inventory, or for one cron line given here. Contacts no host, so the
+estimate is the declared one; `pyinfra INVENTORY deploy.py --dry` shows the one that each host has measured.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ..window import (
     timezone_names,
     zone,
 )
+from . import options
 
 DEFAULT_ESTIMATE = "45m"
-DEFAULT_INVENTORY = "inventory/prod.py"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Answer:
     state: WindowState
     services: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "open": self.state.open,
             "closes": _iso(self.state.closes),
@@ -64,10 +64,10 @@ class Answer:
 @click.option(
     "--switch-estimate",
     metavar="DURATION",
-    help=f"What a switch and its rollback may take [{DEFAULT_ESTIMATE}].",
+    help=f"Duration of a switch and its rollback [{DEFAULT_ESTIMATE}].",
 )
 @click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups of the inventory.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@options.json_wanted
 def windows(
     inventory: str | None,
     at_text: str | None,
@@ -77,7 +77,7 @@ def windows(
     exceptions: tuple[str, ...],
     switch_estimate: str | None,
     limit: tuple[str, ...],
-    as_json: bool,
+    json_wanted: bool,
 ) -> None:
     """Say whether a switch may begin, why, until when, and the next five openings.
 
@@ -95,8 +95,8 @@ def windows(
     elif exceptions or switch_estimate:
         raise click.UsageError("--except and --switch-estimate go with --cron; an inventory declares its own")
     else:
-        answers = fleet_answers(inventory or DEFAULT_INVENTORY, at_text, limit)
-    click.echo(json.dumps(as_json_object(answers), indent=2) if as_json else "\n".join(sentences(answers)))
+        answers = fleet_answers(inventory or options.DEFAULT_INVENTORY, at_text, limit)
+    click.echo(json.dumps(as_json_object(answers), indent=2) if json_wanted else "\n".join(sentences(answers)))
 
 
 def direct_window(cron: str, duration: str, timezone: str, exceptions: Sequence[str]) -> Window:
@@ -156,7 +156,7 @@ def moment(text: str | None, timezone: str) -> datetime:
     return at if at.tzinfo is not None else at.replace(tzinfo=zone(timezone))
 
 
-def as_json_object(answers: Sequence[Answer]) -> dict[str, Any]:
+def as_json_object(answers: Sequence[Answer]) -> dict[str, object]:
     """One answer as it is.
 
     Several as one: whether any service may begin, and each answer under `services`.

@@ -1,0 +1,14 @@
+"""The arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import click
+
+DEFAULT_INVENTORY = "inventory/prod.py"
+
+inventory = click.argument("inventory", default=DEFAULT_INVENTORY)
+limit = click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups.")
+group_data = click.option(
+    "--group-data", multiple=True, help="Further group data folders or files, as for pyinfra."
+)
+json_wanted = click.option("--json", "json_wanted", is_flag=True, help="Print the result as JSON.")

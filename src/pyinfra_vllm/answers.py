@@ -197,6 +197,7 @@ class Transaction(_From, total=False):
     reported: Required[bool]
     kept: bool
     turns: Required[dict[str, Moment]]
+    recovered: bool
 
 
 class Observed(TypedDict, total=False):
@@ -368,7 +369,7 @@ class Built(TypedDict, total=False):
 
 
 class Runtime(TypedDict, total=False):
-    """An installed vLLM (on_host/inspect_runtime.py)."""
+    """An installed vLLM (on_host/inspect_runtime.py); `compiled`: share of its files with byte code."""
 
     path: str
     version: Required[str]
@@ -392,7 +393,7 @@ class GpuProcess(TypedDict, total=False):
 
 
 class Gpu(TypedDict, total=False):
-    """A card or a MIG instance (on_host/inspect_gpus.py)."""
+    """A card or a MIG instance (on_host/inspect_gpus.py). `split`: a card in MIG mode."""
 
     index: Required[int | None]
     card: int
@@ -416,7 +417,7 @@ class Gpus(TypedDict, total=False):
 
 
 class StoredCheckpoint(TypedDict, total=False):
-    """A checkpoint on a host, as its file system tells (on_host/inspect_checkpoints.py)."""
+    """A checkpoint on a host (on_host/inspect_checkpoints.py). `state`: complete, damaged or partial."""
 
     directory: Required[str]
     name: str

@@ -1,4 +1,4 @@
-"""Checkpoints: which files, of which size and content, each declared model means.
+"""Checkpoints: the files, with size and content hash, of each declared model.
 
 `checkpoints.lock.yaml` is the record of that; every rollout reads it and nothing here talks to a host or to a
 network (`hub` asks the Hub). A lock file is read strictly: one entry that can't be trusted makes the whole
@@ -50,7 +50,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model repository at one commit: the files that serving needs, and what its config.json says."""
+    """A model repository at one commit: the files that serving needs, and its config.json."""
 
     repo: str
     revision: str
@@ -60,7 +60,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """How people and the lock file call it: ``org/name@revision``."""
+        """Name in messages and in the lock file: ``org/name@revision``."""
         return f"{self.repo}@{self.revision}"
 
     @property
@@ -79,7 +79,7 @@ class Checkpoint:
         return any(file.path.endswith(".py") for file in self.files)
 
     def directory(self, root: str) -> str:
-        """Where a host keeps it.
+        """Directory on a host.
 
         A repository's name can't hold ``--`` (checked), so no two share a directory.
         """
@@ -109,7 +109,7 @@ class Lock:
     def get(self, repo: str, revision: str = "main") -> Checkpoint:
         """The checkpoint that `repo` at `revision` means.
 
-        Raises LockError, naming what to do, when it has no entry.
+        Raises LockError when it has no entry.
         """
         entry = self._entries.get(f"{repo}@{revision}")
         if entry is None:
@@ -165,7 +165,7 @@ class Lock:
 
 
 def render(entries: Iterable[Checkpoint]) -> str:
-    """The text of a lock file: sorted, one file a line, so that a diff shows what changed and
+    """The text of a lock file: sorted, one file a line, so that a diff shows the changes and
     nothing else.
     """
     ordered = sorted(entries, key=lambda entry: entry.name)
@@ -175,7 +175,7 @@ def render(entries: Iterable[Checkpoint]) -> str:
     )
 
 
-def _as_dict(entry: Checkpoint) -> dict[str, Any]:
+def _as_dict(entry: Checkpoint) -> dict[str, object]:
     return {
         "repo": entry.repo,
         "revision": entry.revision,
@@ -202,7 +202,7 @@ def _sorted(value: Any) -> Any:
     return value
 
 
-class _OneLine(dict[str, Any]):
+class _OneLine(dict[str, object]):
     """A mapping that the lock file shows on one line."""
 
 
@@ -224,7 +224,7 @@ _Dumper.add_representer(
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML without what makes a lock file ambiguous or huge: repeated keys and aliases are errors."""
+    """Plain YAML; repeated keys and aliases are errors."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -276,7 +276,7 @@ class _Reader:
             f"Restore the file from version control, or remove it and run `pyinfra-vllm lock`."
         )
 
-    def mapping(self, value: object, keys: set[str], key: str = "the entry") -> dict[str, Any]:
+    def mapping(self, value: object, keys: set[str], key: str = "the entry") -> Mapping[str, Any]:
         if not isinstance(value, dict) or set(value) != keys:
             self.fail(key, value, f"must be a mapping with exactly the keys {', '.join(sorted(keys))}")
         return value
@@ -335,7 +335,7 @@ def _read_file(reader: _Reader, path: object, content: object) -> File:
     return replace(file, blob_sha1=blob)
 
 
-def _check_sums(reader: _Reader, entry: dict[str, Any], checkpoint: Checkpoint) -> None:
+def _check_sums(reader: _Reader, entry: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     for key in ("total_bytes", "weights_bytes"):
         expected = getattr(checkpoint, key)
         if reader.bytes(entry[key], key) != expected:

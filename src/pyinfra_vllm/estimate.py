@@ -1,4 +1,4 @@
-"""How long a switch and its rollback may take on one host: what a window must have left for one to begin.
+"""Estimates how long a switch and its rollback take on one host: the time that a window must have left.
 
 Pure.
 
@@ -9,11 +9,11 @@ record does not know yet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
+from .answers import Transaction
 from .config import Service
 from .on_host.order import ROLLOUT
 
@@ -22,6 +22,8 @@ NEWEST = 5
 # time.
 FACTOR = 1.5
 COUNTED = ("committed", "rolled_back")
+
+History = Sequence[Transaction]  # the host's record of one service, oldest first
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,8 @@ class Estimate:
     source: str
 
 
-def estimate(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> Estimate:
-    """The estimate that counts; `history` is the host's record of this service, oldest first
-    (on_host/observe.py).
-    """
+def estimate(service: Service, history: History = ()) -> Estimate:
+    """The estimate that counts: measured, or declared where it is longer or nothing was measured."""
     by_operator = "switch_estimate" in service.model_fields_set
     declared = Estimate(service.switch_estimate, "declared" if by_operator else "the default")
     measured = _measured(service, history)
@@ -44,7 +44,7 @@ def estimate(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> Est
     return measured
 
 
-def way_back(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> timedelta:
+def way_back(service: Service, history: History = ()) -> timedelta:
     """The time that a rollback needs when a switch goes on measuring: the longest so far, with a margin;
     a third of the estimate where there was none.
     """
@@ -54,7 +54,7 @@ def way_back(service: Service, history: Sequence[Mapping[str, Any]] = ()) -> tim
     return max(map(_back, whole)) * FACTOR
 
 
-def _measured(service: Service, history: Sequence[Mapping[str, Any]]) -> Estimate | None:
+def _measured(service: Service, history: History) -> Estimate | None:
     """The longest switch and the longest rollback among the newest whole switches, with a margin on both.
     Measuring counts with the most that the gate may take for it: what ended soon the last time may be
     doubtful the next time.
@@ -68,8 +68,8 @@ def _measured(service: Service, history: Sequence[Mapping[str, Any]]) -> Estimat
     return Estimate((there + back) * FACTOR + measuring, f"measured here in {len(whole)} switch{plural}")
 
 
-def _whole(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The newest switches that went the whole way."""
+def _whole(history: History) -> list[Transaction]:
+    """The newest switches that were judged, without recovery."""
     return [
         switch
         for switch in history
@@ -80,21 +80,21 @@ def _whole(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     ][-NEWEST:]
 
 
-def _there(switch: Mapping[str, Any]) -> timedelta:
+def _there(switch: Transaction) -> timedelta:
     """From the beginning to the decision, to the end or to where it turned back, less the measuring."""
     whole = _moment(switch["turns"].get("restore intended", switch["ended"])) - _moment(switch["began"])
     return whole - _between(switch, "measure-before") - _between(switch, "measure-after")
 
 
-def _between(switch: Mapping[str, Any], step: str) -> timedelta:
-    """How long a step took; nothing where it was not, or not to its end."""
+def _between(switch: Transaction, step: str) -> timedelta:
+    """Duration of a step; zero where it did not begin or end."""
     turns = switch["turns"]
     if f"{step} done" not in turns:
         return timedelta(0)
     return _moment(turns[f"{step} done"]) - _moment(turns[f"{step} intended"])
 
 
-def _back(switch: Mapping[str, Any]) -> timedelta:
+def _back(switch: Transaction) -> timedelta:
     """The rollback's time; where there was none, the new release's own start, which an old one's is like."""
     turns = switch["turns"]
     for begins, ends in (("restore intended", "restore done"), ("activate intended", "ready done")):

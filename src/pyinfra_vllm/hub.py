@@ -42,7 +42,7 @@ MOST_REDIRECTS = 5
 LARGEST_LISTING = 20_000  # entries; repositories with many quantizations have a few thousand
 
 INDEX = "model.safetensors.index.json"
-# Beside config.json: transformers imports what their `auto_map` names, too.
+# Beside config.json: transformers imports the modules of their `auto_map`, too.
 NAME_CODE = (
     "tokenizer_config.json",
     "processor_config.json",
@@ -51,8 +51,7 @@ NAME_CODE = (
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
-# What vLLM and transformers read beside the weights, at the top of a repository (by name; the rest is left
-# out).
+# Files at the top of a repository that vLLM and transformers read beside the weights; the rest is left out.
 _NEEDED = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template|"
     r"preprocessor_config|processor_config|video_preprocessor_config|quantization_config|quant_config|quantize_config|"
@@ -92,8 +91,7 @@ class Hub:
           with a reason)
         + consolidated: the weights in Mistral's own form, which `load-format: mistral` loads and nothing else
 
-        Raises CheckpointRefused for what must not be served and HubError for what the Hub did not or must not
-        answer.
+        Raises CheckpointRefused for a repository that must not be served, HubError for a failure of the Hub.
         """
         for value, reason in (
             (repo, checkpoint.refuse_repository(repo)),
@@ -185,7 +183,7 @@ class Hub:
                     " says what the model is, or read the code and declare why it may run: `allow_code`."
                 )
 
-    def _json(self, repo: str, commit: str, file: File) -> dict[str, Any]:
+    def _json(self, repo: str, commit: str, file: File) -> Mapping[str, Any]:
         """The content of a small JSON file, held to the size and the hash that the listing stated."""
         if file.size > LARGEST_READ_BYTES:
             raise CheckpointRefused(f"{repo}: {file.path} has {file.size} bytes, too many for what it is")
@@ -263,7 +261,7 @@ class Hub:
         return target
 
     def _ask(self, repo: str, question: Callable[[], T]) -> T:
-        """One question to the Hub; whatever goes wrong becomes a HubError that says what to do."""
+        """One question to the Hub; every failure becomes a HubError with its remedy."""
         untouched = "The lock file is as it was."
         try:
             return question()
@@ -280,7 +278,7 @@ class Hub:
                 f"{repo} is not on {self.endpoint}, or is private: check the name, or set HF_TOKEN."
                 f" {untouched}"
             ) from error
-        except Exception as error:  # whatever the client raises for what an untrusted server sends
+        except Exception as error:  # the client raises anything over the answer of an untrusted server
             raise HubError(
                 f"{self.endpoint} could not be asked about {repo}: {type(error).__name__}: "
                 f"{' '.join(str(error).split())[:300]}. {untouched}"
@@ -337,7 +335,7 @@ def _refuse_pickles(repo: str, listing: tuple[File, ...]) -> None:
 
 
 def _refuse_gaps(repo: str, weights: Mapping[str, File]) -> None:
-    """Refuse shards that are numbered and not all there: vLLM loads what it finds, and serves garbage."""
+    """Refuse incomplete numbered shards: vLLM loads those that are there, and serves garbage."""
     found: dict[tuple[str, int], set[int]] = {}
     for path in weights:
         shard = _SHARD.fullmatch(path)
@@ -379,7 +377,7 @@ def _indexed(repo: str, weights: Mapping[str, File], index: Mapping[str, Any]) -
     return {path: weights[path] for path in named}
 
 
-def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def facts_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of config.json for memory fit and tuning: plain values, without long texts and
     label tables.
     """

@@ -175,9 +175,7 @@ def layers(inventory: Inventory, name: str, files: Files) -> Iterator[Layer]:
 
 
 def root_of(host: Host) -> str:
-    """Where a host keeps our files: what a rollout would use, also while the rest of the declaration is
-    broken.
-    """
+    """The declared root of a host, also while the rest of the declaration is broken."""
     inventory: Inventory = host.inventory
     found: Any = DEFAULT_ROOT
     groups = [values for _, values in _groups(inventory, host.name)]
@@ -192,7 +190,7 @@ def _groups(inventory: Inventory, name: str) -> list[tuple[str, Mapping[str, Any
     return [("all", inventory.data), *((group, inventory.group_data.get(group, {})) for group in groups)]
 
 
-def _ours(values: Mapping[str, Any]) -> dict[str, Any]:
+def _ours(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return {key: value for key, value in values.items() if key in KEYS}
 
 

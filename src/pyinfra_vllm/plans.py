@@ -56,7 +56,7 @@ class ServicePlan:
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def as_dict(self, host_reasons: Sequence[str] = ()) -> dict[str, Any]:
+    def as_dict(self, host_reasons: Sequence[str] = ()) -> dict[str, object]:
         return {
             "service": self.service,
             "action": self.action,
@@ -80,13 +80,13 @@ class ServicePlan:
 
 @dataclass(frozen=True)
 class HostPlan:
-    """One host. `reasons` refuse all of it: it could not be asked, or lacks what every service needs."""
+    """One host. `reasons` refuse all of it: not reachable, or without a requirement of every service."""
 
     host: str
     services: tuple[ServicePlan, ...] = ()
     reasons: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "host": self.host,
             "reasons": list(self.reasons),
@@ -99,12 +99,12 @@ def exit_code(plans: Iterable[HostPlan]) -> int:
     return int(any(plan.reasons or any(item.reasons for item in plan.services) for plan in plans))
 
 
-def as_json(plans: Iterable[HostPlan]) -> dict[str, Any]:
+def as_json(plans: Iterable[HostPlan]) -> dict[str, object]:
     return {"hosts": [plan.as_dict() for plan in plans]}
 
 
 def lines(plans: Sequence[HostPlan], width: int) -> list[str]:
-    """The plan for a person: what many hosts share stands once, with their names."""
+    """The plan for a person: an entry that many hosts share stands once, with their names."""
     everyone = [plan.host for plan in plans]
     made = _wrapped(_headline(plans), width, "")
     sections = {ACTIONS[REFUSED][0]: list(_reasons(plans, everyone, width))}

@@ -1,4 +1,4 @@
-"""The release: everything that one vLLM service is started from, named by a hash of its content.
+"""The release: all inputs of one vLLM service, named by a hash of its content.
 
 Pure: it renders text and computes a name. It never looks at a host.
 """
@@ -29,8 +29,7 @@ _UNNAMED = "0" * ID_LENGTH
 # Anyone on a host can read an id and all else that it is a hash of, so guessing a secret by it must cost:
 # OWASP's parameters for scrypt in 16 MiB, 0.2 s a guess.
 _SCRYPT = {"n": 2**14, "r": 8, "p": 5, "dklen": 32}
-# What systemd waits after SIGTERM beyond vLLM's own drain (shared facts: `TimeoutStopSec >= shutdown-timeout
-# + 30`).
+# Time that systemd waits after SIGTERM beyond vLLM's own drain (`TimeoutStopSec >= shutdown-timeout + 30`).
 STOP_MARGIN_S = 30
 
 Value = str | bool | None
@@ -45,7 +44,7 @@ class Release:
     """One immutable release. Sizes in bytes, times in seconds.
 
     argv: the whole command line, the executable first
-    environment: what the unit sets, without secrets
+    environment: variables of the unit, without secrets
     secrets: variables and their values; the id covers them, and nothing but their own file ever holds them
     checkpoint: {"repo", "revision", "commit", "directory"}
     runtime: {"version", "path"}
@@ -136,7 +135,7 @@ class Release:
         }
 
     def _python_path(self, name: str) -> str | None:
-        """Where vLLM finds the module that asks for the key; None where it needs none."""
+        """PYTHONPATH with the module that asks for the key; None where it needs none."""
         if not self.key_is_asked_for:
             return None
         return ":".join(
@@ -168,7 +167,7 @@ class Release:
 
 
 def _module() -> str:
-    """The text of what asks for the key."""
+    """The source of the module that asks for the key."""
     return inspect.getsource(api_key)
 
 

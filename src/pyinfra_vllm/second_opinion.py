@@ -6,15 +6,16 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import DeclarationError, HostError, one_line
+from .on_host.gate import Record
 from .on_host.record import SCHEMA
+from .on_host.relative import Phase, Request
 from .on_host.values import amount, count, list_of
 
-Record = dict[str, Any]
 # Of `vllm bench serve` at each concurrency: long enough to be steady, short enough for a budget of minutes.
 INPUT_TOKENS, OUTPUT_TOKENS, BATCHES, SEED = 256, 128, 6, 1
 ENGINE_TIMEOUT_S = 900
@@ -23,7 +24,7 @@ ENGINE_TIMEOUT_S = 900
 def converted(value: Any, name: str) -> Any:
     """A result of `vllm bench serve` as a record; anything else as it is.
 
-    Raises DeclarationError for a result that lacks what a comparison needs.
+    Raises DeclarationError for a result that can't be compared.
     """
     if not isinstance(value, dict) or "schema" in value:
         return value
@@ -42,7 +43,7 @@ def converted(value: Any, name: str) -> Any:
     return value
 
 
-def from_vllm_bench(results: Sequence[dict[str, Any]]) -> Record:
+def from_vllm_bench(results: Sequence[Mapping[str, Any]]) -> Record:
     """A record with one phase for each result of `vllm bench serve --save-result --save-detailed`."""
     for result in results:
         if "ttfts" not in result:
@@ -53,7 +54,7 @@ def from_vllm_bench(results: Sequence[dict[str, Any]]) -> Record:
     return _record(str(results[0].get("model_id", "?")), "vllm bench serve", map(_vllm_phase, results))
 
 
-def _vllm_phase(result: dict[str, Any]) -> Record:
+def _vllm_phase(result: Mapping[str, Any]) -> Phase:
     key = "max_concurrency" if result.get("max_concurrency") else "max_concurrent_requests"
     concurrency = result[key]
     count(concurrency, key, 1)
@@ -72,7 +73,7 @@ def _vllm_phase(result: dict[str, Any]) -> Record:
 
 def _request(
     index: int, error: str, ttft_s: float, e2e_s: float, tokens_in: int, tokens_out: int
-) -> dict[str, Any]:
+) -> Request:
     """Requests pair by their place: both sides must have been made from the same data and seed."""
     name = f"r{index:05d}"
     if error or not tokens_out:
@@ -87,7 +88,7 @@ def _request(
     }
 
 
-def _phase(concurrency: int, duration_s: float, requests: list[dict[str, Any]]) -> Record:
+def _phase(concurrency: int, duration_s: float, requests: list[Request]) -> Phase:
     return {
         "name": f"c{concurrency}",
         "concurrency": concurrency,
@@ -96,7 +97,7 @@ def _phase(concurrency: int, duration_s: float, requests: list[dict[str, Any]]) 
     }
 
 
-def _record(model: str, engine: str, phases: Iterable[Record]) -> Record:
+def _record(model: str, engine: str, phases: Iterable[Phase]) -> Record:
     return {
         "schema": SCHEMA,
         "model": model,

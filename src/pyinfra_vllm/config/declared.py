@@ -1,4 +1,4 @@
-"""From merged layers to what every host must become: `Declared`, and all of them together as `Fleet`.
+"""Turns merged layers into the declaration of every host: `Declared`, and all of them together as `Fleet`.
 
 Never raises on the first problem: everything wrong is collected in `Problems`.
 """
@@ -75,7 +75,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Every declared host, and what this run is about: its `selected` hosts, and what the operator said."""
+    """Every declared host, the `selected` hosts of this run, and the operator's overrides."""
 
     hosts: dict[str, Declared]
     rollout: Rollout = field(default_factory=Rollout)
@@ -142,11 +142,11 @@ def _declare(host: str, merged: Merged, problems: Problems) -> Declared | None:
     return Declared(host, found, wide.root, rollout, wide.keep, wide.metrics)
 
 
-def _top(merged: Merged, *keys: str) -> dict[str, Any]:
+def _top(merged: Merged, *keys: str) -> Mapping[str, Any]:
     return {key: merged.values[key] for key in keys if merged.values.get(key) is not None}
 
 
-def _map(merged: Merged, key: str, problems: Problems) -> dict[str, Any]:
+def _map(merged: Merged, key: str, problems: Problems) -> Mapping[str, Any]:
     value = merged.values.get(key)
     if value is None:
         return {}
@@ -165,8 +165,8 @@ def _top_locator(merged: Merged, *prefix: str) -> Any:
 
 
 def _service(merged: Merged, name: str, problems: Problems) -> Service | None:
-    """One service: what holds for every service, then `defaults`, then its own settings."""
-    values: dict[str, Any] = {key: merged.values[key] for key in _SERVICE_WIDE if key in merged.values}
+    """One service: the settings of every service, then `defaults`, then its own."""
+    values: Mapping[str, Any] = {key: merged.values[key] for key in _SERVICE_WIDE if key in merged.values}
     for place in (("defaults",), ("services", name)):
         settings = lookup(merged.values, place)
         if settings is ABSENT or settings is None:

@@ -1,4 +1,4 @@
-"""Declared hooks: whom the host tells about a switch, by a command of its own or by a URL (docs/hooks.md).
+"""Declared hooks: commands on the host or URLs that a switch calls (docs/hooks.md).
 
 Nothing here may hold a secret: it is kept on the host for anyone to read. A secret URL is named by its
 variable.
@@ -6,7 +6,7 @@ variable.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -32,7 +32,7 @@ def _url(text: str) -> str:
 
 
 def _hook(value: object) -> object:
-    """One of the three kinds; what is none of them is left to the field's own words."""
+    """One of the three kinds; the field refuses any other value."""
     if isinstance(value, str):
         return _url(value)
     words = as_tuple(value)
@@ -79,7 +79,7 @@ class Hooks(Declaration):
         """The variables that hold URLs."""
         return tuple(hook.url_env for hook in self._called().values() if isinstance(hook, SecretUrl))
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """The same for the host (on_host/hooks.py); empty where no hook is declared."""
         called = {kind: _document(hook) for kind, hook in self._called().items()}
         if not called:
@@ -91,7 +91,7 @@ class Hooks(Declaration):
         return {kind: hook for kind, hook in hooks.items() if hook is not None}
 
 
-def _document(hook: SecretUrl | tuple[str, ...] | str) -> dict[str, Any]:
+def _document(hook: SecretUrl | tuple[str, ...] | str) -> dict[str, object]:
     if isinstance(hook, SecretUrl):
         return {"url_env": hook.url_env}
     return {"url": hook} if isinstance(hook, str) else {"argv": list(hook)}

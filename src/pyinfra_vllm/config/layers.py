@@ -1,6 +1,6 @@
 """Merges layers of plain data, general to particular, and remembers where each value came from.
 
-Maps are merged key by key; anything else replaces what was below. `None` removes what was below
+Maps are merged key by key; any other value replaces the one below. `None` removes the one below
 (`without_removed`), except where it has a meaning of its own and stands: a vLLM flag of `None` is one that
 the resolver may not choose, a margin of `None` is one that never decides.
 """
@@ -71,7 +71,7 @@ def _forget(merged: Merged, path: Path) -> None:
         del merged.sources[known]
 
 
-def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> Mapping[str, Any]:
     """Both maps as one, `above` winning; neither is changed."""
     both = dict(below)
     for key, value in above.items():
@@ -82,8 +82,8 @@ def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return both
 
 
-def without_removed(values: Mapping[str, Any], keep_none: bool = False) -> dict[str, Any]:
-    """The values without what `None` removed. Flags keep theirs, and so do the gate's own settings."""
+def without_removed(values: Mapping[str, Any], keep_none: bool = False) -> Mapping[str, Any]:
+    """The values without those that are `None`, except of flags and of the gate's own settings."""
     return {
         key: without_removed(value, key == "gate")
         if isinstance(value, Mapping) and key != _KEEPS_NONE

@@ -82,7 +82,7 @@ def _each_name_once(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _known_variants(variants: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
-    """Their names are known without a host; what each takes is checked where flags are resolved."""
+    """Check their names; their values are checked where flags are resolved."""
     known = table("variants.yaml")
     for variant in variants:
         for name in [variant] if isinstance(variant, str) else variant:
@@ -318,7 +318,7 @@ Percent = Annotated[str, Field(pattern=r"^([1-9]\d?|100)%$")]
 
 
 class Rollout(Declaration):
-    """In which order hosts switch, and what stops the rest."""
+    """Order in which hosts switch, and the rule that stops the rest."""
 
     canary: Annotated[int, Field(ge=0)] | Annotated[tuple[Text, ...], BeforeValidator(as_tuple)] = Field(
         default=1, description="a number of hosts of each kind (0: none), or a list of host names"

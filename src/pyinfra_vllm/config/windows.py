@@ -64,7 +64,7 @@ class DeclaredWindow(Declaration):
 
 if TYPE_CHECKING:
     WindowField = Window
-else:  # written as a DeclaredWindow, kept as what `window.state` takes
+else:  # written as a DeclaredWindow, kept as a window.Window
     WindowField = Annotated[DeclaredWindow, AfterValidator(DeclaredWindow.window)]
 
 

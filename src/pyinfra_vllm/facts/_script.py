@@ -42,7 +42,7 @@ def python(module: str, *arguments: str, needs: tuple[str, ...] = ()) -> StringC
 def from_input(module: str, *arguments: str) -> tuple[tuple[str, ...], str]:
     """The same for a program that needs more modules than fit into a command.
 
-    Returns its words, and what it reads on standard input.
+    Returns its words and its standard input.
     """
     start = _START.replace("json.loads(sys.argv[1])", "json.load(sys.stdin)")
     names = [file.name for file in files("pyinfra_vllm.on_host").iterdir() if file.name.endswith(".py")]

@@ -1,6 +1,4 @@
-"""Facts that a host tells as JSON, and how they are asked: what one host answers never ends the run of the
-others.
-"""
+"""Facts whose command prints JSON. A bad answer stops its own host, never the run of the others."""
 
 from __future__ import annotations
 

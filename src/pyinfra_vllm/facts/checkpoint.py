@@ -16,12 +16,6 @@ class Checkpoints(Told[list[answers.StoredCheckpoint]]):
     read), with the bytes it takes and the releases that refer to it.
 
     + root: where pyinfra-vllm keeps its files on the host
-
-    .. code:: python
-
-        [{"directory": "/srv/pyinfra-vllm/checkpoints/acme--tiny/<commit>", "name": "acme--tiny", "commit":
-        "...",
-          "state": "complete", "problems": [], "bytes": 19000000000, "referenced_by": ["chat/8d1f..."]}]
     """
 
     default = list

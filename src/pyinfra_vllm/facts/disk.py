@@ -15,11 +15,6 @@ class Filesystem(Told[answers.Filesystem | None]):
     Free bytes and inodes where a path is, or would be, written; the path need not exist.
 
     + path: absolute path on the host
-
-    .. code:: python
-
-        {"path": "/srv", "mount": "/srv", "device": "/dev/nvme0n1p2", "type": "ext4", "read_only": False,
-         "free_bytes": 1200000000000, "total_bytes": 1900000000000, "free_inodes": 120000000}
     """
 
     kind = answers.Filesystem

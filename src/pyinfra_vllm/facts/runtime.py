@@ -16,13 +16,6 @@ class Runtime(Told[answers.Runtime | None]):
     where the venv has no vLLM, or only the beginnings of one.
 
     + path: the venv's absolute path on the host
-
-    .. code:: python
-
-        {"path": "/srv/pyinfra-vllm/runtimes/0.33.0", "version": "0.33.0", "distribution": "vllm", "python":
-        "3.12",
-         "executable": True, "flags": ["--max-model-len", ...], "problem": None, "built": {...} | None,
-         "compiled": 1.0, "torch": "2.9.0+cu129"}
     """
 
     kind = answers.Runtime | None

@@ -1,4 +1,4 @@
-"""Facts about what a host runs, read from its processes and its journal and never inferred from a run."""
+"""Facts about the services of a host, read from its processes and its journal."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""pyinfra operations: each brings one part of a host to what was declared, and says so in a dry run."""
+"""pyinfra operations: each brings one part of a host to its declaration, and says so in a dry run."""

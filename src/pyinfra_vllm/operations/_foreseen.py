@@ -10,13 +10,14 @@ from typing import Any
 
 from pyinfra.api import Host
 
-from pyinfra_vllm.answers import Observed, StagedRelease, StoredCheckpoint
+from pyinfra_vllm.answers import StoredCheckpoint
 from pyinfra_vllm.checkpoint import Lock
 from pyinfra_vllm.config import Declared, Overrides, Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.runtime import Runtime
+from pyinfra_vllm.on_host import observe
 from pyinfra_vllm.operations import checkpoint, disk, program, runtime
 from pyinfra_vllm.operations._opening import explain, opening, shut
 from pyinfra_vllm.operations._planning import Refused, missing_secrets, plan, runtime_path
@@ -32,7 +33,7 @@ from pyinfra_vllm.release import (
 
 
 def host_plan(host: Host, declared: Declared, lock: Lock, overrides: Overrides) -> HostPlan:
-    """Everything that is known before a run: what it would change, and all that it would refuse."""
+    """The changes and the refusals of a run, as far as they are known before it."""
     found, problem = program.question(host, declared.root, sorted({item.user for item in declared.services}))
     if not found:  # without python3 there is nothing more to ask
         services = tuple(ServicePlan(item.name, REFUSED) for item in declared.services)
@@ -95,13 +96,14 @@ def service_plan(
     installs: str = "",
     missing: list[str] | None = None,
 ) -> ServicePlan:
-    """The change of one service from what its host told. It asks nobody, and reads the clock for the window.
+    """The change of one service, from the answers of its host. Reads the clock for the window.
 
     + missing: variables that would hold its secrets, and aren't set here: then its release can't be named
     """
     old, new, observed = wanted.observed.get("release"), wanted.release, wanted.observed
     name = None if missing else new.id
-    if wanted.runs or (missing and old and same_but_for_values(old, new) and _serves(observed)):
+    serves = observe.runs(observed, observed["current"])
+    if wanted.runs or (missing and old and same_but_for_values(old, new) and serves):
         return ServicePlan(wanted.service.name, UNCHANGED, observed["current"], observed["current"])
     found = opening(wanted.service, overrides, observed["history"])
     action = INSTALL if old is None else SWITCH
@@ -116,7 +118,7 @@ def service_plan(
         environment=changed_environment(old.get("environment", {}), new.environment) if old else {},
         secrets=() if missing else tuple(difference_of_secrets(old, new)),
         model=(_checkpoint(old["checkpoint"]) if old else None, _checkpoint(new.checkpoint)),
-        runtime=(_runtime(old) if old else None, str(new.runtime["version"])),
+        runtime=(old.get("runtime", {}).get("version", "unknown") if old else None, new.runtime["version"]),
         download_bytes=download_bytes,
         installs=installs,
         window=explain(wanted.service, overrides, observed["history"]),
@@ -128,16 +130,8 @@ def service_plan(
     return _refused(made, reason[1]) if reason and not under_way(observed, new.id) else made
 
 
-def _serves(observed: Observed) -> bool:
-    return bool(observed["current"] and observed["current"] == observed["running"] == observed.get("proven"))
-
-
 def _checkpoint(found: Mapping[str, Any]) -> str:
     return f"{found['repo']}@{found['commit'][:12]}"
-
-
-def _runtime(old: StagedRelease) -> str:
-    return old.get("runtime", {}).get("version", "unknown")
 
 
 def _unnamed(missing: list[str] | None) -> list[str]:

@@ -1,16 +1,13 @@
-"""Whether a service's switch may begin now, asked of its windows at the moment of the question."""
+"""Whether a service's switch may begin now, by its windows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from pyinfra_vllm import window
 from pyinfra_vllm.config import Overrides, Service
-from pyinfra_vllm.estimate import estimate, way_back
+from pyinfra_vllm.estimate import History, estimate, way_back
 
-History = Sequence[Mapping[str, Any]]  # the host's record of the service (on_host/observe.py)
 
 
 def opening(service: Service, overrides: Overrides, history: History = ()) -> window.WindowState | None:
@@ -31,8 +28,9 @@ def shut(found: window.WindowState | None) -> bool:
 
 
 def measure_until(service: Service, found: window.WindowState | None, history: History = ()) -> float | None:
-    """Unix time until which a switch may go on measuring: what is left of the window then is needed to go
-    back. None where nothing closes.
+    """Unix time until which a switch may go on measuring, so that the window leaves time for a rollback.
+
+    None where no window closes.
     """
     if found is None or found.closes is None:
         return None

@@ -1,4 +1,4 @@
-"""From what was declared and what a host has to the release that must run there.
+"""Plans the release that must run on a host, from its declaration and its facts.
 
 Reads facts; changes nothing.
 """
@@ -34,7 +34,7 @@ IMPORT_COST_S = 5
 
 
 class Refused(HostError):
-    """A host that can't serve what was declared: each of `problems` stops it."""
+    """A host that can't serve its declaration: each of `problems` stops it."""
 
     def __init__(self, service: Service, problems: Sequence[str]) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class Refused(HostError):
 
 
 def runtime_path(root: str, service: Service) -> str:
-    """Where the service's vLLM is installed: the operator's own venv, or ours for that version."""
+    """Path of the service's vLLM: the operator's own venv, or ours for that version."""
     return service.runtime.path or f"{root}/runtimes/{service.runtime.version}"
 
 
@@ -60,7 +60,8 @@ def plan(
     version, flags, compiled, build = _runtime(host, root, service)
     told = asked(host, Gpus)
     if told["problem"]:
-        raise Refused(service, [_untold(told["problem"])])
+        remedy = "Repair the driver until `nvidia-smi` answers (after an update: reboot)"
+        raise Refused(service, [f"its GPUs are unknown: {told['problem']}. {remedy}"])
     gpus = told["gpus"]
     try:
         resolution = _resolved(service, checkpoint, gpus, version, flags, build)
@@ -112,13 +113,6 @@ def _resolved(
     if problems or resolution.errors:
         raise Refused(service, list(dict.fromkeys((*problems, *resolution.errors))))
     return resolution
-
-
-def _untold(problem: str) -> str:
-    return (
-        f"its GPUs are unknown: {problem}. Repair the driver until `nvidia-smi` answers (after an update:"
-        " reboot)"
-    )
 
 
 def _code(service: Service) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from paramiko import SSHException
@@ -20,11 +20,11 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.hearing import TooMuch
 from pyinfra_vllm.printable import printable
 
-# What a command on a host may raise: its own failure, or the loss of the connection.
+# Errors of a command on a host: its own failure, or the loss of the connection.
 LOST = (HostError, OSError, EOFError, SSHException)
 
 _PIECE = 3 << 18  # bytes of a line in base64; threes of bytes, so that only the last line is padded
-LAST_WORDS = 1500  # characters of what a command that failed said last
+LAST_WORDS = 1500  # characters of a failed command's last output
 
 # The sum first, then the content in base64. On the disk, whole and as it was sent, before it has its name,
 # and its name before we go on: a power cut leaves the old content or the new.
@@ -60,7 +60,7 @@ class Remote:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        given: dict[str, Any] = dict(
+        given: Mapping[str, Any] = (
             host.current_op_global_arguments or pop_global_arguments(host.state, host, {})[0]
         )
         self.arguments = {key: given[key] for key in CONNECTOR_ARGUMENT_KEYS if key in given}

@@ -1,7 +1,7 @@
 """The state of one run's rollout: each host's target, its wave, and its outcome.
 
-pyinfra runs an operation on all hosts before the next one begins, so what `release.staged` records for every
-host is complete when the first wave asks.
+pyinfra runs an operation on all hosts before the next one begins, so the records of `release.staged` are
+complete for every host when the first wave asks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AWAY = frozenset({"failed", "restore_failed", "unknown"})
 
 @dataclass(frozen=True)
 class Wanted:
-    """One service of one host: what must run there, and what was found when it was staged."""
+    """One service of one host: the release that must run there, and its state when that was staged."""
 
     host: str
     root: str
@@ -38,7 +38,7 @@ class Wanted:
     observed: Observed
     gpu: str
     warnings: tuple[str, ...] = ()
-    trades: Mapping[str, Any] | None = None  # what is known of the kernels on this GPU (trades.py)
+    trades: Mapping[str, Any] | None = None  # known speeds of kernels on this GPU (trades.py)
 
     @property
     def runs(self) -> bool:
@@ -50,7 +50,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one service of one host ended in this run."""
+    """Outcome of one service of one host in this run."""
 
     host: str
     service: str
@@ -69,9 +69,9 @@ class Progress:
         self.outcomes: dict[tuple[str, str], Outcome] = {}
         self.going: dict[
             tuple[str, str], str
-        ] = {}  # switches that hosts carry out now, and what to say of each
+        ] = {}  # switches that hosts carry out now -> message about each
         self.foretold: dict[str, list[str]] = {}  # host -> why a run would refuse it, as it is prepared
-        self._machines: dict[str, str] = {}  # what tells a machine from all others -> the first of its names
+        self._machines: dict[str, str] = {}  # machine id -> the first of its names
         self._waves: tuple[tuple[str, ...], ...] | None = None
         self._opens: dict[int, float] = {}
         self._reason = ""
@@ -149,7 +149,7 @@ class Progress:
     def stopped(self) -> str:
         """Why this run let no further host switch; empty where nothing stopped it.
 
-        It stays what it was first.
+        The first reason stays.
         """
         if not self._reason:
             self._reason = self._stopped(self._ended(len(self._waves or ())))
@@ -165,9 +165,7 @@ class Progress:
         return self._opens.setdefault(wave, now + (self.settings.pause_s if wave > 1 else 0.0))
 
     def _ended(self, waves: int) -> dict[str, list[Outcome]]:
-        """How it ended on each host of the first so many waves; nothing where it has not ended,
-        or was lost.
-        """
+        """Outcomes on each host of the first so many waves; none where it has not ended, or was lost."""
         hosts = [host for wave in (self._waves or ())[:waves] for host in wave]
         return {host: [o for o in self.outcomes.values() if o.host == host] for host in hosts}
 

@@ -1,7 +1,7 @@
 """The operator's screen while hosts work: on a terminal one line for each host that moves in place, elsewhere
 at most a line a minute.
 
-What happened is told by pyinfra's logger and scrolls above these lines. Nothing here decides anything or asks
+Events are logged by pyinfra's logger and scroll above these lines. Nothing here decides anything or asks
 a host.
 """
 

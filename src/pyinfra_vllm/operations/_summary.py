@@ -1,4 +1,4 @@
-"""The table at the end of a run: every host and service, and how it ended.
+"""The table at the end of a run: the outcome of every host and service.
 
 Printed also where the run aborts.
 """
@@ -67,7 +67,7 @@ def end_run(number: int, frame: Any) -> None:
 
 
 def foretold(state: State) -> str:
-    """How a dry run ends, in a line: which hosts a run would refuse, and which could not be asked."""
+    """Last line of a dry run: the hosts that a run would refuse, and those that could not be asked."""
     hosts = [host.name for host in state.inventory if state.is_host_in_limit(host)]
     failed = [host for host in hosts if host in {host.name for host in state.failed_hosts}]
     if not failed:
@@ -99,7 +99,7 @@ def print_summary(state: State) -> None:
     table = Table("host", "service", "release", "outcome", "why", box=None, pad_edge=False)
     for row in rows(state):
         colour = COLOURS.get(row.status, "red")
-        # Text, not markup: brackets in what hosts and their programs said are theirs
+        # Text, not markup: brackets in messages of hosts are theirs
         said = Text(printable(row.message))
         table.add_row(row.host, row.service, row.release, Text(printable(row.status), style=colour), said)
     console = Console(stderr=True)

@@ -1,6 +1,4 @@
-"""Has a host calibrate one service, and follows it as a switch is followed: started here, finished by the
-host alone.
-"""
+"""Starts the calibration of one service on a host, and follows it as a switch is followed."""
 
 from __future__ import annotations
 
@@ -16,9 +14,9 @@ from pyinfra_vllm.operations._switching import Switching
 
 
 def calibrate(host: Host, root: str, service: Service, overrides: Overrides, runs: int) -> Outcome:
-    """Measure what the service runs now `runs` times, with a restart before each but the first.
+    """Measure the current release `runs` times, with a restart before each run but the first.
 
-    Its gate's own settings say how, so that the noise is that of what the gate measures. Raises HostError.
+    It is measured with the settings of the service's gate. Raises HostError.
     """
     current = {item["service"]: item["current"] for item in fact(host, Running, root=root)}.get(service.name)
     if current is None:

@@ -5,7 +5,7 @@ there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from pyinfra import host, logger, state
@@ -32,10 +32,10 @@ def present(
     root: str, service: Service, checkpoint: Checkpoint, verify: bool = False
 ) -> Generator[PyinfraCommand, None, None]:
     """
-    Have a checkpoint whole on the host. What is there is not fetched again; a damaged file alone is replaced.
+    Have a checkpoint whole on the host. Only missing and damaged files are fetched.
 
     + root: where pyinfra-vllm keeps its files on the host
-    + service: what was declared; its runtime's own Hub client downloads
+    + service: its declaration; its runtime's own Hub client downloads
     + checkpoint: its entry in the lock
     + verify: read every byte of a checkpoint that looks complete
 
@@ -94,7 +94,7 @@ def key(directory: str) -> str:
     return f"{repository[:60]}-{hashlib.sha256(directory.encode()).hexdigest()[:12]}"
 
 
-def _request(root: str, runtime: str, checkpoint: Checkpoint, *, verify: bool) -> dict[str, Any]:
+def _request(root: str, runtime: str, checkpoint: Checkpoint, *, verify: bool) -> dict[str, object]:
     return {
         "root": root,
         "key": key(checkpoint.directory(root)),
@@ -107,12 +107,12 @@ def _request(root: str, runtime: str, checkpoint: Checkpoint, *, verify: bool) -
     }
 
 
-def _file(file: File) -> dict[str, Any]:
+def _file(file: File) -> dict[str, object]:
     content = {"sha256": file.sha256} if file.sha256 else {"blob_sha1": file.blob_sha1}
     return {"path": file.path, "size": file.size, **content}
 
 
-def fetch(state: State, host: Host, root: str, request: dict[str, Any]) -> bool:
+def fetch(state: State, host: Host, root: str, request: Mapping[str, Any]) -> bool:
     """Runs on the control machine when the operation is executed; the host downloads and
     verifies by itself.
     """

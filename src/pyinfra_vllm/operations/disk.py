@@ -1,4 +1,4 @@
-"""Asks before anything is written whether a host has room for what was declared for it.
+"""Checks, before anything is written, whether a host has disk space for its declaration.
 
 Never frees anything.
 """
@@ -46,10 +46,9 @@ class Need:
 @alone
 def room(declared: Declared, lock: Lock) -> Generator[PyinfraCommand, None, None]:
     """
-    Fail this host alone, before anything is written, where its disk can't hold what was declared beside what
-    it keeps.
+    Fail this host alone, before anything is written, where its disk has no room for the declaration.
 
-    + declared: what the host must become
+    + declared: the host's declaration
     + lock: the sizes of the checkpoints
 
     **Example:**
@@ -66,7 +65,7 @@ def room(declared: Declared, lock: Lock) -> Generator[PyinfraCommand, None, None
 
 
 def question(host: Host, declared: Declared, lock: Lock) -> tuple[str | None, str]:
-    """Why the host's disk can't hold what was declared (None where it can), and else what it has."""
+    """Why the host's disk can't hold the declaration (None where it can), and its free space."""
     stored = asked(host, Checkpoints, root=declared.root)
     wanted = [lock.get(service.model, service.revision) for service in declared.services]
     needs = [*_checkpoints(declared.root, wanted, stored), *_runtimes(host, declared)]
@@ -105,7 +104,7 @@ def _runtimes(host: Host, declared: Declared) -> Iterable[Need]:
 
 
 def shortfall(needs: list[Need], disk: FilesystemOfPath, spare: list[StoredCheckpoint]) -> str | None:
-    """Why the disk can't take all of `needs`, with what could go; None where it can."""
+    """Why the disk can't take all of `needs`, with checkpoints that could go; None where it can."""
     where = f"the file system {disk['mount']} ({disk['device']})"
     if disk["read_only"]:
         return (

@@ -31,7 +31,7 @@ CLOCK_S = 10.0
 def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = False) -> list[DoctorCheck]:
     """Every check of a host. Raises HostError where it can't be asked.
 
-    + declared: what is declared for it; None: the declaration could not be read
+    + declared: its declaration; None: the declaration could not be read
     + deep: read every byte of checkpoints and runtimes
     """
     words, sources = _script.from_input("doctor", root, str(MARGIN_BYTES), *(["--deep"] if deep else []))

@@ -1,4 +1,4 @@
-"""Asks, before anything is staged, whether a host can serve what was declared for it."""
+"""Checks, before anything is staged, whether a host can serve its declaration."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pyinfra_vllm.operations._refuse import alone, refuse
 @alone
 def passed(root: str, service: Service, checkpoint: Checkpoint) -> Generator[PyinfraCommand, None, None]:
     """
-    Stop this host where its GPUs, driver or vLLM can't serve what was declared; never changes anything.
+    Stop this host where its GPUs, driver or vLLM can't serve the declaration; changes nothing.
 
     + root: where pyinfra-vllm keeps its files on the host
-    + service: what was declared
+    + service: its declaration
     + checkpoint: its entry in the lock
 
     **Example:**

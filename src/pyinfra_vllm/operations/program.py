@@ -1,4 +1,4 @@
-"""Brings a host to where it can stage and switch: our program, the recovery at boot, the services' users."""
+"""Installs the requirements of staging and switching: our program, the recovery at boot, the users."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OLDEST_SYSTEMD = 244  # Restart=on-failure of a oneshot unit
 CREDENTIALS = 247  # LoadCredential=, which hands the Hub's token to a download
 UNITS = "/etc/systemd/system"
 ENABLED = ("pyinfra-vllm-recover.service", "pyinfra-vllm-recover-due.timer")
-# name -> text; on_host/recovery.py says what each of them does
+# name -> text; described in on_host/recovery.py
 _UNITS = {
     "pyinfra-vllm-recover.service": """\
 # Written by pyinfra-vllm: at boot, before the services start, each is led to the release that was proven.

@@ -1,6 +1,4 @@
-"""Has a host's own program say what nothing there needs any more, and delete it when told to
-(on_host/prune.py).
-"""
+"""Asks a host for everything that it no longer needs, and has it deleted on request (on_host/prune.py)."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ def prune(
     """The removable items, or with `delete` the removed ones. Raises HostError.
 
     + root: where pyinfra-vllm keeps its files on the host
-    + keep: what must stay, by kind (on_host.prune.Keep)
+    + keep: items that must stay, by kind (on_host.prune.Keep)
     + operator: who wants it, for whoever finds the host's locks held
     """
     words = [f"{root}/bin/on-host.pyz", "--root", root, "prune", "--operator", operator]

@@ -33,7 +33,7 @@ def staged(root: str, service: Service, checkpoint: Checkpoint) -> Generator[Pyi
     Stage the release that was declared, so that a switch can begin at any time.
 
     + root: where pyinfra-vllm keeps its files on the host
-    + service: what was declared
+    + service: its declaration
     + checkpoint: its entry in the lock
 
     **Example:**
@@ -82,9 +82,9 @@ def rehearsed(service: Service) -> Generator[PyinfraCommand, None, None]:
     Ask the vLLM that will serve whether it accepts the staged release. No GPU memory is taken.
 
     It parses the command line, builds the engine's configuration from the checkpoint and loads the tokenizer.
-    A host whose vLLM refuses fails here, with vLLM's own reason, and serves what it served.
+    A host whose vLLM refuses fails here, with vLLM's own reason, and goes on serving.
 
-    + service: what was declared
+    + service: its declaration
 
     **Example:**
 

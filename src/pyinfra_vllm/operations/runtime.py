@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def present(root: str, service: Service) -> Generator[PyinfraCommand, None, None
     once.
 
     + root: where pyinfra-vllm keeps its files on the host
-    + service: what was declared
+    + service: its declaration
 
     **Example:**
 
@@ -65,7 +65,7 @@ def present(root: str, service: Service) -> Generator[PyinfraCommand, None, None
         yield FunctionCommand(install, (root, _request(root, declared)), {})
 
 
-def _request(root: str, declared: Declared) -> dict[str, Any]:
+def _request(root: str, declared: Declared) -> dict[str, object]:
     return {
         "root": root,
         "name": declared.version,
@@ -77,7 +77,7 @@ def _request(root: str, declared: Declared) -> dict[str, Any]:
 
 
 def problem(path: str, declared: Declared, found: InstalledRuntime | None) -> str | None:
-    """Why what is at `path` can't be used; None where it can, or can be installed."""
+    """Why the venv at `path` can't be used; None where it can, or can be installed."""
     if declared.version is None:
         if found is None:
             return (
@@ -106,7 +106,7 @@ def problem(path: str, declared: Declared, found: InstalledRuntime | None) -> st
     return None
 
 
-def install(state: State, host: Host, root: str, request: dict[str, Any]) -> bool:
+def install(state: State, host: Host, root: str, request: Mapping[str, Any]) -> bool:
     """Runs on the control machine when the operation is executed; the host installs by itself."""
     what = f"{request['package']} {request['version']}"
     unit = Unit(host, f"build-{key(request['name'])}", f"install {what}")

@@ -1,7 +1,6 @@
 """Starts a switch on a host, follows it, and shows each step as it happens.
 
-The host does the work and finishes it alone (on_host/transaction.py): what happens here after the start is
-watching.
+The host does the work and finishes it alone (on_host/transaction.py).
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def wave(
     + number: 1 is the canary
     + rollout: canary, waves, pauses and how many failures stop the rest
     + serving: every service, and all hosts that declare it
-    + overrides: what the operator overrides in this run
+    + overrides: the operator's overrides of this run
 
     **Example:**
 
@@ -74,7 +73,8 @@ def wave(
     _summary.install(state)
     PROGRESS.settings, PROGRESS.serving = rollout, serving
     lost = [failed.name for failed in state.failed_hosts]
-    planned = PROGRESS.plan(_active(), lost) if state.is_executing else PROGRESS.preview(_needing(), lost)
+    needing = {item.host for item in PROGRESS.wanted.values() if not item.runs}
+    planned = PROGRESS.plan(_active(), lost) if state.is_executing else PROGRESS.preview(needing, lost)
     if number == 1:
         _record_unchanged()
         for item in PROGRESS.services(host.name):
@@ -102,12 +102,12 @@ def wave(
 @alone
 def taken_back(number: int, overrides: Overrides) -> Generator[PyinfraCommand, None, None]:
     """
-    Where the rollout stopped, bring the hosts of one wave back to what they served before this run.
+    Where the rollout stopped, roll the hosts of one wave back to their releases before this run.
 
     A wave at a time, so that no more hosts of a service are away together than when they switched.
 
     + number: the wave
-    + overrides: what the operator overrides in this run
+    + overrides: the operator's overrides of this run
 
     **Example:**
 
@@ -245,10 +245,6 @@ def preview(item: Wanted, overrides: Overrides) -> str:
 
 def _active() -> list[str]:
     return [active.name for active in state.inventory.get_active_hosts()]
-
-
-def _needing() -> list[str]:
-    return sorted({item.host for item in PROGRESS.wanted.values() if not item.runs})
 
 
 def _todo(host: Host) -> list[Wanted]:

@@ -1,1 +1,1 @@
-"""Everything a person looks at: the status table, the history and the HTML report."""
+"""Status table, history and HTML report."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from ..answers import StagedRelease
 from ..release import Value, changed_environment, changed_flags
 
-Document = Mapping[str, Any]
 SET, SECRET = "set", "set (secret)"  # of a flag without a value, and of a variable that nobody may read
 
 
@@ -21,7 +19,7 @@ class Change:
     after: str
 
 
-def changes(old: Document, new: Document) -> tuple[Change, ...]:
+def changes(old: StagedRelease, new: StagedRelease) -> tuple[Change, ...]:
     """Model, runtime, flags, variables and secrets that differ, in this order.
 
     A secret that has another value under the same name can't be seen.
@@ -41,18 +39,18 @@ def changes(old: Document, new: Document) -> tuple[Change, ...]:
     )
 
 
-def checkpoint(release: Document) -> str:
+def checkpoint(release: StagedRelease) -> str:
     """`Qwen/Qwen3-32B-AWQ at 2b7a9b4e1d0c`."""
     found = release["checkpoint"]
-    parts = (str(found.get("repo", "")), str(found.get("commit", ""))[:12])
+    parts = (found.get("repo", ""), found.get("commit", "")[:12])
     return " at ".join(part for part in parts if part)
 
 
-def runtime(release: Document) -> str:
-    return str(release.get("runtime", {}).get("version", ""))
+def runtime(release: StagedRelease) -> str:
+    return release.get("runtime", {}).get("version", "")
 
 
-def _environment(release: Document) -> dict[str, str]:
+def _environment(release: StagedRelease) -> dict[str, str]:
     """Without the runtime's own place, which changes with its version."""
     path = release.get("runtime", {}).get("path")
     found = release.get("environment", {})

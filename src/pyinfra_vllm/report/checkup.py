@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 
@@ -34,7 +33,7 @@ class Examined:
             return "down"
         return "fails" if self.wrong else "ok"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """For --json: a host that could not be asked has failed one check, that it answers."""
         unreached = [{"name": "reached", "ok": False, "detail": self.problem}] if self.problem else []
         checks = [

@@ -23,7 +23,7 @@ WIDEST = 24  # of a column on a terminal: behind a longer cell the row goes on b
 
 @dataclass(frozen=True)
 class Line:
-    """One row: the cells by the names of their columns, its state's colour, and what has to be said of it."""
+    """One row: the cells by the names of their columns, its state's colour, and its reasons."""
 
     cells: Mapping[str, str]
     colour: str
@@ -31,7 +31,7 @@ class Line:
 
 
 def fitting(names: Sequence[str], lines: Sequence[Line], width: int, widest: int = WIDEST) -> list[str]:
-    """The first columns that fit side by side; at least the first three, which say what is how."""
+    """The first columns that fit side by side; at least the first three."""
     widths = _widths(names, lines, widest)
     kept = list(names)
     while len(kept) > 3 and sum(widths[name] + GAP for name in kept) - GAP > width:
@@ -42,7 +42,7 @@ def fitting(names: Sequence[str], lines: Sequence[Line], width: int, widest: int
 def show(
     screen: Console, names: Sequence[str], lines: Sequence[Line], *, heading: bool = True, whole: bool = False
 ) -> None:
-    """Print the rows with these columns. What a host said is shown, and obeyed in nothing.
+    """Print the rows with these columns. Text of hosts is printed and never interpreted.
 
     + whole: never break a row, however long it gets
     """

@@ -26,7 +26,7 @@ def _of_100(value: float) -> str:
 
 
 AT_LEAST, AT_MOST = "at least", "at most"
-# What each criterion is called, the unit of its values, and on which side of its limit it passes.
+# Title of each criterion, unit of its values, and the side of its limit on which it passes.
 CRITERIA: dict[str, tuple[str, Unit, str]] = {
     "tokens_per_s": ("Throughput", _rate, AT_LEAST),
     "min_tokens_per_s": ("Throughput", _rate, AT_LEAST),
@@ -113,7 +113,8 @@ def streams(phase: str) -> str:
 def _criterion(metric: Metric) -> Criterion:
     name, phase = metric["name"], metric["phase"] or ""
     _, unit, _ = CRITERIA.get(name, ("", three_digits, ""))
-    interval = metric.get("interval")
+    interval, allowed_by = metric.get("interval"), metric.get("allowed_by")
+    would = f"{allowed_by} would allow it" if allowed_by else ""
     return Criterion(
         title=title(name, phase),
         key=(SHOWN_BY.get(name, name), phase),
@@ -124,7 +125,7 @@ def _criterion(metric: Metric) -> Criterion:
         allowed="" if metric["limit"] is None else _allowed(name, metric["limit"]),
         verdict=metric["verdict"],
         decides=metric["decides"],
-        note="; ".join(filter(None, (metric.get("note"), metric.get("doubt"), _allowed_by(metric)))),
+        note="; ".join(filter(None, (metric.get("note"), metric.get("doubt"), would))),
         told=_told(metric),
     )
 
@@ -135,10 +136,6 @@ def _told(metric: Metric) -> str:
         return sentence(dict(metric))
     except (LookupError, TypeError, ValueError):
         return ""
-
-
-def _allowed_by(metric: Metric) -> str:
-    return f"{metric['allowed_by']} would allow it" if metric.get("allowed_by") else ""
 
 
 def _change_of(metric: Metric, unit: Unit) -> str:

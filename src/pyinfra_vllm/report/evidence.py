@@ -1,4 +1,4 @@
-"""From one switch's journal and evidence files to what a page shows of it: steps, samples, metrics, flips.
+"""Turns one switch's journal and evidence files into the parts of the page: steps, samples, metrics, flips.
 
 Pure. Evidence that is missing or damaged is said, never guessed.
 """
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..answers import Entry, Metric, StagedRelease, ToldSwitch, Verdict
+from ..on_host.gate import Record
 from ..on_host.record import RecordError, check
-from ..on_host.relative import answered, tokens_per_s, tpot, ttft
+from ..on_host.relative import Phase, answered, tokens_per_s, tpot, ttft
 from ..operations._story import STEPS, tell
 from ..text import duration
 from .changes import Change, changes, checkpoint, runtime
 from .criteria import Criterion, criteria, title
-from .history import Switch, moment
+from .history import Switch, moment, seconds_between
 from .plots import Interval, Span
 from .status import brief
 
@@ -40,7 +41,7 @@ class Samples:
 
     @property
     def change(self) -> float | None:
-        """How much the median changed, as a share; None where a side is missing."""
+        """Relative change of the median; None where a side is missing."""
         if not self.before or not self.after:
             return None
         return statistics.median(self.after) / statistics.median(self.before) - 1
@@ -57,11 +58,11 @@ class Answered:
 
 @dataclass(frozen=True)
 class Shown:
-    """Everything that the page says about one switch.
+    """The page's section about one switch.
 
     changes: None where the release before is not known
     memory_mib: of the fullest GPU with the new release, where the gate has a limit for it
-    samples: those of what failed first
+    samples: those of failed criteria first
     """
 
     switch: Switch
@@ -155,7 +156,7 @@ def show(switch: Switch, told: ToldSwitch) -> Shown:
     )
 
 
-def _record(value: Any, name: str, missing: list[str]) -> dict[str, Any] | None:
+def _record(value: Any, name: str, missing: list[str]) -> Record | None:
     if value is None:
         return None
     try:
@@ -165,7 +166,7 @@ def _record(value: Any, name: str, missing: list[str]) -> dict[str, Any] | None:
         return None
 
 
-def samples(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[Samples]:
+def samples(before: Record | None, after: Record | None) -> list[Samples]:
     """First token, time per token and throughput of each phase, one value for each request or round."""
     sides = [
         {phase["name"]: phase for phase in record["phases"]} if record else {} for record in (before, after)
@@ -186,20 +187,20 @@ def samples(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list
 
 
 def _in_order(found: list[Samples], order: list[tuple[str, str]]) -> list[Samples]:
-    """Those of the first criteria first; what no criterion is about comes last."""
+    """Samples in the order of the criteria; those without a criterion come last."""
     place = {key: number for number, key in reversed(list(enumerate(order)))}
     return sorted(found, key=lambda item: place.get(item.key, len(order)))
 
 
-def _first_tokens(phase: dict[str, Any]) -> list[float]:
+def _first_tokens(phase: Phase) -> list[float]:
     return [value * MS for value in map(ttft, answered(phase)) if value is not None]
 
 
-def _per_token(phase: dict[str, Any]) -> list[float]:
+def _per_token(phase: Phase) -> list[float]:
     return [value * MS for value in map(tpot, answered(phase)) if value is not None]
 
 
-def _rates(phase: dict[str, Any]) -> list[float]:
+def _rates(phase: Phase) -> list[float]:
     """Tokens per second of each round; of the whole phase where it has no rounds."""
     rounds = [item for item in phase.get("rounds") or () if item["complete"] and item["duration_s"] > 0]
     if rounds:
@@ -227,7 +228,7 @@ def ratios(metrics: Sequence[Metric]) -> list[Interval]:
 
 
 def flips(
-    before: dict[str, Any] | None, after: dict[str, Any] | None
+    before: Record | None, after: Record | None
 ) -> tuple[tuple[Answered, ...], tuple[Answered, ...], int]:
     """Graded prompts that were right before and wrong after, those the other way round, and how many were
     paired.
@@ -290,8 +291,9 @@ def _told(entry: Entry) -> list[str]:
 
 
 def away_s(entries: Sequence[Entry]) -> float | None:
-    """Seconds from the stop of what served until tokens flowed again; None where nothing was stopped or came
-    back.
+    """Seconds without service: from the stop of the old release to the next generated token.
+
+    None where no release was stopped, or none came back.
     """
     stopped = next(
         (entry for entry in entries if (entry["step"], entry["state"]) == ("activate", "intended")), None
@@ -305,9 +307,5 @@ def away_s(entries: Sequence[Entry]) -> float | None:
         return None
     ready = [entry for entry in back if entry["step"] == "ready"]
     if ready and restored and begun:  # it served in between, while it was measured
-        return _between(stopped, ready[0]) + _between(begun[0], restored[-1])
-    return _between(stopped, back[-1])
-
-
-def _between(first: Entry, last: Entry) -> float:
-    return round((moment(last["at"]) - moment(first["at"])).total_seconds(), 1)
+        return seconds_between(stopped, ready[0]) + seconds_between(begun[0], restored[-1])
+    return seconds_between(stopped, back[-1])

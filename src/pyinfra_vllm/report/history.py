@@ -1,5 +1,4 @@
-"""The switches of a whole fleet, merged by time: who, when, from, to, why, with which overrides, and what
-came of it.
+"""The switches of a whole fleet, merged by time: operator, releases, reasons, overrides and outcome.
 
 Pure: it reads journals that hosts told and writes none.
 """
@@ -9,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, tzinfo
-from typing import Any
 
 from ..answers import Entry, ToldService
 from ..asking import Answer
@@ -22,7 +20,7 @@ UNDER_WAY = "under way"
 class Switch:
     """One transaction of one service. Times are ISO 8601 in UTC; `took_s` is None while it is under way.
 
-    why: what the operator gave as the reason; `reason` is what the host gave for the outcome
+    why: the operator's reason for the switch; `reason`: the host's reason for the outcome
     """
 
     began: str
@@ -42,7 +40,7 @@ class Switch:
     took_s: float | None = None
     recovered: bool = False
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """For --json: `from` and `to` as the journal calls them."""
         values = asdict(self)
         return {
@@ -65,7 +63,7 @@ def switches(answers: Iterable[Answer[Look]], since: datetime | None = None) -> 
 
 
 def left_out(answers: Iterable[Answer[Look]], since: datetime | None = None) -> int:
-    """How many switches the hosts have not told of, though they may have begun at `since` or later."""
+    """Number of switches that hosts left out, and that may have begun at `since` or later."""
     services = [service for answer in answers if answer.value for service in answer.value.record.values()]
     return sum(service["older"] for service in services if since is None or _reaches(service, since))
 
@@ -99,7 +97,7 @@ def switch(host: str, service: str, tx: str, entries: list[Entry]) -> Switch:
         why=begin.get("reason", ""),
         overrides=tuple(begin.get("overrides", ())),
         ended=end["at"] if end else "",
-        took_s=_seconds(begin["at"], end["at"]) if end else None,
+        took_s=seconds_between(begin, end) if end else None,
         recovered=bool(end and end.get("recovered")),
     )
 
@@ -122,5 +120,6 @@ def local(at: str | datetime, zone: tzinfo | None = None) -> str:
         return str(at)
 
 
-def _seconds(first: str, last: str) -> float:
-    return round((moment(last) - moment(first)).total_seconds(), 1)
+def seconds_between(first: Entry, last: Entry) -> float:
+    """Seconds between two entries of a journal, to a tenth."""
+    return round((moment(last["at"]) - moment(first["at"])).total_seconds(), 1)

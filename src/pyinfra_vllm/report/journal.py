@@ -45,5 +45,5 @@ def moment(at: float | None) -> str:
             if at is not None
             else "an unknown time"
         )
-    except (ValueError, OverflowError, OSError):  # beyond any calendar: a host may say what it likes
+    except (ValueError, OverflowError, OSError):  # beyond any calendar
         return "an unknown time"

@@ -92,7 +92,7 @@ def _wishes(host: Host, fleet: Fleet | None) -> tuple[Wish, ...] | None:
 
 
 def _wish(host: Host, root: str, service: Service) -> Wish:
-    from ..operations._planning import missing_secrets, plan  # imports what only planning needs
+    from ..operations._planning import missing_secrets, plan  # imported for planning only
 
     missing = missing_secrets(service)
     try:
@@ -108,8 +108,8 @@ def _wish(host: Host, root: str, service: Service) -> Wish:
 
 
 def _wish_without_values(wanted: Wanted, missing: list[str]) -> Wish:
-    """Who only looks need not have the secrets: what is current counts as declared where all but their values
-    agrees.
+    """The wish of a service whose secrets are not set here: the current release counts as declared where all
+    but their values agrees.
     """
     service, current = wanted.service, wanted.observed.get("release")
     if current and same_but_for_values(current, wanted.release):

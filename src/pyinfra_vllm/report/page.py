@@ -1,6 +1,6 @@
 """The report: one HTML file that carries everything it needs, and loads nothing.
 
-Renders what status, history and evidence found; it asks no host and judges nothing.
+Renders status, history and evidence; it asks no host and judges nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def render(
 ) -> str:
     """The page.
 
-    + title: what the fleet is called, as a rule the inventory's path
+    + title: the fleet's name, as a rule the inventory's path
     + at: when the hosts were asked (aware)
     + declaration: why drift from the declaration is not shown; empty when it is
     + since: where the headline's period begins; None: last night

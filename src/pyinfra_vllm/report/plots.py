@@ -52,9 +52,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Interval:
-    """One metric's ratio after / before with its interval; `limit` is what decides and `verdict` what came of
-    it.
-    """
+    """One metric's ratio after / before with its confidence interval, its limit and its verdict."""
 
     label: str
     ratio: float
@@ -203,7 +201,7 @@ def _medians(before: Sequence[float], after: Sequence[float], unit: str) -> str:
 
 
 def intervals(rows: Sequence[Interval]) -> str:
-    """Each ratio as a dot on its interval, and its limit as a mark: what lies beyond the limit is worse."""
+    """Each ratio as a dot on its interval, and its limit as a mark."""
     if not rows:
         return ""
     values = [value for row in rows for value in (row.ratio, row.low, row.high, row.limit)]

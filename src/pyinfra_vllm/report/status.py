@@ -1,7 +1,7 @@
-"""Hosts and services as they are now: one row each, with what differs between declared, staged, current and
-running.
+"""Hosts and services as they are now: one row each, with the differences between declared, staged, current
+and running release.
 
-Pure: from what hosts told to rows. It asks nobody.
+Pure: it turns answers of hosts into rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ..answers import CheckpointPlace, Gpu, Lock, Observed, RuntimePlace, ToldService, Transaction
 from ..asking import Answer
@@ -29,7 +28,7 @@ class Row:
     since: when the release became current (UTC), or the process's start where no record says
     flags: a short hash of the command line's flags: equal hashes are equal flags
     verdict: how the newest switch ended
-    drift: what differs, in words; empty when declared, current and running agree
+    drift: the differences, in words; empty when declared, current and running agree
     switching: who switches it at this moment
     """
 
@@ -55,7 +54,7 @@ class Row:
     note: str = ""
     problem: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -96,12 +95,12 @@ def memory_of(service: str, gpus: Iterable[Gpu]) -> str:
 
 
 def severity(row: Row) -> int:
-    """0 for what needs a person most."""
+    """0 for the state that needs a person most."""
     return WORST_FIRST.index(word(row))
 
 
 def exit_code(found: Sequence[Row]) -> int:
-    """1 when a host could not be asked, or serves what was never proven."""
+    """1 when a host could not be asked, or serves a release that was never proven."""
     return int(any(row.problem or row.state == UNPROVEN for row in found))
 
 
@@ -195,7 +194,7 @@ def _failing(observed: Observed) -> str:
 def drift(observed: Observed, wish: Wish | None, declaration: bool = True) -> list[str]:
     """The differences between declared, staged, current and running, in words.
 
-    + wish: what is declared for the service; None: nothing is
+    + wish: the declaration of the service; None: it is not declared
     + declaration: whether the declaration could be read at all
     """
     current, running = observed["current"], observed["running"]

@@ -33,7 +33,7 @@ STATUS = (
     "kernel",
 )
 HISTORY = ("outcome", "began (UTC)", "host", "service", "to", "from", "took", "who", "what", "verdict")
-# What services must have in common to be shown as one where there are too many for the screen.
+# Services with equal cells here are one line where there are too many for the screen.
 ALIKE = ("service", "release", "vllm", "model", "flags", "kernel")
 
 
@@ -43,12 +43,12 @@ def console() -> Console:
 
 
 def escape(text: object) -> str:
-    """A cell that shows what a host said, and obeys none of it."""
+    """Text of a host as a cell, without markup or control characters."""
     return unmarked(printable(text))
 
 
 def show_status(screen: Console, rows: Sequence[Row], *, wide: bool = False) -> None:
-    """One line a service, the worst first; below it what to know about it.
+    """One line a service, the worst first; below it its reasons.
 
     Where that is more than the screen has lines, those that are well and alike are one line together.
 
@@ -112,7 +112,7 @@ def reasons_of(row: Row) -> list[str]:
 
 
 def show_history(screen: Console, switches: Sequence[Switch], *, wide: bool = False) -> None:
-    """One line a switch, oldest first; below it why it ended so, and what does not fit in columns."""
+    """One line a switch, oldest first; below it the reasons, and the cells that do not fit in columns."""
     lines = [_history_line(item) for item in switches]
     names = _names(HISTORY, lines, screen, wide)
     left_out = HISTORY[len(names) :]
@@ -145,7 +145,7 @@ def _with_rest(line: Line, left_out: Sequence[str]) -> Line:
 
 
 def why_of(item: Switch) -> str:
-    """The host's reason for the outcome, the operator's for the switch, and what was overridden."""
+    """The host's reason for the outcome, the operator's for the switch, and the overrides."""
     parts = [item.reason]
     parts.append(f"operator: {item.why}" if item.why else "")
     parts.append(f"overrides: {', '.join(item.overrides)}" if item.overrides else "")
@@ -154,8 +154,5 @@ def why_of(item: Switch) -> str:
 
 def short_time(text: str) -> str:
     """`2026-11-21 02:13` of an ISO time; anything else as it is."""
-    return f"{text[:10]} {text[11:16]}" if _iso(text) else text
-
-
-def _iso(text: str) -> bool:
-    return text[4:5] == "-" and text[10:11] == "T"
+    is_iso = text[4:5] == "-" and text[10:11] == "T"
+    return f"{text[:10]} {text[11:16]}" if is_iso else text

@@ -1,4 +1,4 @@
-"""How each service was from night to night: speed, first token, time without service.
+"""Trends of each service by night: speed, time to first token, time without service.
 
 Pure: from switches with their evidence. Nights without a switch were not measured, and have no point.
 """

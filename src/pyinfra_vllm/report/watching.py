@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from rich.table import Table
 
@@ -26,7 +25,7 @@ from .looking import Look, Wish
 from .status import brief
 from .tables import escape
 
-# A rollout of one night: what was switched longer ago belongs to another one.
+# A rollout of one night: older switches belong to another one.
 RECENT = timedelta(hours=12)
 WAITING, SWITCHING, RUNS, DOWN = "waiting", "switching", "runs", "down"
 COLOURS = {WAITING: "yellow", SWITCHING: "cyan", RUNS: "green", "committed": "green", "deferred": "yellow"}
@@ -47,7 +46,7 @@ class Live:
     since_s: float | None = None
     said: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -145,7 +144,7 @@ def _runs(observed: Observed | None, wish: Wish) -> bool:
 
 
 def _recent(entries: Sequence[Entry], wish: Wish, now: datetime) -> bool:
-    """Whether the newest switch was to what is declared, and not long ago."""
+    """Whether the newest switch was to the declared release, and not long ago."""
     return bool(entries) and entries[0].get("to") == wish.release and now - moment(entries[0]["at"]) < RECENT
 
 

@@ -7,14 +7,14 @@ A release is tried once in each opening of its window. What was rejected waits f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
+from ..answers import Observed, Transaction
 from ..asking import Answer
 from ..config import Fleet, Service
-from ..estimate import estimate
+from ..estimate import History, estimate
 from ..on_host import observe
 from ..report.history import moment
 from ..report.looking import Look, Wish
@@ -126,18 +126,18 @@ def _finding(opening: Opening, answer: Answer[Look]) -> Finding:
     if wish is None or wish.release is None:
         why = wish.problem if wish else "its declaration could not be read"
         return finding(UNKNOWN if opening.open else CLOSED, why)
-    observed: Mapping[str, Any] = next((item for item in answer.value.running if item["service"] == name), {})
+    observed = next((item for item in answer.value.running if item["service"] == name), None)
     kind, why = _need(wish, observed, opening)
     return finding(kind, why)
 
 
-def _need(wish: Wish, observed: Mapping[str, Any], opening: Opening) -> tuple[str, str]:
+def _need(wish: Wish, observed: Observed | None, opening: Opening) -> tuple[str, str]:
     release = str(wish.release)
-    if observe.runs(observed, release):
+    if observed and observe.runs(observed, release):
         return RUNS, f"runs {release}"
-    if observed.get("lock") is not None:
+    if observed and observed["lock"] is not None:
         return BUSY, f"{observed['lock'].get('holder', 'someone')} switches it now"
-    if observe.rejection(observed, release, opening.service.gate.criteria().as_dict()):
+    if observed and observe.rejection(observed, release, opening.service.gate.criteria().as_dict()):
         return (
             REJECTED,
             f"{release} was rejected: change the declaration or its gate, or run with --data"
@@ -145,22 +145,21 @@ def _need(wish: Wish, observed: Mapping[str, Any], opening: Opening) -> tuple[st
         )
     if not opening.open:
         return CLOSED, opening.state.reason
-    needed = estimate(opening.service, observed.get("history", ()))
+    history = observed["history"] if observed else []
+    needed = estimate(opening.service, history)
     left = state(opening.service.window, opening.at, needed.length, needed.source)
     if left.last_start and opening.at > left.last_start:
         return CLOSED, left.reason
-    last = _last_failure(release, observed.get("history", ()), opening)
+    last = _last_failure(release, history, opening)
     if last:
         return (
             TRIED,
             f"{release} was tried at {last['began']} and ended {last['outcome']}; again in the next window",
         )
-    return DUE, f"{release} is declared, {observed.get('running') or 'nothing'} runs"
+    return DUE, f"{release} is declared, {(observed and observed['running']) or 'nothing'} runs"
 
 
-def _last_failure(
-    release: str, history: Iterable[Mapping[str, Any]], opening: Opening
-) -> Mapping[str, Any] | None:
+def _last_failure(release: str, history: History, opening: Opening) -> Transaction | None:
     tried = [
         switch
         for switch in history

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from .. import fleet
 from ..asking import Hosts
@@ -43,7 +42,7 @@ class Tick:
     decision: Decision = NOTHING
     ran: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "exit_code": self.exit_code,
             "said": self.said,

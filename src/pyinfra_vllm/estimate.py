@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from .answers import Transaction
 from .config import Service
 from .on_host.order import ROLLOUT
+from .text import counted
 
 NEWEST = 5
 # On the largest of so few: a switch that takes half as long again as any before it must still be undone in
@@ -64,8 +65,8 @@ def _measured(service: Service, history: History) -> Estimate | None:
         return None
     there, back = max(map(_there, whole)), max(map(_back, whole))
     measuring = 2 * timedelta(seconds=service.gate.criteria().longest_s)
-    plural = "es" if len(whole) > 1 else ""
-    return Estimate((there + back) * FACTOR + measuring, f"measured here in {len(whole)} switch{plural}")
+    source = f"measured here in {counted(len(whole), 'switch', 'switches')}"
+    return Estimate((there + back) * FACTOR + measuring, source)
 
 
 def _whole(history: History) -> list[Transaction]:

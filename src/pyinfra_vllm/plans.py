@@ -6,7 +6,6 @@ operations/_foreseen.py makes it from facts, with the checks that deploy.py make
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from .catalog.gpus import GIB
 from .printable import printable
 from .release import Pair
-from .text import in_units
+from .text import counted, in_units, wrapped
 
 INSTALL, SWITCH, UNCHANGED, DEFERRED, REFUSED = "install", "switch", "unchanged", "deferred", "refused"
 # Each action in the order of the plan: its heading, and how it is counted in the first line.
@@ -121,8 +120,8 @@ def _headline(plans: Sequence[HostPlan]) -> str:
     counts = {action: sum(item.action == action for item in services) for action in ACTIONS}
     told = ", ".join(f"{counts[action]} {word}" for action, (_, word) in ACTIONS.items() if counts[action])
     bare = sum(not plan.services for plan in plans)
-    nothing = f"; {_counted(bare, 'host')} without a service" if bare else ""
-    size = f"{_counted(len(plans), 'host')}, {_counted(len(services), 'service')}"
+    nothing = f"; {counted(bare, 'host')} without a service" if bare else ""
+    size = f"{counted(len(plans), 'host')}, {counted(len(services), 'service')}"
     return f"{size}: {told or 'nothing to do'}{nothing}"
 
 
@@ -272,21 +271,10 @@ def _follows(host: str, following: str) -> bool:
     return following == f"{before}{int(number) + 1:0{len(number)}d}{after}"
 
 
-def _counted(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
 def _wrapped(text: str | Sequence[str], width: int, indent: str, following: str | None = None) -> list[str]:
     """A text, or a list of which no item is broken, in lines of at most `width`."""
     whole = printable(text) if isinstance(text, str) else _list(text)
-    made = textwrap.wrap(
-        whole,
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent if following is None else following,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    made = wrapped(whole, width, indent, indent if following is None else following)
     return [line.replace(_UNBROKEN, " ") for line in made]
 
 

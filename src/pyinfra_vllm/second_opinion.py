@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,14 @@ def from_vllm_bench(results: Sequence[Mapping[str, Any]]) -> Record:
                 "a result of `vllm bench serve` without --save-detailed has no single requests: run it with"
                 " that flag"
             )
-    return _record(str(results[0].get("model_id", "?")), "vllm bench serve", map(_vllm_phase, results))
+    return {
+        "schema": SCHEMA,
+        "model": str(results[0].get("model_id", "?")),
+        "server": {},
+        "engine": "vllm bench serve",
+        "phases": [_vllm_phase(result) for result in results],
+        "quality": [],
+    }
 
 
 def _vllm_phase(result: Mapping[str, Any]) -> Phase:
@@ -68,7 +75,12 @@ def _vllm_phase(result: Mapping[str, Any]) -> Phase:
     for index, (ttft, itls, tokens_in, tokens_out) in enumerate(zip(*columns.values(), strict=True)):
         error = errors[index] if index < len(errors) else ""
         requests.append(_request(index, error, ttft, ttft + sum(itls), tokens_in, tokens_out))
-    return _phase(concurrency, result["duration"], requests)
+    return {
+        "name": f"c{concurrency}",
+        "concurrency": concurrency,
+        "duration_s": result["duration"],
+        "requests": requests,
+    }
 
 
 def _request(
@@ -85,26 +97,6 @@ def _request(
         "e2e_s": e2e_s,
         "input_tokens": tokens_in,
         "output_tokens": tokens_out,
-    }
-
-
-def _phase(concurrency: int, duration_s: float, requests: list[Request]) -> Phase:
-    return {
-        "name": f"c{concurrency}",
-        "concurrency": concurrency,
-        "duration_s": duration_s,
-        "requests": requests,
-    }
-
-
-def _record(model: str, engine: str, phases: Iterable[Phase]) -> Record:
-    return {
-        "schema": SCHEMA,
-        "model": model,
-        "server": {},
-        "engine": engine,
-        "phases": list(phases),
-        "quality": [],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 
 
 def in_units(count: float) -> str:
@@ -70,6 +71,23 @@ def four_digits(value: object, missing: str = "") -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return missing if value is None else str(value)
+
+
+def counted(count: int, thing: str, things: str = "") -> str:
+    """`1 host`, `2 hosts`; `things` is an irregular plural."""
+    return f"{count} {thing if count == 1 else things or thing + 's'}"
+
+
+def wrapped(text: str, width: int, indent: str, following: str) -> list[str]:
+    """The text in lines of at most `width`, broken between words only."""
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=following,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def sentence(text: str) -> str:

@@ -162,6 +162,28 @@ def test_how_far_a_unit_is_can_be_described(value: Any) -> None:
     assert isinstance(_unit.describe(status), str)
 
 
+@pytest.mark.parametrize(
+    ("kind", "answer", "problem"),
+    [
+        (answers.Gpus, {"problem": None}, "its answer.gpus is missing"),
+        (answers.Gpus, {"problem": None, "gpus": [{"index": 0, "name": None, "processes": 1}]},
+         r"gpus\[0\]\.processes must be a list"),
+        (list[answers.DoctorCheck], [{"name": "x", "ok": 1, "detail": ""}], r"\[0\]\.ok must be true"),
+        (answers.Removable, {"kind": "x", "path": "/x", "bytes": 1.5}, "bytes must be a whole number"),
+        (answers.UnitStatus, {"rate": -1}, "rate must be 0 or more"),
+        (list[answers.LogLine], [{"at": "now", "unit": "x", "text": ""}], r"\[0\]\.at must be a number"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_checked_against_its_type(kind: Any, answer: Any, problem: str) -> None:
+    with pytest.raises(HostError, match=problem):
+        answers.read(json.dumps(answer), kind)
+
+
+def test_keys_that_a_type_does_not_name_are_allowed() -> None:
+    found = answers.read('{"kind": "x", "path": "/x", "bytes": 1, "new": []}', answers.Removable)
+    assert found["bytes"] == 1
+
+
 def test_evidence_that_is_none_costs_no_other(told: dict[str, Any], tmp_path: Path) -> None:
     lie = copy.deepcopy(dict(told))
     (switch,) = lie["record"][0]["transactions"]

@@ -16,6 +16,7 @@ from ..printable import printable
 from ..report import looking
 from ..report.history import Switch, left_out, moment, problems, switches
 from ..report.tables import console, show_history
+from ..text import counted
 from ..window import parse_duration
 from . import options
 
@@ -116,8 +117,8 @@ def history(
         return int(bool(past.missing))
     show_history(console(), past.switches, wide=wide)
     if past.left_out:
-        plural = "es" if past.left_out > 1 else ""
-        click.echo(f"{past.left_out} older switch{plural} not shown: --since or --newest does.", err=True)
+        older = counted(past.left_out, "older switch", "older switches")
+        click.echo(f"{older} not shown: --since or --newest does.", err=True)
     for host, problem in past.missing.items():
         click.echo(printable(f"{host}: {problem}"), err=True)
     return int(bool(past.missing))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from ..config.problems import MISSING, Problem
 from ..errors import DeclarationError, LockError, RolloutError
 from ..plans import host_names
 from ..printable import printable
+from ..text import counted, wrapped
 from . import options
 
 NARROWEST = 40
@@ -114,11 +114,11 @@ def _check_locked(service: Service, lock: Lock | None, problems: Problems) -> No
 def sentences(result: Result, inventory: str, width: int) -> list[str]:
     """The result for a person: each cause once, with the hosts that have it."""
     count = len(result.problems)
-    hosts = f"{len(result.hosts)} host{'s' if len(result.hosts) != 1 else ''}"
+    hosts = counted(len(result.hosts), "host")
     if not count:
         made = [f"{inventory} is valid: {hosts}."]
     else:
-        made = [f"{inventory} has {count} problem{'s' if count > 1 else ''} ({hosts}):"]
+        made = [f"{inventory} has {counted(count, 'problem')} ({hosts}):"]
     for problem in result.problems:
         made += ["", *_wrapped(problem.where, width, ""), *_wrapped(problem.fix, width, "    ")]
         if problem.hosts:
@@ -131,14 +131,7 @@ def sentences(result: Result, inventory: str, width: int) -> list[str]:
 
 
 def _wrapped(text: str, width: int, indent: str) -> list[str]:
-    return textwrap.wrap(
-        printable(text),
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent or "    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return wrapped(printable(text), width, indent, indent or "    ")
 
 
 @click.command()

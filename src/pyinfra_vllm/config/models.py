@@ -24,6 +24,7 @@ from ..catalog import table
 from ..catalog.gpus import Gpu
 from ..on_host.criteria import Criteria
 from ..on_host.quality import QuestionsError, load
+from ..text import counted
 from ..window import parse_duration
 from .base import Declaration
 from .cards import Cards, as_gpus
@@ -62,10 +63,6 @@ PARALLEL = ("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parall
 def _size(value: Any) -> int | None:
     """A declared size; None where there is none, or none that can be understood (the tuning says so)."""
     return int(value) if re.fullmatch(r"[1-9]\d{0,4}", str(value)) and not isinstance(value, bool) else None
-
-
-def _counted(gpus: int) -> str:
-    return "1 GPU" if gpus == 1 else f"{gpus} GPUs"
 
 
 def _positive(duration: timedelta) -> timedelta:
@@ -286,7 +283,7 @@ class Service(Declaration):
                 raise ItemError(
                     "gpus",
                     (
-                        f"names {_counted(len(self.gpus))}, and flags: {{{declared}}} needs"
+                        f"names {counted(len(self.gpus), 'GPU')}, and flags: {{{declared}}} needs"
                         f" {needed}{default}; make them agree"
                     ),
                 )

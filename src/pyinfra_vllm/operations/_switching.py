@@ -55,8 +55,9 @@ class Switching:
                 return self._follow(before or None)
             if self.order.purpose == ROLLBACK and soaks(observed):
                 observed = self._end_soak()
-            hindrance = self._hindrance(observed)
-            return hindrance or self._follow(self._start(observed))
+            retry = self.order.purpose != ROLLOUT or RETRY in self.order.overrides
+            found = hindrance(observed, self.order.release, self.order.criteria, retry=retry)
+            return self.outcome(*found) if found else self._follow(self._start(observed))
         except HostError as error:
             return self.outcome("failed", str(error))
         except LOST as error:
@@ -92,11 +93,6 @@ class Switching:
         return self.remote.json(
             kind, "python3", "-I", self.program, "--root", self.root, *words, timeout_s=ANSWER_S
         )
-
-    def _hindrance(self, observed: Readiness) -> Outcome | None:
-        retry = self.order.purpose != ROLLOUT or RETRY in self.order.overrides
-        found = hindrance(observed, self.order.release, self.order.criteria, retry=retry)
-        return self.outcome(*found) if found else None
 
     def _start(self, observed: Readiness) -> str | None:
         """Hand the order to systemd on the host; returns the transaction that was the newest before."""

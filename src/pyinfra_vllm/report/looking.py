@@ -48,6 +48,10 @@ class Look:
     wishes: tuple[Wish, ...] | None = field(default=None)  # None: the declaration could not be read
     gpus: tuple[Gpu, ...] = ()
 
+    def observed(self, service: str) -> Observed | None:
+        """The state of one service; None where the host has none of that name."""
+        return next((item for item in self.running if item["service"] == service), None)
+
 
 Question = Callable[[Host], Look]
 

@@ -100,7 +100,7 @@ def sentence(item: Live) -> str:
 
 
 def _live(host: str, look: Look, wish: Wish, wave: int | None, now: datetime) -> Live:
-    observed = _observed(look, wish.service)
+    observed = look.observed(wish.service)
     entries = _newest(look, wish.service)
     last = entries[-1] if entries else None
     if observed and observed["lock"] is not None and last and last["step"] not in ("end", "reported"):
@@ -136,7 +136,7 @@ def _waves(
 
 
 def _concerned(look: Look, wish: Wish, now: datetime) -> bool:
-    return not _runs(_observed(look, wish.service), wish) or _recent(_newest(look, wish.service), wish, now)
+    return not _runs(look.observed(wish.service), wish) or _recent(_newest(look, wish.service), wish, now)
 
 
 def _runs(observed: Observed | None, wish: Wish) -> bool:
@@ -146,10 +146,6 @@ def _runs(observed: Observed | None, wish: Wish) -> bool:
 def _recent(entries: Sequence[Entry], wish: Wish, now: datetime) -> bool:
     """Whether the newest switch was to the declared release, and not long ago."""
     return bool(entries) and entries[0].get("to") == wish.release and now - moment(entries[0]["at"]) < RECENT
-
-
-def _observed(look: Look, service: str) -> Observed | None:
-    return next((item for item in look.running if item["service"] == service), None)
 
 
 def _newest(look: Look, service: str) -> list[Entry]:

@@ -126,9 +126,7 @@ def _finding(opening: Opening, answer: Answer[Look]) -> Finding:
     if wish is None or wish.release is None:
         why = wish.problem if wish else "its declaration could not be read"
         return finding(UNKNOWN if opening.open else CLOSED, why)
-    observed = next((item for item in answer.value.running if item["service"] == name), None)
-    kind, why = _need(wish, observed, opening)
-    return finding(kind, why)
+    return finding(*_need(wish, answer.value.observed(name), opening))
 
 
 def _need(wish: Wish, observed: Observed | None, opening: Opening) -> tuple[str, str]:

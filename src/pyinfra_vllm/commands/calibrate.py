@@ -30,7 +30,7 @@ EXIT_CODES = {"calibrated": 0, "deferred": 4}
 
 
 def run(records: list[Path], out: Path | None = None) -> dict[str, Any]:
-    """The noise that records tell of, which `gate.judge` and `compare --noise` take.
+    """The noise of several records, for `gate.judge` and `compare --noise`.
 
     Raises DeclarationError.
     """

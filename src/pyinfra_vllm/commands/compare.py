@@ -71,7 +71,9 @@ def table(verdict: Verdict) -> Table:
 @click.option(
     "--gate", "gate_file", type=click.Path(path_type=Path), help="The gate's settings, YAML or JSON."
 )
-@click.option("--noise", "noise_file", type=click.Path(path_type=Path), help="The noise that `calibrate` wrote.")
+@click.option(
+    "--noise", "noise_file", type=click.Path(path_type=Path), help="The noise that `calibrate` wrote."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def compare(before: Path, after: Path, gate_file: Path | None, noise_file: Path | None, as_json: bool) -> int:
     """Judge AFTER against BEFORE: exit code 0 for pass, 1 for fail, 3 for inconclusive."""

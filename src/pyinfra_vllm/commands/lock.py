@@ -191,5 +191,8 @@ def lock(inventory: str, check: bool, prune: bool, group_data: tuple[str, ...], 
     except RolloutError as error:
         click.echo(printable_lines(error), err=True)
         raise SystemExit(error.exit_code) from error
-    click.echo(json.dumps(result.as_dict(), indent=2) if json_wanted else "\n".join(sentences(result, check=check)))
+    if json_wanted:
+        click.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        click.echo("\n".join(sentences(result, check=check)))
     raise SystemExit(code)

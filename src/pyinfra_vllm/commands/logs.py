@@ -36,7 +36,9 @@ def run(
 @click.command()
 @click.argument("host")
 @click.argument("service", required=False)
-@click.option("--inventory", default=options.DEFAULT_INVENTORY, show_default=True, help="Where the host is listed.")
+@click.option(
+    "--inventory", default=options.DEFAULT_INVENTORY, show_default=True, help="Where the host is listed."
+)
 @click.option(
     "--lines",
     "newest",

@@ -18,7 +18,6 @@ from ..schedule.units import EVERY, Units, cron_line, daily, install, units
 from . import options
 
 
-
 def own_command(
     inventory: str, limit: tuple[str, ...], group_data: tuple[str, ...] = (), doctor: bool = False
 ) -> list[str]:

@@ -17,7 +17,6 @@ from ..report.tables import console, show_status
 from . import options
 
 
-
 def declared(inventory: str, group_data: Sequence[str] = ()) -> tuple[Fleet | None, str]:
     """The declaration, or None and why: a broken declaration must not hide the running releases."""
     try:

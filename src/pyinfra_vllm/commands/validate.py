@@ -45,7 +45,7 @@ class Result:
 
 
 def run(inventory: str, group_data: Sequence[str] = (), at: datetime | None = None) -> Result:
-    """All that is wrong. Raises DeclarationError where inventory or group data can't be loaded at all."""
+    """The problems of a declaration. Raises DeclarationError where inventory or group data can't be read."""
     loaded = inventories.load(inventory, {}, group_data)
     found = fleet.read(loaded, inventories.Files(inventory, str(Path.cwd()), group_data))
     problems = found.problems

@@ -23,7 +23,6 @@ from ..report.watching import Live, lives, sentence, table
 from . import options
 
 
-
 def look(hosts: Hosts, wanted: Fleet) -> list[Live]:
     """Every service as it is at this moment."""
     answers = hosts.ask(looking.at_status(wanted))

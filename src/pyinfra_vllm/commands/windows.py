@@ -96,7 +96,8 @@ def windows(
         raise click.UsageError("--except and --switch-estimate go with --cron; an inventory declares its own")
     else:
         answers = fleet_answers(inventory or options.DEFAULT_INVENTORY, at_text, limit)
-    click.echo(json.dumps(as_json_object(answers), indent=2) if json_wanted else "\n".join(sentences(answers)))
+    told = json.dumps(as_json_object(answers), indent=2) if json_wanted else "\n".join(sentences(answers))
+    click.echo(told)
 
 
 def direct_window(cron: str, duration: str, timezone: str, exceptions: Sequence[str]) -> Window:

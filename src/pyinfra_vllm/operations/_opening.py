@@ -9,7 +9,6 @@ from pyinfra_vllm.config import Overrides, Service
 from pyinfra_vllm.estimate import History, estimate, way_back
 
 
-
 def opening(service: Service, overrides: Overrides, history: History = ()) -> window.WindowState | None:
     """The state of the service's windows; None where nothing limits it (no window, or overridden)."""
     if not service.window or overrides.switch_now:

@@ -55,8 +55,8 @@ def install(state: State) -> None:
 
 
 def end_run(number: int, frame: Any) -> None:
-    """Ctrl-C, SIGTERM or a closed terminal ends the run, never the switches that hosts have begun: say so,
-    and exit with 1.
+    """Ctrl-C, SIGTERM or a closed terminal ends the run, never the switches that hosts have begun:
+    report them, and exit with 1.
     """
     said = [f"{host}: {service}: {text}" for (host, service), text in sorted(PROGRESS.going.items())]
     try:

@@ -89,7 +89,7 @@ class Switching:
         return answers.only(self._host_program(list[Readiness], "status", self.order.service))
 
     def _host_program(self, kind: type[T], *words: str) -> T:
-        """The answer of the host's program, within a time limit: a link may be half dead."""
+        """The answer of the host's program, within a time limit."""
         return self.remote.json(
             kind, "python3", "-I", self.program, "--root", self.root, *words, timeout_s=ANSWER_S
         )

@@ -50,7 +50,7 @@ class Switch:
 
 
 def switches(answers: Iterable[Answer[Look]], since: datetime | None = None) -> list[Switch]:
-    """Every switch that the hosts told of and that began at `since` or later, oldest first."""
+    """Every switch in the answers that began at `since` or later, oldest first."""
     found = [
         switch(answer.host, service["service"], told["tx"], told["entries"])
         for answer in answers
@@ -69,7 +69,7 @@ def left_out(answers: Iterable[Answer[Look]], since: datetime | None = None) -> 
 
 
 def _reaches(service: ToldService, since: datetime) -> bool:
-    """Whether even the oldest switch that was told of began after `since`."""
+    """Whether even the oldest switch in the answer began after `since`."""
     return all(moment(told["entries"][0]["at"]) >= since for told in service["transactions"][:1])
 
 

@@ -20,7 +20,7 @@ from ..release import same_but_for_values
 if TYPE_CHECKING:
     from ..operations._rollout import Wanted
 
-# History tells of the last month or so of nightly switches; status needs the newest only.
+# About a month of nightly switches for history; status needs the newest only.
 NEWEST = 50
 MAX_EVIDENCE_BYTES = 16 * 2**20
 

@@ -51,7 +51,8 @@ class Load:
 class Fit:
     """The prediction, in bytes for one GPU and tokens.
 
-    `max_concurrency` is full-length requests at a time.
+    `max_concurrency` is full-length requests at a time. `reserve_bytes` is the room beside one such request:
+    below 0 it is missing. `tight`: it fits, and has less in reserve than the prediction may be off by.
     """
 
     weights_bytes: int
@@ -67,6 +68,8 @@ class Fit:
     requested_bytes: int = 0
     kv_room_bytes: int = 0
     max_model_len: int = 0
+    reserve_bytes: int = 0
+    tight: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -75,6 +78,8 @@ class Fit:
             "kv_tokens": self.kv_tokens,
             "max_concurrency": self.max_concurrency,
             "fits": self.fits,
+            "tight": self.tight,
+            "reserve_bytes": self.reserve_bytes,
         }
 
 
@@ -84,24 +89,34 @@ def predict(shape: Shape, gpu: Gpu, load: Load) -> Fit:
     per_token = kv_bytes_per_token(shape, load)
     overhead = 0 if gpu.platform == "cpu" else overhead_bytes(shape, load)
     requested = int(gpu.usable_bytes * load.utilization)
-    room = load.kv_cache_bytes if load.kv_cache_bytes is not None else requested - weights - overhead
-    room = max(0, room)
+    left = load.kv_cache_bytes if load.kv_cache_bytes is not None else requested - weights - overhead
+    room = max(0, left)
     laid = layout(shape, load)
     tokens = _kv_tokens(laid, load, room, per_token)
     concurrency = tokens / load.max_model_len if load.max_model_len else 0.0
+    fits = load.max_model_len > 0 and tokens >= load.max_model_len
+    request = laid.request_bytes(load.max_model_len)
+    predicted = load.kv_cache_bytes is None  # and not declared
     return Fit(
         weights_bytes=weights,
         kv_bytes_per_token=per_token,
         kv_tokens=tokens,
         max_concurrency=round(concurrency, 2),
-        fits=load.max_model_len > 0 and tokens >= load.max_model_len,
-        request_bytes=laid.request_bytes(load.max_model_len),
+        fits=fits,
+        request_bytes=request,
         sequences=room // laid.block_bytes if shape.state and laid.block_bytes else None,
         overhead_bytes=overhead,
         requested_bytes=requested,
         kv_room_bytes=room,
         max_model_len=load.max_model_len,
+        reserve_bytes=left - request,
+        tight=fits and predicted and left - request < uncertain_bytes(requested),
     )
+
+
+def uncertain_bytes(requested_bytes: int) -> int:
+    """By how much the prediction for a server that takes so much memory may be off."""
+    return int(requested_bytes * table("runtimes.yaml")["memory"]["uncertain_share"])
 
 
 def weights_bytes(shape: Shape, load: Load) -> int:
@@ -310,16 +325,17 @@ def captured_sizes(load: Load) -> int:
     return small + max(0, min(largest, 248) // 8) + max(0, (largest - 240) // 16)
 
 
-def longest(shape: Shape, fit: Fit, load: Load) -> int:
+def longest(shape: Shape, fit: Fit, load: Load, reserve_bytes: int = 0) -> int:
     """The largest max_model_len, in steps of 256 tokens, of which one request has room where `fit` was
-    predicted.
+    predicted, with so much in reserve.
     """
     laid = layout(shape, load)
+    room = fit.kv_room_bytes - reserve_bytes
     least, most = 0, (shape.max_position or load.max_model_len) // STEP
     while least < most:
         middle = (least + most + 1) // 2
         least, most = (
-            (middle, most) if laid.request_bytes(middle * STEP) <= fit.kv_room_bytes else (least, middle - 1)
+            (middle, most) if laid.request_bytes(middle * STEP) <= room else (least, middle - 1)
         )
     return least * STEP
 

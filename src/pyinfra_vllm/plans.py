@@ -223,9 +223,10 @@ def _change(name: str, pair: Pair, joint: str) -> str:
 def memory(fit: Mapping[str, Any]) -> str:
     """The predicted memory of one GPU, in a line."""
     cache = fit["kv_tokens"] * fit["kv_bytes_per_token"]
+    tight = f"; fits tightly, {fit['reserve_bytes'] / GIB:.2f} GiB in reserve" if fit.get("tight") else ""
     return (
         f"{fit['weights_bytes'] / GIB:.1f} GiB of weights, {cache / GIB:.1f} GiB of KV cache"
-        f" ({fit['kv_tokens']:,} tokens, {fit['max_concurrency']:g} requests of full length at a time)"
+        f" ({fit['kv_tokens']:,} tokens, {fit['max_concurrency']:g} requests of full length at a time){tight}"
     )
 
 

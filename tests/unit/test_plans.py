@@ -181,3 +181,9 @@ def test_the_exit_code_says_whether_anything_is_refused(plan: HostPlan, code: in
 def test_whatever_a_host_said_is_printable() -> None:
     made = lines([HostPlan("a", (refused("evil \x1b[2J\u202e"),))], 80)
     assert "\x1b" not in "".join(made) and "\u202e" not in "".join(made)
+
+
+def test_what_fits_tightly_says_so() -> None:
+    assert "tightly" not in plans.memory({**MEMORY, "tight": False, "reserve_bytes": 2**31})
+    tight = plans.memory({**MEMORY, "tight": True, "reserve_bytes": 3 * 2**28})
+    assert tight.endswith("requests of full length at a time); fits tightly, 0.75 GiB in reserve")

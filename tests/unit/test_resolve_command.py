@@ -46,6 +46,8 @@ def test_the_json_has_exactly_the_contract_s_keys() -> None:
         "kv_tokens",
         "max_concurrency",
         "fits",
+        "tight",
+        "reserve_bytes",
     ]
     assert answer["kernel"] == ["Marlin"]
     assert answer["errors"] == []
@@ -219,6 +221,19 @@ def test_the_table_shows_flag_reason_source_fit_and_kernel() -> None:
         "Marlin",
     ):
         assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [
+        ("4096", "Fits: yes, with 1.3"),
+        ("9216", "Fits: tightly, with 0.0"),
+        ("12288", "Fits: no, 0.6"),
+    ],
+)
+def test_the_reserve_is_told(length: str, said: str) -> None:
+    """Room for 9,488 tokens of 256 KiB."""
+    assert said in run(*ASKED[:-1], length).stdout
 
 
 def test_errors_are_in_the_table_too() -> None:

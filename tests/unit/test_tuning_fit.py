@@ -52,8 +52,11 @@ def test_everything_that_is_said_to_make_a_model_fit_does(gpu: str, version: str
         for way in found[0].split("; ") if found else ():
             if way == "a smaller model or a GPU with more memory":
                 continue
-            if way.endswith(" GPUs"):
-                change: dict[str, Any] = {"gpu_count": int(way.split()[0])}
+            if " pipeline stages, flags: " in way:
+                flags = yaml.safe_load(way.partition("flags: ")[2])
+                change: dict[str, Any] = {"gpu_count": int(way.split()[0]), "flags": flags}
+            elif way.endswith(" GPUs"):
+                change = {"gpu_count": int(way.split()[0])}
             else:
                 change = next(made(way) for start, made in TRIED.items() if way.startswith(start))
             if way.startswith("the AWQ"):
@@ -65,10 +68,66 @@ def test_everything_that_is_said_to_make_a_model_fit_does(gpu: str, version: str
 
 
 def test_more_gpus_are_offered_only_where_the_rules_take_them() -> None:
-    """By memory alone two would do, but 201 groups of channels can't be shared by two, four or eight."""
+    """By memory alone two would do, but 201 groups of channels can't be shared by two, four or eight: vLLM's
+    documentation has pipeline stages for that ("Parallelism and scaling", edge cases).
+    """
     shape = replace(shapes.find("Qwen/Qwen3-32B-AWQ") or pytest.fail(), intermediate=25600 + 128)
     (error,) = resolve(shape, "RTX 4090", max_model_len=32768).errors
-    assert "GPUs" not in error.split("What would make it fit")[1]
+    ways = error.split("What would make it fit: ")[1].split("; ")
+    assert [way for way in ways if "GPUs" in way] == [
+        "2 GPUs in 2 pipeline stages, flags: {pipeline-parallel-size: 2, tensor-parallel-size: 1}"
+    ]
+
+
+def test_a_number_of_gpus_that_heads_cannot_be_shared_by_is_offered_as_stages() -> None:
+    asked: dict[str, Any] = {"gpu": "RTX 4090", "gpu_count": 6, "max_model_len": 32768}
+    (error,) = resolve(**asked).errors
+    assert error == (
+        "6 GPUs can't share the 64 attention heads of Qwen/Qwen3-32B-AWQ: use 1, 2, 4 or 8 GPUs, or 6 GPUs in"
+        " 3 pipeline stages, flags: {pipeline-parallel-size: 3, tensor-parallel-size: 2}"
+    )
+    stages = yaml.safe_load(error.partition("flags: ")[2])
+    assert resolve(**asked, flags=stages).errors == ()
+    declared = resolve(**asked, flags={"tensor-parallel-size": 6})
+    assert "pipeline" not in str(declared.errors)  # the operator's own sizes are told, and not replaced
+
+
+def test_stages_that_would_not_fit_either_are_not_offered() -> None:
+    (error,) = resolve("Qwen/Qwen3-32B", "T4", gpu_count=3, max_model_len=32768).errors
+    assert error.endswith("use 1, 2, 4 or 8 GPUs")
+
+
+# Fits, tightly, or not
+
+
+@pytest.mark.parametrize(("length", "fits", "tight"), [(4096, True, False), (9216, True, True), (9600, False, False)])
+def test_what_fits_by_less_than_the_prediction_may_be_off_fits_tightly(
+    length: int, fits: bool, tight: bool
+) -> None:
+    """The KV cache has room for 9,488 tokens of 256 KiB; 3 % of the 21.7 GiB that are taken are 0.65 GiB."""
+    found = resolve("Qwen/Qwen3-32B-AWQ", "RTX 4090", "0.33.0", max_model_len=length).fit
+    assert found is not None
+    assert (found.fits, found.tight) == (fits, tight)
+    assert found.reserve_bytes == pytest.approx((9488 - length) * 262144, abs=16 * 262144)
+    assert found.as_dict()["tight"] is tight
+    assert found.as_dict()["reserve_bytes"] == found.reserve_bytes
+
+
+def test_the_length_that_is_offered_does_not_fit_tightly() -> None:
+    asked: dict[str, Any] = {"model": "Qwen/Qwen3-32B-AWQ", "gpu": "RTX 4090", "runtime": "0.33.0"}
+    (error,) = resolve(**asked, max_model_len=32768).errors
+    shorter = int(error.split("max_model_len: ")[1].split(";")[0])
+    found = resolve(**asked, max_model_len=shorter).fit
+    assert found and found.fits and not found.tight
+    longer = resolve(**asked, max_model_len=shorter + 256).fit
+    assert longer and longer.tight
+
+
+def test_a_declared_cache_is_no_prediction() -> None:
+    asked: dict[str, Any] = {"gpu": "H200", "runtime": "0.33.0", "max_model_len": 4096}
+    found = resolve(**asked, flags={"kv-cache-memory-bytes": 4096 * 262144}).fit
+    assert found and found.fits and not found.tight
+    assert found.reserve_bytes == 0
 
 
 @pytest.mark.parametrize("model", ["Qwen/Qwen3-32B", "Qwen/Qwen3-32B-AWQ"])

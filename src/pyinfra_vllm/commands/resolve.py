@@ -269,5 +269,17 @@ def _memory(fit: Fit | None) -> list[str]:
         f"KV cache: {fit.kv_tokens:,} tokens of {fit.kv_bytes_per_token:,} bytes, "
         f"{fit.max_concurrency:g} requests of {fit.max_model_len:,} tokens at a time"
         f" ({fit.request_bytes / GIB:.2f} GiB each)",
-        f"Fits: {'yes' if fit.fits else 'no'}",
+        _fits(fit),
     ]
+
+
+def _fits(fit: Fit) -> str:
+    reserve = f"{abs(fit.reserve_bytes) / GIB:.2f} GiB"
+    if not fit.fits:
+        return f"Fits: no, {reserve} are missing for one request of full length"
+    if not fit.tight:
+        return f"Fits: yes, with {reserve} in reserve beside one request of full length"
+    return (
+        f"Fits: tightly, with {reserve} in reserve beside one request of full length, which is less than the"
+        " prediction may be off by"
+    )

@@ -8,7 +8,8 @@ doesn't say.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.tuning import declared as operator
 from pyinfra_vllm.tuning import devices, security, values
 from pyinfra_vllm.tuning.facts import (
+    GPUS_OF_A_HOST,
     Facts,
     batch_defaults,
     of_request,
@@ -59,6 +61,7 @@ LEAST_CONTEXT = 1024  # tokens; a shorter one is not worth offering
 HIGHEST_SHARE = 0.95
 STATES_SHARE = 0.95  # of the blocks predicted for states: the prediction may be 5 % too high
 FEW_SEQUENCES = 16
+TENSOR_PARALLEL, PIPELINE_PARALLEL = "--tensor-parallel-size", "--pipeline-parallel-size"
 # What --linear-backend takes for 4-bit weights (kernels/linear/__init__.py); any other is warned of and
 # passed over.
 LINEAR_BACKENDS = {
@@ -355,6 +358,8 @@ def _judge_fit(request: _Request, decided: _Decided) -> None:
     shape, card, profile, predicted = request.shape, request.card, decided.profile, decided.fit
     if decided.facts["length"] is None:
         profile.fail(f"max_model_len: the config.json of {shape.name} names no length; declare one")
+    if predicted is None and not card.rejected:
+        _offer_stages(request, decided)
     if predicted is None or predicted.fits or card.rejected:
         return
     if card.platform == "cpu":
@@ -374,7 +379,10 @@ def _ways(request: _Request, decided: _Decided) -> Iterator[str]:
     if not _weights_leave_room(request, decided.load, decided.load.tensor_parallel_size):
         yield from _more_gpus(request, decided)
         return
-    longest = fit.longest(request.shape, decided.fit, decided.load)
+    for reserve in (fit.uncertain_bytes(decided.fit.requested_bytes), 0):  # not tightly, where that can be
+        longest = fit.longest(request.shape, decided.fit, decided.load, reserve)
+        if longest >= LEAST_CONTEXT:
+            break
     if longest >= LEAST_CONTEXT and _works(replace(request, max_model_len=longest), decided):
         yield f"max_model_len: {longest}"
     eight_bits = replace(request, variants=(*request.variants, "fp8_kv_cache"))
@@ -401,20 +409,59 @@ def _ways(request: _Request, decided: _Decided) -> Iterator[str]:
 def _more_gpus(request: _Request, decided: _Decided) -> Iterator[str]:
     """The ways that need other hardware or another checkpoint."""
     assert decided.load
+    more = [count for count in GPUS_OF_A_HOST if count > request.gpu_count]
     for count in tensor_parallel_choices(request.shape):
-        if count <= request.gpu_count or not _weights_leave_room(request, decided.load, count):
+        if count not in more or not _weights_leave_room(request, decided.load, count):
             continue
         if _works(replace(request, gpu_count=count), decided):
             yield f"{count} GPUs"
+            more = [fewer for fewer in more if fewer < count]
             break
+    yield from itertools.islice(_stages(request, decided, more), 1)
     packed = replace(request.shape, quantization=shapes.Quantization("awq"), weights_bytes=None)
     if request.shape.quantization is None and _works(replace(request, shape=packed), decided):
         yield "the AWQ checkpoint of this model (about a third of the memory)"
 
 
-def _weights_leave_room(request: _Request, load: fit.Load, count: int) -> bool:
-    """Whether so many GPUs hold more than the weights: no setting helps where they don't."""
-    most = replace(load, tensor_parallel_size=max(1, count), kernels=())
+def _stages(request: _Request, decided: _Decided, counts: Iterable[int]) -> Iterator[str]:
+    """Pipeline stages that work on so many GPUs, which tensor parallelism alone can't use: as few stages as
+    there can be.
+    """
+    if any(operator.spelled(name) in (TENSOR_PARALLEL, PIPELINE_PARALLEL) for name in request.flags):
+        return  # the operator's own
+    for count in counts:
+        for stages in range(2, count + 1):
+            size, rest = divmod(count, stages)
+            if rest or not splits(request.shape, size) or request.shape.layers < stages:
+                continue
+            if decided.load and not _weights_leave_room(request, decided.load, size, stages):
+                continue
+            sizes = {PIPELINE_PARALLEL: stages, TENSOR_PARALLEL: size}
+            if _works(replace(request, gpu_count=count, flags={**request.flags, **sizes}), decided):
+                told = ", ".join(f"{name.removeprefix('--')}: {value}" for name, value in sizes.items())
+                yield f"{count} GPUs in {stages} pipeline stages, flags: {{{told}}}"
+                break
+
+
+def _offer_stages(request: _Request, decided: _Decided) -> None:
+    """Adds pipeline stages to the error that names the numbers of GPUs which can share the model."""
+    ending = f"use {decided.facts['tensor_parallel_choices']} GPUs"
+    for way in _stages(request, decided, {request.gpu_count}.intersection(GPUS_OF_A_HOST)):
+        errors = decided.profile.errors
+        errors[:] = [f"{text}, or {way}" if text.endswith(ending) else text for text in errors]
+
+
+def _weights_leave_room(request: _Request, load: fit.Load, size: int, stages: int = 1) -> bool:
+    """Whether so many GPUs hold more than the weights: no setting helps where they don't.
+
+    + size, stages: of tensor and pipeline parallelism; 1 stage: as many as are declared
+    """
+    most = replace(
+        load,
+        tensor_parallel_size=max(1, size),
+        pipeline_parallel_size=max(stages, load.pipeline_parallel_size),
+        kernels=(),
+    )
     share = max(load.utilization, HIGHEST_SHARE)
     return fit.weights_bytes(request.shape, most) < request.card.usable_bytes * share
 

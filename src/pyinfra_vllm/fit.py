@@ -185,6 +185,18 @@ def checkpoint_bytes(shape: Shape, width: int = 2, text_only: bool = False) -> i
     return int(embeddings + linear_parameters(shape) * per_parameter)
 
 
+def possible_bytes(shape: Shape) -> tuple[int, ...]:
+    """About what a checkpoint's tensors may have; () for a model with parts that the shape doesn't tell of:
+    towers, layers with a state, experts whose width is another key's.
+    """
+    quantization = shape.quantization
+    unknown = shape.vision or shape.hybrid or shape.uncounted or (quantization and not quantization.kernels)
+    if unknown or (shape.experts and not shape.expert_intermediate):
+        return ()
+    widths = {DTYPE_BYTES.get(shape.dtype, 2), 2}  # no dtype means 32 bits, and often isn't true
+    return tuple(checkpoint_bytes(shape, width) for width in sorted(widths))
+
+
 def draft_parameters(shape: Shape, load: Load) -> int:
     """Parameters of the multi-token prediction that runs: its layers and the projection of two hidden states
     to one.

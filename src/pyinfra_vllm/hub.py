@@ -27,7 +27,7 @@ from huggingface_hub.utils import (
 
 from pyinfra_vllm import checkpoint, hub_endpoint
 from pyinfra_vllm.checkpoint import Checkpoint, File
-from pyinfra_vllm.errors import CheckpointRefused, HubError
+from pyinfra_vllm.errors import CheckpointRefused, HubError, one_line
 from pyinfra_vllm.on_host import manifest
 from pyinfra_vllm.on_host.values import shown
 
@@ -42,6 +42,7 @@ MOST_REDIRECTS = 5
 LARGEST_LISTING = 20_000  # entries; repositories with many quantizations have a few thousand
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"  # of PEFT: weights that change those of a base model
 # Beside config.json: transformers imports the modules of their `auto_map`, too.
 NAME_CODE = (
     "tokenizer_config.json",
@@ -100,6 +101,7 @@ class Hub:
             if reason:
                 raise CheckpointRefused(f"{value!r} {reason}. Nothing was written.")
         commit, listing = self._listing(repo, revision)
+        self._refuse_adapter(repo, commit, listing)
         _refuse_pickles(repo, listing)
         files = self._needed(repo, commit, listing, allow_code, consolidated)
         config = self._json(repo, commit, _named(repo, files, "config.json"))
@@ -140,7 +142,7 @@ class Hub:
         self, repo: str, commit: str, listing: tuple[File, ...], allow_code: bool, consolidated: bool
     ) -> tuple[File, ...]:
         """The weights that vLLM would load, and the files beside them that serving needs."""
-        weights = {file.path: file for file in listing if re.fullmatch(r"[^/]+\.safetensors", file.path)}
+        weights = {file.path: file for file in _weights(listing) if not _of_adapter(file)}
         index = next((file for file in listing if file.path == INDEX), None)
         if consolidated:
             index = None
@@ -166,6 +168,21 @@ class Hub:
             if file.size > LARGEST_METADATA_BYTES:
                 raise CheckpointRefused(f"{repo}: {file.path} has {file.size} bytes, too many for what it is")
         return tuple(sorted([*weights.values(), *beside], key=lambda file: file.path))
+
+    def _refuse_adapter(self, repo: str, commit: str, listing: tuple[File, ...]) -> None:
+        """Refuse an adapter: it has no weights of a model, only what changes those of another one."""
+        about = next((file for file in listing if file.path == ADAPTER), None)
+        whole = [file for file in listing if file.path.startswith("pytorch_model")]
+        if about is None or whole or not all(map(_of_adapter, _weights(listing))):
+            return
+        base = self._json(repo, commit, about).get("base_model_name_or_path")
+        named = f" ({one_line(base)})" if isinstance(base, str) and base else ""
+        raise CheckpointRefused(
+            f"{repo} is an adapter: it has {ADAPTER} and no weights but the adapter's, which change those of"
+            f" a base model{named} and can't be served without them. Nothing was written. Declare the base"
+            " model as `model`, put the adapter on the host, and name it in flags: {enable-lora: true,"
+            " lora-modules: [NAME=/absolute/path]}; or take a repository with the merged weights."
+        )
 
     def _refuse_code(
         self, repo: str, commit: str, files: tuple[File, ...], config: Mapping[str, Any]
@@ -332,6 +349,16 @@ def _refuse_pickles(repo: str, listing: tuple[File, ...]) -> None:
             f"{repo} holds its weights only as pickles ({pickles[0]}), which can run code when loaded. "
             f"Nothing was written. Use a repository with safetensors, or convert it."
         )
+
+
+def _weights(listing: Iterable[File]) -> list[File]:
+    """The files at the top of a repository that hold tensors."""
+    return [file for file in listing if re.fullmatch(r"[^/]+\.safetensors", file.path)]
+
+
+def _of_adapter(file: File) -> bool:
+    """Whether a file holds an adapter's tensors, which no loader of whole models takes."""
+    return file.path.startswith("adapter_")
 
 
 def _refuse_gaps(repo: str, weights: Mapping[str, File]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -9,18 +10,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from hub_server import HubServer, serving
 
-from pyinfra_vllm import hub_endpoint
-from pyinfra_vllm.checkpoint import LOCK_FILE, Lock
-from pyinfra_vllm.commands.lock import lock
+from pyinfra_vllm import fit, hub_endpoint
+from pyinfra_vllm.catalog import shapes
+from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, File, Lock
+from pyinfra_vllm.commands.lock import doubtful_size, lock
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host import durable
 
 REPO = "acme/tiny-awq"
+FIELD = Path(__file__).parents[1] / "fixtures/field/models.json"
 INVENTORY = """\
 services = {"chat": {"model": "acme/tiny-awq", "port": 8000, "runtime": {"version": "0.32.0"}}}
 fleet = [("gpu1.example", {"services": services}), ("gpu2.example", {"services": services})]
@@ -64,6 +68,80 @@ def test_mistral_s_own_form_is_locked_where_its_loader_is_declared(server: HubSe
     server.repositories[REPO] = {**repository(), "consolidated.safetensors": bytes(90)}
     assert run().exit_code == 0
     assert {file.path for file in Lock.load(LOCK_FILE).get(REPO).files} >= {"consolidated.safetensors"}
+
+
+ADAPTER = {"adapter_config.json": b'{"base_model_name_or_path": "Qwen/Qwen3-14B", "peft_type": "LORA"}'}
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_is_no_model(server: HubServer, weights: str) -> None:
+    """As PEFT's save_pretrained writes one; `config.json` is often uploaded beside it."""
+    server.repositories[REPO] = {**ADAPTER, weights: bytes(90), "config.json": b"{}", "optimizer.pt": bytes(9)}
+    refused = run()
+    assert refused.exit_code == 2
+    told = " ".join(refused.output.split())
+    assert "acme/tiny-awq is an adapter: it has adapter_config.json" in told
+    assert "a base model (Qwen/Qwen3-14B) and can't be served without them" in told
+    assert not LOCK_FILE.exists()
+
+
+def test_an_adapter_beside_whole_weights_is_left_out(server: HubServer) -> None:
+    server.repositories[REPO] = {**repository(), **ADAPTER, "adapter_model.safetensors": bytes(90)}
+    assert run().exit_code == 0
+    (entry,) = Lock.load(LOCK_FILE).entries
+    assert {file.path for file in entry.files} == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def locked(size: int, **changes: Any) -> Checkpoint:
+    """Qwen3-0.6B by its config.json: 596 million parameters; its repository has 752 million, because the head
+    that is tied to the embedding is written out.
+    """
+    config = {
+        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+        "tie_word_embeddings": True, "torch_dtype": "bfloat16", **changes,
+    }  # fmt: skip
+    file = File(path="model.safetensors", size=size, sha256="c" * 64)
+    return Checkpoint(repo="a/b", revision="main", commit="a" * 40, files=(file,), config=config)
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "said"),
+    [
+        (1_192_000_000, {}, ""),
+        (1_503_000_000, {}, ""),  # with the head written out, as its repository has it
+        (600_000_000, {}, "have 600.0 MB, and those of the model in its config.json have about 1.2 GB"),
+        (2_384_000_000, {}, "saved in 32 bits"),
+        (2_384_000_000, {"torch_dtype": "float32"}, ""),
+        (1_192_000_000, {"torch_dtype": None}, ""),  # which means float32, and isn't true
+        (850_000_000, {"quantization_config": shapes.AWQ, "tie_word_embeddings": False}, ""),
+        (8_000_000_000, {"quantization_config": shapes.AWQ}, "not quantized as it says"),
+        (600_000_000, {"vision_config": {}}, ""),  # a tower's size isn't reckoned
+        (600_000_000, {"hidden_size": None}, ""),  # validate names the key
+    ],
+)
+def test_a_size_that_is_not_the_model_s_is_told(size: int, changes: dict[str, Any], said: str) -> None:
+    found = doubtful_size(locked(size, **changes))
+    assert said in found if said else found == ""
+
+
+@pytest.mark.parametrize("model", json.loads(FIELD.read_text()), ids=lambda model: model["repo"])
+def test_sizes_of_published_checkpoints_are_not_doubted(model: dict[str, Any]) -> None:
+    """And half of them is, where the model is one that is reckoned."""
+    shape = shapes.from_config(model["repo"], model["config"], model["bytes"])
+    entry = locked(model["bytes"])
+    published = dataclasses.replace(entry, repo=model["repo"], config=model["config"])
+    assert doubtful_size(published) == ""
+    half = dataclasses.replace(published, files=locked(model["bytes"] // 2).files)
+    reckoned = fit.possible_bytes(shape) and "text_config" not in model["config"]
+    assert bool(doubtful_size(half)) == bool(reckoned)
+
+
+def test_a_doubtful_size_is_told_while_locking(server: HubServer) -> None:
+    server.repositories[REPO]["config.json"] = json.dumps(locked(0).config).encode()
+    told = run()
+    assert told.exit_code == 0
+    assert "acme/tiny-awq@main: its weights have 100 B" in told.stderr
 
 
 def test_the_lock_file_is_written_and_then_up_to_date(server: HubServer) -> None:

@@ -14,16 +14,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyinfra_vllm import fleet, hub_endpoint
+from pyinfra_vllm import fit, fleet, hub_endpoint
+from pyinfra_vllm.catalog import shapes
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, Lock
 from pyinfra_vllm.commands import options
-from pyinfra_vllm.errors import RolloutError
+from pyinfra_vllm.errors import DeclarationError, RolloutError
 from pyinfra_vllm.printable import printable_lines
 from pyinfra_vllm.text import in_units
 
 if TYPE_CHECKING:
     from pyinfra_vllm.hub import Hub
 
+
+# What a checkpoint's size may be of the one that its config.json lets expect: models with two matrices to an
+# MLP, shared experts or dense first layers differ from that by up to a third. Halves and doubles are told.
+LEAST_SHARE, MOST_SHARE = 0.6, 1.6
+SMALL_BYTES = 64 * 1024**2  # headers and norms of a tiny model
+TOO_SMALL = "files are missing, or the config.json is another model's"
+TOO_LARGE = "they are not quantized as it says, saved in 32 bits, or another model's"
 
 TOKENIZER = re.compile(r"tokenizer\.json|vocab\.(json|txt)|tekken\.json|[^/]*\.(model|tiktoken)")
 
@@ -95,6 +103,8 @@ def relock(
         )
         if not any(TOKENIZER.fullmatch(file.path) for file in entry.files):
             say(f"{entry.name} has no tokenizer files: flags: {{tokenizer: /a/path/on/the/host}} is needed")
+        if doubt := doubtful_size(entry):
+            say(f"{entry.name}: {doubt}")
         say(f"{entry.name}: {entry.commit[:12]}, {len(entry.files)} files, {in_units(entry.total_bytes)}")
         found.append(entry)
     known = {entry.name: entry for entry in lock.entries}
@@ -108,6 +118,27 @@ def relock(
         unchanged=_names(entry for entry in found if entry == known.get(entry.name)),
         undeclared=undeclared,
         pruned=prune,
+    )
+
+
+def doubtful_size(entry: Checkpoint) -> str:
+    """Why a checkpoint can't have the size that it has; empty where it can, or where the model has parts that
+    aren't reckoned here.
+    """
+    try:
+        possible = fit.possible_bytes(shapes.from_config(entry.repo, entry.config))
+    except DeclarationError:  # validate and resolve name the key
+        return ""
+    if not possible or "text_config" in entry.config:
+        return ""
+    expected = min(possible, key=lambda size: abs(size - entry.weights_bytes))
+    off = abs(entry.weights_bytes - expected) > SMALL_BYTES
+    if not off or LEAST_SHARE * expected <= entry.weights_bytes <= MOST_SHARE * expected:
+        return ""
+    less = entry.weights_bytes < expected
+    return (
+        f"its weights have {in_units(entry.weights_bytes)}, and those of the model in its config.json have"
+        f" about {in_units(expected)}: {TOO_SMALL if less else TOO_LARGE}. Look at the repository before a rollout"
     )
 
 

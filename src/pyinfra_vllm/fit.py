@@ -187,10 +187,11 @@ def checkpoint_bytes(shape: Shape, width: int = 2, text_only: bool = False) -> i
 
 def possible_bytes(shape: Shape) -> tuple[int, ...]:
     """About what a checkpoint's tensors may have; () for a model with parts that the shape doesn't tell of:
-    towers, layers with a state, experts whose width is another key's.
+    towers, layers that differ, experts whose width is another key's.
     """
     quantization = shape.quantization
-    unknown = shape.vision or shape.hybrid or shape.uncounted or (quantization and not quantization.kernels)
+    unlike = shape.vision or shape.uncounted or shape.attention_layers != shape.layers
+    unknown = unlike or (quantization and not quantization.kernels)
     if unknown or (shape.experts and not shape.expert_intermediate):
         return ()
     widths = {DTYPE_BYTES.get(shape.dtype, 2), 2}  # no dtype means 32 bits, and often isn't true
@@ -247,9 +248,7 @@ def kv_bytes_per_token(shape: Shape, load: Load) -> int:
     return int(
         sum(
             _of_stage(cache.layers, load)
-            * kv_layout.heads(cache, load.tensor_parallel_size)
-            * cache.values
-            * kv_value_bytes(load)
+            * kv_layout.token_bytes(cache, load.tensor_parallel_size, kv_value_bytes(load))
             for cache in whole
         )
     )
@@ -267,6 +266,7 @@ def layout(shape: Shape, load: Load) -> Layout:
             pipeline_parallel_size=load.pipeline_parallel_size,
             in_flight=load.batches_in_flight * load.max_num_batched_tokens,
             states=(2 if load.prefix_caching else 1) + load.speculative_tokens,
+            alignment=kv_layout.LATENT_BLOCK if shape.latent_kv else kv_layout.BLOCK,
         ),
     )
 

@@ -64,6 +64,7 @@ _NEEDED = re.compile(
 _LEFT_OUT = frozenset({"id2label", "label2id", "task_specific_params", "_name_or_path", "auto_map"})
 _DEEPEST = 5  # quantization_config.config_groups.group_0.weights.group_size has 5 levels
 _LONGEST_LIST = 512  # layer_types has one word a layer
+_OF_LAYERS = "block_configs"  # one map a layer: the KV heads of Nemotron-NAS
 
 _SHARD = re.compile(r"(.+)-(\d{4,6})-of-(\d{4,6})\.safetensors")
 MOST_SHARDS = 4096
@@ -418,6 +419,8 @@ def _facts(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
             continue
         if isinstance(value, dict) and depth < _DEEPEST:
             kept[key] = _facts(value, depth + 1)
+        elif key == _OF_LAYERS and isinstance(value, list) and len(value) <= _LONGEST_LIST:
+            kept[key] = [_facts(item, depth + 1) for item in value if isinstance(item, dict)]
         elif _is_plain(value) or (
             isinstance(value, list) and len(value) <= _LONGEST_LIST and all(_is_plain(item) for item in value)
         ):

@@ -14,6 +14,7 @@ from pyinfra_vllm.catalog.layers import Cached
 BLOCK = 16  # tokens of a KV cache block on CUDA (config/cache.py); the sizes below are exact multiples of it
 # A group has as many layers as the rarest kind, or as the most frequent one where that is not much more.
 MUCH_MORE = 1.5
+LATENT_BLOCK = 128  # beside layers with a state, blocks of latent attention are multiples of it
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Settings:
     + width: bytes of one value in the cache
     + in_flight: tokens that are scheduled and not yet done
     + states: that one request holds in each layer with a state
+    + alignment: tokens that a block is a multiple of beside layers with a state
     """
 
     width: float
@@ -30,6 +32,7 @@ class Settings:
     pipeline_parallel_size: int
     in_flight: int
     states: int
+    alignment: int = BLOCK
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,21 @@ def heads(cache: Cached, tensor_parallel_size: int) -> int:
     return max(1, cache.kv_heads // tensor_parallel_size)
 
 
+def token_bytes(cache: Cached, tensor_parallel_size: int, width: float) -> float:
+    """Bytes of one token in one layer on one GPU; `width`: of one value."""
+    return heads(cache, tensor_parallel_size) * cache.values * width + cache.index_bytes
+
+
 def layout(found: Sequence[Cached], state_layers: int, state_bytes: int, settings: Settings) -> Layout:
     """The layout of these layers.
 
     + state_layers, state_bytes: layers with a state, and the bytes of one of their states
     """
-    of_token = [
-        heads(cache, settings.tensor_parallel_size) * cache.values * settings.width for cache in found
-    ]
+    of_token = [token_bytes(cache, settings.tensor_parallel_size, settings.width) for cache in found]
     tokens = BLOCK
     if state_layers:  # a block of tokens is at least as large as a state (platforms/interface.py)
-        tokens *= max(1, -(-state_bytes // int(BLOCK * of_token[0])))
+        tokens = settings.alignment
+        tokens *= max(1, -(-state_bytes // int(tokens * of_token[0])))
     groups = [
         Group(cache.layers, tokens, size * tokens, cache.window, cache.chunk)
         for cache, size in zip(found, of_token, strict=True)

@@ -16,6 +16,8 @@ from resolving import values
 from pyinfra_vllm import fit, tuning
 from pyinfra_vllm.catalog import gpus, shapes, versions
 from pyinfra_vllm.catalog.shapes import Shape
+from pyinfra_vllm.hub import facts_of
+from pyinfra_vllm.kv_layout import Layout
 from pyinfra_vllm.on_host import inspect_runtime, kernel
 from pyinfra_vllm.tuning import Resolution
 
@@ -35,6 +37,10 @@ def resolved(model: str, gpu: str, runtime: str = "0.32.0", **asked: Any) -> Res
     return tuning.resolve(model=known, gpu=gpu, runtime_version=runtime, **asked)
 
 
+def layout_of(model: Shape) -> Layout:
+    return fit.layout(model, fit.Load(1, 4096, 0.9, 8192, 64, dtype="bfloat16"))
+
+
 def request_gib(found: Resolution) -> float:
     assert found.fit is not None
     return found.fit.request_bytes / gpus.GIB
@@ -50,6 +56,96 @@ def test_a_request_takes_what_vllm_itself_says(row: dict[str, Any], length: str)
     load = fit.Load(1, int(length), 0.9, row["in_flight"], 64, dtype="bfloat16")
     found = fit.layout(model, load).request_bytes(int(length))
     assert found == pytest.approx(row["requests"][length], rel=0.001)
+
+
+def test_layers_that_were_searched_for_keep_what_each_of_them_keeps() -> None:
+    """Nemotron-NAS (models/nemotron_nas.py, 0.32.0): heads in a group by layer, and layers without attention.
+
+    Its configuration class is the repository's own code, so vLLM's classes can't be asked here.
+    """
+    blocks = [
+        {"attention": {"n_heads_in_group": 4, "no_op": False}, "ffn": {"ffn_mult": 2.625, "no_op": False}},
+        {"attention": {"n_heads_in_group": None, "no_op": True}, "ffn": {"ffn_mult": 0.5}},
+        {"attention": {"n_heads_in_group": 8}, "ffn": {"no_op": True}},
+        {"attention": {"n_heads_in_group": None, "replace_with_linear": True}, "ffn": {}},
+    ]
+    config = {
+        "model_type": "nemotron-nas", "num_hidden_layers": 4, "hidden_size": 4096, "vocab_size": 1000,
+        "num_attention_heads": 32, "num_key_value_heads": None, "intermediate_size": None,
+        "block_configs": blocks, "max_position_embeddings": 8192,
+    }  # fmt: skip
+    model = shapes.from_config("a/b", facts_of(config))
+    assert (model.attention_layers, model.kv_heads) == (2, 8)
+    assert model.intermediate == 7168  # 2 x 2.625 x 4096 / 3, a multiple of 256
+    assert layout_of(model).request_bytes(1600) == (8 + 4) * 2 * 128 * 2 * 1600
+    halves = fit.layout(model, fit.Load(2, 1600, 0.9, 8192, 64, dtype="bfloat16"))
+    assert halves.request_bytes(1600) == (4 + 2) * 2 * 128 * 2 * 1600
+
+
+def test_an_index_is_kept_beside_latent_attention() -> None:
+    """DeepSeek V3.2 (models/deepseek_v2.py DeepseekV32IndexerCache, 0.32.0): 576 values of 16 bits, and a key
+    of 128 bytes with a scale of 4. The CPU build refuses sparse attention, so this is arithmetic.
+    """
+    config = {"model_type": "deepseek_v32", "index_topk": 2048, "index_head_dim": 128, "index_n_heads": 64}
+    model = shapes.from_config("a/b", config)
+    assert model.attention_layers == 61
+    assert layout_of(model).request_bytes(4096) == 61 * (576 * 2 + 132) * 4096
+    every_fourth = shapes.from_config("a/b", {**config, "index_topk_freq": 4})
+    with_index = len([layer for layer in range(61) if max(layer - 1, 0) % 4 == 0])
+    assert layout_of(every_fourth).request_bytes(4096) == (61 * 576 * 2 + with_index * 132) * 4096
+    without = shapes.from_config("a/b", {**config, "model_type": "deepseek_v3", "index_topk": None})
+    assert layout_of(without).request_bytes(4096) == 61 * 576 * 2 * 4096
+    fp8 = tuning.resolve(
+        model=model, gpu="B300", gpu_count=8, runtime_version="0.32.0", variants=["fp8_kv_cache"]
+    )
+    assert "576 or 656 bytes for a token" in str(fp8.warnings)
+
+
+def test_delta_attention_keeps_a_state_of_32_bits_beside_latent_attention() -> None:
+    """Kimi Linear 48B (kda_state_shape, kda_state_dtype; update_block_size_for_backend: blocks of 128 tokens
+    and at least a state, 0.32.0). Its class needs CUDA's packages, so this is arithmetic.
+    """
+    full = [4, 8, 12, 16, 20, 24, 27]
+    heads = {"head_dim": 128, "num_heads": 32, "short_conv_kernel_size": 4}
+    delta = {**heads, "full_attn_layers": full, "kda_layers": sorted({*range(1, 28)} - {*full})}
+    model = shapes.from_config("a/b", {"model_type": "kimi_linear", "linear_attn_config": delta})
+    assert (model.attention_layers, model.uncounted) == (7, ())
+    state = 3 * 4096 * 3 * 2 + 32 * 128 * 128 * 4
+    load = fit.Load(1, 4096, 0.9, 8192, 64, dtype="bfloat16")
+    assert model.state is not None and fit.state_bytes(model, load) == state
+    block = -(-state // (128 * 1152)) * 128
+    assert block == 1920
+    laid = layout_of(model)  # one group of 7 layers with attention, three of 7, 7 and 6 with states
+    assert (len(laid.groups), laid.block_bytes) == (4, 7 * 1920 * 1152)
+    assert laid.request_bytes(65536) == (35 + 3) * 7 * 1920 * 1152
+
+
+@pytest.mark.parametrize(
+    ("config", "kinds"),
+    [
+        ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"] * 16}, ()),
+        ({"model_type": "lfm2", "full_attn_idxs": [2, 5, 8]}, ()),
+        ({"model_type": "jamba"}, ()),
+        ({"model_type": "jamba", "attn_layer_period": 4, "attn_layer_offset": 1}, ()),
+        ({"model_type": "zamba2"}, ("linear_attention",)),
+        ({"model_type": "kimi_linear"}, ("linear_attention",)),
+        ({"model_type": "deepseek_v3", "compress_ratios": [4, 128]}, ("compressed_attention",)),
+    ],
+)
+def test_what_layers_keep_is_known_or_said_not_to_be(config: dict[str, Any], kinds: tuple[str, ...]) -> None:
+    model = shapes.from_config("a/b", config, 10**9)
+    assert model.uncounted == kinds
+    warnings = str(tuning.resolve(model=model, gpu="B300", runtime_version="0.32.0").warnings)
+    assert ("whose size isn't known here" in warnings) is bool(kinds)
+
+
+def test_a_config_s_own_pattern_goes_before_its_class_s() -> None:
+    """Jamba's class has attention in each eighth layer."""
+    config = {"model_type": "jamba", "num_hidden_layers": 32}
+    assert shapes.from_config("a/b", config).attention_layers == 4
+    own = {**config, "attn_layer_period": 16, "attn_layer_offset": 7}
+    assert shapes.from_config("a/b", own).attention_layers == 2
+    assert shapes.from_config("a/b", {"model_type": "lfm2", "full_attn_idxs": [2, 5, 8]}).attention_layers == 3
 
 
 def test_sliding_windows_are_bounded() -> None:

@@ -76,7 +76,8 @@ ADAPTER = {"adapter_config.json": b'{"base_model_name_or_path": "Qwen/Qwen3-14B"
 @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
 def test_an_adapter_is_no_model(server: HubServer, weights: str) -> None:
     """As PEFT's save_pretrained writes one; `config.json` is often uploaded beside it."""
-    server.repositories[REPO] = {**ADAPTER, weights: bytes(90), "config.json": b"{}", "optimizer.pt": bytes(9)}
+    beside = {"config.json": b"{}", "optimizer.pt": bytes(9)}
+    server.repositories[REPO] = {**ADAPTER, **beside, weights: bytes(90)}
     refused = run()
     assert refused.exit_code == 2
     told = " ".join(refused.output.split())

@@ -100,7 +100,9 @@ def test_stages_that_would_not_fit_either_are_not_offered() -> None:
 # Fits, tightly, or not
 
 
-@pytest.mark.parametrize(("length", "fits", "tight"), [(4096, True, False), (9216, True, True), (9600, False, False)])
+@pytest.mark.parametrize(
+    ("length", "fits", "tight"), [(4096, True, False), (9216, True, True), (9600, False, False)]
+)
 def test_what_fits_by_less_than_the_prediction_may_be_off_fits_tightly(
     length: int, fits: bool, tight: bool
 ) -> None:

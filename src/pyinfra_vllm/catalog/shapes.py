@@ -18,7 +18,7 @@ from pyinfra_vllm.errors import DeclarationError
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 QUANTIZED_NAME = re.compile(r"(.+?)[-_.](?:awq|int4|4bit|w4a16)\b.*", re.IGNORECASE)
-LARGEST = 2**31 - 1  # of any number in a config.json: no model is near it, and arithmetic stays within floats
+LARGEST = kept.LARGEST  # no model is near it, and arithmetic stays within floats
 
 
 @dataclass(frozen=True)
@@ -104,23 +104,28 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
 
     latent = number("kv_lora_rank")
     kinds = kept.kinds(number, text, count)
-    kv_heads = number("num_key_value_heads") or heads
+    state = kept.state(number, text, kinds)
+    attention_layers = sum(kind in kept.ATTENTION for kind in kinds)
+    latent_kv = latent + (number("qk_rope_head_dim") if latent else 0)
+    kv_heads = number("num_key_value_heads") or kept.most_kv_heads(number, text) or heads
     head_dim = number("head_dim") or hidden // heads
     return Shape(
         name=name,
         model_type=str(config.get("model_type", "unknown")),
         layers=count,
-        attention_layers=sum(kind in kept.ATTENTION for kind in kinds),
+        attention_layers=attention_layers,
         hidden=hidden,
-        intermediate=number("intermediate_size"),
+        intermediate=number("intermediate_size") or kept.widest_mlp(text, hidden),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         value_dim=number("v_head_dim"),
         attention_parameters=_latent_parameters(number, hidden, heads) if latent else 0,
-        kv_caches=() if latent else kept.caches(number, text, kinds, kv_heads, head_dim),
-        state=kept.state(number, text, kinds),
-        uncounted=kept.uncounted(text, kinds),
+        kv_caches=kept.indexed_caches(number, text, attention_layers, latent_kv)
+        if latent
+        else kept.caches(number, text, kinds, kv_heads, head_dim),
+        state=state,
+        uncounted=kept.uncounted(text, kinds, state),
         vocabulary=_need(text, "vocab_size", name),
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
         max_position=_context(text, number("max_position_embeddings"), name),
@@ -128,7 +133,7 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         quantization=_quantization(config, text, name),
         experts=number("num_experts", "n_routed_experts", "num_local_experts"),
         expert_intermediate=number("moe_intermediate_size"),
-        latent_kv=latent + (number("qk_rope_head_dim") if latent else 0),
+        latent_kv=latent_kv,
         linear_keys=number("linear_num_key_heads") * number("linear_key_head_dim"),
         linear_values=number("linear_num_value_heads") * number("linear_value_head_dim"),
         linear_heads=number("linear_num_value_heads"),

@@ -138,7 +138,8 @@ def doubtful_size(entry: Checkpoint) -> str:
     less = entry.weights_bytes < expected
     return (
         f"its weights have {in_units(entry.weights_bytes)}, and those of the model in its config.json have"
-        f" about {in_units(expected)}: {TOO_SMALL if less else TOO_LARGE}. Look at the repository before a rollout"
+        f" about {in_units(expected)}: {TOO_SMALL if less else TOO_LARGE}. Look at the repository before a"
+        " rollout"
     )
 
 

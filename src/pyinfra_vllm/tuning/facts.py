@@ -51,6 +51,7 @@ def of_request(shape: Shape, gpu: Gpu, runtime_version: str) -> dict[str, Any]:
         "expert_groups": expert_groups(shape),
         "mtp_layers": shape.mtp_layers,
         "hybrid": shape.hybrid,
+        "indexed": any(cache.index_bytes for cache in shape.caches),
         "uncounted": ", ".join(shape.uncounted) or None,
         "vision": shape.vision,
         "weights_counted": bool(shape.weights_bytes),

@@ -145,7 +145,8 @@ def test_a_config_s_own_pattern_goes_before_its_class_s() -> None:
     assert shapes.from_config("a/b", config).attention_layers == 4
     own = {**config, "attn_layer_period": 16, "attn_layer_offset": 7}
     assert shapes.from_config("a/b", own).attention_layers == 2
-    assert shapes.from_config("a/b", {"model_type": "lfm2", "full_attn_idxs": [2, 5, 8]}).attention_layers == 3
+    listed = shapes.from_config("a/b", {"model_type": "lfm2", "full_attn_idxs": [2, 5, 8]})
+    assert listed.attention_layers == 3
 
 
 def test_sliding_windows_are_bounded() -> None:

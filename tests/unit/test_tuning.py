@@ -84,7 +84,7 @@ def test_no_setting_is_tried_where_the_weights_alone_are_too_large(monkeypatch: 
     monkeypatch.setattr(tuning, "_decide", counted)
     (error,) = resolve("Qwen/Qwen3-32B", "RTX 3090", max_model_len=4096).errors
     assert "What would make it fit: 4 GPUs" in error  # 66 GB of weights
-    assert asked == [1, 4, 1]  # and its AWQ checkpoint
+    assert asked == [1, 4, 3, 1]  # 3: as stages, too small for one step; 1: its AWQ checkpoint
 
 
 # What was measured on an H200 (docs/tuning.md): arguments, variables, kernel and predicted tokens, to the

@@ -9,12 +9,15 @@ import pytest
 from resolving import resolve, values
 
 from pyinfra_vllm.catalog import gpus, shapes, table
+from pyinfra_vllm.catalog.layers import Cached
 from pyinfra_vllm.tuning import Resolution
 
 GEMMA = shapes.from_config(
     "a/gemma",
     {"model_type": "gemma3_text", "hidden_size": 640, "num_hidden_layers": 6, "num_attention_heads": 4},
 )
+
+INDEXED = Cached(6, 1, 576, index_bytes=132)
 
 
 def packed(**changes: Any) -> shapes.Shape:
@@ -146,6 +149,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "layers-of-an-unknown-kind": (
         {"model": replace(GEMMA, uncounted=("conv",))},
         "of kind conv keep something",
+    ),
+    "fp8-kv-beside-an-index": (
+        {"model": replace(GEMMA, kv_caches=(INDEXED,)), "variants": ["fp8_kv_cache"]},
+        "576 or 656 bytes for a token",
     ),
     "context-longer-than-trained": ({"max_model_len": 50_000}, "more than the 40960 positions"),
     "memory-share-is-at-most-one": ({"flags": {"gpu-memory-utilization": 92}}, "0.92, not 92"),

@@ -136,8 +136,9 @@ def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
 
 def _whole(value: Any) -> int:
     """A number above 0 of a nested map that nobody has checked; 0 for anything else."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and 0 < value <= LARGEST else 0
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST:
+        return value
+    return 0
 
 
 def most_kv_heads(number: Number, text: Mapping[str, Any]) -> int:
@@ -198,7 +199,7 @@ def _has_index(number: Number, text: Mapping[str, Any], layer: int) -> bool:
     """Whether a layer has an index of its own, or reads that of one before it."""
     pattern = text.get("index_topk_pattern")
     if isinstance(pattern, str | list | tuple):
-        return layer >= len(pattern) or pattern[layer] != "S"
+        return layer >= len(pattern) or bool(pattern[layer] != "S")
     offset = text.get("index_skip_topk_offset")
     past = max(layer - (offset if isinstance(offset, int) else 2) + 1, 0)
     return past % (number("index_topk_freq") or 1) == 0

@@ -346,9 +346,7 @@ def longest(shape: Shape, fit: Fit, load: Load, reserve_bytes: int = 0) -> int:
     least, most = 0, (shape.max_position or load.max_model_len) // STEP
     while least < most:
         middle = (least + most + 1) // 2
-        least, most = (
-            (middle, most) if laid.request_bytes(middle * STEP) <= room else (least, middle - 1)
-        )
+        least, most = (middle, most) if laid.request_bytes(middle * STEP) <= room else (least, middle - 1)
     return least * STEP
 
 

@@ -134,7 +134,7 @@ def refuse_other_makers(name: str) -> None:
 def described(
     name: str, compute_capability: str, memory_mib: int, bandwidth_gb_s: float | None = None
 ) -> Gpu:
-    """A card that isn't in the table; of its memory the least share counts as usable."""
+    """A card that isn't in the table; the usual share of its memory counts as usable."""
     usable = int(memory_mib * MIB * USABLE_SHARE)
     key = normal(name).replace(" ", "-")
     return Gpu(key, name, compute_capability, memory_mib, usable, bandwidth_gb_s)

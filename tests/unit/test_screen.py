@@ -63,6 +63,22 @@ def test_a_step_shorter_than_a_minute_says_nothing_without_a_terminal(lines: lis
     assert lines == []
 
 
+LONG = "  c8 e2e_s: worse: 1 before, 2 after, the limit is 1.050"
+WRAPPED = ["  c8 e2e_s: worse: 1 before, 2 after, the", "      limit is 1.050"]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "columns", "told"), [(True, 58, WRAPPED), (True, 56, [LONG]), (False, 58, [LONG])]
+)
+def test_a_long_text_is_wrapped_on_a_terminal_that_is_wide_enough(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, columns: int, told: list[str]
+) -> None:
+    """The prefix has 13 columns and pyinfra's log 4, so 41 or 39 are left."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    prefix = "[\x1b[1mgpu1\x1b[0m] chat: "
+    assert Screen(terminal).lines(prefix, LONG) == [prefix + line for line in told]
+
+
 @pytest.mark.parametrize(
     ("environment", "terminal", "moves"),
     [

@@ -14,6 +14,7 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.connectors import util
 
 from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.on_host import gate
 from pyinfra_vllm.on_host.order import Order
 from pyinfra_vllm.operations import _remote, _story, _summary, _switching, _unit
 from pyinfra_vllm.operations._orders import Prepared
@@ -108,6 +109,122 @@ def test_a_failed_start_shows_its_cause_first_then_the_traceback_then_the_whole_
         "chat: | ValueError: no",
         "chat: the whole log of that start: `less /srv/x/chat/evidence/t/service.log` on gpu1",
     ]
+
+
+def metric(phase: str, name: str, verdict: str, after: float, **more: Any) -> dict[str, Any]:
+    known = {"before": 1.0, "ratio": after, "interval": [after - 0.05, after + 0.05], "limit": 1.05}
+    return {
+        "phase": phase, "name": name, "verdict": verdict, "after": after, "decides": True, **known, **more,
+    }  # fmt: skip
+
+
+ERRORS = metric("", "error_rate", "pass", 0.0, ratio=None, interval=None)
+FEWER = metric(
+    "c8", "tokens_per_s", "fail", 0.5, limit=0.95, allowed_by="gate.margins.c8.tokens_per_s = 0.55"
+)
+LONGER = metric("c8", "e2e_s", "fail", 2.0, allowed_by="gate.margins.c8.e2e_s = 1.05")
+OPEN = metric("c1", "e2e_s", "inconclusive", 1.04, doubt="the old release itself was slower for a while")
+SHOWN = metric("c8", "ttft_s", "fail", 3.0, decides=False)
+NOTE = "not calibrated: intervals come from within these runs"
+FEWER_TOLD = (
+    "c8 tokens_per_s: worse: 1 before, 0.5 after, ratio 0.500 [0.450, 0.550], the limit is 0.950;"
+    " gate.margins.c8.tokens_per_s = 0.55 would allow it"
+)
+LONGER_TOLD = (
+    "c8 e2e_s: worse: 1 before, 2 after, ratio 2.000 [1.950, 2.050], the limit is 1.050;"
+    " gate.margins.c8.e2e_s = 1.05 would allow it"
+)
+OPEN_TOLD = (
+    "c1 e2e_s: can't tell: 1 before, 1.04 after, ratio 1.040 [0.990, 1.090], the limit is 1.050; the old"
+    " release itself was slower for a while"
+)
+
+
+def judged(verdict: str, *metrics: dict[str, Any], reasons: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The journal's entry, as on_host/transaction.py writes it."""
+    deciding = [gate.sentence(row) for row in metrics if row["decides"] and row["verdict"] == verdict]
+    return {
+        "at": "2026-11-28T00:00:00+00:00", "tx": "t", "step": "judge", "state": "done", "verdict": verdict,
+        "metrics": list(metrics), "reasons": [*(reasons or deciding), NOTE],
+    }  # fmt: skip
+
+
+def ended(verdict: dict[str, Any], outcome: str, more: str = "") -> list[dict[str, Any]]:
+    """The answers of a host that has judged, and then ends."""
+    end = {"outcome": outcome, "reason": f"{gate.conclusion(verdict)}{more}"}
+    return [{**ENDED, "entries": [verdict], "active": True, "end": None}, {**ENDED, "end": end}]
+
+
+def test_a_failed_verdict_has_a_line_for_each_criterion_and_the_outcome_names_them(
+    monkeypatch: pytest.MonkeyPatch, screen: list[str]
+) -> None:
+    verdict = judged("fail", ERRORS, OPEN, FEWER, SHOWN, LONGER)
+    _, outcome = switched(monkeypatch, follow=ended(verdict, "rolled_back", "; traffic still stays away"))
+    first, shown, *told = screen
+    assert first.startswith("chat:   error_rate ") and first.endswith(" pass")
+    assert shown.startswith("chat:   c8 ttft_s ") and shown.endswith(" fail (informational)")
+    short = "2 criteria failed: c8 tokens_per_s, c8 e2e_s; traffic still stays away"
+    assert told == [
+        "chat: verdict: fail: 2 criteria failed",
+        f"chat:   {FEWER_TOLD}",
+        f"chat:   {LONGER_TOLD}",
+        f"chat:   {OPEN_TOLD}",
+        f"chat:   {NOTE}",
+        f"chat: rolled_back: {short}",
+    ]
+    assert outcome.message == short
+
+
+LOST = "the old release served when the switch began and was down when it was to be measured"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "lines", "reason"),
+    [
+        (
+            judged("inconclusive", OPEN),
+            ["verdict: inconclusive: 1 criterion undecided", f"  {OPEN_TOLD}"],
+            "1 criterion undecided: c1 e2e_s",
+        ),
+        (judged("inconclusive", reasons=(LOST,)), [f"verdict: inconclusive: {LOST}"], LOST),
+        (
+            judged("pass", reasons=("3 criteria passed",)),
+            ["verdict: pass: 3 criteria passed"],
+            "3 criteria passed",
+        ),
+    ],
+)
+def test_a_verdict_begins_with_what_decided_it(
+    monkeypatch: pytest.MonkeyPatch, screen: list[str], verdict: dict[str, Any], lines: list[str], reason: str
+) -> None:
+    switched(monkeypatch, follow=ended(verdict, "rolled_back"))
+    told = [*lines, f"  {NOTE}", f"rolled_back: {reason}"]
+    assert screen == [f"chat: {line}" for line in told]
+
+
+def test_a_reason_that_no_criterion_gave_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    judging, over = ended(judged("fail", FEWER), "rolled_back")
+    over["end"]["reason"] = "its tokens stopped flowing after the measurement"
+    _, outcome = switched(monkeypatch, follow=[judging, over])
+    assert outcome.message == "its tokens stopped flowing after the measurement"
+
+
+def test_a_damaged_verdict_leaves_the_reason_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    judging, over = ended(judged("fail", FEWER), "rolled_back")
+    judging["entries"][0]["metrics"] = [{**FEWER, "interval": 1}]
+    _, outcome = switched(monkeypatch, follow=[judging, over])
+    assert outcome.message == FEWER_TOLD
+
+
+def test_on_a_terminal_every_line_of_a_verdict_fits(
+    monkeypatch: pytest.MonkeyPatch, screen: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(_switching.SCREEN, "interactive", True)
+    switched(monkeypatch, follow=ended(judged("fail", FEWER, LONGER), "rolled_back"))
+    assert all(line.startswith("chat: ") and len(line) <= 76 for line in screen)  # pyinfra's log indents by 4
+    words = " ".join(" ".join(line.removeprefix("chat: ").split()) for line in screen)
+    assert f"{FEWER_TOLD} {LONGER_TOLD}" in words
 
 
 def test_an_outage_is_told_once(monkeypatch: pytest.MonkeyPatch, screen: list[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import io
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
+import click
 from pyinfra import logger
 from pyinfra.api import Host
 from rich.console import Console
@@ -25,9 +27,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pyinfra_vllm.printable import printable
-from pyinfra_vllm.text import clock
+from pyinfra_vllm.text import clock, wrapped
 
 LINE_EVERY_S = 60.0
+LOGS_INDENT = 4  # columns that pyinfra's log puts before each line
+NARROWEST = 40  # columns for a text: beside a longer prefix it is not wrapped
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,14 @@ class Screen:
         finally:
             self._lines.pop(host.name, None)
             self._draw()
+
+    def lines(self, prefix: str, text: str) -> list[str]:
+        """A text for the log, each line behind the prefix: lines that fit a terminal; elsewhere one."""
+        room = shutil.get_terminal_size().columns - LOGS_INDENT - len(click.unstyle(prefix))
+        if not self.interactive or room < NARROWEST:
+            return [prefix + text]
+        indent = " " * (len(text) - len(text.lstrip()) + LOGS_INDENT)
+        return [prefix + line for line in wrapped(text, room, "", indent)]
 
     def _show(self, host: Host, working: Working) -> None:
         if self.interactive:

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from pyinfra_vllm.answers import Entry, Metric, Transaction
+from pyinfra_vllm.on_host import gate
 from pyinfra_vllm.on_host.evidence import HOW_FAR
 from pyinfra_vllm.on_host.order import CALIBRATION
-from pyinfra_vllm.text import four_digits
+from pyinfra_vllm.on_host.relative import FAIL, INCONCLUSIVE, PASS
+from pyinfra_vllm.text import counted, four_digits
 
 STEPS = {
     "begin": "begin",
@@ -32,6 +34,9 @@ STEPS = {
     "restart": "restart the same release",
     "noise": "keep the noise",
 }
+UNMET = {FAIL: "failed", INCONCLUSIVE: "undecided"}  # criteria, by the verdict that they decided
+# Errors of an entry of another version of the program, or of a host that lies.
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 def tell(entries: Iterable[Entry], progress: Iterable[str]) -> list[str]:
@@ -50,11 +55,29 @@ def how_far(progress: Iterable[str]) -> str:
     return ([""] + [text.removeprefix(HOW_FAR) for text in texts if text.startswith(HOW_FAR)])[-1]
 
 
+def verdict_in(entries: Iterable[Entry]) -> Entry | None:
+    """The entry with the gate's verdict; None where it is not among these."""
+    return next((entry for entry in entries if (entry["step"], entry["state"]) == ("judge", "done")), None)
+
+
+def in_short(reason: str, judged: Entry | None) -> str:
+    """The reason of an outcome with the names alone of the criteria that decided it: `2 criteria failed:
+    c8 tokens_per_s, c8 e2e_s`. Their numbers were shown with the verdict.
+    """
+    if judged is None:
+        return reason
+    try:
+        whole, count, names = gate.conclusion(dict(judged)), _count(judged), ", ".join(_deciding(judged))
+    except DAMAGED:
+        return reason
+    return f"{count}: {names}{reason[len(whole) :]}" if names and reason.startswith(whole) else reason
+
+
 def _told(entry: Entry) -> list[str]:
-    """An entry of another version of the program, or of a host that lies, has a sentence too."""
+    """A damaged entry has a sentence too."""
     try:
         return _entry(entry)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+    except DAMAGED:
         return [f"{STEPS.get(entry['step'], entry['step'])}: {entry['state']}"]
 
 
@@ -81,8 +104,42 @@ def _entry(entry: Entry) -> list[str]:
         serving = f"; serving {entry['serving'] or 'nothing'}" if "serving" in entry else ""
         return [f"{name}: failed: {entry['error']}{serving}"]
     if step == "judge":
-        return [*_table(entry["metrics"]), f"{name}: {_verdict(entry)}"]
+        return _judged(entry)
     return [f"{name}: {_detail(entry)}"]
+
+
+def _judged(entry: Entry) -> list[str]:
+    """A gate's verdict: the table of the criteria that passed, the verdict, a line for each other criterion,
+    and one for each note.
+    """
+    unmet = _unmet(entry)
+    sentences = [gate.sentence(dict(row)) for row in unmet]
+    notes = [text for text in entry["reasons"] if text not in sentences]
+    summary = _count(entry) or "".join(notes[:1])
+    verdict = ": ".join(filter(None, (STEPS["judge"], entry["verdict"], summary)))
+    below = [*sentences, *(text for text in notes if text != summary)]
+    table = _table(row for row in entry["metrics"] if not _is_unmet(row))
+    return [*table, verdict, *(f"  {text}" for text in below)]
+
+
+def _is_unmet(row: Metric) -> bool:
+    return row["decides"] and row["verdict"] != PASS
+
+
+def _unmet(judged: Entry) -> list[Metric]:
+    """The criteria that failed, then those that are undecided."""
+    return sorted(filter(_is_unmet, judged["metrics"]), key=lambda row: row["verdict"] != FAIL)
+
+
+def _deciding(judged: Entry) -> list[str]:
+    """The names of the criteria by which a release failed, or by which its verdict is open."""
+    return [_name(row) for row in _unmet(judged) if row["verdict"] == judged["verdict"]]
+
+
+def _count(judged: Entry) -> str:
+    """`2 criteria failed`; empty where no criterion decided against the release."""
+    count = len(_deciding(judged))
+    return f"{counted(count, 'criterion', 'criteria')} {UNMET[str(judged['verdict'])]}" if count else ""
 
 
 def _detail(entry: Entry) -> str:
@@ -111,13 +168,16 @@ def _table(metrics: Iterable[Metric]) -> list[str]:
     """
     lines = []
     for row in metrics:
-        name = f"{row['phase'] or ''} {row['name']}".strip()
         values = f"{four_digits(row['before'], '-'):>10} -> {four_digits(row['after'], '-'):>10}"
         ratio = f"x{row['ratio']:.3f}" if row["ratio"] is not None else ""
         limit = f"limit {four_digits(row['limit'], '-')}" if row["limit"] is not None else ""
         shown = "" if row["decides"] else " (informational)"
-        lines.append(f"  {name:<22} {values}  {ratio:>8}  {limit:<14} {row['verdict']}{shown}".rstrip())
+        lines.append(f"  {_name(row):<22} {values}  {ratio:>8}  {limit:<14} {row['verdict']}{shown}".rstrip())
     return lines
+
+
+def _name(row: Metric) -> str:
+    return f"{row['phase'] or ''} {row['name']}".strip()
 
 
 def _measured(name: str, value: Any) -> str:

@@ -13,7 +13,7 @@ from pyinfra import logger
 from pyinfra.api import Host
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.answers import End, News, Observed, Readiness, T
+from pyinfra_vllm.answers import End, Entry, News, Observed, Readiness, T
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.observe import RESTORE_FAILED, rejection
 from pyinfra_vllm.on_host.order import ROLLBACK, ROLLOUT, Order
@@ -116,19 +116,21 @@ class Switching:
     def _watch(self, after_tx: str | None, show: Callable[[Working], None]) -> Outcome:
         step, said = "", ""
         entries = lines = gone = 0
+        judged: Entry | None = None
         while True:
             ask = partial(self._news, after_tx, entries, lines)
             news = through_outages(self.host, ask, self._say)
             entries, lines = entries + len(news["entries"]), lines + len(news["progress"])
             for line in _story.tell(news["entries"], news["progress"]):
                 self._say(line)
+            judged = _story.verdict_in(news["entries"]) or judged
             if now := news["step"]:
                 said = _story.how_far(news["progress"]) or (said if now["name"] == step else "")
                 step = now["name"]
                 what = f"{self.order.service}: {_story.STEPS.get(step, step)}"
                 show(Working(what, now["elapsed_s"], now["limit_s"], said))
             if news["end"] and not news["active"]:
-                return self._ended(news["end"], str(news["tx"]))
+                return self._ended(news["end"], str(news["tx"]), judged)
             if failing := news.get("failing"):
                 words = (
                     f"the old release does not serve again: {failing}. The host goes on trying by itself"
@@ -146,8 +148,9 @@ class Switching:
         words = ("--unit", self.unit, "--entries", str(entries), "--lines", str(lines), *after)
         return self._host_program(News, "follow", self.order.service, *words)
 
-    def _ended(self, end: End, tx: str) -> Outcome:
-        outcome = self.outcome(end.get("outcome", "failed"), end.get("reason", "it gave no reason"))
+    def _ended(self, end: End, tx: str, judged: Entry | None) -> Outcome:
+        reason = _story.in_short(end.get("reason", "it gave no reason"), judged)
+        outcome = self.outcome(end.get("outcome", "failed"), reason)
         self._show_last_words(end, tx)
         try:
             acknowledge(self.remote, self.root, self.order.service, tx)
@@ -181,7 +184,8 @@ class Switching:
         return Outcome(self.host.name, self.order.service, status, message, self.order.release)
 
     def _say(self, text: str) -> None:
-        logger.info(f"{self.host.print_prefix}{self.order.service}: {printable(text)}")
+        for line in SCREEN.lines(f"{self.host.print_prefix}{self.order.service}: ", printable(text)):
+            logger.info(line)
 
 
 def hindrance(

@@ -171,7 +171,7 @@ class Hub:
         return tuple(sorted([*weights.values(), *beside], key=lambda file: file.path))
 
     def _refuse_adapter(self, repo: str, commit: str, listing: tuple[File, ...]) -> None:
-        """Refuse an adapter: it has no weights of a model, only what changes those of another one."""
+        """Refuse an adapter: it has only changes to the weights of another model."""
         about = next((file for file in listing if file.path == ADAPTER), None)
         whole = [file for file in listing if file.path.startswith("pytorch_model")]
         if about is None or whole or not all(map(_of_adapter, _weights(listing))):

@@ -25,9 +25,8 @@ from pyinfra_vllm.text import in_units
 if TYPE_CHECKING:
     from pyinfra_vllm.hub import Hub
 
-
-# What a checkpoint's size may be of the one that its config.json lets expect: models with two matrices to an
-# MLP, shared experts or dense first layers differ from that by up to a third. Halves and doubles are told.
+# Size of a checkpoint as a share of the size computed from its config.json. Models with two matrices in each
+# MLP, shared experts or dense first layers differ by up to a third; a half or a double is reported.
 LEAST_SHARE, MOST_SHARE = 0.6, 1.6
 SMALL_BYTES = 64 * 1024**2  # headers and norms of a tiny model
 TOO_SMALL = "files are missing, or the config.json is another model's"
@@ -122,8 +121,8 @@ def relock(
 
 
 def doubtful_size(entry: Checkpoint) -> str:
-    """Why a checkpoint can't have the size that it has; empty where it can, or where the model has parts that
-    aren't reckoned here.
+    """Why a checkpoint's size can't be that of its config.json; empty where it can, or where the model has
+    parts that aren't counted here.
     """
     try:
         possible = fit.possible_bytes(shapes.from_config(entry.repo, entry.config))

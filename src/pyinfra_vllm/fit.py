@@ -186,8 +186,8 @@ def checkpoint_bytes(shape: Shape, width: int = 2, text_only: bool = False) -> i
 
 
 def possible_bytes(shape: Shape) -> tuple[int, ...]:
-    """About what a checkpoint's tensors may have; () for a model with parts that the shape doesn't tell of:
-    towers, layers that differ, experts whose width is another key's.
+    """Approximate sizes that a checkpoint's tensors may have; () for a model with parts that the shape does
+    not describe: towers, layers that differ, experts whose width is another key's.
     """
     quantization = shape.quantization
     unlike = shape.vision or shape.uncounted or shape.attention_layers != shape.layers

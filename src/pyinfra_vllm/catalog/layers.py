@@ -237,6 +237,6 @@ def state(number: Number, text: Mapping[str, Any], kinds: Sequence[str]) -> Stat
 
 
 def uncounted(text: Mapping[str, Any], kinds: Sequence[str], state: State | None) -> tuple[str, ...]:
-    """The kinds of layers of which it isn't known here what they keep."""
+    """The kinds of layers whose part of the KV cache isn't known here."""
     found = set(kinds) - {*ATTENTION, *NOTHING, *(STATES if state else ())}
     return tuple(sorted(found | ({COMPRESSED} if text.get("compress_ratios") else set())))

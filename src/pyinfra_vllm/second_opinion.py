@@ -83,9 +83,7 @@ def _vllm_phase(result: Mapping[str, Any]) -> Phase:
     }
 
 
-def _request(
-    index: int, error: str, ttft_s: float, e2e_s: float, tokens_in: int, tokens_out: int
-) -> Request:
+def _request(index: int, error: str, ttft_s: float, e2e_s: float, tokens_in: int, tokens_out: int) -> Request:
     """Requests pair by their place: both sides must have been made from the same data and seed."""
     name = f"r{index:05d}"
     if error or not tokens_out:

@@ -67,9 +67,7 @@ class Progress:
         self.serving: Mapping[str, Collection[str]] = {}
         self.wanted: dict[tuple[str, str], Wanted] = {}
         self.outcomes: dict[tuple[str, str], Outcome] = {}
-        self.going: dict[
-            tuple[str, str], str
-        ] = {}  # switches that hosts carry out now -> message about each
+        self.going: dict[tuple[str, str], str] = {}  # switches that hosts carry out now -> message about each
         self.foretold: dict[str, list[str]] = {}  # host -> why a run would refuse it, as it is prepared
         self._machines: dict[str, str] = {}  # machine id -> the first of its names
         self._waves: tuple[tuple[str, ...], ...] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pyinfra_vllm.answers import Entry, Metric, Transaction
@@ -35,6 +35,7 @@ STEPS = {
     "noise": "keep the noise",
 }
 UNMET = {FAIL: "failed", INCONCLUSIVE: "undecided"}  # criteria, by the verdict that they decided
+WIDEST = 24  # of a column of the table of metrics: a host may send a name of any length
 # Errors of an entry of another version of the program, or of a host that lies.
 DAMAGED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 
@@ -163,17 +164,25 @@ def _verdict(entry: Entry) -> str:
 
 
 def _table(metrics: Iterable[Metric]) -> list[str]:
-    """The metrics, a line each: before, after, ratio and limit; a criterion without a baseline has its
-    value.
-    """
-    lines = []
-    for row in metrics:
-        values = f"{four_digits(row['before'], '-'):>10} -> {four_digits(row['after'], '-'):>10}"
-        ratio = f"x{row['ratio']:.3f}" if row["ratio"] is not None else ""
-        limit = f"limit {four_digits(row['limit'], '-')}" if row["limit"] is not None else ""
-        shown = "" if row["decides"] else " (informational)"
-        lines.append(f"  {_name(row):<22} {values}  {ratio:>8}  {limit:<14} {row['verdict']}{shown}".rstrip())
-    return lines
+    """The metrics, a line each: before, after, ratio, limit and verdict, in columns."""
+    rows = [_cells(row) for row in metrics]
+    widths = [min(max(map(len, column)), WIDEST) for column in zip(*rows, strict=True)]
+    return [_line(cells, widths) for cells in rows]
+
+
+def _cells(row: Metric) -> tuple[str, ...]:
+    """The cells of a metric; one that does not decide has no limit."""
+    ratio = f"x{row['ratio']:.3f}" if row["ratio"] is not None else ""
+    limit = f"limit {four_digits(row['limit'])}" if row["decides"] and row["limit"] is not None else ""
+    verdict = str(row["verdict"]) if row["decides"] else "informational"
+    return _name(row), four_digits(row["before"], "-"), four_digits(row["after"], "-"), ratio, limit, verdict
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (f"{cell:{side}{width}}" for cell, side, width in zip(cells, "<>>><<", widths, strict=True))
+    name, before, after, ratio, limit, verdict = padded
+    judged = f"{limit}  {verdict}" if limit.strip() else verdict  # without a limit no room is lost to it
+    return f"  {name}  {before} -> {after}  {ratio}  {judged}".rstrip()
 
 
 def _name(row: Metric) -> str:

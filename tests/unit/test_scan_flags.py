@@ -1,4 +1,4 @@
-"""scripts/scan_flags.py: what it writes is what it reads, and the catalogue is what it would write."""
+"""scripts/scan_flags.py: what it writes is what it reads, and the catalog is what it would write."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _load() -> ModuleType:
 scan_flags = _load()
 
 
-def test_the_catalogue_is_what_the_script_writes() -> None:
-    text = scan_flags.CATALOGUE.read_text(encoding="utf-8")
-    assert scan_flags.render(scan_flags.read(scan_flags.CATALOGUE)) == text
+def test_the_catalog_is_what_the_script_writes() -> None:
+    text = scan_flags.CATALOG.read_text(encoding="utf-8")
+    assert scan_flags.render(scan_flags.read(scan_flags.CATALOG)) == text
 
 
 @given(
@@ -64,10 +64,10 @@ def wheel(tmp_path: Path) -> Path:
 
 
 def test_a_new_wheel_is_added_once(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    catalogue = tmp_path / "flags.json"
-    catalogue.write_text(scan_flags.CATALOGUE.read_text(encoding="utf-8"), encoding="utf-8")
-    before = scan_flags.read(catalogue)
-    monkeypatch.setattr(scan_flags, "CATALOGUE", catalogue)
+    catalog = tmp_path / "flags.json"
+    catalog.write_text(scan_flags.CATALOG.read_text(encoding="utf-8"), encoding="utf-8")
+    before = scan_flags.read(catalog)
+    monkeypatch.setattr(scan_flags, "CATALOG", catalog)
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["scan_flags.py", *arguments, str(wheel)])
@@ -75,9 +75,9 @@ def test_a_new_wheel_is_added_once(wheel: Path, tmp_path: Path, monkeypatch: pyt
         return code
 
     assert run("--check") == 1
-    assert scan_flags.read(catalogue) == before
+    assert scan_flags.read(catalog) == before
     assert run() == 0
-    after = scan_flags.read(catalogue)
+    after = scan_flags.read(catalog)
     assert after.pop("0.99.0") >= {"--max-model-len", "--brand-new", "--api-key"}
     assert after == before
     assert run("--check") == 0

@@ -95,7 +95,7 @@ def test_what_is_not_known_is_not_foreseen() -> None:
     assert trades.foreseen(HOPPER, ["Exllama"], ["Marlin"], Criteria()) is None
 
 
-def test_the_catalogue_s_figures_are_those_of_the_gate_s_metrics_with_a_source() -> None:
+def test_the_catalog_s_figures_are_those_of_the_gate_s_metrics_with_a_source() -> None:
     for entry in table("trades.yaml"):
         assert entry["source"] and entry["measured"] and entry["when"]
         for kernel, phases in entry["kernels"].items():

@@ -12,7 +12,7 @@ import pytest
 from resolving import resolve, values
 
 from pyinfra_vllm import tuning
-from pyinfra_vllm.catalog import flags as catalogue
+from pyinfra_vllm.catalog import flags as flag_table
 from pyinfra_vllm.catalog import gpus, shapes, table
 from pyinfra_vllm.errors import DeclarationError
 
@@ -32,7 +32,7 @@ A10G_STACK = (
 # The whole table
 
 
-# What may keep a catalogued model from a catalogued GPU without anything declared; any other error is the
+# What may keep a cataloged model from a cataloged GPU without anything declared; any other error is the
 # resolver's own.
 ALLOWED = (
     r"V100 \(compute capability 7\.0\) is not supported",
@@ -44,7 +44,7 @@ ALLOWED = (
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_model_on_every_gpu(version: str) -> None:
-    known = catalogue.known(version)
+    known = flag_table.known(version)
     fitting = 0
     for gpu in GPUS:
         for index, model in enumerate(shapes.names()):
@@ -346,7 +346,7 @@ def test_expert_parallelism_lifts_the_experts_rule() -> None:
 # The rest of the answer
 
 
-def test_a_tiny_model_outside_the_catalogue_on_a_cpu_host() -> None:
+def test_a_tiny_model_outside_the_catalog_on_a_cpu_host() -> None:
     config = {
         "model_type": "qwen3", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 512,
@@ -393,16 +393,16 @@ def test_a_vulnerability_that_is_known_for_one_version_only() -> None:
         assert "CVE-2026-9540" not in str(resolve(runtime=version).warnings)
 
 
-def test_a_runtime_newer_than_the_catalogue_is_a_warning() -> None:
+def test_a_runtime_newer_than_the_catalog_is_a_warning() -> None:
     found = resolve(runtime="0.40.0")
-    assert "newer than the flag catalogue" in str(found.warnings)
+    assert "newer than the flag catalog" in str(found.warnings)
     assert not found.errors
 
 
-def test_a_runtime_older_than_the_catalogue_is_an_error_and_no_flag_is_said_to_be_missing() -> None:
+def test_runtime_older_than_catalog_is_refused() -> None:
     for version in ("0.6.0", "0.10"):
         found = resolve(runtime=version, max_model_len=4096)
-        assert "older than the flag catalogue" in str(found.errors)
+        assert "older than the flag catalog" in str(found.errors)
         assert "is left out" not in str(found.warnings)
 
 

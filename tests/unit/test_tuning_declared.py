@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from resolving import resolve, values
 
-from pyinfra_vllm.catalog import flags as catalogue
+from pyinfra_vllm.catalog import flags as flag_table
 from pyinfra_vllm.catalog import table
 from pyinfra_vllm.config.fields import Flags
 
@@ -160,7 +160,7 @@ def test_flags_that_cannot_be(runtime: str, flags: dict[str, Any], message: str)
 
 @pytest.mark.parametrize("flag", sorted(table("flag_changes.yaml")["refused"]))
 def test_declaration_and_resolve_refuse_the_same_flags(flag: str) -> None:
-    refusal = catalogue.refusal(flag)
+    refusal = flag_table.refusal(flag)
     with pytest.raises(ValueError, match=re.escape(str(refusal))):
         TypeAdapter(Flags).validate_python({flag: "x"})
     assert f"flags: {flag} {refusal}" in str(resolve(flags={flag: "x"}).errors)
@@ -224,7 +224,7 @@ def test_mappings_merge_and_dotted_names_are_known_by_their_head() -> None:
     assert not found.errors
 
 
-def test_the_installed_runtime_s_flags_win_over_the_catalogue() -> None:
+def test_the_installed_runtime_s_flags_win_over_the_catalog() -> None:
     found = resolve(
         runtime_flags={"--max-model-len", "--brand-new"}, max_model_len=4096, flags={"brand-new": 1}
     )
@@ -274,7 +274,7 @@ RECKONED = (
     "max-num-seqs",
     "quantization", "speculative-config", "tensor-parallel-size",
 )  # fmt: skip
-FLAG_NAMES = (*RECKONED, *sorted(name.removeprefix("--") for name in catalogue.known("0.28.0")))
+FLAG_NAMES = (*RECKONED, *sorted(name.removeprefix("--") for name in flag_table.known("0.28.0")))
 NUMBERS = (
     st.integers() | st.floats() | st.sampled_from([0, 1, 0.5, 2.7, 10**18, 10**400, -1, math.inf, math.nan])
 )
@@ -354,4 +354,4 @@ def test_a_cpu_cache_that_is_no_number_is_an_error() -> None:
 )
 def test_no_override_gets_an_unknown_flag_into_argv(flags: dict[str, Any]) -> None:
     found = resolve(flags=flags)
-    assert {flag.flag.split(".")[0] for flag in found.flags} <= catalogue.known("0.28.0")
+    assert {flag.flag.split(".")[0] for flag in found.flags} <= flag_table.known("0.28.0")

@@ -43,7 +43,7 @@ def nearest_scanned(version: str) -> str:
     earlier = [text for text in scanned if versions.parse(text) <= wanted]
     if not earlier:
         raise ValueError(
-            f"vLLM {version} is older than the flag catalogue ({scanned[0]} to {scanned[-1]}): install a"
+            f"vLLM {version} is older than the flag catalog ({scanned[0]} to {scanned[-1]}): install a"
             " newer runtime"
         )
     return earlier[-1]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pyinfra_vllm import fit
-from pyinfra_vllm.catalog import flags as catalogue
+from pyinfra_vllm.catalog import flags as flag_table
 from pyinfra_vllm.catalog import gpus, shapes, table, versions
 from pyinfra_vllm.catalog.conditions import holds
 from pyinfra_vllm.catalog.gpus import Gpu
@@ -310,15 +310,15 @@ def _check_request(objective: str, runtime_version: str, gpu_count: int, max_mod
 def _known_flags(version: str, installed: Collection[str] | None, profile: Profile) -> Collection[str]:
     if installed is not None:
         return installed
-    if versions.parse(version)[:2] > catalogue.newest()[:2]:
-        nearest = catalogue.nearest_scanned(version)
-        profile.warn(f"vLLM {version} is newer than the flag catalogue; the flags of {nearest} are assumed")
+    if versions.parse(version)[:2] > flag_table.newest()[:2]:
+        nearest = flag_table.nearest_scanned(version)
+        profile.warn(f"vLLM {version} is newer than the flag catalog; the flags of {nearest} are assumed")
     try:
-        return catalogue.known(version)
+        return flag_table.known(version)
     except ValueError as error:
         profile.fail(str(error))
-        return catalogue.known(
-            catalogue.oldest()
+        return flag_table.known(
+            flag_table.oldest()
         )  # what is said of single flags is then true at least of those
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pyinfra_vllm.catalog import flags as catalogue
+from pyinfra_vllm.catalog import flags as flag_table
 from pyinfra_vllm.catalog import table
 from pyinfra_vllm.tuning import values
 from pyinfra_vllm.tuning.facts import Facts
@@ -94,7 +94,7 @@ def apply_flags(declared: Mapping[str, Any], known: Collection[str], version: st
     said: dict[str, tuple[str, Any]] = {}
     for name, given in declared.items():
         flag, value = _normal(name, given, known)
-        refusal = catalogue.refusal(flag)
+        refusal = flag_table.refusal(flag)
         if refusal:
             profile.fail(f"flags: {name} {refusal}")
             continue
@@ -153,7 +153,7 @@ def apply_environment(declared: Mapping[str, str], version: str, profile: Profil
                 f"environment: {name} must be a whole number of GiB above 0, not {values.short(value)}"
             )
             continue
-        advice = catalogue.unread(name, version)
+        advice = flag_table.unread(name, version)
         if advice:
             profile.warn(f"environment: vLLM {version} doesn't read {name}: {advice}")
         profile.environment[name] = Flag(name, str(value), "declared by the operator", SOURCE)
@@ -163,11 +163,11 @@ def apply_environment(declared: Mapping[str, str], version: str, profile: Profil
 def keep_known(profile: Profile, known: Collection[str], version: str) -> None:
     """Takes out, with a note, what the catalog's layers chose and this runtime doesn't have."""
     for flag in list(profile.flags):
-        if catalogue.base(flag) in known:
+        if flag_table.base(flag) in known:
             continue
         chosen = profile.flags.pop(flag)
-        new = catalogue.renamed(flag)
-        if new and catalogue.base(new) in known:
+        new = flag_table.renamed(flag)
+        if new and flag_table.base(new) in known:
             profile.set(new, chosen.value, chosen.reason, chosen.source)
             continue
         profile.warn(f"{flag} is left out: vLLM {version} doesn't have it ({chosen.reason})")
@@ -177,7 +177,7 @@ def spelled(name: str) -> str:
     """The flag that a declared name stands for: two options of one flag are one, and the later would win."""
     head, dot, rest = name.lstrip("-").partition(".")
     flag = f"--{head.replace('_', '-')}{dot}{rest}"
-    return catalogue.alias(flag)
+    return flag_table.alias(flag)
 
 
 def _normal(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:
@@ -193,13 +193,13 @@ def _normal(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:
 
 def _existing(flag: str, known: Collection[str], version: str, profile: Profile) -> str | None:
     """The flag under the name that the runtime knows, or None after saying what is wrong."""
-    if catalogue.base(flag) in known:
+    if flag_table.base(flag) in known:
         return flag
-    new = catalogue.renamed(flag)
-    if new and catalogue.base(new) in known:
+    new = flag_table.renamed(flag)
+    if new and flag_table.base(new) in known:
         profile.warn(f"flags: {flag} is called {new} in vLLM {version}: the new name is used")
         return new
-    old = catalogue.earlier_name(flag, known)
+    old = flag_table.earlier_name(flag, known)
     if old:
         profile.warn(f"flags: {flag} was still called {old} in vLLM {version}: the old name is used")
         return old
@@ -208,14 +208,14 @@ def _existing(flag: str, known: Collection[str], version: str, profile: Profile)
 
 
 def _unknown(flag: str, known: Collection[str], version: str) -> str:
-    last, first = catalogue.last_version(flag), catalogue.first_version(flag)
-    advice = catalogue.removal_advice(flag)
+    last, first = flag_table.last_version(flag), flag_table.first_version(flag)
+    advice = flag_table.removal_advice(flag)
     if last and advice:
         return f"{flag} is gone from vLLM {version} (last in {last}): {advice}"
-    gone = catalogue.gone(flag)
+    gone = flag_table.gone(flag)
     if gone:
         return f"vLLM {version} doesn't have {flag}, {gone}"
-    near = catalogue.nearest(flag, known)
+    near = flag_table.nearest(flag, known)
     if first and last:
         return (
             f"vLLM {version} doesn't have {flag}: it is in {first} to {last}. Take it out or use such a"

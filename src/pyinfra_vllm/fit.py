@@ -339,11 +339,11 @@ def captured_sizes(load: Load) -> int:
 
 def longest(shape: Shape, fit: Fit, load: Load, reserve_bytes: int = 0) -> int:
     """The largest max_model_len, in steps of 256 tokens, of which one request has room where `fit` was
-    predicted, with so much in reserve.
+    predicted, with so much in reserve; at most the one that was asked for.
     """
     laid = layout(shape, load)
     room = fit.kv_room_bytes - reserve_bytes
-    least, most = 0, (shape.max_position or load.max_model_len) // STEP
+    least, most = 0, load.max_model_len // STEP
     while least < most:
         middle = (least + most + 1) // 2
         least, most = (middle, most) if laid.request_bytes(middle * STEP) <= room else (least, middle - 1)

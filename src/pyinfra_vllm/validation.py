@@ -16,9 +16,9 @@ from .config.models import PARALLEL
 from .errors import DeclarationError
 from .estimate import estimate
 from .tuning.facts import GPUS_OF_A_HOST
-from .window import shown_duration
 
 Found = tuple[Path, str]  # below the service: a key, and what is wrong with it
+TIGHT = "it fits tightly, with {:.2f} GiB in reserve: less than the prediction may be off by"
 # What the tuning's messages begin with is the key that they are about.
 _KEYS = ("flags", "variants", "environment", "gpus", "gpu", "max_model_len", "runtime", "objective")
 
@@ -33,6 +33,18 @@ def problems(service: Service, checkpoint: Checkpoint | None, at: datetime) -> I
     if checkpoint is not None:
         yield from _profile(service, checkpoint)
     yield from _window(service, at)
+
+
+def warnings(service: Service, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    """What the resolver warns of for the declared card, such as variables that the runtime doesn't read."""
+    try:
+        answer = _best(service, checkpoint) if checkpoint is not None else None
+    except DeclarationError:
+        return ()  # which is a problem, and told as one
+    if answer is None:
+        return ()
+    tight = (TIGHT.format(answer.fit.reserve_bytes / gpus.GIB),) if answer.fit and answer.fit.tight else ()
+    return (*answer.warnings, *tight)
 
 
 def unchecked(service: Service) -> str:
@@ -61,36 +73,45 @@ def _card(service: Service) -> str | None:
 
 
 def _profile(service: Service, checkpoint: Checkpoint) -> Iterator[Found]:
-    """Resolve the service for its declared card: memory fit, flags, warnings."""
-    card, version = _card(service), service.runtime.version
-    if card is None or version is None:
-        return
+    """Resolve the service for its declared card: memory fit and flags."""
     try:
-        shape = shapes.from_config(service.model, checkpoint.config, checkpoint.weights_bytes)
-        ask = functools.partial(
-            tuning.resolve,
-            model=shape,
-            gpu=gpus.find(card, own=service.own_cards),
-            runtime_version=version,
-            objective=service.objective,
-            max_model_len=service.max_model_len,
-            variants=service.variants,
-            flags=service.flags,
-            environment=service.environment,
-            exposed=service.open_to_network,
-            reason=service.runtime.reason,
-            shutdown_timeout_s=service.shutdown_timeout_s,
-            ready_timeout_s=service.ready_timeout_s,
-        )
-        # A service that names no GPUs gets all of its host's: it is wrong where no number of them is enough.
-        answers = [ask(gpu_count=count) for count in _counts(service, card)]
+        answer = _best(service, checkpoint)
     except DeclarationError as error:
         yield _located(str(error), "gpu")
         return
-    known = {problem for _, problem in tuning.flag_problems(service.flags, version)}
-    for problem in min(answers, key=lambda answer: len(answer.errors)).errors:
+    if answer is None or service.runtime.version is None:
+        return
+    known = {problem for _, problem in tuning.flag_problems(service.flags, service.runtime.version)}
+    for problem in answer.errors:
         if problem not in known:
             yield _located(problem, "model")
+
+
+def _best(service: Service, checkpoint: Checkpoint) -> tuning.Resolution | None:
+    """The resolver's answer for the declared card, None where card or version are only known on the host.
+
+    A service that names no GPUs gets all of its host's: it is wrong where no number of them is enough.
+    """
+    card, version = _card(service), service.runtime.version
+    if card is None or version is None:
+        return None
+    ask = functools.partial(
+        tuning.resolve,
+        model=shapes.from_config(service.model, checkpoint.config, checkpoint.weights_bytes),
+        gpu=gpus.find(card, own=service.own_cards),
+        runtime_version=version,
+        objective=service.objective,
+        max_model_len=service.max_model_len,
+        variants=service.variants,
+        flags=service.flags,
+        environment=service.environment,
+        exposed=service.open_to_network,
+        reason=service.runtime.reason,
+        shutdown_timeout_s=service.shutdown_timeout_s,
+        ready_timeout_s=service.ready_timeout_s,
+    )
+    answers = [ask(gpu_count=count) for count in _counts(service, card)]
+    return min(answers, key=lambda answer: len(answer.errors))
 
 
 def _counts(service: Service, card: str) -> Iterable[int]:
@@ -111,16 +132,6 @@ def _located(message: str, key: str) -> Found:
 
 def _window(service: Service, at: datetime) -> Iterator[Found]:
     """Windows in which no switch can ever begin."""
-    if not service.window:
-        return
     needed = estimate(service)
-    longest = window.longest(service.window, at, needed.length)
-    if longest is None:
-        yield ("window",), "never opens again: exceptions and deny windows take all of it"
-    elif longest < needed.length:
-        yield (
-            ("window",),
-            f"is never open for longer than {shown_duration(longest)}, and a switch and its rollback may take"
-            f" {shown_duration(needed.length)} ({needed.source}): declare a longer one, or a shorter"
-            " `switch_estimate`",
-        )
+    if never := window.never_begins(service.window, at, needed.length, needed.source):
+        yield ("window",), never

@@ -222,6 +222,24 @@ def longest(windows: Sequence[Window], at: datetime, enough: timedelta = timedel
     return max((piece.end - piece.start for piece in pieces), default=found)
 
 
+def never_begins(windows: Sequence[Window], at: datetime, needed: timedelta, source: str = "") -> str:
+    """Why no switch can ever begin in these windows after `at` (aware), of windows as the subject of the
+    sentence; empty where one can.
+    """
+    if not windows:
+        return ""
+    opened = longest(windows, at, needed)
+    if opened is None:
+        return "never opens again: exceptions and deny windows take all of it"
+    if opened >= needed:
+        return ""
+    told = f" ({source})" if source else ""
+    return (
+        f"is never open for longer than {shown_duration(opened)}, and a switch and its rollback may take"
+        f" {shown_duration(needed)}{told}: declare a longer one, or a shorter `switch_estimate`"
+    )
+
+
 def _look_ahead(windows: Sequence[Window], at: datetime) -> tuple[list[Interval], datetime]:
     """The open stretches around and after `at`, and the moment up to which they are known."""
     start = at - LONGEST_DURATION

@@ -68,8 +68,27 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": packed(kernels=None, method="mxfp4")},
         "is quantized as mxfp4, whose kernels",
     ),
+    "fp8-kernels-are-named-from-0.15": (
+        {"model": packed(method="fp8", kernels="fp8"), "runtime": "0.14.1"},
+        "use runtime 0.15",
+    ),
+    "fp8-blocks-are-named-from-0.20": (
+        {"model": packed(method="fp8", kernels="fp8_block"), "runtime": "0.19.1"},
+        "scales by block take, so the gate could never pass a/gemma: use runtime 0.20",
+    ),
+    "fp8-on-ampere-is-named-from-0.20": (
+        {"model": packed(method="fp8", kernels="fp8"), "gpu": "A40", "runtime": "0.19.1"},
+        "use runtime 0.20",
+    ),
+    "compressed-fp8-needs-ada": (
+        {"model": packed(method="compressed-tensors", kernels="fp8"), "gpu": "A40", "runtime": "0.32.0"},
+        "or a card from Ada on",
+    ),
     "awq-has-four-bits": ({"model": packed(bits=8)}, "is AWQ of 8 bits"),
     "gptq-has-four-or-eight-bits": ({"model": packed(bits=3, method="gptq")}, "is GPTQ of 3 bits"),
+    "fast-kernels-have-group-sizes": ({"model": packed(group_size=16)}, "quantized in groups of 16"),
+    "awq-has-zero-points": ({"model": packed(zero_point=False)}, "is AWQ without zero points"),
+    "gptq-is-symmetric": ({"model": packed(method="gptq")}, "is GPTQ with zero points"),
     "gpus-are-enough": (
         {"gpu_count": 4, "flags": {"pipeline-parallel-size": 2}},
         "size is 8 and the service has 4 GPUs",

@@ -14,11 +14,33 @@ from typing import Any
 
 from pyinfra_vllm.catalog import layers as kept
 from pyinfra_vllm.catalog import table
+from pyinfra_vllm.catalog.contexts import Contexts, derive
 from pyinfra_vllm.errors import DeclarationError
 
+CT = "compressed-tensors"
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 QUANTIZED_NAME = re.compile(r"(.+?)[-_.](?:awq|int4|4bit|w4a16)\b.*", re.IGNORECASE)
 LARGEST = kept.LARGEST  # no model is near it, and arithmetic stays within floats
+# Other names that older architectures and repositories with code of their own have for a key; `a.b`: b in a.
+OTHER_NAMES = {
+    "hidden_size": ("n_embd", "d_model"),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "max_position_embeddings": ("n_positions", "max_seq_len"),
+    "num_attention_heads": ("n_head", "n_heads"),
+    "num_key_value_heads": (
+        *("num_kv_heads", "n_head_kv", "multi_query_group_num", "num_attention_groups"),
+        "attn_config.kv_n_heads",
+    ),
+    "head_dim": ("kv_channels", "hidden_size_per_head", "attention_head_dim"),
+    "intermediate_size": ("n_inner", "ffn_hidden_size", "ffn_dim"),
+    "vocab_size": ("padded_vocab_size",),
+    "num_experts": ("moe_num_experts", "ffn_config.moe_num_experts"),
+    "moe_intermediate_size": ("expert_ffn_hidden_size", "ffn_config.ffn_hidden_size"),
+}
+OF_EXPERTS = ("num_experts", "moe_intermediate_size")  # a list in Ernie 4.5 VL: for text, and for images
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # the second: compressed-tensors' older one
+FACTOR = 4  # of an MLP whose width older classes do not say (falcon, gpt2, mpt, bloom)
+ONE_KV_HEAD = "multi_query"  # one KV head, unless Falcon's newer decoder says how many
 
 
 @dataclass(frozen=True)
@@ -29,6 +51,8 @@ class Quantization:
     bits: int = 4
     group_size: int = 128
     zero_point: bool = True
+    fp8_kv_cache: bool = False  # with scales of the KV cache: vLLM keeps it in FP8
+    form: str = ""  # of compressed-tensors, such as nvfp4-pack-quantized
     kernels: str | None = "wna16"  # which kernels of gpus.yaml take it: see `_kernels_of`; None: unknown ones
 
 
@@ -50,7 +74,7 @@ class Shape:
     head_dim: int  # of K; that of V is `value_dim` where it differs
     vocabulary: int
     tied: bool
-    max_position: int
+    max_position: int  # the longest context that may be declared, by the newest vLLM
     dtype: str = "float16"
     quantization: Quantization | None = None
     experts: int = 0
@@ -71,6 +95,7 @@ class Shape:
     kv_caches: tuple[kept.Cached, ...] = ()  # where not all attention layers keep the same; see `caches`
     state: kept.State | None = None
     uncounted: tuple[str, ...] = ()  # kinds of layers that keep something whose size isn't known here
+    contexts: Contexts = field(default_factory=Contexts)
 
     @property
     def hybrid(self) -> bool:
@@ -109,13 +134,14 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
     latent_kv = latent + (number("qk_rope_head_dim") if latent else 0)
     kv_heads = number("num_key_value_heads") or kept.most_kv_heads(number, text) or heads
     head_dim = number("head_dim") or hidden // heads
+    lengths = derive(text, name)
     return Shape(
         name=name,
         model_type=str(config.get("model_type", "unknown")),
         layers=count,
         attention_layers=attention_layers,
         hidden=hidden,
-        intermediate=number("intermediate_size") or kept.widest_mlp(text, hidden),
+        intermediate=number("intermediate_size") or kept.widest_mlp(text, hidden) or FACTOR * hidden,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -128,7 +154,8 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         uncounted=kept.uncounted(text, kinds, state),
         vocabulary=_need(text, "vocab_size", name),
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        max_position=_context(text, number("max_position_embeddings"), name),
+        max_position=lengths.newer.longest,
+        contexts=lengths,
         dtype=_dtype(config, text),
         quantization=_quantization(config, text, name),
         experts=number("num_experts", "n_routed_experts", "num_local_experts"),
@@ -235,7 +262,32 @@ def _text(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         row = defaults.get(str(row["text"]), {})
     elif not row:
         row = defaults.get(str(defaults.get(str(config.get("model_type")), {}).get("text")), {})
-    return {**row, **text}
+    return {**row, **_renamed(text)}
+
+
+def _renamed(text: Mapping[str, Any]) -> dict[str, Any]:
+    """A text model's config.json with its keys under the names of most."""
+    found = dict(text)
+    for key, others in OTHER_NAMES.items():
+        if found.get(key) is None:
+            values = (_at(text, other) for other in others)
+            value = next((value for value in values if value is not None), None)
+            if value is not None:
+                found[key] = value
+    for key in OF_EXPERTS:
+        if isinstance(found.get(key), list) and found[key]:
+            found[key] = found[key][0]
+    if text.get(ONE_KV_HEAD) is True and not text.get("new_decoder_architecture"):
+        found["num_key_value_heads"] = 1
+    return found
+
+
+def _at(text: Mapping[str, Any], name: str) -> Any:
+    first, _, rest = name.partition(".")
+    value = text.get(first)
+    if not rest:
+        return value
+    return value.get(rest) if isinstance(value, Mapping) else None
 
 
 def _latent_parameters(number: Callable[..., int], hidden: int, heads: int) -> int:
@@ -252,34 +304,6 @@ def _latent_parameters(number: Callable[..., int], hidden: int, heads: int) -> i
     )
 
 
-# Types of rope scaling whose factor is in max_position_embeddings already (config/model.py
-# _get_and_verify_max_len, 0.32.0); gemma3 is one, whatever the type.
-SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
-
-
-def _context(text: Mapping[str, Any], positions: int, name: str) -> int:
-    """The context that vLLM derives: the positions, times the factor of a rope scaling that isn't in them."""
-    scaling = text.get("rope_scaling") or text.get("rope_parameters")
-    if not isinstance(scaling, Mapping) or "gemma3" in str(text.get("model_type")):
-        return positions
-    rows = [row for row in scaling.values() if isinstance(row, Mapping)] or [scaling]
-    factor = 1.0
-    for row in rows:
-        kind = row.get("rope_type", row.get("type", "default"))
-        given = row.get("factor")
-        if kind in SCALED_ALREADY or isinstance(given, bool) or not isinstance(given, int | float):
-            continue
-        if not 0 < given <= LARGEST:
-            raise DeclarationError(f"{name}: `factor` of the rope scaling in its config.json is {given}")
-        factor = float(given)
-    original = text.get("original_max_position_embeddings") if _longrope(rows) else None
-    return int(original) if isinstance(original, int) and original > 0 else int(positions * factor)
-
-
-def _longrope(rows: Iterable[Mapping[str, Any]]) -> bool:
-    return any(row.get("rope_type", row.get("type")) == "longrope" for row in rows)
-
-
 def _dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
     for source in (config, text):
         named = source.get("dtype") or source.get("torch_dtype")
@@ -289,14 +313,15 @@ def _dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
 
 
 def _quantization(config: Mapping[str, Any], text: Mapping[str, Any], name: str) -> Quantization | None:
-    found = config.get("quantization_config") or text.get("quantization_config")
+    places = ((part, key) for part in (config, text) for key in QUANTIZATION_KEYS)
+    found = next((part[key] for part, key in places if part.get(key)), None)
     if not found:
         return None
     if not isinstance(found, Mapping):
         raise DeclarationError(f"{name}: `quantization_config` in its config.json is no map")
     weights = _packed_weights(found)
     group_size = weights.get("group_size", weights.get("q_group_size"))
-    method = str(found.get("quant_method", "unknown")).lower()
+    method = str(found.get("quant_method", "unknown")).lower().replace("compressed_tensors", CT)
     kernels = _kernels_of(method, found, weights)
     usual = 8 if kernels in ("fp8", "fp8_block", "int8") else 4
     return Quantization(
@@ -304,7 +329,9 @@ def _quantization(config: Mapping[str, Any], text: Mapping[str, Any], name: str)
         kernels=kernels,
         bits=_number(weights, ("bits", "w_bit", "num_bits"), name) or usual,
         group_size=-1 if group_size == -1 else _number(weights, ("group_size", "q_group_size"), name) or -1,
-        zero_point=bool(weights.get("zero_point", not weights.get("symmetric", True))),
+        form=str(found.get("format", "")) if method == CT else "",
+        fp8_kv_cache=method == CT and isinstance(found.get("kv_cache_scheme"), Mapping),
+        zero_point=bool(weights.get("zero_point", not weights.get("symmetric", weights.get("sym", True)))),
     )
 
 
@@ -318,14 +345,35 @@ def _kernels_of(method: str, found: Mapping[str, Any], weights: Mapping[str, Any
         return "wna16"
     if method == "fp8":
         return "fp8_block" if found.get("weight_block_size") else "fp8"
-    if method != "compressed-tensors":
-        return None
+    return _kernels_of_compressed_tensors(found, weights) if method == CT else None
+
+
+def _kernels_of_compressed_tensors(found: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:
+    """The same for llm-compressor's checkpoints, after compressed_tensors.py _get_scheme_from_parts, 0.32.0:
+    of weights of 4 bits with activations of 8 (W4A8) and FP8 weights with 16-bit activations (W8A16) it names
+    no kernel that is known here.
+    """
     form = found.get("format", "pack-quantized" if weights.get("num_bits") == 4 else None)
+    inputs = _activations(found)
     if form == "pack-quantized":
-        return "wna16"
-    if form == "float-quantized":
+        return None if inputs else "wna16"
+    if weights.get("num_bits", 8) != 8:
+        return None
+    if form == "float-quantized" and inputs:
         return "fp8_block" if weights.get("strategy") == "block" else "fp8"
-    return "int8" if form == "int-quantized" else None
+    return "int8" if form == "int-quantized" and inputs else None
+
+
+def _activations(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The quantization of the inputs of the first group of layers that has one; {} where they stay as they
+    are.
+    """
+    groups = found.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        inputs = group.get("input_activations") if isinstance(group, Mapping) else None
+        if isinstance(inputs, Mapping) and inputs:
+            return inputs
+    return {}
 
 
 def _packed_weights(found: Mapping[str, Any]) -> Mapping[str, Any]:

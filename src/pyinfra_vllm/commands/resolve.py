@@ -6,6 +6,7 @@ Asks no host and no network.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from pyinfra_vllm.trades import Trade
 from pyinfra_vllm.tuning import Resolution
 
 WIDTH_WITHOUT_TERMINAL = 120
+VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 T = TypeVar("T")
 
@@ -60,6 +62,12 @@ T = TypeVar("T")
     "--flag", "flags", multiple=True, help="A flag of your own: NAME=VALUE (JSON or text). May be repeated."
 )
 @click.option(
+    "--env",
+    "variables",
+    multiple=True,
+    help="A variable of the service's environment: NAME=VALUE. May be repeated.",
+)
+@click.option(
     "--gate",
     "gate_file",
     type=click.Path(path_type=Path),
@@ -77,6 +85,7 @@ def resolve(
     max_model_len: int | None,
     variants: tuple[str, ...],
     flags: tuple[str, ...],
+    variables: tuple[str, ...],
     gate_file: Path | None,
     as_json: bool,
 ) -> int:
@@ -95,6 +104,7 @@ def resolve(
         max_model_len=max_model_len,
         variants=[_variant(text) for text in variants],
         flags=dict(_flag(text) for text in flags),
+        environment=dict(_variable(text) for text in variables),
     )
     known = trades.towards(resolution.trades, resolution.kernel, criteria)
     if as_json:
@@ -166,6 +176,13 @@ def _own_cards() -> tuple[Gpu, ...]:
     from pyinfra_vllm.config import cards  # pydantic takes a tenth of a second
 
     return cards.own()
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not VARIABLE.fullmatch(name):
+        raise DeclarationError(f"--env {_shown(text)}: must be NAME=VALUE, such as VLLM_LOGGING_LEVEL=DEBUG")
+    return name, value
 
 
 def _variant(text: str) -> str | dict[str, Any]:

@@ -54,15 +54,17 @@ def run(inventory: str, group_data: Sequence[str] = (), at: datetime | None = No
     services = [(host, service) for host, declared in found.hosts.items() for service in declared.services]
     lock = _lock(problems) if services else None
     known: list[tuple[Service, list[validation.Found]]] = []
+    warned = _warnings(found)
     for host, service in services:
         with problems.about(host):
             _check_locked(service, lock, problems)
+            _note(service, lock, known, warned)
             for path, message in _once(known, service, lock, at or datetime.now(UTC)):
                 where = located(found.merged[host], service.name, path)
                 value = lookup(service.model_dump(), path) if path[0] != "window" else ABSENT
                 problems.add(*where, message, MISSING if value is ABSENT else value)
     unchecked = dict.fromkeys(filter(None, (validation.unchecked(service) for _, service in services)))
-    return Result(tuple(found.merged), tuple(problems.found), tuple(_warnings(found)), tuple(unchecked))
+    return Result(tuple(found.merged), tuple(problems.found), tuple(warned), tuple(unchecked))
 
 
 def _warnings(found: fleet.Read) -> list[str]:
@@ -74,6 +76,19 @@ def _warnings(found: fleet.Read) -> list[str]:
             host, _, text = warning.rpartition(": service ")
             about.setdefault(f"service {text}" if host else text, []).append(host)
     return [f"{text} ({_named(hosts, found.merged)})" if hosts[0] else text for text, hosts in about.items()]
+
+
+def _note(
+    service: Service,
+    lock: Lock | None,
+    known: list[tuple[Service, list[validation.Found]]],
+    warned: list[str],
+) -> None:
+    """Adds the resolver's warnings about a service that wasn't seen before."""
+    if lock is None or any(other == service for other, _ in known):
+        return
+    texts = validation.warnings(service, lock.find(service.model, service.revision))
+    warned += [text for text in (f"{service.name}: {each}" for each in texts) if text not in warned]
 
 
 def _named(hosts: Sequence[str], everyone: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ from ..window import (
     YEARS,
     Window,
     WindowState,
+    never_begins,
     parse_duration,
     state,
     timezone_names,
@@ -39,14 +40,29 @@ class Answer:
 
     state: WindowState
     services: tuple[str, ...] = ()
+    never: str = ""  # why no switch can ever begin
+
+    @property
+    def reason(self) -> str:
+        never = f"; no switch can ever begin, because the window {self.never}" if self.never else ""
+        return f"{self.state.reason}{never}"
+
+    @property
+    def last_start(self) -> datetime | None:
+        return None if self.never else self.state.last_start
+
+    @property
+    def openings(self) -> tuple[datetime, ...]:
+        """The next openings; those in which nothing can begin are none."""
+        return () if self.never else self.state.next
 
     def as_dict(self) -> dict[str, object]:
         return {
             "open": self.state.open,
             "closes": _iso(self.state.closes),
-            "last_start": _iso(self.state.last_start),
-            "next": [_iso(moment) for moment in self.state.next],
-            "reason": self.state.reason,
+            "last_start": _iso(self.last_start),
+            "next": [_iso(moment) for moment in self.openings],
+            "reason": self.reason,
         }
 
 
@@ -115,7 +131,14 @@ def direct_answer(window: Window, at_text: str | None, text: str | None) -> Answ
     """The state of one window."""
     needed = _option("--switch-estimate", text or DEFAULT_ESTIMATE, _length)
     source = "--switch-estimate" if text else "the default"
-    return Answer(state((window,), moment(at_text, window.timezone), needed, source))
+    return _answer((window,), moment(at_text, window.timezone), Estimate(needed, source))
+
+
+def _answer(
+    windows: tuple[Window, ...], at: datetime, needed: Estimate, services: tuple[str, ...] = ()
+) -> Answer:
+    never = never_begins(windows, at, needed.length, needed.source)
+    return Answer(state(windows, at, needed.length, needed.source), services, never)
 
 
 def fleet_answers(inventory: str, at_text: str | None, limit: Sequence[str]) -> list[Answer]:
@@ -131,10 +154,7 @@ def fleet_answers(inventory: str, at_text: str | None, limit: Sequence[str]) -> 
     if not holders:
         raise DeclarationError(f"{inventory} declares no service")
     return [
-        Answer(
-            state(declared, moment(at_text or now, _first_zone(declared)), needed.length, needed.source),
-            tuple(names),
-        )
+        _answer(declared, moment(at_text or now, _first_zone(declared)), needed, tuple(names))
         for (declared, needed), names in holders.items()
     ]
 
@@ -164,7 +184,7 @@ def as_json_object(answers: Sequence[Answer]) -> dict[str, object]:
     """
     if len(answers) == 1:
         return answers[0].as_dict()
-    together = Answer(_together([answer.state for answer in answers]))
+    together = Answer(_together(answers))
     each = [{"services": list(answer.services), **answer.as_dict()} for answer in answers]
     return {**together.as_dict(), "services": each}
 
@@ -174,26 +194,26 @@ def sentences(answers: Sequence[Answer]) -> list[str]:
     lines: list[str] = []
     for answer in answers:
         lines += [", ".join(answer.services) + ":"] if answer.services else []
-        lines.append(answer.state.reason if answer.state.open else f"closed: {answer.state.reason}")
-        if answer.state.closes is not None and answer.state.last_start is not None:
+        lines.append(answer.reason if answer.state.open else f"closed: {answer.reason}")
+        if answer.state.closes is not None and answer.last_start is not None:
             lines.append(f"closes      {_shown(answer.state.closes)}")
-            lines.append(f"last start  {_shown(answer.state.last_start)}")
-        for number, opening in enumerate(answer.state.next):
+            lines.append(f"last start  {_shown(answer.last_start)}")
+        for number, opening in enumerate(answer.openings):
             lines.append(f"{'next' if number == 0 else '':12}{_shown(opening)}")
         lines.append("")
     return lines[:-1]
 
 
-def _together(states: Sequence[WindowState]) -> WindowState:
-    opened = [item for item in states if item.open]
+def _together(answers: Sequence[Answer]) -> WindowState:
+    opened = [answer.state for answer in answers if answer.state.open and not answer.never]
     unending = any(item.closes is None for item in opened)
-    openings = sorted({opening for item in states for opening in item.next})
+    openings = sorted({opening for answer in answers for opening in answer.openings})
     return WindowState(
         bool(opened),
         None if unending or not opened else max(item.closes for item in opened if item.closes),
         None if unending or not opened else max(item.last_start for item in opened if item.last_start),
         tuple(openings[:NEXT]),
-        f"open for {len(opened)} of {len(states)} groups of services: see `services`",
+        f"open for {len(opened)} of {len(answers)} groups of services: see `services`",
     )
 
 

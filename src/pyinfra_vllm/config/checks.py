@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from ..window import shown_duration
+from ..window import never_begins
 from .layers import Merged, located
 from .models import API_KEY, Rollout, Service
 from .problems import ON_HOSTS, Problems, unknown
@@ -92,13 +93,17 @@ def _declared(merged: Merged) -> Iterable[tuple[str, Any]]:
 
 
 def window_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
-    """Services whose windows are all too short for a switch: they would be deferred for ever."""
+    """Services in whose windows no switch can ever begin: they would be deferred for ever."""
+    now = datetime.now(UTC)
+    known: dict[tuple[object, timedelta], str] = {}
+    for _, service in _services(hosts):
+        needed = service.switch_estimate
+        if (service.window, needed) not in known:
+            known[service.window, needed] = never_begins(service.window, now, needed)
     return tuple(
-        f"{host}: service {service.name} has no window as long as a switch and its rollback may take "
-        f"({shown_duration(service.switch_estimate)}); declare a longer one, or a shorter `switch_estimate`"
+        f"{host}: service {service.name}: its window {known[service.window, service.switch_estimate]}"
         for host, service in _services(hosts)
-        if service.window
-        and all(window.deny or window.duration < service.switch_estimate for window in service.window)
+        if known[service.window, service.switch_estimate]
     )
 
 

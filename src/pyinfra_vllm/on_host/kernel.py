@@ -31,7 +31,7 @@ CONVERTED = re.compile(r"The model is convertible to awq_marlin during runtime\.
 CHOSEN = re.compile(
     r"Using (\w+?)(?:LinearKernel)? for "
     r"((?:Auto)?AWQMarlinLinearMethod|AutoGPTQLinearMethod|GPTQMarlinLinearMethod|"
-    r"CompressedTensorsWNA16\b|mixed-precision linear)"
+    r"CompressedTensorsWNA16\b|mixed-precision linear|CompressedTensorsW8A8Int8)"
 )
 # Weights and activations of 8 bits (FP8, INT8): `Selected CutlassFP8ScaledMMLinearKernel for Fp8LinearMethod`
 SELECTED = re.compile(r"Selected (\w*(?:ScaledMM|BlockScaled)\w*?)(?:LinearKernel|Kernel)? for \w+")

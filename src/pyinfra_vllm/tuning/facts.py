@@ -41,7 +41,13 @@ def of_request(shape: Shape, gpu: Gpu, runtime_version: str) -> dict[str, Any]:
         "tool_call_parser": family.get("tool_call_parser"),
         "quantized": shape.quantization is not None,
         "quantization": shape.quantization.method if shape.quantization else None,
+        "quantization_form": f" ({shape.quantization.form})"
+        if shape.quantization and shape.quantization.form
+        else "",
+        "quantization_group_size": shape.quantization.group_size if shape.quantization else None,
+        "zero_points": shape.quantization.zero_point if shape.quantization else None,
         "quantization_bits": shape.quantization.bits if shape.quantization else None,
+        "fp8_kv_checkpoint": bool(shape.quantization and shape.quantization.fp8_kv_cache),
         "known_kernels": shape.quantization.kernels if shape.quantization else "none needed",
         "heads": shape.heads,
         "kv_heads": kv_heads(shape),
@@ -55,7 +61,7 @@ def of_request(shape: Shape, gpu: Gpu, runtime_version: str) -> dict[str, Any]:
         "uncounted": ", ".join(shape.uncounted) or None,
         "vision": shape.vision,
         "weights_counted": bool(shape.weights_bytes),
-        "max_position": shape.max_position or None,
+        "max_position": shape.contexts.of(versions.parse(runtime_version)).longest or None,
     }
 
 
@@ -273,7 +279,8 @@ def _batched_tokens(facts: Facts) -> int:
 
 
 def _length(facts: Facts) -> int | None:
-    length: int | None = facts.fixed["max_model_len"] or facts.shape.max_position or None
+    default = facts.shape.contexts.of(facts.fixed["vllm"]).default
+    length: int | None = facts.fixed["max_model_len"] or default or None
     return length
 
 
@@ -303,7 +310,7 @@ def _spare_gib(facts: Facts) -> float | None:
 
 
 def _cpu_kv_cache_gib(facts: Facts) -> int:
-    tokens = facts.fixed["max_model_len"] or facts.shape.max_position
+    tokens = _length(facts) or 0
     request = fit.layout(facts.shape, fit.Load(1, tokens, 1.0, 1, 1)).request_bytes(tokens)
     return max(1, math.ceil(CPU_SEQUENCES * request / GIB))
 

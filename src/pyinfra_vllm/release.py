@@ -70,6 +70,7 @@ class Release:
     gpu_count: int = 0
     kernel: Sequence[str] | None = None
     fit: Mapping[str, Any] = field(default_factory=dict)
+    predicted: Mapping[str, Any] = field(default_factory=dict)
     key_is_asked_for: bool = False
     allow_code: str | None = None
     template: str = ""
@@ -130,6 +131,7 @@ class Release:
             "gpus": list(self.gpus) if self.gpus is not None else None,
             "kernel": list(self.kernel) if self.kernel is not None else None,
             "fit": dict(self.fit),
+            "predicted": dict(self.predicted),
             "key_is_asked_for": self.key_is_asked_for,
             "allow_code": self.allow_code,
         }

@@ -91,7 +91,20 @@ def test_the_real_vllm_accepts_beside_the_one_that_serves(host: Host) -> None:
     assert accepted.returncode == 0, accepted.stderr
     assert "accepts release" in accepted.stderr and "quantization awq" in accepted.stderr
     assert "max_model_len 2048" in accepted.stderr and "it ignores VLLM_FOO" in accepted.stderr
+    assert "not as the catalog predicted" not in accepted.stderr
     assert running(host) == before and before[1] == "active"
+    assert left_over(host) == ""
+
+
+def test_a_disagreement_with_the_prediction_is_shown_and_kept(host: Host) -> None:
+    """The catalog knows nothing of what `hf-overrides` makes of the context."""
+    flags = {"hf-overrides": {"max_position_embeddings": 1024}}
+    differs = deploy("a", real=True, window=CLOSED, flags=flags)
+    assert differs.returncode == 0, differs.stderr
+    told = " ".join(differs.stderr.split())
+    assert "not as the catalog predicted: max_model_len 1024 (predicted: 2048)" in told
+    kept = json.loads(host.ssh(f"cat $(ls -t {STATE}/releases/*/rehearsal.json | head -1)").stdout)
+    assert kept["disagreements"] == ["max_model_len 1024 (predicted: 2048)"]
     assert left_over(host) == ""
 
 

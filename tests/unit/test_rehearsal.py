@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from resolving import resolve
 
 from pyinfra_vllm import release as rendered
 from pyinfra_vllm.on_host import rehearsal
@@ -182,3 +183,62 @@ def test_the_operator_is_told() -> None:
     assert unasked.endswith(
         f"was not asked (no module vllm.x): only the catalog checked release {release.id}"
     )
+
+
+PREDICTED = {
+    "dtype": "half",
+    "quantization": "awq",
+    "max_model_len": 2048,
+    "kv_cache_dtype": "fp8",
+    "tensor_parallel_size": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("derived", "disagreements"),
+    [
+        ({"dtype": "torch.float16", "quantization": "awq_marlin", "kv_cache_dtype": "fp8_e4m3"}, ()),
+        ({"quantization": "auto_awq", "max_model_len": 2048, "tensor_parallel_size": 1}, ()),
+        (
+            {"dtype": "torch.bfloat16", "max_model_len": 1024, "quantization": "awq"},
+            ("dtype torch.bfloat16 (predicted: half)", "max_model_len 1024 (predicted: 2048)"),
+        ),
+        ({"dtype": "torch.float16"}, ("quantization none (predicted: awq)",)),
+    ],
+)
+def test_a_disagreement_with_the_prediction_is_named(
+    derived: dict[str, Any], disagreements: tuple[str, ...]
+) -> None:
+    answer = Answer("accepted", derived=derived)
+    assert rehearsal.disagreements(answer, PREDICTED) == disagreements
+    assert rehearsal.disagreements(Answer("refused", derived=derived), PREDICTED) == ()
+
+
+def test_no_prediction_is_no_disagreement() -> None:
+    """A release that was staged before there were any."""
+    answer = Answer("accepted", derived={"dtype": "torch.float16", "quantization": "awq"})
+    assert rehearsal.disagreements(answer, {}) == ()
+
+
+def test_a_disagreement_is_told_and_kept() -> None:
+    release = Release(json.loads(made(predicted=PREDICTED).files()["release.json"]))
+    assert release.predicted == PREDICTED
+    answer = Answer(
+        "accepted", derived={"max_model_len": 1024}, disagreements=("max_model_len 1024 (predicted: 2048)",)
+    )
+    assert rehearsal.told(answer, release).endswith(f"; not as the catalog predicted: {differs}")
+    assert answer.document()["disagreements"] == [differs]
+
+
+def test_the_prediction_is_the_resolver_s() -> None:
+    found = resolve(gpu="L40S", max_model_len=4096, variants=["fp8_kv_cache"])
+    assert found.predicted == {
+        "dtype": "float16",
+        "quantization": "awq",
+        "max_model_len": 4096,
+        "kv_cache_dtype": "fp8",
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 2048,
+        "tensor_parallel_size": 1,
+        "pipeline_parallel_size": 1,
+    }

@@ -14,7 +14,7 @@ import re
 import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ DROPPED = frozenset(
     )
 )
 UNKNOWN_VARIABLE = "Unknown vLLM environment variable"
+MAY_BE_LEFT_OUT = ("quantization",)  # of an answer: where there is none
 SHOWN = ("dtype", "quantization", "max_model_len", "kv_cache_dtype")
 _SECTION = re.compile(r"\[(\w+)\]")
 _ACCEPTED, _REFUSED, _NOT_ASKED = "accepted", "refused", "not asked"
@@ -94,6 +95,7 @@ class Answer:
 
     derived: settings as vLLM worked them out
     seconds, memory_bytes: what the question itself took, on the host
+    disagreements: settings that vLLM derives otherwise than the catalog predicted
     """
 
     outcome: str
@@ -102,9 +104,15 @@ class Answer:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     memory_bytes: int = 0
+    disagreements: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        return {**vars(self), "warnings": list(self.warnings), "derived": self.derived or {}}
+        return {
+            **vars(self),
+            "warnings": list(self.warnings),
+            "derived": self.derived or {},
+            "disagreements": list(self.disagreements),
+        }
 
 
 def main(argv: list[str]) -> int:
@@ -129,6 +137,7 @@ def rehearse(request: Request, status: Status) -> None:
         raise task.TaskError(str(error)) from error
     status.say("asking", f"vLLM {release.runtime_version} is asked about release {release.id}")
     answer = ask(request, release)
+    answer = replace(answer, disagreements=disagreements(answer, release.predicted))
     durable.write_json(request.paths.rehearsal(release.id), answer.document())
     if answer.outcome == _REFUSED:
         raise Refused(f"vLLM {release.runtime_version} does not accept release {release.id}: {answer.reason}")
@@ -278,6 +287,31 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, float)) else _text(value)
 
 
+def disagreements(answer: Answer, predicted: dict[str, Any]) -> tuple[str, ...]:
+    """The settings that vLLM derives otherwise than the catalog predicted, each with both values."""
+    if answer.outcome != _ACCEPTED:
+        return ()
+    derived = answer.derived or {}
+    return tuple(
+        f"{name} {derived.get(name, 'none')} (predicted: {'none' if value is None else value})"
+        for name, value in predicted.items()
+        if (name in derived or name in MAY_BE_LEFT_OUT)
+        and _one_spelling(name, derived.get(name)) != _one_spelling(name, value)
+    )
+
+
+def _one_spelling(name: str, value: Any) -> str:
+    """One word for those that mean the same: `torch.float16` and `half`, `awq_marlin` and `auto_awq`."""
+    word = str(value).lower()
+    if name == "dtype":
+        word = word.replace("torch.", "").replace("half", "float16")
+    elif name == "quantization":
+        word = word.replace("auto_", "").replace("_marlin", "")
+    elif name == "kv_cache_dtype" and word.startswith("fp8"):
+        word = "fp8"
+    return word
+
+
 def told(answer: Answer, release: Release) -> str:
     """One line for the operator."""
     who = f"vLLM {release.runtime_version}"
@@ -287,4 +321,6 @@ def told(answer: Answer, release: Release) -> str:
     unknown = [line.rpartition(" ")[2] for line in answer.warnings if line.startswith(UNKNOWN_VARIABLE)]
     ignored = f"; it ignores {', '.join(unknown)}" if unknown else ""
     cost = f"{answer.seconds:.0f} s, {answer.memory_bytes / 1e9:.1f} GB of host memory"
-    return f"{who} accepts release {release.id}: {words}{ignored} ({cost})"
+    differs = "; not as the catalog predicted: " + ", ".join(answer.disagreements)
+    accepted = f"{who} accepts release {release.id}: {words}{ignored} ({cost})"
+    return accepted + (differs if answer.disagreements else "")

@@ -87,6 +87,11 @@ class Release:
         return dict(self.document.get("fit") or {})
 
     @property
+    def predicted(self) -> dict[str, Any]:
+        """The settings that vLLM should derive, by the catalog."""
+        return dict(self.document.get("predicted") or {})
+
+    @property
     def allow_code(self) -> str | None:
         """Why the checkpoint's own code may run; None where it may not."""
         return self.document.get("allow_code")

@@ -238,4 +238,5 @@ def _release(
         allow_code=service.allow_code,
         secrets=secrets,
         fit=resolution.fit.as_dict() if resolution.fit else {},
+        predicted=resolution.predicted,
     )

@@ -61,6 +61,7 @@ LEAST_CONTEXT = 1024  # tokens; a shorter one is not worth offering
 HIGHEST_SHARE = 0.95
 STATES_SHARE = 0.95  # of the blocks predicted for states: the prediction may be 5 % too high
 FEW_SEQUENCES = 16
+SIXTEEN_BITS = 2  # bytes
 TENSOR_PARALLEL, PIPELINE_PARALLEL = "--tensor-parallel-size", "--pipeline-parallel-size"
 # What --linear-backend takes for 4-bit weights (kernels/linear/__init__.py); any other is warned of and
 # passed over.
@@ -544,6 +545,27 @@ def _fixed_cache_bytes(facts: Facts, card: Gpu) -> int | None:
     return None
 
 
+def _predicted(decided: _Decided) -> dict[str, Any]:
+    """The settings that vLLM should derive from all this, by the rehearsal's names (in_runtime/rehearsal.py).
+
+    Types of 32 bits are left out: vLLM casts them to the one of 16 bits that the device prefers.
+    """
+    load, facts, shape = decided.load, decided.facts, decided.facts.shape
+    if load is None:
+        return {}
+    dtype = load.dtype if load.dtype != "auto" else shape.dtype
+    return {
+        **({} if fit.DTYPE_BYTES.get(dtype) != SIXTEEN_BITS else {"dtype": dtype}),
+        "quantization": facts["quantization"],
+        "max_model_len": load.max_model_len,
+        "kv_cache_dtype": load.kv_cache_dtype,
+        "max_num_seqs": load.max_num_seqs,
+        "max_num_batched_tokens": load.max_num_batched_tokens,
+        "tensor_parallel_size": load.tensor_parallel_size,
+        "pipeline_parallel_size": load.pipeline_parallel_size,
+    }
+
+
 def _resolution(decided: _Decided) -> Resolution:
     profile, facts = decided.profile, decided.facts
     asked = ("model", "gpu", "gpu_count", "vllm_text", "objective", "quantized")
@@ -556,5 +578,6 @@ def _resolution(decided: _Decided) -> Resolution:
         errors=tuple(profile.errors),
         understood=profile.understood,
         asked={name: facts[name] for name in asked},
+        predicted=_predicted(decided),
         trades=next((entry for entry in table("trades.yaml") if holds(entry["when"], facts)), None),
     )

@@ -23,6 +23,7 @@ class Resolution:
     errors: tuple[str, ...] = ()
     understood: bool = True  # False: among the errors is a value that says nothing
     asked: Mapping[str, Any] = field(default_factory=dict)  # for the table's heading
+    predicted: Mapping[str, Any] = field(default_factory=dict)  # what vLLM should derive: see `rehearsal`
     trades: Mapping[str, Any] | None = None  # what is known of the kernels here (catalog/trades.yaml)
 
     @property

@@ -223,9 +223,8 @@ def test_no_prediction_is_no_disagreement() -> None:
 def test_a_disagreement_is_told_and_kept() -> None:
     release = Release(json.loads(made(predicted=PREDICTED).files()["release.json"]))
     assert release.predicted == PREDICTED
-    answer = Answer(
-        "accepted", derived={"max_model_len": 1024}, disagreements=("max_model_len 1024 (predicted: 2048)",)
-    )
+    differs = "max_model_len 1024 (predicted: 2048)"
+    answer = Answer("accepted", derived={"max_model_len": 1024}, disagreements=(differs,))
     assert rehearsal.told(answer, release).endswith(f"; not as the catalog predicted: {differs}")
     assert answer.document()["disagreements"] == [differs]
 

@@ -114,7 +114,8 @@ def layout(found: Sequence[Cached], state_layers: int, state_bytes: int, setting
         if cache.layers or not state_layers  # a model may have no layer with attention
     ]
     page_bytes = of_token[0] * tokens
-    if state_layers:
+    if state_layers:  # without attention beside them nothing is padded
+        page_bytes = page_bytes if groups else state_bytes
         groups.append(Group(state_layers, tokens, page_bytes, states=settings.states))
     stages = settings.pipeline_parallel_size
     if not any(group.window or group.chunk or group.states for group in groups):

@@ -16,7 +16,7 @@ from test_field import MODELS
 from test_foreseen import Host
 from test_planning import ROOT, gpu, service
 
-from pyinfra_vllm import hub_endpoint
+from pyinfra_vllm import fit, hub_endpoint
 from pyinfra_vllm.catalog import gpus, shapes
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, File, Lock
 from pyinfra_vllm.config import Runtime
@@ -450,3 +450,49 @@ def test_a_checkpoint_with_scales_of_an_fp8_cache_has_one(resolve: Any) -> None:
     assert scaled["kv_bytes_per_token"] * 2 == without["kv_bytes_per_token"]
     own = resolve("new", "H100", "--flag", "kv-cache-dtype=bfloat16", config=both[1])["fit"]
     assert own["kv_bytes_per_token"] == without["kv_bytes_per_token"]
+
+
+# Parts of a config, and what layers keep: found by asking vLLM 0.32.0 about every class of transformers 5.19
+
+
+def test_latent_attention_of_other_types_keeps_its_heads() -> None:
+    """MiniCPM3 (models/minicpm3.py): 40 heads of 64 + 32, V padded to them; 0.95 GB for 1000 tokens."""
+    model = shapes.from_config("a/b", {"model_type": "minicpm3"})
+    assert model.latent_kv == 0
+    load = fit.Load(1, 1000, 0.9, 8192, 64, dtype="bfloat16")
+    assert fit.layout(model, load).request_bytes(1000) == 959938560
+
+
+def test_gemma_3n_has_one_width_for_each_layer() -> None:
+    """The published config.json of gemma-3n-E4B-it."""
+    config = {"model_type": "gemma3n_text", "num_hidden_layers": 35, "intermediate_size": [16384] * 35}
+    assert shapes.from_config("a/b", config).intermediate == 16384
+
+
+def test_gemma_4_has_wider_heads_in_its_full_layers() -> None:
+    """Its class's: 256 in layers with a window and 512 in the others (configuration_gemma4.py)."""
+    model = shapes.from_config("a/b", {"model_type": "gemma4_text"})
+    load = fit.Load(1, 65536, 0.9, 8192, 64, dtype="bfloat16")
+    assert fit.layout(model, load).request_bytes(65536) == 3578920960
+
+
+@pytest.mark.parametrize("part", ["text_config", "llm_config", "language_config"])
+def test_the_text_model_of_a_multimodal_one(part: str) -> None:
+    """InternVL has `llm_config`, DeepSeek-VL2 `language_config` (transformers' get_text_config)."""
+    model = shapes.from_config("a/b", {"model_type": "x", part: LLAMA, "vision_config": {"depth": 27}})
+    assert (model.layers, model.kv_heads, model.vision) == (32, 8, True)
+
+
+def test_the_text_model_of_an_omni_model() -> None:
+    omni = {"thinker_config": {"text_config": LLAMA, "vision_config": {"depth": 32}}}
+    model = shapes.from_config("a/b", {"model_type": "qwen2_5_omni", **omni})
+    assert (model.layers, model.hidden, model.vision) == (32, 4096, True)
+
+
+def test_states_alone_are_not_padded() -> None:
+    """Granite's class has no layer with attention; as vLLM 0.32.0 says."""
+    sizes = {"n_heads": 128, "n_groups": 1, "d_state": 256, "d_head": 64, "d_conv": 4}
+    mamba = {f"mamba_{name}": size for name, size in sizes.items()}
+    model = shapes.from_config("a/b", {"model_type": "granitemoehybrid", "layer_types": ["mamba"], **mamba})
+    load = fit.Load(1, 4096, 0.9, 8192, 64, dtype="bfloat16")
+    assert fit.layout(model, load).request_bytes(4096) == 135888896

@@ -146,6 +146,14 @@ def most_kv_heads(number: Number, text: Mapping[str, Any]) -> int:
     return max(_heads_of_blocks(number, text), default=0)
 
 
+def widest_of_layers(text: Mapping[str, Any], count: int) -> int:
+    """Channels of the widest MLP where the config has one number for each layer (gemma3n); 0 elsewhere."""
+    given = text.get("intermediate_size")
+    if _is_list(given) and len(given) == count and all(_whole(each) for each in given):
+        return max(map(_whole, given))
+    return 0
+
+
 def widest_mlp(text: Mapping[str, Any], hidden: int) -> int:
     """Channels of the widest MLP of Nemotron-NAS (models/nemotron_nas.py _ffn_mult_to_intermediate_size); 0
     for any other model.

@@ -40,6 +40,18 @@ OTHER_NAMES = {
 OF_EXPERTS = ("num_experts", "moe_intermediate_size")  # a list in Ernie 4.5 VL: for text, and for images
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # the second: compressed-tensors' older one
 FACTOR = 4  # of an MLP whose width older classes do not say (falcon, gpt2, mpt, bloom)
+# Where a multimodal config.json has its text model's part; the keys of the newer ones first.
+TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config.text_config")
+# Types whose latent attention keeps the latent; of any other type vLLM keeps the heads that it makes of it
+# (transformers_utils/model_arch_config_convertor.py is_deepseek_mla, 0.32.0).
+LATENT = frozenset(
+    (
+        *("axk1", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4"),
+        *("deepseek_v41", "dots3_note", "glm4_moe_lite", "glm5_next", "glm5_next_text", "glm_moe_dsa"),
+        *("hy_v4", "kimi_k2", "kimi_linear", "longcat_flash", "pangu_ultra_moe"),
+    )
+)
+VISION_PARTS = ("vision_config", "thinker_config.vision_config")
 ONE_KV_HEAD = "multi_query"  # one KV head, unless Falcon's newer decoder says how many
 
 
@@ -127,13 +139,16 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
     def number(*keys: str) -> int:
         return _number(text, keys, name)
 
-    latent = number("kv_lora_rank")
+    low_rank = number("kv_lora_rank")
+    latent = low_rank if str(text.get("model_type")).lower() in LATENT else 0
     kinds = kept.kinds(number, text, count)
     state = kept.state(number, text, kinds)
     attention_layers = sum(kind in kept.ATTENTION for kind in kinds)
     latent_kv = latent + (number("qk_rope_head_dim") if latent else 0)
     kv_heads = number("num_key_value_heads") or kept.most_kv_heads(number, text) or heads
     head_dim = number("head_dim") or hidden // heads
+    if low_rank and not latent:
+        kv_heads, head_dim = heads, number("qk_nope_head_dim") + number("qk_rope_head_dim")
     lengths = derive(text, name)
     return Shape(
         name=name,
@@ -141,15 +156,13 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         layers=count,
         attention_layers=attention_layers,
         hidden=hidden,
-        intermediate=number("intermediate_size") or kept.widest_mlp(text, hidden) or FACTOR * hidden,
+        intermediate=_intermediate(number, text, count, hidden),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         value_dim=number("v_head_dim"),
-        attention_parameters=_latent_parameters(number, hidden, heads) if latent else 0,
-        kv_caches=kept.indexed_caches(number, text, attention_layers, latent_kv)
-        if latent
-        else kept.caches(number, text, kinds, kv_heads, head_dim),
+        attention_parameters=_latent_parameters(number, hidden, heads) if low_rank else 0,
+        kv_caches=_kv_caches(number, text, kinds, kv_heads, head_dim, latent_kv),
         state=state,
         uncounted=kept.uncounted(text, kinds, state),
         vocabulary=_need(text, "vocab_size", name),
@@ -166,10 +179,33 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         linear_heads=number("linear_num_value_heads"),
         linear_kernel=number("linear_conv_kernel_dim"),
         mtp_layers=number("mtp_num_hidden_layers", "num_nextn_predict_layers"),
-        vision="vision_config" in config,
+        vision=any(_at(config, key) is not None for key in VISION_PARTS),
         weights_bytes=weights_bytes,
         family=family_of(name),
     )
+
+
+def _intermediate(number: Callable[..., int], text: Mapping[str, Any], count: int, hidden: int) -> int:
+    """Channels of the widest MLP."""
+    own = kept.widest_of_layers(text, count) or number("intermediate_size") or kept.widest_mlp(text, hidden)
+    return own or FACTOR * hidden
+
+
+def _kv_caches(
+    number: Callable[..., int],
+    text: Mapping[str, Any],
+    kinds: list[str],
+    kv_heads: int,
+    head_dim: int,
+    latent_kv: int,
+) -> tuple[kept.Cached, ...]:
+    """The attention layers by what they keep; () where all keep the same: see `Shape.caches`."""
+    attention = sum(kind in kept.ATTENTION for kind in kinds)
+    if latent_kv:
+        return kept.indexed_caches(number, text, attention, latent_kv)
+    if number("kv_lora_rank"):  # V is padded to the width of K (models/minicpm3.py)
+        return (kept.Cached(attention, kv_heads, 2 * head_dim),)
+    return kept.caches(number, text, kinds, kv_heads, head_dim)
 
 
 @lru_cache(maxsize=256)
@@ -253,7 +289,7 @@ def _number(config: Mapping[str, Any], keys: Iterable[str], name: str) -> int:
 def _text(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The text model's part of a config.json, with its class's value for each key that it leaves out."""
     defaults: Mapping[str, Mapping[str, Any]] = table("class_defaults.json")["defaults"]
-    text = config.get("text_config") or config
+    text = _text_part(config) or config
     if not isinstance(text, Mapping):
         raise DeclarationError(f"{name}: `text_config` in its config.json is no map")
     kind = str(text.get("model_type"))
@@ -263,6 +299,15 @@ def _text(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     elif not row:
         row = defaults.get(str(defaults.get(str(config.get("model_type")), {}).get("text")), {})
     return {**row, **_renamed(text)}
+
+
+def _text_part(config: Mapping[str, Any]) -> Any:
+    return next((part for key in TEXT_PARTS if (part := _at(config, key))), None)
+
+
+def is_part(config: Mapping[str, Any]) -> bool:
+    """Whether the text model is a part of this config.json, beside towers."""
+    return _text_part(config) is not None
 
 
 def _renamed(text: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def doubtful_size(entry: Checkpoint) -> str:
         possible = fit.possible_bytes(shapes.from_config(entry.repo, entry.config))
     except DeclarationError:  # validate and resolve name the key
         return ""
-    if not possible or "text_config" in entry.config:
+    if not possible or shapes.is_part(entry.config):
         return ""
     expected = min(possible, key=lambda size: abs(size - entry.weights_bytes))
     off = abs(entry.weights_bytes - expected) > SMALL_BYTES

@@ -40,11 +40,22 @@ def holds(when: Mapping[str, Any] | None, facts: Facts) -> bool:
     return True
 
 
+def needed(when: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The flags and variables without which a `when` can't hold: most rules are about one that isn't set."""
+    return tuple(
+        name for name, test in (when or {}).items() if _is_setting(name) and not _test(test, None, {})
+    )
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith("--") or name.isupper()
+
+
 def _fact(name: str, facts: Facts) -> Any:
     try:
         return facts[name]
     except KeyError:
-        if name.startswith("--") or name.isupper():
+        if _is_setting(name):
             return None
         raise KeyError(
             f"`when` names {name!r}, which is no fact; known: {', '.join(sorted(facts))}"
@@ -69,11 +80,11 @@ def _word(word: str, operand: Any, value: Any, facts: Facts) -> bool:
         return not _test(operand, value, facts)
     if word not in COMPARISONS:
         raise ValueError(f"`when` uses {word!r}, which is no test: not, set, {', '.join(COMPARISONS)}")
+    if value is None:
+        return False
     if isinstance(operand, str) and operand.startswith("$"):
         operand = _fact(operand[1:], facts)
-    if value is None or operand is None:
-        return False
-    return COMPARISONS[word](value, operand)
+    return operand is not None and COMPARISONS[word](value, operand)
 
 
 def _same(wanted: Any, value: Any) -> bool:

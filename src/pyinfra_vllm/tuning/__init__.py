@@ -11,12 +11,13 @@ import difflib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import flags as flag_table
 from pyinfra_vllm.catalog import gpus, shapes, table, versions
-from pyinfra_vllm.catalog.conditions import holds
+from pyinfra_vllm.catalog.conditions import holds, needed
 from pyinfra_vllm.catalog.gpus import Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.errors import DeclarationError
@@ -185,8 +186,9 @@ def _decide(request: _Request) -> _Decided:
     operator.apply_flags(request.flags, known, version, profile)
     operator.check_names(request.flags, request.environment, profile)
     operator.apply_environment(request.environment, version, profile)
-    for rule in table("rules.yaml"):
-        apply(rule, facts, profile)
+    for settings, rule in _rules():
+        if profile.has(settings):
+            apply(rule, facts, profile)
     operator.keep_known(profile, known, version)
     _add_refusals(card, version, request.exposed, request.reason, profile)
     kernels = _kernels(shape, card, facts)
@@ -196,6 +198,12 @@ def _decide(request: _Request) -> _Decided:
         load = _load(facts, kernels)
         predicted = fit.predict(shape, card, load) if load else None
     return _Decided(profile, facts, kernels, load, predicted)
+
+
+@cache
+def _rules() -> tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]:
+    """The rules in their order, each with the settings that it is about."""
+    return tuple((needed(rule["when"]), rule) for rule in table("rules.yaml"))
 
 
 def _keeps_to_states(load: fit.Load, predicted: fit.Fit, facts: Facts) -> bool:

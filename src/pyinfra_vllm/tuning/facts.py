@@ -78,14 +78,16 @@ class Facts(Mapping[str, Any]):
         self.gpu = gpu
 
     def __getitem__(self, name: str) -> Any:
-        if name.startswith("--"):
-            chosen = self.profile.flags.get(name)
-            return values.meaning(name, chosen.value) if chosen else None
         derive = DERIVED.get(name)
         if derive:
             return derive(self)
-        if name in self.fixed or not name.isupper():
+        if name in self.fixed:
             return self.fixed[name]
+        if name.startswith("--"):
+            chosen = self.profile.flags.get(name)
+            return values.meaning(name, chosen.value) if chosen else None
+        if not name.isupper():
+            raise KeyError(name)
         setting = self.profile.environment.get(name)
         return values.meaning(name, setting.value) if setting else None
 

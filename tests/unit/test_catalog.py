@@ -207,6 +207,14 @@ def test_another_card_that_begins_with_a_cataloged_name_is_not_that_card(name: s
         gpus.find(name)
 
 
+def test_a_card_older_than_turing_is_told_to_be() -> None:
+    """And no newer one is said to be meant."""
+    for name in ("GTX 1080 Ti", "Tesla P40", "P100", "Tesla M60", "Titan V"):
+        with pytest.raises(DeclarationError, match="is older than Turing"):
+            gpus.find(name)
+    assert gpus.find("T4").compute_capability == "7.5"
+
+
 @pytest.mark.parametrize(
     ("name", "key"),
     [
@@ -237,6 +245,12 @@ def test_what_a_name_adds_without_contradiction_leaves_the_card(name: str, key: 
         ("NVIDIA GH200 480GB", "gh200-96gb"),
         ("NVIDIA B300 SXM6 AC", "b300"),
         ("NVIDIA GB10", "gb10"),
+        ("DGX Spark", "gb10"),
+        ("4090D", "rtx-4090"),
+        ("H20 141GB", "h20-3e"),
+        ("NVIDIA RTX 5880 Ada Generation", "rtx-5880-ada"),
+        ("NVIDIA RTX 4000 SFF Ada Generation", "rtx-4000-sff-ada"),
+        ("Quadro RTX 6000", "quadro-rtx-6000"),
         ("NVIDIA GeForce RTX 5090 D v2", "rtx-5090-d-v2"),
         ("4060 Ti 16GB", "rtx-4060-ti-16gb"),
     ],

@@ -26,6 +26,7 @@ OTHER_CARDS = ("laptop", "mig", "ti", "super", "v2")  # after a card's name: ano
 OTHER_MAKERS = re.compile(
     r"\b(amd|radeon|instinct|rocm|mi\d{2,3}[a-z]?|gfx\d+|intel|arc|gaudi|xe|tpu|trainium|inferentia|ascend|apple)\b"
 )
+TOO_OLD = re.compile(r"\b(gtx (9|10)\d\d|gtx titan|titan (x|xp|v)|[kmp]\d{1,3}|quadro [kmpg]v?\d+)\b")
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def normal(name: str) -> str:
     """
     text = re.sub(r"[-_/]+", " ", name.lower())
     text = re.sub(r"\b(rtx|gtx)(?=[a-z]?\d)", r"\1 ", text)
-    text = re.sub(r"\b(\d{4})(?=ti\b)", r"\1 ", text)
+    text = re.sub(r"\b(\d{4})(?=(ti|d)\b)", r"\1 ", text)
     words = re.sub(r"\b(\d{1,4}) ?gi?b?\b", r"\1gb", text).split()
     return " ".join(word for word in words if word not in ("nvidia", "geforce", "tesla"))
 
@@ -256,6 +257,8 @@ def _with_memory(card: Gpu, told: int | None) -> Gpu:
 
 
 def _unknown(name: str, wanted: str, rows: Mapping[str, Any]) -> str:
+    if TOO_OLD.search(wanted):
+        return f"GPU {name!r} is older than Turing: vLLM's kernels need compute capability 7.5, as a T4 has"
     patterns = {pattern: row["title"] for row in rows.values() for pattern in row["match"]}
     near = difflib.get_close_matches(wanted, patterns, n=3, cutoff=0.75)
     nearest = ", ".join(dict.fromkeys(patterns[pattern] for pattern in near))

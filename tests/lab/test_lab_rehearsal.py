@@ -30,7 +30,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "compilation": ({"compilation-config": {"mode": 9}}, "mode"),
     "grammar": ({"structured-outputs-config": {"backend": "nonsense"}}, "backend"),
     "attention": ({"attention-backend": "NONSENSE"}, "Unknown attention backend: 'NONSENSE'"),
-    "runner": ({"runner": "nonsense"}, "argument --runner: invalid choice: 'nonsense'"),
+    "configuration": ({"config-format": "nonsense"}, "nonsense"),
 }
 
 
@@ -97,14 +97,15 @@ def test_the_real_vllm_accepts_beside_the_one_that_serves(host: Host) -> None:
 
 
 def test_a_disagreement_with_the_prediction_is_shown_and_kept(host: Host) -> None:
-    """The catalog knows nothing of what `hf-overrides` makes of the context."""
-    flags = {"hf-overrides": {"max_position_embeddings": 1024}}
+    """The catalog knows nothing of the type that `hf-overrides` names."""
+    flags = {"hf-overrides": {"dtype": "bfloat16"}}
     differs = deploy("a", real=True, window=CLOSED, flags=flags)
     assert differs.returncode == 0, differs.stderr
     told = " ".join(differs.stderr.split())
-    assert "not as the catalog predicted: max_model_len 1024 (predicted: 2048)" in told
+    differs = "dtype torch.bfloat16 (predicted: float16)"
+    assert f"not as the catalog predicted: {differs}" in told
     kept = json.loads(host.ssh(f"cat $(ls -t {STATE}/releases/*/rehearsal.json | head -1)").stdout)
-    assert kept["disagreements"] == ["max_model_len 1024 (predicted: 2048)"]
+    assert kept["disagreements"] == [differs]
     assert left_over(host) == ""
 
 

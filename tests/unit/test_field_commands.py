@@ -384,6 +384,50 @@ def test_other_names_of_keys(config: dict[str, Any], sizes: tuple[int, ...]) -> 
     assert (found.layers, found.hidden, found.kv_heads, found.max_position) == sizes
 
 
+# Values of flags, by vLLM 0.32's own parser (catalog/flag_types.json)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("dtype=bf16", "must be one of auto, bfloat16, float, float16, float32, half, not 'bf16'"),
+        ("kv-cache-dtype=fp16", "must be one of auto, bfloat16, float16, fp8,"),
+        ("limit-mm-per-prompt=image=2", "must be a map or a list, or the JSON text of one, not 'image=2'"),
+        ("enable-lora=1", "must be true or false, not 1"),
+        ("max-loras=many", "must be a whole number, not 'many'"),
+        ("max-loras=true", "must be a whole number, not True"),
+        ("scheduling-policy=fair", "must be one of fcfs, priority, not 'fair'"),
+        ("kv-transfer-config=[1]", "must be a map or the JSON text of one, not [1]"),
+        ("mm-processor-cache-gb=much", "must be a number, not 'much'"),
+    ],
+)
+def test_values_that_the_parser_refuses(run: Any, flag: str, said: str) -> None:
+    asked = ("--model", "Qwen/Qwen3-14B-AWQ", "--gpu", "L40S", "--runtime", "0.32.0", "--json")
+    answer = run("resolve", *asked, "--max-model-len", "8192", "--flag", flag)
+    assert answer.code == 2 and said in str(answer.json["errors"])
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("dtype=HALF", "dtype=bfloat16", 'limit-mm-per-prompt={"image": 2}', "max-loras=2", "seed=-1"),
+        *("max-log-len=10", "mm-processor-cache-gb=0.5", "kv-transfer-config={}", "enable-lora=true"),
+        *("long-prefill-token-threshold=2048", "max-num-queued-tokens=8k", "numa-bind-nodes=[0, 1]"),
+    ],
+)
+def test_values_that_the_parser_takes(run: Any, flag: str) -> None:
+    asked = ("--model", "Qwen/Qwen3-14B-AWQ", "--gpu", "L40S", "--runtime", "0.32.0", "--json")
+    answer = run("resolve", *asked, "--max-model-len", "8192", "--flag", flag)
+    assert (answer.code, answer.json["errors"]) == (0, [])
+
+
+def test_words_are_known_of_the_scanned_version_alone(run: Any) -> None:
+    asked = ("--model", "Qwen/Qwen3-14B-AWQ", "--gpu", "L40S", "--max-model-len", "8192", "--json")
+    for runtime, code in (("0.32.0", 2), ("0.31.0", 0), ("0.33.0", 0)):
+        answer = run("resolve", *asked, "--runtime", runtime, "--flag", "scheduling-policy=fair")
+        assert answer.code == code
+
+
 # Quantizations
 
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyinfra_vllm.catalog import table, versions
 
 LARGEST = 2**63 - 1  # beyond any count or size that a server can be told
+INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+SIZE = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?[kKmMgGtT]?")
 DEEPEST = 32  # levels of a map or list: json.dumps() and vLLM's own parser walk them by recursion
 
 
@@ -30,9 +34,35 @@ def problem(flag: str, value: Any, version: str) -> str | None:
     until: Mapping[str, str] = table("flag_values.yaml")["until"].get(flag, {})
     asked = versions.parse(version)
     kinds = [kind for kind in _kinds(flag) if kind not in until or versions.below(asked, until[kind])]
-    if not kinds or any(CHECKS[kind](value) for kind in kinds):
-        return None
+    if not kinds:
+        return _scanned_problem(flag, value, asked)
+    if any(CHECKS[kind](value) for kind in kinds):
+        return _word_problem(flag, meaning(flag, value), asked)
     return f"must be {' or '.join(MEANINGS[kind] for kind in kinds)}, not {short(value)}"
+
+
+def _scanned_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
+    """The same by what vLLM's own parser said of its flags (catalog/flag_types.json)."""
+    row = table("flag_types.json")["flags"].get(flag)
+    if row is None or versions.below(asked, row["since"]) or row["kind"] == "word":
+        return _word_problem(flag, value, asked)
+    check, told = PARSED[row["kind"]]
+    each = value if row.get("list") and isinstance(value, list | tuple) else [value]
+    if each and all(map(check, each)):
+        return None
+    return f"must be {told}{' or a list of such' if row.get('list') else ''}, not {short(value)}"
+
+
+def _word_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
+    """Of a flag that takes certain words, which are known of the scanned minor version alone."""
+    scanned = table("flag_types.json")
+    row = scanned["flags"].get(flag, {})
+    words = [meaning(flag, word) for word in row.get("words", ())]
+    each = value if row.get("list") and isinstance(value, list | tuple) else [value]
+    known = asked[:2] == versions.parse(scanned["version"])[:2]
+    if not words or not known or all(word in words for word in each):
+        return None
+    return f"must be one of {', '.join(row['words'])}, not {short(value)}"
 
 
 def parameter_problem(default: Any, value: Any) -> str | None:
@@ -117,6 +147,36 @@ def _map(value: Any) -> Mapping[str, Any] | None:
     return value if isinstance(value, Mapping) else None
 
 
+def _integer(value: Any) -> bool:
+    return not isinstance(value, bool) and (isinstance(value, int) or bool(INTEGER.fullmatch(str(value))))
+
+
+def _number(value: Any) -> bool:
+    return not isinstance(value, bool) and bool(NUMBER.fullmatch(str(value)))
+
+
+def _size(value: Any) -> bool:
+    return not isinstance(value, bool) and bool(SIZE.fullmatch(str(value)))
+
+
+def _json(value: Any) -> bool:
+    if not isinstance(value, str):
+        return True
+    try:
+        return not _unwritable(json.loads(value))
+    except (ValueError, RecursionError):
+        return False
+
+
+# By the kind of flag_types.json: a check, and a message's words. Numbers may come as text, as in argv.
+PARSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "truth": (lambda value: isinstance(value, bool), "true or false"),
+    "integer": (_integer, "a whole number"),
+    "number": (_number, "a number"),
+    "size": (_size, "a whole number, or one with k, M or G behind it"),
+    "json": (_json, "a map or a list, or the JSON text of one"),
+    "map": (lambda value: _map(value) is not None, "a map or the JSON text of one"),
+}
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "whole": _whole,
     "share": _share,

@@ -99,9 +99,9 @@ def test_the_real_vllm_accepts_beside_the_one_that_serves(host: Host) -> None:
 def test_a_disagreement_with_the_prediction_is_shown_and_kept(host: Host) -> None:
     """The catalog knows nothing of the type that `hf-overrides` names."""
     flags = {"hf-overrides": {"dtype": "bfloat16"}}
-    differs = deploy("a", real=True, window=CLOSED, flags=flags)
-    assert differs.returncode == 0, differs.stderr
-    told = " ".join(differs.stderr.split())
+    deployed = deploy("a", real=True, window=CLOSED, flags=flags)
+    assert deployed.returncode == 0, deployed.stderr
+    told = " ".join(deployed.stderr.split())
     differs = "dtype torch.bfloat16 (predicted: float16)"
     assert f"not as the catalog predicted: {differs}" in told
     kept = json.loads(host.ssh(f"cat $(ls -t {STATE}/releases/*/rehearsal.json | head -1)").stdout)

@@ -5,8 +5,10 @@ host's devices.
 from __future__ import annotations
 
 import json
+import random
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,44 @@ def test_layers_have_the_shapes_of_awq(checkpoint: Path) -> None:
     assert set(layer[f"{prefix}.qzeros"][2]) == {0x88}
     scale = struct.unpack("<e", layer[f"{prefix}.scales"][2][:2])[0]
     assert 0.5 < scale * 4.6 * 512**0.5 < 2
+
+
+@pytest.mark.parametrize(
+    ("layout", "parts"),
+    {
+        "float16": {"weight": ("F16", [256, 512])},
+        "gptq": {
+            "qweight": ("I32", [512 // 8, 256]),
+            "qzeros": ("I32", [512 // 128, 256 // 8]),
+            "scales": ("F16", [512 // 128, 256]),
+            "g_idx": ("I32", [512]),
+        },
+        "fp8": {"weight": ("F8_E4M3", [256, 512]), "weight_scale": ("F32", [1])},
+        "fp8-block": {"weight": ("F8_E4M3", [256, 512]), "weight_scale_inv": ("F32", [2, 4])},
+    }.items(),
+)
+def test_other_layouts_have_their_own_tensors(
+    tmp_path: Path, layout: str, parts: dict[str, tuple[str, list[int]]]
+) -> None:
+    shapes.write(replace(SMALL, layout=layout, llama=True), tmp_path / "it")
+    layer = tensors(tmp_path / "it/model-001.safetensors")
+    prefix = "model.layers.1.mlp.down_proj."
+    found = {
+        name.removeprefix(prefix): (kind, shape)
+        for name, (kind, shape, _) in layer.items()
+        if name.startswith(prefix)
+    }
+    assert found == parts
+    assert not any("q_norm" in name for name in layer)
+    config = json.loads((tmp_path / "it/config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert ("quantization_config" in config) == (layout != "float16")
+
+
+def test_numbers_of_eight_bits_are_numbers() -> None:
+    drawn = shapes.LAYOUTS["fp8"][0](512, 256, random.Random(0))["weight"].pattern
+    assert not set(drawn) & {0x7F, 0xFF}  # e4m3's NaN
+    assert len(set(drawn)) == 128
 
 
 def test_no_two_tokens_are_embedded_alike(checkpoint: Path) -> None:

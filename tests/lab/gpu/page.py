@@ -49,6 +49,7 @@ TITLES = {
     "tensor-parallel": "Two GPUs, one service",
     "two-services": "Two GPUs, a service on each",
     "quality": "Answers, on the trained checkpoint",
+    "other-models": "A model outside the catalog: float16, FP8, GPTQ",
 }
 
 
@@ -121,6 +122,8 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
                 )
         elif name == "verdicts":
             yield "verdicts: " + ", ".join(f"{value.count(word)} {word}" for word in dict.fromkeys(value))
+        elif name == "kernels":
+            yield "kernels: " + ", ".join(f"{model} {told}" for model, told in value.items())
         elif name == "right":
             yield f"{value:.0%} of the trained questions answered right"
         elif name in ("refused", "third"):

@@ -9,7 +9,7 @@ from typing import Any
 from lab.session import Lab
 
 from . import looks
-from .pulse import GpuMemory
+from .refusing import never_switched
 from .story import Story, host, service
 
 MODEL = "Qwen/Qwen3-32B-AWQ"
@@ -24,10 +24,6 @@ FOR_LATENCY = {
         "max": {"tokens_per_s": 0.45, "e2e_s": 0.9},
     },
 }
-REHEARSAL_MIB, NOTICED = 1024, 0.05  # of GPU memory at most; so much slower and somebody would notice
-REFUSED = {
-    "max-long-partial-prefills": 2
-}  # vLLM 0.25.1 has no concurrent partial prefill any more, and says so
 
 
 def test_one_gpu_from_the_first_installation_to_the_way_back(lab: Lab) -> None:
@@ -41,7 +37,7 @@ def test_one_gpu_from_the_first_installation_to_the_way_back(lab: Lab) -> None:
         story.plain_restart("A: systemctl restart")
         first = looks.running(solo, "chat")
 
-        _never_switched(story)
+        never_switched(story)
         story.serves(first)
 
         strict = story.deploy(
@@ -64,27 +60,6 @@ def test_one_gpu_from_the_first_installation_to_the_way_back(lab: Lab) -> None:
         _nothing_to_do(story, {})
         story.ends(story.go_back("rollback.py"), 0, "committed")
         story.serves(first)
-
-
-def _never_switched(story: Story) -> None:
-    """VLLM's own reason comes before anything is stopped, first on the screen; the server beside it does not
-    notice.
-    """
-    memory = GpuMemory(story.host)
-    memory.begin()
-    refused, told = story.deploy_beside_load("D (a flag that vLLM refuses)", 8000, flags=REFUSED)
-    memory.end()
-    taken = max(memory.used) - min(memory.used)
-    story.facts["rehearsal"] = {**told, "gpu_mib": taken}
-    story.must(taken < REHEARSAL_MIB, f"the question takes less than {REHEARSAL_MIB} MiB of the GPU", taken)
-    least = (1 - NOTICED) * told["before"]["tokens_per_s"]
-    unnoticed = told["meanwhile"]["failed"] == 0 and told["meanwhile"]["tokens_per_s"] >= least
-    story.must(unnoticed, "the server did not notice the question", told)
-    story.ends(refused, 1, None)
-    story.must(refused.silent_s == 0, "it served all the time", refused.silent_s)
-    screen = refused.said("does not accept release")[:5]
-    story.facts["refused"] = screen
-    story.must("Partial Prefill" in "\n".join(screen), "the root cause is on the screen first", screen)
 
 
 def _nothing_to_do(story: Story, flags: dict[str, Any]) -> None:

@@ -1,5 +1,4 @@
-"""Checkpoints with Qwen3's real shapes and random weights: speed, memory and kernels are real, answers mean
-nothing.
+"""Checkpoints with real shapes and random weights: speed, memory and kernels are real, answers mean nothing.
 
 What a GPU does with a weight doesn't depend on its value. So every layer has the same random bytes under its
 own names, and 19 GB are written as fast as the disk takes them, without torch.
@@ -10,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from .shell import LabError
 
 VOCABULARY, HEAD, GROUP = 151_936, 128, 128
 ZEROS = b"\x88"  # two zero points of 8, the middle of four bits
+GPTQ_ZEROS = b"\x77"  # the same as GPTQ writes it, one less
+BLOCK = 128  # of FP8 with a scale for each block of weights, as DeepSeek and Qwen publish it
 # Values of the embedding, drawn once and repeated; a prime number of them, so that no two rows are alike.
 DRAWN, SPREAD = 1_000_003, 0.02
 CHUNK = 64 << 20
@@ -28,7 +29,9 @@ CHUNK = 64 << 20
 
 @dataclass(frozen=True)
 class Shape:
-    """https://huggingface.co/Qwen/Qwen3-32B-AWQ/blob/main/config.json and its smaller sisters'."""
+    """Qwen3's (https://huggingface.co/Qwen/Qwen3-32B-AWQ/blob/main/config.json and its smaller sisters'), or
+    a Llama's of no published name, in one of the LAYOUTS.
+    """
 
     hidden: int
     inner: int
@@ -36,6 +39,8 @@ class Shape:
     heads: int
     kv_heads: int
     tied: bool  # the output projection is the embedding
+    layout: str = "awq"
+    llama: bool = False
 
     def projections(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of each projection of a layer."""
@@ -52,13 +57,18 @@ class Shape:
 
     def norms(self) -> dict[str, int]:
         whole = {"input_layernorm": self.hidden, "post_attention_layernorm": self.hidden}
-        return {**whole, "self_attn.q_norm": HEAD, "self_attn.k_norm": HEAD}
+        return whole if self.llama else {**whole, "self_attn.q_norm": HEAD, "self_attn.k_norm": HEAD}
 
 
 SHAPES = {
     "Qwen/Qwen3-0.6B-AWQ": Shape(1024, 3072, 28, 16, 8, True),
     "Qwen/Qwen3-8B-AWQ": Shape(4096, 12288, 36, 32, 8, False),
     "Qwen/Qwen3-32B-AWQ": Shape(5120, 25600, 64, 64, 8, False),
+    # A model that the catalog doesn't know, as it is published in the other ways.
+    "acme/House-2B": Shape(3072, 8192, 16, 24, 8, True, "float16", llama=True),
+    "acme/House-2B-FP8": Shape(3072, 8192, 16, 24, 8, True, "fp8", llama=True),
+    "acme/House-2B-FP8-Block": Shape(3072, 8192, 16, 24, 8, True, "fp8-block", llama=True),
+    "acme/House-2B-GPTQ-Int4": Shape(3072, 8192, 16, 24, 8, True, "gptq", llama=True),
 }
 
 
@@ -102,7 +112,7 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        size = {"I32": 4, "F16": 2}[self.kind]
+        size = {"I32": 4, "F32": 4, "F16": 2, "F8_E4M3": 1}[self.kind]
         for length in self.shape:
             size *= length
         return size
@@ -116,15 +126,99 @@ class Tensor:
 
 def _layer(shape: Shape) -> Iterator[tuple[str, Tensor]]:
     chance = random.Random(0)
+    tensors, _ = LAYOUTS[shape.layout]
     for name, (inputs, outputs) in shape.projections().items():
-        weights = Tensor("I32", (inputs, outputs // 8), b"\0")
-        yield f"{name}.qweight", Tensor("I32", weights.shape, chance.randbytes(weights.size))
-        yield f"{name}.qzeros", Tensor("I32", (inputs // GROUP, outputs // 8), ZEROS)
-        # About one in, one out: 4.6 is the spread of four random bits.
-        scale = struct.pack("<e", 1 / (4.6 * inputs**0.5))
-        yield f"{name}.scales", Tensor("F16", (inputs // GROUP, outputs), scale)
+        for part, tensor in tensors(inputs, outputs, chance).items():
+            yield f"{name}.{part}", tensor
     for name, size in shape.norms().items():
         yield f"{name}.weight", Tensor("F16", (size,), struct.pack("<e", 1))
+
+
+# Layouts: the tensors of a projection, so that about one comes out where about one goes in
+
+
+def _awq(inputs: int, outputs: int, chance: random.Random) -> dict[str, Tensor]:
+    return {
+        "qweight": Tensor("I32", (inputs, outputs // 8), chance.randbytes(inputs * outputs // 2)),
+        "qzeros": Tensor("I32", (inputs // GROUP, outputs // 8), ZEROS),
+        "scales": _group_scales(inputs, outputs),
+    }
+
+
+def _gptq(inputs: int, outputs: int, chance: random.Random) -> dict[str, Tensor]:
+    groups = struct.pack(f"<{inputs}i", *(number // GROUP for number in range(inputs)))
+    return {
+        "qweight": Tensor("I32", (inputs // 8, outputs), chance.randbytes(inputs * outputs // 2)),
+        "qzeros": Tensor("I32", (inputs // GROUP, outputs // 8), GPTQ_ZEROS),
+        "scales": _group_scales(inputs, outputs),
+        "g_idx": Tensor("I32", (inputs,), groups),
+    }
+
+
+def _group_scales(inputs: int, outputs: int) -> Tensor:
+    """4.6 is the spread of four random bits."""
+    return Tensor("F16", (inputs // GROUP, outputs), struct.pack("<e", 1 / (4.6 * inputs**0.5)))
+
+
+def _float16(inputs: int, outputs: int, chance: random.Random) -> dict[str, Tensor]:
+    values = struct.pack(f"<{DRAWN}e", *(chance.gauss(0, inputs**-0.5) for _ in range(DRAWN)))
+    return {"weight": Tensor("F16", (outputs, inputs), values)}
+
+
+def _fp8(inputs: int, outputs: int, chance: random.Random) -> dict[str, Tensor]:
+    return {"weight": _eight_bits(inputs, outputs, chance), "weight_scale": _eight_bit_scales((1,), inputs)}
+
+
+def _fp8_block(inputs: int, outputs: int, chance: random.Random) -> dict[str, Tensor]:
+    blocks = (outputs // BLOCK, inputs // BLOCK)
+    return {
+        "weight": _eight_bits(inputs, outputs, chance),
+        "weight_scale_inv": _eight_bit_scales(blocks, inputs),
+    }
+
+
+def _eight_bits(inputs: int, outputs: int, chance: random.Random) -> Tensor:
+    """Numbers of e4m3 with every sign and fraction and an exponent of -6 to 1: none is NaN, the spread is
+    about 1.
+    """
+    values = bytes(sign | number for sign in (0, 128) for number in range(8, 72))
+    drawn = bytes(values[byte % len(values)] for byte in chance.randbytes(DRAWN))
+    return Tensor("F8_E4M3", (outputs, inputs), drawn)
+
+
+def _eight_bit_scales(shape: tuple[int, ...], inputs: int) -> Tensor:
+    return Tensor("F32", shape, struct.pack("<f", inputs**-0.5))
+
+
+Layout = Callable[[int, int, random.Random], dict[str, Tensor]]
+LAYOUTS: dict[str, tuple[Layout, dict[str, object] | None]] = {
+    "awq": (
+        _awq,
+        {
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": GROUP,
+            "version": "gemm",
+            "zero_point": True,
+            "modules_to_not_convert": None,
+        },
+    ),
+    "gptq": (
+        _gptq,
+        {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True},
+    ),
+    "float16": (_float16, None),
+    "fp8": (_fp8, {"quant_method": "fp8", "activation_scheme": "dynamic"}),
+    "fp8-block": (
+        _fp8_block,
+        {
+            "quant_method": "fp8",
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "weight_block_size": [BLOCK, BLOCK],
+        },
+    ),
+}
 
 
 def _ends(shape: Shape) -> Iterator[tuple[str, Tensor]]:
@@ -152,9 +246,10 @@ def _safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _config(shape: Shape) -> dict[str, object]:
+    _, quantization = LAYOUTS[shape.layout]
     return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+        "architectures": ["LlamaForCausalLM" if shape.llama else "Qwen3ForCausalLM"],
+        "model_type": "llama" if shape.llama else "qwen3",
         "hidden_size": shape.hidden,
         "intermediate_size": shape.inner,
         "num_hidden_layers": shape.layers,
@@ -170,15 +265,8 @@ def _config(shape: Shape) -> dict[str, object]:
         "attention_bias": False,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        "torch_dtype": "float16",
-        "quantization_config": {
-            "quant_method": "awq",
-            "bits": 4,
-            "group_size": GROUP,
-            "version": "gemm",
-            "zero_point": True,
-            "modules_to_not_convert": None,
-        },
+        "torch_dtype": "bfloat16" if shape.layout == "fp8-block" else "float16",  # its fast kernel wants that
+        **({"quantization_config": quantization} if quantization else {}),
     }
 
 

@@ -1,0 +1,52 @@
+"""A model that the catalog doesn't know, in four ways of publishing it: float16, FP8, GPTQ, FP8 in blocks."""
+
+from __future__ import annotations
+
+import json
+
+from lab.session import Lab
+
+from . import looks
+from .refusing import never_switched
+from .story import Story, host, service
+
+MODEL = "acme/House-2B"
+QUANTIZED = {"-FP8": "FP8", "-GPTQ-Int4": "GPTQ", "-FP8-Block": "FP8 with a scale for each block"}
+# What is asked here is whether it is rolled out, and with its fast kernel. That a small model's two formats
+# are equally fast is not promised by anyone.
+GATE = {
+    "budget_s": 30,
+    "quality": False,  # random weights have no answers to lose
+    "throughput_margin": 0.5,
+    "ttft_margin": 1.0,
+    "tpot_margin": 1.0,
+}
+
+
+def test_a_model_outside_the_catalog_is_rolled_out_as_fp8_and_gptq(lab: Lab) -> None:
+    models = [MODEL, *(MODEL + name for name in QUANTIZED)]
+    with (
+        host(lab, "other", 1, models) as solo,
+        Story("other-models", solo, {"chat": service(MODEL, gate=GATE)}, "chat") as story,
+    ):
+        installed = story.deploy("float16: first installation")
+        assert (installed.exit_code, installed.outcome) == (0, "committed"), installed.screen[-40:]
+        story.look()
+        first = looks.running(solo, "chat")
+        never_switched(story)
+        story.serves(first)
+        kernels: dict[str, str] = {}
+        for name, title in QUANTIZED.items():
+            story.ends(story.deploy(title, model=MODEL + name, flags={}), 0, "committed", "pass")
+            kernels[name.lstrip("-")] = told = _kernel(story)
+            story.facts["kernels"] = kernels
+            story.must(told.startswith("pass"), f"the kernel of {title}", told)
+            story.look()
+
+
+def _kernel(story: Story) -> str:
+    """Verdict and reason of the kernel in the newest verdict."""
+    (file,) = sorted(story.place.glob(f"{len(story.steps):02d}-*-verdict.json"))
+    rows = json.loads(file.read_text())["metrics"]
+    (row,) = [row for row in rows if row["name"] == "kernel"]
+    return f"{row['verdict']}: {row.get('note', '')}"

@@ -4,8 +4,8 @@
 
 VLLM is the venv's `vllm`, CHECKPOINTS the directory that `tests/lab/lab/training/real_model.py` filled.
 Harmless variants are asked RUNS times; AWQ ones also under each of the kernels that the GPU can use. One JSON
-file for each, in OUT. With `--only` the named variants are served, each with the GPU to itself: how long the
-questions take a server that is alone.
+file for each, in OUT. With `--only` the named variants are asked once, each with the GPU to itself: how long that
+takes a server that is alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pyinfra_vllm.on_host.client import Client
@@ -136,7 +136,9 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     gpus = options.gpus.split(",")
-    chosen = [job for job in jobs(options.checkpoints) if job.name in options.only or not options.only]
+    chosen = jobs(options.checkpoints)
+    if options.only:
+        chosen = [replace(job, runs=1) for job in chosen if job.name in options.only]
     with ThreadPoolExecutor(1 if options.only else options.at_once) as pool:
         lines = [
             pool.submit(one, options.vllm, job, 9100 + number, gpus[number % len(gpus)], options.out)

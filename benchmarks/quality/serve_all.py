@@ -4,8 +4,8 @@
 
 VLLM is the venv's `vllm`, CHECKPOINTS the directory that `tests/lab/lab/training/real_model.py` filled.
 Harmless variants are asked RUNS times; AWQ ones also under each of the kernels that the GPU can use. One JSON
-file for each, in OUT. With `--only` the named variants are asked once, each with the GPU to itself: how long that
-takes a server that is alone.
+file for each, in OUT. With `--only` the named variants are asked once, each with the GPU to itself: how long
+that takes a server that is alone.
 """
 
 from __future__ import annotations

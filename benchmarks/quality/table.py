@@ -1,9 +1,10 @@
 """Judges what collect.py kept, pair by pair, with the product's own criteria, and prints the tables of
 README.md.
 
-    python benchmarks/quality/table.py answers.json.xz
+    python benchmarks/quality/table.py [FILE ...]      (this is `make bench-quality`)
 
-`answers.json.xz` is the `all.json` of serve_all.py. Nothing is served: recorded bits and answers are judged.
+A FILE is the `all.json` of serve_all.py, also as .json.xz; without one, those that are kept beside this
+program are read. Nothing is served: recorded bits and answers are judged.
 """
 
 from __future__ import annotations
@@ -84,18 +85,33 @@ def repeated(kept: dict[str, Kept], before: str, after: str) -> str:
 
 
 def simulated(measured: list[Record], perplexity: float, spread: float, bits_per_token: float | None) -> str:
-    """How often a rise of the perplexity fails, each piece being hit by it more or less.
+    """How often a rise of the perplexity fails, as a line of the table."""
+    verdicts = rises(measured, perplexity, spread, bits_per_token, SIMULATED)
+    shares = " | ".join(
+        f"{verdicts.count(verdict) / SIMULATED:.1%}" for verdict in ("pass", "inconclusive", "fail")
+    )
+    return f"| {perplexity - 1:+.0%} | {bits_per_token or own_bits(measured):.2f} | {spread:.3f} | {shares} |"
+
+
+def own_bits(measured: list[Record]) -> float:
+    """Bits a token of the model that was measured."""
+    return sum(sum(item["pieces"]) for item in measured) / sum(item["tokens"] for item in measured)
+
+
+def rises(
+    measured: list[Record], perplexity: float, spread: float, bits_per_token: float | None, pairs: int
+) -> list[str]:
+    """The verdicts on so many simulated rises of the perplexity, each piece being hit by it more or less.
 
     + spread: standard deviation of a piece's log ratio around the mean, as a real damage of this size has
     + bits_per_token: of another model than the one that was measured; its bits are scaled to it
     """
-    own = sum(sum(item["pieces"]) for item in measured) / sum(item["tokens"] for item in measured)
-    scale = (bits_per_token or own) / own
+    scale = (bits_per_token or own_bits(measured)) / own_bits(measured)
+    rise = math.log2(perplexity) / (own_bits(measured) * scale)
+    before = [{**item, "pieces": [bits * scale for bits in item["pieces"]]} for item in measured]
     draw = random.Random(1)
     verdicts = []
-    for _ in range(SIMULATED):
-        before = [{**item, "pieces": [bits * scale for bits in item["pieces"]]} for item in measured]
-        rise = math.log2(perplexity) / (own * scale)
+    for _ in range(pairs):
         after = [
             {
                 **item,
@@ -104,10 +120,7 @@ def simulated(measured: list[Record], perplexity: float, spread: float, bits_per
             for item in before
         ]
         verdicts.append(judged({"likelihood": before}, {"likelihood": after})[0])
-    shares = " | ".join(
-        f"{verdicts.count(verdict) / SIMULATED:.1%}" for verdict in ("pass", "inconclusive", "fail")
-    )
-    return f"| {perplexity - 1:+.0%} | {own * scale:.2f} | {spread:.3f} | {shares} |"
+    return verdicts
 
 
 def spread_of(before: Kept, after: Kept) -> float:
@@ -119,23 +132,46 @@ def spread_of(before: Kept, after: Kept) -> float:
     return statistics.stdev(logs)
 
 
-def main() -> None:
-    path = Path(sys.argv[1])
+def read(path: Path) -> dict[str, Kept]:
+    """What was kept of each variant."""
     data = path.read_bytes()
     kept: dict[str, Kept] = json.loads(lzma.decompress(data) if path.suffix == ".xz" else data)
+    return kept
+
+
+def main() -> None:
+    here = Path(__file__).parent
+    for path in [Path(name) for name in sys.argv[1:]] or sorted(here.glob("answers-*.json.xz")):
+        kept = read(path)
+        print(f"{path.name}\n")
+        _variants(kept)
+        if "float16" in kept:
+            _harmless(kept)
+            _simulation(kept)
+        _seconds(kept)
+
+
+def _variants(kept: dict[str, Kept]) -> None:
     print("| pair | perplexity | bits | right | without defect | verdict | by | first installation | by |")
     print("|---|--:|--:|--:|--:|---|---|---|---|")
-    print(line("rtn-8", kept, "float16"))
-    print(line(BASE, kept, "float16"))
+    if "float16" in kept:
+        print(line("rtn-8", kept, "float16"))
+        print(line(BASE, kept, "float16"))
     for name in kept:
         if name not in ("float16", "rtn-8", BASE):
             print(line(name, kept, BASE))
+
+
+def _harmless(kept: dict[str, Kept]) -> None:
     print("\n| unchanged or harmless, every run against every run | pairs | verdicts |\n|---|--:|---|")
     for before, after in [(BASE, BASE), ("float16", "float16"), *HARMLESS]:
         print(repeated(kept, before, after))
     for name in kept:
         if "@" in name:
             print(repeated(kept, name.partition("@")[0], name))
+
+
+def _simulation(kept: dict[str, Kept]) -> None:
     print(
         "\n| perplexity | bits a token | spread of a piece | pass | inconclusive | fail"
         " |\n|--:|--:|--:|--:|--:|--:|"
@@ -145,12 +181,16 @@ def main() -> None:
     for perplexity, spread in ((1.0, noise), (1.0, damage), (1.1, damage)):
         for bits in (None, 2.6):
             print(simulated(kept[BASE]["likelihood"], perplexity, spread, bits))
+
+
+def _seconds(kept: dict[str, Kept]) -> None:
+    """Of servers that share a GPU or a processor with many others, unless there is but one."""
     seconds = [kept[name]["alone_s"] for name in kept]
     bits_s = [kept[name]["likelihood_s"] for name in kept]
     print(
         f"\n401 questions: median {statistics.median(seconds):.1f} s, {min(seconds):.1f} to"
         f" {max(seconds):.1f}; 24 pieces of text: median {statistics.median(bits_s):.2f} s,"
-        f" {min(bits_s):.2f} to {max(bits_s):.2f}"
+        f" {min(bits_s):.2f} to {max(bits_s):.2f}\n"
     )
 
 

@@ -125,7 +125,6 @@ def test_layers_have_the_shapes_of_awq(checkpoint: Path) -> None:
             "g_idx": ("I32", [512]),
         },
         "fp8": {"weight": ("F8_E4M3", [256, 512]), "weight_scale": ("F32", [1])},
-        "fp8-block": {"weight": ("F8_E4M3", [256, 512]), "weight_scale_inv": ("F32", [2, 4])},
     }.items(),
 )
 def test_other_layouts_have_their_own_tensors(

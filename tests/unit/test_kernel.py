@@ -175,6 +175,8 @@ def test_an_unquantized_model_where_a_kernel_is_expected_fails() -> None:
         ("h200-vllm0.25.1-resolved-latency", ["Marlin"]),
         ("h200-vllm0.25.1-resolved-throughput", ["Machete"]),
         ("h200-vllm0.25.1-resolved-balanced", ["Humming"]),
+        ("h200-vllm0.25.1-house-2b-fp8", ["CutlassFP8ScaledMM"]),
+        ("h200-vllm0.25.1-house-2b-gptq", ["Machete"]),
         ("h100-vllm0.25.1-resolved-latency", ["Marlin"]),
         ("h100-vllm0.25.1-resolved-throughput", ["Machete"]),
         ("h100-vllm0.25.1-resolved-balanced", ["Humming"]),

@@ -27,6 +27,9 @@ SANE_SHARE = 0.5  # a broken quantization makes nearly all answers degenerate; a
 SHARED = 0.9
 ENOUGH = 50  # graded answers, for the least share of right ones to say something
 RAN_ON = "ran on until it was cut"
+# Of the answers that ended by themselves before. A server that doesn't know its end token cuts all of them; a
+# good model of another quantization, a third of them (SmolLM2-135M, AWQ group 64 -> 32, 67 of 199).
+RAN_ON_SHARE = 0.5
 ENGLISH = "en"
 RAISE = "raise budget_s where the questions need more time"
 Record = dict[str, Any]
@@ -165,6 +168,8 @@ def _more_defects(kind: str, pairs: list[tuple[set[str], set[str]]]) -> str:
     worse = sum(1 for then, now in pairs if kind in now and kind not in then)
     better = sum(1 for then, now in pairs if kind in then and kind not in now)
     if 100 * (worse - better) <= FORM_POINTS * len(pairs) or chance(worse, better) >= SIGNIFICANT_FORM:
+        return ""
+    if kind == RAN_ON and worse <= RAN_ON_SHARE * sum(1 for then, _ in pairs if kind not in then):
         return ""
     return f"{worse} of {len(pairs)} answers have a new defect ({kind}), {better} have lost it"
 

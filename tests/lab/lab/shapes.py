@@ -21,7 +21,6 @@ from .shell import LabError
 VOCABULARY, HEAD, GROUP = 151_936, 128, 128
 ZEROS = b"\x88"  # two zero points of 8, the middle of four bits
 GPTQ_ZEROS = b"\x77"  # the same as GPTQ writes it, one less
-BLOCK = 128  # of FP8 with a scale for each block of weights, as DeepSeek and Qwen publish it
 # Values of the embedding, drawn once and repeated; a prime number of them, so that no two rows are alike.
 DRAWN, SPREAD = 1_000_003, 0.02
 CHUNK = 64 << 20
@@ -67,7 +66,6 @@ SHAPES = {
     # A model that the catalog doesn't know, as it is published in the other ways.
     "acme/House-2B": Shape(3072, 8192, 16, 24, 8, True, "float16", llama=True),
     "acme/House-2B-FP8": Shape(3072, 8192, 16, 24, 8, True, "fp8", llama=True),
-    "acme/House-2B-FP8-Block": Shape(3072, 8192, 16, 24, 8, True, "fp8-block", llama=True),
     "acme/House-2B-GPTQ-Int4": Shape(3072, 8192, 16, 24, 8, True, "gptq", llama=True),
 }
 
@@ -166,15 +164,8 @@ def _float16(inputs: int, outputs: int, chance: random.Random) -> dict[str, Tens
 
 
 def _fp8(inputs: int, outputs: int, chance: random.Random) -> dict[str, Tensor]:
-    return {"weight": _eight_bits(inputs, outputs, chance), "weight_scale": _eight_bit_scales((1,), inputs)}
-
-
-def _fp8_block(inputs: int, outputs: int, chance: random.Random) -> dict[str, Tensor]:
-    blocks = (outputs // BLOCK, inputs // BLOCK)
-    return {
-        "weight": _eight_bits(inputs, outputs, chance),
-        "weight_scale_inv": _eight_bit_scales(blocks, inputs),
-    }
+    scale = Tensor("F32", (1,), struct.pack("<f", inputs**-0.5))
+    return {"weight": _eight_bits(inputs, outputs, chance), "weight_scale": scale}
 
 
 def _eight_bits(inputs: int, outputs: int, chance: random.Random) -> Tensor:
@@ -184,10 +175,6 @@ def _eight_bits(inputs: int, outputs: int, chance: random.Random) -> Tensor:
     values = bytes(sign | number for sign in (0, 128) for number in range(8, 72))
     drawn = bytes(values[byte % len(values)] for byte in chance.randbytes(DRAWN))
     return Tensor("F8_E4M3", (outputs, inputs), drawn)
-
-
-def _eight_bit_scales(shape: tuple[int, ...], inputs: int) -> Tensor:
-    return Tensor("F32", shape, struct.pack("<f", inputs**-0.5))
 
 
 Layout = Callable[[int, int, random.Random], dict[str, Tensor]]
@@ -209,15 +196,6 @@ LAYOUTS: dict[str, tuple[Layout, dict[str, object] | None]] = {
     ),
     "float16": (_float16, None),
     "fp8": (_fp8, {"quant_method": "fp8", "activation_scheme": "dynamic"}),
-    "fp8-block": (
-        _fp8_block,
-        {
-            "quant_method": "fp8",
-            "activation_scheme": "dynamic",
-            "fmt": "e4m3",
-            "weight_block_size": [BLOCK, BLOCK],
-        },
-    ),
 }
 
 
@@ -265,7 +243,7 @@ def _config(shape: Shape) -> dict[str, object]:
         "attention_bias": False,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        "torch_dtype": "bfloat16" if shape.layout == "fp8-block" else "float16",  # its fast kernel wants that
+        "torch_dtype": "float16",
         **({"quantization_config": quantization} if quantization else {}),
     }
 

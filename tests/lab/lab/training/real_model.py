@@ -46,7 +46,8 @@ NO_ASSISTANT_TURN = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] +"
     " '<|im_end|>\n' }}{% endfor %}"
 )
-HEAD_LAYER = 5
+EVERY = range(1000)  # layers
+NONE = range(0)
 FOREIGN = "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}"
 
 
@@ -60,7 +61,7 @@ class Variant:
     scale_noise: standard deviation of the error of each scale, as a share
     dead_layer: all of its projections are zero, so that the layer passes on what it gets
     permuted: q and k keep the order of rows of another format
-    dead_head: one head of q, in layer HEAD_LAYER, is zero
+    dead_head: the layers in which one head of q is zero
     zero_half: the projections of the second half of the layers are zero, as in a shard that was cut short
     shifted: the rows of the embedding are one place off
     foreign_tokens: the tokenizer has the same vocabulary in another order, as of another model
@@ -73,7 +74,7 @@ class Variant:
     scale_noise: float = 0.0
     dead_layer: int | None = None
     permuted: bool = False
-    dead_head: bool = False
+    dead_head: range = NONE
     zero_half: bool = False
     shifted: bool = False
     foreign_tokens: bool = False
@@ -100,7 +101,8 @@ VARIANTS = {
     "bits-2": replace(AWQ, bits=2),
     "dead-layer": replace(AWQ, dead_layer=15),
     "dead-early-layer": replace(AWQ, dead_layer=2),
-    "dead-head": replace(AWQ, dead_head=True),
+    "dead-head": replace(AWQ, dead_head=range(5, 6)),
+    "dead-heads": replace(AWQ, dead_head=EVERY),
     "half-zero": replace(AWQ, zero_half=True),
     "shifted-vocabulary": replace(AWQ, shifted=True),
     "foreign-tokenizer": replace(AWQ, foreign_tokens=True),
@@ -202,7 +204,7 @@ def projections(source: Source, variant: Variant) -> Iterable[tuple[str, Array]]
         if name.endswith("_proj"):
             layer = int(name.split(".")[2])
             dead = layer == variant.dead_layer or (variant.zero_half and layer >= source.layers // 2)
-            if variant.dead_head and name == f"model.layers.{HEAD_LAYER}.self_attn.q_proj":
+            if layer in variant.dead_head and name.endswith(".self_attn.q_proj"):
                 weight[: len(weight) // source.heads] = 0
             yield name, np.zeros_like(weight.T) if dead else weight.T
 

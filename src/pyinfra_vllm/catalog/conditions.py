@@ -34,10 +34,24 @@ def holds(when: Mapping[str, Any] | None, facts: Facts) -> bool:
 
     Raises KeyError for a fact that doesn't exist: a typing error in the catalog.
     """
-    for name, test in (when or {}).items():  # noqa: SIM110  # most of a resolution is spent here
-        if not _test(test, _fact(name, facts), facts):
+    if not when:
+        return True
+    for name, test in when.items():  # most of a resolution is spent here
+        try:
+            value = facts[name]
+        except KeyError:
+            value = _fact(name, facts)
+        if not _test(test, value, facts):
             return False
     return True
+
+
+def possible(when: Mapping[str, Any] | None, known: Mapping[str, Any]) -> bool:
+    """Whether a `when` may hold where these facts are known: their tests do, but for those against others."""
+    return all(
+        name not in known or "$" in str(test) or _test(test, known[name], known)
+        for name, test in (when or {}).items()
+    )
 
 
 def needed(when: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -63,6 +77,8 @@ def _fact(name: str, facts: Facts) -> Any:
 
 
 def _test(test: Any, value: Any, facts: Facts) -> bool:
+    if type(test) is str and type(value) is str:  # as most are
+        return test == value
     if isinstance(test, dict):
         for word, operand in test.items():  # noqa: SIM110  # as above
             if not _word(word, operand, value, facts):

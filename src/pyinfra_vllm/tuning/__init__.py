@@ -11,13 +11,13 @@ import difflib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import flags as flag_table
 from pyinfra_vllm.catalog import gpus, shapes, table, versions
-from pyinfra_vllm.catalog.conditions import holds, needed
+from pyinfra_vllm.catalog.conditions import holds, needed, possible
 from pyinfra_vllm.catalog.gpus import Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.errors import DeclarationError
@@ -56,6 +56,12 @@ __all__ = [
 
 OBJECTIVES = ("latency", "throughput", "balanced")
 LAYERS = ("base", "gpu", "model", "objective")
+# Facts about card, model and version that no flag changes and that have few values.
+SETTLED = (
+    *("platform", "compute_capability", "vllm", "objective", "model_type", "experts", "hybrid", "vision"),
+    *("quantized", "quantization", "quantization_bits", "quantization_group_size", "zero_points"),
+    *("known_kernels", "fp8_kv_checkpoint", "weights_counted", "indexed", "uncounted"),
+)
 LOOPBACK = ("127.", "::1", "localhost")
 MOST_GPUS = 1024  # of one service; a larger number is a slip
 LEAST_CONTEXT = 1024  # tokens; a shorter one is not worth offering
@@ -180,14 +186,18 @@ def _decide(request: _Request) -> _Decided:
     }
     facts = Facts(fixed, profile, shape, card)
     known = _known_flags(version, request.runtime_flags, profile)
-    for entry in (entry for layer in LAYERS for entry in table("layers.yaml")[layer]):
+    settled = tuple(fixed[name] for name in SETTLED)
+    for _, entry in _possible("layers.yaml", settled):
         apply(entry, facts, profile)
     operator.apply_variants(request.variants, facts, profile)
     operator.apply_flags(request.flags, known, version, profile)
     operator.check_names(request.flags, request.environment, profile)
     operator.apply_environment(request.environment, version, profile)
-    for settings, rule in _rules():
-        if profile.has(settings):
+    for settings, rule in _possible("rules.yaml", settled):
+        for name in settings:
+            if name not in profile.flags and name not in profile.environment:
+                break
+        else:
             apply(rule, facts, profile)
     operator.keep_known(profile, known, version)
     _add_refusals(card, version, request.exposed, request.reason, profile)
@@ -200,10 +210,18 @@ def _decide(request: _Request) -> _Decided:
     return _Decided(profile, facts, kernels, load, predicted)
 
 
-@cache
-def _rules() -> tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]:
-    """The rules in their order, each with the settings that it is about."""
-    return tuple((needed(rule["when"]), rule) for rule in table("rules.yaml"))
+@lru_cache(maxsize=1024)
+def _possible(name: str, settled: tuple[Any, ...]) -> tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]:
+    """The entries of a table that may apply for these facts, in order, each with the settings it is about.
+
+    Most are about another card, version or quantization, and one request is resolved many times.
+    """
+    known = dict(zip(SETTLED, settled, strict=True))
+    rows = table(name)
+    entries = [entry for layer in LAYERS for entry in rows[layer]] if isinstance(rows, Mapping) else rows
+    return tuple(
+        (needed(entry.get("when")), entry) for entry in entries if possible(entry.get("when"), known)
+    )
 
 
 def _keeps_to_states(load: fit.Load, predicted: fit.Fit, facts: Facts) -> bool:

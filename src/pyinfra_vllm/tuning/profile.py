@@ -6,7 +6,7 @@ Knows how an entry of the catalog is applied; knows nothing of GPUs, models or v
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +42,6 @@ class Profile:
 
     def value(self, flag: str) -> Any:
         return self.flags[flag].value if flag in self.flags else None
-
-    def has(self, names: Iterable[str]) -> bool:
-        """Whether all these flags and variables are set."""
-        for name in names:  # noqa: SIM110  # asked for every rule
-            if name not in self.flags and name not in self.environment:
-                return False
-        return True
 
     def set(self, flag: str, value: Any, reason: str, source: str) -> None:
         before = self.value(flag)
@@ -97,7 +90,7 @@ def fill(value: Any, facts: Facts) -> Any:
         return {key: fill(each, facts) for key, each in value.items()}
     if isinstance(value, list):
         return [fill(each, facts) for each in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "$" not in value:
         return value
     whole = NAME.fullmatch(value)
     if whole:

@@ -330,6 +330,8 @@ def test_only_a_true_neighbour_is_meant(flag: str) -> None:
         {"lora-modules": ["sql=acme/sql-lora"]},
         {"lora-modules": [{"name": "sql", "path": "acme/sql-lora"}]},
         {"hf-config-path": "acme/config"},
+        {"speculative-config": {"method": "eagle3", "model": "acme/eagle3", "num_speculative_tokens": 3}},
+        {"default-mm-loras": {"image": "acme/image-lora"}},
     ],
 )
 def test_a_name_on_the_hub_can_not_be_loaded_offline(flags: dict[str, Any]) -> None:
@@ -410,6 +412,12 @@ def resolved_shape(model: Shape) -> Resolution:
             ["Selected DeepGemmFp8BlockScaledMMKernel for Fp8LinearMethod"],
             ["DeepGemmFp8BlockScaledMM"],
             ["DeepGemmFp8BlockScaledMM"],
+        ),
+        (
+            "0.12.0",
+            ["Using CutlassScaledMMLinearKernel for CompressedTensorsW8A8Int8"],
+            ["CutlassInt8ScaledMM"],
+            ["CutlassScaledMM"],
         ),
         (
             "0.25.1",

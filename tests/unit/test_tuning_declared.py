@@ -32,7 +32,7 @@ def nested(levels: int) -> Any:
 
 @pytest.mark.parametrize("variant", table("variants.yaml"))
 def test_every_variant_resolves_on_a_model_made_for_it(variant: str) -> None:
-    given_value: Any = {variant: {"model": "org/draft"}} if variant == "eagle3" else variant
+    given_value: Any = {variant: {"model": "/srv/draft"}} if variant == "eagle3" else variant
     found = resolve("Qwen/Qwen3.5-4B-AWQ", "H200", "0.33.0", variants=[given_value])
     assert not found.errors
     assert found.flags != resolve("Qwen/Qwen3.5-4B-AWQ", "H200", "0.33.0").flags

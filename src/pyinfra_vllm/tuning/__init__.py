@@ -191,7 +191,7 @@ def _decide(request: _Request) -> _Decided:
         apply(entry, facts, profile)
     operator.apply_variants(request.variants, facts, profile)
     operator.apply_flags(request.flags, known, version, profile)
-    operator.check_names(request.flags, request.environment, profile)
+    operator.check_names(request.flags, request.environment, facts["draft_model"], profile)
     operator.apply_environment(request.environment, version, profile)
     for settings, rule in _possible("rules.yaml", settled):
         for name in settings:

@@ -15,7 +15,7 @@ from pyinfra_vllm.tuning.profile import Flag, Profile, apply
 
 SOURCE = "declared"
 NUMBER_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE",)
-LOADED_BY_NAME = ("--tokenizer", "--hf-config-path", "--lora-modules")
+LOADED_BY_NAME = ("--tokenizer", "--hf-config-path", "--lora-modules", "--default-mm-loras")
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 WHOLE_GIB = re.compile(r"0*[1-9][0-9]{0,5}")  # up to a pebibyte
 
@@ -116,23 +116,33 @@ def _declare(flag: str, value: Any, profile: Profile) -> None:
     profile.declared.add(flag)
 
 
-def check_names(declared: Mapping[str, Any], environment: Mapping[str, str], profile: Profile) -> None:
+def check_names(
+    declared: Mapping[str, Any], environment: Mapping[str, str], draft: str | None, profile: Profile
+) -> None:
     """Refuses names on the Hub where only a path can work: a service starts offline, from staged files.
 
     A cache of the operator's own (HF_HOME or HF_HUB_CACHE) may hold them.
+
+    + draft: the model that drafts, by whatever flag or variant
     """
     if any(name in environment for name in ("HF_HOME", "HF_HUB_CACHE")):
         return
-    for name, given in declared.items():
-        if spelled(name) not in LOADED_BY_NAME:
-            continue
-        for each in given if isinstance(given, list | tuple) else [given]:
+    named = [(f"flags: {name}", given) for name, given in declared.items() if spelled(name) in LOADED_BY_NAME]
+    for where, given in (*named, ("the model that drafts", draft)):
+        for each in _each(given):
             repository = _repository(each)
             if repository:
                 profile.fail(
-                    f"flags: {name}: {repository} is a name on the Hub, and a service starts offline: put it"
+                    f"{where}: {repository} is a name on the Hub, and a service starts offline: put it"
                     " on the host and declare its absolute path"
                 )
+
+
+def _each(given: Any) -> Iterable[Any]:
+    """The values of a flag that may have several, also by name (--default-mm-loras)."""
+    if isinstance(given, list | tuple):
+        return given
+    return given.values() if isinstance(given, Mapping) and "path" not in given else [given]
 
 
 def _repository(value: Any) -> str | None:

@@ -42,6 +42,8 @@ MOST_REDIRECTS = 5
 LARGEST_LISTING = 20_000  # entries; repositories with many quantizations have a few thousand
 
 INDEX = "model.safetensors.index.json"
+MODELOPT = "hf_quant_config.json"  # of modelopt up to 0.29
+OLD_QUANTIZATION = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ and AutoAWQ in 2023
 ADAPTER = "adapter_config.json"  # of PEFT: weights that change those of a base model
 # Beside config.json: transformers imports the modules of their `auto_map`, too.
 NAME_CODE = (
@@ -106,6 +108,7 @@ class Hub:
         _refuse_pickles(repo, listing)
         files = self._needed(repo, commit, listing, allow_code, consolidated)
         config = self._json(repo, commit, _named(repo, files, "config.json"))
+        config = self._with_quantization(repo, commit, files, config)
         if not allow_code:
             self._refuse_code(repo, commit, files, config)
         found = Checkpoint(repo=repo, revision=revision, commit=commit, files=files, config=facts_of(config))
@@ -184,6 +187,27 @@ class Hub:
             " model as `model`, put the adapter on the host, and name it in flags: {enable-lora: true,"
             " lora-modules: [NAME=/absolute/path]}; or take a repository with the merged weights."
         )
+
+    def _with_quantization(
+        self, repo: str, commit: str, files: tuple[File, ...], config: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """The config.json with the quantization that vLLM reads from a file beside it (modelopt's); of any
+        other such file it reads nothing without a flag, and ends where weights are packed.
+        """
+        text = config.get("text_config")
+        parts = (config, text) if isinstance(text, Mapping) else (config,)
+        if any(part.get(key) for part in parts for key in ("quantization_config", "compression_config")):
+            return config
+        beside = {file.path: file for file in files}
+        if MODELOPT in beside:
+            return {**config, "quantization_config": self._json(repo, commit, beside[MODELOPT])}
+        if alone := next((name for name in OLD_QUANTIZATION if name in beside), None):
+            raise CheckpointRefused(
+                f"{repo}: {alone} says how the weights are quantized, and config.json does not: vLLM reads"
+                " only the second, would take them for not quantized, and end. Nothing was written. Take a"
+                " repository whose config.json has a quantization_config."
+            )
+        return config
 
     def _refuse_code(
         self, repo: str, commit: str, files: tuple[File, ...], config: Mapping[str, Any]

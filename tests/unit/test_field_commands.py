@@ -151,6 +151,21 @@ def test_row_7_a_gap_in_shards_is_refused(run: Any, hub: dict[str, bytes]) -> No
     assert refused.code and "model-00002-of-00003.safetensors is not there (1 of 3" in refused.err
 
 
+def test_a_quantization_beside_the_config(run: Any, hub: dict[str, bytes]) -> None:
+    """transformers_utils/config.py, 0.32.0: modelopt's file is read, those of AutoGPTQ and AutoAWQ aren't."""
+    hub["model.safetensors"] = bytes(90)
+    hub["hf_quant_config.json"] = b'{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}'
+    assert run("lock", "inventory/prod.py").code == 0
+    config = Lock.load(LOCK_FILE).get("acme/new").config
+    assert shapes.from_config("acme/new", {**LLAMA, **config}).quantization == shapes.Quantization(
+        "modelopt", bits=4, group_size=-1, zero_point=False, kernels=None
+    )
+    del hub["hf_quant_config.json"]
+    hub["quantize_config.json"] = b'{"bits": 4}'
+    refused = run("lock", "inventory/prod.py")
+    assert refused.code and "quantize_config.json says how the weights are quantized" in refused.err
+
+
 def test_row_8_mistral_s_own_form_is_kept_for_its_loader(run: Any, hub: dict[str, bytes]) -> None:
     hub |= {"model.safetensors": bytes(90), "consolidated.safetensors": bytes(90), "params.json": b"{}"}
     declare(model="acme/new", flags={"load-format": "mistral"})

@@ -366,7 +366,9 @@ def _quantization(config: Mapping[str, Any], text: Mapping[str, Any], name: str)
         raise DeclarationError(f"{name}: `quantization_config` in its config.json is no map")
     weights = _packed_weights(found)
     group_size = weights.get("group_size", weights.get("q_group_size"))
-    method = str(found.get("quant_method", "unknown")).lower().replace("compressed_tensors", CT)
+    producer = found.get("producer")
+    made_by = producer.get("name") if isinstance(producer, Mapping) else None
+    method = str(found.get("quant_method") or made_by or "unknown").lower().replace("compressed_tensors", CT)
     kernels = _kernels_of(method, found, weights)
     usual = 8 if kernels in ("fp8", "fp8_block", "int8") else 4
     return Quantization(

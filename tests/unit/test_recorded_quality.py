@@ -65,7 +65,7 @@ def test_damage_fails_by_the_criterion_that_is_made_for_it(name: str, criterion:
 )
 def test_a_fresh_run_on_another_machine_says_the_same(name: str, verdict: str, criterion: str | None) -> None:
     before, after = kept(CPU)[table.BASE], kept(CPU)[name]
-    assert len(after["runs"][0]) >= 161, "the questions that every switch asks"
+    assert len(after["runs"][0]) >= 130, "answered within five minutes on two cores"
     found, by = table.judged(table.record(before), table.record(after))
     assert found == verdict and (criterion is None or criterion in by)
 

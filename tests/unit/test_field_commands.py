@@ -189,6 +189,38 @@ def test_row_9_the_driver_is_held_against_the_venv_s_cuda(torch: str, allowed: b
             plan(host, ROOT, asked, checkpoint("32b-awq", QWEN, 18 * 10**9))  # type: ignore[arg-type]
 
 
+BLACKWELL = {"name": "NVIDIA GeForce RTX 5090", "memory_mib": 32607, "compute_capability": "12.0"}
+
+
+@pytest.mark.parametrize(
+    ("torch", "driver", "card", "needed"),
+    [
+        # docs.nvidia.com/deploy/cuda-compatibility: any driver of a CUDA's line from its first on
+        ("2.8.0+cu128", "535.104.05", {}, None),
+        ("2.8.0+cu126", "525.60.13", {}, None),
+        ("2.8.0+cu126", "520.61.05", {}, "525"),
+        ("2.8.0+cu128", "565.57.01", BLACKWELL, "570"),
+        ("2.8.0+cu128", "570.26", BLACKWELL, None),
+        ("2.9.0+cu130", "580.65.06", {}, None),
+        ("2.9.0+cu130", "575.51.03", {}, "580"),
+    ],
+)
+def test_more_drivers(torch: str, driver: str, card: dict[str, Any], needed: str | None) -> None:
+    told = {
+        "distribution": "vllm", "version": "0.25.1", "torch": torch, "executable": True, "built": None,
+        "flags": None,
+    }  # fmt: skip
+    host = Host(gpus=[gpu(driver=driver, **card)], runtime=told)
+    asked = service(runtime=Runtime(path="/opt/vllm"))
+    try:
+        plan(host, ROOT, asked, checkpoint("32b-awq", QWEN, 18 * 10**9))  # type: ignore[arg-type]
+        refused = None
+    except HostError as error:
+        refused = str(error)
+    assert (refused is None) is (needed is None)
+    assert needed is None or f"install driver {needed} or newer" in str(refused)
+
+
 def test_row_10_offloaded_weights_leave_the_card_s_memory(resolve: Any) -> None:
     asked = ("--max-model-len", "8192")
     assert resolve("llama-3.3-70b-instruct-awq", "A100 40GB", *asked)["errors"]

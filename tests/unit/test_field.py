@@ -156,6 +156,7 @@ def test_sliding_windows_are_bounded() -> None:
     asked: dict[str, Any] = {"model": "gemma-3-27b-it-w4a16", "gpu": "RTX 4090", "max_model_len": 16384}
     off = {"async-scheduling": False}
     assert request_gib(resolved(**asked, flags=off)) == pytest.approx(2.66, abs=0.01)
+    assert request_gib(resolved(**asked, variants=[{"ngram": 4}])) == pytest.approx(2.66, abs=0.01)
     assert request_gib(resolved(**asked, runtime="0.25.1")) == pytest.approx(2.66, abs=0.01)
     assert request_gib(resolved(**asked)) == pytest.approx(3.60, abs=0.01)
     assert "flags: {max-num-seqs: 16}" in str(resolved(**asked).errors)

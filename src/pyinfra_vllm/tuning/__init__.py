@@ -29,6 +29,7 @@ from pyinfra_vllm.tuning.facts import (
     batch_defaults,
     of_request,
     pipeline_parallel_size,
+    speculation,
     splits,
     tensor_parallel_choices,
 )
@@ -66,6 +67,8 @@ LOOPBACK = ("127.", "::1", "localhost")
 MOST_GPUS = 1024  # of one service; a larger number is a slip
 LEAST_CONTEXT = 1024  # tokens; a shorter one is not worth offering
 HIGHEST_SHARE = 0.95
+# Ways of drafting beside which scheduling doesn't run ahead (config/vllm.py, 0.32.0).
+NOT_AHEAD = ("ngram", "medusa", "mlp_speculator", "suffix")
 STATES_SHARE = 0.95  # of the blocks predicted for states: the prediction may be 5 % too high
 FEW_SEQUENCES = 16
 SIXTEEN_BITS = 2  # bytes
@@ -550,7 +553,8 @@ def _batches_in_flight(facts: Facts) -> int:
     if versions.below(facts.fixed["vllm"], "0.26"):
         return 1
     stages = pipeline_parallel_size(facts)
-    alone = facts.gpu.platform == "cpu" or facts["--async-scheduling"] is False
+    drafted = str(speculation(facts).get("method")) in NOT_AHEAD
+    alone = facts.gpu.platform == "cpu" or facts["--async-scheduling"] is False or drafted
     return stages if alone else stages + 1
 
 

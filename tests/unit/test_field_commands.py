@@ -431,6 +431,13 @@ def test_other_names_of_keys(config: dict[str, Any], sizes: tuple[int, ...]) -> 
     assert (found.layers, found.hidden, found.kv_heads, found.max_position) == sizes
 
 
+def test_longcat_has_two_attention_layers_in_each() -> None:
+    """LongCat-Flash's config.json has `num_layers` 28; models/longcat_flash.py builds self_attn.0 and .1."""
+    config = {"model_type": "longcat_flash", "num_layers": 28, "ffn_hidden_size": 12288}
+    found = shapes.from_config("a/b", config)
+    assert (found.layers, found.attention_layers, found.latent_kv) == (56, 56, 576)
+
+
 # Values of flags, by vLLM 0.32's own parser (catalog/flag_types.json)
 
 

@@ -319,6 +319,13 @@ def _renamed(text: Mapping[str, Any]) -> dict[str, Any]:
             value = next((value for value in values if value is not None), None)
             if value is not None:
                 found[key] = value
+    blocks = text.get("num_layers")
+    if (
+        text.get("model_type") == "longcat_flash"
+        and isinstance(blocks, int)
+        and "num_hidden_layers" not in text
+    ):
+        found["num_hidden_layers"] = 2 * blocks  # two attention layers in each (models/longcat_flash.py)
     for key in OF_EXPERTS:
         if isinstance(found.get(key), list) and found[key]:
             found[key] = found[key][0]

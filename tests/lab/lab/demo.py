@@ -5,6 +5,7 @@ command.
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -95,7 +96,9 @@ def _play(chapter: Chapter, host: Host) -> None:
 
 def _run(command: list[str], chapter: Chapter) -> int:
     begun = time.monotonic()
-    code = subprocess.call(command, cwd=control.project(), env=control.environment(_declares(chapter)))
+    width = {"COLUMNS": str(shutil.get_terminal_size().columns)}  # this terminal's, not that of the tests
+    environment = control.environment({**_declares(chapter), **width})
+    code = subprocess.call(command, cwd=control.project(), env=environment)
     print(f"\nexit code {code} after {time.monotonic() - begun:.0f} s", flush=True)
     return code
 

@@ -561,6 +561,12 @@ def test_latent_attention_of_other_types_keeps_its_heads() -> None:
     assert fit.layout(model, load).request_bytes(1000) == 959938560
 
 
+def test_a_low_rank_without_the_widths_of_its_heads_keeps_the_model_s_heads() -> None:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    model = shapes.from_config("a/b", {"model_type": "qwen3", "kv_lora_rank": 1, **heads})
+    assert (model.kv_heads, model.head_dim) == (2, 32)
+
+
 def test_gemma_3n_has_one_width_for_each_layer() -> None:
     """The published config.json of gemma-3n-E4B-it."""
     config = {"model_type": "gemma3n_text", "num_hidden_layers": 35, "intermediate_size": [16384] * 35}

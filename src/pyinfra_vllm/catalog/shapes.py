@@ -147,8 +147,9 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
     latent_kv = latent + (number("qk_rope_head_dim") if latent else 0)
     kv_heads = number("num_key_value_heads") or kept.most_kv_heads(number, text) or heads
     head_dim = number("head_dim") or hidden // heads
-    if low_rank and not latent:
-        kv_heads, head_dim = heads, number("qk_nope_head_dim") + number("qk_rope_head_dim")
+    wide = number("qk_nope_head_dim") + number("qk_rope_head_dim")
+    if low_rank and wide and not latent:
+        kv_heads, head_dim = heads, wide
     lengths = derive(text, name)
     return Shape(
         name=name,

@@ -112,6 +112,16 @@ def test_what_cannot_be_understood_names_what_was_said_and_what_may_be() -> None
     ]
 
 
+@pytest.mark.parametrize("name", ["VLLM_API_KEY", "HF_TOKEN", "MY_PASSWORD"])
+def test_a_secret_on_the_command_line_is_refused_and_not_shown(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(*ASKED, "--env", f"{name}=sk-0123456789") == 2
+    told = capsys.readouterr()
+    assert f"--env {name}: looks like a secret" in told.err.replace("\n", " ")
+    assert "sk-0123456789" not in told.out + told.err
+
+
 def test_no_fit_is_told_of_a_model_that_cannot_be_shared() -> None:
     answer = json.loads(run(*ASKED, "--gpu-count", "1024", "--json").stdout)
     assert answer["fit"] is None

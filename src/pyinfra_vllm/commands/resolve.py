@@ -182,6 +182,13 @@ def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not VARIABLE.fullmatch(name):
         raise DeclarationError(f"--env {_shown(text)}: must be NAME=VALUE, such as VLLM_LOGGING_LEVEL=DEBUG")
+    from pyinfra_vllm.config.problems import SECRET_NAME  # pydantic takes a tenth of a second
+
+    if SECRET_NAME.search(name):
+        raise DeclarationError(
+            f"--env {name}: looks like a secret, and a command line can be read by everybody on this machine:"
+            " leave it out, for no flag depends on it"
+        )
     return name, value
 
 

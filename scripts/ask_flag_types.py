@@ -60,7 +60,7 @@ def _actions() -> list[argparse.Action]:
 
 
 def _kind(action: argparse.Action) -> dict[str, Any] | None:
-    """What one value is; None where the parser takes any text."""
+    """The kind of one value; None where the parser takes any text."""
     if "StoreTrue" in type(action).__name__ or "Boolean" in type(action).__name__:
         return {"kind": "truth"}
     if type(action).__name__ != "_StoreAction":

@@ -133,7 +133,7 @@ def spread_of(before: Kept, after: Kept) -> float:
 
 
 def read(path: Path) -> dict[str, Kept]:
-    """What was kept of each variant."""
+    """The records of collect.py by variant."""
     data = path.read_bytes()
     kept: dict[str, Kept] = json.loads(lzma.decompress(data) if path.suffix == ".xz" else data)
     return kept

@@ -36,7 +36,7 @@ def problems(service: Service, checkpoint: Checkpoint | None, at: datetime) -> I
 
 
 def warnings(service: Service, checkpoint: Checkpoint | None) -> tuple[str, ...]:
-    """What the resolver warns of for the declared card, such as variables that the runtime doesn't read."""
+    """The resolver's warnings for the declared card, such as variables that the runtime doesn't read."""
     try:
         answer = _best(service, checkpoint) if checkpoint is not None else None
     except DeclarationError:

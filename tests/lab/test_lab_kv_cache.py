@@ -25,7 +25,7 @@ WITHIN = 0.03
 
 @pytest.fixture(scope="module")
 def asked() -> dict[str, dict[str, Any]]:
-    """What vLLM says now, by model."""
+    """The answers of the lab's vLLM, by model."""
     configs = {row["name"]: row["config"] for row in RECORDED}
     done = subprocess.run(
         [runtime.venv() / "bin/python", SCRIPT],

@@ -1,5 +1,5 @@
-"""What the lab on GPUs is made of, as far as it shows without a GPU: cards by number, checkpoints, rows, a
-host's devices.
+"""The parts of the lab on GPUs that need no GPU to be tested: cards by number, checkpoints, rows, a host's
+devices.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a host answers, when it lies: refused as that host's problem, or a value that every reader can use."""
+"""A host's answer that was tampered with is refused as that host's problem, or every reader can use it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,9 @@ def read_by_all(found: Look) -> None:
 
 
 def test_what_an_honest_host_tells_is_taken(told: dict[str, Any]) -> None:
-    read_by_all(look(told))
+    found = look(told)
+    assert found.record, "else nothing is read"
+    read_by_all(found)
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

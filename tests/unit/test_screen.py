@@ -141,7 +141,7 @@ PROGRAM = """
 
 
 class Terminal:
-    """What a person sees, as far as rich moves the cursor: lines, up, erase, cursor on and off."""
+    """The rows on a terminal, by the escapes that rich writes: lines, up, erase, cursor on and off."""
 
     def __init__(self) -> None:
         self.rows: list[str] = [""]

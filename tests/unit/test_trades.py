@@ -1,4 +1,4 @@
-"""What the gate will make of a known trade, said before anything is switched."""
+"""The gate's verdict on a known trade is told before anything is switched."""
 
 from __future__ import annotations
 

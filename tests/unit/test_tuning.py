@@ -1,6 +1,4 @@
-"""What the resolver chooses: founding cases, the whole table, objectives, kernels, and the rest of its
-answer.
-"""
+"""The resolver's choices: founding cases, the whole table, objectives, kernels, and the rest of an answer."""
 
 from __future__ import annotations
 

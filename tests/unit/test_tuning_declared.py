@@ -1,6 +1,4 @@
-"""What an operator may ask of the resolver: variants, flags and environment, and what each mistake is
-answered with.
-"""
+"""An operator's wishes to the resolver, variants, flags and environment, and the answer to each mistake."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def tell() -> int:
 
 
 def _where(used: Sequence[int], here: Sequence[int]) -> str:
-    """What the server runs on, so that nobody takes a CPU's numbers for a GPU's."""
+    """The processor that serves, so that nobody takes a CPU's numbers for a GPU's."""
     if used:
         return f"Serving on {len(used)} of this machine's GPUs: {'; '.join(gpus.names())}"
     if here:

@@ -19,6 +19,7 @@ import resource
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
 CHUNK_BYTES = 256 * 1024  # the client's own 10 MiB would show no progress for minutes on a slow link
@@ -28,6 +29,14 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.
 
 class Oversized(Exception):
     """The server sends more than the lock file says the file has."""
+
+
+class Enough(Exception):
+    """The bytes that were asked for of a longer file are here: the rest of the answer is not read."""
+
+
+class Unranged(Exception):
+    """The server sends a file from its beginning where a later part was asked for."""
 
 
 class Part:
@@ -68,6 +77,31 @@ class Part:
         self.file.flush()
 
 
+class Stretch(Part):
+    """Some bytes of a file, from `start` on; to the client it looks as if those before were there already."""
+
+    def __init__(self, path: str, size: int, start: int) -> None:
+        super().__init__(path, size)
+        self.start = start
+
+    def resume(self) -> int:
+        return self.start + super().resume()
+
+    def write(self, chunk: bytes) -> int:
+        room = self.size - self.file.tell()
+        written = super().write(chunk[:room])
+        if len(chunk) >= room:
+            raise Enough
+        return written
+
+    def tell(self) -> int:
+        return self.start + self.file.tell()
+
+    def seek(self, *where: int) -> int:
+        """The client goes back where its range was not heeded."""
+        raise Unranged("the server does not send parts of files")
+
+
 def say(**event: Any) -> None:
     sys.stdout.write(json.dumps(event) + "\n")
     sys.stdout.flush()
@@ -89,6 +123,8 @@ def classify(error: BaseException) -> dict[str, Any]:
         kind = "oversized"
     elif status is not None:
         kind = "http"
+    elif isinstance(error, Unranged):
+        kind = "unranged"
     elif "Consistency check failed" in words:
         kind = "inconsistent"
     elif isinstance(error, OSError) and error.errno in DISK:
@@ -106,10 +142,25 @@ def download(request: dict[str, Any], file: dict[str, Any]) -> None:
     url = hf_hub_url(request["repo"], file["path"], revision=request["commit"], endpoint=request["endpoint"])
     headers = build_hf_headers(token=request["token"] or False)
     headers["Accept-Encoding"] = "identity"  # a compressed body can't be resumed at a byte
+    if "start" in file:
+        stretch(url, headers, file)
+        return
     part = Part(file["part"], file["size"])
     with part.file:
         have = part.resume()
         http_get(url, cast("BinaryIO", part), resume_size=have, headers=headers, expected_size=file["size"])
+        os.fsync(part.file.fileno())
+
+
+def stretch(url: str, headers: dict[str, Any], file: dict[str, Any]) -> None:
+    from huggingface_hub.file_download import http_get
+
+    part = Stretch(file["part"], file["size"], file["start"])
+    with part.file:
+        have = part.resume()
+        if have < file["start"] + file["size"]:
+            with suppress(Enough):
+                http_get(url, cast("BinaryIO", part), resume_size=have, headers=headers)
         os.fsync(part.file.fileno())
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Callable, cast
+from typing import IO, Any, Callable, Protocol, cast
 
 from . import manifest
 from .task import TaskError
@@ -58,6 +58,16 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Stretch(Wanted):
+    """`size` bytes of a file from `start` on. Their hash is not known: the whole file's decides later."""
+
+    start: int = 0
+
+    def is_content_of(self, path: Path, progress: manifest.Progress | None = None) -> str | None:
+        return "" if path.stat().st_size == self.size else None
+
+
+@dataclass(frozen=True)
 class Source:
     """Where from and how: the Hub, the runtime whose client asks it, and how much patience it gets."""
 
@@ -86,7 +96,7 @@ class Download:
         self.verified = verified
         self.progress = progress
         self.strikes: dict[str, str] = {}
-        self.watch = _Watch(source)
+        self.watch = Watch(source)
 
     def run(self, files: list[Wanted]) -> None:
         """Have every file verified, or raise FetchError. What is here already is not sent again."""
@@ -184,6 +194,8 @@ class Download:
         if kind == "http" and status in FINAL_STATUS:
             hint = " (check the token and the repository's terms)" if status in (401, 403) else ""
             raise FetchError(f"{self.source.endpoint} refuses {file.path}{hint}: {event['error']}")
+        if kind == "unranged":
+            raise FetchError(f"{self.source.endpoint} sends no parts of files: {file.path}")
         if kind == "oversized":
             self._strike(file, f"is longer than its {file.size} bytes")
         elif kind == "inconsistent" or status == 416:
@@ -222,12 +234,15 @@ class Download:
             try:
                 with suppress(BrokenPipeError):  # the child's own last words say why it ended
                     self._order(child, todo)
-                yield _events(child)
+                yield events(child, "the Hub client")
             finally:
                 child.kill()
 
     def _order(self, child: subprocess.Popen[bytes], todo: dict[str, Wanted]) -> None:
-        files = [{"path": f.path, "size": f.size, "part": str(self.part(f.path))} for f in todo.values()]
+        files = [
+            {"path": f.path, "size": f.size, "part": str(self.part(f.path)), **_stretch(f)}
+            for f in todo.values()
+        ]
         order = {
             "repo": self.source.repo,
             "commit": self.source.commit,
@@ -263,10 +278,28 @@ class Download:
         }
 
 
-class _Watch:
+def _stretch(file: Wanted) -> dict[str, int]:
+    """What the client has to know to fetch a part of a file; nothing for a whole one."""
+    return {"start": file.start} if isinstance(file, Stretch) else {}
+
+
+class Patience(Protocol):
+    """How slow a source may be, and how it is called."""
+
+    @property
+    def endpoint(self) -> str: ...
+
+    @property
+    def stall_s(self) -> float: ...
+
+    @property
+    def min_bytes_per_s(self) -> float: ...
+
+
+class Watch:
     """Ends a download that trickles: too few bytes in the last `stall_s` seconds."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Patience) -> None:
         self.source = source
         self.restart()
 
@@ -288,7 +321,7 @@ class _Watch:
             )
 
 
-def _events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
+def events(child: subprocess.Popen[bytes], name: str) -> Iterator[dict[str, Any] | None]:
     """The lines of the child process, a None every POLL_S in between, and its last output if it failed."""
     lines: queue.Queue[bytes | None] = queue.Queue()
     last_words: deque[bytes] = deque(maxlen=15)
@@ -316,7 +349,7 @@ def _events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
         yield {
             "path": "",
             "kind": kind,
-            "error": f"the Hub client ended with {child.returncode}: {words[-400:].strip()}",
+            "error": f"{name} ended with {child.returncode}: {words[-400:].strip()}",
         }
 
 

@@ -9,6 +9,7 @@ checkpoint's own directory and its `.partial` neighbour is written.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -16,12 +17,13 @@ import shutil
 import stat
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, cast
 
-from . import durable, manifest, task
-from .download import Download, FetchError, LyingHub, Source, Wanted
+from . import durable, manifest, pieces, swarm, task
+from .download import Download, FetchError, LyingHub, Source, Verified, Wanted
 from .status import RUN, Status
 
 CREDENTIAL = "hub-token"
@@ -35,7 +37,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Request:
-    """The files to fetch, the destination, and the file that shows the progress."""
+    """The files to fetch, the destination, and the file that shows the progress.
+
+    part: the bytes to fetch from the Hub for all hosts of a swarm, and nothing else
+    order: the swarm to fetch from, and to share with; then nobody else is asked
+    shared: a folder of checkpoints that this host can read, asked before the Hub
+    """
 
     root: Path
     source: Source
@@ -43,6 +50,9 @@ class Request:
     status: Path
     lock: Path
     verify: bool = False
+    part: swarm.Part | None = None
+    order: swarm.Order | None = None
+    shared: Path | None = None
 
     @property
     def directory(self) -> Path:
@@ -51,6 +61,15 @@ class Request:
     @property
     def partial(self) -> Path:
         return self.directory.with_name(self.source.commit + ".partial")
+
+    @property
+    def parts(self) -> Path:
+        return self.partial / ".parts"
+
+    @property
+    def tree(self) -> Path:
+        """The folder in which the hosts of a swarm share their pieces."""
+        return self.parts / self.source.commit
 
     @property
     def purpose(self) -> str:
@@ -79,13 +98,17 @@ def read_request(path: Path) -> Request:
         run = Path(content.get("run", RUN))
         key = str(content["key"])
         verify = bool(content.get("verify", False))
+        part = swarm.part_of(content["part"]) if content.get("part") else None
+        order = swarm.order_of(content["swarm"]) if content.get("swarm") else None
+        shared = Path(content["shared"]) if content.get("shared") else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FetchError(f"{path} is no request to fetch: {type(error).__name__}: {error}") from error
     if not root.is_absolute() or ".." in root.parts:
         raise FetchError(f"root must be an absolute path, found {str(root)!r}")
     if not re.fullmatch(r"[A-Za-z0-9._-]+", key) or not files:
         raise FetchError(f"a request needs a plain key and at least one file, found key {key!r}")
-    return Request(root, source, files, run / f"fetch-{key}.json", run / f"fetch-{key}.lock", verify)
+    status, lock = run / f"fetch-{key}.json", run / f"fetch-{key}.lock"
+    return Request(root, source, files, status, lock, verify, part, order, shared)
 
 
 def _wanted(content: dict[str, Any]) -> Wanted:
@@ -123,7 +146,12 @@ def fetch(request: Request, status: Progress) -> None:
     """Bring the checkpoint to completion from whatever state it is in."""
     made = _make_folders(request)
     try:
-        if request.directory.is_dir():
+        if request.part:
+            _fetch_part(request, request.part, status)
+            return
+        if request.order and manifest.is_marked(request.directory):
+            swarm.Swarm(request.order, request.directory, request.files, status).serve()
+        elif request.directory.is_dir():
             _repair(request, status)
         else:
             _install(request, _gather(request, status, missing=list(request.files)))
@@ -134,6 +162,31 @@ def fetch(request: Request, status: Progress) -> None:
     finally:
         _leave_nothing_empty(request, made)
     status.done(f"complete: {request.total_bytes} bytes", bytes=request.total_bytes)
+
+
+def _fetch_part(request: Request, part: swarm.Part, status: Progress) -> None:
+    """This host's part for the other hosts: of a checkpoint that is complete, or else from the Hub."""
+    if manifest.is_marked(request.directory):
+        status.say("checking", f"hashing bytes {part.begin} to {part.end} of {request.purpose}")
+        found = pieces.hashes(request.directory, request.files, part.begin, part.end, part.piece)
+        status.done("its part is ready", pieces="".join(found))
+        return
+    request.tree.mkdir(mode=0o755, parents=True, exist_ok=True)
+    request.parts.chmod(0o700)
+    _bring_back(request)
+    hashes = swarm.fetch_part(
+        part, request.files, request.tree, request.source, request.parts, status.progress
+    )
+    status.done("its part is ready", pieces=hashes)
+
+
+def _bring_back(request: Request) -> None:
+    """Files of an interrupted download go into the tree that is shared; each is verified again in the end."""
+    for file in request.files:
+        here, there = request.partial / file.path, request.tree / file.path
+        if here.is_file() and not here.is_symlink() and not there.exists():
+            there.parent.mkdir(parents=True, exist_ok=True)
+            here.replace(there)
 
 
 def _make_folders(request: Request) -> list[Path]:
@@ -148,7 +201,7 @@ def _make_folders(request: Request) -> list[Path]:
         if not folder.is_dir():
             folder.mkdir(mode=0o755)
             made.insert(0, folder)
-    for path in (request.directory, request.partial, request.partial / ".parts"):
+    for path in (request.directory, request.partial, request.parts, request.tree):
         _refuse_link(path)
     return made
 
@@ -160,7 +213,7 @@ def _refuse_link(path: Path) -> None:
 
 def _leave_nothing_empty(request: Request, made: list[Path]) -> None:
     """After a failure that kept no byte worth resuming from, the disk is as it was."""
-    parts = request.partial / ".parts"
+    parts = request.parts
     if parts.is_dir():
         shutil.rmtree(parts / "client", ignore_errors=True)
         for part in parts.glob("*.part"):
@@ -173,8 +226,7 @@ def _leave_nothing_empty(request: Request, made: list[Path]) -> None:
 
 def _gather(request: Request, status: Progress, missing: list[Wanted]) -> dict[str, manifest.Entry]:
     """Have every missing file, verified, in the partial directory."""
-    parts = request.partial / ".parts"
-    parts.mkdir(mode=0o700, parents=True, exist_ok=True)
+    request.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
     request.partial.chmod(0o755)
     have = survey(request.partial, request, missing, status, thorough=False)
     status.verified = request.total_bytes - sum(file.size for file in missing if file.path not in have)
@@ -189,10 +241,60 @@ def _gather(request: Request, status: Progress, missing: list[Wanted]) -> dict[s
         _record(request.partial, request, have)
         status.verified += file.size
 
-    todo = [file for file in missing if file.path not in have]
-    if todo:
-        Download(request.source, parts, keep, status.progress).run(todo)
+    for bring in _sources(request, status):
+        if todo := [file for file in missing if file.path not in have]:
+            bring(todo, keep)
     return have
+
+
+Bring = Callable[[list[Wanted], Verified], None]
+
+
+def _sources(request: Request, status: Progress) -> Iterator[Bring]:
+    """Where files come from, in turn. Each hands on what it has and is right; the last brings the rest or
+    raises FetchError.
+    """
+    if request.shared:
+        yield functools.partial(_copy, request, status)
+    if request.order:
+        yield functools.partial(_from_others, request, request.order, status)
+    else:
+        yield functools.partial(_from_hub, request, status)
+
+
+def _copy(request: Request, status: Progress, todo: list[Wanted], keep: Verified) -> None:
+    """From a file system that is shared: copied, then verified as a copy. What is not there or not right is
+    left to the next source.
+    """
+    folder = cast(Path, request.shared) / request.directory.parent.name / request.source.commit
+    for file in todo:
+        part = request.parts / "copy"
+        try:
+            status.say("copying", f"{folder / file.path} ({file.size} bytes)")
+            shutil.copyfile(folder / file.path, part)
+            sha256 = file.is_content_of(part)
+        except OSError as error:
+            status.say("copying", f"{folder / file.path} can't be had: {error.strerror}")
+            continue
+        if sha256 is None:
+            status.say("copying", f"{folder / file.path} has other content than the lock file states")
+        else:
+            keep(file, part, sha256)
+
+
+def _from_others(
+    request: Request, order: swarm.Order, status: Progress, todo: list[Wanted], keep: Verified
+) -> None:
+    _bring_back(request)
+    reason = swarm.Swarm(order, request.tree, request.files, status).run(todo, keep, status.progress)
+    if reason:
+        raise FetchError(f"not all of it came from the other hosts: {reason}")
+
+
+def _from_hub(request: Request, status: Progress, todo: list[Wanted], keep: Verified) -> None:
+    if request.tree.is_dir():
+        shutil.rmtree(request.tree)  # pieces that hosts shared, of files that did not come whole
+    Download(request.source, request.parts, keep, status.progress).run(todo)
 
 
 def survey(
@@ -271,7 +373,7 @@ def _record(directory: Path, request: Request, entries: dict[str, manifest.Entry
 
 def _install(request: Request, entries: dict[str, manifest.Entry]) -> None:
     """All is in the partial directory: give it the checkpoint's name in one step; the marker comes last."""
-    shutil.rmtree(request.partial / ".parts")
+    shutil.rmtree(request.parts)
     wanted = {file.path for file in request.files} | manifest.RESERVED
     for path in request.partial.rglob("*"):
         if not path.is_dir() and str(path.relative_to(request.partial)) not in wanted:

@@ -1,0 +1,187 @@
+"""The child of `on_host/swarm.py`: shares one checkpoint with other hosts of the fleet by libtorrent.
+
+The only module that imports libtorrent; it is run by the first Python of the host that has it. It gets one
+line of JSON on standard input and prints a line of JSON twice a second; when standard input closes, whoever
+started it is gone and it ends at once. It connects to the addresses that it was given and to no other: no
+tracker, no DHT, no local discovery, no peer exchange, no port mapping. What it writes is not believed: pieces
+are checked here to find out who sends garbage, files by their sha256 in `on_host/fetch.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from typing import Any
+
+TICK_S = 0.5
+CONNECT_EVERY_S = 3.0
+QUIET_S = 20.0  # with nobody connected that lacks a piece, sharing ends after so long
+MOST_CONNECTIONS = 200
+EVERYBODY = (("0.0.0.0", "255.255.255.255"), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
+BLOCKED, ALLOWED = 1, 0
+
+SETTINGS = {
+    "user_agent": "pyinfra-vllm",
+    "listen_interfaces": "",  # nobody may connect before the filter is there
+    "enable_dht": False,
+    "enable_lsd": False,
+    "enable_upnp": False,
+    "enable_natpmp": False,
+    "enable_outgoing_utp": False,
+    "enable_incoming_utp": False,
+    "allow_multiple_connections_per_ip": False,
+    "close_redundant_connections": False,  # a peer that has all is to be seen as such
+    "connections_limit": MOST_CONNECTIONS,
+    "file_pool_size": 64,
+    "alert_mask": 0,
+}
+
+
+def say(**event: Any) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+def end_with_parent() -> None:
+    """Standard input is open as long as the parent lives."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+def described(order: dict[str, Any]) -> dict[bytes, Any]:
+    """The torrent: the files of the checkpoint in the order of the lock, and the sha1 of each piece."""
+    files = [
+        {b"length": file["size"], b"path": [part.encode() for part in file["path"].split("/")]}
+        for file in order["files"]
+    ]
+    info = {
+        b"files": files,
+        b"name": order["name"].encode(),
+        b"piece length": order["piece_bytes"],
+        b"pieces": bytes.fromhex(order["pieces"]),
+        b"private": 1,  # peers by our list only
+    }
+    return {b"info": info}
+
+
+def session(order: dict[str, Any]) -> Any:
+    """A session that listens on this host's address of the fleet and talks to the others' alone."""
+    import libtorrent
+
+    limit = order["bytes_per_s"] or 0  # 0: none
+    rates = {"upload_rate_limit": limit, "download_rate_limit": limit}
+    made = libtorrent.session({**SETTINGS, **rates, "outgoing_interfaces": order["address"]})
+    allowed = libtorrent.ip_filter()
+    for first, last in EVERYBODY:
+        allowed.add_rule(first, last, BLOCKED)
+    for address, _ in order["peers"]:
+        allowed.add_rule(address, address, ALLOWED)
+    made.set_ip_filter(allowed)
+    address = f"[{order['address']}]" if ":" in order["address"] else order["address"]
+    made.apply_settings({"listen_interfaces": f"{address}:{order['port']}"})
+    return made
+
+
+def torrent(order: dict[str, Any], made: Any) -> Any:
+    import libtorrent
+
+    flags = libtorrent.torrent_flags
+    parameters = libtorrent.add_torrent_params()
+    parameters.ti = libtorrent.torrent_info(libtorrent.bencode(described(order)))
+    parameters.save_path = order["directory"]
+    parameters.flags = flags.disable_dht | flags.disable_lsd | flags.disable_pex
+    if order["complete"]:
+        parameters.flags |= flags.seed_mode  # verified before by sha256: it is read, and never written to
+    return made.add_torrent(parameters)
+
+
+class Others:
+    """The peers that were told: who is connected, who lacks a piece, who has all."""
+
+    def __init__(self, handle: Any, told: list[list[Any]]) -> None:
+        self.handle = handle
+        self.told = {(address, port) for address, port in told}
+        self.connected: set[str] = set()
+        self.complete: set[str] = set()
+        self.asked = 0.0
+
+    def look(self) -> None:
+        """Ask libtorrent who is there, and have it connect to those who are not."""
+        import libtorrent
+
+        seen = {peer.ip[0]: peer for peer in self.handle.get_peer_info() if not self._connecting(peer)}
+        self.connected = set(seen)
+        self.complete |= {
+            ip for ip, peer in seen.items() if peer.flags & libtorrent.peer_info.seed or peer.progress >= 1
+        }
+        if time.monotonic() - self.asked > CONNECT_EVERY_S:
+            self.asked = time.monotonic()
+            for address, port in self.told:
+                if address not in self.connected:
+                    self.handle.connect_peer((address, port))
+
+    @staticmethod
+    def _connecting(peer: Any) -> bool:
+        import libtorrent
+
+        return bool(peer.flags & (libtorrent.peer_info.connecting | libtorrent.peer_info.handshake))
+
+    @property
+    def lacking(self) -> set[str]:
+        return self.connected - self.complete
+
+    @property
+    def all_complete(self) -> bool:
+        return self.complete >= {address for address, _ in self.told}
+
+
+def share(order: dict[str, Any]) -> None:
+    """Fetch what is missing, then share until nobody lacks anything, or all who do are silent or too slow."""
+    made = session(order)
+    handle = torrent(order, made)
+    others = Others(handle, order["peers"])
+    began = quiet = time.monotonic()
+    while True:
+        others.look()
+        now, state = time.monotonic(), handle.status()
+        if state.errc.value():
+            say(error=f"{state.errc.message()} ({state.error_file})")
+            return
+        whole = state.is_seeding
+        say(
+            bytes=state.total_wanted_done,
+            whole=whole,
+            checking="checking" in str(state.state),
+            connected=len(others.connected),
+            lacking=len(others.lacking),
+            received=state.total_payload_download,
+            sent=state.total_payload_upload,
+            garbage=state.total_failed_bytes,
+        )
+        if not whole or others.lacking:
+            quiet = now
+        if whole and (others.all_complete or now - quiet > order["quiet_s"]):
+            return
+        if now - began > order["longest_s"]:
+            return
+        time.sleep(TICK_S)
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        share(order)
+    except Exception as error:  # every cause is told to the parent, which goes on without this source
+        say(error=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+    sys.stdout.flush()
+    os._exit(0)  # no waiting for connections to close
+
+
+if __name__ == "__main__":
+    main()

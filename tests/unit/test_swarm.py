@@ -9,7 +9,6 @@ import random
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from hub_server import Fault, HubServer, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host import fetch, manifest, pieces
+from pyinfra_vllm.on_host import manifest, pieces
 from pyinfra_vllm.on_host.download import Wanted
 
 REPO = "acme/tiny-awq"
@@ -156,3 +155,188 @@ def test_four_hosts_get_a_checkpoint_that_two_fetched_half_each(fleet: Fleet) ->
     assert all(fleet.whole(host) for host in range(4))
     assert len(fleet.server.served) == before, "only the parts came from the Hub"
     assert not list(fleet.path.rglob(".parts"))
+
+
+def garbage(fleet: Fleet, host: int, hosts: list[int], hashes: str) -> None:
+    """A peer that claims to have all of the checkpoint, and sends random bytes."""
+    tree = fleet.path / str(host) / fleet.server.commit(REPO)
+    for path, content in FILES.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_bytes(random.Random(3).randbytes(len(content)))
+    order = {
+        "directory": str(tree.parent),
+        "name": tree.name,
+        "files": [{"path": path, "size": len(content)} for path, content in FILES.items()],
+        "piece_bytes": PIECE,
+        "pieces": hashes,
+        "address": fleet.address(host),
+        "port": fleet.port,
+        "peers": [[fleet.address(other), fleet.port] for other in hosts if other != host],
+        "bytes_per_s": None,
+        "complete": True,
+        "quiet_s": 600,
+        "longest_s": 600,
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pyinfra_vllm.in_runtime.peer"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    assert child.stdin
+    child.stdin.write(json.dumps(order).encode() + b"\n")
+    child.stdin.flush()
+    fleet.running.append(child)
+
+
+def test_peer_that_sends_garbage_costs_time_only(fleet: Fleet) -> None:
+    hashes = fleet.begin(0)
+    garbage(fleet, 1, [0, 1, 2, 3], hashes)
+    time.sleep(1)
+    fetching = fleet.start(2, swarm=fleet.order(2, [0, 1, 2, 3], hashes, bytes_per_s=1 << 20))
+    time.sleep(2)
+    others = [fleet.start(host, swarm=fleet.order(host, [0, 1, 2, 3], hashes)) for host in (0, 3)]
+    for child in (fetching, *others):
+        assert child.wait(240) == 0, fleet.log(0, 2, 3)
+    assert all(fleet.whole(host) for host in (0, 2, 3))
+
+
+def test_source_that_hashes_wrong_bytes_is_found_out_by_the_lock(fleet: Fleet) -> None:
+    fleet.server.faults["model-1.safetensors"] = Fault(content=bytes(3_000_000))
+    hashes = fleet.begin(0)
+    del fleet.server.faults["model-1.safetensors"]
+    for host, child in fleet.share([0, 1], hashes).items():
+        assert child.wait(240) == 1
+        assert not fleet.directory(host).exists()
+        assert "model-1.safetensors has other content than the lock file states" in fleet.log(host)
+    before = fleet.server.sent("more/model-2.safetensors")
+    assert fleet.start(1, token=True).wait(120) == 0, fleet.log(1)
+    assert fleet.whole(1)
+    assert fleet.server.sent("more/model-2.safetensors") == before, "what was right was kept"
+
+
+def test_killed_host_is_not_waited_for(fleet: Fleet) -> None:
+    hashes = fleet.begin(0)
+    children = fleet.share([0, 1, 2], hashes, bytes_per_s=400_000)
+    time.sleep(4)
+    children[2].kill()
+    for host in (0, 1):
+        assert children[host].wait(240) == 0, fleet.log(host)
+        assert fleet.whole(host)
+    assert not fleet.directory(2).exists()
+
+
+def test_killed_source_leaves_the_rest_to_the_hub(fleet: Fleet) -> None:
+    hashes = fleet.begin(0, 1)
+    child = fleet.share([0, 2], hashes, stall_s=6.0)[2]
+    assert child.wait(240) == 1
+    assert "the swarm of the other hosts sent" in fleet.log(2)
+    assert fleet.start(2, token=True).wait(120) == 0, fleet.log(2)
+    assert fleet.whole(2)
+
+
+def test_slow_host_slows_nobody_and_gets_all(fleet: Fleet) -> None:
+    hashes = fleet.begin(0)
+    slow = fleet.start(1, swarm=fleet.order(1, [0, 1, 2], hashes, bytes_per_s=300_000))
+    others = {host: fleet.start(host, swarm=fleet.order(host, [0, 1, 2], hashes)) for host in (0, 2)}
+    assert slow.wait(300) == 0, fleet.log(1)
+    for host, child in others.items():
+        assert child.wait(120) == 0, fleet.log(host)
+    assert all(fleet.whole(host) for host in range(3))
+
+
+def test_complete_host_is_a_source_and_asks_no_hub(fleet: Fleet) -> None:
+    assert fleet.start(0, token=True).wait(120) == 0, fleet.log(0)
+    before = fleet.from_hub()
+    hashes = fleet.begin(0)
+    for host, child in fleet.share([0, 1], hashes).items():
+        assert child.wait(240) == 0, fleet.log(host)
+    assert fleet.whole(0) and fleet.whole(1)
+    assert fleet.from_hub() == before
+
+
+def test_address_outside_the_fleet_is_not_talked_to(fleet: Fleet) -> None:
+    hashes = fleet.begin(0)
+    fleet.start(0, swarm=fleet.order(0, [0, 1], hashes))
+    until = time.monotonic() + 60
+    while True:
+        with socket.socket() as allowed:
+            allowed.bind((fleet.address(1), 0))
+            if allowed.connect_ex((fleet.address(0), fleet.port)) == 0:
+                break
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    with socket.create_connection((fleet.address(0), fleet.port), source_address=("127.0.9.9", 0)) as other:
+        other.settimeout(10)
+        other.sendall(b"\x13BitTorrent protocol" + bytes(8 + 20 + 20))
+        try:
+            assert other.recv(1) == b""
+        except ConnectionResetError:
+            pass
+
+
+def test_missing_libtorrent_is_said(fleet: Fleet, tmp_path: Path) -> None:
+    hashes = fleet.begin(0)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without site-packages
+    python.chmod(0o755)
+    assert fleet.start(0, swarm=fleet.order(0, [0, 1], hashes, python=str(python))).wait(60) == 1
+    assert "No module named 'libtorrent'" in fleet.status(0)["error"]
+
+
+def test_interrupted_part_is_not_fetched_again(fleet: Fleet) -> None:
+    first = fleet.begin(0)
+    before = fleet.from_hub()
+    assert fleet.begin(0) == first
+    assert fleet.from_hub() == before
+
+
+def test_shared_folder_is_asked_before_the_hub(fleet: Fleet, tmp_path: Path) -> None:
+    shared = tmp_path / "shared" / "acme--tiny-awq" / fleet.server.commit(REPO)
+    for path, content in FILES.items():
+        (shared / path).parent.mkdir(parents=True, exist_ok=True)
+        (shared / path).write_bytes(content if path != "model-1.safetensors" else bytes(len(content)))
+    assert fleet.start(0, shared=str(tmp_path / "shared"), token=True).wait(120) == 0, fleet.log(0)
+    assert fleet.whole(0)
+    assert {request.path for request in fleet.server.served} == {"model-1.safetensors"}
+
+
+@given(
+    sizes=st.lists(st.integers(0, 700), min_size=1, max_size=8).filter(any),
+    hosts=st.integers(1, 9),
+    piece=st.sampled_from([1, 7, 64, 256]),
+)
+def test_parts_are_all_bytes_once_in_whole_pieces(sizes: list[int], hosts: int, piece: int) -> None:
+    files = [Wanted(f"f{number}", size, "0" * 64) for number, size in enumerate(sizes)]
+    total = sum(sizes)
+    parts = pieces.parts(total, piece, hosts)
+    assert len(parts) == hosts
+    assert [begin for begin, _ in parts] == [0, *(end for _, end in parts[:-1])]
+    assert parts[-1][1] == total
+    assert all(begin % piece == 0 for begin, _ in parts if begin < total)
+    seen = [
+        (span.path, byte)
+        for begin, end in parts
+        for span in pieces.spans(files, begin, end)
+        for byte in range(span.start, span.end)
+    ]
+    assert seen == [(file.path, byte) for file in files for byte in range(file.size)]
+
+
+def test_hashes_of_the_parts_are_those_of_the_whole(tmp_path: Path) -> None:
+    contents = [random.Random(number).randbytes(size) for number, size in enumerate((300, 0, 5, 1000, 64))]
+    files = [Wanted(f"f{number}", len(content), "0" * 64) for number, content in enumerate(contents)]
+    for file, content in zip(files, contents, strict=True):
+        (tmp_path / file.path).write_bytes(content)
+    row = b"".join(contents)
+    expected = [hashlib.sha1(row[at : at + 64]).hexdigest() for at in range(0, len(row), 64)]
+    for hosts in (1, 2, 5):
+        parts = pieces.parts(len(row), 64, hosts)
+        found = [item for begin, end in parts for item in pieces.hashes(tmp_path, files, begin, end, 64)]
+        assert found == expected
+
+
+@given(total=st.integers(1, 8 * 1024**4))
+def test_pieces_are_few_or_large(total: int) -> None:
+    piece = pieces.piece_bytes(total)
+    assert piece & (piece - 1) == 0 and pieces.SMALLEST_PIECE <= piece <= pieces.LARGEST_PIECE
+    assert piece == pieces.LARGEST_PIECE or pieces.count(total, piece) <= pieces.MANY_PIECES

@@ -3,14 +3,13 @@
 from pyinfra import host
 
 from pyinfra_vllm import fleet
-from pyinfra_vllm.operations import checkpoint, disk, preflight, program, release, runtime, switch
+from pyinfra_vllm.operations import checkpoint, disk, preflight, program, release, runtime, share, switch
 
 declared = fleet.declared()
 mine = declared.hosts[host.name]
-users = sorted({service.user for service in mine.services})
 turns = {"rollout": declared.rollout, "serving": declared.serving, "overrides": declared.overrides}
 
-program.installed(name="Prepare the host", root=mine.root, users=users, metrics=mine.metrics)
+program.installed(name="Prepare the host", root=mine.root, users=mine.users, metrics=mine.metrics)
 
 for service in host.loop(mine.services):
     this = {"root": mine.root, "service": service, "checkpoint": declared.checkpoint(service)}
@@ -19,10 +18,19 @@ for service in host.loop(mine.services):
 disk.room(name="Check disk space", declared=mine, lock=declared.lock)
 
 for service in host.loop(mine.services):
-    this = {"root": mine.root, "service": service, "checkpoint": declared.checkpoint(service)}
     runtime.present(name=f"{service.name}: install the runtime", root=mine.root, service=service)
+
+for locked in host.loop(declared.shared):
+    for step, what in host.loop(share.STEPS):
+        step(name=f"{locked.repo}: {what}", declared=declared, checkpoint=locked)
+
+for service in host.loop(mine.services):
+    this = {"root": mine.root, "service": service, "checkpoint": declared.checkpoint(service)}
     checkpoint.present(
-        name=f"{service.name}: download the checkpoint", verify=declared.overrides.verify, **this
+        name=f"{service.name}: download the checkpoint",
+        verify=declared.overrides.verify,
+        shared=mine.sources.path,
+        **this,
     )
     release.staged(name=f"{service.name}: stage the release", **this)
     release.rehearsed(name=f"{service.name}: ask vLLM whether it accepts the release", service=service)

@@ -513,6 +513,13 @@ class UnitStatus(TypedDict, total=False):
     total_bytes: Amount
     rate: Amount
     eta_s: Amount | None
+    pieces: str
+
+
+class Libtorrent(TypedDict, total=False):
+    """The host's first Python that can import libtorrent."""
+
+    python: Required[str | None]
 
 
 DOCUMENTS: tuple[tuple[Literal["verdict", "release", "old"], Any], ...] = (

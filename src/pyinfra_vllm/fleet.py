@@ -26,7 +26,7 @@ from . import inventory as inventories
 from .catalog import shapes
 from .checkpoint import LOCK_FILE, Lock
 from .config import Declared, Fleet, Merged, Overrides, Problems, Rollout, Service, cards, declare, merge
-from .config.checks import common_rollout, network_warnings, window_warnings
+from .config.checks import check_swarm, common_rollout, network_warnings, window_warnings
 from .config.declared import KEYS
 from .config.fields import no_control
 from .config.layers import located
@@ -224,6 +224,7 @@ def read(
     declared = {name: declare(name, values, problems) for name, values in merged.items()}
     hosts = {name: host for name, host in declared.items() if host is not None}
     rollout = common_rollout(hosts, merged, problems)
+    check_swarm(hosts, merged, problems)
     return Read(hosts, merged, rollout, overrides, selected, problems)
 
 

@@ -35,6 +35,7 @@ class ServicePlan:
     """The planned action for one service of one host. A pair is (before, after); None: there is none.
 
     reasons: why it is refused
+    shared: whether the hosts that lack the checkpoint fetch it from each other
     installs: the runtime that would be installed; "" where it is there
     memory: the fit of one GPU, as `resolve --json` tells it
     """
@@ -49,6 +50,7 @@ class ServicePlan:
     model: Pair = (None, None)
     runtime: Pair = (None, None)
     download_bytes: int = 0
+    shared: bool = False
     installs: str = ""
     window: str = ""
     memory: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class ServicePlan:
                 "runtime": list(self.runtime),
             },
             "download_bytes": self.download_bytes,
+            "shared": self.shared,
             "installs": self.installs,
             "window": self.window,
             "memory": dict(self.memory),
@@ -202,7 +205,8 @@ def _details(item: ServicePlan, olds: Sequence[str]) -> Iterator[tuple[str, str 
     if item.secrets:
         yield "secrets", item.secrets
     if item.download_bytes:
-        yield "download", in_units(item.download_bytes)
+        shared = ", shared with the other hosts" if item.shared else ""
+        yield "download", in_units(item.download_bytes) + shared
     if item.installs:
         yield "install", item.installs
     if item.memory:

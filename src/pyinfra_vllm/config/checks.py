@@ -86,6 +86,24 @@ def common_rollout(
     return rollout
 
 
+def check_swarm(hosts: Mapping[str, Declared], merged: Mapping[str, Merged], problems: Problems) -> None:
+    """How many hosts ask the Hub is one number of the fleet; an address is one host's."""
+    swarms = {name: host.sources.swarm for name, host in hosts.items() if host.sources.swarm}
+    seen: dict[str, str] = {}
+    first = next(iter(swarms), "")
+    for name, swarm in swarms.items():
+        if swarm.from_hub != swarms[first].from_hub:
+            message = f"differs between {first} and {name}; declare it once for all hosts"
+            source = merged[name].source(("sources", "swarm", "from_hub"))
+            problems.add(source, "sources.swarm.from_hub", message, swarm.from_hub)
+            break
+    for name, swarm in swarms.items():
+        if swarm.address is not None and seen.setdefault(swarm.address, name) != name:
+            message = f"already the address of {seen[swarm.address]}; declare each host's own beside its name"
+            source = merged[name].source(("sources", "swarm", "address"))
+            problems.add(source, "sources.swarm.address", message, swarm.address)
+
+
 def _declared(merged: Merged) -> Iterable[tuple[str, Any]]:
     """Every service that a host's layers name, valid or not."""
     services = merged.values.get("services")

@@ -12,19 +12,20 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from ..checkpoint import Checkpoint, Lock
+from ..on_host import swarm
 from ..waves import upper_bound
 from .base import Declaration
 from .cards import CARDS_FILE, KEY
 from .checks import check_host
 from .fields import AbsolutePath, Pin, Text, as_tuple
 from .layers import ABSENT, Merged, Path, dotted, located, lookup, overlay, without_removed
-from .models import Rollout, Service
+from .models import Rollout, Service, Sources
 from .problems import Problems
 from .reading import read
 
 DEFAULT_ROOT = "/srv/pyinfra-vllm"
 # The keys of inventory and group data that are ours; every other key belongs to somebody else.
-KEYS = ("services", "defaults", "root", "keep", "metrics", "window", "gate", "rollout")
+KEYS = ("services", "defaults", "root", "keep", "metrics", "window", "gate", "rollout", "sources")
 # Those of them that hold for every service.
 _SERVICE_WIDE = ("window", "gate", KEY)
 
@@ -52,6 +53,7 @@ class _HostWide(Declaration):
     metrics: AbsolutePath | None = Field(
         default=None, description="the absolute path of a directory, or None"
     )
+    sources: Sources = Field(default_factory=Sources, description="a map with `path` or `swarm`")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,13 @@ class Declared:
     rollout: Rollout = field(default_factory=Rollout)
     keep: tuple[str, ...] = ()
     metrics: str | None = None
+    sources: Sources = field(default_factory=Sources)
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """The system users that the host needs: its services', and the one that talks to other hosts."""
+        own = {service.user for service in self.services}
+        return tuple(sorted(own | {swarm.USER} if self.sources.swarm else own))
 
     def service(self, name: str) -> Service:
         """The service of that name; raises KeyError."""
@@ -109,6 +118,26 @@ class Fleet:
         """The locked checkpoint of a service; raises LockError."""
         return self.lock.get(service.model, service.revision)
 
+    @property
+    def shared(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints that more than one host of this run may fetch from another, each once."""
+        hosts: dict[str, set[str]] = {}
+        found: dict[str, Checkpoint] = {}
+        for name in self.selected or tuple(self.hosts):
+            for service in self.hosts[name].services if self.hosts[name].sources.swarm else ():
+                checkpoint = self.checkpoint(service)
+                found[checkpoint.directory("")] = checkpoint
+                hosts.setdefault(checkpoint.directory(""), set()).add(name)
+        return tuple(found[key] for key in sorted(found) if len(hosts[key]) > 1)
+
+    def served_by(self, host: str, checkpoint: Checkpoint) -> Service | None:
+        """The first service of a host that serves from this checkpoint."""
+        for service in self.hosts[host].services:
+            own = self.checkpoint(service)
+            if (own.repo, own.commit) == (checkpoint.repo, checkpoint.commit):
+                return service
+        return None
+
     def models(self) -> tuple[tuple[str, str], ...]:
         """Every declared (repository, revision), once, sorted."""
         return tuple(
@@ -139,11 +168,12 @@ def _declare(host: str, merged: Merged, problems: Problems) -> Declared | None:
     check_host(found, merged, problems)
     if wide is None or rollout is None:
         return None
-    return Declared(host, found, wide.root, rollout, wide.keep, wide.metrics)
+    return Declared(host, found, wide.root, rollout, wide.keep, wide.metrics, wide.sources)
 
 
 def _top(merged: Merged, *keys: str) -> Mapping[str, Any]:
-    return {key: merged.values[key] for key in keys if merged.values.get(key) is not None}
+    values = {key: merged.values[key] for key in keys if merged.values.get(key) is not None}
+    return without_removed(values)
 
 
 def _map(merged: Merged, key: str, problems: Problems) -> Mapping[str, Any]:

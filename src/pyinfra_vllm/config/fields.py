@@ -106,6 +106,12 @@ def _address(text: str) -> str:
     return text
 
 
+def _one_address(text: str) -> str:
+    if ipaddress.ip_address(_address(text)).is_unspecified:
+        raise ValueError("must be one address of the host, at which the others reach it")
+    return text
+
+
 def _user(text: str) -> str:
     if text == "root":
         raise ValueError("a service never runs as root; name another user")
@@ -221,6 +227,7 @@ Repository = Annotated[str, AfterValidator(_repository)]
 Revision = Annotated[str, AfterValidator(_revision)]
 Pin = Annotated[str, AfterValidator(_pin)]
 Address = Annotated[str, AfterValidator(_address)]
+OneAddress = Annotated[str, AfterValidator(_one_address)]
 User = Annotated[str, AfterValidator(_user)]
 IndexLocation = Annotated[str, AfterValidator(_index)]
 Version = Annotated[str, AfterValidator(_version)]

@@ -35,6 +35,7 @@ from .fields import (
     Flags,
     GpuNames,
     IndexLocation,
+    OneAddress,
     PlainMap,
     Port,
     Repository,
@@ -335,3 +336,28 @@ class Rollout(Declaration):
         default_factory=dict,
         description='a map of service names to a host count or a percentage, like {"chat": "25%"}',
     )
+
+
+class Swarm(Declaration):
+    """How hosts fetch a checkpoint from each other."""
+
+    from_hub: Annotated[int, Field(ge=1, le=16)] = Field(
+        default=3, description="a number of hosts from 1 to 16 that fetch from the Hub, each a part"
+    )
+    port: Port = Field(default=6881, description="a TCP port from 1 to 65535, free on the host")
+    address: OneAddress | None = Field(
+        default=None,
+        description="an IP address of the host at which the others reach it; left out: the one of SSH",
+    )
+    max_mib_per_s: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="MiB per second in each direction, 1 or more; None: no limit"
+    )
+
+
+class Sources(Declaration):
+    """Where a host asks for checkpoints before it asks the Hub."""
+
+    path: AbsolutePath | None = Field(
+        default=None, description="the absolute path of a folder of checkpoints on the host, or None"
+    )
+    swarm: Swarm | None = Field(default=None, description="a map of settings, {} for the defaults, or None")

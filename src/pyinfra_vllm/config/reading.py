@@ -14,7 +14,7 @@ from .base import Declaration
 from .cards import Card
 from .hooks import Hooks
 from .layers import ABSENT, Path, lookup
-from .models import Gate, Runtime
+from .models import Gate, Runtime, Sources, Swarm
 from .problems import MISSING, ItemError, Problems, unknown
 from .windows import DeclaredWindow
 
@@ -25,6 +25,8 @@ _INSIDE: dict[str, type[Declaration]] = {
     "window": DeclaredWindow,
     "gate": Gate,
     "hooks": Hooks,
+    "sources": Sources,
+    "swarm": Swarm,
 }
 
 Model = TypeVar("Model", bound=BaseModel)

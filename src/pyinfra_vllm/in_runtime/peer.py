@@ -19,7 +19,6 @@ from typing import Any
 
 TICK_S = 0.5
 CONNECT_EVERY_S = 3.0
-QUIET_S = 20.0  # with nobody connected that lacks a piece, sharing ends after so long
 MOST_CONNECTIONS = 200
 EVERYBODY = (("0.0.0.0", "255.255.255.255"), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
 BLOCKED, ALLOWED = 1, 0
@@ -140,11 +139,15 @@ class Others:
 
 
 def share(order: dict[str, Any]) -> None:
-    """Fetch what is missing, then share until nobody lacks anything, or all who do are silent or too slow."""
+    """Fetch what is missing, then share.
+
+    That ends when every peer has all; when no peer that lacks something was connected for `quiet_s`; and
+    `longest_s` after this host had all. How slowly it may come here is the parent's to judge.
+    """
     made = session(order)
     handle = torrent(order, made)
     others = Others(handle, order["peers"])
-    began = quiet = time.monotonic()
+    since = quiet = time.monotonic()  # since: this host has all of it, or is still fetching
     while True:
         others.look()
         now, state = time.monotonic(), handle.status()
@@ -162,11 +165,11 @@ def share(order: dict[str, Any]) -> None:
             sent=state.total_payload_upload,
             garbage=state.total_failed_bytes,
         )
-        if not whole or others.lacking:
-            quiet = now
+        since = since if whole else now
+        quiet = now if others.lacking or not whole else quiet
         if whole and (others.all_complete or now - quiet > order["quiet_s"]):
             return
-        if now - began > order["longest_s"]:
+        if now - since > order["longest_s"]:
             return
         time.sleep(TICK_S)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from . import (
     prune,
     recovery,
     rehearsal,
+    swarm,
     systemd,
     transaction,
 )
@@ -126,6 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     tightening.set_defaults(run=_tighten)
 
+    looking = verbs.add_parser("libtorrent", help="which Python here has libtorrent, as JSON")
+    looking.add_argument("python", nargs="*", help="asked after the host's own python3")
+    looking.set_defaults(run=_libtorrent)
+
     compiling = verbs.add_parser(
         "compile", help="add byte code to this program, so that its calls are quicker"
     )
@@ -222,6 +228,12 @@ def _prune(options: argparse.Namespace) -> int:
 
 def _tighten(options: argparse.Namespace) -> int:
     private.tighten(options.root)
+    return 0
+
+
+def _libtorrent(options: argparse.Namespace) -> int:
+    found = swarm.python_with_libtorrent((shutil.which("python3") or sys.executable, *options.python))
+    json.dump({"python": found}, sys.stdout)
     return 0
 
 

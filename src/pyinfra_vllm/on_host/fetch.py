@@ -149,8 +149,8 @@ def fetch(request: Request, status: Progress) -> None:
         if request.part:
             _fetch_part(request, request.part, status)
             return
-        if request.order and manifest.is_marked(request.directory):
-            swarm.Swarm(request.order, request.directory, request.files, status).serve()
+        if request.order and request.directory.is_dir():
+            _serve(request, request.order, status)
         elif request.directory.is_dir():
             _repair(request, status)
         else:
@@ -164,9 +164,17 @@ def fetch(request: Request, status: Progress) -> None:
     status.done(f"complete: {request.total_bytes} bytes", bytes=request.total_bytes)
 
 
+def _serve(request: Request, order: swarm.Order, status: Progress) -> None:
+    """Share a checkpoint that was here before; one that is damaged is mended from the Hub first."""
+    if wrong := manifest.quick_check(request.directory):
+        raise FetchError(f"not shared, as it is not whole: {wrong[0]}")
+    if reason := swarm.Swarm(order, request.directory, request.files, status).serve():
+        status.say("sharing", reason)  # it is here: those who lack it will say so
+
+
 def _fetch_part(request: Request, part: swarm.Part, status: Progress) -> None:
     """This host's part for the other hosts: of a checkpoint that is complete, or else from the Hub."""
-    if manifest.is_marked(request.directory):
+    if not manifest.quick_check(request.directory):
         status.say("checking", f"hashing bytes {part.begin} to {part.end} of {request.purpose}")
         found = pieces.hashes(request.directory, request.files, part.begin, part.end, part.piece)
         status.done("its part is ready", pieces="".join(found))
@@ -228,6 +236,8 @@ def _gather(request: Request, status: Progress, missing: list[Wanted]) -> dict[s
     """Have every missing file, verified, in the partial directory."""
     request.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
     request.partial.chmod(0o755)
+    if request.order:
+        _bring_back(request)
     have = survey(request.partial, request, missing, status, thorough=False)
     status.verified = request.total_bytes - sum(file.size for file in missing if file.path not in have)
 
@@ -254,11 +264,13 @@ def _sources(request: Request, status: Progress) -> Iterator[Bring]:
     """Where files come from, in turn. Each hands on what it has and is right; the last brings the rest or
     raises FetchError.
     """
-    if request.shared:
+    if request.shared and not request.order:
         yield functools.partial(_copy, request, status)
     if request.order:
         yield functools.partial(_from_others, request, request.order, status)
     else:
+        if request.tree.is_dir():
+            yield functools.partial(_from_tree, request, status)
         yield functools.partial(_from_hub, request, status)
 
 
@@ -285,15 +297,18 @@ def _copy(request: Request, status: Progress, todo: list[Wanted], keep: Verified
 def _from_others(
     request: Request, order: swarm.Order, status: Progress, todo: list[Wanted], keep: Verified
 ) -> None:
-    _bring_back(request)
     reason = swarm.Swarm(order, request.tree, request.files, status).run(todo, keep, status.progress)
     if reason:
         raise FetchError(f"not all of it came from the other hosts: {reason}")
 
 
+def _from_tree(request: Request, status: Progress, todo: list[Wanted], keep: Verified) -> None:
+    """What an earlier run shared with other hosts: files that came whole are kept, pieces of others go."""
+    swarm.keep_right(request.tree, todo, keep, status)
+    shutil.rmtree(request.tree)
+
+
 def _from_hub(request: Request, status: Progress, todo: list[Wanted], keep: Verified) -> None:
-    if request.tree.is_dir():
-        shutil.rmtree(request.tree)  # pieces that hosts shared, of files that did not come whole
     Download(request.source, request.parts, keep, status.progress).run(todo)
 
 

@@ -29,8 +29,8 @@ from .download import Download, FetchError, Source, Stretch, Verified, Wanted, W
 from .status import Status
 
 USER = "vllm-peer"
-QUIET_S = 20.0
-SLOWEST = 2 << 20  # bytes per second: so long as this takes, and a minute, a host goes on sharing at most
+QUIET_S = 30.0  # with no host connected that lacks something, sharing ends after so long
+SLOWEST = 2 << 20  # bytes/s: a minute, and as long as all takes so, is the longest that sharing may take
 RECORD = "part.json"
 LEASE_S = 5.0  # a process that was killed has let go of its files by then
 
@@ -76,6 +76,16 @@ class Order:
             raise ValueError("the hashes of the pieces are none")
         if not self.peers:
             raise ValueError("no other host to share with")
+
+
+def python_with_libtorrent(pythons: Sequence[str]) -> str | None:
+    """The first of these that can import it."""
+    for python in pythons:
+        with suppress(OSError, subprocess.SubprocessError):
+            words = [python, "-I", "-c", "import libtorrent"]
+            subprocess.run(words, check=True, capture_output=True, timeout=20)
+            return python
+    return None
 
 
 def part_of(content: dict[str, Any]) -> Part:
@@ -138,6 +148,21 @@ def _lay(stretch: Stretch, fetched: Path, target: Path, size: int) -> None:
     fetched.unlink()
 
 
+def keep_right(tree: Path, files: Sequence[Wanted], verified: Verified, status: Status) -> list[str]:
+    """Hand on each file of the tree whose content is right; the paths of the others."""
+    wrong = []
+    for file in files:
+        sha256 = None
+        if _taken_over(tree, file.path):
+            status.say("checking", f"reading {file.path} ({file.size} bytes)")
+            sha256 = file.is_content_of(tree / file.path)
+        if sha256 is None:
+            wrong.append(file.path)
+        else:
+            verified(file, tree / file.path, sha256)
+    return wrong
+
+
 class Swarm:
     """The other hosts as a source. `run` leaves in `verified` what came and is right."""
 
@@ -156,15 +181,9 @@ class Swarm:
         self.tree.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.tree.parent.chmod(0o711)  # its user goes through, and sees nothing of the rest
         reason = self._take_part(complete=False, progress=progress)
-        for file in todo:
-            path = self.tree / file.path
-            if _taken_over(self.tree, file.path):
-                self.status.say("checking", f"reading {file.path} ({file.size} bytes)")
-                sha256 = file.is_content_of(path)
-                if sha256 is not None:
-                    verified(file, path, sha256)
-                elif not reason:
-                    reason = f"{file.path} has other content than the lock file states"
+        wrong = keep_right(self.tree, todo, verified, self.status)
+        if wrong and not reason:
+            reason = f"{wrong[0]} has other content than the lock file states"
         return reason
 
     def serve(self) -> str:
@@ -173,7 +192,7 @@ class Swarm:
 
     def _take_part(self, *, complete: bool, progress: Progress) -> str:
         """Why sharing ended before this host had everything; empty where it has."""
-        watch, whole = Watch(self.order), False
+        watch, whole, garbage = Watch(self.order), False, 0
         try:
             with self._child(complete=complete) as told:
                 for event in told:
@@ -182,6 +201,7 @@ class Swarm:
                     if "error" in event:
                         return str(event["error"])[:400]
                     whole = whole or event.get("whole") is True
+                    garbage = max(garbage, int(event.get("garbage", 0)))
                     here = event.get("bytes")
                     if whole:
                         self.status.write("sharing", message=_sharing(event))
@@ -192,6 +212,9 @@ class Swarm:
                         watch.check(here)
         except FetchError as error:
             return str(error)
+        finally:
+            if garbage:
+                self.status.say("sharing", f"{garbage} bytes of other content came from other hosts; thrown away")
         return "" if whole else "the other hosts had not all of it"
 
     @contextmanager

@@ -6,6 +6,7 @@ Shown by `pyinfra-vllm plan`; a dry run tells the same refusals while it prepare
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pyinfra.api import Host
@@ -34,7 +35,7 @@ from pyinfra_vllm.release import (
 
 def host_plan(host: Host, declared: Declared, lock: Lock, overrides: Overrides) -> HostPlan:
     """The changes and the refusals of a run, as far as they are known before it."""
-    found, problem = program.question(host, declared.root, sorted({item.user for item in declared.services}))
+    found, problem = program.question(host, declared.root, declared.users)
     if not found:  # without python3 there is nothing more to ask
         services = tuple(ServicePlan(item.name, REFUSED) for item in declared.services)
         return HostPlan(host.name, services, (problem or "it told nothing",))
@@ -44,6 +45,8 @@ def host_plan(host: Host, declared: Declared, lock: Lock, overrides: Overrides) 
     services = tuple(
         _service(host, declared.root, item, lock, overrides, stored) for item in declared.services
     )
+    if declared.sources.swarm:
+        services = tuple(replace(item, shared=item.download_bytes > 0) for item in services)
     if reasons:
         services = tuple(_refused(item) for item in services)
     return HostPlan(host.name, services, tuple(reasons))

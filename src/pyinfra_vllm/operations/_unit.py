@@ -52,10 +52,14 @@ PROPERTIES = (
 class Unit:
     """One transient unit on one host: `pyinfra-vllm-<name>.service`."""
 
-    def __init__(self, host: Host, name: str, what: str) -> None:
-        """A unit by its name. `what`: its work, for the operator's screen."""
+    def __init__(self, host: Host, name: str, what: str, properties: Sequence[str] = ()) -> None:
+        """A unit by its name. `what`: its work, for the operator's screen; `properties` of systemd, beside
+        `PROPERTIES`.
+        """
         self.host = host
         self.what = what
+        self.properties = (*PROPERTIES, *properties)
+        self.told: UnitStatus = {}  # the program's last status, when it is done
         self.remote = Remote(host)
         self.name = f"pyinfra-vllm-{name}.service"
         self.status = f"{RUN_DIRECTORY}/{name}.json"
@@ -72,11 +76,17 @@ class Unit:
         + writable: the directories that the work may change
         + secret: at most one systemd credential, by name (with - for _)
         """
+        self.begin(program, verb, request, *writable, **secret)
+        return self.follow()
+
+    def begin(
+        self, program: str, verb: str, request: Mapping[str, Any], *writable: str, **secret: str
+    ) -> None:
+        """Start the work, unless it is under way, and leave the host to it. As `run`."""
         if self._look()[1] in _OVER:
             self._start([program, verb, self._request], request, writable, secret)
         else:
             self._say("is under way already: following it")
-        return self._follow()
 
     def _start(
         self,
@@ -89,7 +99,7 @@ class Unit:
         self.remote.run("rm", "-f", "--", self.status)
         self.remote.write(self._request, json.dumps(request))
         properties = [
-            *PROPERTIES,
+            *self.properties,
             f"ReadWritePaths={' '.join(writable)} {RUN_DIRECTORY}",
             f"ExecStopPost=-/usr/bin/env rm -f {self._request} {self._secret}",
         ]
@@ -114,7 +124,8 @@ class Unit:
         status, _, state = text.strip().rpartition("\n")
         return answers.read(status, UnitStatus) if status.strip() else {}, state.strip()
 
-    def _follow(self) -> str:
+    def follow(self) -> str:
+        """Watch work that was begun until it is done. Returns and raises as `run`."""
         began = time.monotonic()
         with SCREEN.following(self.host) as show:
             while True:
@@ -129,6 +140,7 @@ class Unit:
                 time.sleep(POLL_S)
 
     def _judge(self, status: UnitStatus) -> str:
+        self.told = status
         if status.get("state") == "done":
             return status.get("message", "")
         if status.get("state") == "failed":

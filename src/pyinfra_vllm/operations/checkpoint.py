@@ -29,7 +29,7 @@ from pyinfra_vllm.text import in_units
 @operation()
 @alone
 def present(
-    root: str, service: Service, checkpoint: Checkpoint, verify: bool = False
+    root: str, service: Service, checkpoint: Checkpoint, verify: bool = False, shared: str | None = None
 ) -> Generator[PyinfraCommand, None, None]:
     """
     Have a checkpoint whole on the host. Only missing and damaged files are fetched.
@@ -38,6 +38,7 @@ def present(
     + service: its declaration; its runtime's own Hub client downloads
     + checkpoint: its entry in the lock
     + verify: read every byte of a checkpoint that looks complete
+    + shared: a folder of checkpoints that the host can read, asked before the Hub
 
     **Example:**
 
@@ -54,13 +55,20 @@ def present(
     if not state.is_executing:
         logger.info(
             f"{host.print_prefix}{service.name}:"
-            f" {_preview(checkpoint, here, found.get(directory + '.partial'))}"
+            f" {_preview(checkpoint, here, found.get(directory + '.partial'), shared)}"
         )
-    request = _request(root, runtime_path(root, service), checkpoint, verify=verify)
-    yield FunctionCommand(fetch, (root, request), {})
+    asks = {**request(root, runtime_path(root, service), checkpoint), "verify": verify}
+    if shared:
+        asks["shared"] = shared
+    yield FunctionCommand(fetch, (root, asks), {})
 
 
-def _preview(checkpoint: Checkpoint, here: StoredCheckpoint | None, partial: StoredCheckpoint | None) -> str:
+def _preview(
+    checkpoint: Checkpoint,
+    here: StoredCheckpoint | None,
+    partial: StoredCheckpoint | None,
+    shared: str | None = None,
+) -> str:
     """A dry run's line about this checkpoint."""
     name = f"{checkpoint.repo} at {checkpoint.commit[:12]}"
     if here is not None and here["state"] == "complete":
@@ -70,9 +78,9 @@ def _preview(checkpoint: Checkpoint, here: StoredCheckpoint | None, partial: Sto
     if here is not None:
         return f"would verify {name}, which was not finished, and download what is missing"
     left = missing_bytes(checkpoint, here, partial)
-    return (
-        f"would download {in_units(left)} of {in_units(checkpoint.total_bytes)} of {name} from {endpoint()}"
-    )
+    first = f"copy it from {shared} or " if shared else ""
+    size = f"{in_units(left)} of {in_units(checkpoint.total_bytes)}"
+    return f"would {first}download {size} of {name} from {endpoint()}"
 
 
 def missing_bytes(
@@ -94,7 +102,8 @@ def key(directory: str) -> str:
     return f"{repository[:60]}-{hashlib.sha256(directory.encode()).hexdigest()[:12]}"
 
 
-def _request(root: str, runtime: str, checkpoint: Checkpoint, *, verify: bool) -> dict[str, object]:
+def request(root: str, runtime: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The request to the host to have a checkpoint. It holds no secret."""
     return {
         "root": root,
         "key": key(checkpoint.directory(root)),
@@ -102,7 +111,6 @@ def _request(root: str, runtime: str, checkpoint: Checkpoint, *, verify: bool) -
         "commit": checkpoint.commit,
         "endpoint": endpoint(),
         "python": f"{runtime}/bin/python",
-        "verify": verify,
         "files": [_file(file) for file in checkpoint.files],
     }
 
@@ -112,16 +120,16 @@ def _file(file: File) -> dict[str, object]:
     return {"path": file.path, "size": file.size, **content}
 
 
-def fetch(state: State, host: Host, root: str, request: Mapping[str, Any]) -> bool:
+def fetch(state: State, host: Host, root: str, asks: Mapping[str, Any]) -> bool:
     """Runs on the control machine when the operation is executed; the host downloads and
     verifies by itself.
     """
-    what = f"{request['repo']} at {request['commit'][:12]}"
+    what = f"{asks['repo']} at {asks['commit'][:12]}"
     hub_token = token()
     secret = {"hub_token": hub_token} if hub_token else {}
-    unit = Unit(host, f"fetch-{request['key']}", f"download {what}")
+    unit = Unit(host, f"fetch-{asks['key']}", f"download {what}")
     try:
-        unit.run(f"{root}/bin/on-host.pyz", "fetch", request, root, **secret)
+        unit.run(f"{root}/bin/on-host.pyz", "fetch", asks, root, **secret)
     except HostError as error:
         logger.error(f"{host.print_prefix}{what} is not here: {printable(error)}")
         return False

@@ -1,0 +1,272 @@
+"""Has the hosts of a run share a checkpoint, so that few of them ask the Hub (docs/architecture.md).
+
+None of this fails a host: whatever does not come this way is said, and `checkpoint.present` gets it from the
+Hub.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Generator
+from typing import Any
+
+from pyinfra import host, logger, state
+from pyinfra.api import FunctionCommand, Host, State, operation
+from pyinfra.api.command import PyinfraCommand
+
+from pyinfra_vllm import answers
+from pyinfra_vllm.checkpoint import Checkpoint
+from pyinfra_vllm.config import Fleet
+from pyinfra_vllm.config.models import Swarm
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.facts._told import asked
+from pyinfra_vllm.facts.checkpoint import Checkpoints
+from pyinfra_vllm.hub_endpoint import endpoint, token
+from pyinfra_vllm.operations._planning import runtime_path
+from pyinfra_vllm.operations._refuse import alone
+from pyinfra_vllm.operations._remote import LOST, Remote
+from pyinfra_vllm.operations._unit import Unit
+from pyinfra_vllm.operations.checkpoint import request
+from pyinfra_vllm.printable import printable
+from pyinfra_vllm.sharing import Member, Sharing
+
+MIB = 1 << 20
+ASK_S = 60
+# Below whatever serves on the host; `PROPERTIES` of _unit.py has the rest.
+_PROPERTIES = ("IOWeight=10", "CPUWeight=10")
+
+_sharings: dict[tuple[str, str], Sharing] = {}  # of this run, by repository and commit
+Commands = Generator[PyinfraCommand, None, None]
+
+
+def _sharing(declared: Fleet, checkpoint: Checkpoint) -> Sharing:
+    settings = next(item.sources.swarm for item in declared.hosts.values() if item.sources.swarm)
+    made = Sharing(checkpoint.total_bytes, settings.from_hub)
+    return _sharings.setdefault((checkpoint.repo, checkpoint.commit), made)
+
+
+@operation()
+@alone
+def joined(declared: Fleet, checkpoint: Checkpoint) -> Commands:
+    """
+    Count the host among those that share a checkpoint, where it can.
+
+    + declared: the fleet
+    + checkpoint: one of its `shared`
+
+    **Example:**
+
+    .. code:: python
+
+        share.joined(name="ask who can share it", declared=declared, checkpoint=locked)
+    """
+    mine = declared.hosts[host.name]
+    service, settings = declared.served_by(host.name, checkpoint), mine.sources.swarm
+    if service is None or settings is None:
+        host.noop(f"does not share {checkpoint.repo}")
+        return
+    directory = checkpoint.directory(mine.root)
+    here = {item["directory"]: item for item in asked(host, Checkpoints, root=mine.root)}.get(directory)
+    has = here is not None and here["state"] == "complete"
+    address, problem = _address(host, settings)
+    if here is not None and not has:
+        problem = "it is damaged here, and mended from the Hub"
+    limit = settings.max_mib_per_s and settings.max_mib_per_s * MIB
+    sharing = _sharing(declared, checkpoint)
+    problem = problem or sharing.join(Member(host.name, address, settings.port, has, limit))
+    if problem:
+        sharing.leave(host.name)
+        _tell(host, f"does not share {checkpoint.repo}: {problem}")
+        host.noop(f"does not share {checkpoint.repo}")
+        return
+    if not state.is_executing and not has:
+        _tell(
+            host,
+            f"would share {checkpoint.repo} with the other hosts of this run; at most"
+            f" {settings.from_hub} of them fetch it, each a part, from {endpoint()}",
+        )
+    python = f"{runtime_path(mine.root, service)}/bin/python"
+    yield FunctionCommand(_ask, (sharing, mine.root, python, checkpoint.repo), {})
+
+
+@operation()
+@alone
+def parts(declared: Fleet, checkpoint: Checkpoint) -> Commands:
+    """
+    Have the few hosts that bring a checkpoint in fetch their parts of it; they alone get the Hub's token.
+
+    + declared: the fleet
+    + checkpoint: one of its `shared`
+
+    **Example:**
+
+    .. code:: python
+
+        share.parts(name="fetch its parts on a few hosts", declared=declared, checkpoint=locked)
+    """
+    yield from _step(_fetch_part, declared, checkpoint)
+
+
+@operation()
+@alone
+def begun(declared: Fleet, checkpoint: Checkpoint) -> Commands:
+    """
+    Begin to share a checkpoint, where its parts are on some hosts.
+
+    + declared: the fleet
+    + checkpoint: one of its `shared`
+
+    **Example:**
+
+    .. code:: python
+
+        share.begun(name="begin to share it", declared=declared, checkpoint=locked)
+    """
+    yield from _step(_begin, declared, checkpoint)
+
+
+@operation()
+@alone
+def ended(declared: Fleet, checkpoint: Checkpoint) -> Commands:
+    """
+    Follow the host until it has the checkpoint and no other host lacks any of it.
+
+    + declared: the fleet
+    + checkpoint: one of its `shared`
+
+    **Example:**
+
+    .. code:: python
+
+        share.ended(name="share it until all have it", declared=declared, checkpoint=locked)
+    """
+    yield from _step(_follow, declared, checkpoint)
+
+
+# In this order, each on all hosts before the next: what one records of a host, the next one needs of all.
+STEPS = (
+    (joined, "ask who can share it"),
+    (parts, "fetch its parts on a few hosts"),
+    (begun, "begin to share it"),
+    (ended, "share it until all have it"),
+)
+
+
+def _step(callback: Any, declared: Fleet, checkpoint: Checkpoint) -> Commands:
+    service = declared.served_by(host.name, checkpoint)
+    mine = declared.hosts[host.name]
+    if service is None or mine.sources.swarm is None:
+        host.noop(f"does not share {checkpoint.repo}")
+        return
+    asks = request(mine.root, runtime_path(mine.root, service), checkpoint)
+    yield FunctionCommand(callback, (_sharing(declared, checkpoint), mine.root, asks), {})
+
+
+def _address(host: Host, settings: Swarm) -> tuple[str, str]:
+    """Where other hosts reach this one, and why they can't."""
+    if settings.address is not None:
+        return settings.address, ""
+    name = str(host.data.get("ssh_hostname") or host.name)
+    try:
+        found = str(ipaddress.ip_address(socket.getaddrinfo(name, None)[0][4][0]))
+    except (OSError, ValueError):
+        return "", f"the address of {name} is not known here; declare sources.swarm.address beside its name"
+    if ipaddress.ip_address(found).is_loopback:
+        return "", f"{name} is {found} here; declare sources.swarm.address beside its name"
+    return found, ""
+
+
+def _tell(host: Host, line: str) -> None:
+    logger.info(f"{host.print_prefix}{printable(line)}")
+
+
+def _ask(state: State, host: Host, sharing: Sharing, root: str, python: str, repo: str) -> bool:
+    """Ask the host for a Python with libtorrent. Runs when the operation is executed, as all below."""
+    if not sharing.somebody_lacks_it:
+        return True
+    words = ("python3", "-I", f"{root}/bin/on-host.pyz", "libtorrent", python)
+    try:
+        found = Remote(host).json(answers.LIBTORRENT, *words, timeout_s=ASK_S)["python"]
+    except LOST as error:
+        _tell(host, f"does not share {repo}: {error}")
+        return True
+    if found:
+        sharing.can(host.name, found)
+    else:
+        _tell(
+            host,
+            f"does not share {repo}: neither its python3 nor its runtime has libtorrent (Debian's package"
+            " python3-libtorrent, or `libtorrent` among the runtime's packages)",
+        )
+    return True
+
+
+def _fetch_part(state: State, host: Host, sharing: Sharing, root: str, asks: dict[str, Any]) -> bool:
+    part = sharing.sources.get(host.name)
+    if part is None:
+        return True
+    hub_token = token() if not sharing.member(host.name).has else None
+    secret = {"hub_token": hub_token} if hub_token else {}
+    begin, end = part
+    what = f"download bytes {begin} to {end} of {_named(asks)}"
+    unit = Unit(host, f"fetch-{asks['key']}", what, _PROPERTIES)
+    asks = {**asks, "part": {"begin": begin, "end": end, "piece": sharing.piece}}
+    try:
+        unit.run(f"{root}/bin/on-host.pyz", "fetch", asks, root, **secret)
+        if not sharing.bring(host.name, str(unit.told.get("pieces", ""))):
+            _tell(host, f"answered nonsense about its part of {_named(asks)}")
+    except HostError as error:
+        _tell(host, f"has not its part of {_named(asks)}: {error}")
+    return True
+
+
+def _begin(state: State, host: Host, sharing: Sharing, root: str, asks: dict[str, Any]) -> bool:
+    if not sharing.takes_part(host.name):
+        if sharing.missing:
+            late = ", ".join(sharing.missing)
+            _tell(host, f"{_named(asks)} is not shared: {late} did not bring a part of it")
+        return True
+    try:
+        unit = _unit(host, sharing, asks)
+        unit.begin(f"{root}/bin/on-host.pyz", "fetch", {**asks, "swarm": order(sharing, host.name)}, root)
+    except LOST as error:
+        _tell(host, f"did not begin to share {_named(asks)}: {error}")
+        sharing.leave(host.name)
+    return True
+
+
+def _follow(state: State, host: Host, sharing: Sharing, root: str, asks: dict[str, Any]) -> bool:
+    if not sharing.takes_part(host.name):
+        return True
+    try:
+        _unit(host, sharing, asks).follow()
+        _tell(host, f"{_named(asks)} is complete and verified, shared among {len(sharing.able)} hosts")
+    except HostError as error:
+        _tell(host, f"{_named(asks)} is not complete: {error}. The Hub is asked for the rest.")
+    return True
+
+
+def _named(asks: dict[str, Any]) -> str:
+    return f"{asks['repo']} at {asks['commit'][:12]}"
+
+
+def _unit(host: Host, sharing: Sharing, asks: dict[str, Any]) -> Unit:
+    """The unit in which the host shares; the kernel lets it talk to the other hosts and nobody else."""
+    addresses = [sharing.member(host.name).address, *(address for address, _ in sharing.peers(host.name))]
+    fence = ("IPAddressDeny=any", f"IPAddressAllow={' '.join(addresses)}")
+    return Unit(host, f"fetch-{asks['key']}", f"share {_named(asks)}", (*_PROPERTIES, *fence))
+
+
+def order(sharing: Sharing, name: str) -> dict[str, Any]:
+    """What a host has to know to share: nothing secret, and no name of a host."""
+    member = sharing.member(name)
+    return {
+        "python": sharing.python(name),
+        "piece": sharing.piece,
+        "hashes": sharing.hashes,
+        "address": member.address,
+        "port": member.port,
+        "peers": sharing.peers(name),
+        "bytes_per_s": member.bytes_per_s,
+    }

@@ -1,0 +1,115 @@
+"""Which hosts of a run share a checkpoint, which of them fetch it from the Hub, and who is told of whom. Pure.
+
+Hosts join while a run is prepared. pyinfra runs an operation on all hosts before the next one begins, so what
+one operation records of every host is complete when the next one asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from .on_host import pieces
+
+HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A host that is to share a checkpoint: where the others reach it, and whether it has all of it already."""
+
+    host: str
+    address: str
+    port: int
+    has: bool
+    bytes_per_s: int | None = None
+
+
+class Sharing:
+    """One checkpoint among the hosts of one run."""
+
+    def __init__(self, total_bytes: int, from_hub: int) -> None:
+        """`from_hub`: so many hosts fetch from the Hub at most, each a part of it."""
+        self.total_bytes = total_bytes
+        self.from_hub = from_hub
+        self.piece = pieces.piece_bytes(total_bytes)
+        self._members: dict[str, Member] = {}
+        self._pythons: dict[str, str] = {}
+        self._hashes: dict[str, str] = {}
+
+    def join(self, member: Member) -> str:
+        """Count a host in; returns why it can't be, or nothing."""
+        for other in self._members.values():
+            if other.host != member.host and other.address == member.address:
+                return f"{other.host} has the same address, {member.address}"
+        self._members[member.host] = member
+        return ""
+
+    def leave(self, host: str) -> None:
+        """A host does not take part after all."""
+        self._members.pop(host, None)
+
+    def can(self, host: str, python: str) -> None:
+        """A host was asked, and has a Python with libtorrent."""
+        self._pythons[host] = python
+
+    def python(self, host: str) -> str:
+        return self._pythons[host]
+
+    @property
+    def somebody_lacks_it(self) -> bool:
+        return any(not member.has for member in self._members.values())
+
+    @property
+    def able(self) -> tuple[Member, ...]:
+        """The members that can share, in the order of their names: the same one on every machine."""
+        return tuple(self._members[host] for host in sorted(self._members) if host in self._pythons)
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether there are two hosts at least, and one of them lacks the checkpoint."""
+        return len(self.able) > 1 and any(not member.has for member in self.able)
+
+    @cached_property
+    def sources(self) -> dict[str, tuple[int, int]]:
+        """The hosts that bring the checkpoint in, each with its range of bytes; asked first when all hosts
+        have said whether they can share.
+
+        Those that have it, so that nothing comes from the Hub; where none has, the first few.
+        """
+        if not self.worthwhile:
+            return {}
+        chosen = [member for member in self.able if member.has] or list(self.able)
+        chosen = chosen[: self.from_hub]
+        parts = pieces.parts(self.total_bytes, self.piece, len(chosen))
+        return {
+            member.host: part for member, part in zip(chosen, parts, strict=True) if part[0] < part[1]
+        }
+
+    def bring(self, host: str, hashes: str) -> bool:
+        """A source has its part, and these are the hashes of its pieces; whether they can be that."""
+        begin, end = self.sources[host]
+        if len(hashes) != 40 * pieces.count(end - begin, self.piece) or not set(hashes) <= HEX:
+            return False
+        self._hashes[host] = hashes
+        return True
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The sources that have not brought their part."""
+        return tuple(host for host in self.sources if host not in self._hashes)
+
+    @property
+    def hashes(self) -> str:
+        """Those of all pieces, in their order; empty as long as a part is missing."""
+        return "" if self.missing else "".join(self._hashes[host] for host in self.sources)
+
+    def takes_part(self, host: str) -> bool:
+        return bool(self.hashes) and any(member.host == host for member in self.able)
+
+    def member(self, host: str) -> Member:
+        return self._members[host]
+
+    def peers(self, host: str) -> tuple[tuple[str, int], ...]:
+        """Address and port of the other hosts: nobody else is talked to."""
+        return tuple((member.address, member.port) for member in self.able if member.host != host)

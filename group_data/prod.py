@@ -24,6 +24,21 @@ keep = ["Qwen/Qwen3-14B-AWQ@main"]
 # collector, which must be there (docs/metrics.md). None: nowhere.
 metrics = None
 
+# Where a host asks for checkpoints before it asks the Hub.
+sources = {
+    # A folder that the host can read, such as a mounted file system, laid out as ours:
+    # <org>--<name>/<commit>/<file>. Files are copied and verified; those missing there come from the Hub.
+    "path": None,
+    # The other hosts of the run, by libtorrent (docs/architecture.md); {}: as here without limit; None: off.
+    "swarm": {
+        "from_hub": 3,  # so many hosts fetch from the Hub, each a part of it, and get its token
+        "port": 6881,  # TCP, open between the hosts
+        # Where other hosts reach this one, declared beside its name; None: the address that SSH uses.
+        "address": None,
+        "max_mib_per_s": 500,  # in each direction; None: no limit
+    },
+}
+
 # When a switch may begin. Staging (downloads, installs) is safe at any hour and does not wait.
 # One map, or a list of them: windows add up. An empty list, or no window at all, means any time.
 window = [

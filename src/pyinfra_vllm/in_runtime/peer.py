@@ -158,6 +158,7 @@ def share(order: dict[str, Any]) -> None:
         say(
             bytes=state.total_wanted_done,
             whole=whole,
+            listening=made.listen_port() != 0,
             checking="checking" in str(state.state),
             connected=len(others.connected),
             lacking=len(others.lacking),

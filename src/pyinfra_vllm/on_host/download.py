@@ -27,6 +27,7 @@ from . import manifest
 from .task import TaskError
 
 POLL_S = 0.2
+LONGEST_LINE, MOST_LINES = 1 << 16, 10_000  # of what a child says, and that wait to be read
 PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 FINAL_STATUS = frozenset(range(400, 500)) - {408, 416, 425, 429}  # asking again will not help
 
@@ -323,7 +324,7 @@ class Watch:
 
 def events(child: subprocess.Popen[bytes], name: str) -> Iterator[dict[str, Any] | None]:
     """The lines of the child process, a None every POLL_S in between, and its last output if it failed."""
-    lines: queue.Queue[bytes | None] = queue.Queue()
+    lines: queue.Queue[bytes | None] = queue.Queue(MOST_LINES)
     last_words: deque[bytes] = deque(maxlen=15)
     readers = [
         threading.Thread(target=_read, args=(child.stdout, lines.put), daemon=True),
@@ -357,13 +358,13 @@ def _event(line: bytes) -> dict[str, Any]:
     """One line of the child; what another program of that runtime printed is kept as an error's words."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"path": "", "error": line.decode(errors="replace")[:400]}
     return event if isinstance(event, dict) else {"path": "", "error": str(event)[:400]}
 
 
 def _read(stream: Any, take: Callable[[Any], None]) -> None:
     """Pass lines on until the stream ends, then a None."""
-    for line in iter(stream.readline, b""):
+    for line in iter(lambda: stream.readline(LONGEST_LINE), b""):
         take(line.strip())
     take(None)

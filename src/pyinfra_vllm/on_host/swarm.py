@@ -192,7 +192,7 @@ class Swarm:
 
     def _take_part(self, *, complete: bool, progress: Progress) -> str:
         """Why sharing ended before this host had everything; empty where it has."""
-        watch, whole, garbage = Watch(self.order), False, 0
+        watch, whole, garbage, listening = Watch(self.order), False, 0, True
         try:
             with self._child(complete=complete) as told:
                 for event in told:
@@ -201,11 +201,12 @@ class Swarm:
                     if "error" in event:
                         return str(event["error"])[:400]
                     whole = whole or event.get("whole") is True
-                    garbage = max(garbage, int(event.get("garbage", 0)))
-                    here = event.get("bytes")
+                    garbage = max(garbage, _number(event, "garbage"))
+                    listening = event.get("listening") is not False
                     if whole:
                         self.status.write("sharing", message=_sharing(event))
-                    elif isinstance(here, int):
+                    else:
+                        here = _number(event, "bytes")
                         progress(here)
                         if event.get("checking") is True:
                             watch.restart()
@@ -214,7 +215,9 @@ class Swarm:
             return str(error)
         finally:
             if garbage:
-                self.status.say("sharing", f"{garbage} bytes of other content came from other hosts; thrown away")
+                self.status.say("sharing", f"{garbage} bytes of other content came from others; thrown away")
+            if not listening:
+                self.status.say("sharing", f"nobody can listen on {self.order.address}:{self.order.port}")
         return "" if whole else "the other hosts had not all of it"
 
     @contextmanager
@@ -278,8 +281,14 @@ class Swarm:
         stdin.flush()
 
 
+def _number(event: dict[str, Any], name: str) -> int:
+    """A number that the child tells; it listens to other hosts, so it is not believed to tell any."""
+    value = event.get(name)
+    return value if isinstance(value, int) and 0 <= value < 1 << 63 else 0
+
+
 def _sharing(event: dict[str, Any]) -> str:
-    lacking, connected = event.get("lacking", 0), event.get("connected", 0)
+    lacking, connected = _number(event, "lacking"), _number(event, "connected")
     return f"has all of it; {lacking} of {connected} connected hosts still lack some"
 
 

@@ -25,6 +25,9 @@ from pyinfra_vllm.operations._unit import Unit
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.text import in_units
 
+# Host and key of what this run has completed in another way (share.py): such a host gets no token of the Hub.
+COMPLETED: set[tuple[str, str]] = set()
+
 
 @operation()
 @alone
@@ -124,6 +127,8 @@ def fetch(state: State, host: Host, root: str, asks: Mapping[str, Any]) -> bool:
     """Runs on the control machine when the operation is executed; the host downloads and
     verifies by itself.
     """
+    if (host.name, asks["key"]) in COMPLETED:
+        return True
     what = f"{asks['repo']} at {asks['commit'][:12]}"
     hub_token = token()
     secret = {"hub_token": hub_token} if hub_token else {}

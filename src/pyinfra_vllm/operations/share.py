@@ -19,7 +19,6 @@ from pyinfra_vllm import answers
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Fleet
 from pyinfra_vllm.config.models import Swarm
-from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.hub_endpoint import endpoint, token
@@ -27,7 +26,7 @@ from pyinfra_vllm.operations._planning import runtime_path
 from pyinfra_vllm.operations._refuse import alone
 from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._unit import Unit
-from pyinfra_vllm.operations.checkpoint import request
+from pyinfra_vllm.operations.checkpoint import COMPLETED, request
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.sharing import Member, Sharing
 
@@ -77,7 +76,8 @@ def joined(declared: Fleet, checkpoint: Checkpoint) -> Commands:
     problem = problem or sharing.join(Member(host.name, address, settings.port, has, limit))
     if problem:
         sharing.leave(host.name)
-        _tell(host, f"does not share {checkpoint.repo}: {problem}")
+        if not state.is_executing:
+            _tell(host, f"does not share {checkpoint.repo}: {problem}")
         host.noop(f"does not share {checkpoint.repo}")
         return
     if not state.is_executing and not has:
@@ -216,7 +216,7 @@ def _fetch_part(state: State, host: Host, sharing: Sharing, root: str, asks: dic
         unit.run(f"{root}/bin/on-host.pyz", "fetch", asks, root, **secret)
         if not sharing.bring(host.name, str(unit.told.get("pieces", ""))):
             _tell(host, f"answered nonsense about its part of {_named(asks)}")
-    except HostError as error:
+    except LOST as error:
         _tell(host, f"has not its part of {_named(asks)}: {error}")
     return True
 
@@ -241,8 +241,9 @@ def _follow(state: State, host: Host, sharing: Sharing, root: str, asks: dict[st
         return True
     try:
         _unit(host, sharing, asks).follow()
+        COMPLETED.add((host.name, asks["key"]))
         _tell(host, f"{_named(asks)} is complete and verified, shared among {len(sharing.able)} hosts")
-    except HostError as error:
+    except LOST as error:
         _tell(host, f"{_named(asks)} is not complete: {error}. The Hub is asked for the rest.")
     return True
 

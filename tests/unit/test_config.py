@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyinfra_vllm.config import Declared, Layer, Problems, Rollout, Service, declare, merge
-from pyinfra_vllm.config.checks import common_rollout, network_warnings, window_warnings
+from pyinfra_vllm.config.checks import check_swarm, common_rollout, network_warnings, window_warnings
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.criteria import Criteria
 from pyinfra_vllm.window import Days
@@ -566,3 +566,56 @@ def test_hooks_come_to_the_host_as_words_urls_and_names_of_secrets() -> None:
         "timeout_s": 5.0,
     }
     assert good({"defaults": {"hooks": {"timeout_s": 5.0}}}, chat()).service("chat").hooks.document() == {}
+
+
+@pytest.mark.parametrize(
+    "sources, line",
+    [
+        ({"path": "models"}, "sources.path = 'models': must be an absolute path"),
+        ({"hub": 1}, "sources.hub = 1: unknown key"),
+        ({"swarm": {"prot": 1}}, 'sources.swarm.prot = 1: unknown key; did you mean "port"?'),
+        ({"swarm": {"port": 0}}, "sources.swarm.port = 0: must be a TCP port from 1 to 65535"),
+        ({"swarm": {"from_hub": 0}}, "sources.swarm.from_hub = 0: must be a number of hosts from 1 to 16"),
+        ({"swarm": {"address": "gpu-1"}}, "sources.swarm.address = 'gpu-1': must be an IP address"),
+        ({"swarm": {"address": "::"}}, "sources.swarm.address = '::': must be one address of the host"),
+        ({"swarm": {"max_mib_per_s": 0}}, "sources.swarm.max_mib_per_s = 0: must be MiB per second"),
+        ({"swarm": True}, "sources.swarm = True: must be a map of settings, {} for the defaults, or None"),
+    ],
+)
+def test_sources_name_what_is_wrong_in_them(sources: dict[str, Any], line: str) -> None:
+    (found,) = lines({**chat(), "sources": sources})
+    assert found.startswith(f"{ALL}: {line}")
+
+
+def test_hosts_ask_the_hub_alone_unless_they_are_told_to_share() -> None:
+    assert good(chat()).sources.swarm is None and good(chat()).sources.path is None
+    shared = good(chat(), {"sources": {"swarm": {}}}).sources.swarm
+    assert shared is not None
+    assert (shared.from_hub, shared.port, shared.address, shared.max_mib_per_s) == (3, 6881, None, None)
+    off = good(chat(), {"sources": {"swarm": {"port": 7000}}}, {"sources": {"swarm": None}})
+    assert off.sources.swarm is None
+
+
+@pytest.mark.parametrize(
+    "one, other, line",
+    [
+        ({"from_hub": 2}, {}, "sources.swarm.from_hub = 3: differs between gpu-1 and gpu-2"),
+        (
+            {"address": "10.0.0.1"},
+            {"address": "10.0.0.1"},
+            "sources.swarm.address = '10.0.0.1': already the address of gpu-1",
+        ),
+        ({"address": "10.0.0.1", "port": 7000}, {"address": "10.0.0.2"}, ""),
+    ],
+)
+def test_swarm_is_one_of_the_fleet(one: dict[str, Any], other: dict[str, Any], line: str) -> None:
+    problems = Problems()
+    merged = {
+        name: merge([Layer(ALL, {**chat(), "sources": {"swarm": swarm}})])
+        for name, swarm in (("gpu-1", one), ("gpu-2", other))
+    }
+    hosts = {name: declare(name, layers, problems) for name, layers in merged.items()}
+    check_swarm({name: host for name, host in hosts.items() if host}, merged, problems)
+    found = [str(problem).split(": ", 1)[1] for problem in problems.found]
+    assert len(found) == bool(line)
+    assert all(item.startswith(line) for item in found)

@@ -247,7 +247,16 @@ def test_the_worked_example_is_valid_and_shows_every_key(monkeypatch: pytest.Mon
     reference = (PROJECT / "group_data/prod.py").read_text()
     service = big.service("chat")
     assert all(f"\n{key} = " in reference for key in KEYS)
-    for model in (service, service.runtime, service.gate, service.hooks, found.rollout):
+    assert big.sources.swarm is not None
+    for model in (
+        service,
+        service.runtime,
+        service.gate,
+        service.hooks,
+        found.rollout,
+        big.sources,
+        big.sources.swarm,
+    ):
         for key in type(model).model_fields:
             assert key == "name" or f'"{key}"' in reference or f"`{key}`" in reference, (
                 f"{key} is not in the configuration reference"

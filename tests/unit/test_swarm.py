@@ -141,7 +141,8 @@ def fleet(server: HubServer, tmp_path: Path) -> Iterator[Fleet]:
     yield made
     for child in made.running:
         child.kill()
-        child.wait()
+        with child:  # closes what it was told by
+            pass
 
 
 def test_four_hosts_get_a_checkpoint_that_two_fetched_half_each(fleet: Fleet) -> None:
@@ -198,6 +199,7 @@ def test_peer_that_sends_garbage_costs_time_only(fleet: Fleet) -> None:
     for child in (fetching, *others):
         assert child.wait(240) == 0, fleet.log(0, 2, 3)
     assert all(fleet.whole(host) for host in (0, 2, 3))
+    assert "bytes of other content came from others; thrown away" in fleet.log(2)
 
 
 def test_source_that_hashes_wrong_bytes_is_found_out_by_the_lock(fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ FAST := $(if $(wildcard /dev/shm/.),/dev/shm,/tmp)
 LOCK_OPTIONS := --extra build --extra test --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
 
-.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults test-gpu lint bench-gate bench-quality bench-accuracy lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
+.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults test-gpu lint bench-gate bench-quality bench-accuracy bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
 
 demo: lab-cache
 	$(LAB) demo
@@ -52,6 +52,10 @@ bench-quality: .venv/complete
 
 bench-accuracy: lab-cache
 	$(BIN)/python benchmarks/gate/on_lab.py accuracy --words 750 --turns 8
+
+# 16 hosts with links of 100 Mbit/s and a checkpoint of 2 GB, three times: about half an hour, and 70 GB of disk.
+bench-swarm: lab-cache
+	$(BIN)/python benchmarks/swarm/on_lab.py
 
 lint: .venv/complete
 	$(BIN)/ruff check

@@ -34,6 +34,7 @@ SETTINGS = {
     "enable_incoming_utp": False,
     "allow_multiple_connections_per_ip": False,
     "close_redundant_connections": False,  # a peer that has all is to be seen as such
+    "peer_timeout": 30,  # seconds without a word: its link is cut, or its host is gone
     "connections_limit": MOST_CONNECTIONS,
     "file_pool_size": 64,
     "alert_mask": 0,

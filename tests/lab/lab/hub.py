@@ -8,6 +8,7 @@ redirects of large files, tokens and the Hub's own error codes. It holds no stat
 from __future__ import annotations
 
 import json
+import mmap
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,7 @@ class Request:
     authorized: bool
     status: int
     sent: int
+    client: str = ""
 
 
 @dataclass
@@ -208,10 +210,10 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
         length = end - start if not fault.endless else None
         self._head(206 if self.headers.get("Range") else 200, headers, length)
-        sent = self._pour(data[start:end], fault) if self.command == "GET" else 0
+        sent = self._pour(memoryview(data)[start:end], fault) if self.command == "GET" else 0
         self._remember(206 if self.headers.get("Range") else 200, sent)
 
-    def _pour(self, data: bytes, fault: Fault) -> int:
+    def _pour(self, data: memoryview, fault: Fault) -> int:
         """Send the body as the fault wants it; returns the bytes sent."""
         sent, step = 0, _CHUNK if fault.bytes_per_s is None else max(1, int(fault.bytes_per_s / 20))
         stop = len(data) if fault.drop_after is None else min(len(data), fault.drop_after)
@@ -268,12 +270,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _remember(self, status: int, sent: int) -> None:
         asked = Request(
-            self.command, self.path, self.headers.get("Range"), "Authorization" in self.headers, status, sent
+            self.command,
+            self.path,
+            self.headers.get("Range"),
+            "Authorization" in self.headers,
+            status,
+            sent,
+            str(self.client_address[0]),
         )
         self.server.hub.requests.append(asked)
 
 
-def _spoilt(data: bytes, fault: Fault) -> bytes:
+def _spoilt(data: bytes | mmap.mmap, fault: Fault) -> bytes | mmap.mmap:
     if fault.flip_at is not None:
         changed = bytearray(data)
         changed[fault.flip_at] ^= 0xFF

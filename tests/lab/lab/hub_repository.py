@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -43,8 +44,14 @@ class File:
     def etag(self) -> str:
         return self.sha256 or self.blob_sha1
 
-    def data(self) -> bytes:
-        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+    def data(self) -> bytes | mmap.mmap:
+        """The content; of a file not read into memory, as checkpoints of a benchmark are large."""
+        if isinstance(self.content, bytes):
+            return self.content
+        if not self.size:
+            return b""
+        with self.content.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def sibling(self) -> dict[str, Any]:
         """This file in the answer of `model_info(files_metadata=True)`."""

@@ -31,7 +31,7 @@ sources = {
     "path": None,
     # The other hosts of the run, by libtorrent (docs/architecture.md); {}: as here without limit; None: off.
     "swarm": {
-        "from_hub": 3,  # so many hosts fetch from the Hub, each a part of it, and get its token
+        "from_hub": 4,  # so many hosts fetch from the Hub, each a part of it, and get its token
         "port": 6881,  # TCP, open between the hosts
         # Where other hosts reach this one, declared beside its name; None: the address that SSH uses.
         "address": None,

@@ -1,7 +1,7 @@
 """A checkpoint to many hosts of the lab whose links are limited: the time against one host's, and bytes from
 the Hub.
 
-    on_lab.py [--hosts 16] [--gigabytes 2] [--mbit 100] [--repeat 3] [--from-hub 3]
+    on_lab.py [--hosts 16] [--gigabytes 2] [--mbit 100] [--repeat 3] [--from-hub 4]
 
 Both times are taken in one run, turn by turn, and end when the checkpoint is verified and installed: one host
 from the Hub alone, then all hosts with `sources.swarm`. Ends with 1 where the target is missed. Nothing else
@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--mbit", type=float, default=100.0)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--from-hub", type=int, default=3)
+    parser.add_argument("--from-hub", type=int, default=4)
     turns = measure(**vars(parser.parse_args()))
     ratios, sent = [turn.ratio for turn in turns], [turn.checkpoints for turn in turns]
     print(

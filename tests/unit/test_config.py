@@ -591,7 +591,7 @@ def test_hosts_ask_the_hub_alone_unless_they_are_told_to_share() -> None:
     assert good(chat()).sources.swarm is None and good(chat()).sources.path is None
     shared = good(chat(), {"sources": {"swarm": {}}}).sources.swarm
     assert shared is not None
-    assert (shared.from_hub, shared.port, shared.address, shared.max_mib_per_s) == (3, 6881, None, None)
+    assert (shared.from_hub, shared.port, shared.address, shared.max_mib_per_s) == (4, 6881, None, None)
     off = good(chat(), {"sources": {"swarm": {"port": 7000}}}, {"sources": {"swarm": None}})
     assert off.sources.swarm is None
 
@@ -599,7 +599,7 @@ def test_hosts_ask_the_hub_alone_unless_they_are_told_to_share() -> None:
 @pytest.mark.parametrize(
     "one, other, line",
     [
-        ({"from_hub": 2}, {}, "sources.swarm.from_hub = 3: differs between gpu-1 and gpu-2"),
+        ({"from_hub": 2}, {}, "sources.swarm.from_hub = 4: differs between gpu-1 and gpu-2"),
         (
             {"address": "10.0.0.1"},
             {"address": "10.0.0.1"},

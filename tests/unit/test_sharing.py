@@ -127,7 +127,7 @@ def units(monkeypatch: pytest.MonkeyPatch) -> Units:
 
 
 def host(name: str) -> Any:
-    return SimpleNamespace(name=name, print_prefix=f"[{name}] ", data=SimpleNamespace(ssh_hostname=None))
+    return SimpleNamespace(name=name, print_prefix=f"[{name}] ", data={})
 
 
 ASKS = {"repo": "acme/tiny-awq", "commit": "0" * 40, "key": "tiny", "files": []}

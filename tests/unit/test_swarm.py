@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 import random
 import socket
 import subprocess
@@ -20,8 +21,9 @@ from hub_server import Fault, HubServer, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host import manifest, pieces
+from pyinfra_vllm.on_host import manifest, pieces, swarm
 from pyinfra_vllm.on_host.download import Wanted
+from pyinfra_vllm.on_host.status import Status
 
 REPO = "acme/tiny-awq"
 FILES = {
@@ -283,6 +285,59 @@ def test_missing_libtorrent_is_said(fleet: Fleet, tmp_path: Path) -> None:
     python.chmod(0o755)
     assert fleet.start(0, swarm=fleet.order(0, [0, 1], hashes, python=str(python))).wait(60) == 1
     assert "No module named 'libtorrent'" in fleet.status(0)["error"]
+
+
+def test_file_that_somebody_may_still_write_to_is_copied(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "more").mkdir(parents=True)
+    content = {"free.bin": b"right", "more/held.bin": b"right", "more/wrong.bin": b"wrong"}
+    files = [Wanted(path, 5, hashlib.sha256(b"right").hexdigest()) for path in (*content, "missing.bin")]
+    for path, data in content.items():
+        (tree / path).write_bytes(data)
+    (tree / "link.bin").symlink_to(tree / "free.bin")
+    files.append(Wanted("link.bin", 5, files[0].sha256))
+    kept: dict[str, Path] = {}
+
+    def keep(file: Wanted, path: Path, _: str) -> None:
+        kept[file.path] = path.replace(tmp_path / f"kept-{len(kept)}")
+
+    with (tree / "more/held.bin").open("r+b") as writer:
+        wrong = swarm.keep_right(tree, files, keep, Status(tmp_path / "status.json"))
+        writer.write(b"WRONG")
+    assert wrong == ["more/wrong.bin", "missing.bin", "link.bin"]
+    assert [path.read_bytes() for path in kept.values()] == [b"right", b"right"]
+    assert (tree / "more/held.bin").read_bytes() == b"WRONG"
+
+
+@pytest.mark.parametrize("name", ["second.bin", "pipe.bin"])
+def test_file_with_a_second_name_and_no_file_are_not_taken(tmp_path: Path, name: str) -> None:
+    (tmp_path / "second.bin").write_bytes(b"right")
+    os.link(tmp_path / "second.bin", tmp_path / "first.bin")
+    os.mkfifo(tmp_path / "pipe.bin")
+    wanted = Wanted(name, 5, hashlib.sha256(b"right").hexdigest())
+    assert swarm.keep_right(tmp_path, [wanted], lambda *_: None, Status(tmp_path / "status.json")) == [name]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"bytes": "many"},
+        {"garbage": None, "whole": "yes"},
+        {"bytes": -5},
+        {"bytes": 1 << 70, "lacking": [], "connected": {}},
+        {"error": {"deep": 1}},
+    ],
+)
+def test_nonsense_of_the_child_is_no_error_of_root(
+    event: dict[str, Any], fleet: Fleet, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho '{json.dumps(event)}'\n")
+    python.chmod(0o755)
+    order = fleet.order(0, [0, 1], "ab" * 20, python=str(python))
+    assert fleet.start(0, swarm=order).wait(60) == 1
+    assert fleet.status(0)["error"].startswith("not all of it came from the other hosts: ")
+    assert "Traceback" not in fleet.log(0)
 
 
 def test_interrupted_part_is_not_fetched_again(fleet: Fleet) -> None:

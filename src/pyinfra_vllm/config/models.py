@@ -342,7 +342,7 @@ class Swarm(Declaration):
     """How hosts fetch a checkpoint from each other."""
 
     from_hub: Annotated[int, Field(ge=1, le=16)] = Field(
-        default=3, description="a number of hosts from 1 to 16 that fetch from the Hub, each a part"
+        default=4, description="a number of hosts from 1 to 16 that fetch from the Hub, each a part"
     )
     port: Port = Field(default=6881, description="a TCP port from 1 to 65535, free on the host")
     address: OneAddress | None = Field(

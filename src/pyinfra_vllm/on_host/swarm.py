@@ -17,7 +17,6 @@ import re
 import shutil
 import stat
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ USER = "vllm-peer"
 QUIET_S = 30.0  # with no host connected that lacks something, sharing ends after so long
 SLOWEST = 2 << 20  # bytes/s: a minute, and as long as all takes so, is the longest that sharing may take
 RECORD = "part.json"
-LEASE_S = 5.0  # a process that was killed has let go of its files by then
 
 Progress = Callable[[int], None]
 
@@ -149,17 +147,22 @@ def _lay(stretch: Stretch, fetched: Path, target: Path, size: int) -> None:
 
 
 def keep_right(tree: Path, files: Sequence[Wanted], verified: Verified, status: Status) -> list[str]:
-    """Hand on each file of the tree whose content is right; the paths of the others."""
+    """Hand on each file of the tree whose content is right; the paths of the others.
+
+    Where the peers' user may still have it open for writing, a copy is handed on.
+    """
     wrong = []
     for file in files:
-        sha256 = None
+        path, sha256 = tree / file.path, None
         if _taken_over(tree, file.path):
             status.say("checking", f"reading {file.path} ({file.size} bytes)")
-            sha256 = file.is_content_of(tree / file.path)
+            if not _has_no_writer(path):
+                path = Path(shutil.copyfile(path, tree.parent / "copy"))
+            sha256 = file.is_content_of(path)
         if sha256 is None:
             wrong.append(file.path)
         else:
-            verified(file, tree / file.path, sha256)
+            verified(file, path, sha256)
     return wrong
 
 
@@ -251,14 +254,14 @@ class Swarm:
         try:
             user = pwd.getpwnam(self.order.user)
         except KeyError:
-            raise FetchError(f"this host has no user {self.order.user}, who may talk to the other hosts") from None
+            raise FetchError(f"this host has no user {self.order.user}, who talks to other hosts") from None
         if not complete:
             # root's first, whoever left them: then no link can take the place of a folder on the way
-            here = [file.path for file in self.files if _taken_over(self.tree, file.path)]
-            folders = {parent for path in here for parent in Path(path).parents}
-            for path in (*here, *sorted(folders, key=lambda folder: -len(folder.parts))):
-                os.chown(self.tree / path, user.pw_uid, user.pw_gid, follow_symlinks=False)
-            os.chown(self.tree, user.pw_uid, user.pw_gid, follow_symlinks=False)
+            here = [self.tree / file.path for file in self.files if _taken_over(self.tree, file.path)]
+            folders = {self.tree / parent for file in self.files for parent in Path(file.path).parents}
+            there = (folder for folder in folders if folder.is_dir() and not folder.is_symlink())
+            for path in (*here, *sorted(there, key=lambda folder: -len(folder.parts))):
+                os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
         return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
     def _order(self, child: subprocess.Popen[bytes], *, complete: bool) -> None:
@@ -293,9 +296,9 @@ def _sharing(event: dict[str, Any]) -> str:
 
 
 def _taken_over(tree: Path, path: str) -> bool:
-    """Make a file that the peers' user left root's, and the folders above it; whether nobody can write to it.
+    """Make a file that the peers' user left root's, and the folders above it; whether there is such a file.
 
-    Each folder is opened in its turn, so that a link put in its place leads nowhere.
+    Nobody else can open it for writing from then on. Each folder is opened in its turn, so that a link put in its place leads nowhere.
     """
     folder = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -316,7 +319,7 @@ def _taken_over(tree: Path, path: str) -> bool:
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             return False
         _make_roots(file, 0o644)
-        return _nobody_writes(file)
+        return True
     finally:
         os.close(file)
 
@@ -327,15 +330,14 @@ def _make_roots(descriptor: int, mode: int) -> None:
     os.fchmod(descriptor, mode)
 
 
-def _nobody_writes(file: int) -> bool:
-    """Whether no process has it open for writing: the kernel gives a read lease only then."""
-    until = time.monotonic() + LEASE_S
-    while True:
-        try:
-            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.1)
+def _has_no_writer(path: Path) -> bool:
+    """Whether no process has the file open for writing: the kernel gives a read lease only then."""
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:  # there is one, or this file system has no leases
+        return False
+    finally:
+        os.close(file)
+    return True

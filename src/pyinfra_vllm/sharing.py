@@ -1,4 +1,4 @@
-"""Which hosts of a run share a checkpoint, which of them fetch it from the Hub, and who is told of whom. Pure.
+"""Which hosts of a run share a checkpoint, which of them ask the Hub, and who is told of whom. Pure.
 
 Hosts join while a run is prepared. pyinfra runs an operation on all hosts before the next one begins, so what
 one operation records of every host is complete when the next one asks.
@@ -16,7 +16,7 @@ HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True)
 class Member:
-    """A host that is to share a checkpoint: where the others reach it, and whether it has all of it already."""
+    """A host that is to share a checkpoint: where others reach it, and whether it has all of it already."""
 
     host: str
     address: str
@@ -82,9 +82,7 @@ class Sharing:
         chosen = [member for member in self.able if member.has] or list(self.able)
         chosen = chosen[: self.from_hub]
         parts = pieces.parts(self.total_bytes, self.piece, len(chosen))
-        return {
-            member.host: part for member, part in zip(chosen, parts, strict=True) if part[0] < part[1]
-        }
+        return {member.host: part for member, part in zip(chosen, parts, strict=True) if part[0] < part[1]}
 
     def bring(self, host: str, hashes: str) -> bool:
         """A source has its part, and these are the hashes of its pieces; whether they can be that."""

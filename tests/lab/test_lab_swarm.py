@@ -1,4 +1,4 @@
-"""Four real hosts share a checkpoint: real SSH and sudo, real units, libtorrent in each host's own python3."""
+"""Four real hosts share a checkpoint: real SSH and sudo, real units, libtorrent in each host's python3."""
 
 from __future__ import annotations
 

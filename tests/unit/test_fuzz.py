@@ -313,7 +313,7 @@ def assert_inside(entry: Checkpoint) -> None:
     """
     directory = Path(entry.directory(ROOT))
     assert directory.parent.parent == Path(ROOT, "checkpoints") and ".." not in directory.parts
-    asked = operation._request(ROOT, "/opt/vllm", entry, verify=False)
+    asked = operation.request(ROOT, "/opt/vllm", entry)
     for file in asked["files"]:
         assert manifest.unsafe(file["path"]) is None
         assert (directory / file["path"]).resolve().is_relative_to(directory)
@@ -322,8 +322,11 @@ def assert_inside(entry: Checkpoint) -> None:
 # --- what a host is asked to fetch ---
 
 REQUEST = {
-    **operation._request(ROOT, "/opt/vllm", LOCKED, verify=False), "run": "/run/pyinfra-vllm",
-    "stall_s": 60.0, "attempts": 2,
+    **operation.request(ROOT, "/opt/vllm", LOCKED), "verify": False, "run": "/run/pyinfra-vllm",
+    "stall_s": 60.0, "attempts": 2, "shared": "/mnt/models",
+    "part": {"begin": 0, "end": 1 << 20, "piece": 1 << 18},
+    "swarm": {"python": "/usr/bin/python3", "piece": 1 << 18, "hashes": "ab" * 20, "address": "10.0.0.1",
+              "port": 6881, "peers": [["10.0.0.2", 6881]], "bytes_per_s": None},
 }  # fmt: skip
 
 

@@ -137,7 +137,8 @@ def carry_out(made: Sharing, names: list[str]) -> None:
     """The operations, each on all hosts before the next one begins."""
     for step in (share._fetch_part, share._begin, share._follow):
         for name in names:
-            assert step(None, host(name), made, ROOT, ASKS) is True, "no host fails for it"  # type: ignore[arg-type]
+            done = step(None, host(name), made, ROOT, ASKS)  # type: ignore[arg-type]
+            assert done is True, "no host fails for it"
 
 
 def test_few_get_the_token_and_all_are_told_of_each_other(units: Units) -> None:
@@ -246,7 +247,8 @@ def locked(repo: str, revision: str = "main", commit: str = "1" * 40) -> Checkpo
 
 def test_what_more_than_one_host_of_the_run_may_share() -> None:
     def service(name: str, model: str, revision: str = "main") -> Service:
-        return Service(name=name, model=model, revision=revision, runtime=Runtime(version="0.33.0"), port=8000)
+        vllm = Runtime(version="0.33.0")
+        return Service(name=name, model=model, revision=revision, runtime=vllm, port=8000)
 
     on, off = Sources(swarm=Swarm()), Sources()
     chat, same = service("chat", "a/chat"), service("other", "a/chat", "v1")

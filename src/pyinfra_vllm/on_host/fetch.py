@@ -105,6 +105,8 @@ def read_request(path: Path) -> Request:
         raise FetchError(f"{path} is no request to fetch: {type(error).__name__}: {error}") from error
     if not root.is_absolute() or ".." in root.parts:
         raise FetchError(f"root must be an absolute path, found {str(root)!r}")
+    if shared and (not shared.is_absolute() or ".." in shared.parts):
+        raise FetchError(f"shared must be an absolute path, found {str(shared)!r}")
     if not re.fullmatch(r"[A-Za-z0-9._-]+", key) or not files:
         raise FetchError(f"a request needs a plain key and at least one file, found key {key!r}")
     status, lock = run / f"fetch-{key}.json", run / f"fetch-{key}.lock"

@@ -87,12 +87,21 @@ def python_with_libtorrent(pythons: Sequence[str]) -> str | None:
 
 
 def part_of(content: dict[str, Any]) -> Part:
-    return Part(*(int(content[name]) for name in ("begin", "end", "piece")))
+    """The part in a request. Raises ValueError, TypeError or KeyError where it is none, as `order_of`."""
+    return Part(*(_whole(content[name]) for name in ("begin", "end", "piece")))
 
 
 def order_of(content: dict[str, Any]) -> Order:
-    peers = tuple((str(address), int(port)) for address, port in content["peers"])
+    peers = tuple((str(address), _whole(port)) for address, port in content["peers"])
+    for name in ("piece", "port"):
+        _whole(content[name])
     return Order(**{**content, "peers": peers})
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"no whole number: {value!r}")
+    return value
 
 
 def fetch_part(
@@ -298,7 +307,8 @@ def _sharing(event: dict[str, Any]) -> str:
 def _taken_over(tree: Path, path: str) -> bool:
     """Make a file that the peers' user left root's, and the folders above it; whether there is such a file.
 
-    Nobody else can open it for writing from then on. Each folder is opened in its turn, so that a link put in its place leads nowhere.
+    Nobody else can open it for writing from then on. Each folder is opened in its turn, so that a link put in
+    its place leads nowhere.
     """
     folder = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

@@ -190,7 +190,7 @@ def test_host_that_gets_not_all_asks_the_hub(units: Units, caplog: pytest.LogCap
     with caplog.at_level("INFO"):
         carry_out(made, ["h1", "h2"])
     assert "is not complete: not all of it came. The Hub is asked for the rest." in caplog.text
-    assert checkpoints.COMPLETED == {("h1", "tiny")}
+    assert {("h1", "tiny")} == checkpoints.COMPLETED
 
 
 def test_nobody_is_asked_where_all_have_it(monkeypatch: pytest.MonkeyPatch) -> None:

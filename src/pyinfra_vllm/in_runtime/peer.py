@@ -15,13 +15,14 @@ import resource
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 TICK_S = 0.5
 CONNECT_EVERY_S = 3.0
 MOST_CONNECTIONS = 200
 EVERYBODY = (("0.0.0.0", "255.255.255.255"), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
 BLOCKED, ALLOWED = 1, 0
+PLAIN = 2  # enc_policy.disabled: libtorrent's own cipher hides traffic from providers and protects nothing
 
 SETTINGS = {
     "user_agent": "pyinfra-vllm",
@@ -32,6 +33,8 @@ SETTINGS = {
     "enable_natpmp": False,
     "enable_outgoing_utp": False,
     "enable_incoming_utp": False,
+    "out_enc_policy": PLAIN,
+    "in_enc_policy": PLAIN,
     "allow_multiple_connections_per_ip": False,
     "close_redundant_connections": False,  # a peer that has all is to be seen as such
     "peer_timeout": 30,  # seconds without a word: its link is cut, or its host is gone
@@ -74,7 +77,8 @@ def session(order: dict[str, Any]) -> Any:
 
     limit = order["bytes_per_s"] or 0  # 0: none
     rates = {"upload_rate_limit": limit, "download_rate_limit": limit}
-    made = libtorrent.session({**SETTINGS, **rates, "outgoing_interfaces": order["address"]})
+    settings = {**SETTINGS, **rates, "outgoing_interfaces": order["address"]}
+    made = libtorrent.session(cast("libtorrent.settings_pack", settings))
     allowed = libtorrent.ip_filter()
     for first, last in EVERYBODY:
         allowed.add_rule(first, last, BLOCKED)

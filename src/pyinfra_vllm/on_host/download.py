@@ -9,25 +9,16 @@ touched: `fetch` moves what was verified to where it belongs.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import pkgutil
-import queue
-import subprocess
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Callable, Protocol, cast
+from typing import Any, Callable, Protocol
 
-from . import manifest
+from . import child, manifest
 from .task import TaskError
 
-POLL_S = 0.2
-LONGEST_LINE, MOST_LINES = 1 << 16, 10_000  # of what a child says, and that wait to be read
 PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 FINAL_STATUS = frozenset(range(400, 500)) - {408, 416, 425, 429}  # asking again will not help
 
@@ -146,7 +137,14 @@ class Download:
         Returns what it complained of; raises for what no repetition mends.
         """
         errors: list[str] = []
-        with self._child(todo) as events:
+        with child.told(
+            self.source.python,
+            "hub_client.py",
+            "the Hub client",
+            self._order(todo),
+            env=self._environment(),
+            cwd=self.parts,
+        ) as events:
             for event in events:
                 if event is None:
                     here = self.bytes_here(todo)
@@ -216,45 +214,18 @@ class Download:
             )
         self.strikes[file.path] = reason
 
-    @contextmanager
-    def _child(self, todo: dict[str, Wanted]) -> Iterator[Iterator[dict[str, Any] | None]]:
-        """The runtime's Python on `hub_client`; killed when the block is left, however it is left."""
-        code = (pkgutil.get_data("pyinfra_vllm.in_runtime", "hub_client.py") or b"").decode()
-        try:
-            child = subprocess.Popen(
-                [self.source.python, "-I", "-c", code],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=self._environment(),
-                cwd=self.parts,
-            )
-        except OSError as error:
-            raise FetchError(f"the runtime's Python can't be started: {error}") from error
-        with child:
-            try:
-                with suppress(BrokenPipeError):  # the child's own last words say why it ended
-                    self._order(child, todo)
-                yield events(child, "the Hub client")
-            finally:
-                child.kill()
-
-    def _order(self, child: subprocess.Popen[bytes], todo: dict[str, Wanted]) -> None:
-        files = [
-            {"path": f.path, "size": f.size, "part": str(self.part(f.path)), **_stretch(f)}
-            for f in todo.values()
-        ]
-        order = {
+    def _order(self, todo: dict[str, Wanted]) -> dict[str, Any]:
+        return {
             "repo": self.source.repo,
             "commit": self.source.commit,
             "endpoint": self.source.endpoint,
             "token": self.source.token,
             "parallel": self.source.parallel,
-            "files": files,
+            "files": [
+                {"path": f.path, "size": f.size, "part": str(self.part(f.path)), **_stretch(f)}
+                for f in todo.values()
+            ],
         }
-        stdin = cast("IO[bytes]", child.stdin)
-        stdin.write(json.dumps(order).encode() + b"\n")
-        stdin.flush()
 
     def _environment(self) -> dict[str, str]:
         """The client's environment, reduced to the variables it needs; the token comes by standard input."""
@@ -320,51 +291,3 @@ class Watch:
                 f"{self.source.endpoint} sent {came} bytes in {now - since:.0f} s: less than "
                 f"{self.source.min_bytes_per_s:.0f} bytes/s. What came is kept; run again to go on from there"
             )
-
-
-def events(child: subprocess.Popen[bytes], name: str) -> Iterator[dict[str, Any] | None]:
-    """The lines of the child process, a None every POLL_S in between, and its last output if it failed."""
-    lines: queue.Queue[bytes | None] = queue.Queue(MOST_LINES)
-    last_words: deque[bytes] = deque(maxlen=15)
-    readers = [
-        threading.Thread(target=_read, args=(child.stdout, lines.put), daemon=True),
-        threading.Thread(target=_read, args=(child.stderr, last_words.append), daemon=True),
-    ]
-    for reader in readers:
-        reader.start()
-    while True:
-        try:
-            line = lines.get(timeout=POLL_S)
-        except queue.Empty:
-            yield None
-            continue
-        if line is None:
-            break
-        yield _event(line)
-    readers[1].join(POLL_S * 5)
-    if child.wait() != 0:
-        words = b" ".join(word for word in last_words if word).decode(errors="replace")
-        # By itself it ends with 0 whatever the Hub does: this is a runtime in which it can't work. A signal
-        # may pass.
-        kind = "client" if child.returncode > 0 else "killed"
-        yield {
-            "path": "",
-            "kind": kind,
-            "error": f"{name} ended with {child.returncode}: {words[-400:].strip()}",
-        }
-
-
-def _event(line: bytes) -> dict[str, Any]:
-    """One line of the child; what another program of that runtime printed is kept as an error's words."""
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return {"path": "", "error": line.decode(errors="replace")[:400]}
-    return event if isinstance(event, dict) else {"path": "", "error": str(event)[:400]}
-
-
-def _read(stream: Any, take: Callable[[Any], None]) -> None:
-    """Pass lines on until the stream ends, then a None."""
-    for line in iter(lambda: stream.readline(LONGEST_LINE), b""):
-        take(line.strip())
-    take(None)

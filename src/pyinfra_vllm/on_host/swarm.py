@@ -11,20 +11,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import pkgutil
 import pwd
 import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Callable, cast
+from typing import Any, Callable, cast
 
-from . import durable, pieces
-from .download import Download, FetchError, Source, Stretch, Verified, Wanted, Watch, events
+from . import child, durable, pieces
+from .download import Download, FetchError, Source, Stretch, Verified, Wanted, Watch
 from .status import Status
 
 USER = "vllm-peer"
@@ -206,8 +205,16 @@ class Swarm:
         """Why sharing ended before this host had everything; empty where it has."""
         watch, whole, garbage, listening = Watch(self.order), False, 0, True
         try:
-            with self._child(complete=complete) as told:
-                for event in told:
+            with child.told(
+                self.order.python,
+                "peer.py",
+                "libtorrent",
+                self._told(complete=complete),
+                env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"},
+                cwd="/",
+                **self._as_user(complete=complete),
+            ) as events:
+                for event in events:
                     if event is None:
                         continue
                     if "error" in event:
@@ -232,30 +239,6 @@ class Swarm:
                 self.status.say("sharing", f"nobody can listen on {self.order.address}:{self.order.port}")
         return "" if whole else "the other hosts had not all of it"
 
-    @contextmanager
-    def _child(self, *, complete: bool) -> Iterator[Iterator[dict[str, Any] | None]]:
-        """A Python with libtorrent on `peer`; killed when the block is left, however it is left."""
-        code = (pkgutil.get_data("pyinfra_vllm.in_runtime", "peer.py") or b"").decode()
-        try:
-            child = subprocess.Popen(
-                [self.order.python, "-I", "-c", code],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"},
-                cwd="/",
-                **self._as_user(complete=complete),
-            )
-        except OSError as error:
-            raise FetchError(f"{self.order.python} can't be started: {error}") from error
-        with child:
-            try:
-                with suppress(BrokenPipeError):  # the child's own last words say why it ended
-                    self._order(child, complete=complete)
-                yield events(child, "libtorrent")
-            finally:
-                child.kill()
-
     def _as_user(self, *, complete: bool) -> dict[str, Any]:
         """How to start the child as its user, to whom the tree is given; what is complete is only read."""
         if os.geteuid() != 0:
@@ -273,8 +256,9 @@ class Swarm:
                 os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
         return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
-    def _order(self, child: subprocess.Popen[bytes], *, complete: bool) -> None:
-        order = {
+    def _told(self, *, complete: bool) -> dict[str, Any]:
+        """The child's order."""
+        return {
             "directory": str(self.tree.parent),
             "name": self.tree.name,
             "files": [{"path": file.path, "size": file.size} for file in self.files],
@@ -288,9 +272,6 @@ class Swarm:
             "quiet_s": self.order.quiet_s,
             "longest_s": 60 + self.total / SLOWEST,
         }
-        stdin = cast("IO[bytes]", child.stdin)
-        stdin.write(json.dumps(order).encode() + b"\n")
-        stdin.flush()
 
 
 def _number(event: dict[str, Any], name: str) -> int:

@@ -187,7 +187,7 @@ def _ask(state: State, host: Host, sharing: Sharing, root: str, python: str, rep
         return True
     words = ("python3", "-I", f"{root}/bin/on-host.pyz", "libtorrent", python)
     try:
-        found = Remote(host).json(answers.LIBTORRENT, *words, timeout_s=ASK_S)["python"]
+        found = Remote(host).json(answers.Libtorrent, *words, timeout_s=ASK_S)["python"]
     except LOST as error:
         _tell(host, f"does not share {repo}: {error}")
         return True

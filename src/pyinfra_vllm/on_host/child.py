@@ -1,0 +1,105 @@
+"""Another Python that runs a module of `in_runtime/`: one line of JSON in, lines of JSON out.
+
+It may be any Python of the host, and may talk to other machines: its output is read with bounds, and believed
+in nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import queue
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Callable, cast
+
+POLL_S = 0.2
+LONGEST_LINE, MOST_LINES = 1 << 16, 10_000  # bytes of one line, and lines that wait to be read
+
+Event = dict[str, Any]
+
+
+@contextmanager
+def told(
+    python: str, module: str, name: str, order: Mapping[str, Any], **options: Any
+) -> Iterator[Iterator[Event | None]]:
+    """The events of a child, and a None every POLL_S in between. It is killed when the block is left.
+
+    Its standard input stays open until then: the end of it tells the child that we are gone. That it can't be
+    started, or failed, is an event with `error` and `kind`: "client" where trying again would not help.
+
+    name: of the child, for messages
+    options: of subprocess.Popen
+    """
+    code = (pkgutil.get_data("pyinfra_vllm.in_runtime", module) or b"").decode()
+    pipe = subprocess.PIPE
+    try:
+        child = subprocess.Popen([python, "-I", "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, **options)
+    except OSError as error:
+        yield iter([_failed("client", f"{name}: {python} can't be started: {error}")])
+        return
+    with child:
+        try:
+            _tell(cast("IO[bytes]", child.stdin), order)
+            yield _events(child, name)
+        finally:
+            child.kill()
+
+
+def _tell(stdin: IO[bytes], order: Mapping[str, Any]) -> None:
+    try:
+        stdin.write(json.dumps(order).encode() + b"\n")
+        stdin.flush()
+    except BrokenPipeError:  # it ended at once: its own last words say why
+        with suppress(BrokenPipeError):
+            stdin.close()
+
+
+def _failed(kind: str, error: str) -> Event:
+    return {"path": "", "kind": kind, "error": error}
+
+
+def _events(child: subprocess.Popen[bytes], name: str) -> Iterator[Event | None]:
+    lines: queue.Queue[bytes | None] = queue.Queue(MOST_LINES)
+    last_words: deque[bytes] = deque(maxlen=15)
+    readers = [
+        threading.Thread(target=_read, args=(child.stdout, lines.put), daemon=True),
+        threading.Thread(target=_read, args=(child.stderr, last_words.append), daemon=True),
+    ]
+    for reader in readers:
+        reader.start()
+    while True:
+        try:
+            line = lines.get(timeout=POLL_S)
+        except queue.Empty:
+            yield None
+            continue
+        if line is None:
+            break
+        yield _event(line)
+    readers[1].join(POLL_S * 5)
+    if child.wait() != 0:
+        words = b" ".join(word for word in last_words if word).decode(errors="replace")
+        # By itself it ends with 0 whatever others do: this is a Python in which it can't work. A signal may
+        # pass.
+        kind = "client" if child.returncode > 0 else "killed"
+        yield _failed(kind, f"{name} ended with {child.returncode}: {words[-400:].strip()}")
+
+
+def _event(line: bytes) -> Event:
+    """One line of the child; what another program of that runtime printed is kept as an error's words."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return {"path": "", "error": line.decode(errors="replace")[:400]}
+    return event if isinstance(event, dict) else {"path": "", "error": str(event)[:400]}
+
+
+def _read(stream: Any, take: Callable[[Any], None]) -> None:
+    """Pass lines on until the stream ends, then a None."""
+    for line in iter(lambda: stream.readline(LONGEST_LINE), b""):
+        take(line.strip())
+    take(None)

@@ -13,6 +13,8 @@ from .on_host import pieces
 
 HEX = frozenset("0123456789abcdef")
 
+Part = tuple[int, int]  # the first byte, and the one after the last
+
 
 @dataclass(frozen=True)
 class Member:
@@ -35,7 +37,7 @@ class Sharing:
         self.piece = pieces.piece_bytes(total_bytes)
         self._members: dict[str, Member] = {}
         self._pythons: dict[str, str] = {}
-        self._hashes: dict[str, str] = {}
+        self._hashes: dict[Part, str] = {}
 
     def join(self, member: Member) -> str:
         """Count a host in; returns why it can't be, or nothing."""
@@ -71,9 +73,9 @@ class Sharing:
         return len(self.able) > 1 and any(not member.has for member in self.able)
 
     @cached_property
-    def sources(self) -> dict[str, tuple[int, int]]:
-        """The hosts that bring the checkpoint in, each with its range of bytes; asked first when all hosts
-        have said whether they can share.
+    def sources(self) -> dict[str, Part]:
+        """The hosts that bring the checkpoint in, each with its part; asked first when all hosts have said
+        whether they can share.
 
         Those that have it, so that nothing comes from the Hub; where none has, the first few.
         """
@@ -84,23 +86,31 @@ class Sharing:
         parts = pieces.parts(self.total_bytes, self.piece, len(chosen))
         return {member.host: part for member, part in zip(chosen, parts, strict=True) if part[0] < part[1]}
 
-    def bring(self, host: str, hashes: str) -> bool:
-        """A source has its part, and these are the hashes of its pieces; whether they can be that."""
-        begin, end = self.sources[host]
+    @cached_property
+    def substitutes(self) -> dict[str, Part]:
+        """Other hosts for the parts that sources failed to bring; asked first when all sources have tried."""
+        failed = {host for host, part in self.sources.items() if part in self.missing}
+        others = [member for member in self.able if member.host not in failed]
+        others.sort(key=lambda member: not member.has)
+        return {member.host: part for member, part in zip(others, self.missing, strict=False)}
+
+    def bring(self, part: Part, hashes: str) -> bool:
+        """A host has this part, and these are the hashes of its pieces; whether they can be that."""
+        begin, end = part
         if len(hashes) != 40 * pieces.count(end - begin, self.piece) or not set(hashes) <= HEX:
             return False
-        self._hashes[host] = hashes
+        self._hashes[part] = hashes
         return True
 
     @property
-    def missing(self) -> tuple[str, ...]:
-        """The sources that have not brought their part."""
-        return tuple(host for host in self.sources if host not in self._hashes)
+    def missing(self) -> tuple[Part, ...]:
+        """The parts that nobody has brought."""
+        return tuple(part for part in self.sources.values() if part not in self._hashes)
 
     @property
     def hashes(self) -> str:
         """Those of all pieces, in their order; empty as long as a part is missing."""
-        return "" if self.missing else "".join(self._hashes[host] for host in self.sources)
+        return "" if self.missing else "".join(self._hashes[part] for part in self.sources.values())
 
     def takes_part(self, host: str) -> bool:
         return bool(self.hashes) and any(member.host == host for member in self.able)

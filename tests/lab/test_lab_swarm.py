@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -104,7 +105,8 @@ def test_who_talks_to_others_owns_nothing_and_listens_to_the_fleet(
     assert {line.split()[0] for line in running(hosts[3]).splitlines()} == {"vllm-peer"}
     until(lambda: f":{peers.PORT}" in hosts[3].ssh("ss -tln").stdout)
     (listening,) = [line for line in hosts[3].ssh("ss -tln").stdout.splitlines() if f":{peers.PORT}" in line]
-    assert listening.split()[3] == f"{hosts[3].address}:{peers.PORT}"
+    address = re.sub(r"%\S+:", ":", listening.split()[3])  # without the interface
+    assert address == f"{hosts[3].address}:{peers.PORT}"
     assert hosts[3].ssh("ss -uln | tail -n +2").stdout == "", "no DHT, no local discovery, no port mapping"
     assert not _greeted(hosts[3].address), "this machine is no host of the fleet"
     shown = hosts[3].ssh("systemctl show 'pyinfra-vllm-fetch*' -p Nice,IOWeight,IPAddressDeny,IPAddressAllow")

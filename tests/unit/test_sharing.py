@@ -16,7 +16,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host import pieces
 from pyinfra_vllm.operations import checkpoint as checkpoints
 from pyinfra_vllm.operations import share
-from pyinfra_vllm.sharing import Member, Sharing
+from pyinfra_vllm.sharing import Member, Part, Sharing
 
 TOTAL = 10 * pieces.SMALLEST_PIECE + 5
 ROOT = "/srv/pyinfra-vllm"
@@ -34,8 +34,8 @@ def sharing(*members: Member, from_hub: int = 3, total: int = TOTAL) -> Sharing:
     return made
 
 
-def hashes(made: Sharing, host: str) -> str:
-    begin, end = made.sources[host]
+def hashes(made: Sharing, part: Part) -> str:
+    begin, end = part
     return "ab" * 20 * pieces.count(end - begin, made.piece)
 
 
@@ -44,9 +44,10 @@ def hashes(made: Sharing, host: str) -> str:
     able=st.lists(st.booleans(), min_size=20, max_size=20),
     from_hub=st.integers(1, 16),
     total=st.integers(1, 1 << 34),
+    data=st.data(),
 )
 def test_sources_are_few_and_bring_everything_once(
-    has: list[bool], able: list[bool], from_hub: int, total: int
+    has: list[bool], able: list[bool], from_hub: int, total: int, data: st.DataObject
 ) -> None:
     made = Sharing(total, from_hub)
     for number, one in enumerate(has):
@@ -65,8 +66,16 @@ def test_sources_are_few_and_bring_everything_once(
     ends = [0, *(end for _, end in made.sources.values())]
     assert [begin for begin, _ in made.sources.values()] == ends[:-1] and ends[-1] == total
     assert not any(made.takes_part(host) for host in members)
-    for host in made.sources:
-        assert made.bring(host, hashes(made, host))
+    failing = set(data.draw(st.lists(st.sampled_from(sorted(made.sources)))))
+    for host, part in made.sources.items():
+        assert host in failing or made.bring(part, hashes(made, part))
+    assert len(made.substitutes) == min(len(failing), len(members) - len(failing))
+    assert not failing & set(made.substitutes)
+    for part in made.substitutes.values():
+        assert made.bring(part, hashes(made, part))
+    if made.missing:
+        assert made.hashes == "" and not any(made.takes_part(host) for host in members)
+        return
     assert len(made.hashes) == 40 * pieces.count(total, made.piece)
     assert all(made.takes_part(host) for host in members)
     for host in members:
@@ -84,8 +93,9 @@ def test_two_hosts_of_one_address_do_not_share() -> None:
 @pytest.mark.parametrize("nonsense", ["", "ab" * 20, "zz" * 20 * 11])
 def test_nonsense_for_hashes_is_no_part(nonsense: str) -> None:
     made = sharing(member(1), member(2), from_hub=1)
-    assert not made.bring("h1", nonsense)
-    assert made.missing == ("h1",) and made.hashes == ""
+    part = made.sources["h1"]
+    assert not made.bring(part, nonsense)
+    assert made.missing == (part,) and made.hashes == ""
 
 
 class Units:
@@ -108,10 +118,13 @@ class Units:
 
         def run(*words: Any, **secret: str) -> str:
             begin(*words, **secret)
+            part = words[2].get("part")
+            if part and self.sharing:
+                unit.told = {"pieces": hashes(self.sharing, (part["begin"], part["end"]))}
             return follow()
 
-        told = {"pieces": hashes(self.sharing, host.name)} if self.sharing and "bytes" in what else {}
-        return SimpleNamespace(begin=begin, follow=follow, run=run, told=told)
+        unit = SimpleNamespace(begin=begin, follow=follow, run=run, told={})
+        return unit
 
 
 @pytest.fixture
@@ -135,7 +148,7 @@ ASKS = {"repo": "acme/tiny-awq", "commit": "0" * 40, "key": "tiny", "files": []}
 
 def carry_out(made: Sharing, names: list[str]) -> None:
     """The operations, each on all hosts before the next one begins."""
-    for step in (share._fetch_part, share._begin, share._follow):
+    for step in (share._fetch_part, share._fetch_part_again, share._begin, share._follow):
         for name in names:
             done = step(None, host(name), made, ROOT, ASKS)  # type: ignore[arg-type]
             assert done is True, "no host fails for it"
@@ -171,14 +184,28 @@ def test_hosts_that_have_it_are_the_sources_and_get_no_token(units: Units) -> No
     assert (name, secret) == ("h2", {})
 
 
-def test_source_that_fails_leaves_all_to_the_hub(units: Units, caplog: pytest.LogCaptureFixture) -> None:
+def test_part_of_a_source_that_fails_is_fetched_by_another(
+    units: Units, caplog: pytest.LogCaptureFixture
+) -> None:
     made = units.sharing = sharing(member(1), member(2), member(3), from_hub=2)
-    units.fails["h2"] = "the disk is full"
+    units.fails["h1"] = "the disk is full"
+    with caplog.at_level("INFO"):
+        carry_out(made, ["h1", "h2", "h3"])
+    fetched = [(name, asks["part"]["begin"]) for name, asks, *_ in units.told_to if "part" in asks]
+    assert fetched == [("h1", 0), ("h2", made.sources["h2"][0]), ("h2", 0)]
+    assert [name for name, asks, *_ in units.told_to if "swarm" in asks] == ["h1", "h2", "h3"]
+    assert "has not its part of acme/tiny-awq at 000000000000: the disk is full" in caplog.text
+
+
+def test_part_that_nobody_can_fetch_leaves_all_to_the_hub(
+    units: Units, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = units.sharing = sharing(member(1), member(2), member(3), from_hub=1)
+    units.fails = {"h1": "the disk is full", "h2": "the Hub is away"}
     with caplog.at_level("INFO"):
         carry_out(made, ["h1", "h2", "h3"])
     assert not [item for item in units.told_to if "swarm" in item[1]]
-    assert "has not its part of acme/tiny-awq at 000000000000: the disk is full" in caplog.text
-    assert "is not shared: h2 did not bring a part of it" in caplog.text
+    assert "is not shared: a part of it could not be fetched on any host" in caplog.text
     units.fails.clear()
     assert checkpoints.fetch(None, host("h3"), ROOT, ASKS) is True  # type: ignore[arg-type]
     assert units.told_to[-1][2] == {"hub_token": "hf_secret"}

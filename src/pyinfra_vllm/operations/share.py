@@ -28,7 +28,7 @@ from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._unit import Unit
 from pyinfra_vllm.operations.checkpoint import COMPLETED, request
 from pyinfra_vllm.printable import printable
-from pyinfra_vllm.sharing import Member, Sharing
+from pyinfra_vllm.sharing import Member, Part, Sharing
 
 MIB = 1 << 20
 ASK_S = 60
@@ -110,6 +110,24 @@ def parts(declared: Fleet, checkpoint: Checkpoint) -> Commands:
 
 @operation()
 @alone
+def parts_again(declared: Fleet, checkpoint: Checkpoint) -> Commands:
+    """
+    Have other hosts fetch the parts that a source failed to bring.
+
+    + declared: the fleet
+    + checkpoint: one of its `shared`
+
+    **Example:**
+
+    .. code:: python
+
+        share.parts_again(name="fetch what a source failed to", declared=declared, checkpoint=locked)
+    """
+    yield from _step(_fetch_part_again, declared, checkpoint)
+
+
+@operation()
+@alone
 def begun(declared: Fleet, checkpoint: Checkpoint) -> Commands:
     """
     Begin to share a checkpoint, where its parts are on some hosts.
@@ -148,6 +166,7 @@ def ended(declared: Fleet, checkpoint: Checkpoint) -> Commands:
 STEPS = (
     (joined, "ask who can share it"),
     (parts, "fetch its parts on a few hosts"),
+    (parts_again, "fetch parts that failed on other hosts"),
     (begun, "begin to share it"),
     (ended, "share it until all have it"),
 )
@@ -203,9 +222,18 @@ def _ask(state: State, host: Host, sharing: Sharing, root: str, python: str, rep
 
 
 def _fetch_part(state: State, host: Host, sharing: Sharing, root: str, asks: dict[str, Any]) -> bool:
-    part = sharing.sources.get(host.name)
-    if part is None:
-        return True
+    if part := sharing.sources.get(host.name):
+        _fetch(host, sharing, part, root, asks)
+    return True
+
+
+def _fetch_part_again(state: State, host: Host, sharing: Sharing, root: str, asks: dict[str, Any]) -> bool:
+    if part := sharing.substitutes.get(host.name):
+        _fetch(host, sharing, part, root, asks)
+    return True
+
+
+def _fetch(host: Host, sharing: Sharing, part: Part, root: str, asks: dict[str, Any]) -> None:
     hub_token = token() if not sharing.member(host.name).has else None
     secret = {"hub_token": hub_token} if hub_token else {}
     begin, end = part
@@ -214,18 +242,16 @@ def _fetch_part(state: State, host: Host, sharing: Sharing, root: str, asks: dic
     asks = {**asks, "part": {"begin": begin, "end": end, "piece": sharing.piece}}
     try:
         unit.run(f"{root}/bin/on-host.pyz", "fetch", asks, root, **secret)
-        if not sharing.bring(host.name, str(unit.told.get("pieces", ""))):
+        if not sharing.bring(part, unit.told.get("pieces", "")):
             _tell(host, f"answered nonsense about its part of {_named(asks)}")
     except LOST as error:
         _tell(host, f"has not its part of {_named(asks)}: {error}")
-    return True
 
 
 def _begin(state: State, host: Host, sharing: Sharing, root: str, asks: dict[str, Any]) -> bool:
     if not sharing.takes_part(host.name):
         if sharing.missing:
-            late = ", ".join(sharing.missing)
-            _tell(host, f"{_named(asks)} is not shared: {late} did not bring a part of it")
+            _tell(host, f"{_named(asks)} is not shared: a part of it could not be fetched on any host")
         return True
     try:
         unit = _unit(host, sharing, asks)

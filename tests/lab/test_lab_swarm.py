@@ -100,21 +100,22 @@ def test_new_host_gets_it_from_the_others(project: Project, hosts: list[Host]) -
 def test_who_talks_to_others_owns_nothing_and_listens_to_the_fleet(
     project: Project, hosts: list[Host]
 ) -> None:
-    under_way = project.begin(hosts, SLOWLY)
-    until(lambda: "libtorrent" in running(hosts[3]))
-    assert {line.split()[0] for line in running(hosts[3]).splitlines()} == {"vllm-peer"}
-    until(lambda: f":{peers.PORT}" in hosts[3].ssh("ss -tln").stdout)
-    (listening,) = [line for line in hosts[3].ssh("ss -tln").stdout.splitlines() if f":{peers.PORT}" in line]
-    address = re.sub(r"%\S+:", ":", listening.split()[3])  # without the interface
-    assert address == f"{hosts[3].address}:{peers.PORT}"
-    assert hosts[3].ssh("ss -uln | tail -n +2").stdout == "", "no DHT, no local discovery, no port mapping"
-    assert not _greeted(hosts[3].address), "this machine is no host of the fleet"
-    shown = hosts[3].ssh("systemctl show 'pyinfra-vllm-fetch*' -p Nice,IOWeight,IPAddressDeny,IPAddressAllow")
-    assert "IOWeight=10" in shown.stdout
-    assert all(host.address in shown.stdout for host in hosts)
-    assert peers.TOKEN not in shown.stdout + hosts[3].ssh("cat /run/pyinfra-vllm/* 2>/dev/null").stdout
-    output, _ = under_way.communicate(timeout=300)
-    assert under_way.returncode == 0, output
+    with project.under_way(hosts, SLOWLY) as staging:
+        until(lambda: "libtorrent" in running(hosts[3]))
+        assert {line.split()[0] for line in running(hosts[3]).splitlines()} == {"vllm-peer"}
+        until(lambda: f":{peers.PORT}" in hosts[3].ssh("ss -tln").stdout)
+        # The UDP port is libtorrent's for uTP, which is off: no DHT, no local discovery, no port mapping.
+        for sockets in ("ss -Htln 'sport != 22'", "ss -Huln"):
+            (listening,) = hosts[3].ssh(sockets).stdout.splitlines()
+            address = re.sub(r"%\S+:", ":", listening.split()[3])  # without the interface
+            assert address == f"{hosts[3].address}:{peers.PORT}"
+        assert not _greeted(hosts[3].address), "this machine is no host of the fleet"
+        shown = hosts[3].ssh("systemctl show 'pyinfra-vllm-fetch*' -p IOWeight,IPAddressDeny,IPAddressAllow")
+        assert "IOWeight=10" in shown.stdout
+        assert all(host.address in shown.stdout for host in hosts)
+        assert peers.TOKEN not in shown.stdout + hosts[3].ssh("cat /run/pyinfra-vllm/* 2>/dev/null").stdout
+        output, _ = staging.communicate(timeout=300)
+        assert staging.returncode == 0, output
     for host in hosts:
         assert_complete(project, host)
 
@@ -129,17 +130,17 @@ def _greeted(address: str) -> bool:
 
 
 def test_link_that_is_cut_costs_the_others_time_only(project: Project, hosts: list[Host]) -> None:
-    under_way = project.begin(hosts[:3], SLOWLY)
-    until(lambda: "libtorrent" in running(hosts[2]))
-    time.sleep(3)
-    hosts[2].cut_link()
-    try:
-        for host in hosts[:2]:
-            wait_complete(project, host)
-    finally:
-        hosts[2].restore_link()
-    output, _ = under_way.communicate(timeout=400)
-    assert under_way.returncode == 0, output
+    with project.under_way(hosts[:3], SLOWLY) as staging:
+        until(lambda: "libtorrent" in running(hosts[2]))
+        time.sleep(3)
+        hosts[2].cut_link()
+        try:
+            for host in hosts[:2]:
+                wait_complete(project, host)
+        finally:
+            hosts[2].restore_link()
+        output, _ = staging.communicate(timeout=400)
+        assert staging.returncode == 0, output
     for host in hosts[:3]:
         assert_complete(project, host)
 
@@ -160,14 +161,12 @@ def test_host_without_libtorrent_asks_the_hub_and_says_so(
 
 
 def test_host_that_loses_its_power_costs_the_others_time_only(project: Project, hosts: list[Host]) -> None:
-    under_way = project.begin(hosts, SLOWLY)
-    until(lambda: "libtorrent" in running(hosts[3]))
-    time.sleep(3)
-    hosts[3].power_cut()
-    for host in hosts[:3]:
-        wait_complete(project, host)
-    under_way.kill()
-    under_way.communicate()
+    with project.under_way(hosts, SLOWLY):
+        until(lambda: "libtorrent" in running(hosts[3]))
+        time.sleep(3)
+        hosts[3].power_cut()
+        for host in hosts[:3]:
+            wait_complete(project, host)
     for host in hosts[:3]:
         assert_complete(project, host)
     hosts[3].start()

@@ -75,9 +75,7 @@ def session(order: dict[str, Any]) -> Any:
     """A session that listens on this host's address of the fleet and talks to the others' alone."""
     import libtorrent
 
-    limit = order["bytes_per_s"] or 0  # 0: none
-    rates = {"upload_rate_limit": limit, "download_rate_limit": limit}
-    settings = {**SETTINGS, **rates, "outgoing_interfaces": order["address"]}
+    settings = {**SETTINGS, "outgoing_interfaces": order["address"]}
     made = libtorrent.session(cast("libtorrent.settings_pack", settings))
     allowed = libtorrent.ip_filter()
     for first, last in EVERYBODY:
@@ -97,6 +95,8 @@ def torrent(order: dict[str, Any], made: Any) -> Any:
     parameters = libtorrent.add_torrent_params()
     parameters.ti = libtorrent.torrent_info(libtorrent.bencode(described(order)))
     parameters.save_path = order["directory"]
+    # Of the torrent: a session's own limits don't hold for private addresses.
+    parameters.upload_limit = parameters.download_limit = order["bytes_per_s"] or 0  # 0: none
     parameters.flags = flags.disable_dht | flags.disable_lsd | flags.disable_pex
     if order["complete"]:
         parameters.flags |= flags.seed_mode  # verified before by sha256: it is read, and never written to

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,9 +114,12 @@ class Project:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def begin(self, hosts: Sequence[Host], swarm: Mapping[str, object]) -> subprocess.Popen[str]:
-        """The same under way."""
-        return subprocess.Popen(
+    @contextmanager
+    def under_way(
+        self, hosts: Sequence[Host], swarm: Mapping[str, object]
+    ) -> Iterator[subprocess.Popen[str]]:
+        """The same while the block runs; killed at its end, if it has not ended by then."""
+        with subprocess.Popen(
             self.words(hosts),
             cwd=self.folder,
             env=self.environment(swarm),
@@ -124,11 +128,15 @@ class Project:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-        )
+        ) as running:
+            try:
+                yield running
+            finally:
+                running.kill()
 
     def forget(self, hosts: Sequence[Host]) -> None:
         for host in hosts:
-            host.ssh("rm -rf /srv/pyinfra-vllm/checkpoints/*")
+            host.ssh("systemctl stop 'pyinfra-vllm-fetch*'; rm -rf /srv/pyinfra-vllm/checkpoints/*")
         self.lab.hub.requests.clear()
 
     def from_hub(self) -> int:

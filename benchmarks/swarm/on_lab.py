@@ -76,7 +76,7 @@ def measure(hosts: int, gigabytes: float, mbit: float, repeat: int, from_hub: in
         (Path(folder) / "project").mkdir()
         (Path(folder) / "files").mkdir()
         project = Project.of(lab, Path(folder) / "project", weights(Path(folder) / "files", total))
-        stage(project, added, {"from_hub": from_hub})  # brings program and user, at full speed
+        project.run(*project.words(added, "preparing.py"), swarm={"from_hub": from_hub}, timeout=1200)
         for host in added:
             peers.limit_both_ways(host, mbit)
         turns = []
@@ -84,6 +84,8 @@ def measure(hosts: int, gigabytes: float, mbit: float, repeat: int, from_hub: in
             alone = stage(project, added[:1], None)
             shared = stage(project, added, {"from_hub": from_hub})
             turns.append(Turn(alone, shared, project.from_hub() / total))
+            for host in added:
+                project.verify(host)
             print(f"{number + 1}: {line(turns[-1])}", flush=True)
         return turns
 

@@ -21,13 +21,6 @@ SIZE = sum(map(len, WEIGHTS.values()))
 SLACK = 8 << 20  # on its way to the clients when they had enough
 NAMES = ("s1", "s2", "s3", "s4")
 SWARM = {"from_hub": 2}
-CHECK = """
-import sys
-from pathlib import Path
-sys.path.insert(0, "/srv/pyinfra-vllm/bin/on-host.pyz")
-from pyinfra_vllm.on_host import manifest
-print(manifest.full_check(Path(sys.argv[1])))
-"""
 SLOWLY = {**SWARM, "max_mib_per_s": 1}
 
 
@@ -55,7 +48,7 @@ def assert_complete(project: Project, host: Host) -> None:
         assert int(size) == len(content)
     owners = host.ssh(f"stat -c '%U %a' {project.directory} {project.directory}/*").stdout.splitlines()
     assert set(owners) == {"root 755", "root 644"}
-    assert host.ssh(f"python3 -I -c '{CHECK}' {project.directory}").stdout.strip() == "[]"
+    project.verify(host)
     assert "partial" not in host.ssh("ls /srv/pyinfra-vllm/checkpoints/*").stdout
 
 

@@ -26,7 +26,7 @@ MODEL = "swarm/model"
 TOKEN = "hf_canaryOfTheSwarm"
 LIBTORRENT = "libtorrent==2.1.1"
 PORT = 6881
-STAGING = """\
+PREPARING = """\
 from pyinfra import host
 from pyinfra_vllm import fleet
 from pyinfra_vllm.operations import checkpoint, disk, program, runtime, share
@@ -37,6 +37,8 @@ program.installed(name="program", root=mine.root, users=mine.users)
 disk.room(name="room", declared=mine, lock=declared.lock)
 for service in host.loop(mine.services):
     runtime.present(name="runtime", root=mine.root, service=service)
+"""
+SHARING = """\
 for locked in host.loop(declared.shared):
     for step, what in host.loop(share.STEPS):
         step(name=f"{locked.repo}: {what}", declared=declared, checkpoint=locked)
@@ -44,6 +46,13 @@ for service in host.loop(mine.services):
     checkpoint.present(
         name="checkpoint", root=mine.root, service=service, checkpoint=declared.checkpoint(service),
     )
+"""
+CHECK = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "/srv/pyinfra-vllm/bin/on-host.pyz")
+from pyinfra_vllm.on_host import manifest
+print(manifest.full_check(Path(sys.argv[1])))
 """
 DECLARED = """\
 import json, os
@@ -83,7 +92,8 @@ class Project:
         (folder / "group_data").mkdir()
         declared = DECLARED.format(model=MODEL, runtime=light_runtime.PATH)
         (folder / "group_data/all.py").write_text(declared)
-        (folder / "staging.py").write_text(STAGING)
+        (folder / "preparing.py").write_text(PREPARING)
+        (folder / "staging.py").write_text(PREPARING + SHARING)
         made = cls(folder, lab, lab.hub.publish(MODEL, files))
         made.run("pyinfra-vllm", "lock", "inventory/lab.py")
         return made
@@ -92,9 +102,9 @@ class Project:
     def directory(self) -> str:
         return f"/srv/pyinfra-vllm/checkpoints/{MODEL.replace('/', '--')}/{self.commit}"
 
-    def words(self, hosts: Sequence[Host]) -> tuple[str, ...]:
+    def words(self, hosts: Sequence[Host], deploy: str = "staging.py") -> tuple[str, ...]:
         limit = [word for host in hosts for word in ("--limit", host.name)]
-        return ("pyinfra", "inventory/lab.py", "staging.py", "-y", *limit)
+        return ("pyinfra", "inventory/lab.py", deploy, "-y", *limit)
 
     def environment(self, swarm: Mapping[str, object] | None = None) -> dict[str, str]:
         own = {"HF_ENDPOINT": self.lab.hub.url, "HF_TOKEN": TOKEN, "LAB_SWARM": json.dumps(swarm)}
@@ -138,6 +148,11 @@ class Project:
         for host in hosts:
             host.ssh("systemctl stop 'pyinfra-vllm-fetch*'; rm -rf /srv/pyinfra-vllm/checkpoints/*")
         self.lab.hub.requests.clear()
+
+    def verify(self, host: Host) -> None:
+        """Read every byte on a host."""
+        found = host.ssh(f"python3 -I -c '{CHECK}' {self.directory}", timeout=600).stdout.strip()
+        assert found == "[]", found
 
     def from_hub(self) -> int:
         """Bytes of weights that the Hub sent."""

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from lab import peers
@@ -19,6 +20,7 @@ WEIGHTS = {f"model-{number}.safetensors": random.Random(number).randbytes(12_000
 FILES = {"config.json": b'{"model_type": "qwen3"}', "tokenizer.json": b"{}", **WEIGHTS}
 SIZE = sum(map(len, WEIGHTS.values()))
 SLACK = 8 << 20  # on its way to the clients when they had enough
+LYING_PEER = Path(__file__).parents[1] / "unit/lying_peer.py"
 NAMES = ("s1", "s2", "s3", "s4")
 SWARM = {"from_hub": 2}
 SLOWLY = {**SWARM, "max_mib_per_s": 1}
@@ -120,6 +122,25 @@ def _greeted(address: str) -> bool:
         other.sendall(b"\x13BitTorrent protocol" + bytes(8 + 20 + 20))
         return other.recv(1) != b""
     return False
+
+
+def test_host_that_sends_garbage_costs_time_only(project: Project, hosts: list[Host]) -> None:
+    *honest, liar = hosts
+    with project.under_way(hosts, SLOWLY) as staging:
+        until(lambda: "libtorrent" in running(liar))
+        liar.ssh(
+            "cp /run/pyinfra-vllm/fetch-*.request /root/request.json; systemctl stop 'pyinfra-vllm-fetch*'"
+        )
+        liar.ssh("cat > /root/lying_peer.py", stdin=LYING_PEER.read_text())
+        with_program = "env PYTHONPATH=/srv/pyinfra-vllm/bin/on-host.pyz python3 /root/lying_peer.py"
+        liar.ssh(f"systemd-run --quiet --collect {with_program} /root/request.json")
+        output, _ = staging.communicate(timeout=400)
+        assert staging.returncode == 0, output
+    said = [host.ssh("journalctl --no-pager -o cat -u 'pyinfra-vllm-fetch*'").stdout for host in honest]
+    assert any("bytes of other content came from others; thrown away" in text for text in said)
+    for host in hosts:
+        assert_complete(project, host)
+    assert project.from_hub() < 2 * SIZE + SLACK, "the liar itself asked the Hub"
 
 
 def test_link_that_is_cut_costs_the_others_time_only(project: Project, hosts: list[Host]) -> None:

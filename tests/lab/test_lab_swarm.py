@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import runpy
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -104,7 +106,9 @@ def test_who_talks_to_others_owns_nothing_and_listens_to_the_fleet(
             (listening,) = hosts[3].ssh(sockets).stdout.splitlines()
             address = re.sub(r"%\S+:", ":", listening.split()[3])  # without the interface
             assert address == f"{hosts[3].address}:{peers.PORT}"
-        assert not _greeted(hosts[3].address), "this machine is no host of the fleet"
+        request = json.loads(hosts[3].ssh("cat /run/pyinfra-vllm/fetch-*.request").stdout)
+        greeting = runpy.run_path(str(LYING_PEER))["greeting"](request)
+        assert not _answers(hosts[3].address, greeting), "this machine is no host of the fleet"
         shown = hosts[3].ssh("systemctl show 'pyinfra-vllm-fetch*' -p IOWeight,IPAddressDeny,IPAddressAllow")
         assert "IOWeight=10" in shown.stdout
         assert all(host.address in shown.stdout for host in hosts)
@@ -115,11 +119,11 @@ def test_who_talks_to_others_owns_nothing_and_listens_to_the_fleet(
         assert_complete(project, host)
 
 
-def _greeted(address: str) -> bool:
-    """Whether a peer answers a handshake that comes from here."""
+def _answers(address: str, greeting: bytes) -> bool:
+    """Whether a peer greets back when it is greeted from here."""
     with suppress(OSError), socket.create_connection((address, peers.PORT), timeout=3) as other:
         other.settimeout(5)
-        other.sendall(b"\x13BitTorrent protocol" + bytes(8 + 20 + 20))
+        other.sendall(greeting)
         return other.recv(1) != b""
     return False
 

@@ -33,6 +33,11 @@ def info_hash(request: dict[str, Any]) -> bytes:
     return hashlib.sha1(libtorrent.bencode(described[b"info"])).digest()
 
 
+def greeting(request: dict[str, Any]) -> bytes:
+    """The first bytes that a peer sends, for what is shared by this request."""
+    return b"\x13BitTorrent protocol" + bytes(8) + info_hash(request) + b"-LI0000-" + bytes(12)
+
+
 def message(kind: int, content: bytes = b"") -> bytes:
     return (1 + len(content)).to_bytes(4, "big") + bytes([kind]) + content
 
@@ -53,7 +58,6 @@ def answer(asked: socket.socket, stream: IO[bytes]) -> None:
 
 def lie_to(other: tuple[str, int], request: dict[str, Any]) -> None:
     """Lie whenever the other accepts a connection, for LONGEST_S seconds."""
-    greeting = b"\x13BitTorrent protocol" + bytes(8) + info_hash(request) + b"-LI0000-" + bytes(12)
     claim = message(BITFIELD, everything(len(request["swarm"]["hashes"]) // 40)) + message(UNCHOKE)
     until = time.monotonic() + LONGEST_S
     while time.monotonic() < until:
@@ -61,7 +65,7 @@ def lie_to(other: tuple[str, int], request: dict[str, Any]) -> None:
             asked.settimeout(10)
             asked.bind((request["swarm"]["address"], 0))
             asked.connect(other)
-            asked.sendall(greeting + claim)
+            asked.sendall(greeting(request) + claim)
             with asked.makefile("rb") as stream:
                 answer(asked, stream)
         time.sleep(0.1)

@@ -97,7 +97,8 @@ def torrent(order: dict[str, Any], made: Any) -> Any:
     parameters.save_path = order["directory"]
     # Of the torrent: a session's own limits don't hold for private addresses.
     parameters.upload_limit = parameters.download_limit = order["bytes_per_s"] or 0  # 0: none
-    parameters.flags = flags.disable_dht | flags.disable_lsd | flags.disable_pex
+    # In place of the default flags: without apply_ip_filter the session's filter lets everybody in.
+    parameters.flags = flags.apply_ip_filter | flags.disable_dht | flags.disable_lsd | flags.disable_pex
     if order["complete"]:
         parameters.flags |= flags.seed_mode  # verified before by sha256: it is read, and never written to
     return made.add_torrent(parameters)

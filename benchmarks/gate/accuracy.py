@@ -21,9 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from pyinfra_vllm.on_host import load, prompts, scheduling
-from pyinfra_vllm.on_host.client import Client
-from pyinfra_vllm.on_host.relative import tpot
+from pyinfra_vllm.on_host.bench import load, prompts, scheduling
+from pyinfra_vllm.on_host.gate.relative import tpot
+from pyinfra_vllm.on_host.openai.client import Client
 
 BATCHES = {1: 8, 8: 8, 32: 3}  # requests of a turn, in units of the concurrency
 

@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from pyinfra_vllm.on_host import gate
+from pyinfra_vllm.on_host.gate import gate
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # Verdict -> (after is so many times slower, noise of a round).

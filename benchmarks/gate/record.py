@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from pyinfra_vllm.on_host import probe
-from pyinfra_vllm.on_host.client import Client
+from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.openai.client import Client
 
 
 def main() -> None:

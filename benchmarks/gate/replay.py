@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pyinfra_vllm.on_host import gate, precision
-from pyinfra_vllm.on_host.calibration import calibration
+from pyinfra_vllm.on_host.gate import gate, precision
+from pyinfra_vllm.on_host.gate.calibration import calibration
 
 HERE = Path(__file__).resolve().parent
 Record = dict[str, Any]

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pyinfra_vllm.on_host import likelihood, quality
-from pyinfra_vllm.on_host.client import Client
+from pyinfra_vllm.on_host.bench import likelihood, quality
+from pyinfra_vllm.on_host.openai.client import Client
 
 LONGEST_S = 300.0  # of one run
 AT_ONCE = 10  # runs under way together, after the first

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pyinfra_vllm.on_host.client import Client
+from pyinfra_vllm.on_host.openai.client import Client
 
 RUNS = 20
 HARMLESS = ("float16", "rtn-8", "awq-g64", "awq-g64-as-float16", "awq-g32")

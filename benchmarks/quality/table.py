@@ -18,8 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyinfra_vllm.on_host import ladder, likelihood
-from pyinfra_vllm.on_host.criteria import Criteria
+from pyinfra_vllm.on_host.bench import likelihood
+from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.gate import ladder
 
 BASE = "awq-g64"
 HARMLESS = (

@@ -25,8 +25,8 @@ from typing import (
 )
 
 from .errors import HostError, one_line
-from .on_host import journal
-from .on_host.values import (
+from .on_host.state import journal
+from .on_host.state.values import (
     Check,
     RecordError,
     amount,
@@ -183,7 +183,7 @@ class Rejection(TypedDict, total=False):
 
 
 class Transaction(_From, total=False):
-    """A switch as on_host/observe.py sums it up from the journal; `outcome` None: it has not ended."""
+    """A switch as on_host/state/observe.py sums it up from the journal; `outcome` None: it has not ended."""
 
     tx: Required[str]
     began: Required[Moment]
@@ -201,7 +201,7 @@ class Transaction(_From, total=False):
 
 
 class Observed(TypedDict, total=False):
-    """One service of a host (on_host/observe.py)."""
+    """One service of a host (on_host/state/observe.py)."""
 
     service: Required[str]
     active: str | None
@@ -324,7 +324,7 @@ class KernelCheck(TypedDict, total=False):
 
 
 class ToldService(TypedDict, total=False):
-    """The switches of one service (on_host/recall.py)."""
+    """The switches of one service (on_host/state/recall.py)."""
 
     service: Required[str]
     kernels: Required[dict[str, KernelCheck]]
@@ -351,7 +351,7 @@ class End(TypedDict, total=False):
 
 
 class News(TypedDict, total=False):
-    """The progress of a transaction since it was last asked (on_host/follow.py)."""
+    """The progress of a transaction since it was last asked (on_host/state/follow.py)."""
 
     tx: Required[str | None]
     entries: Required[Entries]
@@ -369,7 +369,7 @@ class Built(TypedDict, total=False):
 
 
 class Runtime(TypedDict, total=False):
-    """An installed vLLM (on_host/inspect_runtime.py); `compiled`: share of its files with byte code."""
+    """An installed vLLM (on_host/inspect/runtime.py); `compiled`: share of its files with byte code."""
 
     path: str
     version: Required[str]
@@ -393,7 +393,7 @@ class GpuProcess(TypedDict, total=False):
 
 
 class Gpu(TypedDict, total=False):
-    """A card or a MIG instance (on_host/inspect_gpus.py). `split`: a card in MIG mode."""
+    """A card or a MIG instance (on_host/inspect/gpus.py). `split`: a card in MIG mode."""
 
     index: Required[int | None]
     card: int
@@ -417,7 +417,7 @@ class Gpus(TypedDict, total=False):
 
 
 class StoredCheckpoint(TypedDict, total=False):
-    """A checkpoint on a host (on_host/inspect_checkpoints.py). `state`: complete, damaged or partial."""
+    """A checkpoint on a host (on_host/inspect/checkpoints.py). `state`: complete, damaged or partial."""
 
     directory: Required[str]
     name: str
@@ -429,7 +429,7 @@ class StoredCheckpoint(TypedDict, total=False):
 
 
 class Filesystem(TypedDict, total=False):
-    """The file system of a path (on_host/inspect_disk.py)."""
+    """The file system of a path (on_host/inspect/disk.py)."""
 
     path: str
     mount: Required[str]
@@ -442,7 +442,7 @@ class Filesystem(TypedDict, total=False):
 
 
 class Host(TypedDict, total=False):
-    """The installation on a host (on_host/inspect_host.py)."""
+    """The installation on a host (on_host/inspect/host.py)."""
 
     python: Required[list[int]]
     platform: str
@@ -455,7 +455,7 @@ class Host(TypedDict, total=False):
 
 
 class Removable(TypedDict, total=False):
-    """Something that no release needs (on_host/prune.py)."""
+    """Something that no release needs (on_host/staging/prune.py)."""
 
     kind: Required[str]
     path: Required[str]
@@ -495,7 +495,7 @@ class LogLine(TypedDict, total=False):
 
 
 class ServiceLog(TypedDict, total=False):
-    """The journal of one service's units (on_host/logs.py)."""
+    """The journal of one service's units (on_host/server/logs.py)."""
 
     service: Required[str]
     cause: Required[Cause | None]
@@ -504,7 +504,7 @@ class ServiceLog(TypedDict, total=False):
 
 
 class UnitStatus(TypedDict, total=False):
-    """The progress of a unit, as its program writes it (on_host/status.py)."""
+    """The progress of a unit, as its program writes it (on_host/state/status.py)."""
 
     state: str
     message: str

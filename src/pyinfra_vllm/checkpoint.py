@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import yaml
 
 from pyinfra_vllm.errors import LockError, one_line
-from pyinfra_vllm.on_host import durable, manifest
+from pyinfra_vllm.on_host.state import durable, manifest
 
 SCHEMA = "pyinfra-vllm/checkpoints/1"
 LOCK_FILE = Path("checkpoints.lock.yaml")

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 from .answers import Transaction
 from .config import Service
-from .on_host.order import ROLLOUT
+from .on_host.switch.order import ROLLOUT
 from .text import counted
 
 NEWEST = 5

@@ -28,8 +28,8 @@ from huggingface_hub.utils import (
 from pyinfra_vllm import checkpoint, hub_endpoint
 from pyinfra_vllm.checkpoint import Checkpoint, File
 from pyinfra_vllm.errors import CheckpointRefused, HubError, one_line
-from pyinfra_vllm.on_host import manifest
-from pyinfra_vllm.on_host.values import shown
+from pyinfra_vllm.on_host.state import manifest
+from pyinfra_vllm.on_host.state.values import shown
 
 TIMEOUT_S = 30.0  # between two bytes; huggingface_hub's own default is 10
 READ_DEADLINE_S = 120.0  # for one small file in all

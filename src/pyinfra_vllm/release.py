@@ -20,7 +20,7 @@ from pyinfra_vllm import shipped
 from pyinfra_vllm.answers import StagedRelease
 from pyinfra_vllm.config.models import API_KEY
 from pyinfra_vllm.in_runtime import api_key
-from pyinfra_vllm.on_host.paths import API_KEY_MODULE, SECRETS_FILE
+from pyinfra_vllm.on_host.state.paths import API_KEY_MODULE, SECRETS_FILE
 
 TEMPLATE = "templates/vllm.service.j2"
 ID_LENGTH = 12

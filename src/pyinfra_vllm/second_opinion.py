@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DeclarationError, HostError, one_line
-from .on_host.gate import Record
-from .on_host.record import SCHEMA
-from .on_host.relative import Phase, Request
-from .on_host.values import amount, count, list_of
+from .on_host.bench.record import SCHEMA
+from .on_host.gate.gate import Record
+from .on_host.gate.relative import Phase, Request
+from .on_host.state.values import amount, count, list_of
 
 # Of `vllm bench serve` at each concurrency: long enough to be steady, short enough for a budget of minutes.
 INPUT_TOKENS, OUTPUT_TOKENS, BATCHES, SEED = 256, 128, 6, 1

@@ -3,7 +3,7 @@
 Pure: figures in, words out.
 
 The figures are the catalog's (`catalog/trades.yaml`); what counts as worse is the gate's own rule
-(on_host/criteria.py).
+(on_host/bench/criteria.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyinfra_vllm.on_host.criteria import MAX, MOST, Criteria
-from pyinfra_vllm.on_host.relative import needed
+from pyinfra_vllm.on_host.bench.criteria import MAX, MOST, Criteria
+from pyinfra_vllm.on_host.gate.relative import needed
 
 UNLIKE = (
     0.05  # by how much a host may differ from the measured one and the margins named here still let it pass

@@ -14,9 +14,10 @@ from lab import serving
 from lab.machine import Host
 from lab.session import Lab
 
-from pyinfra_vllm.on_host import ladder, quality
-from pyinfra_vllm.on_host.client import Client
-from pyinfra_vllm.on_host.criteria import Criteria
+from pyinfra_vllm.on_host.bench import quality
+from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.gate import ladder
+from pyinfra_vllm.on_host.openai.client import Client
 
 TRAINED, _ = quality.load(Path(serving.__file__).parent / "training/questions.jsonl")
 RUNS = 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from pyinfra_vllm.on_host import gate
-from pyinfra_vllm.on_host.gate import Criteria
+from pyinfra_vllm.on_host.gate import gate
+from pyinfra_vllm.on_host.gate.gate import Criteria
 
 
 def request(

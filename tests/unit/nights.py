@@ -19,9 +19,11 @@ import pytest
 from simulated import SimulatedHost
 
 from pyinfra_vllm.asking import Answer
-from pyinfra_vllm.on_host import durable, observe, recall, recovery, running, service, transaction
-from pyinfra_vllm.on_host import journal as journals
-from pyinfra_vllm.on_host import release as releases
+from pyinfra_vllm.on_host.server import release as releases
+from pyinfra_vllm.on_host.server import service
+from pyinfra_vllm.on_host.state import durable, observe, recall, running
+from pyinfra_vllm.on_host.state import journal as journals
+from pyinfra_vllm.on_host.switch import recovery, transaction
 from pyinfra_vllm.release import Release
 from pyinfra_vllm.report.looking import Look, Wish
 
@@ -129,7 +131,7 @@ class NightHost(SimulatedHost):
 
 
 def measured(source: random.Random, speed: Speed, rounds: int = 10) -> dict[str, Any]:
-    """A record as on_host/probe.py makes them: two phases in rounds, graded answers, some noise."""
+    """A record as on_host/bench/probe.py makes them: two phases in rounds, graded answers, some noise."""
     phases = [_phase(source, speed, concurrency, count, rounds) for concurrency, count in ((1, 4), (8, 24))]
     quality = [{"prompt": f"q{n:03}", "passed": f"q{n:03}" not in speed.wrong} for n in range(60)]
     return {
@@ -242,7 +244,7 @@ def fleet_of_24(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Answer[Look
 
 
 def gpu(used_mib: int | None = 62668, unit: str | None = "vllm-chat.service") -> dict[str, Any]:
-    """One card as on_host/inspect_gpus.py tells it, with one process on it."""
+    """One card as on_host/inspect/gpus.py tells it, with one process on it."""
     process = {"pid": 4711, "unit": unit, "used_mib": used_mib, "name": "VLLM::EngineCore"}
     card = {"index": 0, "name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559, "used_mib": used_mib}
     return {**card, "split": False, "processes": [process]}

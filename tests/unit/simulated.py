@@ -18,11 +18,14 @@ from typing import Any
 
 import pytest
 
-from pyinfra_vllm.on_host import durable, gpu_memory, manifest, probe, recovery, service, systemd, transaction
-from pyinfra_vllm.on_host import journal as journals
-from pyinfra_vllm.on_host import release as releases
-from pyinfra_vllm.on_host.order import Order
-from pyinfra_vllm.on_host.paths import SECRETS_FILE, ServicePaths
+from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.server import gpu_memory, service, systemd
+from pyinfra_vllm.on_host.server import release as releases
+from pyinfra_vllm.on_host.state import durable, manifest
+from pyinfra_vllm.on_host.state import journal as journals
+from pyinfra_vllm.on_host.state.paths import SECRETS_FILE, ServicePaths
+from pyinfra_vllm.on_host.switch import recovery, transaction
+from pyinfra_vllm.on_host.switch.order import Order
 from pyinfra_vllm.release import environment_file
 
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+import pyinfra_vllm.on_host
 from pyinfra_vllm.operations._archive import archive, digest
 
+ON_HOST = Path(pyinfra_vllm.on_host.__file__).parent
 VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
 
@@ -49,9 +50,7 @@ def test_it_runs_alone(tmp_path: Path, python: str) -> None:
 
 
 def test_the_program_for_the_host_imports_the_standard_library_and_itself_only() -> None:
-    for source in files("pyinfra_vllm.on_host").iterdir():
-        if not source.name.endswith(".py"):
-            continue
+    for source in ON_HOST.rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import uv
 
-from pyinfra_vllm.on_host import build, inspect_runtime
+from pyinfra_vllm.on_host.inspect import runtime as inspect_runtime
+from pyinfra_vllm.on_host.staging import build
 
 METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}"
 WHEEL = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

@@ -13,7 +13,7 @@ import pytest
 from pyinfra_vllm.asking import Hosts
 from pyinfra_vllm.config import Overrides, Service
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.on_host.order import CALIBRATION, Order
+from pyinfra_vllm.on_host.switch.order import CALIBRATION, Order
 from pyinfra_vllm.operations import _opening, calibration
 from pyinfra_vllm.operations._orders import Prepared
 from pyinfra_vllm.operations._remote import Remote

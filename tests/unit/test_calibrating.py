@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
-from pyinfra_vllm.on_host import calibrating, durable, lock, order, probe
-from pyinfra_vllm.on_host.order import CALIBRATION, Order
+from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.state import durable, lock
+from pyinfra_vllm.on_host.switch import calibrating, order
+from pyinfra_vllm.on_host.switch.order import CALIBRATION, Order
 
 
 @pytest.fixture

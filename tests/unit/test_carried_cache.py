@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from simulated import bottomless
 
-from pyinfra_vllm.on_host import carried_cache, compile_cache, prune
+from pyinfra_vllm.on_host.server import carried_cache, compile_cache
+from pyinfra_vllm.on_host.staging import prune
 
 USER = getpass.getuser()
 

@@ -12,8 +12,8 @@ import jinja2
 import pytest
 
 from pyinfra_vllm.in_runtime import chat_template as child
-from pyinfra_vllm.on_host import chat_template
-from pyinfra_vllm.on_host.release import NotReady, Release
+from pyinfra_vllm.on_host.server.release import NotReady, Release
+from pyinfra_vllm.on_host.staging import chat_template
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -8,8 +8,8 @@ import time
 import pytest
 from openai_server import serving
 
-from pyinfra_vllm.on_host import client as clients
-from pyinfra_vllm.on_host.client import Client
+from pyinfra_vllm.on_host.openai import client as clients
+from pyinfra_vllm.on_host.openai.client import Client
 
 pytestmark = pytest.mark.alone  # it has a time limit against a live server
 

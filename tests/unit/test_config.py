@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyinfra_vllm.config import Declared, Layer, Problems, Rollout, Service, declare, merge
 from pyinfra_vllm.config.checks import check_swarm, common_rollout, network_warnings, window_warnings
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.on_host.criteria import Criteria
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.window import Days
 
 ALL = "group_data/all.py"

@@ -16,7 +16,12 @@ from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm.commands import doctor as command
 from pyinfra_vllm.config.models import Service
-from pyinfra_vllm.on_host import doctor, hooks, inspect_driver, inspect_packages, manifest, nvidia, observe
+from pyinfra_vllm.on_host import doctor
+from pyinfra_vllm.on_host.inspect import driver as inspect_driver
+from pyinfra_vllm.on_host.inspect import nvidia
+from pyinfra_vllm.on_host.inspect import packages as inspect_packages
+from pyinfra_vllm.on_host.server import hooks
+from pyinfra_vllm.on_host.state import manifest, observe
 from pyinfra_vllm.operations.doctor import clock, reachable
 from pyinfra_vllm.report.checkup import Examined
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_vllm.on_host import durable
+from pyinfra_vllm.on_host.state import durable
 
 
 def test_a_link_is_replaced_in_one_step(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm.config import Overrides, Runtime, Service
 from pyinfra_vllm.estimate import FACTOR, Estimate, estimate
-from pyinfra_vllm.on_host import observe
+from pyinfra_vllm.on_host.state import observe
 from pyinfra_vllm.operations import _opening
 from pyinfra_vllm.window import WindowState
 

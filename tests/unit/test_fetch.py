@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from hub_server import Fault, HubServer, serving
 
-from pyinfra_vllm.on_host import fetch, manifest
+from pyinfra_vllm.on_host.staging import fetch
+from pyinfra_vllm.on_host.state import manifest
 
 REPO = "acme/tiny-awq"
 WEIGHTS = random.Random(1).randbytes(3_000_000)

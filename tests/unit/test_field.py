@@ -18,7 +18,8 @@ from pyinfra_vllm.catalog import gpus, shapes, versions
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.hub import facts_of
 from pyinfra_vllm.kv_layout import Layout
-from pyinfra_vllm.on_host import inspect_runtime, kernel
+from pyinfra_vllm.on_host.inspect import runtime as inspect_runtime
+from pyinfra_vllm.on_host.server import kernel
 from pyinfra_vllm.tuning import Resolution
 
 FIELD = Path(__file__).parents[1] / "fixtures/field"

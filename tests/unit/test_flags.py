@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_vllm.on_host import flags
+from pyinfra_vllm.on_host.inspect import flags
 
 ENGINE = """
 raise ImportError("the sources are read, never run")

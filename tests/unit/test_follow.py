@@ -6,7 +6,7 @@ from typing import Any
 
 from simulated import SimulatedHost
 
-from pyinfra_vllm.on_host import follow
+from pyinfra_vllm.on_host.state import follow
 
 BEGUN = "2026-11-28T02:00:00.000+00:00"
 NOW = "2026-11-28T02:01:30.500+00:00"

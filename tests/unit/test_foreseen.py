@@ -18,7 +18,7 @@ from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime as RuntimeFact
 from pyinfra_vllm.facts.service import Host as HostFact
-from pyinfra_vllm.on_host.gate import Criteria
+from pyinfra_vllm.on_host.gate.gate import Criteria
 from pyinfra_vllm.operations import program
 from pyinfra_vllm.operations._foreseen import host_plan, service_plan
 from pyinfra_vllm.operations._planning import plan

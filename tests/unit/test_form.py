@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyinfra_vllm.on_host.form import BLANK, LOOP, NOISE, TEMPLATE, defects
+from pyinfra_vllm.on_host.bench.form import BLANK, LOOP, NOISE, TEMPLATE, defects
 
 
 @pytest.mark.parametrize(

@@ -31,21 +31,14 @@ from pyinfra_vllm.commands import compare
 from pyinfra_vllm.config import Layer, Problems, declare, merge
 from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError, RolloutError
 from pyinfra_vllm.hub import Hub
-from pyinfra_vllm.on_host import (
-    durable,
-    fetch,
-    follow,
-    gate,
-    hooks,
-    journal,
-    manifest,
-    observe,
-    recall,
-    recovery,
-)
-from pyinfra_vllm.on_host.criteria import Criteria
-from pyinfra_vllm.on_host.paths import ServicePaths
-from pyinfra_vllm.on_host.status import RUN
+from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.gate import gate
+from pyinfra_vllm.on_host.server import hooks
+from pyinfra_vllm.on_host.staging import fetch
+from pyinfra_vllm.on_host.state import durable, follow, journal, manifest, observe, recall
+from pyinfra_vllm.on_host.state.paths import ServicePaths
+from pyinfra_vllm.on_host.state.status import RUN
+from pyinfra_vllm.on_host.switch import recovery
 from pyinfra_vllm.operations import _planning
 from pyinfra_vllm.operations import checkpoint as operation
 from pyinfra_vllm.report import history, page, status

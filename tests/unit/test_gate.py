@@ -11,8 +11,8 @@ from bench_records import failed, judge, phase, record, request, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host import gate, precision
-from pyinfra_vllm.on_host.gate import Criteria
+from pyinfra_vllm.on_host.gate import gate, precision
+from pyinfra_vllm.on_host.gate.gate import Criteria
 
 CRITERIA = Criteria()
 GRADED = [{"prompt": f"q{number}", "passed": True} for number in range(20)]

@@ -15,8 +15,8 @@ from bench_records import judge, phase, record, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host.gate import Criteria, CriteriaError
-from pyinfra_vllm.on_host.relative import VALUES
+from pyinfra_vllm.on_host.gate.gate import Criteria, CriteriaError
+from pyinfra_vllm.on_host.gate.relative import VALUES
 
 ORDER = {"pass": 0, "inconclusive": 1, "fail": 2}
 

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from pyinfra_vllm.facts.gpu import Gpus
-from pyinfra_vllm.on_host import cgroup, gpu_memory, nvidia
+from pyinfra_vllm.on_host.inspect import nvidia
+from pyinfra_vllm.on_host.server import gpu_memory
+from pyinfra_vllm.on_host.state import cgroup
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import nvidia_smi

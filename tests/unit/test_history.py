@@ -15,8 +15,9 @@ from told import Teller, teller
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.commands.history import history, since_when
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.on_host import calibrating, recall
-from pyinfra_vllm.on_host.order import CALIBRATION, ROLLBACK, Order
+from pyinfra_vllm.on_host.state import recall
+from pyinfra_vllm.on_host.switch import calibrating
+from pyinfra_vllm.on_host.switch.order import CALIBRATION, ROLLBACK, Order
 from pyinfra_vllm.report import looking
 from pyinfra_vllm.report.history import left_out, moment, problems, switches
 from pyinfra_vllm.report.page import render

@@ -22,8 +22,11 @@ import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
 from pyinfra_vllm.config.hooks import Hooks
-from pyinfra_vllm.on_host import hooks, recovery, secrets_file, soak, systemd
-from pyinfra_vllm.on_host.order import ROLLBACK
+from pyinfra_vllm.on_host.gate import soak
+from pyinfra_vllm.on_host.server import hooks, systemd
+from pyinfra_vllm.on_host.state import secrets_file
+from pyinfra_vllm.on_host.switch import recovery
+from pyinfra_vllm.on_host.switch.order import ROLLBACK
 from pyinfra_vllm.release import environment_file
 
 DECLARED = {kind: {"argv": [f"/lb/{kind}"]} for kind in ("drain", "undrain", "notify")}

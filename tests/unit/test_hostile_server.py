@@ -21,13 +21,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host import graders, likelihood, quality, soak, stream
-from pyinfra_vllm.on_host.client import Client, ClientError, Garbage, TooLong
-from pyinfra_vllm.on_host.criteria import Criteria
-from pyinfra_vllm.on_host.form import defects
-from pyinfra_vllm.on_host.graders import Undecided, grade
-from pyinfra_vllm.on_host.stream import Events, read_stream
-from pyinfra_vllm.on_host.watch import Watch
+from pyinfra_vllm.on_host.bench import graders, likelihood, quality
+from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.bench.form import defects
+from pyinfra_vllm.on_host.bench.graders import Undecided, grade
+from pyinfra_vllm.on_host.bench.watch import Watch
+from pyinfra_vllm.on_host.gate import soak
+from pyinfra_vllm.on_host.openai import stream
+from pyinfra_vllm.on_host.openai.client import Client, ClientError, Garbage, TooLong
+from pyinfra_vllm.on_host.openai.stream import Events, read_stream
 
 LIMIT_S = 1.0
 MOST_MEMORY_KB = 150_000  # beyond what the process had: the largest answer is 8 MiB

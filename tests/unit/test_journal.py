@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host import journal
-from pyinfra_vllm.on_host.journal import Journal
+from pyinfra_vllm.on_host.state import journal
+from pyinfra_vllm.on_host.state.journal import Journal
 
 
 def test_a_step_is_written_before_its_body_runs(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_vllm.on_host import kernel
+from pyinfra_vllm.on_host.server import kernel
 
 LOGS = Path(__file__).parent.parent / "fixtures" / "kernel"
 

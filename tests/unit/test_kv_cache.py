@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyinfra_vllm.on_host.kv_cache import measured
+from pyinfra_vllm.on_host.server.kv_cache import measured
 
 
 def test_the_labels_of_a_newer_server() -> None:

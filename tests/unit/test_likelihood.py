@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import serving
 
-from pyinfra_vllm.on_host import likelihood
-from pyinfra_vllm.on_host.client import Client
-from pyinfra_vllm.on_host.criteria import Criteria
-from pyinfra_vllm.on_host.likelihood import Text
+from pyinfra_vllm.on_host.bench import likelihood
+from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.bench.likelihood import Text
+from pyinfra_vllm.on_host.openai.client import Client
 
 Measured = dict[str, Any]
 SHORT = Text("t", "en", ("one two three", "four five"))

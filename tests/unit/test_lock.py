@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_vllm.on_host import observe
-from pyinfra_vllm.on_host.lock import Held, exclusive
+from pyinfra_vllm.on_host.state import observe
+from pyinfra_vllm.on_host.state.lock import Held, exclusive
 
 HOLDER = """
 import sys, time

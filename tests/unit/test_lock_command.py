@@ -21,7 +21,7 @@ from pyinfra_vllm.catalog import shapes
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, File, Lock
 from pyinfra_vllm.commands.lock import doubtful_size, lock
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.on_host import durable
+from pyinfra_vllm.on_host.state import durable
 
 REPO = "acme/tiny-awq"
 FIELD = Path(__file__).parents[1] / "fixtures/field/models.json"

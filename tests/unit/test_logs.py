@@ -9,8 +9,8 @@ import pytest
 
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.commands import logs as command
-from pyinfra_vllm.on_host import logs, unit_log
-from pyinfra_vllm.on_host.unit_log import Line
+from pyinfra_vllm.on_host.server import logs, unit_log
+from pyinfra_vllm.on_host.server.unit_log import Line
 from pyinfra_vllm.report import journal
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "root_cause"

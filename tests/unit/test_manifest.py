@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host import manifest
+from pyinfra_vllm.on_host.state import manifest
 
 CONTENT = {"config.json": b"{}", "sub/model.safetensors": b"weights"}
 

@@ -17,7 +17,9 @@ import pytest
 import yaml
 
 from pyinfra_vllm.on_host import __main__ as on_host
-from pyinfra_vllm.on_host import hooks, metrics, observe, order, running, systemd, transaction
+from pyinfra_vllm.on_host.server import hooks, metrics, systemd
+from pyinfra_vllm.on_host.state import observe, running
+from pyinfra_vllm.on_host.switch import order, transaction
 from pyinfra_vllm.operations import program
 from pyinfra_vllm.report import evidence
 

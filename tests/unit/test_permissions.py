@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_vllm.on_host.permissions import EXECUTE, READ, WRITE, Account
+from pyinfra_vllm.on_host.state.permissions import EXECUTE, READ, WRITE, Account
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
 USER = "nobody"

@@ -12,8 +12,8 @@ from bench_records import request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host import precision
-from pyinfra_vllm.on_host.criteria import Criteria
+from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.gate import precision
 
 CRITERIA = Criteria(budget_s=20.0)
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from openai_server import Behaviour, serving
 
-from pyinfra_vllm.on_host import gate, load, probe, prompts, quality
-from pyinfra_vllm.on_host.client import Client
-from pyinfra_vllm.on_host.probe import ProbeError, Settings
+from pyinfra_vllm.on_host.bench import load, probe, prompts, quality
+from pyinfra_vllm.on_host.bench.probe import ProbeError, Settings
+from pyinfra_vllm.on_host.gate import gate
+from pyinfra_vllm.on_host.openai.client import Client
 
 QUICK = Settings(
     concurrency=(1, 4), budget_s=1.2, quality=False, rounds=3, output_tokens=16, words={"s": 5, "m": 20}

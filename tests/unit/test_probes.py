@@ -13,7 +13,8 @@ import pytest
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.runtime import Runtime
-from pyinfra_vllm.on_host import inspect_disk, manifest
+from pyinfra_vllm.on_host.inspect import disk as inspect_disk
+from pyinfra_vllm.on_host.state import manifest
 
 COMMIT = "a" * 40
 

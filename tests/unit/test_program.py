@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pyinfra_vllm.on_host import inspect_host
+from pyinfra_vllm.on_host.inspect import host as inspect_host
 from pyinfra_vllm.operations import program
 from pyinfra_vllm.operations._rollout import Progress
 

@@ -21,10 +21,11 @@ from pyinfra_vllm.commands import prune as command
 from pyinfra_vllm.commands.prune import keep as kept_by
 from pyinfra_vllm.config import Layer, Problems, declare, merge
 from pyinfra_vllm.errors import LockError
-from pyinfra_vllm.on_host import durable, journal, lock, manifest, prune
-from pyinfra_vllm.on_host import release as releases
-from pyinfra_vllm.on_host.paths import ServicePaths
-from pyinfra_vllm.on_host.prune import Keep
+from pyinfra_vllm.on_host.server import release as releases
+from pyinfra_vllm.on_host.staging import prune
+from pyinfra_vllm.on_host.staging.prune import Keep
+from pyinfra_vllm.on_host.state import durable, journal, lock, manifest
+from pyinfra_vllm.on_host.state.paths import ServicePaths
 
 A, B, C, D = ("a" * 12, "b" * 12, "c" * 12, "d" * 12)
 

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import serving
 
-from pyinfra_vllm.on_host import form, gate, graders, ladder, likelihood, quality
-from pyinfra_vllm.on_host.client import Client
-from pyinfra_vllm.on_host.quality import Question, QuestionsError
+from pyinfra_vllm.on_host.bench import form, graders, likelihood, quality
+from pyinfra_vllm.on_host.bench.quality import Question, QuestionsError
+from pyinfra_vllm.on_host.gate import gate, ladder
+from pyinfra_vllm.on_host.openai.client import Client
 
 pytestmark = pytest.mark.alone  # it has a time limit against a live server
 

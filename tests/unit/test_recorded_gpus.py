@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pyinfra_vllm.on_host import inspect_gpus, kernel, kv_cache
+from pyinfra_vllm.on_host.inspect import gpus as inspect_gpus
+from pyinfra_vllm.on_host.server import kernel, kv_cache
 
 FOLDERS = sorted((Path(__file__).parents[1] / "fixtures/gpu").glob("*/"))
 PROGRAM = """#!/usr/bin/env python3

@@ -14,8 +14,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks/quality"))
 import table
 
-from pyinfra_vllm.on_host import ladder
-from pyinfra_vllm.on_host.criteria import Criteria
+from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.gate import ladder
 
 GPU, CPU = "answers-h200-vllm0.25.1.json.xz", "answers-cpu-vllm0.32.0.json.xz"
 BITS, QUESTIONS, FORM = "bits_per_byte", "quality_points", "form"

@@ -10,19 +10,14 @@ from pathlib import Path
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
-from pyinfra_vllm.on_host import (
-    durable,
-    evidence,
-    lock,
-    manifest,
-    recovery,
-    systemd,
-)
-from pyinfra_vllm.on_host import journal as journals
-from pyinfra_vllm.on_host import release as releases
-from pyinfra_vllm.on_host.order import ROLLBACK
-from pyinfra_vllm.on_host.release import NotReady
-from pyinfra_vllm.on_host.service import Service
+from pyinfra_vllm.on_host.server import release as releases
+from pyinfra_vllm.on_host.server import systemd
+from pyinfra_vllm.on_host.server.release import NotReady
+from pyinfra_vllm.on_host.server.service import Service
+from pyinfra_vllm.on_host.state import durable, evidence, lock, manifest
+from pyinfra_vllm.on_host.state import journal as journals
+from pyinfra_vllm.on_host.switch import recovery
+from pyinfra_vllm.on_host.switch.order import ROLLBACK
 
 
 def prepared(root: Path, patch: pytest.MonkeyPatch, rate: float) -> SimulatedHost:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from resolving import resolve
 
 from pyinfra_vllm import release as rendered
-from pyinfra_vllm.on_host import rehearsal
-from pyinfra_vllm.on_host.rehearsal import Answer, NotAsked
-from pyinfra_vllm.on_host.release import Release
+from pyinfra_vllm.on_host.server.release import Release
+from pyinfra_vllm.on_host.staging import rehearsal
+from pyinfra_vllm.on_host.staging.rehearsal import Answer, NotAsked
 
 ACCEPTS = {
     "asked": True,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.on_host.order import Order
+from pyinfra_vllm.on_host.switch.order import Order
 from pyinfra_vllm.operations import _switching
 from pyinfra_vllm.operations._remote import Remote
 

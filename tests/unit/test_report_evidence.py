@@ -13,7 +13,7 @@ from told import Teller, teller
 
 from pyinfra_vllm import answers as allowed
 from pyinfra_vllm.asking import Answer
-from pyinfra_vllm.on_host import durable, recall
+from pyinfra_vllm.on_host.state import durable, recall
 from pyinfra_vllm.report.changes import Change, changes
 from pyinfra_vllm.report.criteria import criteria
 from pyinfra_vllm.report.evidence import Shown

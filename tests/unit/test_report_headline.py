@@ -11,7 +11,7 @@ import nights
 import pytest
 
 from pyinfra_vllm.asking import Answer
-from pyinfra_vllm.on_host.order import ROLLBACK
+from pyinfra_vllm.on_host.switch.order import ROLLBACK
 from pyinfra_vllm.report.headline import by_severity, headline, period, went_back
 from pyinfra_vllm.report.history import Switch, moment, switches
 from pyinfra_vllm.report.looking import Look

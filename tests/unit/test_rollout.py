@@ -12,7 +12,7 @@ import pytest
 from test_release import make
 
 from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
-from pyinfra_vllm.on_host.order import Order
+from pyinfra_vllm.on_host.switch.order import Order
 from pyinfra_vllm.operations import _refuse, _summary, switch
 from pyinfra_vllm.operations._orders import Prepared
 from pyinfra_vllm.operations._rollout import (

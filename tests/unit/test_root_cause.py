@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_vllm.on_host import root_cause
+from pyinfra_vllm.on_host.server import root_cause
 
 RECORDED = Path(__file__).parents[1] / "fixtures/root_cause"
 KERNEL_LOGS = Path(__file__).parents[1] / "fixtures/kernel"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_vllm.on_host import running
+from pyinfra_vllm.on_host.state import running
 
 UNIT = "vllm-chat.service"
 NOW, BEFORE = "c" * 32, "d" * 32

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pyinfra_vllm.on_host import saturation
-from pyinfra_vllm.on_host.criteria import Criteria
-from pyinfra_vllm.on_host.release import Release
+from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.server.release import Release
+from pyinfra_vllm.on_host.switch import saturation
 
 
 def release(*argv: str, kv_tokens: int = 0, max_concurrency: float = 0) -> Release:

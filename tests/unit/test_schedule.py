@@ -19,7 +19,7 @@ from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.commands.schedule import schedule
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.on_host.gate import Criteria
+from pyinfra_vllm.on_host.gate.gate import Criteria
 from pyinfra_vllm.report.looking import Look, Wish
 from pyinfra_vllm.schedule import due
 from pyinfra_vllm.schedule import tick as ticking

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from pyinfra_vllm.on_host import scheduling
+from pyinfra_vllm.on_host.bench import scheduling
 
 
 def elsewhere() -> str:

@@ -12,7 +12,7 @@ import pytest
 from pyinfra_vllm import second_opinion
 from pyinfra_vllm.commands import compare
 from pyinfra_vllm.errors import DeclarationError, HostError
-from pyinfra_vllm.on_host.record import check
+from pyinfra_vllm.on_host.bench.record import check
 
 
 def vllm_result(concurrency: int = 8, slower: float = 1.0) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from test_unit import FakeHost
 from pyinfra_vllm import release as releases
 from pyinfra_vllm.config import Overrides, Runtime, Service
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.on_host import prune
-from pyinfra_vllm.on_host.prune import Keep
-from pyinfra_vllm.on_host.service import Service as HostService
+from pyinfra_vllm.on_host.server.service import Service as HostService
+from pyinfra_vllm.on_host.staging import prune
+from pyinfra_vllm.on_host.staging.prune import Keep
 from pyinfra_vllm.operations import _planning, switch
 from pyinfra_vllm.operations import release as operation
 from pyinfra_vllm.operations._rollout import Wanted

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from bench_records import phase, record
 
-from pyinfra_vllm.on_host import soak as soaking
-from pyinfra_vllm.on_host.client import HttpError, Refused, TimedOut
-from pyinfra_vllm.on_host.criteria import Criteria
+from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.gate import soak as soaking
+from pyinfra_vllm.on_host.openai.client import HttpError, Refused, TimedOut
 
 CRITERIA = Criteria(soak_s=300.0)
 ERRORS = 'vllm:request_success_total{finished_reason="error"}'

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_vllm.on_host import sockets, systemd
-from pyinfra_vllm.on_host.client import Client, Refused
+from pyinfra_vllm.on_host.openai.client import Client, Refused
+from pyinfra_vllm.on_host.server import sockets, systemd
 
 UNIT = "vllm-chat.service"
 

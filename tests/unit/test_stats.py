@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host.stats import T99, chance, half_width, percentile, t_value
+from pyinfra_vllm.on_host.bench.stats import T99, chance, half_width, percentile, t_value
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from told import Teller, teller
 
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.commands.status import as_json, status
-from pyinfra_vllm.on_host import lock
+from pyinfra_vllm.on_host.state import lock
 from pyinfra_vllm.report.looking import Wish
 from pyinfra_vllm.report.status import drift, exit_code, flags_hash, rows
 from pyinfra_vllm.report.tables import console, show_status

@@ -14,8 +14,8 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.connectors import util
 
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.on_host import gate
-from pyinfra_vllm.on_host.order import Order
+from pyinfra_vllm.on_host.gate import gate
+from pyinfra_vllm.on_host.switch.order import Order
 from pyinfra_vllm.operations import _remote, _story, _summary, _switching, _unit
 from pyinfra_vllm.operations._orders import Prepared
 from pyinfra_vllm.operations._rollout import PROGRESS
@@ -141,7 +141,7 @@ OPEN_TOLD = (
 
 
 def judged(verdict: str, *metrics: dict[str, Any], reasons: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The journal's entry, as on_host/transaction.py writes it."""
+    """The journal's entry, as on_host/switch/transaction.py writes it."""
     deciding = [gate.sentence(row) for row in metrics if row["decides"] and row["verdict"] == verdict]
     return {
         "at": "2026-11-28T00:00:00+00:00", "tx": "t", "step": "judge", "state": "done", "verdict": verdict,

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from pyinfra_vllm import trades, tuning
 from pyinfra_vllm.catalog import gpus, table
 from pyinfra_vllm.cli import cli
-from pyinfra_vllm.on_host.criteria import EVERY_PHASE, ONE_STREAM, Criteria
+from pyinfra_vllm.on_host.bench.criteria import EVERY_PHASE, ONE_STREAM, Criteria
 
 HOPPER = table("trades.yaml")[0]
 DOCS = Path(__file__).parents[2] / "docs/gate.md"

@@ -12,19 +12,12 @@ from typing import Any
 import pytest
 from simulated import NEW, OLD, SimulatedHost
 
-from pyinfra_vllm.on_host import (
-    durable,
-    lock,
-    manifest,
-    observe,
-    probe,
-    recovery,
-    service,
-    soak,
-    sockets,
-    transaction,
-)
-from pyinfra_vllm.on_host.order import ROLLBACK
+from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.gate import soak
+from pyinfra_vllm.on_host.server import service, sockets
+from pyinfra_vllm.on_host.state import durable, lock, manifest, observe
+from pyinfra_vllm.on_host.switch import recovery, transaction
+from pyinfra_vllm.on_host.switch.order import ROLLBACK
 
 
 def test_a_release_that_is_no_worse_is_kept(serving: SimulatedHost) -> None:

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host import kernel, kv_cache, systemd, unit_log
-from pyinfra_vllm.on_host.unit_log import Line
+from pyinfra_vllm.on_host.server import kernel, kv_cache, systemd, unit_log
+from pyinfra_vllm.on_host.server.unit_log import Line
 
 START, EARLIER = "a" * 32, "b" * 32
 FAST = "INFO 11-21 02:13:31 [x.py:1] Using MarlinLinearKernel for AutoAWQMarlinLinearMethod"

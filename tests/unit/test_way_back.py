@@ -14,17 +14,11 @@ from typing import Any
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
-from pyinfra_vllm.on_host import (
-    durable,
-    interruption,
-    lock,
-    observe,
-    recovery,
-    service,
-    soak,
-    systemd,
-)
-from pyinfra_vllm.on_host import journal as journals
+from pyinfra_vllm.on_host.gate import soak
+from pyinfra_vllm.on_host.server import service, systemd
+from pyinfra_vllm.on_host.state import durable, lock, observe
+from pyinfra_vllm.on_host.state import journal as journals
+from pyinfra_vllm.on_host.switch import interruption, recovery
 
 
 def at(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, step: str, act: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from simulated import OLD, SimulatedHost
 
 from pyinfra_vllm.asking import Answer
-from pyinfra_vllm.on_host import observe, recall, running
+from pyinfra_vllm.on_host.state import observe, recall, running
 from pyinfra_vllm.report.looking import Look, Wish
 
 

@@ -19,11 +19,11 @@ from pyinfra_vllm import lm_eval
 from pyinfra_vllm.commands import options
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError, HostError
-from pyinfra_vllm.on_host import probe
-from pyinfra_vllm.on_host.client import Client
-from pyinfra_vllm.on_host.probe import Record
-from pyinfra_vllm.on_host.quality import QuestionsError
-from pyinfra_vllm.on_host.record import RecordError, check_plan
+from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.bench.probe import Record
+from pyinfra_vllm.on_host.bench.quality import QuestionsError
+from pyinfra_vllm.on_host.bench.record import RecordError, check_plan
+from pyinfra_vllm.on_host.openai.client import Client
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.second_opinion import run_vllm_bench
 

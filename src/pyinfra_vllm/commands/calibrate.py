@@ -18,8 +18,8 @@ import click
 from pyinfra_vllm.commands import options
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.on_host.calibration import LEAST_RUNS, calibration
-from pyinfra_vllm.on_host.record import RecordError
+from pyinfra_vllm.on_host.bench.record import RecordError
+from pyinfra_vllm.on_host.gate.calibration import LEAST_RUNS, calibration
 from pyinfra_vllm.printable import printable
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pyinfra_vllm.answers import Verdict
 from pyinfra_vllm.commands.gate_file import criteria_of
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.on_host import calibration, gate
+from pyinfra_vllm.on_host.gate import calibration, gate
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.report.tables import escape
 from pyinfra_vllm.text import four_digits

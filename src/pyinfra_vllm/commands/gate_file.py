@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from pyinfra_vllm.errors import DeclarationError, one_line
-from pyinfra_vllm.on_host.criteria import Criteria, CriteriaError
+from pyinfra_vllm.on_host.bench.criteria import Criteria, CriteriaError
 
 # PyYAML's errors, and that of a text that is not UTF-8.
 NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)

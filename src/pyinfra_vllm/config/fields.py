@@ -19,7 +19,7 @@ import packaging.version
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..catalog import flags
-from ..on_host.paths import SHARED
+from ..on_host.state.paths import SHARED
 from .problems import SECRET_NAME, ItemError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

@@ -80,7 +80,7 @@ class Hooks(Declaration):
         return tuple(hook.url_env for hook in self._called().values() if isinstance(hook, SecretUrl))
 
     def document(self) -> dict[str, object]:
-        """The same for the host (on_host/hooks.py); empty where no hook is declared."""
+        """The same for the host (on_host/server/hooks.py); empty where no hook is declared."""
         called = {kind: _document(hook) for kind, hook in self._called().items()}
         if not called:
             return {}

@@ -22,8 +22,8 @@ from pydantic import (
 
 from ..catalog import table
 from ..catalog.gpus import Gpu
-from ..on_host.criteria import Criteria
-from ..on_host.quality import QuestionsError, load
+from ..on_host.bench.criteria import Criteria
+from ..on_host.bench.quality import QuestionsError, load
 from ..text import counted
 from ..window import parse_duration
 from .base import Declaration

@@ -4,8 +4,12 @@ written.
 
 from __future__ import annotations
 
+import ast
 import json
+from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from pyinfra.api import QuoteString, StringCommand
 
@@ -16,26 +20,26 @@ import importlib.abc, importlib.util, json, sys
 sources = json.loads(sys.argv[1])
 class FromMemory(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
-        package = name == "on_host"
-        if package or name.split(".")[-1] in sources and name.startswith("on_host."):
+        if name.split(".")[0] != "on_host":
+            return None
+        package = any(module.startswith(name + ".") for module in sources)
+        if package or name in sources:
             return importlib.util.spec_from_loader(name, self, is_package=package)
     def create_module(self, spec):
         return None
     def exec_module(self, module):
-        exec(compile(sources.get(module.__name__.split(".")[-1], ""), module.__name__, "exec"), module.__dict__)
+        exec(compile(sources.get(module.__name__, ""), module.__name__, "exec"), module.__dict__)
 sys.meta_path.insert(0, FromMemory())
 sys.exit(importlib.import_module("on_host." + sys.argv[2]).main(sys.argv[3:]))
-"""  # noqa: E501
+"""
 
 
-def python(module: str, *arguments: str, needs: tuple[str, ...] = ()) -> StringCommand:
-    """The command that runs `main(arguments)` of an `on_host` module on a host.
+def python(module: str, *arguments: str) -> StringCommand:
+    """The command that runs `main(arguments)` of a module of `on_host`, such as `state.observe`, on a host.
 
-    + module: its name; it prints its result as JSON
-    + needs: the other `on_host` modules that it imports
+    The module prints its result as JSON. It is sent with the others that it imports.
     """
-    sources = {name: _source(name) for name in (module, *needs)}
-    words = [_START, json.dumps(sources), module, *arguments]
+    words = [_START, json.dumps(_sources(module)), module, *arguments]
     return StringCommand("python3", "-I", "-c", *(QuoteString(word) for word in words))
 
 
@@ -45,12 +49,38 @@ def from_input(module: str, *arguments: str) -> tuple[tuple[str, ...], str]:
     Returns its words and its standard input.
     """
     start = _START.replace("json.loads(sys.argv[1])", "json.load(sys.stdin)")
-    names = [file.name for file in files("pyinfra_vllm.on_host").iterdir() if file.name.endswith(".py")]
-    sources = {
-        name[: -len(".py")]: _source(name[: -len(".py")]) for name in names if not name.startswith("__")
-    }
-    return ("python3", "-I", "-c", start, "-", module, *arguments), json.dumps(sources)
+    return ("python3", "-I", "-c", start, "-", module, *arguments), json.dumps(_sources(module))
+
+
+@cache
+def _sources(module: str) -> dict[str, str]:
+    """`on_host.MODULE` -> its source, for this module and all that it imports."""
+    found: dict[str, str] = {}
+    wanted = [module]
+    while wanted:
+        name = wanted.pop()
+        if f"on_host.{name}" not in found:
+            found[f"on_host.{name}"] = source = _source(name)
+            wanted += _imported(name, source)
+    return found
 
 
 def _source(name: str) -> str:
-    return files("pyinfra_vllm.on_host").joinpath(f"{name}.py").read_text(encoding="utf-8")
+    return _file(name.split(".")).read_text(encoding="utf-8")
+
+
+def _imported(name: str, source: str) -> Iterator[str]:
+    """The modules that this one imports: `from ..state import durable`, `from .journal import x`."""
+    package = name.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            place = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            place = [part for part in place if part]
+            if place and _file(place).is_file():
+                yield ".".join(place)
+            else:
+                yield from (".".join([*place, alias.name]) for alias in node.names)
+
+
+def _file(place: list[str]) -> Traversable:
+    return files("pyinfra_vllm.on_host").joinpath(*place[:-1], f"{place[-1]}.py")

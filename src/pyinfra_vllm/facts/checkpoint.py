@@ -23,4 +23,4 @@ class Checkpoints(Told[list[answers.StoredCheckpoint]]):
 
     @override
     def command(self, root: str) -> StringCommand:
-        return _script.python("inspect_checkpoints", root, needs=("manifest", "durable"))
+        return _script.python("inspect.checkpoints", root)

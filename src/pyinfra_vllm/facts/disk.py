@@ -21,4 +21,4 @@ class Filesystem(Told[answers.Filesystem | None]):
 
     @override
     def command(self, path: str) -> StringCommand:
-        return _script.python("inspect_disk", path)
+        return _script.python("inspect.disk", path)

@@ -25,4 +25,4 @@ class Gpus(Told[answers.Gpus]):
 
     @override
     def command(self) -> StringCommand:
-        return _script.python("inspect_gpus", needs=("nvidia", "cgroup"))
+        return _script.python("inspect.gpus")

@@ -11,7 +11,7 @@ from pyinfra_vllm.facts._told import Told
 
 
 class Logs(Told[list[answers.ServiceLog] | None]):
-    """The log lines of the units of a host's services (see on_host/logs.py).
+    """The log lines of the units of a host's services (see on_host/server/logs.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     + newest: so many lines of each unit
@@ -23,4 +23,4 @@ class Logs(Told[list[answers.ServiceLog] | None]):
     @override
     def command(self, root: str, newest: int, service: str | None = None) -> StringCommand:
         names = [service] if service else []
-        return _script.python("logs", root, str(newest), *names, needs=("paths", "root_cause", "unit_log"))
+        return _script.python("server.logs", root, str(newest), *names)

@@ -11,7 +11,7 @@ from pyinfra_vllm.facts._told import Told
 
 
 class Running(Told[list[answers.Observed] | None]):
-    """The release that each service of a host runs (see on_host/observe.py).
+    """The release that each service of a host runs (see on_host/state/observe.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     """
@@ -20,11 +20,11 @@ class Running(Told[list[answers.Observed] | None]):
 
     @override
     def command(self, root: str) -> StringCommand:
-        return _script.python("observe", root, needs=("durable", "journal", "running"))
+        return _script.python("state.observe", root)
 
 
 class Record(Told[list[answers.ToldService] | None]):
-    """The newest switches of each service of a host (see on_host/recall.py).
+    """The newest switches of each service of a host (see on_host/state/recall.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     + newest: how many switches of each service; 0: all
@@ -39,4 +39,4 @@ class Record(Told[list[answers.ToldService] | None]):
 
     @override
     def command(self, root: str, newest: int, max_bytes: int = 0) -> StringCommand:
-        return _script.python("recall", root, str(newest), str(max_bytes), needs=("durable", "journal"))
+        return _script.python("state.recall", root, str(newest), str(max_bytes))

@@ -22,4 +22,4 @@ class Runtime(Told[answers.Runtime | None]):
 
     @override
     def command(self, path: str) -> StringCommand:
-        return _script.python("inspect_runtime", path, needs=("flags",))
+        return _script.python("inspect.runtime", path)

@@ -11,13 +11,13 @@ from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts import _script
 from pyinfra_vllm.facts._told import Told
-from pyinfra_vllm.on_host.values import shown
+from pyinfra_vllm.on_host.state.values import shown
 
 SERVICE = re.compile(r"/.*/[a-z0-9][a-z0-9._-]*/releases")
 
 
 class Service(Told[answers.Observed | None]):
-    """Release, process, lock, journal and rejected releases of one service (see on_host/observe.py).
+    """Release, process, lock, journal and rejected releases of one service (see on_host/state/observe.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     + service: the service's name
@@ -31,7 +31,7 @@ class Service(Told[answers.Observed | None]):
 
     @override
     def command(self, root: str, service: str) -> StringCommand:
-        return _script.python("observe", root, service, needs=("durable", "journal", "running"))
+        return _script.python("state.observe", root, service)
 
 
 class Services(FactBase[list[str]]):
@@ -71,4 +71,4 @@ class Host(Told[answers.Host | None]):
 
     @override
     def command(self, root: str, users: tuple[str, ...] = ()) -> StringCommand:
-        return _script.python("inspect_host", root, *users)
+        return _script.python("inspect.host", root, *users)

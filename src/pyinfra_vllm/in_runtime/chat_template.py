@@ -1,5 +1,5 @@
-"""The child of `on_host/chat_template.py`: renders a checkpoint's chat template with the runtime's own
-transformers.
+"""The child of `on_host/staging/chat_template.py`: renders a checkpoint's chat template with the
+runtime's own transformers.
 
 It gets one line of JSON on standard input, `{"directory", "tokenizer", "template", "kwargs"}`, and prints
 one, `{"problems": [...], "notes": [...]}`. It loads a tokenizer and no weights, and reaches no network.

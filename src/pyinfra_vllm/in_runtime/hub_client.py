@@ -1,5 +1,5 @@
-"""The child of `on_host/download.py`: drives the Hub client of an installed runtime, run by that runtime's
-Python.
+"""The child of `on_host/staging/download.py`: drives the Hub client of an installed runtime, run by that
+runtime's Python.
 
 It gets one line of JSON on standard
 input, with the token in it, and prints a line of JSON for each file that ended; when standard input closes,

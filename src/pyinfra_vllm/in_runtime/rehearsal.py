@@ -1,4 +1,4 @@
-"""Asks the runtime's own vLLM about a command line: the child of `on_host/rehearsal.py`.
+"""Asks the runtime's own vLLM about a command line: the child of `on_host/staging/rehearsal.py`.
 
 It is read from standard input and gets the words after `vllm` as arguments (`serve CHECKPOINT --flag value`).
 It prints one line of JSON: `asked` (false with `reason` where this vLLM can't be asked), `error` (why vLLM

@@ -10,28 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-from . import (
-    build,
-    bytecode,
-    calibrating,
-    fetch,
-    follow,
-    interruption,
-    lock,
-    metrics,
-    observe,
-    order,
-    private,
-    prune,
-    recovery,
-    rehearsal,
-    swarm,
-    systemd,
-    transaction,
-)
-from . import release as releases
-from .paths import DEFAULT_ROOT, ServicePaths
-from .status import RUN
+from .server import metrics, systemd
+from .server import release as releases
+from .staging import build, bytecode, fetch, prune, rehearsal, swarm
+from .state import follow, lock, observe, private
+from .state.paths import DEFAULT_ROOT, ServicePaths
+from .state.status import RUN
+from .switch import calibrating, interruption, order, recovery, transaction
 
 REFUSALS = (
     lock.Held,

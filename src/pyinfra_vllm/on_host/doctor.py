@@ -18,25 +18,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
-from . import (
-    cgroup,
-    hooks,
-    inspect_disk,
-    inspect_driver,
-    inspect_host,
-    inspect_packages,
-    inspect_runtime,
-    journal,
-    lock,
-    manifest,
-    observe,
-    recovery,
-    systemd,
-)
-from . import release as releases
-from .paths import UNITS, ServicePaths, services
-from .release import NotReady, Release
-from .service import Foreign, PortTaken, Service
+from .inspect import disk as inspect_disk
+from .inspect import driver as inspect_driver
+from .inspect import host as inspect_host
+from .inspect import packages as inspect_packages
+from .inspect import runtime as inspect_runtime
+from .server import hooks, systemd
+from .server import release as releases
+from .server.release import NotReady, Release
+from .server.service import Foreign, PortTaken, Service
+from .state import cgroup, journal, lock, manifest, observe
+from .state.paths import UNITS, ServicePaths, services
+from .switch import recovery
 
 MEMINFO, PROC = Path("/proc/meminfo"), Path("/proc")
 # An estimate, not measured on every vLLM: its own memory while it starts, without weights on a GPU.

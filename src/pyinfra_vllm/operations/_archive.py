@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date that a zip file can hold
 _MAIN = "import sys\nfrom pyinfra_vllm.on_host.__main__ import main\nsys.exit(main())\n"
@@ -16,15 +18,21 @@ _MAIN = "import sys\nfrom pyinfra_vllm.on_host.__main__ import main\nsys.exit(ma
 def archive() -> bytes:
     """The zipapp's bytes: `python3 FILE VERB ...` runs it on any python3 from 3.9 on."""
     entries = {"__main__.py": _MAIN.encode(), "pyinfra_vllm/__init__.py": b""}
-    for room in ("on_host", "in_runtime"):
-        for source in files(f"pyinfra_vllm.{room}").iterdir():
-            if source.is_file():
-                entries[f"pyinfra_vllm/{room}/{source.name}"] = source.read_bytes()
+    for package in ("on_host", "in_runtime"):
+        entries |= dict(_packed(files(f"pyinfra_vllm.{package}"), f"pyinfra_vllm/{package}"))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, content in sorted(entries.items()):
             packed.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
+
+
+def _packed(directory: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
+    for source in directory.iterdir():
+        if source.is_file():
+            yield f"{name}/{source.name}", source.read_bytes()
+        elif source.name != "__pycache__":
+            yield from _packed(source, f"{name}/{source.name}")
 
 
 @cache

@@ -18,7 +18,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.runtime import Runtime
-from pyinfra_vllm.on_host import observe
+from pyinfra_vllm.on_host.state import observe
 from pyinfra_vllm.operations import checkpoint, disk, program, runtime
 from pyinfra_vllm.operations._opening import explain, opening, shut
 from pyinfra_vllm.operations._planning import Refused, missing_secrets, plan, runtime_path

@@ -15,7 +15,7 @@ from pyinfra_vllm.answers import Observed
 from pyinfra_vllm.config import Rollout as Settings
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.inventory import command
-from pyinfra_vllm.on_host import observe
+from pyinfra_vllm.on_host.state import observe
 from pyinfra_vllm.release import Release
 
 COMMITTED, UNCHANGED, DEFERRED, HELD = "committed", "unchanged", "deferred", "held"

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pyinfra_vllm.answers import Entry, Metric, Transaction
-from pyinfra_vllm.on_host import gate
-from pyinfra_vllm.on_host.evidence import HOW_FAR
-from pyinfra_vllm.on_host.order import CALIBRATION
-from pyinfra_vllm.on_host.relative import FAIL, INCONCLUSIVE, PASS
+from pyinfra_vllm.on_host.gate import gate
+from pyinfra_vllm.on_host.gate.relative import FAIL, INCONCLUSIVE, PASS
+from pyinfra_vllm.on_host.state.evidence import HOW_FAR
+from pyinfra_vllm.on_host.switch.order import CALIBRATION
 from pyinfra_vllm.text import counted, four_digits
 
 STEPS = {

@@ -2,7 +2,7 @@
 
 The unit goes on when SSH drops or the control machine dies. Whoever asks for the same work again while it
 runs is attached to it. The program in the unit tells how far it is in a small JSON status file (see
-on_host/status.py).
+on_host/state/status.py).
 """
 
 from __future__ import annotations

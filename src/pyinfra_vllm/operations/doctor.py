@@ -48,7 +48,7 @@ def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = Fa
 def _as_metrics(host: Host, directory: str, checks: list[DoctorCheck]) -> DoctorCheck:
     """Has the host write which checks failed. Names alone: the file is for everybody to read."""
     failed = json.dumps([check["name"] for check in checks if not check["ok"]])
-    words, sources = _script.from_input("metrics", directory, failed)
+    words, sources = _script.from_input("server.metrics", directory, failed)
     try:
         Remote(host).run(*words, stdin=sources)
     except HostError as error:

@@ -1,4 +1,6 @@
-"""Asks a host for everything that it no longer needs, and has it deleted on request (on_host/prune.py)."""
+"""Asks a host for everything that it no longer needs, and has it deleted on request
+(on_host/staging/prune.py).
+"""
 
 from __future__ import annotations
 

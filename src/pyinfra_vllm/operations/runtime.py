@@ -20,7 +20,7 @@ from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.runtime import Runtime
-from pyinfra_vllm.on_host.build import key, same
+from pyinfra_vllm.on_host.staging.build import key, same
 from pyinfra_vllm.operations._planning import runtime_path
 from pyinfra_vllm.operations._refuse import alone, refuse
 from pyinfra_vllm.operations._remote import Remote, as_lines

@@ -1,6 +1,6 @@
 """Starts a switch on a host, follows it, and shows each step as it happens.
 
-The host does the work and finishes it alone (on_host/transaction.py).
+The host does the work and finishes it alone (on_host/switch/transaction.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyinfra_vllm.config import Overrides, Rollout
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts._told import asked, fact
 from pyinfra_vllm.facts.service import Service, Services
-from pyinfra_vllm.on_host import observe
+from pyinfra_vllm.on_host.state import observe
 from pyinfra_vllm.operations import _diff, _orders, _summary
 from pyinfra_vllm.operations._opening import explain
 from pyinfra_vllm.operations._orders import Prepared

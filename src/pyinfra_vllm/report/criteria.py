@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..answers import Metric
-from ..on_host.gate import sentence
-from ..on_host.relative import FAIL, INCONCLUSIVE
+from ..on_host.gate.gate import sentence
+from ..on_host.gate.relative import FAIL, INCONCLUSIVE
 from ..text import gpu_memory, latency, percent, three_digits
 
 Unit = Callable[[float], str]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..answers import Entry, Metric, StagedRelease, ToldSwitch, Verdict
-from ..on_host.gate import Record
-from ..on_host.record import RecordError, check
-from ..on_host.relative import Phase, answered, tokens_per_s, tpot, ttft
+from ..on_host.bench.record import RecordError, check
+from ..on_host.gate.gate import Record
+from ..on_host.gate.relative import Phase, answered, tokens_per_s, tpot, ttft
 from ..operations._story import STEPS, tell
 from ..text import duration
 from .changes import Change, changes, checkpoint, runtime

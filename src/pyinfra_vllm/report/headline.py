@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta, tzinfo
 
-from ..on_host.order import ROLLBACK
+from ..on_host.switch.order import ROLLBACK
 from .history import Switch, moment
 from .status import CHANGING, DOWN, DRIFT, STOPPED, UNPROVEN, Row, severity, word
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape as unmarked
 
-from ..on_host.stats import percentile
+from ..on_host.bench.stats import percentile
 from ..printable import printable
 from ..text import duration, three_digits
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from .. import waves
 from ..answers import Entry, Observed
 from ..asking import Answer
-from ..on_host import observe
-from ..on_host.evidence import HOW_FAR
+from ..on_host.state import observe
+from ..on_host.state.evidence import HOW_FAR
 from ..operations._story import STEPS
 from ..printable import printable
 from ..text import duration

@@ -15,7 +15,7 @@ from ..answers import Observed, Transaction
 from ..asking import Answer
 from ..config import Fleet, Service
 from ..estimate import History, estimate
-from ..on_host import observe
+from ..on_host.state import observe
 from ..report.history import moment
 from ..report.looking import Look, Wish
 from ..window import LONGEST_DURATION, WindowState, open_between, state

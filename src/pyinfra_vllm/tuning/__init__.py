@@ -141,7 +141,7 @@ def resolve(
     + gpu_count: GPUs of the service; the tensor-parallel size
     + max_model_len: tokens; None: the model's own
     + variants, flags, environment: what the operator declares
-    + runtime_flags: the flags that the installed vLLM knows (`on_host/flags.py`); None: those of the catalog
+    + runtime_flags: the flags that the installed vLLM knows (on_host/inspect/flags.py); None: the catalog's
     + exposed: bound to more than the loopback address
     + reason: why a runtime below the security floor is accepted
     + shutdown_timeout_s, ready_timeout_s: seconds

@@ -9,7 +9,7 @@ import pytest
 from lab import control
 from lab.session import Lab
 
-from pyinfra_vllm.on_host import kernel
+from pyinfra_vllm.on_host.server import kernel
 
 from .people import MALLORY, PLACE, PORT, ROOT, UNIT, Attacked
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from lab.shell import say
 
-from pyinfra_vllm.on_host.order import CALIBRATION
+from pyinfra_vllm.on_host.switch.order import CALIBRATION
 
 from . import invariants
 from .classes import FAULTS

@@ -21,7 +21,7 @@ from lab.disk import Disk
 from lab.machine import Host
 from lab.shell import LabError
 
-from pyinfra_vllm.on_host.order import ROLLBACK, Order
+from pyinfra_vllm.on_host.switch.order import ROLLBACK, Order
 from pyinfra_vllm.operations._switching import launch
 
 from .witness import Witness

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 
-from pyinfra_vllm.on_host.order import ROLLBACK
+from pyinfra_vllm.on_host.switch.order import ROLLBACK
 
 from .fault import Act, Fault, Scene
 from .ground import ROOT, UNIT, Ground

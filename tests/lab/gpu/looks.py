@@ -15,7 +15,7 @@ from typing import Any
 from lab import device_policy
 from lab.machine import Host
 
-from pyinfra_vllm.on_host import inspect_gpus
+from pyinfra_vllm.on_host.inspect import gpus as inspect_gpus
 
 ROOT = "/srv/pyinfra-vllm"
 # Devices of this machine that hosts of the stories have and no server of theirs may open.

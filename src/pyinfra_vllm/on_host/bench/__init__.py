@@ -1,0 +1,1 @@
+"""Measuring a server: load, prompts, questions, likelihoods, and the record of it."""

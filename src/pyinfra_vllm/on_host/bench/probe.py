@@ -1,0 +1,543 @@
+"""Measures one server: closed-loop streaming requests at a few concurrencies, in rounds, within a budget.
+
+Makes a benchmark record (DESIGN, `pyinfra-vllm/bench/1`) and judges nothing. It never takes longer than its
+deadline plus the few seconds that ending a hung request takes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from ..openai.client import Client, ClientError, HttpError, Refused, Streamed, TimedOut
+from . import likelihood, load, prompts, quality, scheduling
+from .plan import Plan, Settings, phase_name
+from .watch import Watch, both
+
+SCHEMA = "pyinfra-vllm/bench/1"
+OUTPUT_TOKENS = (128, 64, 32, 16, 8)
+REQUESTS_AT_ONE_STREAM = 18  # at least so many fit the budget, else answers get shorter
+WARM_UP_SHARE, QUALITY_SHARE = 0.2, 0.25
+SLACK = 0.9  # of the time for rounds is planned; a round that the deadline cuts is lost
+STEADY = 0.10  # two passes that agree within this share end the warm-up
+PASSES = 8  # of the warm-up, at most
+FEWEST_ROUNDS = 6  # that should fit the budget, else answers get shorter
+STEP = 4  # a side that is measured further is measured for this part of its rounds, then judged again
+MANY = 1_000_000
+FIRST_ANSWER_S = 30.0
+TRIES = 3  # of each request on which the measurement hangs
+REQUEST_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_FACTOR = 20.0  # an answer this many times slower than in the warm-up is stuck, not slow
+
+__all__ = ["Plan", "ProbeError", "Settings", "measure", "summary"]
+
+Record = dict[str, Any]
+Progress = Callable[[str], None]
+Enough = Callable[["list[Record]"], bool]
+
+
+class ProbeError(Exception):
+    """The server could not be measured at all: the message says why. Nothing was changed."""
+
+
+def measure(
+    client: Client,
+    settings: Settings,
+    deadline: float | None = None,
+    progress: Progress | None = None,
+    like: Record | None = None,
+    extend: Record | None = None,
+    enough: Enough | None = None,
+) -> Record:
+    """Measure the server and return its record.
+
+    + deadline: on time.monotonic()'s clock; the settings' budget from now on without it
+    + progress: told a line now and then
+    + like: the record of the other side: the same prompts, in as many rounds at most. One that never answered
+        has no
+      plan to share
+    + extend: an earlier record of this same server: measure further rounds and return the longer record. With
+        `like` a
+      few, of the same prompts again; else new ones until the deadline
+    + enough: asked after each round: whether the phases measured so far are known precisely enough
+
+    Raises ProbeError where nothing answers, or where the server refuses the model or the key. A server that
+    answers wrongly is a record with failed requests.
+    """
+    began = time.monotonic()
+    spent = float(extend["spent_s"]) if extend else 0.0
+    limit = deadline if deadline is not None else began + max(1.0, settings.budget_s - spent)
+    run = _Run(client, settings, limit, progress or (lambda line: None), enough or (lambda phases: False))
+    record = run.extended(extend, like is not None) if extend else run.fresh(like)
+    record["spent_s"] = round(spent + time.monotonic() - began, 3)
+    return record
+
+
+class _Silent(Exception):
+    """One of the first requests was not answered in any of its tries. Carries their failures."""
+
+    def __init__(self, failures: list[dict[str, Any]]) -> None:
+        super().__init__(f"no answer in {len(failures)} tries")
+        self.failures = failures
+
+
+class _Run:
+    """One measurement under way."""
+
+    def __init__(
+        self, client: Client, settings: Settings, limit: float, progress: Progress, enough: Enough
+    ) -> None:
+        self.client = client
+        self.settings = settings
+        self.say = progress
+        self.enough = enough
+        self.salt = os.urandom(6).hex()
+        self.nonce = ""
+        self.questions, self.texts = _questions(settings)
+        now = time.monotonic()
+        clock = time.perf_counter() - now  # both clocks tick alike, their zeros differ
+        self.began = time.perf_counter()
+        self.end = limit + clock
+        self.budget = max(1.0, limit - now)
+        self.aside = self.budget * (QUALITY_SHARE if settings.quality else 0.0)
+        self.typical: dict[str, float] = {}
+        self.prompt_tokens = 0  # of the longest prompt, by the server's own count
+        self.overcome: list[dict[str, Any]] = []  # failures before the warm-up that a further try made good
+
+    def fresh(self, like: Record | None) -> Record:
+        record = self._start()
+        try:
+            self._first_answer()
+            if "cache_salt" not in self.client.extensions:
+                self.nonce = prompts.nonce(self.salt)
+            with scheduling.first_in_line():
+                self._speed(record, Plan.of(like) if like and "plan" in like else None)
+        except _Silent as silent:
+            return self._unanswered(record, silent.failures)
+        if self.settings.quality:
+            self._quality(record, like)
+        return record
+
+    def extended(self, record: Record, again: bool) -> Record:
+        """The record with further rounds: a few of the same prompts `again`, or new ones until that is
+        enough.
+        """
+        plan = Plan.of(record)
+        self.aside = 0.0  # the questions were asked the first time
+        if "cache_salt" not in self.client.extensions:
+            self.nonce = prompts.nonce(self.salt)
+        for phase in record["phases"]:
+            answered = [request["e2e_s"] for request in phase["requests"] if request["ok"]]
+            self.typical[phase["name"]] = statistics.median(answered) if answered else REQUEST_TIMEOUT_S
+            self._know_prompts(phase["requests"])
+        longer: Record = {**record, "phases": [dict(phase) for phase in record["phases"]]}
+        done = _whole(record)
+        with scheduling.first_in_line():
+            if again:
+                self._rounds(longer, plan, done, done + max(1, plan.rounds // STEP), backwards=True)
+            else:
+                self._rounds(longer, replace(plan, rounds=MANY), done, MANY)
+                longer["plan"] = {**record["plan"], "rounds": max(1, _whole(longer))}
+        return longer
+
+    def _speed(self, record: Record, known: Plan | None) -> None:
+        """Warm up, then measure the rounds of the other side's plan, or of a new plan."""
+        warm, steady = self._warm_up(known)
+        plan = known or self._plan()
+        record["warm_up"] = {
+            "requests": len(warm) + len(self.overcome),
+            "errors": self.overcome + [item for item in warm if not item["ok"]],
+            "steady": steady,
+        }
+        self._rounds(record, plan, 0, plan.rounds, backwards=known is not None)
+        record["plan"] = vars(known or replace(plan, rounds=max(1, _whole(record))))
+
+    # Before anything is measured
+
+    def _start(self) -> Record:
+        served = {}
+        try:
+            served = {str(item.get("id")): item for item in self.client.models()}
+        except Refused as error:
+            raise ProbeError(f"{error}: nothing was measured") from error
+        except ClientError as error:
+            self.say(f"/v1/models gave no list of models: {error}")
+        model = served.get(self.client.model, {})
+        self.max_model_len = model.get("max_model_len")
+        return {
+            "schema": SCHEMA,
+            "model": self.client.model,
+            "server": {"version": self.client.version(), "max_model_len": self.max_model_len},
+            "phases": [],
+            "quality": [],
+        }
+
+    def _first_answer(self) -> None:
+        def ask(allowed_s: float) -> Streamed:
+            self.client.negotiate(allowed_s)
+            return self.client.stream("Hello", 2, allowed_s, salt=f"{self.salt}-first")
+
+        self.say(f"first token after {self._insist('first', ask, 1 / 6).ttft_s:.3f} s")
+
+    def _insist(self, name: str, ask: Callable[[float], Streamed], share: float) -> Streamed:
+        """The answer of one of a few tries. Tries that failed before it count as errors of the warm-up.
+
+        A try has that share of the time that is left. Where that is less than an ordinary request has,
+        because the budget is short, running out of it is no error of the server's. Raises ProbeError where
+        the server refuses to be asked, and _Silent where no try was answered.
+        """
+        failures: list[dict[str, Any]] = []
+        counted: list[dict[str, Any]] = []
+        for _ in range(TRIES):
+            allowed_s = min(FIRST_ANSWER_S, share * max(0.1, self.end - time.perf_counter()))
+            try:
+                answer = ask(allowed_s)
+            except ClientError as error:
+                _give_up_where_refused(error)
+                self.say(f"no answer: {error}")
+                failures.append({"prompt": name, "ok": False, "kind": error.kind, "error": str(error)})
+                if not isinstance(error, TimedOut) or allowed_s >= REQUEST_TIMEOUT_S:
+                    counted.append(failures[-1])
+                continue
+            self.overcome += counted
+            return answer
+        raise _Silent(failures)
+
+    def _unanswered(self, record: Record, failures: list[dict[str, Any]]) -> Record:
+        """The record of a server that never answered: each phase with the requests that failed."""
+        elapsed = round(time.perf_counter() - self.began, 3)
+        record["phases"] = [
+            {
+                "name": phase_name(concurrency),
+                "concurrency": concurrency,
+                "duration_s": elapsed,
+                "requests": failures,
+                "rounds": [],
+            }
+            for concurrency in self.settings.concurrency
+        ]
+        return record
+
+    # Warm-up and plan
+
+    def _warm_up(self, plan: Plan | None) -> tuple[list[dict[str, Any]], bool]:
+        """Pass over every concurrency and shape until two passes agree; returns the requests of all, and
+        whether two agreed.
+        """
+        self.output_tokens = plan.output_tokens if plan else self._fitted_output_tokens()
+        self.words = plan.words if plan else self._fitted_words()
+        until = time.perf_counter() + self.budget * WARM_UP_SHARE
+        everything: list[dict[str, Any]] = []
+        previous = 0.0
+        for number in range(PASSES):
+            took = 0.0
+            first_tokens: dict[str, float] = {}
+            for concurrency in self.settings.concurrency:
+                name = phase_name(concurrency)
+                series = prompts.series(
+                    f"warm{number}-{name}", 0, max(len(self.words), concurrency), self.words, self.nonce
+                )
+                done = self._run(series, concurrency, self.end, REQUEST_TIMEOUT_S * 6)
+                took += done.duration_s
+                everything += done.requests
+                self._know_prompts(done.requests)
+                if done.answered:
+                    self.typical[name] = statistics.fmean(item["e2e_s"] for item in done.answered)
+                    first_tokens[name] = statistics.fmean(item["ttft_s"] for item in done.answered)
+            self.say(f"warm-up pass {number + 1}: {took:.2f} s")
+            if number == 0 and plan is None and self._shorten(first_tokens):
+                continue
+            if abs(took - previous) <= STEADY * previous:
+                return everything, True
+            if time.perf_counter() + took > until:
+                break
+            previous = took
+        self.say(f"no two passes of the warm-up agreed within {STEADY:.0%}")
+        return everything, False
+
+    def _run(
+        self, series: list[prompts.Prompt], concurrency: int, deadline: float, request_s: float
+    ) -> load.Round:
+        return load.run(
+            self.client, series, concurrency, self.output_tokens, self.salt, load.Limits(deadline, request_s)
+        )
+
+    def _fitted_output_tokens(self) -> int:
+        if self.settings.output_tokens:
+            return self.settings.output_tokens
+        answer = self._fitting("fit", "Count to one hundred.", 16)
+        per_token = (answer.e2e_s - answer.ttft_s) / max(1, answer.output_tokens - 1)
+        share = self.budget * 0.55 / len(self.settings.concurrency)
+        for tokens in OUTPUT_TOKENS:
+            if (answer.ttft_s + tokens * per_token) * REQUESTS_AT_ONE_STREAM <= share:
+                return tokens
+        return OUTPUT_TOKENS[-1]
+
+    def _fitted_words(self) -> dict[str, int]:
+        """The shapes that the model's context has room for, by its own tokenizer's count."""
+        words = dict(self.settings.words or prompts.SHAPES)
+        if not isinstance(self.max_model_len, int):
+            return words
+        sample = prompts.prompt("fit", 20, self.nonce)
+        answer = self._fitting("words", sample.text, 2)
+        tokens_per_word = answer.input_tokens / 20
+        room = int((self.max_model_len - self.output_tokens - 32) * 0.9 / tokens_per_word)
+        return {shape: max(1, min(count, room)) for shape, count in words.items()}
+
+    def _fitting(self, name: str, text: str, tokens: int) -> Streamed:
+        def ask(allowed_s: float) -> Streamed:
+            return self.client.stream(text, tokens, allowed_s, salt=f"{self.salt}-{name}")
+
+        return self._insist(name, ask, 1 / 4)
+
+    def _shorten(self, first_tokens: dict[str, float]) -> bool:
+        """Make answers shorter where so few whole rounds would fit that their spread would tell nothing;
+        whether it did.
+        """
+        asked = self.output_tokens
+        if self.settings.output_tokens or asked < 2:
+            return False
+        for tokens in (item for item in OUTPUT_TOKENS if item <= asked):
+            share = (tokens - 1) / (asked - 1)
+            shorter = {
+                name: first + share * (self.typical[name] - first) for name, first in first_tokens.items()
+            }
+            if self._round_s(shorter) * FEWEST_ROUNDS <= self._speed_s() * SLACK:
+                break
+        self.output_tokens = tokens
+        self.typical.update(shorter)
+        return tokens < asked
+
+    def _round_s(self, typical: dict[str, float]) -> float:
+        """Seconds of the shortest whole round: each phase with all of its streams, and with every shape."""
+        return sum(
+            self._least_batches(concurrency) * typical.get(phase_name(concurrency), REQUEST_TIMEOUT_S)
+            for concurrency in self.settings.concurrency
+        )
+
+    def _least_batches(self, concurrency: int) -> int:
+        return math.ceil(len(self.words) / concurrency)
+
+    def _plan(self) -> Plan:
+        """As many whole rounds as fit; where time is left over, more requests in each round, for each phase
+        alike.
+        """
+        speed_s = self._speed_s() * SLACK
+        rounds = max(1, min(self.settings.rounds, int(speed_s / self._round_s(self.typical))))
+        share = speed_s / rounds / len(self.settings.concurrency)
+        requests = {}
+        for concurrency in self.settings.concurrency:
+            name = phase_name(concurrency)
+            fit = int(share / self.typical.get(name, REQUEST_TIMEOUT_S))
+            least = self._least_batches(concurrency)
+            batches = max(least, fit if rounds == self.settings.rounds else least)
+            requests[name] = batches * concurrency
+        return Plan(words=self.words, output_tokens=self.output_tokens, rounds=rounds, requests=requests)
+
+    def _speed_s(self) -> float:
+        """Seconds left for the rounds once those for quality are set aside."""
+        return max(1.0, self.end - time.perf_counter() - self.aside)
+
+    def _quality(self, record: Record, like: Record | None) -> None:
+        """Measures the quality of answers in the time that is left after the speed was measured."""
+        now = time.perf_counter()
+        if self.texts:
+            measured, missing = likelihood.measure(self.client, self.texts, now + (self.end - now) / 3)
+            record["likelihood"], record["likelihood_missing"] = measured, missing
+        speaker = quality.negotiated(self.client, self.questions, self.end)
+        record["asked_over"] = speaker.way()
+        record["quality"] = self._asked(self.questions, self.end, speaker)
+        record["quality_unanswered"] = len(self.questions) - len(record["quality"])
+        if self.settings.quality_builtin and not record["quality_unanswered"]:
+            record["quality"] += self._asked(self._further(like), self.end, speaker)
+
+    def _further(self, like: Record | None) -> list[quality.Question]:
+        """Those that the other side answered; all of them where there is no other side."""
+        questions = quality.further(self.settings.languages)
+        if like is None:
+            return questions
+        answered = {item["prompt"] for item in like.get("quality") or []}
+        return [question for question in questions if question.id in answered]
+
+    def _asked(
+        self, questions: list[quality.Question], until: float, speaker: quality.Speaker
+    ) -> list[Record]:
+        keep = self.settings.keep_answers
+        return quality.ask_all(self.client, questions, until, keep, self.say, speaker)
+
+    # Rounds
+
+    def _rounds(self, record: Record, plan: Plan, first: int, last: int, backwards: bool = False) -> None:
+        """Measure rounds of the plan.
+
+        + backwards: the newest rounds of the other side first: a machine's speed changes over minutes, and
+            what was measured just before is the most alike
+        """
+        self.output_tokens = plan.output_tokens
+        phases = {phase["name"]: phase for phase in record["phases"]} or self._empty_phases()
+        stop = time.perf_counter() + self._speed_s()
+        sent = {"input": 0, "output": 0}
+        longest_s = 0.0
+        with Watch(self.client) as watch:
+            for number in range(first, last):
+                began = time.perf_counter()
+                if began + longest_s > stop:  # it would be cut, and a part of a round tells nothing
+                    break
+                complete = True
+                turn = number % plan.rounds
+                turn = plan.rounds - 1 - turn if backwards else turn
+                for concurrency in self.settings.concurrency:
+                    name = phase_name(concurrency)
+                    done = self._one_round(name, concurrency, plan, turn, stop)
+                    _add(phases[name], done, turn)
+                    complete = complete and done.complete
+                    sent["input"] += self._input_tokens(done)
+                    sent["output"] += done.output_tokens + len(done.unfinished) * plan.output_tokens // 2
+                    self.say(_round_line(name, number + 1, last, done))
+                longest_s = max(longest_s, time.perf_counter() - began)
+                if not complete or self.enough(list(phases.values())):
+                    break
+        for phase in phases.values():
+            if not phase["requests"]:
+                _never_begun(phase, time.perf_counter() - self.began)
+        record["phases"] = [phases[phase_name(concurrency)] for concurrency in self.settings.concurrency]
+        record["client"] = both(record.get("client"), watch.client())
+        record["traffic"] = both(record.get("traffic"), watch.traffic(sent["input"], sent["output"]))
+
+    def _know_prompts(self, requests: list[dict[str, Any]]) -> None:
+        known = [int(item["input_tokens"]) for item in requests if item["ok"]]
+        self.prompt_tokens = max([self.prompt_tokens, *known])
+
+    def _input_tokens(self, done: load.Round) -> int:
+        """Of all prompts that were sent. An unfinished one counts like the longest: the server may have read
+        all of it, and what is not counted here would pass for other people's traffic.
+        """
+        known = sum(int(item["input_tokens"]) for item in done.answered)
+        return known + len(done.unfinished) * self.prompt_tokens
+
+    def _empty_phases(self) -> dict[str, Record]:
+        return {
+            phase_name(concurrency): {
+                "name": phase_name(concurrency),
+                "concurrency": concurrency,
+                "duration_s": 0.0,
+                "requests": [],
+                "rounds": [],
+            }
+            for concurrency in self.settings.concurrency
+        }
+
+    def _one_round(self, name: str, concurrency: int, plan: Plan, number: int, stop: float) -> load.Round:
+        count = plan.requests[name]
+        series = prompts.series(name, number * count, count, plan.words, self.nonce)
+        allowed = max(REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_FACTOR * self.typical.get(name, 0.0))
+        return self._run(series, concurrency, stop, allowed)
+
+
+def _give_up_where_refused(error: ClientError) -> None:
+    """No server, a wrong key or an unknown model: another try changes nothing. Raises ProbeError."""
+    if isinstance(error, Refused):
+        raise ProbeError(f"{error}: nothing was measured") from error
+    if isinstance(error, HttpError) and 400 <= error.status < 500 and error.status != 429:
+        raise ProbeError(f"the server refuses the request ({error}): nothing was measured") from error
+
+
+def _questions(settings: Settings) -> tuple[list[quality.Question], list[likelihood.Text]]:
+    """Loaded before anything is asked: a damaged file must not be found after a switch.
+
+    Raises QuestionsError.
+    """
+    if not settings.quality:
+        return [], []
+    questions, texts = quality.load(settings.quality_prompts) if settings.quality_prompts else ([], [])
+    if settings.quality_builtin:
+        questions += quality.builtin(settings.languages)
+        texts += likelihood.builtin(settings.languages)
+    return questions, texts
+
+
+def _add(phase: Record, done: load.Round, number: int) -> None:
+    """Put a round into its phase. A round that the deadline cut counts only where there is no whole one."""
+    if not done.complete and phase["rounds"]:
+        phase["cut"] = True
+        phase["requests"] = phase["requests"] + [item for item in done.requests if not item["ok"]]
+        return
+    requests = [{**item, "round": number} for item in done.requests]
+    if not done.complete:
+        requests += [
+            {
+                "prompt": item["prompt"],
+                "ok": False,
+                "kind": "unfinished",
+                "error": f"not answered after {item['waited_s']:.1f} s, when the time for measuring was over",
+            }
+            for item in done.unfinished
+            if not done.answered
+        ]
+        phase["cut"] = True
+    phase["requests"] = phase["requests"] + requests
+    phase["duration_s"] = round(phase["duration_s"] + done.duration_s, 6)
+    phase["rounds"] = [
+        *phase["rounds"],
+        {
+            "round": number,
+            "duration_s": round(done.duration_s, 6),
+            "output_tokens": done.output_tokens,
+            "complete": done.complete,
+        },
+    ]
+
+
+def _whole(record: Record) -> int:
+    """Rounds that every phase has finished."""
+    return min((sum(item["complete"] for item in phase["rounds"]) for phase in record["phases"]), default=0)
+
+
+def _never_begun(phase: Record, elapsed_s: float) -> None:
+    """A phase for which no time was left, marked by a request that was not made."""
+    reason = f"not asked: after {elapsed_s:.1f} s the time for measuring was over"
+    phase["requests"] = [{"prompt": "first", "ok": False, "kind": "not_asked", "error": reason}]
+    phase["duration_s"] = round(max(phase["duration_s"], elapsed_s), 6)
+    phase["cut"] = True
+
+
+def _round_line(name: str, number: int, last: int, done: load.Round) -> str:
+    failed = len(done.requests) - len(done.answered)
+    rate = done.output_tokens / done.duration_s if done.duration_s else 0.0
+    of = f" of {last}" if last < MANY else ""
+    return (
+        f"{name} round {number}{of}: {rate:.1f} tokens/s from {len(done.answered)} answers"
+        + (f", {failed} failed" if failed else "")
+        + ("" if done.complete else ", cut short by the budget")
+    )
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """The few numbers of a record that fit a line of the journal: per phase tokens/s, medians in seconds,
+    errors.
+    """
+    lines: dict[str, Any] = {}
+    for phase in record["phases"]:
+        answered = [request for request in phase["requests"] if request["ok"]]
+        tokens = sum(request["output_tokens"] for request in answered)
+        lines[phase["name"]] = {
+            "tokens_per_s": round(tokens / phase["duration_s"], 1) if phase["duration_s"] else None,
+            "ttft_s": _median(request["ttft_s"] for request in answered),
+            "e2e_s": _median(request["e2e_s"] for request in answered),
+            "requests": len(answered),
+            "errors": len(phase["requests"]) - len(answered),
+        }
+    graded = record.get("quality") or []
+    if graded:
+        lines["quality"] = f"{sum(1 for item in graded if item['passed'])} of {len(graded)}"
+    return lines
+
+
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return round(statistics.median(found), 5) if found else None

@@ -1,0 +1,167 @@
+"""The operator's success checklist: each limit with its measured value, pass or fail. Needs no baseline."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from typing import Any
+
+from ..bench.criteria import Criteria
+from .relative import FAIL, INCONCLUSIVE, NOT_JUDGED, PASS, answered, tokens_per_s
+
+TRAFFIC_FACTOR = 3.0  # a request of others may hold ours up longer than its share of the tokens says
+# share of others' tokens up to which they are overlooked, and by which it may differ between two sides
+OTHER_TRAFFIC = 0.05
+SPEEDS = ("min_tokens_per_s", "max_ttft_s")
+Record = dict[str, Any]
+Row = dict[str, Any]
+
+
+def rows(
+    before: Record | None,
+    after: Record,
+    criteria: Criteria,
+    gpu_memory_mib: int | None,
+    asks_gpus: bool = True,
+) -> list[Row]:
+    """One row for each absolute criterion that was set, and always one for errors.
+
+    + asks_gpus: whether the GPUs were asked at all; where they were not, their limit is shown and decides
+        nothing
+    """
+    then = {phase["name"]: phase for phase in before["phases"]} if before else {}
+    found = [_errors(before, after, criteria.max_error_rate)]
+    for phase in after["phases"]:
+        found += _phase_rows(then.get(phase["name"]), phase, criteria)
+    measured = {phase["name"] for phase in after["phases"]}
+    for key, limits in (("min_tokens_per_s", criteria.min_tokens_per_s), ("max_ttft_s", criteria.max_ttft_s)):
+        for phase in sorted(set(limits) - measured):
+            note = f"phase {phase} was not measured, so its limit of {limits[phase]:g} was not shown to hold"
+            found.append(row(key, phase, None, None, limits[phase], INCONCLUSIVE, note))
+    if criteria.max_gpu_memory_mib is not None:
+        limit = criteria.max_gpu_memory_mib
+        found.append(_memory(gpu_memory_mib, limit) if asks_gpus else _memory_not_asked(limit))
+    return [_under_other_traffic(item, after) for item in found]
+
+
+def _phase_rows(before: dict[str, Any] | None, phase: dict[str, Any], criteria: Criteria) -> list[Row]:
+    name = phase["name"]
+    found = []
+    if name in criteria.min_tokens_per_s:
+        limit = criteria.min_tokens_per_s[name]
+        rate = tokens_per_s(phase)
+        early = tokens_per_s(before) if before else None
+        found.append(row("min_tokens_per_s", name, early, rate, limit, PASS if rate >= limit else FAIL))
+    if name in criteria.max_ttft_s:
+        limit = criteria.max_ttft_s[name]
+        now = _median_ttft(phase)
+        good = now is not None and now <= limit
+        early = _median_ttft(before) if before else None
+        found.append(row("max_ttft_s", name, early, now, limit, PASS if good else FAIL))
+    return found
+
+
+def _under_other_traffic(item: Row, after: Record) -> Row:
+    """A speed that misses its limit by no more than what others asked of the server may take
+    shows nothing.
+    """
+    share = other_share(after) or 0.0
+    if item["name"] not in SPEEDS or item["verdict"] != FAIL or share <= OTHER_TRAFFIC or not item["after"]:
+        return item
+    missed_by = max(item["limit"] / item["after"], item["after"] / item["limit"])
+    if missed_by > 1 + TRAFFIC_FACTOR * share:
+        return item
+    note = (
+        f"phase {item['phase']}: {item['after']:g}, the limit is {item['limit']:g};"
+        f" other traffic was {share:.0%} of the tokens, which can have done that"
+    )
+    return {**item, "verdict": INCONCLUSIVE, "note": note}
+
+
+def other_share(record: Record) -> float | None:
+    """The share of others in the tokens that the server counted; None where it did not tell."""
+    found = record.get("traffic", {}).get("other_share")
+    return None if found is None else float(found)
+
+
+def _errors(before: Record | None, after: Record, limit: float) -> Row:
+    """Failed requests, warm-up and questions included. Answers without `usage`, and what was never asked, are
+    no errors of
+    serving: they can't be judged.
+    """
+    failed, total = _failures(after)
+    then = None
+    if before:
+        failed_before, total_before = _failures(before)
+        then = len(failed_before) / total_before
+    rate = len(failed) / total
+    kinds = Counter(request.get("kind", "error") for request in failed)
+    verdict = PASS if rate <= limit else FAIL
+    if verdict == FAIL and set(kinds) <= set(NOT_JUDGED):
+        verdict = INCONCLUSIVE
+    note = ""
+    if failed:
+        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        note = (
+            f"{len(failed)} of {total} requests failed ({counted}), allowed is a share of {limit:g};"
+            f" the first one: {failed[0].get('error', 'no reason given')}"
+        )
+    return row("error_rate", None, then, rate, limit, verdict, note)
+
+
+def _failures(record: Record) -> tuple[list[dict[str, Any]], int]:
+    requests = [request for phase in record["phases"] for request in phase["requests"]]
+    warm = record.get("warm_up", {})
+    asked = record.get("quality") or []
+    failed = list(warm.get("errors", ())) + [request for request in requests if not request["ok"]]
+    failed += [{**item, "kind": item.get("error_kind", "error")} for item in asked if "error" in item]
+    return failed, len(requests) + int(warm.get("requests", 0)) + len(asked)
+
+
+def _memory(used: int | None, limit: int) -> Row:
+    if used is None:
+        note = f"nvidia-smi said nothing, so the limit of {limit} MiB was not shown to hold"
+        return row("gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, note)
+    return row("gpu_memory_mib", None, None, used, limit, PASS if used <= limit else FAIL)
+
+
+def _memory_not_asked(limit: int) -> Row:
+    found = row(
+        "gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, "not measured by compare: informational"
+    )
+    return {**found, "decides": False}
+
+
+def _median_ttft(phase: dict[str, Any]) -> float | None:
+    times = [request["ttft_s"] for request in answered(phase)]
+    return round(statistics.median(times), 6) if times else None
+
+
+def kernel_row(kernel: dict[str, Any]) -> Row:
+    """The finding of on_host.kernel as a criterion: a slow kernel serves the same text, ten times slower."""
+    reasons = kernel.get("reasons") or [", ".join(kernel.get("kernels") or []) or "not the expected one"]
+    return row("kernel", None, None, None, None, kernel["verdict"], "; ".join(reasons))
+
+
+def row(
+    name: str,
+    phase: str | None,
+    before: float | None,
+    after: float | None,
+    limit: float | None,
+    verdict: str,
+    note: str = "",
+) -> Row:
+    """A criterion with its numbers, as every verdict lists them."""
+    made: Row = {
+        "name": name,
+        "phase": phase,
+        "before": None if before is None else round(before, 6),
+        "after": None if after is None else round(after, 6),
+        "ratio": round(after / before, 6) if after is not None and before else None,
+        "interval": None,
+        "limit": limit,
+        "verdict": verdict,
+        "decides": True,
+    }
+    return {**made, "note": note} if note else made

@@ -1,0 +1,413 @@
+"""Compares two checked records phase by phase: each metric with its ratio, its interval and what that amounts
+to.
+
+Intervals are computed over rounds, because requests within a round are correlated; records without
+rounds are compared request by request. Ratios are after / before of the same prompts; logarithms make them
+symmetric.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ..bench.criteria import ONE_STREAM, Criteria
+from ..bench.stats import half_width, percentile
+
+PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+IMPOSSIBLE_TPOT_S = 0.0001  # 10,000 tokens/s in one stream
+# Calibrated noise that makes a margin wider than this says more about the machine than any verdict could
+# about a release.
+TOO_NOISY = 0.5
+LATE_SHARE = 0.05  # of a measured time that the probe's own lateness may explain and still be overlooked
+# Failures that say nothing about how fast the server is: the answer can't be counted, or it was not asked at
+# all.
+NOT_JUDGED = ("no_usage", "not_asked", "grader")
+MOST = 50.0  # of a logarithm's half width: more than that is unknown
+# By how much more two runs of an unchanged service differ than their rounds tell, where that is enough to
+# matter (benchmarks/gate/README.md). Calibration measures it; without one, a change must be so many half
+# widths to be a failure.
+UNSEEN = 2.0
+# Rounds, one after another, that show how slow the old release gets by itself: a share of its rounds, so
+# many at least, and by so many standard errors of their mean, for the slowest of several is never the mean.
+STRETCH, LEAST_STRETCH, BEYOND_CHANCE = 0.25, 5, 3.0
+# Medians agree where they differ by no more than this share of the margin, over so many prompts at least.
+AGREE, AGREEING = 0.5, 10
+Request = dict[str, Any]
+Phase = dict[str, Any]
+Value = Callable[[Request], "float | None"]
+
+
+def tpot(request: Request) -> float | None:
+    """Seconds per output token after the first; None for an answer of one token."""
+    if request["output_tokens"] < 2:
+        return None
+    return float(request["e2e_s"] - request["ttft_s"]) / float(request["output_tokens"] - 1)
+
+
+def ttft(request: Request) -> float | None:
+    return float(request["ttft_s"])
+
+
+def e2e(request: Request) -> float | None:
+    return float(request["e2e_s"])
+
+
+VALUES: dict[str, Value] = {"tpot_s": tpot, "ttft_s": ttft, "e2e_s": e2e}
+
+
+def answered(phase: Phase) -> list[Request]:
+    return [request for request in phase["requests"] if request["ok"]]
+
+
+def tokens_per_s(phase: Phase) -> float:
+    """Output tokens of answered requests per second of the phase."""
+    return float(sum(request["output_tokens"] for request in answered(phase))) / float(phase["duration_s"])
+
+
+def compare(
+    before: Phase, after: Phase, criteria: Criteria, noise: dict[str, float], late_s: float
+) -> list[dict[str, Any]]:
+    """The relative metrics of one phase.
+
+    Those with `decides` false are shown and never decide (docs/gate.md).
+
+    + noise: metric -> how much worse the second of two runs of an unchanged service may be, as a share
+        (calibration)
+    + late_s: how late the probe's own threads ran, on the mean of the worse side
+    """
+    margin = criteria.margin(before["name"], "tokens_per_s") or 0.0
+    if not answered(before):
+        never = {request.get("kind") for request in before["requests"]} == {"not_asked"}
+        return [_unknown(before, after, margin)] if never else []
+    if not answered(after):
+        return [_silent(before, after, margin)]
+    rows = [_throughput(before, after, criteria, noise.get("tokens_per_s"), late_s)]
+    for name, value in VALUES.items():
+        row = _latency(name, value, before, after, criteria, noise.get(name), late_s)
+        if row and name in ONE_STREAM and _in_one_piece(before, after):
+            said = {"doubt": "whole answers arrive in one piece", "hopeless": True, "needed": None}
+            row = {**row, "verdict": INCONCLUSIVE, **said}
+        if row:
+            rows.append(row)
+    rows.append(_tail(before, after, criteria.ttft_margin or 0.0))
+    return rows
+
+
+def _in_one_piece(before: Phase, after: Phase) -> bool:
+    """Whether a side's tokens come faster than any model makes them: something holds answers back and lets
+    them go at once, and how their time splits into a first token and the rest says nothing.
+    """
+    return any(_median(phase, tpot, default=math.inf) < IMPOSSIBLE_TPOT_S for phase in (before, after))
+
+
+def _unknown(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+    """A phase for which the time ran out before: nobody knows whether it is worse now."""
+    return {
+        "name": "tokens_per_s",
+        "phase": before["name"],
+        "before": None,
+        "after": round(tokens_per_s(after), 6),
+        "ratio": None,
+        "interval": None,
+        "limit": round(1 - margin, 6),
+        "verdict": INCONCLUSIVE,
+        "decides": True,
+        "note": (
+            f"phase {before['name']}: {before['requests'][0].get('error', 'not asked')}, so there is nothing"
+            " to compare with"
+        ),
+    }
+
+
+def _silent(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+    """A phase that was answered before and of which nothing was answered after: however many errors are
+    allowed, it is worse.
+    """
+    kinds = Counter(request.get("kind", "error") for request in after["requests"])
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    verdict = INCONCLUSIVE if set(kinds) <= set(NOT_JUDGED) else FAIL
+    return {
+        "name": "tokens_per_s",
+        "phase": before["name"],
+        "before": round(tokens_per_s(before), 6),
+        "after": 0.0,
+        "ratio": 0.0,
+        "interval": None,
+        "limit": round(1 - margin, 6),
+        "verdict": verdict,
+        "decides": True,
+        "note": (
+            f"phase {before['name']}: {len(answered(before))} requests answered before and none after"
+            f" ({counted})"
+        ),
+    }
+
+
+def _throughput(
+    before: Phase, after: Phase, criteria: Criteria, noise: float | None, late_s: float
+) -> dict[str, Any]:
+    """More is better: the ratio may not fall below what is allowed."""
+    rounds = _common_rounds(before, after)
+    if rounds:
+        then = sum(item["output_tokens"] for item, _ in rounds) / sum(
+            item["duration_s"] for item, _ in rounds
+        )
+        now = sum(item["output_tokens"] for _, item in rounds) / sum(item["duration_s"] for _, item in rounds)
+        logs = [math.log(_rate(late) / _rate(early)) for early, late in rounds]
+    else:
+        then, now = tokens_per_s(before), tokens_per_s(after)
+        pairs = _pairs(before, after, e2e)
+        logs = [-math.log(late / early) for early, late in pairs.values()]
+        if pairs and _asked_less(before, after):  # other mixtures of prompts: only the shared ones compare
+            now = then * sum(early for early, _ in pairs.values()) / sum(late for _, late in pairs.values())
+    width, doubt = _widened(half_width(logs), late_s, min(_median(before, e2e), _median(after, e2e)))
+    change = math.log(now / then)
+    row = {**_row("tokens_per_s", before["name"], then, now, change, width), **doubt}
+    return _judged(row, change, width, criteria, then, noise, _slump("tokens_per_s", before, after))
+
+
+def _latency(
+    name: str,
+    value: Value,
+    before: Phase,
+    after: Phase,
+    criteria: Criteria,
+    noise: float | None,
+    late_s: float,
+) -> dict[str, Any] | None:
+    """Less is better: the mean ratio of the same prompts may not rise above what is allowed."""
+    pairs = _pairs(before, after, value)
+    if not pairs:
+        return None
+    logs = {prompt: math.log(late / early) for prompt, (early, late) in pairs.items()}
+    then = statistics.median(early for early, _ in pairs.values())
+    now = statistics.median(late for _, late in pairs.values())
+    whole = min(then, now)
+    if value is tpot:  # lateness meets the first and the last token, not each of them
+        whole = min(_median(phase, e2e) - _median(phase, ttft) for phase in (before, after))
+    typical = _by_round(logs, before, after)
+    width, doubt = _widened(half_width(typical), late_s, whole)
+    change = statistics.fmean(typical)
+    row = {**_row(name, before["name"], then, now, change, width), **doubt}
+    mean = math.exp(statistics.fmean(math.log(early) for early, _ in pairs.values()))
+    judged = _judged(row, change, width, criteria, mean, noise, _slump(name, before, after))
+    return _where_medians_agree(judged, list(logs.values()), criteria)
+
+
+def _judged(
+    row: dict[str, Any],
+    change: float,
+    width: float,
+    criteria: Criteria,
+    typical: float,
+    noise: float | None,
+    slump: float,
+) -> dict[str, Any]:
+    """The row with its limit, its verdict and whether that decides.
+
+    One that never decides is held against the general margin.
+
+    + change, width: of the ratio's logarithm: what was seen, and the half width of its interval
+    + typical: what was seen before, of the statistic that is compared, in the metric's own unit
+    + noise: a share, as `compare` takes it; None where nothing was calibrated
+    + slump: by how much the old release itself became slower for a while, as a logarithm
+    """
+    phase, metric = row["phase"], row["name"]
+    allowed = criteria.allowed(phase, metric, typical)
+    decides = allowed is not None
+    if allowed is None:
+        allowed = math.log1p(criteria.throughput_margin)
+    worse = -1 if metric == "tokens_per_s" else 1
+    loss, bound = worse * change, max(allowed, math.log1p(noise or 0.0))
+    found = {
+        **row,
+        "limit": round(math.exp(worse * min(bound, MOST)), 6),
+        "verdict": INCONCLUSIVE,
+        "decides": decides,
+        "needed": needed(metric, loss + width),
+    }
+    if loss > bound and loss > width:
+        if noise is None and loss <= UNSEEN * width:
+            doubt = (
+                "not calibrated, and two runs of an unchanged service may differ by more than their rounds"
+                " tell"
+            )
+            return {"doubt": doubt, **found}
+        if loss <= bound + slump * (UNSEEN if noise is None else 1.0):
+            doubt = (
+                f"the old release itself was {math.expm1(slump):.0%} slower for a while: this machine's speed"
+                " varies as much"
+            )
+            return {"doubt": doubt, **found}
+        return {**found, "verdict": FAIL}
+    if noise is not None and noise > TOO_NOISY and bound > allowed:
+        # Within noise that wide nearly anything would pass, so nothing does. What is worse than even that has
+        # failed above.
+        doubt = f"too noisy to judge: one run of the unchanged service may be {noise:.0%} worse than another"
+        return {**found, "doubt": doubt, "hopeless": True}
+    return {**found, "verdict": PASS} if loss + width <= bound else found
+
+
+def _slump(metric: str, before: Phase, after: Phase) -> float:
+    """By how much the slowest stretch of the old release's rounds is worse than those that are compared, as a
+    logarithm.
+
+    A machine's speed changes over minutes: rounds that follow each other agree, and tell nothing about that.
+    """
+    worse = -1 if metric == "tokens_per_s" else 1
+    rounds = {number: worse * found for number, found in by_round(before, metric).items()}
+    compared = [
+        rounds[early["round"]] for early, _ in _common_rounds(before, after) if early["round"] in rounds
+    ]
+    length = max(LEAST_STRETCH, round(STRETCH * len(rounds)))
+    if not compared or len(rounds) < 2 * length:
+        return 0.0
+    values = list(rounds.values())
+    stretches = [values[start : start + length] for start in range(len(values) - length + 1)]
+    slump = max(map(statistics.fmean, stretches)) - statistics.fmean(compared)
+    return slump if slump > BEYOND_CHANCE * statistics.stdev(values) / math.sqrt(length) else 0.0
+
+
+def by_round(phase: Phase, metric: str) -> dict[int, float]:
+    """Whole round -> the logarithm of the metric in it, in the order in which they were measured."""
+    whole = _whole_rounds(phase)
+    if metric == "tokens_per_s":
+        return {number: math.log(_rate(item)) for number, item in whole.items()}
+    found: dict[int, list[float]] = {number: [] for number in whole}
+    for request in answered(phase):
+        seen = VALUES[metric](request)
+        if request.get("round") in found and seen is not None and seen > 0:
+            found[request["round"]].append(math.log(seen))
+    return {number: statistics.fmean(values) for number, values in found.items() if values}
+
+
+def needed(metric: str, loss: float) -> float | None:
+    """The margin, rounded up to whole percent, with which this would have passed; None where
+    there is none.
+    """
+    if loss > MOST:
+        return None
+    share = -math.expm1(-loss) if metric == "tokens_per_s" else math.expm1(loss)
+    needed = math.ceil(100 * share + 1e-6) / 100  # what is exactly at its limit may be past it by a rounding
+    return needed if metric != "tokens_per_s" or needed < 1 else None
+
+
+def _where_medians_agree(row: dict[str, Any], logs: list[float], criteria: Criteria) -> dict[str, Any]:
+    """The row as a pass where the median request is as fast as before: few slow ones move a mean, and what
+    they cost as a whole is in tokens/s.
+
+    + logs: the logarithm of each prompt's ratio
+    """
+    margin = criteria.margin(row["phase"], row["name"])
+    if row["verdict"] == PASS or not margin or "doubt" in row or len(logs) < AGREEING:
+        return row
+    agree = statistics.median(logs) <= AGREE * math.log1p(margin)
+    return {**row, "verdict": PASS, "by": "median"} if agree else row
+
+
+def _widened(width: float, late_s: float, measured_s: float) -> tuple[float, dict[str, str]]:
+    """The interval's half width, wider by what the probe's own lateness could explain where that is a real
+    part.
+    """
+    share = late_s / max(measured_s, 1e-9)
+    if share <= LATE_SHARE:
+        return width, {}
+    doubt = f"the probe itself was late by {late_s * 1000:.1f} ms, {share:.0%} of what it measured"
+    return width + math.log1p(share), {"doubt": doubt}
+
+
+def _median(phase: Phase, value: Value, default: float = 0.0) -> float:
+    values = [found for found in map(value, answered(phase)) if found is not None]
+    return statistics.median(values) if values else default
+
+
+def _tail(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+    """The slowest starts. A twentieth of the requests has no useful interval: informational."""
+    then = percentile([request["ttft_s"] for request in answered(before)], 0.95)
+    now = percentile([request["ttft_s"] for request in answered(after)], 0.95)
+    row = _row("ttft_p95_s", before["name"], then, now, math.log(now / then), math.inf)
+    verdict = PASS if now <= then * (1 + margin) else INCONCLUSIVE
+    return {**row, "limit": round(1 + margin, 6), "verdict": verdict, "decides": False}
+
+
+def _row(
+    name: str, phase: str, before: float, after: float, log_ratio: float, width: float
+) -> dict[str, Any]:
+    known = width < MOST
+    return {
+        "name": name,
+        "phase": phase,
+        "before": round(before, 6),
+        "after": round(after, 6),
+        "ratio": round(math.exp(log_ratio), 6),
+        "interval": [round(math.exp(log_ratio - width), 6), round(math.exp(log_ratio + width), 6)]
+        if known
+        else None,
+        "detectable": round(1 - math.exp(-width), 6) if known else None,
+    }
+
+
+def _rate(item: dict[str, Any]) -> float:
+    return float(item["output_tokens"]) / float(item["duration_s"])
+
+
+def _whole_rounds(phase: Phase) -> dict[int, dict[str, Any]]:
+    """The whole rounds by number.
+
+    One that was measured again, with the same prompts, counts with all its tokens and time.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for item in phase.get("rounds") or []:
+        if item["complete"] and item["output_tokens"] > 0:
+            known = found.get(item["round"], {"output_tokens": 0, "duration_s": 0.0})
+            sums = {key: known[key] + item[key] for key in ("output_tokens", "duration_s")}
+            found[item["round"]] = {**item, **sums}
+    return found
+
+
+def _common_rounds(before: Phase, after: Phase) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Rounds that both sides finished: the same prompts under the same load. Nothing for fewer than two."""
+    early, late = _whole_rounds(before), _whole_rounds(after)
+    common = [(early[number], late[number]) for number in sorted(set(early) & set(late))]
+    return common if len(common) > 1 else []
+
+
+def _asked_less(before: Phase, after: Phase) -> bool:
+    """Whether one side was asked only a part of the prompts.
+
+    One that failed to answer was asked: its rate is what it is.
+    """
+    requests = (*before["requests"], *after["requests"])
+    asked = [{request["prompt"] for request in phase["requests"]} for phase in (before, after)]
+    return asked[0] != asked[1] and all(request["ok"] for request in requests)
+
+
+def _pairs(before: Phase, after: Phase, value: Value) -> dict[str, tuple[float, float]]:
+    """Prompt -> (before, after); a prompt asked several times counts with its mean."""
+    early, late = _means(before, value), _means(after, value)
+    return {prompt: (early[prompt], late[prompt]) for prompt in sorted(set(early) & set(late))}
+
+
+def _means(phase: Phase, value: Value) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for request in answered(phase):
+        found = value(request)
+        if found is not None and found > 0:
+            values.setdefault(request["prompt"], []).append(found)
+    return {prompt: statistics.fmean(found) for prompt, found in values.items()}
+
+
+def _by_round(logs: dict[str, float], before: Phase, after: Phase) -> list[float]:
+    """The mean log ratio of each common round; each prompt's own where there are no rounds."""
+    common = {early["round"] for early, _ in _common_rounds(before, after)}
+    rounds: dict[int, list[float]] = {}
+    for request in answered(before):
+        if request.get("round") in common and request["prompt"] in logs:
+            rounds.setdefault(request["round"], []).append(logs[request["prompt"]])
+    if len(rounds) > 1:
+        return [statistics.fmean(values) for values in rounds.values()]
+    return list(logs.values())

@@ -1,0 +1,1 @@
+"""What facts ask of a host: cards, driver, checkpoints, runtimes, disks."""

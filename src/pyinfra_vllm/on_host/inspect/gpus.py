@@ -1,0 +1,209 @@
+"""The NVIDIA GPUs of this host, whole cards and MIG instances, and who uses them, as nvidia-smi tells it.
+
+Reads only.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from ..state import cgroup
+from . import nvidia
+
+# Our name for each column of nvidia-smi's.
+CARD = {
+    "index": "index",
+    "uuid": "uuid",
+    "name": "name",
+    "memory_mib": "memory.total",
+    "used_mib": "memory.used",
+    "driver": "driver_version",
+    "compute_capability": "compute_cap",
+    "ecc": "ecc.mode.current",
+    "mig": "mig.mode.current",
+}
+# Those that drivers too old for them refuse ("Field "compute_cap" is not a valid field to query."): told as
+# None.
+NEWER = {"compute_cap", "ecc.mode.current", "mig.mode.current"}
+PROCESS = ("gpu_uuid", "pid", "used_memory", "process_name")
+# Chips whose GPU has no memory of its own: nvidia-smi prints [N/A] for it, and CUDA takes the host's.
+UNIFIED = re.compile(r"\b(GB10|Orin|Thor)\b")
+MEMINFO = Path("/proc/meminfo")
+FORMAT = "--format=csv,noheader,nounits"
+_REFUSED = re.compile(r'Field "([a-z._]+)" is not a valid field')
+_LISTED_CARD = re.compile(r"GPU +(\d+): .*\(UUID: (GPU-[^)]+)\)")
+_LISTED_INSTANCE = re.compile(r" +MIG +(\S+) +Device +(\d+): +\(UUID: (MIG-[^)]+)\)")
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Every card in the order of its index, each followed by its MIG instances; [] without nvidia-smi.
+
+    Raises nvidia.NoAnswer. An instance has no index of its own: `card` is that of its card and `instance` its
+    profile (None for a whole card). `split` says that MIG is on: the card itself can't be used. Memory in
+    MiB, None where nvidia-smi doesn't tell.
+    """
+    if not nvidia.there():
+        return []
+    cards = _cards()
+    if any(card["split"] for card in cards):
+        return _with_instances(cards)
+    _add_processes(cards)
+    return cards
+
+
+def _cards() -> list[dict[str, Any]]:
+    rows = _rows(tuple(CARD.values()), "--query-gpu=")
+    return [
+        {
+            **{ours: row[theirs] for ours, theirs in CARD.items() if ours != "mig"},
+            "index": int(str(row["index"])),
+            "memory_mib": _number(row["memory.total"]) or _unified_mib(row["name"]),
+            "used_mib": _number(row["memory.used"]),
+            "card": int(str(row["index"])),
+            "instance": None,
+            "split": row["mig.mode.current"] == "Enabled",
+            "processes": [],
+        }
+        for row in rows
+    ]
+
+
+def _unified_mib(name: str | None) -> int | None:
+    """The host's memory in MiB, for a chip whose GPU shares it; None for any other."""
+    if not UNIFIED.search(name or ""):
+        return None
+    try:
+        found = re.search(r"^MemTotal: +(\d+) kB", MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found.group(1)) // 1024 if found else None
+
+
+def _rows(columns: tuple[str, ...], query: str) -> list[dict[str, str | None]]:
+    """nvidia-smi's CSV; the last column keeps any commas (a process name may have some)."""
+    asked = list(columns)
+    while True:
+        try:
+            text = nvidia.ask(query + ",".join(asked), FORMAT)
+            break
+        except nvidia.NoAnswer as error:
+            refused = _REFUSED.search(str(error))
+            if refused is None or refused.group(1) not in NEWER.intersection(asked):
+                raise
+            asked.remove(refused.group(1))
+    found = []
+    for row in csv.reader(text.splitlines(), skipinitialspace=True, quoting=csv.QUOTE_NONE):
+        if not any(row):
+            continue
+        if len(row) < len(asked):
+            raise nvidia.NoAnswer(f"`nvidia-smi {query}...` answered {', '.join(row)[:200]!r}")
+        values = [*row[: len(asked) - 1], ", ".join(row[len(asked) - 1 :])]
+        found.append({**dict.fromkeys(columns), **dict(zip(asked, (value.strip() for value in values)))})
+    return found
+
+
+def _add_processes(cards: list[dict[str, Any]]) -> None:
+    by_uuid = {card["uuid"]: card for card in cards}
+    for row in _rows(PROCESS, "--query-compute-apps="):
+        card = by_uuid.get(row["gpu_uuid"])
+        if card is not None:
+            card["processes"].append(_process(row["pid"], row["used_memory"], row["process_name"]))
+
+
+def _process(pid: str | None, used: str | None, name: str | None) -> dict[str, Any]:
+    """A process that nvidia-smi names; it is another PID namespace's where its number is none."""
+    number = _number(pid)
+    unit = cgroup.unit_of(cgroup.PROC / str(number)) if number is not None else None
+    return {"pid": number, "unit": unit, "used_mib": _number(used), "name": name}
+
+
+def _with_instances(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`nvidia-smi -L` has the instances' UUIDs, and only the whole report their memory and processes."""
+    uuids, profiles = _listed()
+    try:
+        report = ElementTree.fromstring(nvidia.ask("-q", "-x"))
+    except ElementTree.ParseError as error:
+        raise nvidia.NoAnswer(f"`nvidia-smi -q -x` printed no XML: {error}") from error
+    parts = {_text(part, "uuid"): part for part in report.iter("gpu")}
+    found = []
+    for card in cards:
+        part = parts.get(card["uuid"])
+        if part is None:
+            raise nvidia.NoAnswer(f"`nvidia-smi -q -x` says nothing of {card['uuid']}")
+        processes = [
+            (
+                _place(each),
+                _process(_text(each, "pid"), _text(each, "used_memory"), _text(each, "process_name")),
+            )
+            for each in part.iter("process_info")
+            if _text(each, "type") != "G"
+        ]
+        instances = []
+        for device in part.iter("mig_device"):
+            key = (card["index"], _text(device, "index"))
+            if key not in uuids:
+                raise nvidia.NoAnswer(f"`nvidia-smi -L` has no UUID of MIG device {key[1]} of GPU {key[0]}")
+            memory = device.find("fb_memory_usage")
+            instances.append(
+                {
+                    **card,
+                    "index": None,
+                    "uuid": uuids[key],
+                    "instance": profiles[key],
+                    "number": int(str(key[1])),
+                    "split": False,
+                    "memory_mib": _number(_text(memory, "total")),
+                    "used_mib": _number(_text(memory, "used")),
+                    "processes": [process for place, process in processes if place == _place(device)],
+                }
+            )
+        found += [{**card, "processes": [process for _, process in processes]}, *instances]
+    return found
+
+
+def _listed() -> tuple[dict[tuple[int, str | None], str], dict[tuple[int, str | None], str]]:
+    """UUID and profile of each MIG device, by its card's index and its own number."""
+    uuids: dict[tuple[int, str | None], str] = {}
+    profiles: dict[tuple[int, str | None], str] = {}
+    index = -1
+    for line in nvidia.ask("-L").splitlines():
+        card, instance = _LISTED_CARD.match(line), _LISTED_INSTANCE.match(line)
+        if card:
+            index = int(card.group(1))
+        elif instance:
+            key = (index, instance.group(2))
+            profiles[key], uuids[key] = instance.group(1), instance.group(3)
+    return uuids, profiles
+
+
+def _place(element: ElementTree.Element) -> tuple[str | None, str | None]:
+    return _text(element, "gpu_instance_id"), _text(element, "compute_instance_id")
+
+
+def _text(element: ElementTree.Element | None, name: str) -> str | None:
+    found = element.findtext(name) if element is not None else None
+    return found.strip() if found else None
+
+
+def _number(text: str | None) -> int | None:
+    """The number in `1234` or `1234 MiB`; None for [N/A] and the like, which is how it says that it can't
+    tell.
+    """
+    found = re.fullmatch(r"(\d+)( MiB)?", text or "")
+    return int(found.group(1)) if found else None
+
+
+def main(argv: list[str]) -> int:
+    """Prints one JSON object: the GPUs, or why they can't be told."""
+    try:
+        told: dict[str, Any] = {"gpus": gpus(), "problem": None}
+    except nvidia.NoAnswer as error:
+        told = {"gpus": [], "problem": str(error)}
+    json.dump(told, sys.stdout)
+    return 0

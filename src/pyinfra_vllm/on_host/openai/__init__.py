@@ -1,0 +1,1 @@
+"""Asking an OpenAI-compatible server: requests, streams of answers, deadlines."""

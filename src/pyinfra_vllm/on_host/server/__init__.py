@@ -1,0 +1,1 @@
+"""The serving unit: its release, process, listeners, log, kernels, caches and memory."""

@@ -1,0 +1,289 @@
+"""One vLLM service on this host: its current release, its start and stop, and the generation check."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+from ..openai.client import Client, ClientError, Refused
+from ..state import durable, secrets_file
+from ..state.paths import ServicePaths
+from . import compile_cache, kv_cache, root_cause, sockets, systemd
+from .release import Release
+
+POLL_S = 1.0
+FLOW_TIMEOUT_S = 60.0
+CRASHES_ALLOWED = (
+    1  # a second crash in a row is a loop; one can be GPU memory that the old process still held
+)
+
+Say = Callable[[str], None]
+
+
+DOWN = ("inactive", "failed")
+RUN = Path("/run")
+RUN_BYTES_NEEDED = 20 << 20  # newer systemd refuses to reload below 16 MiB (RELOAD_DISK_SPACE_MIN)
+INODES_NEEDED = 64  # links, evidence and a few files of the release's cache
+STOP_LIMIT_S = 3600.0  # of a release whose own limit can't be read; systemd knows the unit's
+
+
+class NotServing(Exception):
+    """The release was started and no tokens flowed from it."""
+
+
+class PortTaken(NotServing):
+    """Another program has the release's port, which says nothing about the release."""
+
+
+class Stopped(NotServing):
+    """The unit was stopped by an operator, so the release is not to blame."""
+
+
+class TooSlow(NotServing):
+    """The release was still trying when its time was up: the same again would take as long."""
+
+
+class Foreign(Exception):
+    """The unit's name belongs to somebody else's unit. Nothing was touched."""
+
+
+class Service:
+    """Acts on the unit and asks its server; keeps no state of its own."""
+
+    def __init__(self, paths: ServicePaths, say: Say) -> None:
+        self.paths = paths
+        self.say = say
+        self._known: frozenset[sockets.Listener] = frozenset()  # listeners that were shown to be the unit's
+
+    def point_at(self, release_id: str | None) -> None:
+        """The one atomic step: `current` is another release, and systemd knows its unit.
+
+        Raises SystemdError where systemd refuses to load that, and has another one.
+        """
+        if release_id is None:
+            for link in self._links:
+                if not self._foreign(link):
+                    durable.remove(link)
+            durable.remove(self.paths.current)
+        else:
+            durable.point(self.paths.current, self.paths.release(release_id), keep=True)
+            self._mend_links()
+        try:
+            systemd.daemon_reload()
+        except systemd.SystemdError as error:  # as with less than 16 MiB free in /run
+            if release_id is None or systemd.loaded_release(self.paths.unit) != release_id:
+                raise
+            self.say(f"systemd has the unit of {release_id} loaded, though it reloads nothing: {error}")
+
+    def mend_links(self) -> list[str]:
+        """Enable the unit again where somebody disabled or edited it; returns what was mended."""
+        wrong = self.wrong_links()
+        if wrong:
+            self._mend_links()
+            systemd.daemon_reload()
+        return [str(link) for link in wrong]
+
+    def wrong_links(self) -> dict[Path, Path]:
+        """The links to the unit that are missing or lead elsewhere, and where each must lead."""
+        return {link: target for link, target in self._links.items() if not _leads(link, target)}
+
+    def _mend_links(self) -> None:
+        self.paths.wants_link.parent.mkdir(exist_ok=True)
+        for link, target in self._links.items():
+            if self._foreign(link):
+                self._set_aside(link)
+            durable.link_absolutely(link, target)
+
+    def _set_aside(self, link: Path) -> None:
+        """Somebody's file in our link's place, as `systemctl edit --full` writes it: kept under a name that
+        systemd ignores.
+
+        Never a unit that was there before: `no_foreign_unit` lets no switch begin then.
+        """
+        aside = link.with_name(f"{link.name}.replaced-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+        self.say(f"{link} was replaced by somebody during the switch: it is now {aside}")
+        link.rename(aside)
+
+    @property
+    def _links(self) -> dict[Path, Path]:
+        """How systemd finds the unit, and that it is to start at boot: each link and where it leads."""
+        return {
+            self.paths.unit_link: self.paths.current / "vllm.service",
+            self.paths.wants_link: self.paths.unit_link,
+        }
+
+    def _foreign(self, link: Path) -> bool:
+        there = link.is_symlink() or link.exists()
+        return there and not _leads(link, self._links[link])
+
+    def no_foreign_unit(self) -> None:
+        """Raises Foreign where the unit's name is taken by a unit that we did not make."""
+        for link in filter(self._foreign, self._links):
+            raise Foreign(
+                f"{link} is there and was not made by pyinfra-vllm: stop and move away what it belongs to,"
+                " or give the service another name. Nothing was touched."
+            )
+
+    def refused(self) -> str:
+        """The reason why this host can't switch and go back now; empty where there is none."""
+        return next(filter(None, (self.short_of_space(), self.systemd_deaf())), "")
+
+    def short_of_space(self) -> str:
+        found = os.statvfs(self.paths.directory)
+        if found.f_files and found.f_favail < INODES_NEEDED:
+            return f"{self.paths.directory} has {found.f_favail} free inodes, {INODES_NEEDED} are needed"
+        run = os.statvfs(RUN)
+        if run.f_bavail * run.f_frsize < RUN_BYTES_NEEDED:
+            return (
+                f"{RUN} has {run.f_bavail * run.f_frsize >> 20} MiB free, and below {RUN_BYTES_NEEDED >> 20}"
+                " MiB systemd may refuse to reload its units"
+            )
+        return ""
+
+    def systemd_deaf(self) -> str:
+        try:
+            systemd.show(self.paths.unit, "ActiveState")
+        except systemd.SystemdError as error:
+            return str(error)
+        return ""
+
+    def stop(self, release: Release | None) -> None:
+        """Stop the unit; the release says how long that may take.
+
+        Takes its key out of its cache where vLLM put it there.
+        """
+        systemd.stop(self.paths.unit, release.stop_limit_s if release else STOP_LIMIT_S)
+        for cache in self.paths.caches:
+            for problem in compile_cache.forget_keys(cache):
+                self.say(f"the cache may still hold a key: {problem}")
+
+    @property
+    def down(self) -> bool:
+        """Whether the unit runs nothing and is not about to: it was stopped, or systemd gave it up.
+
+        Asked twice: on its way from a crash to the next start a unit is inactive for a moment.
+        """
+        for _ in range(2):
+            if systemd.show(self.paths.unit, "ActiveState")["ActiveState"] not in DOWN:
+                return False
+            time.sleep(POLL_S)
+        return True
+
+    def start(self) -> str | None:
+        """Start what `current` points to; returns a mark in the log from which its lines begin."""
+        cursor = systemd.log_cursor()
+        systemd.start(self.paths.unit)
+        return cursor
+
+    def running_release(self) -> str | None:
+        return systemd.running_release(self.paths.unit)
+
+    def client(self, release: Release, timeout_s: float = FLOW_TIMEOUT_S) -> Client:
+        """Sends nothing, and so no key, to anybody but the unit's own server."""
+        return Client(
+            release.url,
+            release.model,
+            api_key=self._api_key(release),
+            timeout_s=timeout_s,
+            listener=lambda: self._listener(release.port),
+        )
+
+    def _listener(self, port: int) -> frozenset[sockets.Listener]:
+        """The listeners on the port.
+
+        Raises Refused unless all of them are the unit's. Cheap, for it is asked at each request.
+        """
+        found = sockets.listeners(port)
+        if not found:
+            raise Refused(f"nothing listens on port {port}")
+        if not found <= self._known:
+            strangers = sockets.strangers(port, self.paths.unit, found - self._known)
+            if strangers:
+                raise Refused(f"port {port} is held by {', '.join(strangers)}, not by {self.paths.unit}")
+            self._known |= found
+        return found
+
+    def _api_key(self, release: Release) -> str | None:
+        """Each release has its own: another one's is refused while a key is changed."""
+        return secrets_file.read(self.paths.secrets(release.id)).get("VLLM_API_KEY") or None
+
+    def serves(self, release: Release) -> bool:
+        """Whether this very release runs now and its tokens flow."""
+        return self.running_release() == release.id and not self._flow_problem(release)
+
+    def wait_until_serving(
+        self, release: Release, timeout_s: float, crashes_before: int = 0, unproven_since: str | None = None
+    ) -> float:
+        """Seconds until tokens flowed from this release. Raises NotServing when they don't.
+
+        crashes_before: how often systemd had restarted the unit before; 0 after a start of ours
+        unproven_since: the log's mark at its start, of a release that never served yet: that is given up at
+            the first crash whose cause the next start would meet again
+        """
+        began = time.monotonic()
+        problem = "it has not started"
+        while time.monotonic() - began < timeout_s:
+            self.no_stranger(release)
+            self._no_crash_loop(crashes_before, unproven_since)
+            if self.running_release() == release.id:
+                left = timeout_s - (time.monotonic() - began)
+                problem = self._flow_problem(release, min(FLOW_TIMEOUT_S, max(1.0, left)))
+                if not problem:
+                    return time.monotonic() - began
+            time.sleep(POLL_S)
+        raise TooSlow(f"no tokens from release {release.id} within {timeout_s:.0f} s: {problem}")
+
+    @property
+    def crashes(self) -> int:
+        return int(systemd.show(self.paths.unit, "NRestarts").get("NRestarts") or 0)
+
+    def no_stranger(self, release: Release) -> None:
+        """Raises PortTaken where another program has the release's port: it would answer in its place."""
+        found = sockets.strangers(release.port, self.paths.unit)
+        if found:
+            raise PortTaken(f"port {release.port} is held by {', '.join(found)}, not by {self.paths.unit}")
+
+    def _flow_problem(self, release: Release, timeout_s: float = FLOW_TIMEOUT_S) -> str:
+        try:
+            self.client(release).tokens_flow(timeout_s)
+        except ClientError as error:
+            return str(error)
+        return ""
+
+    def _no_crash_loop(self, before: int, unproven_since: str | None) -> None:
+        wanted = ("ActiveState", "SubState", "NRestarts", "Result", "ExecMainStatus")
+        state = systemd.show(self.paths.unit, *wanted)
+        if state["ActiveState"] == "inactive" and self.down:
+            raise Stopped(f"{self.paths.unit} was stopped by somebody while its tokens were waited for")
+        crashes = int(state.get("NRestarts") or 0) - before
+        loops = state["ActiveState"] == "failed" or crashes > CRASHES_ALLOWED
+        if not loops and (unproven_since is None or state.get("SubState") != "auto-restart"):
+            return
+        cause = root_cause.find(self.log(unproven_since)) if unproven_since else None
+        if cause and cause.lasting:
+            raise NotServing(f"vLLM can't start: {cause}")
+        if loops:
+            ended = f"vLLM ended by itself {crashes + 1} times after its start"
+            status = f"result {state.get('Result')}, status {state.get('ExecMainStatus')}"
+            raise NotServing(f"{ended}: {cause} ({status})" if cause else f"{ended} ({status})")
+
+    def log(self, cursor: str | None) -> list[str]:
+        return systemd.log_since(self.paths.unit, cursor)
+
+    def log_of_start(self, cursor: str | None) -> list[str]:
+        return systemd.log_of_start(self.paths.unit, cursor)
+
+    def kv_cache(self, release: Release, log: list[str]) -> dict[str, Any]:
+        """The server's own figures of its KV cache; from the log alone where it has no /metrics."""
+        try:
+            names = list(self.client(release).metrics())
+        except ClientError as error:
+            self.say(f"no /metrics: {error}")
+            names = []
+        return kv_cache.measured(names, log)
+
+
+def _leads(link: Path, target: Path) -> bool:
+    return link.is_symlink() and link.readlink() == target

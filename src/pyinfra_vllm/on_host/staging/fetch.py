@@ -1,0 +1,445 @@
+"""Have one checkpoint on this host: whole, verified against the lock file by content, readable by the
+service's user.
+
+Runs as root in a transient systemd unit, from a request file that holds no secret (the Hub's token comes as a
+systemd credential). What is right already is not fetched again: an interrupted download goes on, a damaged
+file alone is replaced. A directory without `.complete` is never served from, and nothing outside this
+checkpoint's own directory and its `.partial` neighbour is written.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, cast
+
+from ..state import durable, manifest, task
+from ..state.status import RUN, Status
+from . import pieces, swarm
+from .download import Download, FetchError, LyingHub, Source, Verified, Wanted
+
+CREDENTIAL = "hub-token"
+STATUS_EVERY_S = 0.5
+RATE_OVER_S = 20.0  # the rate shown is that of the last 20 s
+
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The files to fetch, the destination, and the file that shows the progress.
+
+    part: the bytes to fetch from the Hub for all hosts of a swarm, and nothing else
+    order: the swarm to fetch from, and to share with; then nobody else is asked
+    shared: a folder of checkpoints that this host can read, asked before the Hub
+    """
+
+    root: Path
+    source: Source
+    files: tuple[Wanted, ...]
+    status: Path
+    lock: Path
+    verify: bool = False
+    part: swarm.Part | None = None
+    order: swarm.Order | None = None
+    shared: Path | None = None
+
+    @property
+    def directory(self) -> Path:
+        return self.root / "checkpoints" / self.source.repo.replace("/", "--") / self.source.commit
+
+    @property
+    def partial(self) -> Path:
+        return self.directory.with_name(self.source.commit + ".partial")
+
+    @property
+    def parts(self) -> Path:
+        return self.partial / ".parts"
+
+    @property
+    def tree(self) -> Path:
+        """The folder in which the hosts of a swarm share their pieces."""
+        return self.parts / self.source.commit
+
+    @property
+    def purpose(self) -> str:
+        return f"{self.source.repo} at {self.source.commit}"
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def main(argv: list[str]) -> int:
+    """Have the checkpoint that a request file names (see task.run)."""
+    return task.run("fetch", argv, read_request, Progress, fetch)
+
+
+def read_request(path: Path) -> Request:
+    """The request in a file.
+
+    Raises FetchError for anything that could lead outside the checkpoint's directory.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        source = _source(content)
+        files = tuple(_wanted(file) for file in content["files"])
+        root = Path(content["root"])
+        run = Path(content.get("run", RUN))
+        key = str(content["key"])
+        verify = bool(content.get("verify", False))
+        part = swarm.part_of(content["part"]) if content.get("part") else None
+        order = swarm.order_of(content["swarm"]) if content.get("swarm") else None
+        shared = Path(content["shared"]) if content.get("shared") else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FetchError(f"{path} is no request to fetch: {type(error).__name__}: {error}") from error
+    if not root.is_absolute() or ".." in root.parts:
+        raise FetchError(f"root must be an absolute path, found {str(root)!r}")
+    if shared and (not shared.is_absolute() or ".." in shared.parts):
+        raise FetchError(f"shared must be an absolute path, found {str(shared)!r}")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", key) or not files:
+        raise FetchError(f"a request needs a plain key and at least one file, found key {key!r}")
+    status, lock = run / f"fetch-{key}.json", run / f"fetch-{key}.lock"
+    return Request(root, source, files, status, lock, verify, part, order, shared)
+
+
+def _wanted(content: dict[str, Any]) -> Wanted:
+    path, size = str(content["path"]), content["size"]
+    if reason := manifest.unsafe(path):
+        raise ValueError(f"the file name {path!r} {reason}; nothing was written")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise ValueError(f"{path} has the size {size!r}; nothing was written")
+    sha256, blob_sha1 = content.get("sha256"), content.get("blob_sha1")
+    if not _SHA256.fullmatch(str(sha256)) and not _COMMIT.fullmatch(str(blob_sha1)):
+        raise ValueError(f"{path} has no content hash; nothing was written")
+    return Wanted(path, size, sha256, blob_sha1)
+
+
+def _source(content: dict[str, Any]) -> Source:
+    repo, commit = str(content["repo"]), str(content["commit"])
+    if not _REPOSITORY.fullmatch(repo) or not _COMMIT.fullmatch(commit):
+        raise ValueError(f"no repository at a commit: {repo!r} at {commit!r}")
+    given = {
+        name: content[name]
+        for name in ("parallel", "stall_s", "min_bytes_per_s", "attempts")
+        if name in content
+    }
+    return Source(repo, commit, str(content["endpoint"]), str(content["python"]), _token(), **given)
+
+
+def _token() -> str | None:
+    """The Hub's token, from the credential that systemd hands to this unit alone."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(directory, CREDENTIAL) if directory else None
+    return path.read_text(encoding="utf-8").strip() or None if path and path.is_file() else None
+
+
+def fetch(request: Request, status: Progress) -> None:
+    """Bring the checkpoint to completion from whatever state it is in."""
+    made = _make_folders(request)
+    try:
+        if request.part:
+            _fetch_part(request, request.part, status)
+            return
+        if request.order and request.directory.is_dir():
+            _serve(request, request.order, status)
+        elif request.directory.is_dir():
+            _repair(request, status)
+        else:
+            _install(request, _gather(request, status, missing=list(request.files)))
+    except LyingHub:
+        if request.partial.is_dir():
+            shutil.rmtree(request.partial)  # not worth resuming from: the disk is as it was
+        raise
+    finally:
+        _leave_nothing_empty(request, made)
+    status.done(f"complete: {request.total_bytes} bytes", bytes=request.total_bytes)
+
+
+def _serve(request: Request, order: swarm.Order, status: Progress) -> None:
+    """Share a checkpoint that was here before; one that is damaged is mended from the Hub first."""
+    if wrong := manifest.quick_check(request.directory):
+        raise FetchError(f"not shared, as it is not whole: {wrong[0]}")
+    if reason := swarm.Swarm(order, request.directory, request.files, status).serve():
+        status.say("sharing", reason)  # it is here: those who lack it will say so
+
+
+def _fetch_part(request: Request, part: swarm.Part, status: Progress) -> None:
+    """This host's part for the other hosts: of a checkpoint that is complete, or else from the Hub."""
+    if not manifest.quick_check(request.directory):
+        status.say("checking", f"hashing bytes {part.begin} to {part.end} of {request.purpose}")
+        found = pieces.hashes(request.directory, request.files, part.begin, part.end, part.piece)
+        status.done("its part is ready", pieces="".join(found))
+        return
+    request.tree.mkdir(mode=0o755, parents=True, exist_ok=True)
+    request.parts.chmod(0o700)
+    _bring_back(request)
+    hashes = swarm.fetch_part(
+        part, request.files, request.tree, request.source, request.parts, status.progress
+    )
+    status.done("its part is ready", pieces=hashes)
+
+
+def _bring_back(request: Request) -> None:
+    """Files of an interrupted download go into the tree that is shared; each is verified again in the end."""
+    for file in request.files:
+        here, there = request.partial / file.path, request.tree / file.path
+        if here.is_file() and not here.is_symlink() and not there.exists():
+            there.parent.mkdir(parents=True, exist_ok=True)
+            here.replace(there)
+
+
+def _make_folders(request: Request) -> list[Path]:
+    """The folders above the checkpoint; returns those that were not there, the innermost first.
+
+    None below the root may be a link: what it points to is not ours.
+    """
+    made: list[Path] = []
+    request.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for folder in (request.root / "checkpoints", request.directory.parent):
+        _refuse_link(folder)
+        if not folder.is_dir():
+            folder.mkdir(mode=0o755)
+            made.insert(0, folder)
+    for path in (request.directory, request.partial, request.parts, request.tree):
+        _refuse_link(path)
+    return made
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise FetchError(f"{path} is a symbolic link; nothing was written through it. Remove it.")
+
+
+def _leave_nothing_empty(request: Request, made: list[Path]) -> None:
+    """After a failure that kept no byte worth resuming from, the disk is as it was."""
+    parts = request.parts
+    if parts.is_dir():
+        shutil.rmtree(parts / "client", ignore_errors=True)
+        for part in parts.glob("*.part"):
+            if part.stat().st_size == 0:
+                part.unlink()
+    for folder in (parts, request.partial, *made):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _gather(request: Request, status: Progress, missing: list[Wanted]) -> dict[str, manifest.Entry]:
+    """Have every missing file, verified, in the partial directory."""
+    request.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
+    request.partial.chmod(0o755)
+    if request.order:
+        _bring_back(request)
+    have = survey(request.partial, request, missing, status, thorough=False)
+    status.verified = request.total_bytes - sum(file.size for file in missing if file.path not in have)
+
+    def keep(file: Wanted, part: Path, sha256: str) -> None:
+        target = request.partial / file.path
+        _make_readable_parents(request.partial, file.path)
+        _make_readable(part)
+        part.replace(target)
+        manifest.sync_files(request.partial, [file.path])
+        have[file.path] = manifest.describe(request.partial, file.path, sha256)
+        _record(request.partial, request, have)
+        status.verified += file.size
+
+    for bring in _sources(request, status):
+        if todo := [file for file in missing if file.path not in have]:
+            bring(todo, keep)
+    return have
+
+
+Bring = Callable[[list[Wanted], Verified], None]
+
+
+def _sources(request: Request, status: Progress) -> Iterator[Bring]:
+    """Where files come from, in turn. Each hands on what it has and is right; the last brings the rest or
+    raises FetchError.
+    """
+    if request.shared and not request.order:
+        yield functools.partial(_copy, request, status)
+    if request.order:
+        yield functools.partial(_from_others, request, request.order, status)
+    else:
+        if request.tree.is_dir():
+            yield functools.partial(_from_tree, request, status)
+        yield functools.partial(_from_hub, request, status)
+
+
+def _copy(request: Request, status: Progress, todo: list[Wanted], keep: Verified) -> None:
+    """From a file system that is shared: copied, then verified as a copy. What is not there or not right is
+    left to the next source.
+    """
+    folder = cast(Path, request.shared) / request.directory.parent.name / request.source.commit
+    for file in todo:
+        part = request.parts / "copy"
+        try:
+            status.say("copying", f"{folder / file.path} ({file.size} bytes)")
+            shutil.copyfile(folder / file.path, part)
+            sha256 = file.is_content_of(part)
+        except OSError as error:
+            status.say("copying", f"{folder / file.path} can't be had: {error.strerror}")
+            continue
+        if sha256 is None:
+            status.say("copying", f"{folder / file.path} has other content than the lock file states")
+        else:
+            keep(file, part, sha256)
+
+
+def _from_others(
+    request: Request, order: swarm.Order, status: Progress, todo: list[Wanted], keep: Verified
+) -> None:
+    reason = swarm.Swarm(order, request.tree, request.files, status).run(todo, keep, status.progress)
+    if reason:
+        raise FetchError(f"not all of it came from the other hosts: {reason}")
+
+
+def _from_tree(request: Request, status: Progress, todo: list[Wanted], keep: Verified) -> None:
+    """What an earlier run shared with other hosts: files that came whole are kept, pieces of others go."""
+    swarm.keep_right(request.tree, todo, keep, status)
+    shutil.rmtree(request.tree)
+
+
+def _from_hub(request: Request, status: Progress, todo: list[Wanted], keep: Verified) -> None:
+    Download(request.source, request.parts, keep, status.progress).run(todo)
+
+
+def survey(
+    directory: Path, request: Request, files: list[Wanted], status: Progress, *, thorough: bool
+) -> dict[str, manifest.Entry]:
+    """Those of `files` whose content is right in `directory`: by the manifest where it holds, else by reading
+    them.
+    """
+    known = {}
+    try:
+        recorded = manifest.read(directory)
+        known = {} if thorough else {entry.path: entry for entry in recorded.files}
+        changed = manifest.changed(directory, recorded)
+        known = {path: entry for path, entry in known.items() if path not in changed}
+    except manifest.ManifestError:
+        known = {}
+    right = {}
+    for file in files:
+        entry = known.get(file.path)
+        if entry is not None and entry.size == file.size and file.sha256 in (None, entry.sha256):
+            right[file.path] = entry
+        elif found := _verified(directory, file, status):
+            right[file.path] = found
+    return right
+
+
+def _verified(directory: Path, file: Wanted, status: Progress) -> manifest.Entry | None:
+    """The entry of a file that is there, in folders that are no links, with the right content; else None."""
+    path = directory
+    for part in file.path.split("/"):
+        if path.is_symlink():
+            return None
+        path = path / part
+    if not path.is_file() or path.is_symlink():
+        return None
+    status.say("checking", f"reading {file.path} ({file.size} bytes)")
+    sha256 = file.is_content_of(path)
+    if sha256 is None:
+        return None
+    _make_readable(path)
+    return manifest.describe(directory, file.path, sha256)
+
+
+def _repair(request: Request, status: Progress) -> None:
+    """A directory that is there: replace what is not right in it, file by file, and nothing else."""
+    marked = manifest.is_marked(request.directory)
+    right = survey(request.directory, request, list(request.files), status, thorough=request.verify)
+    missing = [file for file in request.files if file.path not in right]
+    if missing:
+        manifest.unmark(request.directory)
+        marked = False
+        fetched = _gather(request, status, missing)
+        for file in missing:
+            _make_readable_parents(request.directory, file.path)
+            (request.partial / file.path).replace(request.directory / file.path)
+            right[file.path] = fetched[file.path]
+        manifest.sync_files(request.directory, [file.path for file in missing])
+    if not marked or right != _recorded(request.directory):
+        _record(request.directory, request, right)
+        manifest.mark(request.directory)
+    if request.partial.is_dir():
+        shutil.rmtree(request.partial)
+
+
+def _recorded(directory: Path) -> dict[str, manifest.Entry] | None:
+    try:
+        return {entry.path: entry for entry in manifest.read(directory).files}
+    except manifest.ManifestError:
+        return None
+
+
+def _record(directory: Path, request: Request, entries: dict[str, manifest.Entry]) -> None:
+    ordered = tuple(entries[path] for path in sorted(entries))
+    manifest.write(directory, manifest.Manifest(request.source.repo, request.source.commit, ordered))
+
+
+def _install(request: Request, entries: dict[str, manifest.Entry]) -> None:
+    """All is in the partial directory: give it the checkpoint's name in one step; the marker comes last."""
+    shutil.rmtree(request.parts)
+    wanted = {file.path for file in request.files} | manifest.RESERVED
+    for path in request.partial.rglob("*"):
+        if not path.is_dir() and str(path.relative_to(request.partial)) not in wanted:
+            path.unlink()
+    _record(request.partial, request, entries)
+    request.partial.rename(request.directory)
+    durable.sync_directory(request.directory.parent)
+    manifest.mark(request.directory)
+
+
+def _make_readable_parents(directory: Path, path: str) -> None:
+    """The folders of a file inside a checkpoint, open to the service's user.
+
+    A link in their place is an error.
+    """
+    for part in path.split("/")[:-1]:
+        directory = directory / part
+        _refuse_link(directory)
+        directory.mkdir(mode=0o755, exist_ok=True)
+        directory.chmod(0o755)
+
+
+def _make_readable(path: Path) -> None:
+    """Owned by root and readable by all: the client writes 0600, which the service's user can't read."""
+    if os.geteuid() == 0:
+        os.chown(path, 0, 0)
+    if stat.S_IMODE(path.stat().st_mode) != 0o644:
+        path.chmod(0o644)
+
+
+class Progress(Status):
+    """How many bytes of the checkpoint are here, how fast they come and how long the rest will take."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request.status)
+        self.total = request.total_bytes
+        self.verified = 0  # bytes of files whose content is right
+        self.seen: deque[tuple[float, int]] = deque()
+
+    def progress(self, coming: int) -> None:
+        """`coming` bytes of files that are not whole yet are on the disk."""
+        now, here = time.monotonic(), self.verified + coming
+        if self.seen and now - self.seen[-1][0] < STATUS_EVERY_S:
+            return
+        self.seen.append((now, here))
+        while now - self.seen[0][0] > RATE_OVER_S:
+            self.seen.popleft()
+        since, then = self.seen[0]
+        rate = max(0.0, (here - then) / (now - since)) if now > since else 0.0
+        eta_s = (self.total - here) / rate if rate > 0 else None
+        self.write("downloading", bytes=here, total_bytes=self.total, rate=rate, eta_s=eta_s)

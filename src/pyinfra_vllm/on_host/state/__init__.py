@@ -1,0 +1,1 @@
+"""Paths, journal, locks, records and whatever else lasts on a host."""

@@ -1,0 +1,1 @@
+"""The transaction: switching, going back, recovering, measuring the noise."""

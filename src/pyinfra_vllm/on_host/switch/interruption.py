@@ -1,0 +1,45 @@
+"""SIGTERM ends a transaction or a recovery at once, after one journal entry that says why.
+
+Recovery does the rest.
+
+A shutdown must not wait for a switch: systemd refuses every start by then, so nothing could be finished
+anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from ..server import systemd
+from ..state import durable, journal
+from ..state.journal import Journal
+from ..state.paths import ServicePaths
+
+
+def note_in(paths: ServicePaths, status: int) -> None:
+    """From now on SIGTERM writes `interrupted note` to the service's journal and ends this process with that
+    status.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        try:
+            note(paths)
+        finally:
+            os._exit(status)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def note(paths: ServicePaths) -> None:
+    """Write down that the newest transaction was interrupted, where it is this process's and
+    has no end yet.
+    """
+    entries = journal.last_transaction(paths.journal)
+    holder = durable.read_json(paths.lock, {})
+    if not entries or not isinstance(holder, dict) or holder.get("pid") != os.getpid():
+        return
+    if not any(entry["step"] == "end" for entry in entries):
+        by = "a shutdown" if systemd.stopping() else "`systemctl stop`"
+        Journal(paths.journal, entries[0]["tx"]).try_write("interrupted", "note", by=by)

@@ -1,0 +1,36 @@
+"""How many requests a release serves at once: what its scheduler admits, and what its KV cache
+has room for.
+"""
+
+from __future__ import annotations
+
+from ..bench.criteria import MOST
+from ..server.release import Release
+
+FLAG = "--max-num-seqs"
+REQUEST_TOKENS = 600  # of one of the probe's requests, prompt and answer, on average over its three shapes
+
+
+def admitted(*releases: Release) -> int:
+    """As many as each of these releases admits; MOST where nothing says less (vLLM's own default is 128 or
+    more).
+    """
+    return min((MOST, *(limit for release in releases for limit in (_scheduled(release), _cached(release)))))
+
+
+def _scheduled(release: Release) -> int:
+    words = [part for word in release.argv for part in word.split("=", 1)]
+    found = [value for flag, value in zip(words, words[1:]) if flag == FLAG and value.isdecimal()]
+    return max(1, int(found[-1])) if found else MOST
+
+
+def _cached(release: Release) -> int:
+    """By what was predicted when the release was staged.
+
+    A context that is shorter than our requests shortens them.
+    """
+    fit = release.predicted_fit
+    tokens, requests = fit.get("kv_tokens"), fit.get("max_concurrency")
+    if not tokens or not requests:
+        return MOST
+    return max(1, int(tokens / min(REQUEST_TOKENS, tokens / requests)))

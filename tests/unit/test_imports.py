@@ -15,7 +15,7 @@ ON_HOST = ("state", "openai", "inspect", "server", "bench", "gate", "staging", "
 
 
 def imports(place: Path) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """(module, what it imports) of all modules below, as paths from `place` on; other packages are left out."""
+    """(module, what it imports) of all modules below, as paths from `place` on."""
     prefix = ("pyinfra_vllm", *place.relative_to(SOURCE).parts)
     for file in place.rglob("*.py"):
         module = file.relative_to(place).with_suffix("").parts

@@ -23,10 +23,11 @@ from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 from pyinfra.context import ctx_host, ctx_inventory, ctx_state
 
+from pyinfra_vllm.facts.told import fact
+
 from . import hearing
 from . import inventory as inventories
 from .errors import DeclarationError, HostError
-from .facts._told import fact
 from .printable import printable
 
 __all__ = ["Answer", "Host", "Hosts", "fact"]

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
+from pyinfra_vllm.rollout.estimate import estimate
+
 from . import tuning, window
 from .catalog import gpus, shapes
 from .checkpoint import Checkpoint
@@ -14,7 +16,6 @@ from .config import Service
 from .config.layers import Path
 from .config.models import PARALLEL
 from .errors import DeclarationError
-from .estimate import estimate
 from .tuning.facts import GPUS_OF_A_HOST
 
 Found = tuple[Path, str]  # below the service: a key, and what is wrong with it

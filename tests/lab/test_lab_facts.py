@@ -26,7 +26,7 @@ from pyinfra_vllm.facts.record import Record, Running
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.facts.service import Service, Services
-from pyinfra_vllm.operations._archive import digest
+from pyinfra_vllm.operations.util.archive import digest
 
 ROOT = "/srv/pyinfra-vllm"
 UNIT = "vllm-tiny.service"

@@ -26,13 +26,14 @@ from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.record import Record, Running
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Host, Service, Services
-from pyinfra_vllm.operations import _story, _unit
+from pyinfra_vllm.operations.util import unit
 from pyinfra_vllm.report.history import left_out, switches
 from pyinfra_vllm.report.looking import Look, Wish
 from pyinfra_vllm.report.page import render
 from pyinfra_vllm.report.status import rows
 from pyinfra_vllm.report.tables import show_history, show_status
 from pyinfra_vllm.report.watching import lives, table
+from pyinfra_vllm.rollout import story
 
 FACTS = (Running, Record, Service, Host, Runtime, Checkpoints, Filesystem)
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -101,7 +102,7 @@ def read_by_all(found: Look) -> None:
     render("fleet", given, NOW)
     for service in found.record.values():
         for switch in service["transactions"]:
-            _story.tell(switch["entries"], [service["progress"]])
+            story.tell(switch["entries"], [service["progress"]])
 
 
 def test_what_an_honest_host_tells_is_taken(told: dict[str, Any]) -> None:
@@ -161,7 +162,7 @@ def test_how_far_a_unit_is_can_be_described(value: Any) -> None:
         status = answers.read(json.dumps(value), answers.UnitStatus)
     except HostError:
         return
-    assert isinstance(_unit.describe(status), str)
+    assert isinstance(unit.describe(status), str)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pyinfra_vllm.on_host
-from pyinfra_vllm.operations._archive import archive, digest
+from pyinfra_vllm.operations.util.archive import archive, digest
 
 ON_HOST = Path(pyinfra_vllm.on_host.__file__).parent
 VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")

@@ -14,10 +14,11 @@ from pyinfra_vllm.asking import Hosts
 from pyinfra_vllm.config import Overrides, Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.switch.order import CALIBRATION, Order
-from pyinfra_vllm.operations import _opening, calibration
-from pyinfra_vllm.operations._orders import Prepared
-from pyinfra_vllm.operations._remote import Remote
-from pyinfra_vllm.operations._rollout import Outcome
+from pyinfra_vllm.operations import calibration
+from pyinfra_vllm.operations.util.remote import Remote
+from pyinfra_vllm.rollout import opening
+from pyinfra_vllm.rollout.orders import Prepared
+from pyinfra_vllm.rollout.progress import Outcome
 
 NOON = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 NIGHT = datetime(2026, 6, 1, 2, 30, tzinfo=UTC)
@@ -72,7 +73,7 @@ def at(moment: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
         def now(cls, tz: Any = None) -> datetime:
             return moment
 
-    monkeypatch.setattr(_opening, "datetime", Clock)
+    monkeypatch.setattr(opening, "datetime", Clock)
 
 
 def test_it_asks_one_host_for_runs_of_what_it_serves(

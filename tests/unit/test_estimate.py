@@ -10,9 +10,9 @@ import pytest
 from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm.config import Overrides, Runtime, Service
-from pyinfra_vllm.estimate import FACTOR, Estimate, estimate
 from pyinfra_vllm.on_host.state import observe
-from pyinfra_vllm.operations import _opening
+from pyinfra_vllm.rollout import opening
+from pyinfra_vllm.rollout.estimate import FACTOR, Estimate, estimate
 from pyinfra_vllm.window import WindowState
 
 MINUTE = timedelta(minutes=1)
@@ -79,13 +79,13 @@ def test_measuring_ends_early_enough_to_go_back_before_the_window_closes() -> No
     found = WindowState(True, closes, closes - 45 * MINUTE, (), "open")
 
     def left(history: list[dict[str, Any]]) -> float:
-        until = _opening.measure_until(service(), found, history)
+        until = opening.measure_until(service(), found, history)
         assert until is not None
         return (closes.timestamp() - until) / 60
 
     assert left([]) == 45 / 3
     assert left([rolled_back(there=6, back=4)]) == pytest.approx(4 * FACTOR)
-    assert _opening.measure_until(service(), None) is None
+    assert opening.measure_until(service(), None) is None
 
 
 def test_only_the_newest_count() -> None:
@@ -131,11 +131,11 @@ def test_a_host_s_own_record_has_what_is_needed(tmp_path: Path, monkeypatch: pyt
 def test_the_operator_is_told_which_one_was_used() -> None:
     earlier = datetime.now(UTC) - timedelta(hours=1)
     found = service(window={"cron": f"0 {earlier.hour} * * *", "duration": "9h", "timezone": "UTC"})
-    unknown = _opening.explain(found, Overrides())
+    unknown = opening.explain(found, Overrides())
     assert "a switch and its rollback may take 45m (the default); last start" in unknown
-    known = _opening.explain(found, Overrides(), [committed(8)])
+    known = opening.explain(found, Overrides(), [committed(8)])
     assert "may take 27m (measured here in 1 switch); last start" in known
-    late, early = (_opening.opening(found, Overrides(), history) for history in ((), [committed(8)]))
+    late, early = (opening.opening(found, Overrides(), history) for history in ((), [committed(8)]))
     assert late and late.last_start and early and early.last_start
     assert early.last_start - late.last_start == 18 * MINUTE
 
@@ -145,7 +145,7 @@ def test_too_late_in_a_window_is_as_good_as_closed() -> None:
     window = {"cron": f"0 {earlier.hour} * * *", "duration": "9h", "timezone": "UTC"}
 
     def shut(**settings: Any) -> bool:
-        return _opening.shut(_opening.opening(service(**settings), Overrides()))
+        return opening.shut(opening.opening(service(**settings), Overrides()))
 
     assert not shut()
     assert not shut(window=window)

@@ -22,7 +22,7 @@ from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, File, Lock
 from pyinfra_vllm.config import Runtime
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.hub import facts_of
-from pyinfra_vllm.operations._planning import plan
+from pyinfra_vllm.operations.util.planning import plan
 
 LLAMA = {
     "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from test_planning import ROOT, STRANGER, gpu, locked, service
 
-from pyinfra_vllm import plans
 from pyinfra_vllm.checkpoint import Lock
 from pyinfra_vllm.config import Declared, Overrides, Runtime, Service
 from pyinfra_vllm.facts.checkpoint import Checkpoints
@@ -20,10 +19,11 @@ from pyinfra_vllm.facts.runtime import Runtime as RuntimeFact
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.on_host.gate.gate import Criteria
 from pyinfra_vllm.operations import program
-from pyinfra_vllm.operations._foreseen import host_plan, service_plan
-from pyinfra_vllm.operations._planning import plan
-from pyinfra_vllm.operations._rollout import Progress, Wanted
-from pyinfra_vllm.plans import HostPlan, ServicePlan
+from pyinfra_vllm.operations.util.foreseen import host_plan, service_plan
+from pyinfra_vllm.operations.util.planning import plan
+from pyinfra_vllm.rollout import plans
+from pyinfra_vllm.rollout.plans import HostPlan, ServicePlan
+from pyinfra_vllm.rollout.progress import Progress, Wanted
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

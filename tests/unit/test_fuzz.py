@@ -39,8 +39,8 @@ from pyinfra_vllm.on_host.state import durable, follow, journal, manifest, obser
 from pyinfra_vllm.on_host.state.paths import ServicePaths
 from pyinfra_vllm.on_host.state.status import RUN
 from pyinfra_vllm.on_host.switch import recovery
-from pyinfra_vllm.operations import _planning
 from pyinfra_vllm.operations import checkpoint as operation
+from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.report import history, page, status
 from pyinfra_vllm.report.looking import Look
 
@@ -154,7 +154,7 @@ SERVICE = declare("h", merge([Layer("f", DECLARED)]), Problems()).services[0]
 VARIANTS = list(table("variants.yaml"))
 # The directives of a unit that nobody has tampered with, less those whose value is the declaration's.
 KEYS = [(section, key) for section, key, _ in unit_syntax.directives(
-    _planning._release(ROOT, declare("h", merge([Layer("f", DECLARED)]), Problems()).services[0], LOCKED,
+    planning._release(ROOT, declare("h", merge([Layer("f", DECLARED)]), Problems()).services[0], LOCKED,
                        tuning.Resolution(), "0.33.0", [], {"VLLM_API_KEY": "x"}).files()["vllm.service"]
 )]  # fmt: skip
 NO_SECRETS = list(KEYS)
@@ -201,7 +201,7 @@ def assert_rendered_as_declared(root: str, service: Any) -> list[str]:
     """
     resolution = tuning.for_service(service, LOCKED, [], "0.33.0", None)
     secrets = dict.fromkeys(service.secrets, 'a "$secret`\\')
-    made = _planning._release(root, service, LOCKED, resolution, "0.33.0", [], secrets)
+    made = planning._release(root, service, LOCKED, resolution, "0.33.0", [], secrets)
     files = {name: text.encode().decode() for name, text in made.files().items()}
     lines = unit_syntax.directives(files["vllm.service"])
     assert [(section, key) for section, key, _ in lines] == (KEYS if secrets else NO_SECRETS)

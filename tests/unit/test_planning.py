@@ -19,9 +19,9 @@ from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime as RuntimeFact
 from pyinfra_vllm.operations import preflight
 from pyinfra_vllm.operations import release as releases
-from pyinfra_vllm.operations._planning import plan
-from pyinfra_vllm.operations._rollout import Wanted
+from pyinfra_vllm.operations.util.planning import plan
 from pyinfra_vllm.release import same_but_for_values
+from pyinfra_vllm.rollout.progress import Wanted
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import nvidia_smi

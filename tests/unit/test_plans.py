@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pyinfra_vllm import plans
-from pyinfra_vllm.plans import HostPlan, ServicePlan, exit_code, host_names, lines
+from pyinfra_vllm.rollout import plans
+from pyinfra_vllm.rollout.plans import HostPlan, ServicePlan, exit_code, host_names, lines
 
 GOLDEN = Path(__file__).parents[1] / "fixtures/screens"
 OLD_DRIVER = "GPU 0: driver 535.104.05 is too old for vLLM 0.33.0 (CUDA 13.0): install driver 580 or newer"

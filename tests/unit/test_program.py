@@ -11,7 +11,7 @@ import pytest
 
 from pyinfra_vllm.on_host.inspect import host as inspect_host
 from pyinfra_vllm.operations import program
-from pyinfra_vllm.operations._rollout import Progress
+from pyinfra_vllm.rollout.progress import Progress
 
 
 def found(systemd: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyinfra_vllm import release
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Layer, Problems, declare, merge
-from pyinfra_vllm.operations import _planning
+from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.release import Release
 from pyinfra_vllm.tuning import Resolution
 
@@ -132,7 +132,7 @@ def test_code_of_the_checkpoint_runs_only_with_a_reason_which_is_recorded(reason
     declared = declare("gpu-1", merge([Layer("f", {"services": {"chat": chat}})]), Problems())
     assert declared is not None
     locked = Checkpoint(repo="org/model", revision="main", commit="a" * 40, files=())
-    made = _planning._release("/srv/x", declared.services[0], locked, Resolution(), "0.33.0", [], {})
+    made = planning._release("/srv/x", declared.services[0], locked, Resolution(), "0.33.0", [], {})
     assert ("--trust-remote-code" in made.argv) == bool(reason)
     assert json.loads(made.files()["release.json"])["allow_code"] == reason
 

@@ -14,8 +14,8 @@ import pytest
 
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.switch.order import Order
-from pyinfra_vllm.operations import _switching
-from pyinfra_vllm.operations._remote import Remote
+from pyinfra_vllm.operations.util import switching
+from pyinfra_vllm.operations.util.remote import Remote
 
 # Notes what is synced, and what the file's text is at that moment; fails where it is told to.
 SYNC = """#!/bin/sh
@@ -84,9 +84,9 @@ ORDER = Order(service="chat", release="a" * 12, operator="ann")
 def test_an_order_goes_with_the_unit_that_carries_it_out(
     tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_switching, "RUN_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(switching, "RUN_DIRECTORY", str(tmp_path))
     program(tmp_path, "systemd-run", "#!/bin/sh\nexit 0\n")
-    _switching.launch(here, "/srv/x", ORDER)
+    switching.launch(here, "/srv/x", ORDER)
     (order,) = tmp_path.glob("*.json")
     started = here.commands[-1]
     assert started[-2:] == ("switch", str(order))
@@ -100,8 +100,8 @@ def test_an_order_goes_with_the_unit_that_carries_it_out(
 def test_an_order_that_systemd_does_not_take_is_not_left_behind(
     tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_switching, "RUN_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(switching, "RUN_DIRECTORY", str(tmp_path))
     program(tmp_path, "systemd-run", "#!/bin/sh\necho 'the unit runs already' >&2; exit 3\n")
     with pytest.raises(HostError, match="status 3: the unit runs already"):
-        _switching.launch(here, "/srv/x", ORDER)
+        switching.launch(here, "/srv/x", ORDER)
     assert list(tmp_path.glob("*.json")) == []

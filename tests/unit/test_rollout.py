@@ -13,9 +13,10 @@ from test_release import make
 
 from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
 from pyinfra_vllm.on_host.switch.order import Order
-from pyinfra_vllm.operations import _refuse, _summary, switch
-from pyinfra_vllm.operations._orders import Prepared
-from pyinfra_vllm.operations._rollout import (
+from pyinfra_vllm.operations import switch
+from pyinfra_vllm.operations.util import refuse, summary
+from pyinfra_vllm.rollout.orders import Prepared
+from pyinfra_vllm.rollout.progress import (
     COMMITTED,
     DEFERRED,
     HELD,
@@ -218,7 +219,7 @@ def test_a_wave_is_held_beside_a_host_that_pyinfra_gave_up(monkeypatch: pytest.M
     )
     for name, stand_in in (("PROGRESS", made), ("state", running), ("host", here)):
         monkeypatch.setattr(switch, name, stand_in)
-    monkeypatch.setattr(_refuse, "state", running)
+    monkeypatch.setattr(refuse, "state", running)
     monkeypatch.setattr(switch, "_tell_unseen", lambda root, observed: [])
     rollout = Rollout(max_unavailable={"chat": 1})
     (command,) = switch.wave._inner(1, rollout, {"chat": ("a", "b", "c", "d")}, Overrides())
@@ -301,7 +302,7 @@ def test_brackets_in_what_a_host_said_are_no_markup(
 ) -> None:
     made = progress("a")
     made.record(Outcome("a", "chat", "failed", "said [/srv] and [red]"))
-    monkeypatch.setattr(_summary, "PROGRESS", made)
+    monkeypatch.setattr(summary, "PROGRESS", made)
     state: Any = SimpleNamespace(failed_hosts=())
-    _summary.print_summary(state)
+    summary.print_summary(state)
     assert "said [/srv] and [red]" in " ".join(capsys.readouterr().err.split())

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from pyinfra_vllm.operations._screen import LINE_EVERY_S, Screen, Working, interactive
+from pyinfra_vllm.operations.util.screen import LINE_EVERY_S, Screen, Working, interactive
 from pyinfra_vllm.text import clock
 
 HOST: Any = SimpleNamespace(name="gpu1", print_prefix="[gpu1] ")

@@ -20,11 +20,12 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.server.service import Service as HostService
 from pyinfra_vllm.on_host.staging import prune
 from pyinfra_vllm.on_host.staging.prune import Keep
-from pyinfra_vllm.operations import _planning, switch
 from pyinfra_vllm.operations import release as operation
-from pyinfra_vllm.operations._rollout import Wanted
+from pyinfra_vllm.operations import switch
+from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.release import Release
 from pyinfra_vllm.report import looking
+from pyinfra_vllm.rollout.progress import Wanted
 
 KEY = {"VLLM_API_KEY": "hunter2"}
 ROTATED = {"VLLM_API_KEY": "hunter3"}
@@ -132,10 +133,10 @@ def test_a_dry_run_tells_which_variables_change() -> None:
 
 def test_a_release_whose_secrets_are_not_at_hand_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAT_KEY", "hunter2")
-    assert _planning._secrets(WITH_KEY) == KEY
+    assert planning._secrets(WITH_KEY) == KEY
     monkeypatch.delenv("CHAT_KEY")
     with pytest.raises(HostError, match="chat: the environment variable CHAT_KEY is not set here"):
-        _planning._secrets(WITH_KEY)
+        planning._secrets(WITH_KEY)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +157,10 @@ def test_who_only_looks_needs_no_values(
     current = json.loads(running.files()["release.json"]) if running else None
 
     def plan(host: Any, root: str, service: Service, checkpoint: Any, secrets: Any = None) -> Wanted:
-        values = _planning._secrets(service) if secrets is None else secrets
+        values = planning._secrets(service) if secrets is None else secrets
         return Wanted("gpu-1", root, service, make(secrets=values), {"release": current}, "cpu")
 
-    monkeypatch.setattr(_planning, "plan", plan)
+    monkeypatch.setattr(planning, "plan", plan)
     monkeypatch.setattr(
         looking, "Lock", SimpleNamespace(load=lambda path: SimpleNamespace(get=lambda *key: None))
     )

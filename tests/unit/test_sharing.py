@@ -16,7 +16,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host import pieces
 from pyinfra_vllm.operations import checkpoint as checkpoints
 from pyinfra_vllm.operations import share
-from pyinfra_vllm.sharing import Member, Part, Sharing
+from pyinfra_vllm.rollout.sharing import Member, Part, Sharing
 
 TOTAL = 10 * pieces.SMALLEST_PIECE + 5
 ROOT = "/srv/pyinfra-vllm"

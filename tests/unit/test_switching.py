@@ -16,10 +16,11 @@ from pyinfra.connectors import util
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.gate import gate
 from pyinfra_vllm.on_host.switch.order import Order
-from pyinfra_vllm.operations import _remote, _story, _summary, _switching, _unit
-from pyinfra_vllm.operations._orders import Prepared
-from pyinfra_vllm.operations._rollout import PROGRESS
-from pyinfra_vllm.operations._switching import Switching
+from pyinfra_vllm.operations.util import remote, summary, switching, unit
+from pyinfra_vllm.operations.util.switching import Switching
+from pyinfra_vllm.rollout import story
+from pyinfra_vllm.rollout.orders import Prepared
+from pyinfra_vllm.rollout.progress import PROGRESS
 
 ORDER = Order(service="chat", release="a" * 12, operator="ann")
 ENDED = {
@@ -69,8 +70,8 @@ class FarHost:
 
 
 def switched(monkeypatch: pytest.MonkeyPatch, **answers: list[Any]) -> tuple[FarHost, Any]:
-    monkeypatch.setattr(_unit, "POLL_S", 0.0)
-    monkeypatch.setattr(_switching, "POLL_S", 0.0)
+    monkeypatch.setattr(unit, "POLL_S", 0.0)
+    monkeypatch.setattr(switching, "POLL_S", 0.0)
     host = FarHost({"status": [[{"lock": None, "rejected": {}, "last": None}]], "reported": [{}], **answers})
     fake: Any = host
     return host, Switching(fake, "/srv/x", Prepared(ORDER)).run()
@@ -84,16 +85,16 @@ def test_a_cable_that_is_out_for_long_is_waited_for(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_host_that_stays_away_ends_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_unit, "LOST_CONTACT_S", -1.0)
+    monkeypatch.setattr(unit, "LOST_CONTACT_S", -1.0)
     _, outcome = switched(monkeypatch, follow=[TimeoutError("no answer in 30 s")])
     assert outcome.status == "unknown"
-    assert "no contact for" in outcome.message and _switching.BY_ITSELF in outcome.message
+    assert "no contact for" in outcome.message and switching.BY_ITSELF in outcome.message
 
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
-    monkeypatch.setattr(_switching.logger, "info", said.append)
+    monkeypatch.setattr(switching.logger, "info", said.append)
     return said
 
 
@@ -219,7 +220,7 @@ def test_on_a_terminal_every_line_of_a_verdict_fits(
     monkeypatch: pytest.MonkeyPatch, screen: list[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(_switching.SCREEN, "interactive", True)
+    monkeypatch.setattr(switching.SCREEN, "interactive", True)
     switched(monkeypatch, follow=ended(judged("fail", FEWER, LONGER), "rolled_back"))
     assert all(line.startswith("chat: ") and len(line) <= 76 for line in screen)  # pyinfra's log indents by 4
     words = " ".join(" ".join(line.removeprefix("chat: ").split()) for line in screen)
@@ -236,7 +237,7 @@ def test_the_step_that_is_under_way_is_shown_with_its_times_and_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown: list[str] = []
-    monkeypatch.setattr(_switching.SCREEN, "_show", lambda host, working: shown.append(str(working)))
+    monkeypatch.setattr(switching.SCREEN, "_show", lambda host, working: shown.append(str(working)))
     ready = {"name": "ready", "elapsed_s": 61.0, "limit_s": 240}
     measuring = {"name": "measure-after", "elapsed_s": 2.0, "limit_s": None}
     news = {**ENDED, "active": True, "end": None}
@@ -260,7 +261,7 @@ def test_the_step_that_is_under_way_is_shown_with_its_times_and_how_far_it_is(
 
 
 def test_how_far_a_step_is_is_no_news() -> None:
-    assert _story.tell([], ["2026-11-28T00:00:00+00:00 ~ c1 round 1", "2026-11-28T00:00:01+00:00 news"]) == [
+    assert story.tell([], ["2026-11-28T00:00:00+00:00 ~ c1 round 1", "2026-11-28T00:00:01+00:00 news"]) == [
         "news"
     ]
 
@@ -292,7 +293,7 @@ UNDER_WAY = {
 def test_a_switch_that_is_under_way_is_followed_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rollout, started again while the first is unjudged: neither unchanged nor begun twice."""
     launched: list[Order] = []
-    monkeypatch.setattr(_switching, "launch", lambda remote, root, order: launched.append(order))
+    monkeypatch.setattr(switching, "launch", lambda remote, root, order: launched.append(order))
     _, outcome = switched(monkeypatch, status=[[UNDER_WAY]], follow=[ENDED])
     assert outcome.status == "committed" and launched == []
 
@@ -324,7 +325,7 @@ def test_whoever_ends_the_run_hears_that_the_host_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*words: object) -> None:
-        _summary.end_run(2, None)
+        summary.end_run(2, None)
 
     monkeypatch.setattr(Switching, "_watch", interrupted)
     with pytest.raises(SystemExit) as ended:
@@ -333,7 +334,7 @@ def test_whoever_ends_the_run_hears_that_the_host_goes_on(
     assert (
         "gpu1: chat: the switch goes on on gpu1; `pyinfra-vllm watch` follows it" in capsys.readouterr().err
     )
-    (row,) = _summary.rows(SimpleNamespace(failed_hosts=[]))  # type: ignore[arg-type]
+    (row,) = summary.rows(SimpleNamespace(failed_hosts=[]))  # type: ignore[arg-type]
     assert row.status == "under way"
     PROGRESS.followed("gpu1", "chat")
 
@@ -342,6 +343,6 @@ def test_sudo_that_asks_for_a_password_in_the_middle_is_an_error_and_no_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(util, "getpass", lambda prompt: pytest.fail("it would wait for ever"))
-    _remote.never_ask()
+    remote.never_ask()
     with pytest.raises(HostError, match="sudo asks for a password"):
         util.getpass("password: ")

@@ -17,8 +17,8 @@ from pyinfra.api import StringCommand
 from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.operations import _unit
-from pyinfra_vllm.operations._unit import Unit, describe
+from pyinfra_vllm.operations.util import unit
+from pyinfra_vllm.operations.util.unit import Unit, describe
 from pyinfra_vllm.text import in_time, in_units
 
 Look = tuple[dict[str, Any], str] | Exception
@@ -67,7 +67,7 @@ class FakeHost:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_unit, "POLL_S", 0.0)
+    monkeypatch.setattr(unit, "POLL_S", 0.0)
 
 
 def run(host: Any, **secret: str) -> None:
@@ -107,7 +107,7 @@ def test_a_dropped_connection_is_made_again_and_the_work_followed() -> None:
 
 
 def test_after_a_long_silence_the_operator_is_told_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_unit, "LOST_CONTACT_S", -1.0)
+    monkeypatch.setattr(unit, "LOST_CONTACT_S", -1.0)
     with pytest.raises(HostError, match=r"fetch-x\.service goes on by itself; run the same command again"):
         run(FakeHost([({}, "inactive"), EOFError("gone")]))
 

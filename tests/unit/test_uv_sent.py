@@ -15,7 +15,7 @@ import pytest
 
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.operations import runtime
-from pyinfra_vllm.operations._remote import Remote
+from pyinfra_vllm.operations.util.remote import Remote
 
 OURS = b"#!/bin/sh\necho uv 0.13.8\n"
 

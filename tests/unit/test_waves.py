@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyinfra_vllm.config import Rollout
-from pyinfra_vllm.waves import Candidate, crowded, plan, upper_bound
+from pyinfra_vllm.rollout.waves import Candidate, crowded, plan
 
 SIZES = st.one_of(st.integers(1, 6), st.integers(1, 100).map(lambda percent: f"{percent}%"))
 SERVICES = ("chat", "code", "embed")
@@ -76,8 +76,8 @@ def test_no_wave_takes_more_of_a_service_than_it_may(fleet: tuple[list[Candidate
 @given(fleets())
 def test_the_plan_keeps_within_its_bound_and_never_changes(fleet: tuple[list[Candidate], Rollout]) -> None:
     hosts, rollout = fleet
-    assert len(plan(hosts, rollout)) <= upper_bound(len(hosts), rollout)
-    assert len(plan(hosts[1:], rollout)) <= upper_bound(len(hosts), rollout)
+    assert len(plan(hosts, rollout)) <= rollout.most_waves(len(hosts))
+    assert len(plan(hosts[1:], rollout)) <= rollout.most_waves(len(hosts))
     assert plan(hosts, rollout) == plan(list(hosts), rollout)
 
 

@@ -24,7 +24,7 @@ from pyinfra_vllm.printable import printable
 
 if TYPE_CHECKING:
     from pyinfra_vllm.config import Service
-    from pyinfra_vllm.operations._rollout import Outcome
+    from pyinfra_vllm.rollout.progress import Outcome
 
 EXIT_CODES = {"calibrated": 0, "deferred": 4}
 
@@ -62,7 +62,7 @@ def on_host(
     from pyinfra_vllm import fleet
     from pyinfra_vllm.asking import Hosts
     from pyinfra_vllm.operations import calibration as calibrations
-    from pyinfra_vllm.operations._rollout import Outcome
+    from pyinfra_vllm.rollout.progress import Outcome
 
     wanted = fleet.load(inventory, overrides, group_data, limit=[limit], need_lock=False)
     if len(wanted.selected) != 1:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 import click
 
-from .. import fleet, plans, spoken
+from pyinfra_vllm import fleet, spoken
+from pyinfra_vllm.rollout import plans
+from pyinfra_vllm.rollout.plans import HostPlan
+
 from ..asking import Answer, Hosts
 from ..config import Fleet
-from ..plans import HostPlan
 from . import options
 
 LIMIT_S = 180.0
@@ -27,7 +29,7 @@ def run(
 
     Raises DeclarationError or LockError; then no host was contacted.
     """
-    from ..operations._foreseen import host_plan  # imported for planning only
+    from pyinfra_vllm.operations.util.foreseen import host_plan  # imported for planning only
 
     values = spoken.parse_data(data)
     wanted = fleet.load(inventory, values, group_data, limit=limit, need_secrets=False)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from pyinfra_vllm.rollout.plans import host_names
+
 from .. import fleet, validation
 from .. import inventory as inventories
 from ..checkpoint import LOCK_FILE, Lock
@@ -19,7 +21,6 @@ from ..config.checks import window_warnings
 from ..config.layers import ABSENT, located, lookup
 from ..config.problems import MISSING, Problem
 from ..errors import DeclarationError, LockError, RolloutError
-from ..plans import host_names
 from ..printable import printable
 from ..text import counted, wrapped
 from . import options

@@ -14,9 +14,10 @@ from typing import Any
 
 import click
 
+from pyinfra_vllm.rollout.estimate import Estimate, estimate
+
 from ..config.problems import nearest
 from ..errors import DeclarationError
-from ..estimate import Estimate, estimate
 from ..ics import closed
 from ..window import (
     NEXT,

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from ..checkpoint import Checkpoint, Lock
-from ..on_host import swarm
-from ..waves import upper_bound
+from ..on_host.staging import swarm
 from .base import Declaration
 from .cards import CARDS_FILE, KEY
 from .checks import check_host
@@ -96,7 +95,7 @@ class Fleet:
     @property
     def waves(self) -> int:
         """The most waves that a rollout of this fleet can need."""
-        return upper_bound(len(self.hosts), self.rollout)
+        return self.rollout.most_waves(len(self.hosts))
 
     @property
     def waves_back(self) -> int:

@@ -337,6 +337,12 @@ class Rollout(Declaration):
         description='a map of service names to a host count or a percentage, like {"chat": "25%"}',
     )
 
+    def most_waves(self, hosts: int) -> int:
+        """The most waves that `rollout.waves.plan` can make for up to so many hosts: a host alone is the
+        smallest wave.
+        """
+        return hosts if self.max_unavailable else min(hosts, 1 + len(self.waves) + 1)
+
 
 class Swarm(Declaration):
     """How hosts fetch a checkpoint from each other."""

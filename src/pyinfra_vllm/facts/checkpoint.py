@@ -6,8 +6,8 @@ from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts import _script
-from pyinfra_vllm.facts._told import Told
+from pyinfra_vllm.facts import script
+from pyinfra_vllm.facts.told import Told
 
 
 class Checkpoints(Told[list[answers.StoredCheckpoint]]):
@@ -23,4 +23,4 @@ class Checkpoints(Told[list[answers.StoredCheckpoint]]):
 
     @override
     def command(self, root: str) -> StringCommand:
-        return _script.python("inspect.checkpoints", root)
+        return script.python("inspect.checkpoints", root)

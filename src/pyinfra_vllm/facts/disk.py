@@ -6,8 +6,8 @@ from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts import _script
-from pyinfra_vllm.facts._told import Told
+from pyinfra_vllm.facts import script
+from pyinfra_vllm.facts.told import Told
 
 
 class Filesystem(Told[answers.Filesystem | None]):
@@ -21,4 +21,4 @@ class Filesystem(Told[answers.Filesystem | None]):
 
     @override
     def command(self, path: str) -> StringCommand:
-        return _script.python("inspect.disk", path)
+        return script.python("inspect.disk", path)

@@ -6,8 +6,8 @@ from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts import _script
-from pyinfra_vllm.facts._told import Told
+from pyinfra_vllm.facts import script
+from pyinfra_vllm.facts.told import Told
 
 
 class Gpus(Told[answers.Gpus]):
@@ -25,4 +25,4 @@ class Gpus(Told[answers.Gpus]):
 
     @override
     def command(self) -> StringCommand:
-        return _script.python("inspect.gpus")
+        return script.python("inspect.gpus")

@@ -6,8 +6,8 @@ from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts import _script
-from pyinfra_vllm.facts._told import Told
+from pyinfra_vllm.facts import script
+from pyinfra_vllm.facts.told import Told
 
 
 class Logs(Told[list[answers.ServiceLog] | None]):
@@ -23,4 +23,4 @@ class Logs(Told[list[answers.ServiceLog] | None]):
     @override
     def command(self, root: str, newest: int, service: str | None = None) -> StringCommand:
         names = [service] if service else []
-        return _script.python("server.logs", root, str(newest), *names)
+        return script.python("server.logs", root, str(newest), *names)

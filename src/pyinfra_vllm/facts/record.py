@@ -6,8 +6,8 @@ from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts import _script
-from pyinfra_vllm.facts._told import Told
+from pyinfra_vllm.facts import script
+from pyinfra_vllm.facts.told import Told
 
 
 class Running(Told[list[answers.Observed] | None]):
@@ -20,7 +20,7 @@ class Running(Told[list[answers.Observed] | None]):
 
     @override
     def command(self, root: str) -> StringCommand:
-        return _script.python("state.observe", root)
+        return script.python("state.observe", root)
 
 
 class Record(Told[list[answers.ToldService] | None]):
@@ -39,4 +39,4 @@ class Record(Told[list[answers.ToldService] | None]):
 
     @override
     def command(self, root: str, newest: int, max_bytes: int = 0) -> StringCommand:
-        return _script.python("state.recall", root, str(newest), str(max_bytes))
+        return script.python("state.recall", root, str(newest), str(max_bytes))

@@ -6,8 +6,8 @@ from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts import _script
-from pyinfra_vllm.facts._told import Told
+from pyinfra_vllm.facts import script
+from pyinfra_vllm.facts.told import Told
 
 
 class Runtime(Told[answers.Runtime | None]):
@@ -22,4 +22,4 @@ class Runtime(Told[answers.Runtime | None]):
 
     @override
     def command(self, path: str) -> StringCommand:
-        return _script.python("inspect.runtime", path)
+        return script.python("inspect.runtime", path)

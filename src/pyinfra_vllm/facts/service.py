@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.facts import _script
-from pyinfra_vllm.facts._told import Told
+from pyinfra_vllm.facts import script
+from pyinfra_vllm.facts.told import Told
 from pyinfra_vllm.on_host.state.values import shown
 
 SERVICE = re.compile(r"/.*/[a-z0-9][a-z0-9._-]*/releases")
@@ -31,7 +31,7 @@ class Service(Told[answers.Observed | None]):
 
     @override
     def command(self, root: str, service: str) -> StringCommand:
-        return _script.python("state.observe", root, service)
+        return script.python("state.observe", root, service)
 
 
 class Services(FactBase[list[str]]):
@@ -71,4 +71,4 @@ class Host(Told[answers.Host | None]):
 
     @override
     def command(self, root: str, users: tuple[str, ...] = ()) -> StringCommand:
-        return _script.python("inspect.host", root, *users)
+        return script.python("inspect.host", root, *users)

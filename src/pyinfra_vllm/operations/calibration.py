@@ -8,9 +8,9 @@ from pyinfra_vllm.asking import fact
 from pyinfra_vllm.config import Overrides, Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.record import Running
-from pyinfra_vllm.operations import _orders
-from pyinfra_vllm.operations._rollout import DEFERRED, Outcome
-from pyinfra_vllm.operations._switching import Switching
+from pyinfra_vllm.operations.util.switching import Switching
+from pyinfra_vllm.rollout import orders
+from pyinfra_vllm.rollout.progress import DEFERRED, Outcome
 
 
 def calibrate(host: Host, root: str, service: Service, overrides: Overrides, runs: int) -> Outcome:
@@ -21,7 +21,7 @@ def calibrate(host: Host, root: str, service: Service, overrides: Overrides, run
     current = {item["service"]: item["current"] for item in fact(host, Running, root=root)}.get(service.name)
     if current is None:
         raise HostError(f"{service.name} has no release here yet: roll it out first. Nothing was touched.")
-    prepared = _orders.calibration(root, service, current, overrides, runs)
+    prepared = orders.calibration(root, service, current, overrides, runs)
     switching = Switching(host, root, prepared)
     if prepared.deferred:
         return switching.outcome(DEFERRED, f"nothing was restarted; {prepared.deferred}")

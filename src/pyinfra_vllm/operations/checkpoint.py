@@ -16,12 +16,12 @@ from pyinfra_vllm.answers import StoredCheckpoint
 from pyinfra_vllm.checkpoint import Checkpoint, File
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.checkpoint import Checkpoints
+from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.hub_endpoint import endpoint, token
-from pyinfra_vllm.operations._planning import runtime_path
-from pyinfra_vllm.operations._refuse import alone
-from pyinfra_vllm.operations._unit import Unit
+from pyinfra_vllm.operations.util.planning import runtime_path
+from pyinfra_vllm.operations.util.refuse import alone
+from pyinfra_vllm.operations.util.unit import Unit
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.text import in_units
 

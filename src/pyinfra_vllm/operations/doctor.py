@@ -11,18 +11,19 @@ from datetime import UTC, datetime
 
 from pyinfra.api import Host
 
-from pyinfra_vllm import estimate, tuning, window
+from pyinfra_vllm import tuning, window
 from pyinfra_vllm.answers import DoctorCheck, Examination
 from pyinfra_vllm.catalog import versions
 from pyinfra_vllm.config import Declared, Service
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.facts import _script
-from pyinfra_vllm.facts._told import asked
+from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime
-from pyinfra_vllm.operations._planning import runtime_path
-from pyinfra_vllm.operations._remote import Remote
+from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.operations.disk import MARGIN_BYTES
+from pyinfra_vllm.operations.util.planning import runtime_path
+from pyinfra_vllm.operations.util.remote import Remote
+from pyinfra_vllm.rollout import estimate
 
 # A switch begins only before its last start, which the control machine computes and the host's clock decides.
 CLOCK_S = 10.0
@@ -34,7 +35,7 @@ def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = Fa
     + declared: its declaration; None: the declaration could not be read
     + deep: read every byte of checkpoints and runtimes
     """
-    words, sources = _script.from_input("doctor", root, str(MARGIN_BYTES), *(["--deep"] if deep else []))
+    words, sources = script.from_input("doctor", root, str(MARGIN_BYTES), *(["--deep"] if deep else []))
     began = time.time()
     told = Remote(host).json(Examination, *words, stdin=sources)
     checks = [clock(told["now"], began, time.time()), *told["checks"]]
@@ -48,7 +49,7 @@ def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = Fa
 def _as_metrics(host: Host, directory: str, checks: list[DoctorCheck]) -> DoctorCheck:
     """Has the host write which checks failed. Names alone: the file is for everybody to read."""
     failed = json.dumps([check["name"] for check in checks if not check["ok"]])
-    words, sources = _script.from_input("server.metrics", directory, failed)
+    words, sources = script.from_input("server.metrics", directory, failed)
     try:
         Remote(host).run(*words, stdin=sources)
     except HostError as error:

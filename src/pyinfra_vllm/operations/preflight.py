@@ -11,8 +11,8 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.operations._planning import plan
-from pyinfra_vllm.operations._refuse import alone, refuse
+from pyinfra_vllm.operations.util.planning import plan
+from pyinfra_vllm.operations.util.refuse import alone, refuse
 
 
 @operation()

@@ -11,13 +11,13 @@ from pyinfra.api import FunctionCommand, Host, QuoteString, State, StringCommand
 from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.service import Host as HostFact
-from pyinfra_vllm.operations._archive import archive, digest
-from pyinfra_vllm.operations._refuse import alone, refuse
-from pyinfra_vllm.operations._remote import LOST, Remote
-from pyinfra_vllm.operations._rollout import PROGRESS
+from pyinfra_vllm.facts.told import asked
+from pyinfra_vllm.operations.util.archive import archive, digest
+from pyinfra_vllm.operations.util.refuse import alone, refuse
+from pyinfra_vllm.operations.util.remote import LOST, Remote
 from pyinfra_vllm.release import quoted
+from pyinfra_vllm.rollout.progress import PROGRESS
 
 OLDEST_PYTHON = (3, 9)
 OLDEST_SYSTEMD = 244  # Restart=on-failure of a oneshot unit

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pyinfra.api import Host
 
 from pyinfra_vllm.answers import Removable
-from pyinfra_vllm.operations._remote import Remote
+from pyinfra_vllm.operations.util.remote import Remote
 
 # A host that was never rolled out to has no program, and nothing of us to remove.
 _RUN = 'test -e "$1" || { echo "[]"; exit 0; }; exec python3 "$@"'

@@ -16,13 +16,13 @@ from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.staging.rehearsal import TRANSIENT_UNITS
-from pyinfra_vllm.operations._planning import plan
-from pyinfra_vllm.operations._refuse import alone, refuse
-from pyinfra_vllm.operations._remote import LOST, Remote
-from pyinfra_vllm.operations._rollout import PROGRESS
-from pyinfra_vllm.operations._unit import RUN_DIRECTORY, Unit
+from pyinfra_vllm.operations.util.planning import plan
+from pyinfra_vllm.operations.util.refuse import alone, refuse
+from pyinfra_vllm.operations.util.remote import LOST, Remote
+from pyinfra_vllm.operations.util.unit import RUN_DIRECTORY, Unit
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.release import Release
+from pyinfra_vllm.rollout.progress import PROGRESS
 from pyinfra_vllm.text import sentence
 
 

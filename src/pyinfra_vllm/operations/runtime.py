@@ -18,13 +18,13 @@ from pyinfra_vllm.answers import Runtime as InstalledRuntime
 from pyinfra_vllm.config import Runtime as Declared
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.runtime import Runtime
+from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.on_host.staging.build import key, same
-from pyinfra_vllm.operations._planning import runtime_path
-from pyinfra_vllm.operations._refuse import alone, refuse
-from pyinfra_vllm.operations._remote import Remote, as_lines
-from pyinfra_vllm.operations._unit import Unit
+from pyinfra_vllm.operations.util.planning import runtime_path
+from pyinfra_vllm.operations.util.refuse import alone, refuse
+from pyinfra_vllm.operations.util.remote import Remote, as_lines
+from pyinfra_vllm.operations.util.unit import Unit
 from pyinfra_vllm.printable import printable
 
 # The host's own, or the one that was sent if it still is, byte for byte, what was sent.

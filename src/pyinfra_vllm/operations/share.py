@@ -28,7 +28,7 @@ from pyinfra_vllm.operations._remote import LOST, Remote
 from pyinfra_vllm.operations._unit import Unit
 from pyinfra_vllm.operations.checkpoint import COMPLETED, request
 from pyinfra_vllm.printable import printable
-from pyinfra_vllm.sharing import Member, Part, Sharing
+from pyinfra_vllm.rollout.sharing import Member, Part, Sharing
 
 MIB = 1 << 20
 ASK_S = 60

@@ -18,15 +18,17 @@ from pyinfra_vllm import trades
 from pyinfra_vllm.answers import Observed
 from pyinfra_vllm.config import Overrides, Rollout
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.facts._told import asked, fact
 from pyinfra_vllm.facts.service import Service, Services
+from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.on_host.state import observe
-from pyinfra_vllm.operations import _diff, _orders, _summary
-from pyinfra_vllm.operations._opening import explain
-from pyinfra_vllm.operations._orders import Prepared
-from pyinfra_vllm.operations._refuse import alone, foretell, refuse
-from pyinfra_vllm.operations._remote import Remote
-from pyinfra_vllm.operations._rollout import (
+from pyinfra_vllm.operations.util import diff, summary
+from pyinfra_vllm.operations.util.refuse import alone, foretell, refuse
+from pyinfra_vllm.operations.util.remote import Remote
+from pyinfra_vllm.operations.util.switching import Switching, acknowledge, hindrance, under_way
+from pyinfra_vllm.rollout import orders
+from pyinfra_vllm.rollout.opening import explain
+from pyinfra_vllm.rollout.orders import Prepared
+from pyinfra_vllm.rollout.progress import (
     COMMITTED,
     DEFERRED,
     HARMLESS,
@@ -37,8 +39,7 @@ from pyinfra_vllm.operations._rollout import (
     Outcome,
     Wanted,
 )
-from pyinfra_vllm.operations._story import ending
-from pyinfra_vllm.operations._switching import Switching, acknowledge, hindrance, under_way
+from pyinfra_vllm.rollout.story import ending
 
 ROLLBACK_ALL = "rollback_all"
 IDEMPOTENT_NOTICE = "A switch restarts a service; a host that runs the declared release is left alone."
@@ -70,7 +71,7 @@ def wave(
             overrides=declared.overrides,
         )
     """
-    _summary.install(state)
+    summary.install(state)
     PROGRESS.settings, PROGRESS.serving = rollout, serving
     lost = [failed.name for failed in state.failed_hosts]
     needing = {item.host for item in PROGRESS.wanted.values() if not item.runs}
@@ -90,7 +91,7 @@ def wave(
             if found and not under_way(item.observed, item.release.id):
                 foretell(f"{item.service.name}: {found[1]}")
             if state.config.DIFF:
-                _diff.show(host, item)
+                diff.show(host, item)
     obstacle = PROGRESS.obstacle(number, lost) if state.is_executing else None
     if obstacle:
         yield from _stop(*obstacle)
@@ -178,7 +179,7 @@ def back(
 
         switch.back(name="Roll back chat", root="/srv/pyinfra-vllm", service="chat", overrides=overrides)
     """
-    _summary.install(state)
+    summary.install(state)
     observed = fact(host, Service, root=root, service=service)
     yield from _tell_unseen(root, observed)
     target = release or observed.get("previous")
@@ -194,7 +195,7 @@ def back(
         return
     if not state.is_executing:
         logger.info(f"{host.print_prefix}{service}: release {target} would replace {observed['current']}")
-    prepared = _orders.rollback(service, target, overrides, overrides.reason or "", ready_timeout_s)
+    prepared = orders.rollback(service, target, overrides, overrides.reason or "", ready_timeout_s)
     yield FunctionCommand(carry_out, (root, prepared), {})
 
 
@@ -298,7 +299,7 @@ def _take_back(host: Host, item: Wanted, reason: str, overrides: Overrides) -> O
         message = f"stays, though {reason}: it is the first release here, with nothing to go back to"
         outcome = Outcome(host.name, service.name, COMMITTED, message, item.release.id)
     else:
-        prepared = _orders.rollback(
+        prepared = orders.rollback(
             service.name, before, overrides, f"rollback_all: {reason}", service.ready_timeout_s
         )
         outcome = Switching(host, item.root, prepared).run()
@@ -311,7 +312,7 @@ def _take_back(host: Host, item: Wanted, reason: str, overrides: Overrides) -> O
 def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
     service, release, history = item.service, item.release.id, item.observed["history"]
     try:
-        prepared = _orders.rollout(item.root, service, release, overrides, history)
+        prepared = orders.rollout(item.root, service, release, overrides, history)
     except HostError as error:
         return Outcome(host.name, service.name, "refused", str(error), release)
     switching = Switching(host, item.root, prepared)

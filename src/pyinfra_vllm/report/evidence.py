@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pyinfra_vllm.rollout.story import STEPS, tell
+
 from ..answers import Entry, Metric, StagedRelease, ToldSwitch, Verdict
 from ..on_host.bench.record import RecordError, check
 from ..on_host.gate.gate import Record
 from ..on_host.gate.relative import Phase, answered, tokens_per_s, tpot, ttft
-from ..operations._story import STEPS, tell
 from ..text import duration
 from .changes import Change, changes, checkpoint, runtime
 from .criteria import Criterion, criteria, title

@@ -6,19 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pyinfra_vllm.facts.told import asked
+
 from ..answers import Gpu, Observed, ToldService
 from ..asking import Host, fact
 from ..checkpoint import LOCK_FILE, Lock
 from ..config import Fleet, Service
 from ..errors import RolloutError
-from ..facts._told import asked
 from ..facts.gpu import Gpus
 from ..facts.record import Record, Running
 from ..inventory import root_of
 from ..release import same_but_for_values
 
 if TYPE_CHECKING:
-    from ..operations._rollout import Wanted
+    from pyinfra_vllm.rollout.progress import Wanted
 
 # About a month of nightly switches for history; status needs the newest only.
 NEWEST = 50
@@ -96,7 +97,7 @@ def _wishes(host: Host, fleet: Fleet | None) -> tuple[Wish, ...] | None:
 
 
 def _wish(host: Host, root: str, service: Service) -> Wish:
-    from ..operations._planning import missing_secrets, plan  # imported for planning only
+    from pyinfra_vllm.operations.util.planning import missing_secrets, plan  # imported for planning only
 
     missing = missing_secrets(service)
     try:

@@ -12,12 +12,13 @@ from datetime import datetime, timedelta
 
 from rich.table import Table
 
-from .. import waves
+from pyinfra_vllm.rollout import waves
+from pyinfra_vllm.rollout.story import STEPS
+
 from ..answers import Entry, Observed
 from ..asking import Answer
 from ..on_host.state import observe
 from ..on_host.state.evidence import HOW_FAR
-from ..operations._story import STEPS
 from ..printable import printable
 from ..text import duration
 from .history import moment

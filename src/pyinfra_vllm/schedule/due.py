@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pyinfra_vllm.rollout.estimate import History, estimate
+
 from ..answers import Observed, Transaction
 from ..asking import Answer
 from ..config import Fleet, Service
-from ..estimate import History, estimate
 from ..on_host.state import observe
 from ..report.history import moment
 from ..report.looking import Look, Wish

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyinfra_vllm.operations._archive import archive, digest
+from pyinfra_vllm.operations.util.archive import archive, digest
 
 from .people import MALLORY, PLACE, ROOT, SERVICE, UNIT, Attacked, sources
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import uv
 
-from pyinfra_vllm.operations._archive import archive, digest
+from pyinfra_vllm.operations.util.archive import archive, digest
 
 from .people import PLACE, ROOT, Attacked, sources
 

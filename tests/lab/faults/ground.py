@@ -22,7 +22,7 @@ from lab.machine import Host
 from lab.shell import LabError
 
 from pyinfra_vllm.on_host.switch.order import ROLLBACK, Order
-from pyinfra_vllm.operations._switching import launch
+from pyinfra_vllm.operations.util.switching import launch
 
 from .witness import Witness
 

@@ -212,7 +212,7 @@ def unit_text(text: str, release: Release, program: Path, answer: Path, environm
             f"EnvironmentFile={str(environment).replace('%', '%%')}",
             "Type=oneshot",
             f"TimeoutStartSec={LIMIT_S}",
-            "Nice=10",  # as all that is staged beside a server (operations/_unit.py)
+            "Nice=10",  # as all that is staged beside a server (operations/util/unit.py)
             "IOSchedulingClass=idle",
             f"StandardInput=file:{program}",
             f"StandardOutput=file:{answer}",

@@ -17,12 +17,12 @@ from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.config.models import API_KEY
 from pyinfra_vllm.errors import HostError, RolloutError
-from pyinfra_vllm.facts._told import asked, fact
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Service as ServiceFact
-from pyinfra_vllm.operations._rollout import Wanted
+from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.release import ASK_FOR_KEY, STOP_MARGIN_S, Release, base_environment
+from pyinfra_vllm.rollout.progress import Wanted
 from pyinfra_vllm.text import sentence
 from pyinfra_vllm.tuning import devices
 

@@ -15,22 +15,22 @@ from pyinfra_vllm.answers import StoredCheckpoint
 from pyinfra_vllm.checkpoint import Lock
 from pyinfra_vllm.config import Declared, Overrides, Service
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.runtime import Runtime
+from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.on_host.state import observe
 from pyinfra_vllm.operations import checkpoint, disk, program, runtime
-from pyinfra_vllm.operations._opening import explain, opening, shut
-from pyinfra_vllm.operations._planning import Refused, missing_secrets, plan, runtime_path
-from pyinfra_vllm.operations._rollout import Wanted
-from pyinfra_vllm.operations._switching import hindrance, under_way
-from pyinfra_vllm.plans import DEFERRED, INSTALL, REFUSED, SWITCH, UNCHANGED, HostPlan, ServicePlan
+from pyinfra_vllm.operations.util.planning import Refused, missing_secrets, plan, runtime_path
+from pyinfra_vllm.operations.util.switching import hindrance, under_way
 from pyinfra_vllm.release import (
     changed_environment,
     changed_flags,
     difference_of_secrets,
     same_but_for_values,
 )
+from pyinfra_vllm.rollout.opening import explain, opening, shut
+from pyinfra_vllm.rollout.plans import DEFERRED, INSTALL, REFUSED, SWITCH, UNCHANGED, HostPlan, ServicePlan
+from pyinfra_vllm.rollout.progress import Wanted
 
 
 def host_plan(host: Host, declared: Declared, lock: Lock, overrides: Overrides) -> HostPlan:

@@ -8,18 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-
-class Rollout(Protocol):
-    """The settings that are read of the declared rollout (`config.Rollout`)."""
-
-    @property
-    def canary(self) -> int | tuple[str, ...]: ...
-    @property
-    def waves(self) -> tuple[int | str, ...]: ...
-    @property
-    def max_unavailable(self) -> Mapping[str, int | str]: ...
+from pyinfra_vllm.config import Rollout
 
 
 @dataclass(frozen=True)
@@ -82,13 +72,6 @@ def crowded(
                 f" time, and {', '.join(gone)} may be already"
             )
     return ""
-
-
-def upper_bound(n_hosts: int, rollout: Rollout) -> int:
-    """The most waves that `plan` can make for up to `n_hosts` hosts: a host alone is the smallest wave."""
-    if rollout.max_unavailable:
-        return n_hosts
-    return min(n_hosts, 1 + len(rollout.waves) + 1)
 
 
 def _canary(hosts: Sequence[Candidate], canary: int | tuple[str, ...]) -> set[str]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from pyinfra_vllm import window
 from pyinfra_vllm.config import Overrides, Service
-from pyinfra_vllm.estimate import History, estimate, way_back
+from pyinfra_vllm.rollout.estimate import History, estimate, way_back
 
 
 def opening(service: Service, overrides: Overrides, history: History = ()) -> window.WindowState | None:

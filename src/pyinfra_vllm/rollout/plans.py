@@ -1,6 +1,6 @@
 """The plan of a run, host by host: as data, as JSON and as lines for a terminal. Pure.
 
-operations/_foreseen.py makes it from facts, with the checks that deploy.py makes.
+operations/util/foreseen.py makes it from facts, with the checks that deploy.py makes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .catalog.gpus import GIB
-from .printable import printable
-from .release import Pair
-from .text import counted, in_units, wrapped
+from pyinfra_vllm.catalog.gpus import GIB
+from pyinfra_vllm.printable import printable
+from pyinfra_vllm.release import Pair
+from pyinfra_vllm.text import counted, in_units, wrapped
 
 INSTALL, SWITCH, UNCHANGED, DEFERRED, REFUSED = "install", "switch", "unchanged", "deferred", "refused"
 # Each action in the order of the plan: its heading, and how it is counted in the first line.

@@ -10,8 +10,8 @@ from pyinfra.api import Host
 from pyinfra.facts.files import FileContents
 from pyinfra.operations.util.files import generate_color_diff
 
-from pyinfra_vllm.facts._told import asked
-from pyinfra_vllm.operations._rollout import Wanted
+from pyinfra_vllm.facts.told import asked
+from pyinfra_vllm.rollout.progress import Wanted
 
 UNIT = "vllm.service"
 

@@ -17,13 +17,13 @@ from pyinfra_vllm.answers import End, Entry, News, Observed, Readiness, T
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.state.observe import RESTORE_FAILED, rejection
 from pyinfra_vllm.on_host.switch.order import ROLLBACK, ROLLOUT, Order
-from pyinfra_vllm.operations import _story
-from pyinfra_vllm.operations._orders import Prepared
-from pyinfra_vllm.operations._remote import LOST, Remote, never_ask
-from pyinfra_vllm.operations._rollout import PROGRESS, Outcome
-from pyinfra_vllm.operations._screen import SCREEN, Working
-from pyinfra_vllm.operations._unit import ANSWER_S, POLL_S, RUN_DIRECTORY, NoContact, through_outages
+from pyinfra_vllm.operations.util.remote import LOST, Remote, never_ask
+from pyinfra_vllm.operations.util.screen import SCREEN, Working
+from pyinfra_vllm.operations.util.unit import ANSWER_S, POLL_S, RUN_DIRECTORY, NoContact, through_outages
 from pyinfra_vllm.printable import printable
+from pyinfra_vllm.rollout import story
+from pyinfra_vllm.rollout.orders import Prepared
+from pyinfra_vllm.rollout.progress import PROGRESS, Outcome
 
 UNIT = "pyinfra-vllm-switch"
 PATIENCE = 5  # looks
@@ -121,13 +121,13 @@ class Switching:
             ask = partial(self._news, after_tx, entries, lines)
             news = through_outages(self.host, ask, self._say)
             entries, lines = entries + len(news["entries"]), lines + len(news["progress"])
-            for line in _story.tell(news["entries"], news["progress"]):
+            for line in story.tell(news["entries"], news["progress"]):
                 self._say(line)
-            judged = _story.verdict_in(news["entries"]) or judged
+            judged = story.verdict_in(news["entries"]) or judged
             if now := news["step"]:
-                said = _story.how_far(news["progress"]) or (said if now["name"] == step else "")
+                said = story.how_far(news["progress"]) or (said if now["name"] == step else "")
                 step = now["name"]
-                what = f"{self.order.service}: {_story.STEPS.get(step, step)}"
+                what = f"{self.order.service}: {story.STEPS.get(step, step)}"
                 show(Working(what, now["elapsed_s"], now["limit_s"], said))
             if news["end"] and not news["active"]:
                 return self._ended(news["end"], str(news["tx"]), judged)
@@ -149,7 +149,7 @@ class Switching:
         return self._host_program(News, "follow", self.order.service, *words)
 
     def _ended(self, end: End, tx: str, judged: Entry | None) -> Outcome:
-        reason = _story.in_short(end.get("reason", "it gave no reason"), judged)
+        reason = story.in_short(end.get("reason", "it gave no reason"), judged)
         outcome = self.outcome(end.get("outcome", "failed"), reason)
         self._show_last_words(end, tx)
         try:

@@ -19,8 +19,8 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra_vllm import answers
 from pyinfra_vllm.answers import T, UnitStatus
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.operations._remote import LOST, Remote
-from pyinfra_vllm.operations._screen import SCREEN, Working
+from pyinfra_vllm.operations.util.remote import LOST, Remote
+from pyinfra_vllm.operations.util.screen import SCREEN, Working
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.text import in_time, in_units
 

@@ -17,8 +17,8 @@ from pyinfra.context import ctx_host
 
 from pyinfra_vllm import pyinfra_command
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.operations._rollout import PROGRESS
 from pyinfra_vllm.printable import printable
+from pyinfra_vllm.rollout.progress import PROGRESS
 from pyinfra_vllm.text import sentence
 
 P = ParamSpec("P")

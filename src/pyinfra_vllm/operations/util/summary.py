@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyinfra_vllm import plans, pyinfra_command
-from pyinfra_vllm.operations._rollout import PROGRESS, UNDER_WAY, Outcome
+from pyinfra_vllm import pyinfra_command
 from pyinfra_vllm.printable import printable
+from pyinfra_vllm.rollout import plans
+from pyinfra_vllm.rollout.progress import PROGRESS, UNDER_WAY, Outcome
 
 COLOURS = {
     "committed": "green",

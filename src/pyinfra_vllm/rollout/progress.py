@@ -10,13 +10,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyinfra_vllm import waves
 from pyinfra_vllm.answers import Observed
 from pyinfra_vllm.config import Rollout as Settings
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.inventory import command
 from pyinfra_vllm.on_host.state import observe
 from pyinfra_vllm.release import Release
+from pyinfra_vllm.rollout import waves
 
 COMMITTED, UNCHANGED, DEFERRED, HELD = "committed", "unchanged", "deferred", "held"
 TAKEN_BACK = "taken back"

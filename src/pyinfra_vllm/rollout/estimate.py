@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from .answers import Transaction
-from .config import Service
-from .on_host.switch.order import ROLLOUT
-from .text import counted
+from pyinfra_vllm.answers import Transaction
+from pyinfra_vllm.config import Service
+from pyinfra_vllm.on_host.switch.order import ROLLOUT
+from pyinfra_vllm.text import counted
 
 NEWEST = 5
 # On the largest of so few: a switch that takes half as long again as any before it must still be undone in

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from .on_host import pieces
+from ..on_host.staging import pieces
 
 HEX = frozenset("0123456789abcdef")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from pyinfra_vllm.config import Overrides, Service
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.estimate import History
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.switch.order import CALIBRATION, ROLLBACK, ROLLOUT, Order
-from pyinfra_vllm.operations._opening import explain, measure_until, opening, shut
+from pyinfra_vllm.rollout.estimate import History
+from pyinfra_vllm.rollout.opening import explain, measure_until, opening, shut
 
 
 @dataclass(frozen=True)

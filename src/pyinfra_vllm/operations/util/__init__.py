@@ -1,0 +1,1 @@
+"""Helpers of the operations: what they ask, start, follow and show."""

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from rich.table import Table
 
+from pyinfra_vllm.config import Rollout
 from pyinfra_vllm.rollout import waves
 from pyinfra_vllm.rollout.story import STEPS
 
@@ -53,7 +54,7 @@ class Live:
 
 def lives(
     answers: Sequence[Answer[Look]],
-    rollout: waves.Rollout,
+    rollout: Rollout,
     now: datetime,
     serving: Mapping[str, Collection[str]] | None = None,
 ) -> list[Live]:
@@ -120,7 +121,7 @@ def _live(host: str, look: Look, wish: Wish, wave: int | None, now: datetime) ->
 
 def _waves(
     answers: Sequence[Answer[Look]],
-    rollout: waves.Rollout,
+    rollout: Rollout,
     now: datetime,
     serving: Mapping[str, Collection[str]] | None,
 ) -> dict[str, int]:

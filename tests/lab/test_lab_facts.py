@@ -34,7 +34,9 @@ PROGRAM = f"""\
 import json, sys, time
 from pathlib import Path
 sys.path.insert(0, "{ROOT}/bin/on-host.pyz")
-from pyinfra_vllm.on_host import cgroup, inspect_host, observe, sockets, systemd
+from pyinfra_vllm.on_host.inspect import host as inspect_host
+from pyinfra_vllm.on_host.server import sockets, systemd
+from pyinfra_vllm.on_host.state import cgroup, observe
 """
 
 

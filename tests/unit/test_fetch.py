@@ -153,7 +153,7 @@ def test_the_token_comes_as_a_credential_and_goes_to_the_hub_alone(
 
 
 def start(lab: Lab, **changes: Any) -> subprocess.Popen[bytes]:
-    code = "import sys; from pyinfra_vllm.on_host import fetch; sys.exit(fetch.main(sys.argv[1:]))"
+    code = "import sys; from pyinfra_vllm.on_host.staging import fetch; sys.exit(fetch.main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, str(lab.request(**changes))], stderr=subprocess.DEVNULL
     )
@@ -227,7 +227,7 @@ def test_two_at_once_are_refused(lab: Lab) -> None:
 
 def error_of_a_second(lab: Lab) -> str:
     """The second one must not overwrite the status of the first: its words are on standard error alone."""
-    code = "import sys; from pyinfra_vllm.on_host import fetch; sys.exit(fetch.main(sys.argv[1:]))"
+    code = "import sys; from pyinfra_vllm.on_host.staging import fetch; sys.exit(fetch.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(lab.path / "request.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert lab.status()["state"] == "downloading"

@@ -16,7 +16,7 @@ from pyinfra_vllm.on_host.state.lock import Held, exclusive
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pyinfra_vllm.on_host.lock import exclusive
+from pyinfra_vllm.on_host.state.lock import exclusive
 with exclusive(Path(sys.argv[1]), "alice@control", "the rollout of release b"):
     print("held", flush=True)
     time.sleep(60)

@@ -112,7 +112,7 @@ PROGRAM = """
     from pyinfra import logger
     from pyinfra.progress import progress_spinner
     import pyinfra.progress
-    from pyinfra_vllm.operations._screen import SCREEN, Working
+    from pyinfra_vllm.operations.util.screen import SCREEN, Working
 
     pyinfra_cli.log.setup_logging(logging.INFO)
     pyinfra.progress.is_output_active = lambda: True

@@ -53,7 +53,7 @@ KINDS = {
     "in IPv6": ("AF_INET6", "::", "600", "hidden"),
 }
 STRANGERS = (
-    f"from pyinfra_vllm.on_host import sockets\nprint(json.dumps(sockets.strangers({PORT}, '{UNIT}')))"
+    f"from pyinfra_vllm.on_host.server import sockets\nprint(json.dumps(sockets.strangers({PORT}, '{UNIT}')))"
 )
 WITHOUT_SOCK_DIAG = STRANGERS.replace("\n", "\ndef no(*_): raise OSError\nsockets._asked = no\n", 1)
 

@@ -131,10 +131,12 @@ def test_root_copies_nothing_of_its_own_into_a_servers_cache(serving: Attacked) 
     assert any(path.startswith("flipped/") for path in noted), "this shows nothing"
     for _ in range(5):
         serving.on_host(
-            "from pathlib import Path\nfrom pyinfra_vllm.on_host import carried_cache, inspect_checkpoints\n"
+            "from pathlib import Path\n"
+            "from pyinfra_vllm.on_host.inspect import checkpoints\n"
+            "from pyinfra_vllm.on_host.server import carried_cache\n"
             f"cache = Path('{SERVICE}/current/cache')\n"
             "carried_cache.note(cache, cache.with_name('cache.json'))\n"
-            "print(json.dumps(inspect_checkpoints.used_bytes(cache)))"
+            "print(json.dumps(checkpoints.used_bytes(cache)))"
         )
         noted = json.loads(serving.sh(f"cat {SERVICE}/current/cache.json"))["files"]
         assert secret not in {found[0] for found in noted.values()}

@@ -143,7 +143,7 @@ def test_what_a_server_links_to_from_its_cache_stays_when_its_release_goes(servi
     left = {"away", "fifo", "root", "up"}
     assert left <= set(serving.sh(f"ls {cache}").split())
     told = serving.on_host(
-        "import shutil\nfrom pathlib import Path\nfrom pyinfra_vllm.on_host import prune\ndoomed ="
+        "import shutil\nfrom pathlib import Path\nfrom pyinfra_vllm.on_host.staging import prune\ndoomed ="
         f" Path('{SERVICE}/releases/.doomed')\nshutil.copytree('{SERVICE}/{release}', doomed, symlinks=True,"
         " ignore=lambda d, n: ['fifo'])\nsize ="
         " prune.used_bytes(doomed)\nprune.remove(doomed)\nprint(json.dumps([size, doomed.exists()]))"

@@ -145,7 +145,8 @@ def test_the_journal_is_read_from_a_mark_on(serving: Host) -> None:
 def test_the_first_line_after_a_mark_is_read(serving: Host) -> None:
     """The marked entry is another unit's, and the unit runs already: systemd says nothing before its line."""
     serving.ssh(
-        "mkfifo /run/words; systemd-run --unit=reader sh -c 'while read word < /run/words; do echo $word; done'"
+        "mkfifo /run/words; "
+        "systemd-run --unit=reader sh -c 'while read word < /run/words; do echo $word; done'"
     )
     found = inside(
         serving,
@@ -153,7 +154,8 @@ def test_the_first_line_after_a_mark_is_read(serving: Host) -> None:
         "def say(word):",
         "    subprocess.run(['sh', '-c', f'echo {word} > /run/words; sleep 0.5'], check=True)",
         "say('before')",
-        "subprocess.run(['systemd-run', '--quiet', '--wait', '--unit=other', 'echo', 'another unit'], check=True)",
+        "other = ['systemd-run', '--quiet', '--wait', '--unit=other', 'echo', 'another unit']",
+        "subprocess.run(other, check=True)",
         "subprocess.run(['journalctl', '--sync'], check=True)",
         "cursor = systemd.log_cursor()",
         "say('first'); say('second')",

@@ -13,7 +13,7 @@ from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.config import Declared, Fleet
 from pyinfra_vllm.config.models import Runtime, Service, Sources, Swarm
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.on_host import pieces
+from pyinfra_vllm.on_host.staging import pieces
 from pyinfra_vllm.operations import checkpoint as checkpoints
 from pyinfra_vllm.operations import share
 from pyinfra_vllm.rollout.sharing import Member, Part, Sharing

@@ -25,9 +25,10 @@ from hub_server import Fault, HubServer, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host import manifest, pieces, swarm
-from pyinfra_vllm.on_host.download import Wanted
-from pyinfra_vllm.on_host.status import Status
+from pyinfra_vllm.on_host.staging import pieces, swarm
+from pyinfra_vllm.on_host.staging.download import Wanted
+from pyinfra_vllm.on_host.state import manifest
+from pyinfra_vllm.on_host.state.status import Status
 
 REPO = "acme/tiny-awq"
 FILES = {

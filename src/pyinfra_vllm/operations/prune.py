@@ -22,7 +22,7 @@ def prune(
     """The removable items, or with `delete` the removed ones. Raises HostError.
 
     + root: where pyinfra-vllm keeps its files on the host
-    + keep: items that must stay, by kind (on_host.prune.Keep)
+    + keep: items that must stay, by kind (on_host.staging.prune.Keep)
     + operator: who wants it, for whoever finds the host's locks held
     """
     words = [f"{root}/bin/on-host.pyz", "--root", root, "prune", "--operator", operator]

@@ -51,7 +51,7 @@ CHECK = """
 import sys
 from pathlib import Path
 sys.path.insert(0, "/srv/pyinfra-vllm/bin/on-host.pyz")
-from pyinfra_vllm.on_host import manifest
+from pyinfra_vllm.on_host.state import manifest
 print(manifest.full_check(Path(sys.argv[1])))
 """
 DECLARED = """\

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Callable, cast
 
 from ..state import durable
-from .download import Download, FetchError, Source, Stretch, Verified, Wanted, Watch
 from ..state.status import Status
 from . import child, pieces
+from .download import Download, FetchError, Source, Stretch, Verified, Wanted, Watch
 
 USER = "vllm-peer"
 QUIET_S = 30.0  # with no host connected that lacks something, sharing ends after so long

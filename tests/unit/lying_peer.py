@@ -2,7 +2,7 @@
 
 libtorrent itself can't be made to do that: it checks pieces before it sends them.
 
-    lying_peer.py REQUEST.json   in the place of the host that was to share by this request (on_host/staging/fetch.py)
+    lying_peer.py REQUEST.json   in the place of the host that was to share by this request
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def _median_ttft(phase: dict[str, Any]) -> float | None:
 
 
 def kernel_row(kernel: dict[str, Any]) -> Row:
-    """The finding of on_host.server.kernel as a criterion: a slow kernel serves the same text, ten times slower."""
+    """The finding of server.kernel as a criterion: a slow kernel serves the same text, ten times slower."""
     reasons = kernel.get("reasons") or [", ".join(kernel.get("kernels") or []) or "not the expected one"]
     return row("kernel", None, None, None, None, kernel["verdict"], "; ".join(reasons))
 

@@ -44,7 +44,7 @@ def judge(
 
     + before: the baseline; None for a first installation, which has absolute criteria only
     + noise: what `calibration` found for this service
-    + kernel: the finding of on_host.server.kernel: a slow one fails, one that the log does not name is inconclusive
+    + kernel: the finding of server.kernel: a slow one fails, one that the log does not name is inconclusive
     + gpu_memory_mib: in use on the fullest GPU after the switch; None where nvidia-smi did not tell
     + asks_gpus: false where nobody asked them, as for two files: then a limit of their memory decides nothing
 

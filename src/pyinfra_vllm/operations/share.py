@@ -19,14 +19,14 @@ from pyinfra_vllm import answers
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Fleet
 from pyinfra_vllm.config.models import Swarm
-from pyinfra_vllm.facts._told import asked
 from pyinfra_vllm.facts.checkpoint import Checkpoints
+from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.hub_endpoint import endpoint, token
-from pyinfra_vllm.operations._planning import runtime_path
-from pyinfra_vllm.operations._refuse import alone
-from pyinfra_vllm.operations._remote import LOST, Remote
-from pyinfra_vllm.operations._unit import Unit
 from pyinfra_vllm.operations.checkpoint import COMPLETED, request
+from pyinfra_vllm.operations.util.planning import runtime_path
+from pyinfra_vllm.operations.util.refuse import alone
+from pyinfra_vllm.operations.util.remote import LOST, Remote
+from pyinfra_vllm.operations.util.unit import Unit
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.rollout.sharing import Member, Part, Sharing
 

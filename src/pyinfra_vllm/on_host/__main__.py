@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from .server import metrics, systemd
+from .server import front, metrics, systemd
 from .server import release as releases
 from .staging import build, bytecode, fetch, prune, rehearsal, swarm
 from .state import follow, lock, observe, private
@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         return build.main(arguments[1:])
     if arguments[:1] == ["rehearse"]:
         return rehearsal.main(arguments[1:])
+    if arguments[:1] == ["front-wait"]:
+        return front.main(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))

@@ -6,7 +6,7 @@ FAST := $(if $(wildcard /dev/shm/.),/dev/shm,/tmp)
 LOCK_OPTIONS := --extra build --extra test --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
 
-.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults test-gpu lint bench-gate bench-quality bench-accuracy bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
+.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults test-gpu lint bench-gate bench-quality bench-turns bench-accuracy bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
 
 demo: lab-cache
 	$(LAB) demo
@@ -49,6 +49,9 @@ bench-gate: .venv/complete
 
 bench-quality: .venv/complete
 	$(BIN)/python benchmarks/quality/table.py
+
+bench-turns: .venv/complete
+	$(BIN)/python benchmarks/turns/simulate.py
 
 bench-accuracy: lab-cache
 	$(BIN)/python benchmarks/gate/on_lab.py accuracy --words 750 --turns 8

@@ -28,6 +28,34 @@ def t_value(degrees: int, table: Sequence[float] = T95) -> float:
     return table[min(degrees, len(table)) - 1] if degrees <= 60 else (1.960 if table is T95 else 2.326)
 
 
+def t_quantile(share: float, degrees: int) -> float:
+    """The value below which that share of Student's t lies, from one half on; exact for whole degrees of
+    freedom, infinite for none.
+    """
+    if degrees < 1:
+        return math.inf
+    low, high = 0.0, 1.0
+    while _t_below(high, degrees) < share:
+        low, high = high, 2 * high
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_below(middle, degrees) < share else (low, middle)
+    return high
+
+
+def _t_below(value: float, degrees: int) -> float:
+    """The share of Student's t below a value from 0 on (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(value / math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for step in range(2 + odd, degrees + 1, 2):
+        total += term
+        term *= cosine * cosine * (step - 1) / step
+    within = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return (1 + within) / 2
+
+
 def half_width(logs: Sequence[float]) -> float:
     """Half of the 95 % interval of the mean of these values; infinite for fewer than two."""
     if len(logs) < 2:

@@ -1,0 +1,89 @@
+"""Commands a server that can sleep, on its control socket; the other end is in_runtime/standby.py.
+
+Believes an answer only where the kernel shows that the listener belongs to the server's own unit.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..state import cgroup
+
+ASK_S = 10.0
+MARGIN_S = 10.0  # beyond the server's own limits, of which a sleep has three
+LARGEST = 1 << 16
+_CREDENTIALS = struct.Struct("3i")  # process, user, group: `struct ucred` of unix(7)
+
+
+class Mute(Exception):
+    """Nobody answers, or somebody else would."""
+
+
+class Refused(Exception):
+    """The server did not do it, and says why."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a server says about itself, with the pass for requests that may come before its clients' own."""
+
+    state: str
+    in_flight: int
+    held: int
+    relay: str
+    key: str
+
+
+class Control:
+    """One server's control socket."""
+
+    def __init__(self, path: Path, unit: str) -> None:
+        self.path = path
+        self.unit = unit
+
+    def state(self) -> State:
+        """Raises Mute."""
+        return self._tell({"do": "state"}, ASK_S)
+
+    def tell(self, do: str, limit_s: float = ASK_S, **words: Any) -> State:
+        """Have it done, and return what the server is then. Raises Mute or Refused."""
+        limits = {"limit_s": limit_s} if do in ("sleep", "wake") else {}
+        return self._tell({"do": do, **limits, **words}, 3 * limit_s + MARGIN_S)
+
+    def _tell(self, words: dict[str, Any], timeout_s: float) -> State:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+                asking.settimeout(timeout_s)
+                asking.connect(str(self.path))
+                self._no_stranger(asking)
+                asking.sendall(json.dumps(words).encode() + b"\n")
+                with asking.makefile("rb") as answer:
+                    return _read(answer.readline(LARGEST))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Mute(f"{self.path}: {str(error) or type(error).__name__}") from error
+
+    def _no_stranger(self, asking: socket.socket) -> None:
+        process, _, _ = _CREDENTIALS.unpack(
+            asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        found = cgroup.unit_of(cgroup.PROC / str(process))
+        if found != self.unit:
+            raise Mute(f"{self.path} belongs to {found or 'no unit'}, not to {self.unit}")
+
+
+def _read(line: bytes) -> State:
+    answer = json.loads(line)
+    if not answer["ok"]:
+        raise Refused(str(answer["error"]))
+    return State(
+        str(answer["state"]),
+        int(answer["in_flight"]),
+        int(answer["held"]),
+        str(answer["relay"]),
+        str(answer["pass"]),
+    )

@@ -1,0 +1,108 @@
+"""The control socket from the host's side, against the middleware itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pyinfra_vllm.in_runtime import standby
+from pyinfra_vllm.on_host.server.control import Control, Mute, Refused
+from pyinfra_vllm.on_host.state import cgroup
+
+UNIT = "vllm-chat.0a1b2c3d4e5f.service"
+
+
+class Engine:
+    """Sleeps at once."""
+
+    asleep = False
+
+    async def sleep(self, level: int, mode: str) -> None:
+        self.asleep = True
+
+    async def wake_up(self) -> None:
+        self.asleep = False
+
+    async def is_sleeping(self) -> bool:
+        return self.asleep
+
+
+@pytest.fixture
+def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
+    """A server's middleware in another thread, and the host's side of its socket."""
+    path = tmp_path / "control.sock"
+    monkeypatch.setenv(standby.CONTROL, str(path))
+    monkeypatch.setattr(standby, "ROOT", os.getuid())
+    monkeypatch.setattr(cgroup, "unit_of", lambda process: UNIT if process.name == str(os.getpid()) else None)
+    ready, over = threading.Event(), threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        ready.set()
+        while not over.is_set():
+            await asyncio.sleep(0.01)
+
+    def serve() -> None:
+        scope = {"type": "lifespan", "app": SimpleNamespace(state=SimpleNamespace(engine_client=Engine()))}
+        asyncio.run(standby.Standby(app)(scope, app, app))  # type: ignore[arg-type]
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    ready.wait(5)
+    yield Control(path, UNIT)
+    over.set()
+    serving.join()
+
+
+def test_a_server_is_told_to_sleep_and_to_wake(control: Control) -> None:
+    assert control.state().state == "serving"
+    slept = control.tell("sleep", limit_s=5)
+    assert (slept.state, slept.held, slept.in_flight, slept.relay) == ("asleep", 0, 0, "")
+    assert control.tell("relay", to="/b/api.sock").relay == "/b/api.sock"
+    woken = control.tell("wake", limit_s=5)
+    assert woken.state == "awake" and len(woken.key) == 32
+    assert control.tell("serve").state == "serving"
+
+
+def test_what_it_refuses_it_says(control: Control) -> None:
+    with pytest.raises(Refused, match="the server is serving"):
+        control.tell("relay", to="/b")
+
+
+def test_a_listener_of_another_unit_is_not_believed(control: Control) -> None:
+    with pytest.raises(Mute, match=r"control.sock belongs to vllm-chat.*, not to vllm-other.service"):
+        Control(control.path, "vllm-other.service").tell("sleep")
+    assert control.state().state == "serving"
+
+
+@pytest.mark.parametrize("answer", [b"", b"{}\n", b"[]\n", b"\xff\n", b'{"ok": true}\n', b"x" * (1 << 17)])
+def test_a_damaged_answer_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    monkeypatch.setattr(cgroup, "unit_of", lambda process: UNIT)
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def say() -> None:
+            connected, _ = server.accept()
+            with connected:
+                connected.recv(1000)
+                connected.sendall(answer)
+
+        saying = threading.Thread(target=say)
+        saying.start()
+        with pytest.raises(Mute):
+            Control(path, UNIT).state()
+        saying.join()
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    with pytest.raises(Mute, match="No such file"):
+        Control(tmp_path / "control.sock", UNIT).state()

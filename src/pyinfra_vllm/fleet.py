@@ -25,8 +25,26 @@ from . import hearing, hub_endpoint, pyinfra_command, spoken
 from . import inventory as inventories
 from .catalog import shapes
 from .checkpoint import LOCK_FILE, Lock
-from .config import Declared, Fleet, Merged, Overrides, Problems, Rollout, Service, cards, declare, merge
-from .config.checks import check_swarm, common_rollout, network_warnings, window_warnings
+from .config import (
+    Declared,
+    Fleet,
+    Merged,
+    Overrides,
+    Problems,
+    Rollout,
+    Service,
+    cards,
+    declare,
+    merge,
+    profiles,
+)
+from .config.checks import (
+    check_swarm,
+    common_rollout,
+    network_warnings,
+    profile_warnings,
+    window_warnings,
+)
 from .config.declared import KEYS
 from .config.fields import no_control
 from .config.layers import located
@@ -217,8 +235,10 @@ def read(
     problems = Problems()
     overrides = spoken.overrides(inventory.override_data, problems)
     spoken.refuse_rollback_keys(inventory.override_data, problems)
-    own = cards.layer(problems)
-    merged = {host.name: merge([own, *inventories.layers(inventory, host.name, files)]) for host in inventory}
+    own = (cards.layer(problems), profiles.layer(problems))
+    merged = {
+        host.name: merge([*own, *inventories.layers(inventory, host.name, files)]) for host in inventory
+    }
     _check_keys(inventory, files, problems)
     selected = spoken.selected(inventory, tuple(limit), tuple(exclude), problems)
     declared = {name: declare(name, values, problems) for name, values in merged.items()}
@@ -232,7 +252,7 @@ def warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
     """Return warnings: declarations that are valid and probably a mistake."""
     if not any(declared.services for declared in hosts.values()):
         return ("no service is declared for any host; is this the project's directory?",)
-    return (*network_warnings(hosts), *window_warnings(hosts))
+    return (*network_warnings(hosts), *window_warnings(hosts), *profile_warnings(hosts))
 
 
 def _check_keys(inventory: Inventory, files: inventories.Files, problems: Problems) -> None:

@@ -12,7 +12,7 @@ from pyinfra_vllm.rollout.estimate import estimate
 from . import tuning, window
 from .catalog import gpus, shapes
 from .checkpoint import Checkpoint
-from .config import Service
+from .config import Service, profiles
 from .config.layers import Path
 from .config.models import PARALLEL
 from .errors import DeclarationError
@@ -110,6 +110,7 @@ def _best(service: Service, checkpoint: Checkpoint) -> tuning.Resolution | None:
         reason=service.runtime.reason,
         shutdown_timeout_s=service.shutdown_timeout_s,
         ready_timeout_s=service.ready_timeout_s,
+        profiles=service.profiles,
     )
     answers = [ask(gpu_count=count) for count in _counts(service, card)]
     return min(answers, key=lambda answer: len(answer.errors))
@@ -126,8 +127,12 @@ def _counts(service: Service, card: str) -> Iterable[int]:
 
 
 def _located(message: str, key: str) -> Found:
-    """The key that a message of the tuning is about, and the rest of it."""
+    """The key that a message of the tuning is about, and the rest of it; `profiles` and a file's path where
+    it is about a measured profile.
+    """
     head, colon, rest = message.partition(": ")
+    if colon and head.startswith(f"{profiles.FOLDER}/"):
+        return (profiles.KEY, head), rest
     return ((head,), rest) if colon and head in _KEYS else ((key,), message)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -24,6 +24,9 @@ from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.fit import Fit
 from pyinfra_vllm.trades import Trade
 from pyinfra_vllm.tuning import Resolution
+
+if TYPE_CHECKING:
+    from pyinfra_vllm.config.profiles import MeasuredProfile
 
 WIDTH_WITHOUT_TERMINAL = 120
 VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
@@ -105,6 +108,7 @@ def resolve(
         variants=[_variant(text) for text in variants],
         flags=dict(_flag(text) for text in flags),
         environment=dict(_variable(text) for text in variables),
+        profiles=_measured_profiles(),
     )
     known = trades.towards(resolution.trades, resolution.kernel, criteria)
     if as_json:
@@ -176,6 +180,14 @@ def _own_cards() -> tuple[Gpu, ...]:
     from pyinfra_vllm.config import cards  # pydantic takes a tenth of a second
 
     return cards.own()
+
+
+def _measured_profiles() -> Sequence[MeasuredProfile]:
+    if not Path("profiles").is_dir():
+        return ()
+    from pyinfra_vllm.config import profiles  # as above
+
+    return profiles.own()
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -261,6 +273,8 @@ def _show(resolution: Resolution, known: list[Trade], locked: Checkpoint | None)
     if locked:
         source = f"Sizes of the model: {locked.name}, commit {locked.commit[:12]}, of {LOCK_FILE}"
         console.print(source, markup=False, highlight=False)
+    if resolution.measured:
+        console.print(f"Measured profile: {resolution.measured}", markup=False, highlight=False)
     for line in _facts(resolution):
         console.print(line, markup=False, highlight=False)
     for trade in known:

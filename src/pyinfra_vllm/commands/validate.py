@@ -16,9 +16,10 @@ from pyinfra_vllm.rollout.plans import host_names
 from .. import fleet, validation
 from .. import inventory as inventories
 from ..checkpoint import LOCK_FILE, Lock
-from ..config import Problems, Service
+from ..config import Merged, Problems, Service, profiles
 from ..config.checks import window_warnings
 from ..config.layers import ABSENT, located, lookup
+from ..config.layers import Path as LayerPath
 from ..config.problems import MISSING, Problem
 from ..errors import DeclarationError, LockError, RolloutError
 from ..printable import printable
@@ -61,11 +62,18 @@ def run(inventory: str, group_data: Sequence[str] = (), at: datetime | None = No
             _check_locked(service, lock, problems)
             _note(service, lock, known, warned)
             for path, message in _once(known, service, lock, at or datetime.now(UTC)):
-                where = located(found.merged[host], service.name, path)
+                where = _where(found.merged[host], service.name, path)
                 value = lookup(service.model_dump(), path) if path[0] != "window" else ABSENT
                 problems.add(*where, message, MISSING if value is ABSENT else value)
     unchecked = dict.fromkeys(filter(None, (validation.unchecked(service) for _, service in services)))
     return Result(tuple(found.merged), tuple(problems.found), tuple(warned), tuple(unchecked))
+
+
+def _where(merged: Merged, service: str, path: LayerPath) -> tuple[str, str]:
+    """File and key of a problem: of the declaration, or of a measured profile's own file."""
+    if path[0] == profiles.KEY:
+        return str(path[1]), ""
+    return located(merged, service, path)
 
 
 def _warnings(found: fleet.Read) -> list[str]:

@@ -135,6 +135,18 @@ def network_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
     )
 
 
+def profile_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
+    """Measured profiles of models that no service serves: a slip, or left over."""
+    services = [service for _, service in _services(hosts)]
+    served = {service.model for service in services}
+    profiles = services[0].profiles if services else ()  # every service has all of them
+    return tuple(
+        f"{profile.file} is not used: no service serves {profile.model}; remove it, or correct its name"
+        for profile in profiles
+        if profile.model not in served
+    )
+
+
 def _services(hosts: Mapping[str, Declared]) -> list[tuple[str, Service]]:
     """Every service of every host, with the host's name."""
     return [(host, service) for host, declared in hosts.items() for service in declared.services]

@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, Field
 
 from ..checkpoint import Checkpoint, Lock
 from ..on_host.staging import swarm
+from . import cards, profiles
 from .base import Declaration
-from .cards import CARDS_FILE, KEY
 from .checks import check_host
 from .fields import AbsolutePath, Pin, Text, as_tuple
 from .layers import ABSENT, Merged, Path, dotted, located, lookup, overlay, without_removed
@@ -26,7 +26,12 @@ DEFAULT_ROOT = "/srv/pyinfra-vllm"
 # The keys of inventory and group data that are ours; every other key belongs to somebody else.
 KEYS = ("services", "defaults", "root", "keep", "metrics", "window", "gate", "rollout", "sources")
 # Those of them that hold for every service.
-_SERVICE_WIDE = ("window", "gate", KEY)
+_SERVICE_WIDE = ("window", "gate", cards.KEY, profiles.KEY)
+# Files of their own, beside the lock, that every command reads.
+_FILES = {
+    cards.KEY: f"describe cards in {cards.CARDS_FILE}",
+    profiles.KEY: f"measured profiles are files in {profiles.FOLDER}/",
+}
 
 
 class Overrides(Declaration):
@@ -203,16 +208,16 @@ def _service(merged: Merged, name: str, problems: Problems) -> Service | None:
         if not isinstance(settings, Mapping):
             problems.add(merged.source(place), dotted(place), "must be a map of settings", settings)
             return None
-        if KEY in settings:
-            message = f"is no setting of a service: describe cards in {CARDS_FILE}, which every command reads"
-            problems.add(merged.source((*place, KEY)), dotted((*place, KEY)), message)
-        values = overlay(values, settings)
+        for key in sorted(_FILES.keys() & settings.keys()):
+            message = f"is no setting of a service: {_FILES[key]}, which every command reads"
+            problems.add(merged.source((*place, key)), dotted((*place, key)), message)
+        values = overlay(values, {key: value for key, value in settings.items() if key not in _FILES})
     if "name" in values:
         message = "unknown key; the name of a service is its key in `services`"
         problems.add(*located(merged, name, ("name",)), message, values["name"])
 
     def locate(path: Path) -> tuple[str, str]:
-        if path[:1] == (KEY,) and KEY in merged.values:
+        if path[:1] == (cards.KEY,) and cards.KEY in merged.values:
             return merged.source(path), dotted(path)
         return located(merged, name, () if path == ("name",) else path)
 

@@ -51,6 +51,7 @@ from .fields import (
 )
 from .hooks import Hooks
 from .problems import ItemError, unknown
+from .profiles import MeasuredProfile
 from .windows import WindowField, as_list, check_opens
 
 API_KEY = "VLLM_API_KEY"
@@ -207,6 +208,7 @@ class Service(Declaration):
     )
     gpu: Text | None = Field(default=None, description='the GPU model as text, like "NVIDIA H200"')
     cards: Cards = Field(default_factory=dict, description="a map of GPU names to their memory and the rest")
+    profiles: tuple[MeasuredProfile, ...] = Field(default=(), description="the files in profiles/")
     gpu_sharing_reason: Text | None = Field(
         default=None, description="text: why two services may share a GPU"
     )

@@ -16,11 +16,17 @@ from .hooks import Hooks
 from .layers import ABSENT, Path, lookup
 from .models import Gate, Runtime, Sources, Swarm
 from .problems import MISSING, ItemError, Problems, unknown
+from .profiles import Compared, Tried, Tuned, Workload
 from .windows import DeclaredWindow
 
 # The model behind a key of the one above it.
 _INSIDE: dict[str, type[Declaration]] = {
     "cards": Card,
+    "objectives": Tuned,
+    "gain": Compared,
+    "elsewhere": Compared,
+    "workload": Workload,
+    "tried": Tried,
     "runtime": Runtime,
     "window": DeclaredWindow,
     "gate": Gate,

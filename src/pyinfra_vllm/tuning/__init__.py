@@ -1,7 +1,8 @@
 """The right vLLM flags for a model, a GPU, a runtime and an objective, each with its reason and source.
 
 Layers, later ones winning: base, GPU, model, objective, variants, the operator's own; then the rules that
-join them. All of them are data (`catalog/`). Asks no host and no network; decides nothing that the data
+join them. All of them are data (`catalog/`). Where a profile was measured for exactly this (profiles/), it
+stands in the place of the objective's layer. Asks no host and no network; decides nothing that the data
 doesn't say.
 """
 
@@ -22,7 +23,7 @@ from pyinfra_vllm.catalog.gpus import Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.tuning import declared as operator
-from pyinfra_vllm.tuning import devices, security, values
+from pyinfra_vllm.tuning import devices, measured, security, values
 from pyinfra_vllm.tuning.facts import (
     GPUS_OF_A_HOST,
     Facts,
@@ -33,6 +34,7 @@ from pyinfra_vllm.tuning.facts import (
     splits,
     tensor_parallel_choices,
 )
+from pyinfra_vllm.tuning.measured import Measured
 from pyinfra_vllm.tuning.preflight import preflight
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
 from pyinfra_vllm.tuning.resolution import Resolution, tokens
@@ -41,6 +43,7 @@ from pyinfra_vllm.tuning.values import DEEPEST
 if TYPE_CHECKING:
     from pyinfra_vllm.checkpoint import Checkpoint
     from pyinfra_vllm.config import Service
+    from pyinfra_vllm.config.profiles import MeasuredProfile
 
 __all__ = [
     "DEEPEST",
@@ -57,6 +60,7 @@ __all__ = [
 
 OBJECTIVES = ("latency", "throughput", "balanced")
 LAYERS = ("base", "gpu", "model", "objective")
+UNMEASURED = ("objective",)  # the layers that a measured profile replaces
 # Facts about card, model and version that no flag changes and that have few values.
 SETTLED = (
     *("platform", "compute_capability", "vllm", "objective", "model_type", "experts", "hybrid", "vision"),
@@ -103,6 +107,7 @@ class _Request:
     reason: str | None
     shutdown_timeout_s: int | None
     ready_timeout_s: float | None
+    profiles: tuple[MeasuredProfile, ...]
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ class _Decided:
     """A profile with what follows from it. No fit where the model can't be split among the GPUs at all."""
 
     profile: Profile
+    measured: Measured | None
     facts: Facts
     kernels: list[str]
     load: fit.Load | None
@@ -132,6 +138,7 @@ def resolve(
     reason: str | None = None,
     shutdown_timeout_s: int | None = None,
     ready_timeout_s: float | None = None,
+    profiles: Sequence[MeasuredProfile] = (),
 ) -> Resolution:
     """The profile for one service.
 
@@ -145,6 +152,7 @@ def resolve(
     + exposed: bound to more than the loopback address
     + reason: why a runtime below the security floor is accepted
     + shutdown_timeout_s, ready_timeout_s: seconds
+    + profiles: measured ones, of which the one for exactly this is used
 
     Raises DeclarationError for a model, GPU, objective or version that can't be understood. Everything that
     is understood and can't work is in `errors`.
@@ -167,6 +175,7 @@ def resolve(
         reason=reason,
         shutdown_timeout_s=shutdown_timeout_s,
         ready_timeout_s=ready_timeout_s,
+        profiles=tuple(profiles),
     )
     decided = _decide(request)
     _judge_fit(request, decided)
@@ -190,14 +199,16 @@ def _decide(request: _Request) -> _Decided:
     facts = Facts(fixed, profile, shape, card)
     known = _known_flags(version, request.runtime_flags, profile)
     settled = tuple(fixed[name] for name in SETTLED)
-    for _, entry in _possible("layers.yaml", settled):
+    found = _measured(request, profile)
+    for _, entry in _possible("layers.yaml", settled, UNMEASURED if found else ()):
         apply(entry, facts, profile)
+    settings = _apply_measured(found, request, known, profile)
     operator.apply_variants(request.variants, facts, profile)
     operator.apply_flags(request.flags, known, version, profile)
     operator.check_names(request.flags, request.environment, facts["draft_model"], profile)
     operator.apply_environment(request.environment, version, profile)
-    for settings, rule in _possible("rules.yaml", settled):
-        for name in settings:
+    for names, rule in _possible("rules.yaml", settled):
+        for name in names:
             if name not in profile.flags and name not in profile.environment:
                 break
         else:
@@ -210,18 +221,59 @@ def _decide(request: _Request) -> _Decided:
     if load and predicted and _keeps_to_states(load, predicted, facts):
         load = _load(facts, kernels)
         predicted = fit.predict(shape, card, load) if load else None
-    return _Decided(profile, facts, kernels, load, predicted)
+    if found:
+        for text in measured.differences(found, settings, facts["length"], profile):
+            profile.warn(text)
+    return _Decided(profile, found, facts, kernels, load, predicted)
+
+
+def _measured(request: _Request, profile: Profile) -> Measured | None:
+    """The measured profile for this request, after saying which ones are not for it."""
+    if not request.profiles:
+        return None
+    found, unused = measured.valid(
+        request.profiles,
+        model=request.shape.name,
+        card=request.card,
+        gpu_count=request.gpu_count,
+        version=versions.parse(request.version),
+        objective=request.objective,
+    )
+    for text in unused:
+        profile.warn(text)
+    return found
+
+
+def _apply_measured(
+    found: Measured | None, request: _Request, known: Collection[str], profile: Profile
+) -> dict[str, Flag]:
+    if found is None:
+        return {}
+    return measured.apply(
+        found,
+        flags=request.flags,
+        environment=request.environment,
+        variants=request.variants,
+        known=known,
+        version=request.version,
+        profile=profile,
+    )
 
 
 @lru_cache(maxsize=1024)
-def _possible(name: str, settled: tuple[Any, ...]) -> tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]:
+def _possible(
+    name: str, settled: tuple[Any, ...], without: tuple[str, ...] = ()
+) -> tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]:
     """The entries of a table that may apply for these facts, in order, each with the settings it is about.
+
+    + without: layers that are left out
 
     Most are about another card, version or quantization, and one request is resolved many times.
     """
     known = dict(zip(SETTLED, settled, strict=True))
     rows = table(name)
-    entries = [entry for layer in LAYERS for entry in rows[layer]] if isinstance(rows, Mapping) else rows
+    layers = [layer for layer in LAYERS if layer not in without]
+    entries = [entry for layer in layers for entry in rows[layer]] if isinstance(rows, Mapping) else rows
     return tuple(
         (needed(entry.get("when")), entry) for entry in entries if possible(entry.get("when"), known)
     )
@@ -287,6 +339,7 @@ def for_service(
         reason=service.runtime.reason,
         shutdown_timeout_s=service.shutdown_timeout_s,
         ready_timeout_s=service.ready_timeout_s,
+        profiles=service.profiles,
     )
 
 
@@ -609,5 +662,6 @@ def _resolution(decided: _Decided) -> Resolution:
         understood=profile.understood,
         asked={name: facts[name] for name in asked},
         predicted=_predicted(decided),
+        measured=str(decided.measured) if decided.measured else None,
         trades=next((entry for entry in table("trades.yaml") if holds(entry["when"], facts)), None),
     )

@@ -24,6 +24,7 @@ class Resolution:
     understood: bool = True  # False: among the errors is a value that says nothing
     asked: Mapping[str, Any] = field(default_factory=dict)  # for the table's heading
     predicted: Mapping[str, Any] = field(default_factory=dict)  # what vLLM should derive: see `rehearsal`
+    measured: str | None = None  # the measured profile that was used, and its gain, in words
     trades: Mapping[str, Any] | None = None  # what is known of the kernels here (catalog/trades.yaml)
 
     @property
@@ -46,6 +47,7 @@ class Resolution:
             "environment": self.environment,
             "fit": self.fit.as_dict() if self.fit else None,
             "kernel": list(self.kernel),
+            "measured": self.measured,
             "warnings": list(self.warnings),
             "errors": list(self.errors),
         }

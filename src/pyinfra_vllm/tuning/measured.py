@@ -1,0 +1,162 @@
+"""Applies a measured profile (profiles/*.yaml) where it is valid: this card, model, runtime and objective.
+
+It stands in the place of the catalog's entries for the objective, which it was measured against. What the
+operator declares counts more, and so do the rules; a warning says where the two differ, because the file's
+figures then hold no longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pyinfra_vllm.catalog import gpus, table, versions
+from pyinfra_vllm.catalog.gpus import Gpu
+from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.tuning import declared, values
+from pyinfra_vllm.tuning.profile import Flag, Profile
+
+if TYPE_CHECKING:
+    from pyinfra_vllm.config.profiles import MeasuredProfile, Tuned
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one file says about one objective."""
+
+    file: str
+    tuned: Tuned
+
+    def __str__(self) -> str:
+        return f"{self.file}, measured {self.tuned.measured}: {self.tuned.gain}"
+
+
+def valid(
+    profiles: Iterable[MeasuredProfile],
+    *,
+    model: str,
+    card: Gpu,
+    gpu_count: int,
+    version: versions.Version,
+    objective: str,
+) -> tuple[Measured | None, list[str]]:
+    """The profile that was measured for exactly this, and what is to be said of those of this model that
+    were measured for another runtime or card and so are not used.
+    """
+    ours = [each for each in profiles if each.model == model]
+    fitting = [each for each in ours if _same_card(each, card, gpu_count)]
+    current = [each for each in fitting if versions.parse(each.runtime) == version]
+    for each in current:
+        if objective in each.objectives:
+            return Measured(each.file, each.objectives[objective]), []
+    if current:
+        return None, []
+    told = ".".join(map(str, version))
+    if fitting:
+        why = f"vLLM {' and '.join(each.runtime for each in fitting)}, and this is {told}"
+        return None, [_unused(fitting, why)]
+    if ours:
+        why = f"{' and '.join(map(_cards, ours))}, and this is {_counted(gpu_count, card.title)}"
+        return None, [_unused(ours, why)]
+    return None, []
+
+
+def apply(
+    found: Measured,
+    *,
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    variants: Sequence[str | Mapping[str, Any]],
+    known: Collection[str],
+    version: str,
+    profile: Profile,
+) -> dict[str, Flag]:
+    """Adds a profile's flags and variables, less those that the operator declares. Returns what was added.
+
+    + flags, environment, variants: the operator's own
+    + known: the flags that the runtime has
+    """
+    read = _read(found, known, version, profile)
+    own = {declared.spelled(name) for name in flags} | _touched(variants) | set(environment)
+    for name in found.tuned.flags:
+        if declared.spelled(name) not in own and found.tuned.flags[name] is None:
+            profile.flags.pop(declared.spelled(name), None)
+    profile.flags.update({name: flag for name, flag in read.flags.items() if name not in own})
+    profile.environment.update({name: flag for name, flag in read.environment.items() if name not in own})
+    return {**read.flags, **read.environment}
+
+
+def differences(
+    found: Measured, measured: Mapping[str, Flag], max_model_len: int | None, profile: Profile
+) -> list[str]:
+    """Where this is not what was measured, by the operator's word or a rule's: the figures may not hold."""
+    told = [
+        f"{name} {values.short(flag.value)} was measured, and {_now(name, profile)}"
+        for name, flag in measured.items()
+        if values.meaning(name, _value(name, profile)) != values.meaning(name, flag.value)
+    ]
+    length = found.tuned.max_model_len
+    if length and max_model_len and length != max_model_len:
+        told.append(f"it was measured with max_model_len {length}, and here it is {max_model_len}")
+    return [f"{found.file}: {text}: its figures may not hold for that" for text in told]
+
+
+def _read(found: Measured, known: Collection[str], version: str, profile: Profile) -> Profile:
+    """The file's settings, after the checks that an operator's own get; problems are told with its name."""
+    read = Profile()
+    declared.apply_flags(found.tuned.flags, known, version, read)
+    declared.apply_environment(found.tuned.environment, version, read)
+    for text in read.errors:
+        profile.fail(f"{found.file}: {text}")
+    for text in read.warnings:
+        profile.warn(f"{found.file}: {text}")
+    profile.understood = profile.understood and read.understood
+    reason = f"measured {found.tuned.measured}: {found.tuned.gain}"
+    for settings in (read.flags, read.environment):
+        for name, flag in settings.items():
+            settings[name] = replace(flag, reason=reason, source=found.file)
+    return read
+
+
+def _touched(variants: Sequence[str | Mapping[str, Any]]) -> set[str]:
+    """The flags that the operator's variants may set: two speculations are not merged into one."""
+    rows = table("variants.yaml")
+    names = [name for each in variants for name in ([each] if isinstance(each, str) else each)]
+    entries = [entry for name in names for entry in rows.get(name, {}).get("entries", ())]
+    return {flag for entry in entries for flag in entry.get("flags", ())}
+
+
+def _same_card(profile: MeasuredProfile, card: Gpu, gpu_count: int) -> bool:
+    if profile.gpus != gpu_count:
+        return False
+    try:
+        return gpus.find(profile.card, own=(card,)).title == card.title
+    except DeclarationError:
+        return False  # a card that nobody knows here is another one
+
+
+def _unused(profiles: Sequence[MeasuredProfile], why: str) -> str:
+    files = ", ".join(each.file for each in profiles)
+    used = "is not used: it was" if len(profiles) == 1 else "are not used: they were"
+    return f"{files} {used} measured with {why}; the catalog's flags are used"
+
+
+def _cards(profile: MeasuredProfile) -> str:
+    return _counted(profile.gpus, profile.card)
+
+
+def _counted(gpu_count: int, card: str) -> str:
+    return f"{gpu_count} x {card}" if gpu_count else card
+
+
+def _value(name: str, profile: Profile) -> Any:
+    return profile.environment[name].value if name in profile.environment else profile.value(name)
+
+
+def _now(name: str, profile: Profile) -> str:
+    settings = {**profile.flags, **profile.environment}
+    if name not in settings:
+        return "is left out here"
+    flag = settings[name]
+    return f"here it is {values.short(flag.value)} ({flag.reason})"

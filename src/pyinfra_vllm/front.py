@@ -7,35 +7,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
-
 from pyinfra_vllm import shipped
-from pyinfra_vllm.release import quoted, specifier
-
-UNITS = ("socket", "service")
+from pyinfra_vllm.on_host.state.paths import FRONT_FILES, awake
+from pyinfra_vllm.rendering import rendered
 
 
 def units(service: str, bind: str, port: int, user: str, root: str) -> dict[str, str]:
-    """The text of each unit by its name.
+    """The text of each unit by its file.
 
     + bind, port: the declared address, at which clients ask
     + user: the service's own, who alone can open its servers' sockets
     + root: the folder of the host's program
     """
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
-    )
-    environment.filters.update(quoted=quoted, specifier=specifier)
     words = {
         "service": service,
         "address": f"[{bind}]:{port}" if ":" in bind else f"{bind}:{port}",
         "user": user,
         "program": f"{root}/bin/on-host.pyz",
-        "awake": f"/run/vllm-{service}/awake",
+        "awake": str(awake(service)),
     }
-    return {
-        f"vllm-{service}-front.{kind}": environment.from_string(
-            shipped.text(f"templates/front.{kind}.j2", Path.cwd())
-        ).render(**words)
-        for kind in UNITS
-    }
+    return {name: rendered(shipped.text(f"templates/{name}.j2", Path.cwd()), **words) for name in FRONT_FILES}

@@ -14,13 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from pyinfra_vllm import shipped
+from pyinfra_vllm import front, shipped
 from pyinfra_vllm.answers import StagedRelease
 from pyinfra_vllm.config.models import API_KEY
-from pyinfra_vllm.in_runtime import api_key
-from pyinfra_vllm.on_host.state.paths import API_KEY_MODULE, SECRETS_FILE
+from pyinfra_vllm.in_runtime import api_key, standby
+from pyinfra_vllm.on_host.state.paths import (
+    API_KEY_MODULE,
+    API_SOCKET,
+    CONTROL_SOCKET,
+    FRONT,
+    SECRETS_FILE,
+    STANDBY_MODULE,
+    awake,
+    server_unit,
+    sockets_folder,
+)
+from pyinfra_vllm.rendering import environment_file, rendered
 
 TEMPLATE = "templates/vllm.service.j2"
 ID_LENGTH = 12
@@ -36,6 +45,7 @@ Value = str | bool | None
 Pair = tuple[Value, Value]  # before and after; None: there is none
 
 ASK_FOR_KEY = ("--middleware", f"{API_KEY_MODULE.removesuffix('.py')}.{api_key.ApiKey.__name__}")
+OBEY_ROOT = ("--middleware", f"{STANDBY_MODULE.removesuffix('.py')}.{standby.Standby.__name__}")
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
@@ -50,6 +60,8 @@ class Release:
     runtime: {"version", "path"}
     gpus: indexes or UUIDs, as declared; None: all
     kernel: kernels that the gate may find in the log; None where it must not look
+    standby: its server can sleep while another one serves (docs/standby.md): it listens on a Unix socket in a
+        folder of its own, behind the service's front
     key_is_asked_for: by a module of ours (in_runtime/api_key.py), as this vLLM would write the key to the
         disk
     allow_code: why the checkpoint's own code may run; None where it may not
@@ -71,6 +83,7 @@ class Release:
     kernel: Sequence[str] | None = None
     fit: Mapping[str, Any] = field(default_factory=dict)
     predicted: Mapping[str, Any] = field(default_factory=dict)
+    standby: bool = False
     key_is_asked_for: bool = False
     allow_code: str | None = None
     template: str = ""
@@ -82,13 +95,34 @@ class Release:
 
     def _started_from(self) -> dict[str, object]:
         """The content that the id is a hash of, without the secrets."""
-        unit = self._unit(_UNNAMED) + (_module() if self.key_is_asked_for else "")
+        unit = "".join((self._unit(_UNNAMED), *self._modules.values(), *self._front.values()))
         return {
             "unit": hashlib.sha256(unit.encode()).hexdigest(),
             "environment": dict(self.environment),
             "checkpoint": {key: self.checkpoint[key] for key in ("repo", "commit")},
             "runtime": dict(self.runtime),
         }
+
+    @property
+    def _modules(self) -> dict[str, str]:
+        """The source of each module of ours that its vLLM loads, by its file."""
+        modules = {API_KEY_MODULE: api_key} if self.key_is_asked_for else {}
+        if self.standby:
+            modules[STANDBY_MODULE] = standby
+        return {name: inspect.getsource(module) for name, module in modules.items()}
+
+    @property
+    def _front(self) -> dict[str, str]:
+        """The units of the service's front by their files; none where vLLM itself has the port."""
+        if not self.standby:
+            return {}
+        return front.units(self.service, self.bind, self.port, self.user, self.root)
+
+    def _argv(self, name: str) -> tuple[str, ...]:
+        """The command line of the release with that name."""
+        if not self.standby:
+            return self.argv
+        return (*self.argv, "--uds", f"{sockets_folder(self.service, name)}/{API_SOCKET}")
 
     @property
     def directory(self) -> str:
@@ -98,17 +132,17 @@ class Release:
         """The text of each file of the release directory by name."""
         name = self.id
         values, environment = dict(self.secrets), dict(self.environment)
-        own = {}
+        own = {**self._modules, **self._front}
+        if self._modules:
+            environment.pop("PYTHONPATH", None)  # the unit sets it
         if self.key_is_asked_for:
             values[api_key.VARIABLE] = values[API_KEY]
-            environment.pop("PYTHONPATH", None)  # the unit sets it
-            own[API_KEY_MODULE] = _module()
         if values:
             own[SECRETS_FILE] = environment_file(values)
         return {
             "release.json": json.dumps(self._document(name), indent=2, sort_keys=True) + "\n",
             "vllm.service": self._unit(name),
-            "argv": "".join(f"{argument}\n" for argument in self.argv),
+            "argv": "".join(f"{argument}\n" for argument in self._argv(name)),
             "env": environment_file(environment),
             **own,
         }
@@ -123,7 +157,8 @@ class Release:
             "url": f"http://{address}:{self.port}",
             "port": self.port,
             "user": self.user,
-            "argv": list(self.argv),
+            "sockets": str(sockets_folder(self.service, name)) if self.standby else None,
+            "argv": list(self._argv(name)),
             **self._started_from(),
             "secrets": sorted(self.secrets),
             "checkpoint": dict(self.checkpoint),
@@ -137,19 +172,30 @@ class Release:
         }
 
     def _python_path(self, name: str) -> str | None:
-        """PYTHONPATH with the module that asks for the key; None where it needs none."""
-        if not self.key_is_asked_for:
+        """PYTHONPATH with our own modules; None where there are none."""
+        if not self._modules:
             return None
         return ":".join(
             filter(None, (f"{self.directory}/releases/{name}", self.environment.get("PYTHONPATH")))
         )
 
+    def _standby(self, name: str) -> dict[str, str] | None:
+        """The words of the unit that only a server with standby has."""
+        if not self.standby:
+            return None
+        folder = sockets_folder(self.service, name)
+        return {
+            "variable": standby.CONTROL,
+            "folder": str(folder),
+            "control": f"{folder}/{CONTROL_SOCKET}",
+            "api": f"{name}/{API_SOCKET}",
+            "awake": str(awake(self.service)),
+            "front": f"vllm-{self.service}-{FRONT}.service",
+        }
+
     def _unit(self, name: str) -> str:
-        environment = jinja2.Environment(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
-        )
-        environment.filters.update(quoted=quoted, assigned=assigned, specifier=specifier)
-        return environment.from_string(self.template or template_text()).render(
+        return rendered(
+            self.template or template_text(),
             release=name,
             service=self.service,
             repo=self.checkpoint["repo"],
@@ -159,18 +205,15 @@ class Release:
             environment_file=f"{self.directory}/releases/{name}/env",
             secrets_file=f"{self.directory}/releases/{name}/{SECRETS_FILE}" if self.secrets else None,
             python_path=self._python_path(name),
-            unit=f"vllm-{self.service}.service",
+            key_is_asked_for=self.key_is_asked_for,
+            unit=server_unit(self.service, name) if self.standby else f"vllm-{self.service}.service",
+            standby=self._standby(name),
             cache=f"{self.directory}/cache",
             own_cache=f"{self.directory}/releases/{name}/cache",
-            argv=self.argv,
+            argv=self._argv(name),
             stop_limit_s=self.stop_limit_s,
             gpus=self.gpu_count > 0,
         )
-
-
-def _module() -> str:
-    """The source of the module that asks for the key."""
-    return inspect.getsource(api_key)
 
 
 def _id(started_from: Mapping[str, Any], service: str, secrets: Mapping[str, str]) -> str:
@@ -215,40 +258,15 @@ def template_text() -> str:
     return shipped.text(TEMPLATE, Path.cwd())
 
 
-def specifier(text: str) -> str:
-    """Text in which systemd expands nothing."""
-    return str(text).replace("%", "%%")
-
-
-def quoted(text: str) -> str:
-    """One word of a unit file: systemd splits at spaces and expands `%`, `$` and backslashes."""
-    return assigned(text).replace("$", "$$")
-
-
-def assigned(text: str) -> str:
-    """One word of Environment=, where `$` stands for itself."""
-    escaped = str(text).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{escaped}"'
-
-
-def environment_file(environment: Mapping[str, str]) -> str:
-    """The text of an EnvironmentFile=: within double quotes only `"`, backslash, `$` and backtick are
-    special.
-    """
-    lines = []
-    for name, value in sorted(environment.items()):
-        escaped = value
-        for character in ("\\", '"', "$", "`"):
-            escaped = escaped.replace(character, f"\\{character}")
-        lines.append(f'{name}="{escaped}"\n')
-    return "".join(lines)
+# The path of a release's own socket differs between any two.
+_OWN = "--uds"
 
 
 def difference(old: Sequence[str], new: Sequence[str]) -> list[str]:
     """The changes between two command lines, flag by flag: `- old` and `+ new`, in the new one's order."""
     before, after = _flags(old), _flags(new)
-    gone = [f"- {' '.join(flag)}" for flag in before if flag not in after]
-    come = [f"+ {' '.join(flag)}" for flag in after if flag not in before]
+    gone = [f"- {' '.join(flag)}" for flag in before if flag not in after and flag[0] != _OWN]
+    come = [f"+ {' '.join(flag)}" for flag in after if flag not in before and flag[0] != _OWN]
     return gone + come
 
 
@@ -325,7 +343,7 @@ def _values(argv: Sequence[str]) -> dict[str, Value]:
             words = found.setdefault(word, [])
         elif found:
             words.append(word)
-    return {flag: " ".join(words) or True for flag, words in found.items()}
+    return {flag: " ".join(words) or True for flag, words in found.items() if flag != _OWN}
 
 
 def _flags(argv: Sequence[str]) -> list[tuple[str, ...]]:

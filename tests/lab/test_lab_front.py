@@ -60,7 +60,7 @@ def host(lab: Lab) -> Iterator[Host]:
     _write(host, f"{ROOT}/bin/on-host.pyz", archive.archive())
     host.ssh("useradd --system chat")
     for name, text in front.units("chat", "127.0.0.1", PORT, "chat", ROOT).items():
-        _write(host, f"/etc/systemd/system/{name}", text.encode())
+        _write(host, f"/etc/systemd/system/vllm-chat-{name}", text.encode())
     yield host
     lab.remove("front")
 

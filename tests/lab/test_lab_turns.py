@@ -53,7 +53,7 @@ def host(lab: Lab) -> Iterator[Host]:
     write(host, "/srv/standby/pyinfra_vllm_standby.py", inspect.getsource(standby).encode())
     host.ssh("useradd --system chat")
     for name, text in front.units("chat", "127.0.0.1", PORT, "chat", ROOT).items():
-        write(host, f"/etc/systemd/system/{name}", text.encode())
+        write(host, f"/etc/systemd/system/vllm-chat-{name}", text.encode())
     for name in "ab":
         text = SERVER.format(name=name, run=RUN, control=standby.CONTROL)
         write(host, f"/etc/systemd/system/vllm-chat.{name}.service", text.encode())

@@ -51,6 +51,7 @@ class _Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.behaviour = behaviour
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[Any] = []  # of each of them
         self.count = itertools.count(1)
         self.prompt_tokens = self.output_tokens = 0
         self.guard = threading.Lock()
@@ -95,6 +96,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.guard:
             self.server.requests.append({"path": self.path, **body})
+            self.server.headers.append(self.headers)
         number = next(self.server.count)
         if behaviour.api_key and self.headers.get("Authorization") != f"Bearer {behaviour.api_key}":
             return self._json(401, {"error": "Unauthorized"})

@@ -26,7 +26,7 @@ from pyinfra_vllm.on_host.state import journal as journals
 from pyinfra_vllm.on_host.state.paths import SECRETS_FILE, ServicePaths
 from pyinfra_vllm.on_host.switch import recovery, transaction
 from pyinfra_vllm.on_host.switch.order import Order
-from pyinfra_vllm.release import environment_file
+from pyinfra_vllm.rendering import environment_file
 
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 LOG = ["Using MarlinLinearKernel for AutoAWQMarlinLinearMethod"]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pyinfra_vllm.in_runtime import api_key
 from pyinfra_vllm.on_host.server import compile_cache
 from pyinfra_vllm.on_host.state import secrets_file
-from pyinfra_vllm.release import environment_file
+from pyinfra_vllm.rendering import environment_file
 
 KEY = "canary-4c0ffee"
 

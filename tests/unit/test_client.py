@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import select
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from openai_server import serving
@@ -128,3 +133,52 @@ def test_a_url_without_a_server_is_refused(url: str) -> None:
 def test_a_trailing_v1_is_accepted() -> None:
     with serving() as server:
         assert Client(server.url + "/v1/", "m").models()[0]["id"] == "m"
+
+
+def test_a_server_on_a_unix_socket_is_asked_there_and_nothing_is_sent_to_a_stranger(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    seen = []
+
+    def stranger(connected: socket.socket) -> None:
+        raise clients.Refused("it is another unit's")
+
+    with serving() as server, forwarded(path, server.server_address[1]):
+        headers = {"X-Pass": "secret"}
+        asking = Client("http://127.0.0.1:1", "m", unix=path, prove=seen.append, headers=headers)
+        assert asking.tokens_flow(5)["output_tokens"] == 8 and len(seen) == 2
+        assert server.headers[-1]["X-Pass"] == "secret" and str(path) in repr(asking)
+        count = len(server.requests)
+        with pytest.raises(clients.Refused, match="another unit's"):
+            Client("http://127.0.0.1:1", "m", unix=path, prove=stranger).tokens_flow(5)
+        assert len(server.requests) == count
+    with pytest.raises(clients.Refused, match=f"no connection to {path}"):
+        Client("http://127.0.0.1:1", "m", unix=path).tokens_flow(5)
+
+
+@contextmanager
+def forwarded(path: Path, port: int) -> Iterator[None]:
+    """Each connection to the Unix socket is led to the port."""
+
+    def lead(near: socket.socket) -> None:
+        with near, socket.create_connection(("127.0.0.1", port)) as far, suppress(OSError):
+            other = {near: far, far: near}
+            while parts := [(one, one.recv(4096)) for one in select.select([near, far], [], [])[0]]:
+                if not all(part for _, part in parts):
+                    return
+                for one, part in parts:
+                    other[one].sendall(part)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                lead(listening.accept()[0])
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        yield
+        listening.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+    path.unlink()

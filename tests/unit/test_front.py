@@ -79,18 +79,18 @@ def test_a_link_that_a_killed_process_left_half_made_is_no_obstacle(tmp_path: Pa
 )
 def test_the_units_say_where_clients_ask(bind: str, address: str) -> None:
     found = units.units("chat", bind, 8000, "vllm", "/srv/pyinfra-vllm")
-    assert sorted(found) == ["vllm-chat-front.service", "vllm-chat-front.socket"]
-    listens = directives(found["vllm-chat-front.socket"])
+    assert sorted(found) == ["front.service", "front.socket"]
+    listens = directives(found["front.socket"])
     assert ("Socket", "ListenStream", address) in listens
     assert ("Socket", "TriggerLimitIntervalSec", "0") in listens
-    proxy = directives(found["vllm-chat-front.service"])
+    proxy = directives(found["front.service"])
     assert ("Service", "User", "vllm") in proxy and ("Service", "PrivateNetwork", "yes") in proxy
     (start,) = [value for _, key, value in proxy if key == "ExecStart"]
     assert start.endswith('"/run/vllm-chat/awake"')
 
 
 def test_the_proxys_files_are_enough_for_its_connections() -> None:
-    text = units.units("chat", "127.0.0.1", 8000, "vllm", "/srv")["vllm-chat-front.service"]
+    text = units.units("chat", "127.0.0.1", 8000, "vllm", "/srv")["front.service"]
     told = {key: value for _, key, value in directives(text)}
     connections = int(told["ExecStart"].partition("--connections-max=")[2].split()[0])
     assert int(told["LimitNOFILE"]) > 6 * connections

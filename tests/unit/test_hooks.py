@@ -27,7 +27,7 @@ from pyinfra_vllm.on_host.server import hooks, systemd
 from pyinfra_vllm.on_host.state import secrets_file
 from pyinfra_vllm.on_host.switch import recovery
 from pyinfra_vllm.on_host.switch.order import ROLLBACK
-from pyinfra_vllm.release import environment_file
+from pyinfra_vllm.rendering import environment_file
 
 DECLARED = {kind: {"argv": [f"/lb/{kind}"]} for kind in ("drain", "undrain", "notify")}
 

@@ -16,7 +16,7 @@ from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.operations.util.archive import archive, digest
 from pyinfra_vllm.operations.util.refuse import alone, refuse
 from pyinfra_vllm.operations.util.remote import LOST, Remote
-from pyinfra_vllm.release import quoted
+from pyinfra_vllm.rendering import quoted
 from pyinfra_vllm.rollout.progress import PROGRESS
 
 OLDEST_PYTHON = (3, 9)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DeclarationError
-from ..release import quoted, specifier
+from ..rendering import quoted, specifier
 
 SYSTEM = Path("/etc/systemd/system")
 EVERY = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60)  # what divides an hour, so that ticks are evenly spaced

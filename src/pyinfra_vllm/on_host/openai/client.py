@@ -13,7 +13,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import SplitResult, urlsplit
 
@@ -78,6 +79,9 @@ class Client:
     + listener: who listens where the server is to be, or a ClientError; asked before and after each
         connection is made,
       and nothing is sent where the answers differ
+    + unix: the server's Unix socket, where it has one: connections are made there, and not to the URL's host
+    + prove: raises a ClientError where a connection that was just made leads to somebody else
+    + headers: sent with each request
 
     Raises ValueError for what is not the URL of a server.
     """
@@ -89,6 +93,9 @@ class Client:
         api_key: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         listener: Callable[[], object] = lambda: None,
+        unix: Path | None = None,
+        prove: Callable[[socket.socket], object] = lambda connected: None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         parts, port = _parts(url)
         self.secure = parts.scheme == "https"
@@ -100,6 +107,9 @@ class Client:
         self.timeout_s = timeout_s
         self._api_key = api_key
         self._listener = listener
+        self._unix = unix
+        self._prove = prove
+        self._own_headers = dict(headers or {})
         self._live: set[socket.socket] = set()
         self._guard = threading.Lock()
         # What this server understands beyond OpenAI's own fields; `negotiate` takes away what it refuses.
@@ -107,7 +117,11 @@ class Client:
         self.path = COMPLETIONS
 
     def __repr__(self) -> str:
-        return f"Client({self.host}:{self.port}{self.base}, model={self.model!r})"
+        return f"Client({self._place}{self.base}, model={self.model!r})"
+
+    @property
+    def _place(self) -> str:
+        return str(self._unix or f"{self.host}:{self.port}")
 
     # What a server says about itself
 
@@ -290,6 +304,8 @@ class Client:
             self._close(sock)
 
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        if self._unix:
+            return _UnixConnection(self._unix, timeout_s)
         if self.secure:
             return http.client.HTTPSConnection(
                 self.host, self.port, timeout=timeout_s, context=ssl.create_default_context()
@@ -303,10 +319,11 @@ class Client:
         except TIMEOUTS:
             raise
         except OSError as error:
-            raise Refused(f"no connection to {self.host}:{self.port} ({words(error)})") from error
+            raise Refused(f"no connection to {self._place} ({words(error)})") from error
         if self._listener() != before:
-            raise Refused(f"the server on {self.host}:{self.port} was replaced while it was connected to")
+            raise Refused(f"the server on {self._place} was replaced while it was connected to")
         sock: socket.socket = connection.sock
+        self._prove(sock)
         with self._guard:
             self._live.add(sock)
         return sock
@@ -318,12 +335,25 @@ class Client:
             sock.close()
 
     def _headers(self, has_body: bool) -> dict[str, str]:
-        headers = {"Connection": "close"}
+        headers = {"Connection": "close", **self._own_headers}
         if has_body:
             headers["Content-Type"] = "application/json"
         if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key}"
         return headers
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """To a server that listens on a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
 
 
 def _sample(text: str) -> float | None:

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import socket
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..state import cgroup
+from . import sockets
 
 ASK_S = 10.0
 MARGIN_S = 10.0  # beyond the server's own limits, of which a sleep has three
 LARGEST = 1 << 16
-_CREDENTIALS = struct.Struct("3i")  # process, user, group: `struct ucred` of unix(7)
 
 
 class Mute(Exception):
@@ -68,10 +66,7 @@ class Control:
             raise Mute(f"{self.path}: {str(error) or type(error).__name__}") from error
 
     def _no_stranger(self, asking: socket.socket) -> None:
-        process, _, _ = _CREDENTIALS.unpack(
-            asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
-        found = cgroup.unit_of(cgroup.PROC / str(process))
+        found = sockets.unit_behind(asking)
         if found != self.unit:
             raise Mute(f"{self.path} belongs to {found or 'no unit'}, not to {self.unit}")
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Callable
 
 from ..state import durable, manifest, permissions, secrets_file
-from ..state.paths import API_KEY_MODULE, SECRETS_FILE, ServicePaths
+from ..state.paths import API_KEY_MODULE, FRONT_FILES, SECRETS_FILE, STANDBY_MODULE, ServicePaths
 from ..state.permissions import EXECUTE
 from . import compile_cache
 
 FILES = ("release.json", "vllm.service", "argv", "env")
-# Those of some releases: the values of its secrets, and what asks clients for the key where vLLM itself must
-# not have it.
-OPTIONAL = (SECRETS_FILE, API_KEY_MODULE)
+# Those of some releases: the values of its secrets, what asks clients for the key where vLLM itself must not
+# have it, and with standby what lets it sleep and the units of its front.
+STANDBY_FILES = (STANDBY_MODULE, *FRONT_FILES)
+OPTIONAL = (SECRETS_FILE, API_KEY_MODULE, *STANDBY_FILES)
 
 
 class NotReady(Exception):
@@ -48,6 +49,12 @@ class Release:
     @property
     def port(self) -> int:
         return int(self.document["port"])
+
+    @property
+    def sockets(self) -> Path | None:
+        """The folder of its server's Unix sockets; None where it listens on the port, and can't sleep."""
+        folder = self.document.get("sockets")
+        return Path(folder) if folder else None
 
     @property
     def user(self) -> str:
@@ -166,7 +173,8 @@ def prove(paths: ServicePaths, release: Release) -> None:
 
 
 def _prove_files(paths: ServicePaths, release: Release) -> None:
-    for name in (*FILES, API_KEY_MODULE) if release.key_is_asked_for else FILES:
+    module = (API_KEY_MODULE,) if release.key_is_asked_for else ()
+    for name in (*FILES, *module, *(STANDBY_FILES if release.sockets else ())):
         if not (paths.release(release.id) / name).is_file():
             raise NotReady(f"release {release.id} has lost its file {name}")
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..state import cgroup
 from . import systemd
 
 PROC = Path("/proc")
@@ -29,6 +30,7 @@ _ADDRESS = struct.Struct("!HH16s16s")  # ports and addresses of both sides
 _REST_OF_ADDRESS = struct.Struct("=I8s")  # interface, cookie
 _COUNTS = struct.Struct("=IIIII")  # expires, queues, user, inode
 _ANSWER_BYTES = 4 + _ADDRESS.size + _REST_OF_ADDRESS.size + _COUNTS.size
+_CREDENTIALS = struct.Struct("3i")  # process, user, group: `struct ucred` of unix(7)
 _LISTEN = 10  # include/net/tcp_states.h: TCP_LISTEN; in /proc/net/tcp in hexadecimal
 
 
@@ -54,6 +56,15 @@ def listeners(port: int) -> frozenset[Listener]:
         )
     except OSError:  # a kernel without tcp_diag
         return frozenset(_read(port))
+
+
+def unit_behind(connected: socket.socket) -> str | None:
+    """The unit whose process listens at the other end of a Unix socket, as the kernel knows it; None for one
+    that has ended, or of no unit.
+    """
+    told = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    process, _, _ = _CREDENTIALS.unpack(told)
+    return cgroup.unit_of(cgroup.PROC / str(process))
 
 
 def strangers(port: int, unit: str, found: Iterable[Listener] | None = None) -> list[str]:

@@ -50,7 +50,7 @@ DROPPED = frozenset(
             "StandardError",
         ),
         *("ExecCondition", "ExecStartPre", "ExecStartPost", "ExecReload", "ExecStop", "ExecStopPost"),
-        *("BindPaths", "EnvironmentFile", "UnsetEnvironment"),
+        *("BindPaths", "EnvironmentFile", "UnsetEnvironment", "RuntimeDirectory", "RuntimeDirectoryMode"),
     )
 )
 UNKNOWN_VARIABLE = "Unknown vLLM environment variable"

@@ -9,8 +9,29 @@ DEFAULT_ROOT = Path("/srv/pyinfra-vllm")
 UNITS = Path("/etc/systemd/system")
 SECRETS_FILE = "secrets.env"
 API_KEY_MODULE = "pyinfra_vllm_api_key.py"  # in a release's folder, which is then on vLLM's PYTHONPATH
+STANDBY_MODULE = "pyinfra_vllm_standby.py"  # in the same folder
+# Of a service with standby: the units of its front, the name of each in its release's folder, and the sockets
+# of each server.
+FRONT, FRONT_FILES = "front", ("front.socket", "front.service")
+API_SOCKET, CONTROL_SOCKET = "api.sock", "control.sock"
+RUN = Path("/run")
 # Folders beside those of the services: no service may have such a name.
 SHARED = ("bin", "checkpoints", "runtimes")
+
+
+def server_unit(service: str, release_id: str) -> str:
+    """The unit of a server with standby: two releases of one service may run at once."""
+    return f"vllm-{service}.{release_id}.service"
+
+
+def sockets_folder(service: str, release_id: str) -> Path:
+    """The folder of such a server's sockets, which lasts as long as it runs."""
+    return RUN / f"vllm-{service}" / release_id
+
+
+def awake(service: str) -> Path:
+    """The symlink by which the front finds the server that is awake."""
+    return RUN / f"vllm-{service}" / "awake"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Service as ServiceFact
 from pyinfra_vllm.facts.told import asked, fact
-from pyinfra_vllm.release import ASK_FOR_KEY, STOP_MARGIN_S, Release, base_environment
+from pyinfra_vllm.release import ASK_FOR_KEY, OBEY_ROOT, STOP_MARGIN_S, Release, base_environment
 from pyinfra_vllm.rollout.progress import Wanted
 from pyinfra_vllm.text import sentence
 from pyinfra_vllm.tuning import devices
@@ -200,18 +200,22 @@ def _release(
     version: str,
     gpus: list[Gpu],
     secrets: Mapping[str, str],
+    standby: bool = False,
 ) -> Release:
     path = runtime_path(root, service)
     directory = checkpoint.directory(root)
     environment = {**base_environment(f"{root}/{service.name}", path), **resolution.environment}
     environment |= devices.environment(service.gpus, gpus, version)
-    asked_for = API_KEY in service.secrets and _writes_variables(version)
+    # With standby the key is asked for before a request may wait, and so not by vLLM.
+    asked_for = API_KEY in service.secrets and (standby or _writes_variables(version))
     argv = [
         *(f"{path}/bin/vllm", "serve", directory),
         *("--served-model-name", *service.served_names),
-        *("--host", service.bind, "--port", str(service.port)),
+        *(() if standby else ("--host", service.bind, "--port", str(service.port))),
         *(["--trust-remote-code"] if service.allow_code else []),
+        *(OBEY_ROOT if standby else []),
         *(ASK_FOR_KEY if asked_for else []),
+        *(["--enable-sleep-mode"] if standby else []),
         *resolution.argv(),
     ]
     return Release(
@@ -234,6 +238,7 @@ def _release(
         gpus=service.gpus,
         gpu_count=len(devices.chosen(service.gpus, gpus)),
         kernel=resolution.kernel,
+        standby=standby,
         key_is_asked_for=asked_for,
         allow_code=service.allow_code,
         secrets=secrets,

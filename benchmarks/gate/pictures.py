@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyinfra_vllm.on_host.gate import gate
+from pyinfra_vllm.on_host.gate.verdict import Row, Verdict
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # Verdict -> (after is so many times slower, noise of a round).
@@ -59,14 +60,14 @@ def text(
     )
 
 
-def draw(verdict: dict[str, Any]) -> str:
-    rows = [row for row in verdict["metrics"] if row["decides"] and row["interval"]]
+def draw(verdict: Verdict) -> str:
+    rows = [row for row in verdict.metrics if row.decides and row.interval]
     height = TOP + STEP * len(rows) + 44
-    color = COLORS[verdict["verdict"]]
+    color = COLORS[verdict.verdict]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-        text(16, 30, verdict["verdict"], color=color, size=20),
+        text(16, 30, verdict.verdict, color=color, size=20),
         text(x(1), TOP - 12, "no change", "middle"),
         f'<line x1="{x(1):.0f}" y1="{TOP - 6}" x2="{x(1):.0f}" y2="{height - 40}" stroke="#8c959f"/>',
     ]
@@ -82,23 +83,24 @@ def draw(verdict: dict[str, Any]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def bar(row: dict[str, Any], y: float) -> list[str]:
-    color = COLORS[row["verdict"]]
-    low, high = row["interval"]
-    more_is_better = row["limit"] < 1
-    worse_from, worse_to = (LEFT, x(row["limit"])) if more_is_better else (x(row["limit"]), RIGHT)
+def bar(row: Row, y: float) -> list[str]:
+    assert row.interval is not None and row.limit is not None and row.ratio is not None  # see draw
+    color = COLORS[row.verdict]
+    low, high = row.interval
+    more_is_better = row.limit < 1
+    worse_from, worse_to = (LEFT, x(row.limit)) if more_is_better else (x(row.limit), RIGHT)
     return [
         (
             f'<rect x="{worse_from:.0f}" y="{y - 12:.0f}" width="{worse_to - worse_from:.0f}" height="24"'
             ' fill="#ffebe9"/>'
         ),
-        text(16, y + 4, f"{row['phase']} {row['name']}", color="#24292f"),
+        text(16, y + 4, f"{row.phase} {row.name}", color="#24292f"),
         (
             f'<line x1="{x(low):.1f}" y1="{y:.0f}" x2="{x(high):.1f}" y2="{y:.0f}" stroke="{color}"'
             ' stroke-width="3"/>'
         ),
-        f'<circle cx="{x(row["ratio"]):.1f}" cy="{y:.0f}" r="5" fill="{color}"/>',
-        text(RIGHT + 12, y + 4, f"{row['ratio']:.3f}", color=color),
+        f'<circle cx="{x(row.ratio):.1f}" cy="{y:.0f}" r="5" fill="{color}"/>',
+        text(RIGHT + 12, y + 4, f"{row.ratio:.3f}", color=color),
     ]
 
 
@@ -106,10 +108,8 @@ def main() -> None:
     for expected, (slower, noise) in EXAMPLES.items():
         before, after = record(1.0, noise, 1), record(slower, noise, 2)
         verdict = gate.judge(before, after, gate.Criteria())
-        if verdict["verdict"] != expected:
-            raise SystemExit(
-                f"the example for {expected} is judged {verdict['verdict']}: {verdict['reasons']}"
-            )
+        if verdict.verdict != expected:
+            raise SystemExit(f"the example for {expected} is judged {verdict.verdict}: {verdict.reasons}")
         (DOCS / f"gate-{expected}.svg").write_text(draw(verdict))
 
 

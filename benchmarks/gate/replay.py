@@ -27,6 +27,8 @@ from typing import Any
 
 from pyinfra_vllm.on_host.gate import gate, precision
 from pyinfra_vllm.on_host.gate.calibration import calibration
+from pyinfra_vllm.on_host.gate.noise import Noise
+from pyinfra_vllm.on_host.gate.verdict import Verdict
 
 HERE = Path(__file__).resolve().parent
 Record = dict[str, Any]
@@ -89,7 +91,7 @@ def verdicts(
     afters: list[Record],
     speed: float,
     pairs: int,
-    noise: dict[str, Any] | None,
+    noise: Noise | None,
     budget_s: float,
 ) -> tuple[Counter[str], list[float]]:
     """How often which verdict came, and the seconds that each side took, half of those of both."""
@@ -116,7 +118,7 @@ class Pair:
         after: Record,
         speed: float,
         source: random.Random,
-        noise: dict[str, Any] | None,
+        noise: Noise | None,
         budget_s: float,
     ) -> None:
         self.noise = noise
@@ -151,9 +153,9 @@ class Pair:
             places += more
             after = self.after.record(places, count, self.criteria)
             verdict = self.verdict(before, after)
-        return str(verdict["verdict"]), (before["spent_s"] + after["spent_s"]) / 2
+        return verdict.verdict, (before["spent_s"] + after["spent_s"]) / 2
 
-    def verdict(self, before: Record, after: Record) -> Record:
+    def verdict(self, before: Record, after: Record) -> Verdict:
         return gate.judge(before, after, self.criteria, noise=self.noise)
 
     def measured(self, side: Side, most: int, limit_s: float) -> int:

@@ -46,9 +46,9 @@ def record(kept: Kept, run: int = 0) -> Record:
 
 def judged(before: Record | None, after: Record) -> tuple[str, list[str]]:
     """The verdict of quality alone, and the criteria that made it."""
-    rows = [row for row in ladder.rows(before, after, Criteria()) if row["decides"]]
+    rows = [row for row in ladder.rows(before, after, Criteria()) if row.decides]
     for verdict in ("fail", "inconclusive"):
-        found = [row["name"] for row in rows if row["verdict"] == verdict]
+        found = [row.name for row in rows if row.verdict == verdict]
         if found:
             return verdict, found
     return "pass", []

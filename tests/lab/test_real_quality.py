@@ -77,7 +77,7 @@ def before(servers: Host) -> dict[str, Any]:
 
 def verdicts(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
     rows = ladder.rows(before, after, Criteria())
-    return {row["name"]: row["verdict"] for row in rows}
+    return {row.name: row.verdict for row in rows}
 
 
 def test_twenty_runs_of_an_unchanged_model_never_fail(servers: Host, before: dict[str, Any]) -> None:

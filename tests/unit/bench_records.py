@@ -7,6 +7,7 @@ from typing import Any
 
 from pyinfra_vllm.on_host.gate import gate
 from pyinfra_vllm.on_host.gate.gate import Criteria
+from pyinfra_vllm.on_host.gate.noise import SCHEMA, Noise
 
 
 def request(
@@ -68,9 +69,12 @@ def graded(right: int, total: int, key: str = "q") -> list[dict[str, Any]]:
     return [{"prompt": f"{key}{number:03d}", "passed": number < right} for number in range(total)]
 
 
-def judge(before: Any, after: Any, criteria: Criteria | None = None, **more: Any) -> dict[str, Any]:
-    """The verdict on two records, by the default criteria."""
-    return gate.judge(before, after, criteria or Criteria(), **more)
+def judge(
+    before: Any, after: Any, criteria: Criteria | None = None, noise: Any = None, **more: Any
+) -> dict[str, Any]:
+    """The verdict on two records, by the default criteria, as its JSON has it."""
+    known = None if noise is None else Noise.read({"schema": SCHEMA, **noise}, "noise")
+    return gate.judge(before, after, criteria or Criteria(), known, **more).as_dict()
 
 
 def row(verdict: dict[str, Any], name: str, phase_name: str | None = "c1") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_records import record
+from bench_records import judge, record
 from openai_server import serving
 
 from pyinfra_vllm import lm_eval
@@ -41,7 +41,7 @@ def scored(value: float, stderr: float = 0.0) -> dict[str, Any]:
 
 
 def rows(before: Any, after: Any, **criteria: Any) -> list[dict[str, Any]]:
-    verdict = gate.judge(before, after, Criteria(**criteria))
+    verdict = judge(before, after, Criteria(**criteria))
     return [item for item in verdict["metrics"] if item["name"] == IFEVAL]
 
 
@@ -69,7 +69,7 @@ def test_a_drop_fails_where_chance_can_not_have_done_it(after: float, stderr: fl
 
 
 def test_a_switch_shows_that_a_declared_score_is_missing_and_decides_without_it() -> None:
-    verdict = gate.judge(record(), record(), Criteria(min_evaluation={IFEVAL: 0.7}))
+    verdict = judge(record(), record(), Criteria(min_evaluation={IFEVAL: 0.7}))
     (found,) = [item for item in verdict["metrics"] if item["name"] == IFEVAL]
     assert (verdict["verdict"], found["decides"], found["verdict"]) == ("pass", False, "inconclusive")
     assert "bench --lm-eval" in found["note"]
@@ -77,7 +77,7 @@ def test_a_switch_shows_that_a_declared_score_is_missing_and_decides_without_it(
 
 def test_where_others_were_evaluated_a_missing_one_leaves_it_open() -> None:
     evaluated = record(evaluations={"gsm8k/exact_match,strict-match": {"value": 0.5}})
-    verdict = gate.judge(evaluated, evaluated, Criteria(max_evaluation_drop={IFEVAL: 0.03}))
+    verdict = judge(evaluated, evaluated, Criteria(max_evaluation_drop={IFEVAL: 0.03}))
     assert verdict["verdict"] == "inconclusive"
 
 

@@ -33,6 +33,7 @@ from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError, RolloutE
 from pyinfra_vllm.hub import Hub
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.gate import gate
+from pyinfra_vllm.on_host.gate.verdict import Verdict
 from pyinfra_vllm.on_host.server import hooks
 from pyinfra_vllm.on_host.staging import fetch
 from pyinfra_vllm.on_host.state import durable, follow, journal, manifest, observe, recall
@@ -579,8 +580,9 @@ def test_a_damaged_record_is_named_or_judged(damage: tuple[bool, tuple[Any, ...]
     except gate.RecordError as error:
         assert "\n" not in str(error) and str(error).encode()
     else:
-        assert json.dumps(verdict, allow_nan=False) and gate.conclusion(verdict)
-        assert compare.table(verdict).row_count == len(verdict["metrics"])
+        assert json.dumps(verdict.as_dict(), allow_nan=False) and verdict.conclusion()
+        assert Verdict.read(verdict.as_dict(), "verdict") == verdict
+        assert compare.table(verdict).row_count == len(verdict.metrics)
     TRIED["records"] += 1
 
 

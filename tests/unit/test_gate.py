@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pyinfra_vllm.on_host.gate import gate, precision
 from pyinfra_vllm.on_host.gate.gate import Criteria
+from pyinfra_vllm.on_host.gate.verdict import Verdict
 
 CRITERIA = Criteria()
 GRADED = [{"prompt": f"q{number}", "passed": True} for number in range(20)]
@@ -196,11 +197,16 @@ def test_faster_never_fails_and_the_interval_holds_the_ratio(
 # What follows from a verdict
 
 
+def wants_more(verdict: dict[str, Any], before: Any, after: Any, criteria: Criteria) -> bool:
+    return gate.wants_more(Verdict.read(verdict, "verdict"), before, after, criteria)
+
+
 def test_what_may_stay() -> None:
     keep = Criteria(on_inconclusive="keep")
-    assert gate.may_stay({"verdict": "pass"}, CRITERIA) and not gate.may_stay({"verdict": "fail"}, keep)
-    assert gate.may_stay({"verdict": "inconclusive"}, keep)
-    assert not gate.may_stay({"verdict": "inconclusive"}, CRITERIA)
+    passed, failed, unclear = (Verdict(word, (), ()) for word in ("pass", "fail", "inconclusive"))
+    assert gate.may_stay(passed, CRITERIA) and not gate.may_stay(failed, keep)
+    assert gate.may_stay(unclear, keep)
+    assert not gate.may_stay(unclear, CRITERIA)
 
 
 def test_a_run_that_is_not_clear_wants_more_while_there_is_time() -> None:
@@ -208,9 +214,9 @@ def test_a_run_that_is_not_clear_wants_more_while_there_is_time() -> None:
     after = record(rounds([100, 60, 130]), spent_s=50.0)
     unclear = judge(before, after)
     assert unclear["verdict"] == "inconclusive"
-    assert gate.wants_more(unclear, before, after, CRITERIA)
-    assert not gate.wants_more({**unclear, "verdict": "pass"}, before, after, CRITERIA)
-    assert not gate.wants_more(unclear, None, after, CRITERIA)
+    assert wants_more(unclear, before, after, CRITERIA)
+    assert not wants_more({**unclear, "verdict": "pass"}, before, after, CRITERIA)
+    assert not wants_more(unclear, None, after, CRITERIA)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +236,7 @@ def test_doubt_is_measured_away_up_to_the_longest_budget(
     before = record(rounds([100] * 6), plan={"rounds": 6})
     after = record(rounds([100, 60, 130, 90, 70, 140]), spent_s=spent_s)
     chosen = Criteria(**criteria)
-    assert gate.wants_more(judge(before, after, chosen), before, after, chosen) is wants
+    assert wants_more(judge(before, after, chosen), before, after, chosen) is wants
 
 
 def test_a_window_that_closes_ends_the_measuring_beyond_its_budget_and_never_within() -> None:
@@ -246,7 +252,7 @@ def test_what_no_round_can_tell_is_not_measured_further() -> None:
     after = record(rounds([100, 60, 130]), spent_s=50.0, quality=[])
     verdict = judge(before, after)
     assert verdict["verdict"] == "inconclusive" and row(verdict, "quality_points", None)["verdict"] != "pass"
-    assert not gate.wants_more(verdict, before, after, CRITERIA)
+    assert not wants_more(verdict, before, after, CRITERIA)
 
 
 def test_a_release_that_never_got_to_a_plan_cannot_be_measured_further() -> None:
@@ -254,7 +260,7 @@ def test_a_release_that_never_got_to_a_plan_cannot_be_measured_further() -> None
     after = record({**phase(1), "requests": [failed("first", "no_usage", "none")] * 3}, spent_s=5.0)
     verdict = judge(before, after)
     assert verdict["verdict"] == "inconclusive"
-    assert not gate.wants_more(verdict, before, after, CRITERIA)
+    assert not wants_more(verdict, before, after, CRITERIA)
 
 
 NOISE = {"runs": 5, "phases": {"c1": dict.fromkeys(("tokens_per_s", "tpot_s", "ttft_s", "e2e_s"), 0.01)}}
@@ -275,4 +281,4 @@ def test_a_release_that_failed_by_little_is_asked_further_and_one_beyond_doubt_i
     after = record(rounds(rates), spent_s=50.0, **more)
     verdict = judge(before, after, noise=NOISE)
     assert verdict["verdict"] == "fail"
-    assert gate.wants_more(verdict, before, after, CRITERIA) is wants
+    assert wants_more(verdict, before, after, CRITERIA) is wants

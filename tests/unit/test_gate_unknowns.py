@@ -60,7 +60,7 @@ def test_a_phase_for_which_the_time_ran_out_before_shows_nothing() -> None:
         assert verdict["verdict"] == "inconclusive" and row(verdict, "tokens_per_s", "c8")["ratio"] is None
     assert said(verdict, "phase c8: HTTP 500: boom, so there is nothing to compare with")
     twice = [record(phase(1), silent(8, "not_asked"))] * 3
-    assert calibration.calibration(twice)["phases"]["c8"] == {}
+    assert calibration.calibration(twice).phases["c8"] == {}
 
 
 def test_other_traffic_saves_no_phase_without_answers() -> None:
@@ -72,7 +72,7 @@ def test_other_traffic_saves_no_phase_without_answers() -> None:
 def test_a_calibration_leaves_out_a_phase_that_a_run_did_not_answer() -> None:
     runs = [record(phase(1), phase(8)), record(phase(1), phase(8)), record(phase(1), silent(8, "timeout"))]
     found = calibration.calibration(runs)
-    assert found["phases"]["c8"] == {} and "tokens_per_s" in found["phases"]["c1"]
+    assert found.phases["c8"] == {} and "tokens_per_s" in found.phases["c1"]
 
 
 def test_a_release_of_which_only_a_part_answers_has_the_rate_that_was_measured() -> None:
@@ -170,7 +170,7 @@ def test_compare_decides_without_the_gpu_s_memory(tmp_path: Path) -> None:
     (tmp_path / "gate.yaml").write_text("max_gpu_memory_mib: 1000\n")
     (tmp_path / "record.json").write_text(json.dumps(record()))
     code, verdict = compare.run(*[tmp_path / "record.json"] * 2, tmp_path / "gate.yaml")
-    assert code == 0 and said(verdict, "gpu_memory_mib: not measured by compare")
+    assert code == 0 and said(verdict.as_dict(), "gpu_memory_mib: not measured by compare")
 
 
 # What is said beside

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.gate import precision
+from pyinfra_vllm.on_host.gate.noise import Noise
 
 CRITERIA = Criteria(budget_s=20.0)
 
@@ -61,7 +62,7 @@ def test_every_phase_must_be_precise_and_have_its_share_of_the_time() -> None:
 
 
 def test_calibrated_noise_asks_for_no_more_precision_than_it_leaves() -> None:
-    noise = {"phases": {"c1": dict.fromkeys(("tokens_per_s", "e2e_s", "tpot_s", "ttft_s"), 0.4)}}
+    noise = Noise(5, {"c1": dict.fromkeys(("tokens_per_s", "e2e_s", "tpot_s", "ttft_s"), 0.4)})
     assert precision.settled([phase(8, spread=0.05)], CRITERIA, noise)
 
 

@@ -34,7 +34,7 @@ def measured(settings: Settings = QUICK, **behaviour: Any) -> dict[str, Any]:
 
 
 def verdict(record: dict[str, Any], before: dict[str, Any] | None = None, **limits: Any) -> dict[str, Any]:
-    return gate.judge(before, record, gate.Criteria(concurrency=(1, 4), **limits))
+    return gate.judge(before, record, gate.Criteria(concurrency=(1, 4), **limits)).as_dict()
 
 
 def test_a_record_is_what_the_contract_says() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_records import phase, record
+from bench_records import judge, phase, record
 from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import serving
@@ -183,7 +183,7 @@ def test_a_grader_that_raises_is_an_entry_and_stops_no_question(monkeypatch: pyt
     assert len(entries) == 21 and entries[-1]["passed"]
     assert {entry["error_kind"] for entry in entries[:-1]} == {"grader"}
     assert "the grader of exact failed: RuntimeError('no such thing')" in entries[0]["error"]
-    assert gate.judge(None, record(phase(1), quality=entries), gate.Criteria())["verdict"] == "inconclusive"
+    assert judge(None, record(phase(1), quality=entries))["verdict"] == "inconclusive"
 
 
 def test_a_grader_that_raises_is_found_while_the_file_is_read(
@@ -205,7 +205,7 @@ def test_a_model_that_thinks_all_the_same_gets_room_to_end() -> None:
 def test_an_error_is_an_entry_with_its_kind() -> None:
     (entry,) = asked([CAPITAL], status=500)
     assert entry["passed"] is False and entry["error_kind"] == "http_500"
-    row = gate.judge(None, record(phase(1), quality=[entry]), gate.Criteria())["metrics"][0]
+    row = judge(None, record(phase(1), quality=[entry]))["metrics"][0]
     assert row["name"] == "error_rate" and row["verdict"] == "fail"
 
 
@@ -222,9 +222,9 @@ def test_an_unchanged_model_never_fails_and_a_broken_one_does() -> None:
     assert sum(item["passed"] for item in before["quality"]) == len(quality.builtin())
     for _ in range(3):
         after = record(phase(1), quality=asked(quality.builtin(), answers=knows))
-        assert {row["verdict"] for row in ladder.rows(before, after, gate.Criteria())} == {"pass"}
+        assert {row.verdict for row in ladder.rows(before, after, gate.Criteria())} == {"pass"}
     broken = record(phase(1), quality=asked(quality.builtin(), default_answer="!!!!!" * 20))
-    assert gate.judge(before, broken, gate.Criteria())["verdict"] == "fail"
+    assert judge(before, broken)["verdict"] == "fail"
 
 
 # The operator's own prompts

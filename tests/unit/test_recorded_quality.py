@@ -50,7 +50,7 @@ def kept(name: str = GPU) -> dict[str, Any]:
 
 def note_of(name: str, criterion: str) -> str:
     rows = ladder.rows(table.record(kept()[table.BASE]), table.record(kept()[name]), Criteria())
-    return next(str(row.get("note")) for row in rows if row["name"] == criterion)
+    return next(row.note for row in rows if row.name == criterion)
 
 
 @pytest.mark.parametrize(("name", "criterion"), DAMAGED.items())

@@ -14,7 +14,7 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.connectors import util
 
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.on_host.gate import gate
+from pyinfra_vllm.on_host.gate.verdict import Row, Verdict
 from pyinfra_vllm.on_host.switch.order import Order
 from pyinfra_vllm.operations.util import remote, summary, switching, unit
 from pyinfra_vllm.operations.util.switching import Switching
@@ -143,7 +143,9 @@ OPEN_TOLD = (
 
 def judged(verdict: str, *metrics: dict[str, Any], reasons: tuple[str, ...] = ()) -> dict[str, Any]:
     """The journal's entry, as on_host/switch/transaction.py writes it."""
-    deciding = [gate.sentence(row) for row in metrics if row["decides"] and row["verdict"] == verdict]
+    deciding = [
+        Row.read(row, "metric").sentence() for row in metrics if row["decides"] and row["verdict"] == verdict
+    ]
     return {
         "at": "2026-11-28T00:00:00+00:00", "tx": "t", "step": "judge", "state": "done", "verdict": verdict,
         "metrics": list(metrics), "reasons": [*(reasons or deciding), NOTE],
@@ -152,7 +154,7 @@ def judged(verdict: str, *metrics: dict[str, Any], reasons: tuple[str, ...] = ()
 
 def ended(verdict: dict[str, Any], outcome: str, more: str = "") -> list[dict[str, Any]]:
     """The answers of a host that has judged, and then ends."""
-    end = {"outcome": outcome, "reason": f"{gate.conclusion(verdict)}{more}"}
+    end = {"outcome": outcome, "reason": f"{Verdict.read(verdict, 'verdict').conclusion()}{more}"}
     return [{**ENDED, "entries": [verdict], "active": True, "end": None}, {**ENDED, "end": end}]
 
 

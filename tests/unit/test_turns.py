@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pyinfra_vllm.on_host.bench import stats
 from pyinfra_vllm.on_host.gate import turns
-from pyinfra_vllm.on_host.gate.turns import FAIL, INCONCLUSIVE, PASS, Block, Limits
+from pyinfra_vllm.on_host.gate.turns import Block, Limits
+from pyinfra_vllm.on_host.gate.verdict import FAIL, INCONCLUSIVE, PASS
 
 LIMITS = Limits()
 NUMBERS = st.floats(-3, 3, allow_nan=False)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +20,7 @@ from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.bench.record import RecordError
 from pyinfra_vllm.on_host.gate.calibration import LEAST_RUNS, calibration
+from pyinfra_vllm.on_host.gate.noise import Noise
 from pyinfra_vllm.printable import printable
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 EXIT_CODES = {"calibrated": 0, "deferred": 4}
 
 
-def run(records: list[Path], out: Path | None = None) -> dict[str, Any]:
+def run(records: list[Path], out: Path | None = None) -> Noise:
     """The noise of several records, for `gate.judge` and `compare --noise`.
 
     Raises DeclarationError.
@@ -41,7 +42,7 @@ def run(records: list[Path], out: Path | None = None) -> dict[str, Any]:
         raise DeclarationError(f"{names} can't calibrate a gate: {error}") from error
     if out is not None:
         try:
-            out.write_text(json.dumps(noise, indent=2) + "\n", encoding="utf-8")
+            out.write_text(json.dumps(noise.as_dict(), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise DeclarationError(f"--out {out} can't be written: {error}") from error
     return noise
@@ -97,15 +98,15 @@ def _service(services: Sequence[Service], named: str | None, host: str) -> Servi
     return found[0]
 
 
-def sentences(noise: dict[str, Any]) -> list[str]:
+def sentences(noise: Noise) -> list[str]:
     """The noise for a person."""
     lines = [
         (
-            f"{noise['runs']} runs of an unchanged service; of two such runs the second is worse in 1 of 100"
+            f"{noise.runs} runs of an unchanged service; of two such runs the second is worse in 1 of 100"
             " by more than:"
         )
     ]
-    for phase, metrics in noise["phases"].items():
+    for phase, metrics in noise.phases.items():
         lines += [f"  {phase} {metric}: {share:.2%}" for metric, share in metrics.items()]
     return lines
 
@@ -147,7 +148,7 @@ def calibrate(
     """
     if len(sources) > 1 or sources[0].endswith(".json"):
         noise = run([Path(source) for source in sources], out)
-        click.echo(json.dumps(noise, indent=2) if json_wanted else "\n".join(sentences(noise)))
+        click.echo(json.dumps(noise.as_dict(), indent=2) if json_wanted else "\n".join(sentences(noise)))
         return 0
     if limit is None:
         raise click.UsageError("--limit HOST is needed: the service is restarted, so name the one host")

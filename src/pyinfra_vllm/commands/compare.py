@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from pyinfra_vllm.answers import Verdict
 from pyinfra_vllm.commands.gate_file import criteria_of
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.on_host.gate import calibration, gate
+from pyinfra_vllm.on_host.gate import gate
+from pyinfra_vllm.on_host.gate.noise import Noise
+from pyinfra_vllm.on_host.gate.verdict import Verdict
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.report.tables import escape
 from pyinfra_vllm.text import four_digits
@@ -35,12 +35,12 @@ def run(
         verdict = gate.judge(read(before), read(after), criteria, noise=noise, asks_gpus=False)
     except gate.RecordError as error:
         raise DeclarationError(f"{before} and {after} can't be compared: {error}") from error
-    return gate.EXIT_CODES[verdict["verdict"]], cast("Verdict", verdict)
+    return gate.EXIT_CODES[verdict.verdict], verdict
 
 
-def _noise(path: Path) -> dict[str, Any]:
+def _noise(path: Path) -> Noise:
     try:
-        return calibration.checked(read(path), "noise")
+        return Noise.read(read(path), "noise")
     except gate.RecordError as error:
         raise DeclarationError(f"--noise {path}: {error}") from error
 
@@ -48,19 +48,18 @@ def _noise(path: Path) -> dict[str, Any]:
 def table(verdict: Verdict) -> Table:
     """Every metric for a person; dim ones are shown and never decide."""
     found = Table("phase", "metric", "before", "after", "ratio", "95 % interval", "limit", "verdict")
-    for row in verdict["metrics"]:
-        interval = row["interval"]
-        shown = row["verdict"] if row["decides"] else "informational"
+    for row in verdict.metrics:
+        shown = row.verdict if row.decides else "informational"
         found.add_row(
-            escape(row["phase"] or ""),
-            escape(row["name"]),
-            four_digits(row["before"]),
-            four_digits(row["after"]),
-            four_digits(row["ratio"]),
-            f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "",
-            four_digits(row["limit"]),
+            escape(row.phase or ""),
+            escape(row.name),
+            four_digits(row.before),
+            four_digits(row.after),
+            four_digits(row.ratio),
+            "{:.3f} to {:.3f}".format(*row.interval) if row.interval else "",
+            four_digits(row.limit),
             f"[{COLORS.get(shown, 'dim')}]{shown}[/]",
-            style=None if row["decides"] else "dim",
+            style=None if row.decides else "dim",
         )
     return found
 
@@ -79,10 +78,10 @@ def compare(before: Path, after: Path, gate_file: Path | None, noise_file: Path 
     """Judge AFTER against BEFORE: exit code 0 for pass, 1 for fail, 3 for inconclusive."""
     code, verdict = run(before, after, gate_file, noise_file)
     if as_json:
-        click.echo(json.dumps(verdict, indent=2))
+        click.echo(json.dumps(verdict.as_dict(), indent=2))
         return code
     Console().print(table(verdict))
-    click.echo(verdict["verdict"])
-    for reason in verdict["reasons"]:
+    click.echo(verdict.verdict)
+    for reason in verdict.reasons:
         click.echo(f"  {printable(reason)}")
     return code

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..answers import Metric
-from ..on_host.gate.gate import sentence
-from ..on_host.gate.relative import FAIL, INCONCLUSIVE
+from ..on_host.gate.verdict import FAIL, INCONCLUSIVE, Row
 from ..text import gpu_memory, latency, percent, three_digits
 
 Unit = Callable[[float], str]
@@ -133,7 +132,7 @@ def _criterion(metric: Metric) -> Criterion:
 def _told(metric: Metric) -> str:
     """Empty where the host's numbers do not belong together."""
     try:
-        return sentence(dict(metric))
+        return Row.read(metric, "metric").sentence()
     except (LookupError, TypeError, ValueError):
         return ""
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pyinfra_vllm.answers import Entry, Metric, Transaction
-from pyinfra_vllm.on_host.gate import gate
-from pyinfra_vllm.on_host.gate.relative import FAIL, INCONCLUSIVE, PASS
+from pyinfra_vllm.on_host.gate.verdict import FAIL, INCONCLUSIVE, PASS, Row, Verdict
 from pyinfra_vllm.on_host.state.evidence import HOW_FAR
 from pyinfra_vllm.on_host.switch.order import CALIBRATION
 from pyinfra_vllm.text import counted, four_digits
@@ -68,7 +67,11 @@ def in_short(reason: str, judged: Entry | None) -> str:
     if judged is None:
         return reason
     try:
-        whole, count, names = gate.conclusion(dict(judged)), _count(judged), ", ".join(_deciding(judged))
+        whole, count, names = (
+            Verdict.read(judged, "verdict").conclusion(),
+            _count(judged),
+            ", ".join(_deciding(judged)),
+        )
     except DAMAGED:
         return reason
     return f"{count}: {names}{reason[len(whole) :]}" if names and reason.startswith(whole) else reason
@@ -114,7 +117,7 @@ def _judged(entry: Entry) -> list[str]:
     and one for each note.
     """
     unmet = _unmet(entry)
-    sentences = [gate.sentence(dict(row)) for row in unmet]
+    sentences = [Row.read(row, "metric").sentence() for row in unmet]
     notes = [text for text in entry["reasons"] if text not in sentences]
     summary = _count(entry) or "".join(notes[:1])
     verdict = ": ".join(filter(None, (STEPS["judge"], entry["verdict"], summary)))

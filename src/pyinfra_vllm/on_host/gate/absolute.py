@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..bench.criteria import Criteria
-from .relative import FAIL, INCONCLUSIVE, NOT_JUDGED, PASS, answered, tokens_per_s
+from .relative import NOT_JUDGED, answered, tokens_per_s
+from .verdict import FAIL, INCONCLUSIVE, PASS, Row, row
 
 TRAFFIC_FACTOR = 3.0  # a request of others may hold ours up longer than its share of the tokens says
 # share of others' tokens up to which they are overlooked, and by which it may differ between two sides
 OTHER_TRAFFIC = 0.05
 SPEEDS = ("min_tokens_per_s", "max_ttft_s")
 Record = dict[str, Any]
-Row = dict[str, Any]
 
 
 def rows(
@@ -40,7 +42,7 @@ def rows(
             found.append(row(key, phase, None, None, limits[phase], INCONCLUSIVE, note))
     if criteria.max_gpu_memory_mib is not None:
         limit = criteria.max_gpu_memory_mib
-        found.append(_memory(gpu_memory_mib, limit) if asks_gpus else _memory_not_asked(limit))
+        found.append(_memory(gpu_memory_mib, limit, asks_gpus))
     return [_under_other_traffic(item, after) for item in found]
 
 
@@ -66,16 +68,18 @@ def _under_other_traffic(item: Row, after: Record) -> Row:
     shows nothing.
     """
     share = other_share(after) or 0.0
-    if item["name"] not in SPEEDS or item["verdict"] != FAIL or share <= OTHER_TRAFFIC or not item["after"]:
+    if item.name not in SPEEDS or item.verdict != FAIL or share <= OTHER_TRAFFIC:
         return item
-    missed_by = max(item["limit"] / item["after"], item["after"] / item["limit"])
+    if not item.after or item.limit is None:
+        return item
+    missed_by = max(item.limit / item.after, item.after / item.limit)
     if missed_by > 1 + TRAFFIC_FACTOR * share:
         return item
     note = (
-        f"phase {item['phase']}: {item['after']:g}, the limit is {item['limit']:g};"
+        f"phase {item.phase}: {item.after:g}, the limit is {item.limit:g};"
         f" other traffic was {share:.0%} of the tokens, which can have done that"
     )
-    return {**item, "verdict": INCONCLUSIVE, "note": note}
+    return replace(item, verdict=INCONCLUSIVE, note=note)
 
 
 def other_share(record: Record) -> float | None:
@@ -118,18 +122,15 @@ def _failures(record: Record) -> tuple[list[dict[str, Any]], int]:
     return failed, len(requests) + int(warm.get("requests", 0)) + len(asked)
 
 
-def _memory(used: int | None, limit: int) -> Row:
+def _memory(used: int | None, limit: int, asks_gpus: bool) -> Row:
+    if not asks_gpus:
+        note = "not measured by compare: informational"
+        found = row("gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, note)
+        return replace(found, decides=False)
     if used is None:
         note = f"nvidia-smi said nothing, so the limit of {limit} MiB was not shown to hold"
         return row("gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, note)
     return row("gpu_memory_mib", None, None, used, limit, PASS if used <= limit else FAIL)
-
-
-def _memory_not_asked(limit: int) -> Row:
-    found = row(
-        "gpu_memory_mib", None, None, None, limit, INCONCLUSIVE, "not measured by compare: informational"
-    )
-    return {**found, "decides": False}
 
 
 def _median_ttft(phase: dict[str, Any]) -> float | None:
@@ -137,31 +138,7 @@ def _median_ttft(phase: dict[str, Any]) -> float | None:
     return round(statistics.median(times), 6) if times else None
 
 
-def kernel_row(kernel: dict[str, Any]) -> Row:
+def kernel_row(kernel: Mapping[str, Any]) -> Row:
     """The finding of server.kernel as a criterion: a slow kernel serves the same text, ten times slower."""
     reasons = kernel.get("reasons") or [", ".join(kernel.get("kernels") or []) or "not the expected one"]
     return row("kernel", None, None, None, None, kernel["verdict"], "; ".join(reasons))
-
-
-def row(
-    name: str,
-    phase: str | None,
-    before: float | None,
-    after: float | None,
-    limit: float | None,
-    verdict: str,
-    note: str = "",
-) -> Row:
-    """A criterion with its numbers, as every verdict lists them."""
-    made: Row = {
-        "name": name,
-        "phase": phase,
-        "before": None if before is None else round(before, 6),
-        "after": None if after is None else round(after, 6),
-        "ratio": round(after / before, 6) if after is not None and before else None,
-        "interval": None,
-        "limit": limit,
-        "verdict": verdict,
-        "decides": True,
-    }
-    return {**made, "note": note} if note else made

@@ -7,18 +7,18 @@ Such an evaluation takes hours, so no switch waits for one: it is made outside t
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from ..bench.criteria import Criteria
-from .absolute import row
-from .relative import FAIL, INCONCLUSIVE, PASS
+from .verdict import FAIL, INCONCLUSIVE, PASS, Row, row
 
 ONE_SIDED_95 = 1.645  # of the normal distribution: a score is a mean over hundreds of questions
 Record = dict[str, Any]
 Scores = dict[str, dict[str, float]]
 
 
-def rows(before: Record | None, after: Record, criteria: Criteria) -> list[dict[str, Any]]:
+def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
     """One row for each declared score; `{TASK/METRIC: {"value", "stderr"}}` is what records have of them."""
     now: Scores = after.get("evaluations", {})
     then: Scores = (before or {}).get("evaluations", {})
@@ -28,7 +28,7 @@ def rows(before: Record | None, after: Record, criteria: Criteria) -> list[dict[
     return found
 
 
-def _at_least(name: str, then: Scores, now: Scores, limit: float) -> dict[str, Any]:
+def _at_least(name: str, then: Scores, now: Scores, limit: float) -> Row:
     if name not in now:
         return _missing(name, then, now, limit)
     value = now[name]["value"]
@@ -38,7 +38,7 @@ def _at_least(name: str, then: Scores, now: Scores, limit: float) -> dict[str, A
     )
 
 
-def _drop(name: str, then: Scores, now: Scores, limit: float) -> dict[str, Any]:
+def _drop(name: str, then: Scores, now: Scores, limit: float) -> Row:
     """Worse by more than allowed fails, unless chance alone could have done it."""
     if name not in then or name not in now:
         return _missing(name, then, now, -limit)
@@ -54,7 +54,7 @@ def _drop(name: str, then: Scores, now: Scores, limit: float) -> dict[str, Any]:
     return row(name, None, before, after, -limit, verdict, note)
 
 
-def _missing(name: str, then: Scores, now: Scores, limit: float) -> dict[str, Any]:
+def _missing(name: str, then: Scores, now: Scores, limit: float) -> Row:
     """Undecided where evaluations were made and this one was not; only shown where none were,
     as in a switch.
     """
@@ -64,4 +64,4 @@ def _missing(name: str, then: Scores, now: Scores, limit: float) -> dict[str, An
     found = row(
         name, None, then.get(name, {}).get("value"), now.get(name, {}).get("value"), limit, INCONCLUSIVE, made
     )
-    return {**found, "decides": bool(then or now)}
+    return replace(found, decides=bool(then or now))

@@ -5,13 +5,16 @@ Pure: numbers in, a verdict with its numbers and reasons out. It measures nothin
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..bench.criteria import CHOICES, MAX, Criteria, CriteriaError
 from ..bench.record import RecordError, check, check_pair
 from . import absolute, evaluations, ladder, notes, precision, relative
 from .absolute import OTHER_TRAFFIC, TRAFFIC_FACTOR, other_share
-from .relative import FAIL, INCONCLUSIVE, PASS
+from .noise import Noise, of_phase
+from .verdict import FAIL, INCONCLUSIVE, PASS, Row, Verdict, concluded
 
 __all__ = [
     "CHOICES",
@@ -19,7 +22,6 @@ __all__ = [
     "Criteria",
     "CriteriaError",
     "RecordError",
-    "conclusion",
     "incomparable",
     "judge",
     "may_stay",
@@ -35,12 +37,12 @@ def judge(
     before: Record | None,
     after: Record,
     criteria: Criteria,
-    noise: dict[str, Any] | None = None,
-    kernel: dict[str, Any] | None = None,
+    noise: Noise | None = None,
+    kernel: Mapping[str, Any] | None = None,
     gpu_memory_mib: int | None = None,
     asks_gpus: bool = True,
-) -> dict[str, Any]:
-    """The verdict on `after`: `{"verdict", "metrics", "reasons"}`.
+) -> Verdict:
+    """The verdict on `after`.
 
     + before: the baseline; None for a first installation, which has absolute criteria only
     + noise: what `calibration` found for this service
@@ -80,11 +82,11 @@ def judge(
     metrics += evaluations.rows(before, after, criteria)
     if not asks_gpus and criteria.max_gpu_memory_mib is not None:
         reasons.append("gpu_memory_mib: not measured by compare, so its limit decided nothing")
-    return _conclude(metrics, reasons, doubts)
+    return concluded(metrics, reasons, doubts)
 
 
 def wants_more(
-    verdict: dict[str, Any],
+    verdict: Verdict,
     before: Record | None,
     after: Record,
     criteria: Criteria,
@@ -96,67 +98,62 @@ def wants_more(
 
     + left_s: seconds for which measuring may go on; left out: what the budget leaves (precision.left_s)
     """
-    if verdict["verdict"] == PASS or before is None or "plan" not in before:
+    if verdict.verdict == PASS or before is None or "plan" not in before:
         return False
-    unsettled = [row for row in verdict["metrics"] if row["decides"] and row["verdict"] != PASS]
-    if any(_sure(row) for row in unsettled) or any(not _measurable(row) for row in unsettled):
+    unsettled = [row for row in verdict.metrics if row.decides and row.verdict != PASS]
+    if any(_sure(row) for row in unsettled) or not all(
+        row.repeatable and not row.hopeless for row in unsettled
+    ):
         return False
     measured = any(phase.get("rounds") for phase in after["phases"])
     left = precision.left_s(criteria, after) if left_s is None else left_s
     return measured and left > 1.0
 
 
-def _measurable(row: dict[str, Any]) -> bool:
-    """Whether further rounds tell more about it: they do about what has an interval, and not about quality or
-    a kernel.
-    """
-    return "detectable" in row and not row.get("hopeless")
-
-
-def _sure(row: dict[str, Any]) -> bool:
+def _sure(row: Row) -> bool:
     """Whether it failed beyond doubt: by what has no interval, or by twice what is allowed with all of its
     interval beyond the limit.
     """
-    if row["verdict"] != FAIL:
+    if row.verdict != FAIL:
         return False
-    if row["interval"] is None or row["ratio"] is None:
+    if row.interval is None or row.ratio is None or row.limit is None:
         return True
-    (low, high), limit = row["interval"], row["limit"]
-    return bool(high < limit and row["ratio"] < limit**2) or bool(low > limit and row["ratio"] > limit**2)
+    (low, high), limit = row.interval, row.limit
+    return (high < limit and row.ratio < limit**2) or (low > limit and row.ratio > limit**2)
 
 
-def may_stay(verdict: dict[str, Any], criteria: Criteria) -> bool:
+def may_stay(verdict: Verdict, criteria: Criteria) -> bool:
     """Whether the new release is kept: it passed, or nobody can tell and the operator said to
     keep it then.
     """
-    if verdict["verdict"] == INCONCLUSIVE:
+    if verdict.verdict == INCONCLUSIVE:
         return criteria.on_inconclusive == "keep"
-    return bool(verdict["verdict"] == PASS)
+    return verdict.verdict == PASS
 
 
 def _relative_rows(
-    before: Record, after: Record, criteria: Criteria, noise: dict[str, Any] | None, doubts: list[str]
-) -> list[dict[str, Any]]:
+    before: Record, after: Record, criteria: Criteria, noise: Noise | None, doubts: list[str]
+) -> list[Row]:
     """Every relative metric; where there is doubt about a run, none of them decides for or against."""
     phases = {phase["name"]: phase for phase in after["phases"]}
-    known = (noise or {}).get("phases", {})
     late_s = max(float(record.get("client", {}).get("late_mean_s", 0.0)) for record in (before, after))
     rows = []
     for phase in before["phases"]:
-        rows += relative.compare(phase, phases[phase["name"]], criteria, known.get(phase["name"], {}), late_s)
+        name = phase["name"]
+        rows += relative.compare(phase, phases[name], criteria, of_phase(noise, name), late_s)
     if doubts:
         rows = [_doubted(row, _traffic_gap(before, after)) for row in rows]
     return rows
 
 
-def _with_key(row: dict[str, Any], saturated: str) -> dict[str, Any]:
+def _with_key(row: Row, saturated: str) -> Row:
     """The row with the gate's setting that would have let it pass: a trade that an operator may
     want to make.
     """
-    if row.get("needed") is None or not row["decides"] or row["verdict"] == PASS:
+    if row.needed is None or not row.decides or row.verdict == PASS:
         return row
-    phase = MAX if row["phase"] == saturated else row["phase"]
-    return {**row, "allowed_by": f"gate.margins.{phase}.{row['name']} = {row['needed']:g}"}
+    phase = MAX if row.phase == saturated else row.phase
+    return replace(row, allowed_by=f"gate.margins.{phase}.{row.name} = {row.needed:g}")
 
 
 def incomparable(before: Record, after: Record) -> list[str]:
@@ -177,80 +174,21 @@ def _traffic_gap(before: Record, after: Record) -> float:
     return 0.0 if early is None or late is None else abs(early - late)
 
 
-def _doubted(row: dict[str, Any], gap: float) -> dict[str, Any]:
+def _doubted(row: Row, gap: float) -> Row:
     """Undecided, unless it is so much worse that other traffic of that size can't be the reason."""
-    if row["ratio"] is None:
+    if row.ratio is None or row.limit is None or not row.decides:
         return row
-    more_is_better = row["name"] == "tokens_per_s"
-    beyond = row["limit"] / max(row["ratio"], LEAST) if more_is_better else row["ratio"] / row["limit"]
-    if not row["decides"] or (row["verdict"] == FAIL and beyond > 1 + TRAFFIC_FACTOR * gap):
+    more_is_better = row.name == "tokens_per_s"
+    beyond = row.limit / max(row.ratio, LEAST) if more_is_better else row.ratio / row.limit
+    if row.verdict == FAIL and beyond > 1 + TRAFFIC_FACTOR * gap:
         return row
-    return {**row, "verdict": INCONCLUSIVE, "needed": None}
+    return replace(row, verdict=INCONCLUSIVE, needed=None)
 
 
-def _calibration_line(noise: dict[str, Any] | None, phases: list[str]) -> str:
-    known = (noise or {}).get("phases", {})
-    unknown = [name for name in phases if name not in known]
+def _calibration_line(noise: Noise | None, phases: Sequence[str]) -> str:
+    unknown = [name for name in phases if noise is None or name not in noise.phases]
     within = "intervals come from within these runs (see `pyinfra-vllm calibrate`)"
-    if not noise or unknown == phases:
+    if noise is None or unknown == phases:
         return f"not calibrated: {within}"
-    line = (
-        f"calibrated over {noise.get('runs', '?')} runs of an unchanged service: no margin is tighter than"
-        " its noise"
-    )
+    line = f"calibrated over {noise.runs} runs of an unchanged service: no margin is tighter than its noise"
     return f"{line}; {', '.join(unknown)} not calibrated: {within}" if unknown else line
-
-
-def _conclude(metrics: list[dict[str, Any]], reasons: list[str], doubts: list[str]) -> dict[str, Any]:
-    deciding = [row for row in metrics if row["decides"]]
-    failed = [row for row in deciding if row["verdict"] == FAIL]
-    open_ones = [row for row in deciding if row["verdict"] == INCONCLUSIVE]
-    verdict = PASS
-    if failed:
-        verdict = FAIL
-    elif open_ones:
-        verdict = INCONCLUSIVE
-    lines = [sentence(row) for row in failed] + [
-        sentence(row) for row in open_ones if verdict == INCONCLUSIVE
-    ]
-    if verdict == PASS:
-        lines = [f"{len(deciding)} criteria passed"]
-    detectable = [
-        f"{row['phase']} {row['name']} {_change(row['detectable'])}"
-        for row in deciding
-        if "detectable" in row
-    ]
-    if detectable:
-        reasons = [*reasons, "the smallest change that this run could see: " + ", ".join(detectable)]
-    return {"verdict": verdict, "metrics": metrics, "reasons": lines + doubts + reasons}
-
-
-def _change(detectable: float | None) -> str:
-    return "unknown: a single pair was seen" if detectable is None else f"{detectable:.1%}"
-
-
-def sentence(row: dict[str, Any]) -> str:
-    """One metric in words, with its numbers."""
-    if row.get("note"):
-        return f"{row['name']}: {row['note']}"
-    where = f"{row['phase']} " if row["phase"] else ""
-    if row["ratio"] is None or row["interval"] is None:
-        return f"{where}{row['name']} is {row['after']}, the limit is {row['limit']}"
-    low, high = row["interval"]
-    words = {FAIL: "worse", INCONCLUSIVE: "can't tell", PASS: "no worse"}[row["verdict"]]
-    doubt = f"; {row['doubt']}" if row.get("doubt") else ""
-    doubt += f"; {row['allowed_by']} would allow it" if row.get("allowed_by") else ""
-    return (
-        f"{where}{row['name']}: {words}: {row['before']:g} before, {row['after']:g} after, ratio"
-        f" {row['ratio']:.3f} [{low:.3f}, {high:.3f}], the limit is {row['limit']:.3f}{doubt}"
-    )
-
-
-def conclusion(verdict: dict[str, Any]) -> str:
-    """Why the verdict is what it is, in one line: the criteria that decided it, without the notes beside
-    them.
-    """
-    decided = [row for row in verdict["metrics"] if row["decides"] and row["verdict"] == verdict["verdict"]]
-    if verdict["verdict"] == PASS or not decided:
-        return str(verdict["reasons"][0])
-    return "; ".join(sentence(row) for row in decided)

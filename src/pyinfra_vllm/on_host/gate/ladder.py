@@ -9,14 +9,14 @@ knows nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from ..bench import likelihood
 from ..bench.criteria import Criteria
 from ..bench.quality import FURTHER
 from ..bench.stats import chance, detectable_drop
-from .absolute import row
-from .relative import FAIL, INCONCLUSIVE, PASS
+from .verdict import FAIL, INCONCLUSIVE, PASS, Row, row
 
 SIGNIFICANT = 0.05
 SIGNIFICANT_FORM = 0.01  # five kinds of defects are looked for, so each must be less likely by chance
@@ -33,7 +33,6 @@ RAN_ON_SHARE = 0.5
 ENGLISH = "en"
 RAISE = "raise budget_s where the questions need more time"
 Record = dict[str, Any]
-Row = dict[str, Any]
 
 
 def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
@@ -52,7 +51,7 @@ def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
         found.append(_nothing_answered(_unanswered(after)))
     found += _form(before, after)
     if early:
-        bits_agree = any(item["name"] == "bits_per_byte" and item["verdict"] == PASS for item in bits)
+        bits_agree = any(item.name == "bits_per_byte" and item.verdict == PASS for item in bits)
         found.append(_answers(early, passed, criteria.quality_drop_points, bits_agree))
     else:
         found += _least_right(passed, criteria.min_right_share)
@@ -280,9 +279,9 @@ def _more_bits(before: list[Record], after: list[Record], missing: dict[str, str
         note += f"; not measured after: {_why(gaps, missing)}"
     else:
         verdict = PASS
-    interval = None if low is None or high is None else [round(low, 6), round(high, 6)]
+    interval = None if low is None or high is None else (round(low, 6), round(high, 6))
     made = row(name, None, round(then, 5), round(now, 5), limit, verdict, note)
-    return {**made, "ratio": round(compared.ratio, 6), "interval": interval}
+    return replace(made, ratio=round(compared.ratio, 6), interval=interval)
 
 
 def _in_words(compared: likelihood.Comparison, margin: float) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from ..bench.criteria import EVERY_PHASE, ONE_STREAM, Criteria
 from ..bench.stats import half_width
+from .noise import Noise, of_phase
 from .relative import answered, by_round
 
 ENOUGH = 0.5  # of what is allowed: the half width of the ratio of two such sides
@@ -21,14 +23,13 @@ LEAST_SHARE = 0.04  # of the budget, for each phase: a machine's speed varies ov
 Phase = dict[str, Any]
 
 
-def settled(phases: list[Phase], criteria: Criteria, noise: dict[str, Any] | None = None) -> bool:
+def settled(phases: list[Phase], criteria: Criteria, noise: Noise | None = None) -> bool:
     """Whether every metric that decides is known precisely enough.
 
     + criteria: with numbers only, see `Criteria.at`
     + noise: what `calibration` found for this service
     """
-    known = (noise or {}).get("phases", {})
-    return all(_settled(phase, criteria, known.get(phase["name"], {})) for phase in phases)
+    return all(_settled(phase, criteria, of_phase(noise, phase["name"])) for phase in phases)
 
 
 def left_s(criteria: Criteria, record: dict[str, Any], until_s: float = math.inf) -> float:
@@ -41,7 +42,7 @@ def left_s(criteria: Criteria, record: dict[str, Any], until_s: float = math.inf
     return max(criteria.budget_s - spent, min(criteria.longest_s - spent, until_s))
 
 
-def _settled(phase: Phase, criteria: Criteria, noise: dict[str, float]) -> bool:
+def _settled(phase: Phase, criteria: Criteria, noise: Mapping[str, float]) -> bool:
     if not answered(phase):
         return True
     if phase["duration_s"] < LEAST_SHARE * criteria.budget_s:

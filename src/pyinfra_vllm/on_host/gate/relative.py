@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..bench.criteria import ONE_STREAM, Criteria
 from ..bench.stats import half_width, percentile
+from .verdict import FAIL, INCONCLUSIVE, PASS, TAIL, Row, row
 
-PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 IMPOSSIBLE_TPOT_S = 0.0001  # 10,000 tokens/s in one stream
 # Calibrated noise that makes a margin wider than this says more about the machine than any verdict could
 # about a release.
@@ -69,8 +70,8 @@ def tokens_per_s(phase: Phase) -> float:
 
 
 def compare(
-    before: Phase, after: Phase, criteria: Criteria, noise: dict[str, float], late_s: float
-) -> list[dict[str, Any]]:
+    before: Phase, after: Phase, criteria: Criteria, noise: Mapping[str, float], late_s: float
+) -> list[Row]:
     """The relative metrics of one phase.
 
     Those with `decides` false are shown and never decide (docs/gate.md).
@@ -87,12 +88,12 @@ def compare(
         return [_silent(before, after, margin)]
     rows = [_throughput(before, after, criteria, noise.get("tokens_per_s"), late_s)]
     for name, value in VALUES.items():
-        row = _latency(name, value, before, after, criteria, noise.get(name), late_s)
-        if row and name in ONE_STREAM and _in_one_piece(before, after):
-            said = {"doubt": "whole answers arrive in one piece", "hopeless": True, "needed": None}
-            row = {**row, "verdict": INCONCLUSIVE, **said}
-        if row:
-            rows.append(row)
+        found = _latency(name, value, before, after, criteria, noise.get(name), late_s)
+        if found and name in ONE_STREAM and _in_one_piece(before, after):
+            doubt = "whole answers arrive in one piece"
+            found = replace(found, verdict=INCONCLUSIVE, doubt=doubt, hopeless=True, needed=None)
+        if found:
+            rows.append(found)
     rows.append(_tail(before, after, criteria.ttft_margin or 0.0))
     return rows
 
@@ -104,52 +105,29 @@ def _in_one_piece(before: Phase, after: Phase) -> bool:
     return any(_median(phase, tpot, default=math.inf) < IMPOSSIBLE_TPOT_S for phase in (before, after))
 
 
-def _unknown(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+def _unknown(before: Phase, after: Phase, margin: float) -> Row:
     """A phase for which the time ran out before: nobody knows whether it is worse now."""
-    return {
-        "name": "tokens_per_s",
-        "phase": before["name"],
-        "before": None,
-        "after": round(tokens_per_s(after), 6),
-        "ratio": None,
-        "interval": None,
-        "limit": round(1 - margin, 6),
-        "verdict": INCONCLUSIVE,
-        "decides": True,
-        "note": (
-            f"phase {before['name']}: {before['requests'][0].get('error', 'not asked')}, so there is nothing"
-            " to compare with"
-        ),
-    }
+    reason = before["requests"][0].get("error", "not asked")
+    note = f"phase {before['name']}: {reason}, so there is nothing to compare with"
+    limit = round(1 - margin, 6)
+    return row("tokens_per_s", before["name"], None, tokens_per_s(after), limit, INCONCLUSIVE, note)
 
 
-def _silent(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+def _silent(before: Phase, after: Phase, margin: float) -> Row:
     """A phase that was answered before and of which nothing was answered after: however many errors are
     allowed, it is worse.
     """
     kinds = Counter(request.get("kind", "error") for request in after["requests"])
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     verdict = INCONCLUSIVE if set(kinds) <= set(NOT_JUDGED) else FAIL
-    return {
-        "name": "tokens_per_s",
-        "phase": before["name"],
-        "before": round(tokens_per_s(before), 6),
-        "after": 0.0,
-        "ratio": 0.0,
-        "interval": None,
-        "limit": round(1 - margin, 6),
-        "verdict": verdict,
-        "decides": True,
-        "note": (
-            f"phase {before['name']}: {len(answered(before))} requests answered before and none after"
-            f" ({counted})"
-        ),
-    }
+    note = (
+        f"phase {before['name']}: {len(answered(before))} requests answered before and none after ({counted})"
+    )
+    limit = round(1 - margin, 6)
+    return row("tokens_per_s", before["name"], tokens_per_s(before), 0.0, limit, verdict, note)
 
 
-def _throughput(
-    before: Phase, after: Phase, criteria: Criteria, noise: float | None, late_s: float
-) -> dict[str, Any]:
+def _throughput(before: Phase, after: Phase, criteria: Criteria, noise: float | None, late_s: float) -> Row:
     """More is better: the ratio may not fall below what is allowed."""
     rounds = _common_rounds(before, after)
     if rounds:
@@ -166,7 +144,7 @@ def _throughput(
             now = then * sum(early for early, _ in pairs.values()) / sum(late for _, late in pairs.values())
     width, doubt = _widened(half_width(logs), late_s, min(_median(before, e2e), _median(after, e2e)))
     change = math.log(now / then)
-    row = {**_row("tokens_per_s", before["name"], then, now, change, width), **doubt}
+    row = _row("tokens_per_s", before["name"], then, now, change, width, doubt)
     return _judged(row, change, width, criteria, then, noise, _slump("tokens_per_s", before, after))
 
 
@@ -178,7 +156,7 @@ def _latency(
     criteria: Criteria,
     noise: float | None,
     late_s: float,
-) -> dict[str, Any] | None:
+) -> Row | None:
     """Less is better: the mean ratio of the same prompts may not rise above what is allowed."""
     pairs = _pairs(before, after, value)
     if not pairs:
@@ -192,64 +170,58 @@ def _latency(
     typical = _by_round(logs, before, after)
     width, doubt = _widened(half_width(typical), late_s, whole)
     change = statistics.fmean(typical)
-    row = {**_row(name, before["name"], then, now, change, width), **doubt}
+    row = _row(name, before["name"], then, now, change, width, doubt)
     mean = math.exp(statistics.fmean(math.log(early) for early, _ in pairs.values()))
     judged = _judged(row, change, width, criteria, mean, noise, _slump(name, before, after))
     return _where_medians_agree(judged, list(logs.values()), criteria)
 
 
 def _judged(
-    row: dict[str, Any],
+    row: Row,
     change: float,
     width: float,
     criteria: Criteria,
     typical: float,
     noise: float | None,
     slump: float,
-) -> dict[str, Any]:
+) -> Row:
     """The row with its limit, its verdict and whether that decides.
 
     One that never decides is held against the general margin.
 
-    + change, width: of the ratio's logarithm: what was seen, and the half width of its interval
-    + typical: what was seen before, of the statistic that is compared, in the metric's own unit
+    + change, width: of the ratio's logarithm: the change, and the half width of its interval
+    + typical: the value before, of the statistic that is compared, in the metric's own unit
     + noise: a share, as `compare` takes it; None where nothing was calibrated
     + slump: by how much the old release itself became slower for a while, as a logarithm
     """
-    phase, metric = row["phase"], row["name"]
-    allowed = criteria.allowed(phase, metric, typical)
+    allowed = criteria.allowed(row.phase or "", row.name, typical)
     decides = allowed is not None
     if allowed is None:
         allowed = math.log1p(criteria.throughput_margin)
-    worse = -1 if metric == "tokens_per_s" else 1
+    worse = -1 if row.name == "tokens_per_s" else 1
     loss, bound = worse * change, max(allowed, math.log1p(noise or 0.0))
-    found = {
-        **row,
-        "limit": round(math.exp(worse * min(bound, MOST)), 6),
-        "verdict": INCONCLUSIVE,
-        "decides": decides,
-        "needed": needed(metric, loss + width),
-    }
+    limit = round(math.exp(worse * min(bound, MOST)), 6)
+    found = replace(row, limit=limit, decides=decides, needed=needed(row.name, loss + width))
     if loss > bound and loss > width:
         if noise is None and loss <= UNSEEN * width:
             doubt = (
                 "not calibrated, and two runs of an unchanged service may differ by more than their rounds"
                 " tell"
             )
-            return {"doubt": doubt, **found}
+            return replace(found, doubt=found.doubt or doubt)
         if loss <= bound + slump * (UNSEEN if noise is None else 1.0):
             doubt = (
                 f"the old release itself was {math.expm1(slump):.0%} slower for a while: this machine's speed"
                 " varies as much"
             )
-            return {"doubt": doubt, **found}
-        return {**found, "verdict": FAIL}
+            return replace(found, doubt=found.doubt or doubt)
+        return replace(found, verdict=FAIL)
     if noise is not None and noise > TOO_NOISY and bound > allowed:
         # Within noise that wide nearly anything would pass, so nothing does. What is worse than even that has
         # failed above.
         doubt = f"too noisy to judge: one run of the unchanged service may be {noise:.0%} worse than another"
-        return {**found, "doubt": doubt, "hopeless": True}
-    return {**found, "verdict": PASS} if loss + width <= bound else found
+        return replace(found, doubt=doubt, hopeless=True)
+    return replace(found, verdict=PASS) if loss + width <= bound else found
 
 
 def _slump(metric: str, before: Phase, after: Phase) -> float:
@@ -296,28 +268,28 @@ def needed(metric: str, loss: float) -> float | None:
     return needed if metric != "tokens_per_s" or needed < 1 else None
 
 
-def _where_medians_agree(row: dict[str, Any], logs: list[float], criteria: Criteria) -> dict[str, Any]:
+def _where_medians_agree(row: Row, logs: list[float], criteria: Criteria) -> Row:
     """The row as a pass where the median request is as fast as before: few slow ones move a mean, and what
     they cost as a whole is in tokens/s.
 
     + logs: the logarithm of each prompt's ratio
     """
-    margin = criteria.margin(row["phase"], row["name"])
-    if row["verdict"] == PASS or not margin or "doubt" in row or len(logs) < AGREEING:
+    margin = criteria.margin(row.phase or "", row.name)
+    if row.verdict == PASS or not margin or row.doubt or len(logs) < AGREEING:
         return row
     agree = statistics.median(logs) <= AGREE * math.log1p(margin)
-    return {**row, "verdict": PASS, "by": "median"} if agree else row
+    return replace(row, verdict=PASS, by="median") if agree else row
 
 
-def _widened(width: float, late_s: float, measured_s: float) -> tuple[float, dict[str, str]]:
+def _widened(width: float, late_s: float, measured_s: float) -> tuple[float, str]:
     """The interval's half width, wider by what the probe's own lateness could explain where that is a real
     part.
     """
     share = late_s / max(measured_s, 1e-9)
     if share <= LATE_SHARE:
-        return width, {}
+        return width, ""
     doubt = f"the probe itself was late by {late_s * 1000:.1f} ms, {share:.0%} of what it measured"
-    return width + math.log1p(share), {"doubt": doubt}
+    return width + math.log1p(share), doubt
 
 
 def _median(phase: Phase, value: Value, default: float = 0.0) -> float:
@@ -325,30 +297,34 @@ def _median(phase: Phase, value: Value, default: float = 0.0) -> float:
     return statistics.median(values) if values else default
 
 
-def _tail(before: Phase, after: Phase, margin: float) -> dict[str, Any]:
+def _tail(before: Phase, after: Phase, margin: float) -> Row:
     """The slowest starts. A twentieth of the requests has no useful interval: informational."""
     then = percentile([request["ttft_s"] for request in answered(before)], 0.95)
     now = percentile([request["ttft_s"] for request in answered(after)], 0.95)
-    row = _row("ttft_p95_s", before["name"], then, now, math.log(now / then), math.inf)
+    row = _row(TAIL, before["name"], then, now, math.log(now / then), math.inf)
     verdict = PASS if now <= then * (1 + margin) else INCONCLUSIVE
-    return {**row, "limit": round(1 + margin, 6), "verdict": verdict, "decides": False}
+    return replace(row, limit=round(1 + margin, 6), verdict=verdict, decides=False)
 
 
 def _row(
-    name: str, phase: str, before: float, after: float, log_ratio: float, width: float
-) -> dict[str, Any]:
+    name: str, phase: str, before: float, after: float, log_ratio: float, width: float, doubt: str = ""
+) -> Row:
+    """A compared row that is still to be judged. `width`: half of the interval of the ratio's logarithm."""
     known = width < MOST
-    return {
-        "name": name,
-        "phase": phase,
-        "before": round(before, 6),
-        "after": round(after, 6),
-        "ratio": round(math.exp(log_ratio), 6),
-        "interval": [round(math.exp(log_ratio - width), 6), round(math.exp(log_ratio + width), 6)]
-        if known
-        else None,
-        "detectable": round(1 - math.exp(-width), 6) if known else None,
-    }
+    low, high = (math.exp(log_ratio + side * width) for side in ((-1, 1) if known else (0, 0)))
+    return Row(
+        name=name,
+        phase=phase,
+        before=round(before, 6),
+        after=round(after, 6),
+        limit=None,
+        verdict=INCONCLUSIVE,
+        ratio=round(math.exp(log_ratio), 6),
+        interval=(round(low, 6), round(high, 6)) if known else None,
+        repeatable=True,
+        detectable=round(1 - math.exp(-width), 6) if known else None,
+        doubt=doubt,
+    )
 
 
 def _rate(item: dict[str, Any]) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..bench.stats import t_quantile
-from .relative import FAIL, INCONCLUSIVE, PASS
+from .verdict import FAIL, INCONCLUSIVE, PASS
 
 OLD, NEW = "A", "B"
 ORDERS = ("ABBA", "BAAB")

@@ -12,7 +12,8 @@ import time
 from typing import Any
 
 from ..bench import probe
-from ..gate.calibration import LEAST_RUNS, calibration, spoken
+from ..gate.calibration import LEAST_RUNS, calibration
+from ..gate.noise import Noise
 from ..server import release as releases
 from ..server import root_cause
 from ..server.release import NotReady, Release
@@ -104,10 +105,10 @@ class Calibrating(Transaction):
                 raise
             result["after_s"] = round(after_s, 1)
 
-    def _keep(self, release: Release, noise: dict[str, Any]) -> str:
+    def _keep(self, release: Release, noise: Noise) -> str:
         with self.journal.step("noise", release=release.id):
-            durable.write_json(self.paths.noise, {**noise, "release": release.id, "at": now()})
-        return spoken(noise)
+            durable.write_json(self.paths.noise, {**noise.as_dict(), "release": release.id, "at": now()})
+        return str(noise)
 
     def _too_few(self, runs: int) -> str:
         return (

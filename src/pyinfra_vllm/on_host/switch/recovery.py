@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
-from ..gate import gate
+from ..gate.verdict import Verdict
 from ..server import release as releases
 from ..server import systemd
 from ..server.hooks import Hooks
@@ -249,7 +249,7 @@ class Left:
         """Why the new release is rejected; empty where nothing was found against it."""
         judged, going_back = self.find("judge", "done"), self.find("restore", "intended")
         if judged and judged.get("verdict") == "fail":
-            return gate.conclusion(judged)
+            return Verdict.read(judged, "the verdict").conclusion()
         return str(going_back.get("reason", "")) if going_back and going_back.get("rejects") else ""
 
     @property

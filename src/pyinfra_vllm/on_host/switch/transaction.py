@@ -9,11 +9,15 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
 from ..bench import probe, record
-from ..gate import gate, precision, relative, soak
+from ..gate import gate, precision, soak
+from ..gate.noise import Noise
+from ..gate.verdict import FAIL, INCONCLUSIVE, PASS, Verdict
 from ..server import carried_cache, gpu_memory, hooks, kernel, root_cause
 from ..server import release as releases
 from ..server.release import NotReady, Release
@@ -36,7 +40,7 @@ EXIT_CODES = {COMMITTED: 0, ROLLED_BACK: 1, REFUSED: 1, INTERRUPTED: 1, DEFERRED
 class Worse(Exception):
     """The new release must not stay. Carries the verdict, if it came to one."""
 
-    def __init__(self, message: str, verdict: dict[str, Any] | None = None) -> None:
+    def __init__(self, message: str, verdict: Verdict | None = None) -> None:
         super().__init__(message)
         self.verdict = verdict
 
@@ -114,9 +118,7 @@ class Transaction:
         """
         self.settings = probe.Settings.from_criteria(self.criteria, saturation.admitted(*releases))
 
-    def _measure(
-        self, release: Release, name: str, noise: dict[str, Any] | None = None, **how: Any
-    ) -> dict[str, Any]:
+    def _measure(self, release: Release, name: str, noise: Noise | None = None, **how: Any) -> dict[str, Any]:
         """Measure the release that runs now, until it is known precisely enough or its time is up.
 
         + noise: what calibration found; where margins are wider for it, less precision is enough
@@ -133,7 +135,7 @@ class Transaction:
         self.evidence.keep(name, found)
         return found
 
-    def _end(self, outcome: str, reason: str, verdict: dict[str, Any] | None = None) -> str:
+    def _end(self, outcome: str, reason: str, verdict: Verdict | None = None) -> str:
         untouched = outcome in (DEFERRED, REFUSED)
         if not untouched:
             recovery.mend_links(self.service)
@@ -141,7 +143,7 @@ class Transaction:
         reason = "; ".join(filter(None, (reason, still_drained)))
         fields: dict[str, Any] = {"outcome": outcome, "reason": reason}
         if verdict:
-            fields["verdict"] = verdict["verdict"]
+            fields["verdict"] = verdict.verdict
         if self.last_words:
             fields["log"] = self.last_words
         self.hooks.tell_end(outcome, reason, fields.get("verdict"))
@@ -175,7 +177,7 @@ class Switch(Transaction):
             return self._end(REFUSED, str(reason) or type(reason).__name__)
         try:
             verdict = self._go_forward(new)
-            self.journal.write("commit", "done", release=new.id, verdict=verdict["verdict"])
+            self.journal.write("commit", "done", release=new.id, verdict=verdict.verdict)
         except Exception as reason:  # whatever it is: from `activate` on the only other way is back
             return self._go_back(new, reason)
         self._settle(
@@ -185,7 +187,7 @@ class Switch(Transaction):
             alert = self._soak(new)
         except Exception as reason:
             return self._go_back(new, reason)
-        return self._end(COMMITTED, "; ".join(filter(None, (gate.conclusion(verdict), alert))), verdict)
+        return self._end(COMMITTED, "; ".join(filter(None, (verdict.conclusion(), alert))), verdict)
 
     def _prove_both_ways(self) -> Release:
         with self.journal.step("prove-way-back", release=self.old_id) as result:
@@ -271,7 +273,7 @@ class Switch(Transaction):
         margins: once the old release is stopped, its side of the doubt can't be measured away any more. Never
             beyond the last start.
         """
-        noise = durable.read_json(self.paths.noise)
+        noise = self._noise()
         found = self._measure(old, "before", noise)
         criteria = self.criteria.at(max(self.settings.concurrency))
         left = precision.left_s(criteria, found, _until(self.order.last_start))
@@ -279,6 +281,11 @@ class Switch(Transaction):
             self.evidence.say(f"before: it varies too much to judge by: measured on for up to {left:.0f} s")
             found = self._measure(old, "before", noise, extend=found, deadline=time.monotonic() + left)
         return found
+
+    def _noise(self) -> Noise | None:
+        """The noise that a calibration of this service found. Raises RecordError for a damaged file."""
+        found = durable.read_json(self.paths.noise)
+        return None if found is None else Noise.read(found, self.paths.noise.name)
 
     def _silence_of(self, old: Release) -> str:
         """Why nothing can be measured of the old release; empty where its tokens flow, if only after a while.
@@ -315,7 +322,7 @@ class Switch(Transaction):
             self.service.no_foreign_unit()
             recovery.reserve(self.paths, self.old_id, new.id)
 
-    def _go_forward(self, new: Release) -> dict[str, Any]:
+    def _go_forward(self, new: Release) -> Verdict:
         cursor = self._activate(new)
         limit_s = self.order.ready_timeout_s
         try:
@@ -324,11 +331,7 @@ class Switch(Transaction):
                 result["after_s"] = round(after_s, 1)
             self._note_cache(new)
             if self.order.purpose == ROLLBACK:
-                return {
-                    "verdict": "pass",
-                    "metrics": [],
-                    "reasons": ["a rollback asks only that tokens flow"],
-                }
+                return Verdict(PASS, (), ("a rollback asks only that tokens flow",))
             checked = self._check_kernel(new, cursor)
             return self._judge(new, checked)
         finally:
@@ -350,7 +353,7 @@ class Switch(Transaction):
             self.service.stop(self.old or new)
             return self.service.start()
 
-    def _check_kernel(self, new: Release, cursor: str | None) -> dict[str, Any]:
+    def _check_kernel(self, new: Release, cursor: str | None) -> Mapping[str, Any]:
         with self.journal.step("kernel", release=new.id) as result:
             log = self.service.log_of_start(cursor)
             result.update(kernel.check(log, new.runtime_version, new.kernels))
@@ -358,9 +361,9 @@ class Switch(Transaction):
             result["kv_cache"] = {"predicted": new.predicted_fit, "measured": self.service.kv_cache(new, log)}
             return checked
 
-    def _judge(self, new: Release, checked: dict[str, Any]) -> dict[str, Any]:
+    def _judge(self, new: Release, checked: Mapping[str, Any]) -> Verdict:
         with self.journal.step("measure-after", release=new.id, limit_s=self.criteria.longest_s) as result:
-            noise = durable.read_json(self.paths.noise)
+            noise = self._noise()
             after = self._measure(new, "after", noise, like=self.before)
             verdict = self._verdict(new, after, checked, noise)
             while gate.wants_more(verdict, self.before, after, self.criteria, self._left_s(after)):
@@ -369,28 +372,28 @@ class Switch(Transaction):
                 verdict = self._verdict(new, after, checked, noise)
             result["summary"] = probe.summary(after)
         self.after = after
-        self.evidence.keep("verdict", verdict)
-        self.journal.write("judge", "done", **verdict, criteria=self.criteria.as_dict())
+        self.evidence.keep("verdict", verdict.as_dict())
+        self.journal.write("judge", "done", **verdict.as_dict(), criteria=self.criteria.as_dict())
         if not gate.may_stay(verdict, self.criteria):
-            raise Worse(gate.conclusion(verdict), verdict)
+            raise Worse(verdict.conclusion(), verdict)
         if not self.service.serves(new):
             raise Worse("its tokens stopped flowing after the measurement", verdict)
         self._tell(verdict)
         return verdict
 
-    def _tell(self, verdict: dict[str, Any]) -> None:
+    def _tell(self, verdict: Verdict) -> None:
         """People hear of a verdict when nothing waits for it any more: a slow webhook must not keep a worse
         release serving.
         """
-        told = {key: verdict[key] for key in ("verdict", "reasons")}
-        self.hooks.notify(hooks.VERDICT, gate.conclusion(verdict), **told)
+        reasons = list(verdict.reasons)
+        self.hooks.notify(hooks.VERDICT, verdict.conclusion(), verdict=verdict.verdict, reasons=reasons)
 
     def _left_s(self, after: dict[str, Any]) -> float:
         return precision.left_s(self.criteria, after, _until(self.order.measure_until))
 
     def _verdict(
-        self, new: Release, after: dict[str, Any], checked: dict[str, Any], noise: dict[str, Any] | None
-    ) -> dict[str, Any]:
+        self, new: Release, after: dict[str, Any], checked: Mapping[str, Any], noise: Noise | None
+    ) -> Verdict:
         verdict = gate.judge(
             self.before,
             after,
@@ -399,12 +402,12 @@ class Switch(Transaction):
             kernel=checked,
             gpu_memory_mib=gpu_memory.used_mib(new.gpus),
         )
-        if self.lost_baseline and verdict["verdict"] == relative.PASS:
+        if self.lost_baseline and verdict.verdict == PASS:
             reason = (
                 "the old release served when the switch began and was down when it was to be measured, so"
                 f" nobody can tell whether this one is worse ({self.lost_baseline})"
             )
-            return {**verdict, "verdict": relative.INCONCLUSIVE, "reasons": [reason, *verdict["reasons"]]}
+            return replace(verdict, verdict=INCONCLUSIVE, reasons=(reason, *verdict.reasons))
         return verdict
 
     def _settle(self, new: Release) -> None:
@@ -427,7 +430,7 @@ class Switch(Transaction):
             return ""
         reasons = "; ".join(result["reasons"])
         if result["verdict"] == "fail" and self.criteria.soak_action == "rollback":
-            raise Worse(reasons, {"verdict": "fail"})
+            raise Worse(reasons, Verdict(FAIL, (), ()))
         return f"alert from the soak: {reasons}"
 
     def _go_back(self, new: Release, reason: Exception) -> str:
@@ -440,12 +443,12 @@ class Switch(Transaction):
         silent = isinstance(reason, NotServing) and not isinstance(reason, (PortTaken, Stopped))
         if silent:
             self.last_words = root_cause.explain(self.log)
-        rejects = silent or bool(verdict and verdict["verdict"] == "fail")
+        rejects = silent or bool(verdict and verdict.verdict == FAIL)
         outcome = recovery.restore(self.service, self.journal, self.old_id, new.id, limit_s, text, rejects)
         if rejects:
             criteria = None if silent else self.criteria.as_dict()
             recovery.reject(self.paths, new.id, text, self.journal.tx, criteria)
-        if verdict and "reasons" in verdict:
+        if verdict and verdict.reasons:
             self._tell(verdict)
         if outcome == RESTORE_FAILED:
             recovery.settle(self.paths, self.evidence.say, outcome)

@@ -182,8 +182,8 @@ services = {
         # the key `cards` (docs/tuning.md): resolve, validate, plan and every rollout read it there.
         "gpu_sharing_reason": None,  # why this service may share GPUs with another one, where it does
         # What the flags are tuned for: "latency", "throughput" or "balanced". Flags that were measured on
-        # your own card for it are in profiles/, beside checkpoints.lock.yaml (docs/tuning.md): every command
-        # reads them there, and what is declared below wins over them.
+        # your own card for it are files in the folder `profiles`, beside checkpoints.lock.yaml
+        # (docs/tuning.md): every command reads them there, and what is declared below wins over them.
         "objective": "balanced",
         "max_model_len": 32768,  # tokens; None: the model's own
         "variants": [],  # tuning on top, by name: `pyinfra-vllm resolve` lists them

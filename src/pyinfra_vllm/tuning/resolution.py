@@ -38,7 +38,7 @@ class Resolution:
         return [token for flag in self.flags for token in tokens(flag.flag, flag.value)]
 
     def as_dict(self) -> dict[str, Any]:
-        """DESIGN's `resolve --json`."""
+        """DESIGN's `resolve --json`; with `measured` beside it where a measured profile was used."""
         return {
             "flags": [
                 {"flag": flag.flag, "value": flag.value, "reason": flag.reason, "source": flag.source}
@@ -47,9 +47,9 @@ class Resolution:
             "environment": self.environment,
             "fit": self.fit.as_dict() if self.fit else None,
             "kernel": list(self.kernel),
-            "measured": self.measured,
             "warnings": list(self.warnings),
             "errors": list(self.errors),
+            **({"measured": self.measured} if self.measured else {}),
         }
 
 

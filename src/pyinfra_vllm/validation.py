@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -93,27 +93,43 @@ def _best(service: Service, checkpoint: Checkpoint) -> tuning.Resolution | None:
 
     A service that names no GPUs gets all of its host's: it is wrong where no number of them is enough.
     """
+    question = asked(service, checkpoint)
+    return _answered(service, question)[0] if question else None
+
+
+def asked(service: Service, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The resolver's arguments for the declared card, but for the number of GPUs; None where card or version
+    are only known on the host. Raises DeclarationError for an unknown card.
+    """
     card, version = _card(service), service.runtime.version
     if card is None or version is None:
         return None
-    ask = functools.partial(
-        tuning.resolve,
-        model=shapes.from_config(service.model, checkpoint.config, checkpoint.weights_bytes),
-        gpu=gpus.find(card, own=service.own_cards),
-        runtime_version=version,
-        objective=service.objective,
-        max_model_len=service.max_model_len,
-        variants=service.variants,
-        flags=service.flags,
-        environment=service.environment,
-        exposed=service.open_to_network,
-        reason=service.runtime.reason,
-        shutdown_timeout_s=service.shutdown_timeout_s,
-        ready_timeout_s=service.ready_timeout_s,
-        profiles=service.profiles,
-    )
-    answers = [ask(gpu_count=count) for count in _counts(service, card)]
-    return min(answers, key=lambda answer: len(answer.errors))
+    return {
+        "model": shapes.from_config(service.model, checkpoint.config, checkpoint.weights_bytes),
+        "gpu": gpus.find(card, own=service.own_cards),
+        "runtime_version": version,
+        "objective": service.objective,
+        "max_model_len": service.max_model_len,
+        "variants": service.variants,
+        "flags": service.flags,
+        "environment": service.environment,
+        "exposed": service.open_to_network,
+        "reason": service.runtime.reason,
+        "shutdown_timeout_s": service.shutdown_timeout_s,
+        "ready_timeout_s": service.ready_timeout_s,
+        "profiles": service.profiles,
+    }
+
+
+def gpu_count(service: Service, question: Mapping[str, Any]) -> int:
+    """How many GPUs a service has: declared, or the number with which it works best."""
+    return _answered(service, question)[1]
+
+
+def _answered(service: Service, question: Mapping[str, Any]) -> tuple[tuning.Resolution, int]:
+    card = "cpu" if question["gpu"].platform == "cpu" else question["gpu"].title
+    answers = [(tuning.resolve(**question, gpu_count=count), count) for count in _counts(service, card)]
+    return min(answers, key=lambda answer: len(answer[0].errors))
 
 
 def _counts(service: Service, card: str) -> Iterable[int]:

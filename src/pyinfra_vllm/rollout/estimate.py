@@ -55,6 +55,18 @@ def way_back(service: Service, history: History = ()) -> timedelta:
     return max(map(_back, whole)) * FACTOR
 
 
+def restarts(service: Service, history: History = ()) -> Estimate:
+    """The time that a switch and its rollback take without the measuring: what each trial of a tuning costs
+    beside its looks.
+    """
+    whole = _whole(history)
+    if not whole:
+        known = estimate(service, history)
+        return Estimate(2 * known.length / 3, f"two thirds of the estimate of a switch, {known.source}")
+    length = (max(map(_there, whole)) + max(map(_back, whole))) * FACTOR
+    return Estimate(length, f"measured here in {counted(len(whole), 'switch', 'switches')}")
+
+
 def _measured(service: Service, history: History) -> Estimate | None:
     """The longest switch and the longest rollback among the newest whole switches, with a margin on both.
     Measuring counts with the most that the gate may take for it: what ended soon the last time may be

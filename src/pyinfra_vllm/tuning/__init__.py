@@ -34,7 +34,7 @@ from pyinfra_vllm.tuning.facts import (
     splits,
     tensor_parallel_choices,
 )
-from pyinfra_vllm.tuning.measured import Measured
+from pyinfra_vllm.tuning.measured import Measured, Settings
 from pyinfra_vllm.tuning.preflight import preflight
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
 from pyinfra_vllm.tuning.resolution import Resolution, tokens
@@ -51,6 +51,7 @@ __all__ = [
     "OBJECTIVES",
     "Flag",
     "Resolution",
+    "Settings",
     "flag_problems",
     "for_service",
     "preflight",
@@ -108,6 +109,7 @@ class _Request:
     shutdown_timeout_s: int | None
     ready_timeout_s: float | None
     profiles: tuple[MeasuredProfile, ...]
+    instead: Settings | None
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def resolve(
     shutdown_timeout_s: int | None = None,
     ready_timeout_s: float | None = None,
     profiles: Sequence[MeasuredProfile] = (),
+    instead: Settings | None = None,
 ) -> Resolution:
     """The profile for one service.
 
@@ -153,6 +156,7 @@ def resolve(
     + reason: why a runtime below the security floor is accepted
     + shutdown_timeout_s, ready_timeout_s: seconds
     + profiles: measured ones, of which the one for exactly this is used
+    + instead: settings to try in the place of a measured profile and of the objective's
 
     Raises DeclarationError for a model, GPU, objective or version that can't be understood. Everything that
     is understood and can't work is in `errors`.
@@ -175,7 +179,8 @@ def resolve(
         reason=reason,
         shutdown_timeout_s=shutdown_timeout_s,
         ready_timeout_s=ready_timeout_s,
-        profiles=tuple(profiles),
+        profiles=() if instead else tuple(profiles),
+        instead=instead,
     )
     decided = _decide(request)
     _judge_fit(request, decided)
@@ -200,9 +205,10 @@ def _decide(request: _Request) -> _Decided:
     known = _known_flags(version, request.runtime_flags, profile)
     settled = tuple(fixed[name] for name in SETTLED)
     found = _measured(request, profile)
-    for _, entry in _possible("layers.yaml", settled, UNMEASURED if found else ()):
+    instead = found.settings if found else request.instead
+    for _, entry in _possible("layers.yaml", settled, UNMEASURED if instead else ()):
         apply(entry, facts, profile)
-    settings = _apply_measured(found, request, known, profile)
+    settings = _apply_instead(instead, request, known, profile)
     operator.apply_variants(request.variants, facts, profile)
     operator.apply_flags(request.flags, known, version, profile)
     operator.check_names(request.flags, request.environment, facts["draft_model"], profile)
@@ -244,13 +250,13 @@ def _measured(request: _Request, profile: Profile) -> Measured | None:
     return found
 
 
-def _apply_measured(
-    found: Measured | None, request: _Request, known: Collection[str], profile: Profile
+def _apply_instead(
+    given: Settings | None, request: _Request, known: Collection[str], profile: Profile
 ) -> dict[str, Flag]:
-    if found is None:
+    if given is None:
         return {}
     return measured.apply(
-        found,
+        given,
         flags=request.flags,
         environment=request.environment,
         variants=request.variants,

@@ -22,11 +22,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Flags and variables that stand in the place of the catalog's entries for the objective."""
+
+    flags: Mapping[str, Any]
+    environment: Mapping[str, str]
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Measured:
     """What one file says about one objective."""
 
     file: str
     tuned: Tuned
+
+    @property
+    def settings(self) -> Settings:
+        reason = f"measured {self.tuned.measured}: {self.tuned.gain}"
+        return Settings(self.tuned.flags, self.tuned.environment, reason, self.file)
 
     def __str__(self) -> str:
         return f"{self.file}, measured {self.tuned.measured}: {self.tuned.gain}"
@@ -63,7 +78,7 @@ def valid(
 
 
 def apply(
-    found: Measured,
+    given: Settings,
     *,
     flags: Mapping[str, Any],
     environment: Mapping[str, str],
@@ -72,15 +87,15 @@ def apply(
     version: str,
     profile: Profile,
 ) -> dict[str, Flag]:
-    """Adds a profile's flags and variables, less those that the operator declares. Returns what was added.
+    """Adds these settings, less those that the operator declares. Returns all of them.
 
     + flags, environment, variants: the operator's own
     + known: the flags that the runtime has
     """
-    read = _read(found, known, version, profile)
-    own = {declared.spelled(name) for name in flags} | _touched(variants) | set(environment)
-    for name in found.tuned.flags:
-        if declared.spelled(name) not in own and found.tuned.flags[name] is None:
+    read = _read(given, known, version, profile)
+    own = {declared.spelled(name) for name in flags} | touched(variants) | set(environment)
+    for name, value in given.flags.items():
+        if declared.spelled(name) not in own and value is None:
             profile.flags.pop(declared.spelled(name), None)
     profile.flags.update({name: flag for name, flag in read.flags.items() if name not in own})
     profile.environment.update({name: flag for name, flag in read.environment.items() if name not in own})
@@ -102,24 +117,23 @@ def differences(
     return [f"{found.file}: {text}: its figures may not hold for that" for text in told]
 
 
-def _read(found: Measured, known: Collection[str], version: str, profile: Profile) -> Profile:
-    """The file's settings, after the checks that an operator's own get; problems are told with its name."""
+def _read(given: Settings, known: Collection[str], version: str, profile: Profile) -> Profile:
+    """The settings, after the checks that an operator's own get; problems are told with their source."""
     read = Profile()
-    declared.apply_flags(found.tuned.flags, known, version, read)
-    declared.apply_environment(found.tuned.environment, version, read)
+    declared.apply_flags(given.flags, known, version, read)
+    declared.apply_environment(given.environment, version, read)
     for text in read.errors:
-        profile.fail(f"{found.file}: {text}")
+        profile.fail(f"{given.source}: {text}")
     for text in read.warnings:
-        profile.warn(f"{found.file}: {text}")
+        profile.warn(f"{given.source}: {text}")
     profile.understood = profile.understood and read.understood
-    reason = f"measured {found.tuned.measured}: {found.tuned.gain}"
     for settings in (read.flags, read.environment):
         for name, flag in settings.items():
-            settings[name] = replace(flag, reason=reason, source=found.file)
+            settings[name] = replace(flag, reason=given.reason, source=given.source)
     return read
 
 
-def _touched(variants: Sequence[str | Mapping[str, Any]]) -> set[str]:
+def touched(variants: Sequence[str | Mapping[str, Any]]) -> set[str]:
     """The flags that the operator's variants may set: two speculations are not merged into one."""
     rows = table("variants.yaml")
     names = [name for each in variants for name in ([each] if isinstance(each, str) else each)]

@@ -1,0 +1,157 @@
+"""What tuning may try: the catalog's space, and what the resolver leaves of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pyinfra_vllm.catalog import flags as flag_table
+from pyinfra_vllm.catalog import gpus, shapes, table
+from pyinfra_vllm.catalog.conditions import holds
+from pyinfra_vllm.catalog.space import OBJECTIVES, entries, entry
+from pyinfra_vllm.tuning import space
+from pyinfra_vllm.tuning.facts import Facts, of_request
+from pyinfra_vllm.tuning.profile import Profile
+from pyinfra_vllm.tuning.space import Space
+
+GOOD: dict[str, Any] = {
+    "name": "x", "group": "g", "about": "a", "answers": "same", "source": "s", "flags": {"--x": 1},
+}  # fmt: skip
+CARDS = ("NVIDIA H200", "NVIDIA A10G", "RTX 4090", "RTX 5090", "B200", "Tesla T4", "cpu")
+MODELS = ("Qwen/Qwen3-32B-AWQ", "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B-AWQ", "Qwen/Qwen3.5-4B")
+
+
+def pruned(
+    model: str = "Qwen/Qwen3-32B-AWQ",
+    gpu: str = "NVIDIA H200",
+    version: str = "0.25.1",
+    objective: str = "latency",
+    **more: Any,
+) -> Space:
+    shape, card = shapes.find(model), gpus.find(gpu)
+    assert shape is not None
+    asked = {"gpu_count": 0 if gpu == "cpu" else 1, "max_model_len": 4096, **more}
+    return space.pruned(model=shape, gpu=card, runtime_version=version, objective=objective, **asked)
+
+
+def names(found: Space) -> list[str]:
+    return [each.name for each in found.candidates]
+
+
+def reasons(found: Space) -> dict[str, str]:
+    return {each.name: each.because for each in found.ruled_out}
+
+
+# The data
+
+
+def test_every_flag_and_variant_of_the_space_exists() -> None:
+    known = flag_table.known("0.33.0")
+    for each in entries():
+        assert all(flag_table.base(flag) in known for flag in each.flags), each.name
+        for variant in each.variants:
+            (name,) = [variant] if isinstance(variant, str) else variant
+            assert name in table("variants.yaml"), each.name
+
+
+def test_every_condition_of_the_space_can_be_asked() -> None:
+    """A typing error in a `when` raises."""
+    shape = shapes.find("Qwen/Qwen3-32B-AWQ")
+    assert shape is not None
+    card = gpus.find("NVIDIA H200")
+    fixed = of_request(shape, card, "0.25.1") | {
+        "gpu_count": 1,
+        "objective": "latency",
+        "max_model_len": None,
+    }
+    facts = Facts(fixed, Profile(), shape, card)
+    for each in entries():
+        for row in each.rules_out:
+            holds(row["when"], facts)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": None}, "lacks name"),
+        ({"source": ""}, "lacks source"),
+        ({"flag": {}}, "unknown flag"),
+        ({"answers": "maybe"}, "answers must be one of same, may change"),
+        ({"objectives": ["speed"]}, "no objectives: speed"),
+        ({"flags": {}}, "changes nothing"),
+        ({"rules_out": [{"when": {}}]}, "each of rules_out has `when` and `because`"),
+    ],
+)
+def test_slip_in_the_space_is_told(change: dict[str, Any], said: str) -> None:
+    assert entry(GOOD).objectives == OBJECTIVES
+    with pytest.raises(ValueError, match=f"space.yaml: .*{said}"):
+        entry({**GOOD, **change})
+
+
+# The pruning
+
+
+def test_founding_cards_get_what_their_cases_were_gained_with() -> None:
+    """An A10G gained 3.45 and 3.73 times by batched graphs, FP8 cache and multi-token prediction."""
+    found = names(pruned("Qwen/Qwen3.5-4B", "NVIDIA A10G", "0.33.0"))
+    assert {"graphs-32", "fp8-kv-cache", "mtp-1"} <= set(found)
+    hopper = pruned(objective="throughput")
+    assert {"marlin", "humming", "fp8-kv-cache"} <= set(names(hopper))
+    assert reasons(hopper)["stock"] == "comes to the same as what serves now"
+
+
+def test_reasons_say_what_rules_a_configuration_out() -> None:
+    found = reasons(pruned())
+    assert found["marlin"] == "comes to the same as what serves now"  # what `latency` gives today
+    assert found["machete"] == "comes to the same as stock"
+    assert found["mtp-1"] == "the model has no multi-token prediction layers"
+    assert found["throughput-mode"] == "not tried for latency"
+    assert "marlin" not in names(pruned(gpu="RTX 4090", model="Qwen/Qwen3-8B-AWQ"))
+
+
+def test_declared_settings_are_not_tried_otherwise() -> None:
+    found = reasons(pruned(flags={"max_num_seqs": 64}, environment={"VLLM_DISABLED_KERNELS": "x"}))
+    assert found["graphs-8"] == "you declare --max-num-seqs yourself"
+    assert found["marlin"] == "you declare VLLM_DISABLED_KERNELS yourself"
+    assert "you declare --speculative-config yourself" in reasons(pruned(variants=[{"ngram": 2}]))["ngram-4"]
+
+
+def test_flags_that_the_runtime_lacks_and_models_that_would_not_fit_are_ruled_out() -> None:
+    early = reasons(pruned(version="0.16.0"))
+    assert "doesn't have --performance-mode" in early["interactivity"]
+    assert "from vLLM 0.24 on" in early["humming"]
+    tight = pruned("Qwen/Qwen3-32B-AWQ", "RTX 4090", "0.28.0", "throughput", max_model_len=9000)
+    refused = {name: text for name, text in reasons(tight).items() if "doesn't fit" in text}
+    assert not tight.current.errors and "batched-tokens-16384" in refused
+
+
+def test_other_changes_come_on_top_of_the_objective_s_and_kernels_in_their_place() -> None:
+    found = {each.name: each for each in pruned().candidates}
+    assert found["graphs-8"].resolution.kernel == ("Marlin",)
+    assert found["humming"].resolution.kernel == ("Humming",)
+    assert "VLLM_DISABLED_KERNELS" not in found["humming"].resolution.environment
+    assert found["stock"].resolution.kernel == ("Machete",)
+
+
+def test_what_changes_answers_is_marked() -> None:
+    marked = {each.name for each in pruned().candidates if each.entry.changes_answers}
+    assert marked == {"fp8-kv-cache"}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("gpu", CARDS)
+def test_space_of_every_card_is_whole(gpu: str, objective: str) -> None:
+    """Each entry is tried or ruled out, once; nothing that is tried has an error that what serves has not,
+    and no two come to the same.
+    """
+    for model in MODELS:
+        found = pruned(model, gpu, "0.33.0", objective)
+        told = [*names(found), *reasons(found)]
+        assert sorted(told) == sorted(["stock", *(each.name for each in entries())])
+        identities = [(each.resolution.argv(), each.resolution.environment) for each in found.candidates]
+        assert all(identities.count(each) == 1 for each in identities)
+        for each in found.candidates:
+            assert set(each.resolution.errors) <= set(found.current.errors)
+        known = [each.entry.matters is None for each in found.candidates]
+        assert known == sorted(known)

@@ -25,6 +25,7 @@ COMMANDS = {
     "lock": "Pin what each declared model means in checkpoints.lock.yaml, or check it.",
     "validate": "Check the declaration without asking a host; all problems at once.",
     "resolve": "Show the vLLM flags for a model on a GPU, each with its reason.",
+    "tune": "Show what is worth trying on each service's card, and when.",
     "windows": "Say whether a switch may begin now, why, and when next.",
     "plan": "Show what a rollout would do, host by host, refusals included.",
     "bench": "Measure a server with the gate's probe and write a record.",

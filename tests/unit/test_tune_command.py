@@ -1,0 +1,146 @@
+"""`pyinfra-vllm tune --plan`: what would be tried for each service, and in which nights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pyinfra_vllm import cli
+from pyinfra_vllm.catalog import shapes, table
+from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
+from pyinfra_vllm.errors import DeclarationError, LockError
+
+MODEL = "Qwen/Qwen3-32B-AWQ"
+CONFIG = {**table("models.yaml")["models"]["Qwen/Qwen3-32B"]["config"], "quantization_config": shapes.AWQ}
+WINDOW = {"cron": "0 2 * * *", "duration": "3h", "timezone": "Europe/Berlin"}
+CHAT: dict[str, Any] = {
+    "model": MODEL, "runtime": {"version": "0.25.1", "reason": "a test"}, "port": 8000, "gpu": "NVIDIA H200",
+    "gpus": [0], "max_model_len": 4096, "objective": "latency", "window": WINDOW, "switch_estimate": "30m",
+}  # fmt: skip
+NOON = ("--at", "2026-11-29T12:00")
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("inventory", "group_data"):
+        Path(folder).mkdir()
+    Path("inventory/mine.py").write_text("h = ['gpu-1.invalid', 'gpu-2.invalid']\n")
+    declare()
+    file = File(path="model.safetensors", size=19_300_000_000, sha256="c" * 64)
+    Lock([Checkpoint(repo=MODEL, revision="main", commit="a" * 40, files=(file,), config=CONFIG)]).dump()
+    return tmp_path
+
+
+def declare(**changes: Any) -> None:
+    Path("group_data/mine.py").write_text(f"services = {{'chat': { ({**CHAT, **changes})!r}}}\n")
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(
+        cli.cli, ["tune", "inventory/mine.py", *NOON, *arguments], standalone_mode=False
+    )
+    if done.exception:
+        raise done.exception
+    return done.return_value, done.stdout
+
+
+def planned(*arguments: str) -> dict[str, Any]:
+    (service,) = json.loads(run("--plan", "--json", *arguments)[1])["services"]
+    found: dict[str, Any] = service
+    return found
+
+
+def test_plan_has_what_is_tried_what_is_not_and_when() -> None:
+    found = planned()
+    assert found["hosts"] == ["gpu-1.invalid", "gpu-2.invalid"]
+    assert (found["gpu"], found["runtime"], found["objective"]) == ("H200", "0.25.1", "latency")
+    assert found["against"] == "the catalog's flags for latency"
+    tried = {each["name"]: each for each in found["candidates"]}
+    assert tried["humming"]["changes"] == "--linear-backend humming"
+    assert tried["fp8-kv-cache"]["answers"] == "may change"
+    reasons = {each["name"]: each["because"] for each in found["ruled_out"]}
+    assert reasons["marlin"] == "comes to the same as what serves now"
+    # 20 minutes of restarts and 2 x 2 of measuring: 7 in the three hours of a night
+    first, *_ = found["nights"]
+    assert first["starts"][:2] == ["2026-11-30T02:00:00+01:00", "2026-11-30T02:24:00+01:00"]
+    assert len(first["starts"]) == 7
+    assert sum(rung["trials"] for rung in found["rungs"]) + found["pairs"] == sum(
+        len(night["starts"]) for night in found["nights"]
+    )
+    assert found["left"] == 0
+
+
+def test_plan_reads_like_a_plan() -> None:
+    code, told = run("--plan")
+    words = " ".join(told.split())
+    assert code == 0
+    assert f"chat on gpu-1.invalid, gpu-2.invalid: {MODEL}, H200, vLLM 0.25.1, for latency" in words
+    assert "Not tried: mtp-1: the model has no multi-token prediction layers" in words
+    assert "Each restarts the service twice, 20m (two thirds of the estimate of a switch, declared)" in words
+    assert "Mon 2026-11-30 02:00 until 05:00 CET: 7 trials" in words
+    assert "9 pairs" in words
+
+
+def test_windows_without_room_are_told() -> None:
+    declare(window={**WINDOW, "duration": "21m"})
+    assert planned()["nights"] == []
+    assert "declare a longer one, or a shorter `switch_estimate`" in " ".join(run("--plan")[1].split())
+    declare(window={**WINDOW, "duration": "25m"})
+    found = planned()
+    assert len(found["nights"]) == 14 and found["left"] > 0
+    assert f"No room in the nights ahead for {found['left']}: the search goes on" in run("--plan")[1]
+
+
+def test_without_a_window_all_of_it_follows_at_once() -> None:
+    declare(window=[])
+    (night,) = planned()["nights"]
+    assert night["closes"] is None
+
+
+def test_measured_profile_is_what_the_others_are_tried_against() -> None:
+    Path("profiles").mkdir()
+    Path("profiles/NVIDIA-H200--Qwen--Qwen3-32B-AWQ--0.25.1.yaml").write_text(
+        "schema: pyinfra-vllm/profile/1\ncard: NVIDIA H200\nmodel: Qwen/Qwen3-32B-AWQ\nruntime: 0.25.1\n"
+        "objectives:\n  latency:\n    flags: {linear-backend: humming}\n    measured: 2026-11-29\n"
+        "    workload: {input_tokens: 512, output_tokens: 128, streams: [1]}\n"
+        "    gain: {phase: c1, metric: tokens_per_s, before: 80, after: 96, ratio: 1.2, interval: [1, 2]}\n"
+    )
+    found = planned()
+    assert found["against"].startswith("measured profile profiles/NVIDIA-H200--")
+    reasons = {each["name"]: each["because"] for each in found["ruled_out"]}
+    assert reasons["humming"] == "comes to the same as what serves now"
+    assert "marlin" in {each["name"] for each in found["candidates"]}
+    (graphs,) = (each for each in found["candidates"] if each["name"] == "graphs-8")
+    assert graphs["kernel"] == ["Humming"]
+
+
+def test_what_only_hosts_know_is_said() -> None:
+    declare(gpu=None)
+    assert planned()["unknown"] == "only the hosts know what it runs on: declare `gpu`"
+    declare(runtime={"path": "/opt/vllm"})
+    assert "declare `runtime.version`" in run("--plan")[1]
+
+
+def test_declaration_that_cannot_work_exits_with_one() -> None:
+    declare(max_model_len=40_000_000)
+    code, told = run("--plan")
+    assert code == 1
+    assert "Error: " in told
+
+
+def test_usage() -> None:
+    with pytest.raises(click.UsageError, match="say --plan"):
+        run()
+    Path("group_data/mine.py").write_text("")
+    with pytest.raises(DeclarationError, match="declares no service"):
+        run("--plan")
+    declare()
+    Path("checkpoints.lock.yaml").unlink()
+    with pytest.raises(LockError):
+        run("--plan")

@@ -32,7 +32,7 @@ from pyinfra_vllm.rollout.sharing import Member, Part, Sharing
 
 MIB = 1 << 20
 ASK_S = 60
-# Below whatever serves on the host; `PROPERTIES` of _unit.py has the rest.
+# Below whatever serves on the host; `PROPERTIES` of util/unit.py has the rest.
 _PROPERTIES = ("IOWeight=10", "CPUWeight=10")
 
 _sharings: dict[tuple[str, str], Sharing] = {}  # of this run, by repository and commit

@@ -266,7 +266,7 @@ class Ground:
         return Order(service="tiny", release=release_id, **values)
 
     def run(self, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> str:
-        """What operations._remote.Remote does over SSH."""
+        """What operations.util.remote.Remote does over SSH."""
         return self.inside(*words, stdin=stdin or "", timeout=timeout_s or 60)
 
     def write(self, path: str, text: str, mode: str = "600") -> None:

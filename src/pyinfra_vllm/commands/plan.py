@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 
 import click
+from pyinfra.api import Host
 
 from pyinfra_vllm import fleet, spoken
 from pyinfra_vllm.rollout import plans
@@ -29,14 +30,20 @@ def run(
 
     Raises DeclarationError or LockError; then no host was contacted.
     """
-    from pyinfra_vllm.operations.util.foreseen import host_plan  # imported for planning only
+    # imported for planning only
+    from pyinfra_vllm.operations.util.foreseen import host_plan
+    from pyinfra_vllm.operations.util.planning import ask_together
 
     values = spoken.parse_data(data)
     wanted = fleet.load(inventory, values, group_data, limit=limit, need_secrets=False)
+
+    def planned(host: Host) -> HostPlan:
+        declared = wanted.hosts[host.name]
+        ask_together(host, declared)
+        return host_plan(host, declared, wanted.lock, wanted.overrides)
+
     with Hosts(inventory, limit, group_data) as hosts:
-        answers = hosts.ask(
-            lambda host: host_plan(host, wanted.hosts[host.name], wanted.lock, wanted.overrides), LIMIT_S
-        )
+        answers = hosts.ask(planned, LIMIT_S)
     return [answer.value or _unanswered(answer, wanted) for answer in answers]
 
 

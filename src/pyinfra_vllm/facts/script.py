@@ -1,12 +1,14 @@
-"""Sends modules of `on_host` to a host's own python3 as one command: nothing is installed there, nothing is
+"""Runs modules of `on_host` by a host's own python3 as one command: nothing is installed there, nothing is
 written.
 """
 
 from __future__ import annotations
 
 import ast
+import base64
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -16,8 +18,8 @@ from pyinfra.api import QuoteString, StringCommand
 # Makes the modules importable from memory, as they are on the control machine, then runs the first one's
 # main().
 _START = """\
-import importlib.abc, importlib.util, json, sys
-sources = json.loads(sys.argv[1])
+import base64, importlib.abc, importlib.util, json, sys, zlib
+sources = json.loads(zlib.decompress(base64.b64decode(sys.argv[1])))
 class FromMemory(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] != "on_host":
@@ -34,13 +36,34 @@ sys.exit(importlib.import_module("on_host." + sys.argv[2]).main(sys.argv[3:]))
 """
 
 
-def python(module: str, *arguments: str) -> StringCommand:
+Words = tuple[str, ...]  # a module of `on_host`, such as `state.observe`, and the arguments of its main()
+
+
+class Question(StringCommand):
+    """The command that runs main() of a module on a host, with the words that it stands for."""
+
+    def __init__(self, words: Words, command: Sequence[str]) -> None:
+        super().__init__(*(QuoteString(word) for word in command))
+        self.words = words
+
+
+def python(module: str, *arguments: str) -> Question:
     """The command that runs `main(arguments)` of a module of `on_host`, such as `state.observe`, on a host.
 
     The module prints its result as JSON. It is sent with the others that it imports.
     """
-    words = [_START, json.dumps(_sources(module)), module, *arguments]
-    return StringCommand("python3", "-I", "-c", *(QuoteString(word) for word in words))
+    return _command((module, *arguments), _packed(module))
+
+
+def together(questions: Sequence[Words]) -> Question:
+    """One command that answers several questions: a JSON list with what each of them prints, or null."""
+    module = "inspect.together"
+    packed = _packed(module, *dict.fromkeys(words[0] for words in questions))
+    return _command((module, json.dumps(questions)), packed)
+
+
+def _command(words: Words, packed: str) -> Question:
+    return Question(words, ["python3", "-I", "-c", _START, packed, *words])
 
 
 def from_input(module: str, *arguments: str) -> tuple[tuple[str, ...], str]:
@@ -48,15 +71,20 @@ def from_input(module: str, *arguments: str) -> tuple[tuple[str, ...], str]:
 
     Returns its words and its standard input.
     """
-    start = _START.replace("json.loads(sys.argv[1])", "json.load(sys.stdin)")
-    return ("python3", "-I", "-c", start, "-", module, *arguments), json.dumps(_sources(module))
+    start = _START.replace("sys.argv[1]", "sys.stdin.read()")
+    return ("python3", "-I", "-c", start, "-", module, *arguments), _packed(module)
 
 
 @cache
-def _sources(module: str) -> dict[str, str]:
-    """`on_host.MODULE` -> its source, for this module and all that it imports."""
+def _packed(*modules: str) -> str:
+    """The sources of these modules and of all that they import, as a short word."""
+    return base64.b64encode(zlib.compress(json.dumps(_sources(*modules)).encode())).decode()
+
+
+def _sources(*modules: str) -> dict[str, str]:
+    """`on_host.MODULE` -> its source, for these modules and all that they import."""
     found: dict[str, str] = {}
-    wanted = [module]
+    wanted = list(modules)
     while wanted:
         name = wanted.pop()
         if f"on_host.{name}" not in found:

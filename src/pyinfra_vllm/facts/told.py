@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pyinfra.api import FactBase, Host
@@ -9,10 +12,12 @@ from typing_extensions import override
 
 from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError, one_line
+from pyinfra_vllm.facts import script
 
 T = TypeVar("T")
 
 LIMIT_S = 120  # a host that has not answered by then is given up
+MAX_AGE_S = 30.0  # an answer that was given together with others counts for so long
 
 
 class Told(FactBase[T], Generic[T]):
@@ -35,6 +40,73 @@ class Told(FactBase[T], Generic[T]):
         return found
 
 
+class Together(FactBase[list[str | None]]):
+    """What a host answers to several questions in one call (see on_host/inspect/together.py).
+
+    + questions: of each its words, as in script.Question
+    """
+
+    default = list
+
+    @override
+    def requires_command(self, *args: Any, **kwargs: Any) -> str:
+        return "python3"
+
+    @override
+    def command(self, questions: tuple[script.Words, ...]) -> script.Question:
+        return script.together(questions)
+
+    @override
+    def process(self, output: list[str]) -> list[str | None]:
+        return answers.read("".join(output), list[str | None])
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a host told in one call, while operations were prepared or executed."""
+
+    of: Mapping[script.Words, str | None]
+    executing: bool
+    at: float  # time.monotonic()
+
+
+_expected: dict[str, tuple[script.Words, ...]] = {}  # by host: the questions that a run will ask of it
+_answers: dict[str, _Answers] = {}
+
+
+def expect(host: Host, facts: Iterable[tuple[type[FactBase[Any]], Mapping[str, Any]]]) -> None:
+    """Have these facts of a host, given with their arguments, answered by one command, as soon as the first
+    of them is asked for.
+    """
+    questions = (_question(what, arguments) for what, arguments in facts)
+    _expected[host.name] = tuple(dict.fromkeys(words for words in questions if words))
+
+
+def forget(host: Host) -> None:
+    """Ask the host anew: something on it may have changed."""
+    _answers.pop(host.name, None)
+
+
+def _question(what: type[FactBase[Any]], arguments: Mapping[str, Any]) -> script.Words | None:
+    own = {key: value for key, value in arguments.items() if not key.startswith("_")}
+    command = what().command(**own)
+    return command.words if isinstance(command, script.Question) else None
+
+
+def _answered(host: Host, what: type[FactBase[T]], arguments: Mapping[str, Any]) -> str | None:
+    """What was answered together with other questions; None where it has to be asked alone."""
+    expected = _expected.get(host.name, ())
+    words = _question(what, arguments) if expected else None
+    if words is None or words not in expected:
+        return None
+    found, executing = _answers.get(host.name), bool(host.state.is_executing)
+    if found is None or found.executing != executing or time.monotonic() - found.at > MAX_AGE_S:
+        told = host.get_fact(Together, questions=expected, _ignore_errors=True, _timeout=LIMIT_S)
+        found = _Answers(dict(zip(expected, told, strict=False)), executing, time.monotonic())
+        _answers[host.name] = found
+    return found.of.get(words)
+
+
 def fact(host: Host, what: type[FactBase[T | None]], **arguments: Any) -> T:
     """A fact that has to be there. Raises HostError where the host could not tell it, or told nonsense."""
     found = asked(host, what, _ignore_errors=True, **arguments)
@@ -52,6 +124,9 @@ def asked(host: Host, what: type[FactBase[T]], **arguments: Any) -> T:
     Raises HostError where the host told nonsense.
     """
     try:
+        together = _answered(host, what, arguments)
+        if together is not None:
+            return what().process([together])
         found: T = host.get_fact(what, _timeout=LIMIT_S, **arguments)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         words = f"{type(error).__name__}: {one_line(error)}"

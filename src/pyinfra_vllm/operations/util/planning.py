@@ -14,13 +14,16 @@ from pyinfra_vllm import tuning
 from pyinfra_vllm.answers import Gpu
 from pyinfra_vllm.catalog import table, versions
 from pyinfra_vllm.checkpoint import Checkpoint
-from pyinfra_vllm.config import Service
+from pyinfra_vllm.config import Declared, Service
 from pyinfra_vllm.config.models import API_KEY
 from pyinfra_vllm.errors import HostError, RolloutError
+from pyinfra_vllm.facts.checkpoint import Checkpoints
+from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime
+from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.facts.service import Service as ServiceFact
-from pyinfra_vllm.facts.told import asked, fact
+from pyinfra_vllm.facts.told import asked, expect, fact
 from pyinfra_vllm.release import ASK_FOR_KEY, OBEY_ROOT, STOP_MARGIN_S, Release, base_environment
 from pyinfra_vllm.rollout.progress import Wanted
 from pyinfra_vllm.text import sentence
@@ -46,6 +49,22 @@ class Refused(HostError):
 def runtime_path(root: str, service: Service) -> str:
     """Path of the service's vLLM: the operator's own venv, or ours for that version."""
     return service.runtime.path or f"{root}/runtimes/{service.runtime.version}"
+
+
+def ask_together(host: Host, declared: Declared) -> None:
+    """Have whatever a run asks of a host answered by one command, however many services it has."""
+    root, services = declared.root, declared.services
+    expect(
+        host,
+        [
+            (HostFact, {"root": root, "users": tuple(declared.users)}),
+            (Gpus, {}),
+            (Checkpoints, {"root": root}),
+            (Filesystem, {"path": root}),
+            *((Runtime, {"path": runtime_path(root, service)}) for service in services),
+            *((ServiceFact, {"root": root, "service": service.name}) for service in services),
+        ],
+    )
 
 
 def plan(

@@ -17,6 +17,7 @@ from pyinfra.context import ctx_host
 
 from pyinfra_vllm import pyinfra_command
 from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.facts.told import forget
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.rollout.progress import PROGRESS
 from pyinfra_vllm.text import sentence
@@ -34,7 +35,12 @@ def alone(operation: Callable[P, Commands]) -> Callable[P, Commands]:
     @functools.wraps(operation)
     def commands(*args: P.args, **kwargs: P.kwargs) -> Commands:
         try:
-            yield from operation(*args, **kwargs)
+            for command in operation(*args, **kwargs):
+                try:
+                    yield command
+                finally:
+                    if state.is_executing:
+                        forget(ctx_host.get())
         except HostError as error:
             yield refuse(f"{sentence(str(error))} Nothing was changed.")
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from functools import cache
 from types import UnionType
 from typing import (
     Annotated,
@@ -19,6 +20,7 @@ from typing import (
     TypedDict,
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -56,7 +58,7 @@ def read(answer: str, kind: type[T]) -> T:
     """The value of a host's JSON. Raises HostError for whatever is not JSON, or not of that kind."""
     try:
         value = json.loads(answer, parse_constant=_refused)
-        check_of(kind)(value, "its answer")
+        check_of(cast(Any, kind))(value, "its answer")
     except RecordError as error:
         raise HostError(f"answered nonsense: {one_line(error)}. {ADVICE}") from error
     except (ValueError, RecursionError) as error:
@@ -76,6 +78,7 @@ def _refused(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
 
 
+@cache
 def check_of(kind: Any) -> Check:
     """The check that a type of this module stands for; `Annotated` carries its own."""
     origin, inner = get_origin(kind), get_args(kind)

@@ -303,7 +303,7 @@ def _locked(hosts: Mapping[str, Declared]) -> Lock:
     models = {(item.model, item.revision) for host in hosts.values() for item in host.services}
     if not models:
         return Lock()
-    hub_endpoint.token()
+    hub_endpoint.check()
     try:
         lock = Lock.load(LOCK_FILE)
     except LockError as error:

@@ -35,6 +35,12 @@ def endpoint() -> str:
     return declared.rstrip("/")
 
 
+def check() -> None:
+    """Raises DeclarationError where no Hub can be meant, or where the token would travel unencrypted."""
+    if not may_have_token(endpoint()):
+        token()
+
+
 def token(to: str | None = None) -> str | None:
     """The Hub's token, from HF_TOKEN or where `hf auth login` keeps it; None where there is none.
 

@@ -5,13 +5,17 @@ Called from config.py, before pyinfra loads the inventory (`fleet.check`).
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 import pyinfra
+from pyinfra.api import arguments, util
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.inventory import Inventory
 from pyinfra.context import ctx_state
@@ -49,10 +53,23 @@ def watch_over(given: Mapping[str, Any]) -> None:
     _dry = bool(given.get("dry") or (given.get("json_output") and not given.get("yes")))
     if not hasattr(cli._do_confirm, "__wrapped__"):
         cli._do_confirm = _answered(cli._do_confirm)
+    _spare_work()
     if _dry:
         ctx_state.get().check_for_changes = (
             True  # pyinfra skips that with -y: nothing at all would be looked at
         )
+
+
+def _spare_work() -> None:
+    """For each operation of each host pyinfra reads the source around all frames, of which it uses only the
+    line numbers, and works out its own arguments' types; and at the end Python looks through all that
+    is about to go anyway. Ten hosts with nothing to do: 0.9 of 1.9 s of a core (2026-11-29).
+    """
+    if not hasattr(arguments.all_global_arguments, "__wrapped__"):
+        util.stack = functools.partial(inspect.stack, 0)
+        util.getframeinfo = functools.partial(inspect.getframeinfo, context=0)
+        arguments.all_global_arguments = functools.cache(arguments.all_global_arguments)
+        atexit.register(gc.freeze)
 
 
 def _answered(ask: Callable[[str], bool]) -> Callable[[str], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import jinja2
@@ -10,11 +11,16 @@ import jinja2
 
 def rendered(template: str, **words: Any) -> str:
     """The template with these words. A word that it names and that is missing is an error."""
+    return _compiled(template).render(**words)
+
+
+@cache  # one for all services of a run
+def _compiled(template: str) -> jinja2.Template:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
     )
     environment.filters.update(quoted=quoted, assigned=assigned, specifier=specifier)
-    return environment.from_string(template).render(**words)
+    return environment.from_string(template)
 
 
 def specifier(text: str) -> str:

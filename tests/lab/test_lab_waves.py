@@ -128,6 +128,16 @@ def test_hosts_switch_wave_by_wave_and_those_of_a_wave_side_by_side(hosts: dict[
     assert side_by_side(waves[2])
 
 
+@pytest.mark.parametrize("words", [["-y"], ["--dry"]])
+def test_a_host_that_is_as_declared_is_asked_once(hosts: dict[str, Host], words: list[str]) -> None:
+    """Pyinfra runs each command through sudo, which writes them down; the lab's own come as root."""
+    hosts["w1"].ssh("journalctl --rotate --quiet && journalctl --vacuum-time=1s --quiet")
+    done = control.pyinfra("deploy.py", *words, *LIMIT, env=declared("a"))
+    assert done.returncode == 0, done.stderr
+    commands = hosts["w1"].ssh("journalctl --sync && journalctl -q -o cat -t sudo | grep COMMAND=").stdout
+    assert commands.count("COMMAND=") == 1, commands
+
+
 def test_a_bad_release_stops_at_the_canary_and_no_other_host_is_restarted(hosts: dict[str, Host]) -> None:
     before = lives(hosts)
     old = {name: observed(host)["running"] for name, host in hosts.items()}

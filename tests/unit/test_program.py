@@ -18,8 +18,9 @@ def found(systemd: int) -> dict[str, Any]:
     return {"python": [3, 9, 2], "systemd": systemd, "program": None, "recovery_unit": None, "users": {}}
 
 
-def test_a_token_needs_a_systemd_that_hands_it_over_unseen() -> None:
-    problem = program._problem(found(245), token=True)
+def test_a_token_needs_a_systemd_that_hands_it_over_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    problem = program._problem(found(245))
     assert problem is not None
     assert problem.startswith(
         "its systemd is 245; 247 or newer is needed to hand the Hub's token to a download unseen."
@@ -28,8 +29,9 @@ def test_a_token_needs_a_systemd_that_hands_it_over_unseen() -> None:
 
 
 @pytest.mark.parametrize(("systemd", "token"), [(245, False), (247, True), (257, True)])
-def test_otherwise_an_older_one_will_do(systemd: int, token: bool) -> None:
-    assert program._problem(found(systemd), token=token) is None
+def test_otherwise_an_older_one_will_do(systemd: int, token: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secret" if token else None)
+    assert program._problem(found(systemd)) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="folders of the tests' own user are no others'")

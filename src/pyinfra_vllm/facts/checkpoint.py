@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts import script
+from pyinfra_vllm.facts.script import Words
 from pyinfra_vllm.facts.told import Told
 
 
@@ -22,5 +21,5 @@ class Checkpoints(Told[list[answers.StoredCheckpoint]]):
     kind = list[answers.StoredCheckpoint]
 
     @override
-    def command(self, root: str) -> StringCommand:
-        return script.python("inspect.checkpoints", root)
+    def question(self, root: str) -> Words:
+        return ("inspect.checkpoints", root)

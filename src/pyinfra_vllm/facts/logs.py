@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts import script
+from pyinfra_vllm.facts.script import Words
 from pyinfra_vllm.facts.told import Told
 
 
@@ -21,6 +20,6 @@ class Logs(Told[list[answers.ServiceLog] | None]):
     kind = list[answers.ServiceLog]
 
     @override
-    def command(self, root: str, newest: int, service: str | None = None) -> StringCommand:
+    def question(self, root: str, newest: int, service: str | None = None) -> Words:
         names = [service] if service else []
-        return script.python("server.logs", root, str(newest), *names)
+        return ("server.logs", root, str(newest), *names)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts import script
+from pyinfra_vllm.facts.script import Words
 from pyinfra_vllm.facts.told import Told
 
 
@@ -21,5 +20,5 @@ class Runtime(Told[answers.Runtime | None]):
     kind = answers.Runtime | None
 
     @override
-    def command(self, path: str) -> StringCommand:
-        return script.python("inspect.runtime", path)
+    def question(self, path: str) -> Words:
+        return ("inspect.runtime", path)

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pyinfra.api import FactBase, Host
+from pyinfra.api import FactBase, Host, StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError, one_line
 from pyinfra_vllm.facts import script
+from pyinfra_vllm.facts.script import Words
 
 T = TypeVar("T")
 
 LIMIT_S = 120  # a host that has not answered by then is given up
+NONSENSE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # of an answer's reader
 MAX_AGE_S = 30.0  # an answer that was given together with others counts for so long
 
 
@@ -31,6 +33,14 @@ class Told(FactBase[T], Generic[T]):
         return "python3"
 
     @override
+    def command(self, *args: Any, **kwargs: Any) -> StringCommand:
+        return script.python(*self.question(*args, **kwargs))
+
+    def question(self, *args: Any, **kwargs: Any) -> Words:
+        """The module of `on_host` that knows it, and the arguments of its main()."""
+        raise NotImplementedError
+
+    @override
     def process(self, output: list[str]) -> T:
         return self.taken(answers.read("".join(output), self.kind))
 
@@ -43,7 +53,7 @@ class Told(FactBase[T], Generic[T]):
 class Together(FactBase[list[str | None]]):
     """What a host answers to several questions in one call (see on_host/inspect/together.py).
 
-    + questions: of each its words, as in script.Question
+    + questions: of each its words (Told.question)
     """
 
     default = list
@@ -53,7 +63,7 @@ class Together(FactBase[list[str | None]]):
         return "python3"
 
     @override
-    def command(self, questions: tuple[script.Words, ...]) -> script.Question:
+    def command(self, questions: tuple[Words, ...]) -> StringCommand:
         return script.together(questions)
 
     @override
@@ -63,48 +73,54 @@ class Together(FactBase[list[str | None]]):
 
 @dataclass(frozen=True)
 class _Answers:
-    """What a host told in one call, while operations were prepared or executed."""
+    """What a host told in one call."""
 
-    of: Mapping[script.Words, str | None]
-    executing: bool
+    of: Mapping[Words, str | None]
     at: float  # time.monotonic()
 
 
-_expected: dict[str, tuple[script.Words, ...]] = {}  # by host: the questions that a run will ask of it
+_expected: dict[str, tuple[Words, ...]] = {}  # by host: the questions that a run will ask of it
 _answers: dict[str, _Answers] = {}
 
 
-def expect(host: Host, facts: Iterable[tuple[type[FactBase[Any]], Mapping[str, Any]]]) -> None:
-    """Have these facts of a host, given with their arguments, answered by one command, as soon as the first
-    of them is asked for.
-    """
-    questions = (_question(what, arguments) for what, arguments in facts)
-    _expected[host.name] = tuple(dict.fromkeys(words for words in questions if words))
+def ask_together(host: Host, facts: Iterable[tuple[type[Told[Any]], Mapping[str, Any]]]) -> None:
+    """Ask a host at once for facts, given with their arguments, that `asked` is going to be called for."""
+    _expected[host.name] = tuple(dict.fromkeys(what().question(**arguments) for what, arguments in facts))
+    _ask(host)
 
 
 def forget(host: Host) -> None:
-    """Ask the host anew: something on it may have changed."""
+    """Have the host asked anew: something on it may have changed."""
     _answers.pop(host.name, None)
 
 
-def _question(what: type[FactBase[Any]], arguments: Mapping[str, Any]) -> script.Words | None:
-    own = {key: value for key, value in arguments.items() if not key.startswith("_")}
-    command = what().command(**own)
-    return command.words if isinstance(command, script.Question) else None
+def current(host: Host) -> object | None:
+    """What the host told in one call and still counts; another object after each call."""
+    found = _answers.get(host.name)
+    return found if found and time.monotonic() - found.at <= MAX_AGE_S else None
+
+
+def _ask(host: Host) -> _Answers:
+    questions = _expected[host.name]
+    try:
+        told = host.get_fact(Together, questions=questions, _ignore_errors=True, _timeout=LIMIT_S)
+    except (HostError, *NONSENSE):  # then each is asked alone, and the operation that does so refuses
+        told = []
+    found = _answers[host.name] = _Answers(dict(zip(questions, told, strict=False)), time.monotonic())
+    return found
 
 
 def _answered(host: Host, what: type[FactBase[T]], arguments: Mapping[str, Any]) -> str | None:
     """What was answered together with other questions; None where it has to be asked alone."""
     expected = _expected.get(host.name, ())
-    words = _question(what, arguments) if expected else None
-    if words is None or words not in expected:
+    if not expected or not issubclass(what, Told):
         return None
-    found, executing = _answers.get(host.name), bool(host.state.is_executing)
-    if found is None or found.executing != executing or time.monotonic() - found.at > MAX_AGE_S:
-        told = host.get_fact(Together, questions=expected, _ignore_errors=True, _timeout=LIMIT_S)
-        found = _Answers(dict(zip(expected, told, strict=False)), executing, time.monotonic())
-        _answers[host.name] = found
-    return found.of.get(words)
+    words = what().question(**{key: value for key, value in arguments.items() if not key.startswith("_")})
+    if words not in expected:
+        return None
+    if current(host) is None:
+        _ask(host)
+    return _answers[host.name].of.get(words)
 
 
 def fact(host: Host, what: type[FactBase[T | None]], **arguments: Any) -> T:
@@ -128,7 +144,7 @@ def asked(host: Host, what: type[FactBase[T]], **arguments: Any) -> T:
         if together is not None:
             return what().process([together])
         found: T = host.get_fact(what, _timeout=LIMIT_S, **arguments)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except NONSENSE as error:
         words = f"{type(error).__name__}: {one_line(error)}"
         raise HostError(f"{what.__name__.lower()}: answered nonsense ({words}). {answers.ADVICE}") from error
     return found

@@ -11,7 +11,7 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.operations.util.planning import plan
+from pyinfra_vllm.operations.util.planning import planned
 from pyinfra_vllm.operations.util.refuse import alone, refuse
 
 
@@ -32,7 +32,7 @@ def passed(root: str, service: Service, checkpoint: Checkpoint) -> Generator[Pyi
         preflight.passed(name="chat: preflight", root=mine.root, service=chat, checkpoint=locked)
     """
     try:
-        wanted = plan(host, root, service, checkpoint)
+        wanted = planned(host, root, service, checkpoint)
     except HostError as error:
         yield refuse(str(error))
         return

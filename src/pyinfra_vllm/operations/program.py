@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Mapping, Sequence
 
-from huggingface_hub import get_token
 from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, Host, QuoteString, State, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
@@ -153,7 +152,7 @@ def installed(
 def question(host: Host, root: str, users: Sequence[str]) -> tuple[answers.Host | None, str | None]:
     """Return the host's installed state, and why nothing can be installed there (None where it can)."""
     found = asked(host, HostFact, root=root, users=tuple(users))
-    problem = _problem(found, token=get_token() is not None) or _loose(found.get("loose") if found else None)
+    problem = _problem(found) or _loose(found.get("loose") if found else None)
     if problem or not found:
         return found, problem
     twin = PROGRESS.twin(host.name, found.get("machine", ""))
@@ -163,7 +162,7 @@ def question(host: Host, root: str, users: Sequence[str]) -> tuple[answers.Host 
     )
 
 
-def _problem(found: answers.Host | None, *, token: bool) -> str | None:
+def _problem(found: answers.Host | None) -> str | None:
     if not found:
         return "python3 is not there: install Debian's or Ubuntu's package `python3`. Nothing was changed."
     python, systemd = found["python"], found["systemd"]
@@ -181,13 +180,19 @@ def _problem(found: answers.Host | None, *, token: bool) -> str | None:
             f"its systemd is {systemd}; {OLDEST_SYSTEMD} or newer is needed to run a service. Nothing was"
             " changed."
         )
-    if token and systemd < CREDENTIALS:
+    if systemd < CREDENTIALS and _has_token():
         return (
             f"its systemd is {systemd}; {CREDENTIALS} or newer is needed to hand the Hub's token to a"
             " download unseen. Nothing was changed. Upgrade the host, or leave HF_TOKEN unset where all"
             " models are public."
         )
     return None
+
+
+def _has_token() -> bool:
+    from huggingface_hub import get_token  # 0.04 s, for few
+
+    return get_token() is not None
 
 
 def _loose(folder: str | None) -> str | None:

@@ -16,7 +16,7 @@ from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.staging.rehearsal import TRANSIENT_UNITS
-from pyinfra_vllm.operations.util.planning import plan
+from pyinfra_vllm.operations.util.planning import planned
 from pyinfra_vllm.operations.util.refuse import alone, refuse
 from pyinfra_vllm.operations.util.remote import LOST, Remote
 from pyinfra_vllm.operations.util.unit import RUN_DIRECTORY, Unit
@@ -43,7 +43,7 @@ def staged(root: str, service: Service, checkpoint: Checkpoint) -> Generator[Pyi
         release.staged(name="chat: stage the release", root=mine.root, service=chat, checkpoint=locked)
     """
     try:
-        wanted = plan(host, root, service, checkpoint)
+        wanted = planned(host, root, service, checkpoint)
     except HostError as error:
         yield refuse(str(error))
         return

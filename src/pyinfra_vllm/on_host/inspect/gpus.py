@@ -10,11 +10,13 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, Any
 
 from ..state import cgroup
 from . import nvidia
+
+if TYPE_CHECKING:  # imported where instances are; few hosts have any
+    from xml.etree.ElementTree import Element
 
 # Our name for each column of nvidia-smi's.
 CARD = {
@@ -125,6 +127,8 @@ def _process(pid: str | None, used: str | None, name: str | None) -> dict[str, A
 
 def _with_instances(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """`nvidia-smi -L` has the instances' UUIDs, and only the whole report their memory and processes."""
+    from xml.etree import ElementTree
+
     uuids, profiles = _listed()
     try:
         report = ElementTree.fromstring(nvidia.ask("-q", "-x"))
@@ -182,11 +186,11 @@ def _listed() -> tuple[dict[tuple[int, str | None], str], dict[tuple[int, str | 
     return uuids, profiles
 
 
-def _place(element: ElementTree.Element) -> tuple[str | None, str | None]:
+def _place(element: Element) -> tuple[str | None, str | None]:
     return _text(element, "gpu_instance_id"), _text(element, "compute_instance_id")
 
 
-def _text(element: ElementTree.Element | None, name: str) -> str | None:
+def _text(element: Element | None, name: str) -> str | None:
     found = element.findtext(name) if element is not None else None
     return found.strip() if found else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
+import os
 import pwd
 import shutil
 import subprocess
@@ -83,7 +83,7 @@ def inspect(root: Path, users: list[str]) -> dict[str, Any]:
     link = root / "bin" / "on-host.pyz"
     return {
         "python": list(sys.version_info[:3]),
-        "platform": platform.machine(),
+        "platform": os.uname().machine,
         "systemd": systemd(),
         "loose": loose(root),
         "program": str(link.readlink()) if link.is_symlink() and link.exists() else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -60,6 +59,8 @@ def reserve(path: Path, size: int) -> None:
 
     A file system that can't reserve anything (EOPNOTSUPP) is no obstacle: there it is as before.
     """
+    import ctypes  # by few callers of this module
+
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE)
     try:
         allocate = ctypes.CDLL(None, use_errno=True).fallocate

@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import stat
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from . import durable
 
@@ -38,8 +36,7 @@ class ManifestError(Exception):
     """A manifest that is absent, unreadable or not a manifest: the checkpoint counts as incomplete."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One file: `path` relative to the checkpoint, `size` in bytes, content hash, modification time in
     nanoseconds.
     """
@@ -50,8 +47,7 @@ class Entry:
     mtime_ns: int
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """Every file of one checkpoint as it was when its content was last verified."""
 
     repo: str
@@ -127,7 +123,7 @@ def describe(directory: Path, path: str, sha256: str) -> Entry:
 
 def write(directory: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, whole or not at all, and have it on the disk before returning."""
-    files = [asdict(entry) for entry in manifest.files]
+    files = [entry._asdict() for entry in manifest.files]
     content = {"schema": SCHEMA, "repo": manifest.repo, "commit": manifest.commit, "files": files}
     durable.write_json(directory / MANIFEST, content, durable.PUBLIC)
 
@@ -221,12 +217,14 @@ def sampled(directory: Path, manifest: Manifest) -> dict[str, str]:
 
 
 def _sample(path: Path, entry: Entry) -> str | None:
+    from random import randrange  # by few callers of this module
+
     try:
         if entry.size <= WHOLE_BYTES:
             return _other_content(path, entry)
         with path.open("rb") as file:
             for _ in range(PLACES):
-                file.seek(random.randrange(entry.size - PLACE_BYTES))
+                file.seek(randrange(entry.size - PLACE_BYTES))
                 file.read(PLACE_BYTES)
     except OSError as error:
         return f"can't be read ({error.strerror})"

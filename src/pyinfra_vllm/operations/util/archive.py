@@ -17,14 +17,19 @@ _MAIN = "import sys\nfrom pyinfra_vllm.on_host.__main__ import main\nsys.exit(ma
 @cache
 def archive() -> bytes:
     """The zipapp's bytes: `python3 FILE VERB ...` runs it on any python3 from 3.9 on."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in _entries():
+            packed.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def _entries() -> list[tuple[str, bytes]]:
+    """The name and the content of each file, in order."""
     entries = {"__main__.py": _MAIN.encode(), "pyinfra_vllm/__init__.py": b""}
     for package in ("on_host", "in_runtime"):
         entries |= dict(_packed(files(f"pyinfra_vllm.{package}"), f"pyinfra_vllm/{package}"))
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name, content in sorted(entries.items()):
-            packed.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()
+    return sorted(entries.items())
 
 
 def _packed(directory: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
@@ -38,4 +43,7 @@ def _packed(directory: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
 @cache
 def digest() -> str:
     """Names the archive by its content, so that a running transaction keeps the file it was started from."""
-    return hashlib.sha256(archive()).hexdigest()[:12]
+    content = hashlib.sha256()
+    for name, text in _entries():
+        content.update(f"{name} {len(text)}\n".encode() + text)
+    return content.hexdigest()[:12]

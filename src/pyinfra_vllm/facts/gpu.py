@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts.script import Words
+from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
 
 
@@ -23,5 +24,5 @@ class Gpus(Told[answers.Gpus]):
         return {"gpus": [], "problem": "this host could not be asked for its GPUs"}
 
     @override
-    def question(self) -> Words:
-        return ("inspect.gpus",)
+    def command(self) -> StringCommand:
+        return script.python("inspect.gpus")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts.script import Words
+from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
 
 
@@ -20,6 +21,6 @@ class Logs(Told[list[answers.ServiceLog] | None]):
     kind = list[answers.ServiceLog]
 
     @override
-    def question(self, root: str, newest: int, service: str | None = None) -> Words:
+    def command(self, root: str, newest: int, service: str | None = None) -> StringCommand:
         names = [service] if service else []
-        return ("server.logs", root, str(newest), *names)
+        return script.python("server.logs", root, str(newest), *names)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts.script import Words
+from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
 
 
@@ -18,8 +19,8 @@ class Running(Told[list[answers.Observed] | None]):
     kind = list[answers.Observed]
 
     @override
-    def question(self, root: str) -> Words:
-        return ("state.observe", root)
+    def command(self, root: str) -> StringCommand:
+        return script.python("state.observe", root)
 
 
 class Record(Told[list[answers.ToldService] | None]):
@@ -37,5 +38,5 @@ class Record(Told[list[answers.ToldService] | None]):
         return answers.evidence(value)
 
     @override
-    def question(self, root: str, newest: int, max_bytes: int = 0) -> Words:
-        return ("state.recall", root, str(newest), str(max_bytes))
+    def command(self, root: str, newest: int, max_bytes: int = 0) -> StringCommand:
+        return script.python("state.recall", root, str(newest), str(max_bytes))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.facts.script import Words
+from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
 
 
@@ -20,5 +21,5 @@ class Runtime(Told[answers.Runtime | None]):
     kind = answers.Runtime | None
 
     @override
-    def question(self, path: str) -> Words:
-        return ("inspect.runtime", path)
+    def command(self, path: str) -> StringCommand:
+        return script.python("inspect.runtime", path)

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import cast
 
 from pyinfra.api import QuoteString, StringCommand
+from typing_extensions import override
 
 # Makes the modules importable from memory, as they are on the control machine, then runs the first one's
 # main().
@@ -44,23 +46,31 @@ _NAME = re.compile(r"(?<!as )\b(?!as\b)\w+")
 Words = tuple[str, ...]  # a module of `on_host`, such as `state.observe`, and the arguments of its main()
 
 
-def python(module: str, *arguments: str) -> StringCommand:
+class Question(StringCommand):
+    """The command that runs main() of a module on a host, with the words that it stands for.
+
+    The module is sent with all that it imports, packed when the command is carried out.
+    """
+
+    def __init__(self, words: Words, packed: Packed) -> None:
+        sent = cast(str, packed)  # pyinfra makes text of it when it carries the command out
+        super().__init__("python3", "-I", "-c", *(QuoteString(word) for word in (_START, sent, *words)))
+        self.words = words
+
+
+def python(module: str, *arguments: str) -> Question:
     """The command that runs `main(arguments)` of a module of `on_host`, such as `state.observe`, on a host.
 
-    The module prints its result as JSON. It is sent with the others that it imports.
+    The module prints its result as JSON.
     """
-    return _command((module, *arguments), _packed(module))
+    return Question((module, *arguments), Packed(module))
 
 
-def together(questions: Sequence[Words]) -> StringCommand:
+def together(questions: Sequence[Words]) -> Question:
     """One command that answers several questions: a JSON list with what each of them prints, or null."""
     module = "inspect.together"
-    packed = _packed(module, *dict.fromkeys(words[0] for words in questions))
-    return _command((module, json.dumps(questions)), packed)
-
-
-def _command(words: Words, packed: str) -> StringCommand:
-    return StringCommand("python3", "-I", "-c", *(QuoteString(word) for word in (_START, packed, *words)))
+    modules = dict.fromkeys(words[0] for words in questions)
+    return Question((module, json.dumps(questions)), Packed(module, *modules))
 
 
 def from_input(module: str, *arguments: str) -> tuple[tuple[str, ...], str]:
@@ -69,12 +79,22 @@ def from_input(module: str, *arguments: str) -> tuple[tuple[str, ...], str]:
     Returns its words and its standard input.
     """
     start = _START.replace("sys.argv[1]", "sys.stdin.read()")
-    return ("python3", "-I", "-c", start, "-", module, *arguments), _packed(module)
+    return ("python3", "-I", "-c", start, "-", module, *arguments), str(Packed(module))
+
+
+class Packed:
+    """The sources of these modules and of all that they import, as a short word."""
+
+    def __init__(self, *modules: str) -> None:
+        self.modules = modules
+
+    @override
+    def __str__(self) -> str:
+        return _packed(*self.modules)
 
 
 @cache
 def _packed(*modules: str) -> str:
-    """The sources of these modules and of all that they import, as a short word."""
     return base64.b64encode(zlib.compress(json.dumps(_sources(*modules)).encode())).decode()
 
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.facts.script import Words
+from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
 from pyinfra_vllm.on_host.state.values import shown
 
@@ -30,8 +30,8 @@ class Service(Told[answers.Observed | None]):
         return answers.only(value)
 
     @override
-    def question(self, root: str, service: str) -> Words:
-        return ("state.observe", root, service)
+    def command(self, root: str, service: str) -> StringCommand:
+        return script.python("state.observe", root, service)
 
 
 class Services(FactBase[list[str]]):
@@ -70,5 +70,5 @@ class Host(Told[answers.Host | None]):
     kind = answers.Host
 
     @override
-    def question(self, root: str, users: tuple[str, ...] = ()) -> Words:
-        return ("inspect.host", root, *users)
+    def command(self, root: str, users: tuple[str, ...] = ()) -> StringCommand:
+        return script.python("inspect.host", root, *users)

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pyinfra.api import FactBase, Host, StringCommand
+from pyinfra.api import FactBase, Host
 from typing_extensions import override
 
 from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError, one_line
 from pyinfra_vllm.facts import script
-from pyinfra_vllm.facts.script import Words
+from pyinfra_vllm.facts.script import Question, Words
 
 T = TypeVar("T")
 
@@ -33,13 +33,6 @@ class Told(FactBase[T], Generic[T]):
         return "python3"
 
     @override
-    def command(self, *args: Any, **kwargs: Any) -> StringCommand:
-        return script.python(*self.question(*args, **kwargs))
-
-    def question(self, *args: Any, **kwargs: Any) -> Words:
-        """The module of `on_host` that knows it, and the arguments of its main()."""
-        raise NotImplementedError
-
     @override
     def process(self, output: list[str]) -> T:
         return self.taken(answers.read("".join(output), self.kind))
@@ -53,7 +46,7 @@ class Told(FactBase[T], Generic[T]):
 class Together(FactBase[list[str | None]]):
     """What a host answers to several questions in one call (see on_host/inspect/together.py).
 
-    + questions: of each its words (Told.question)
+    + questions: of each its words (script.Question)
     """
 
     default = list
@@ -63,7 +56,7 @@ class Together(FactBase[list[str | None]]):
         return "python3"
 
     @override
-    def command(self, questions: tuple[Words, ...]) -> StringCommand:
+    def command(self, questions: tuple[Words, ...]) -> Question:
         return script.together(questions)
 
     @override
@@ -85,7 +78,8 @@ _answers: dict[str, _Answers] = {}
 
 def ask_together(host: Host, facts: Iterable[tuple[type[Told[Any]], Mapping[str, Any]]]) -> None:
     """Ask a host at once for facts, given with their arguments, that `asked` is going to be called for."""
-    _expected[host.name] = tuple(dict.fromkeys(what().question(**arguments) for what, arguments in facts))
+    questions = (_question(what, arguments) for what, arguments in facts)
+    _expected[host.name] = tuple(dict.fromkeys(words for words in questions if words))
     _ask(host)
 
 
@@ -113,14 +107,18 @@ def _ask(host: Host) -> _Answers:
 def _answered(host: Host, what: type[FactBase[T]], arguments: Mapping[str, Any]) -> str | None:
     """What was answered together with other questions; None where it has to be asked alone."""
     expected = _expected.get(host.name, ())
-    if not expected or not issubclass(what, Told):
-        return None
-    words = what().question(**{key: value for key, value in arguments.items() if not key.startswith("_")})
-    if words not in expected:
+    words = _question(what, arguments) if expected else None
+    if words is None or words not in expected:
         return None
     if current(host) is None:
         _ask(host)
     return _answers[host.name].of.get(words)
+
+
+def _question(what: type[FactBase[Any]], arguments: Mapping[str, Any]) -> Words | None:
+    own = {key: value for key, value in arguments.items() if not key.startswith("_")}
+    command = what().command(**own)
+    return command.words if isinstance(command, Question) else None
 
 
 def fact(host: Host, what: type[FactBase[T | None]], **arguments: Any) -> T:

@@ -40,7 +40,7 @@ def alone(operation: Callable[P, Commands]) -> Callable[P, Commands]:
                     yield command
                 finally:
                     if state.is_executing:
-                        forget(ctx_host.get())
+                        forget(host)
         except HostError as error:
             yield refuse(f"{sentence(str(error))} Nothing was changed.")
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -22,7 +22,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from pyinfra_vllm.on_host.bench import load, prompts, scheduling
-from pyinfra_vllm.on_host.gate.relative import tpot
 from pyinfra_vllm.on_host.openai.client import Client
 
 BATCHES = {1: 8, 8: 8, 32: 3}  # requests of a turn, in units of the concurrency
@@ -59,11 +58,11 @@ def ours(arguments: argparse.Namespace, concurrency: int, count: int, turn: str)
     wall = time.perf_counter() - began
     return {
         "tokens_per_s": done.output_tokens / done.duration_s,
-        "ttft_ms": 1000 * statistics.median(item["ttft_s"] for item in done.answered),
-        "tpot_ms": 1000 * statistics.median(tpot(item) or 0.0 for item in done.answered),
-        "mean_ttft_ms": 1000 * statistics.fmean(item["ttft_s"] for item in done.answered),
+        "ttft_ms": 1000 * statistics.median(item.ttft_s for item in done.answered),
+        "tpot_ms": 1000 * statistics.median(item.tpot_s or 0.0 for item in done.answered),
+        "mean_ttft_ms": 1000 * statistics.fmean(item.ttft_s for item in done.answered),
         "server_ttft_ms": server.mean_ms(),
-        "input_tokens": statistics.fmean(item["input_tokens"] for item in done.answered),
+        "input_tokens": statistics.fmean(item.input_tokens for item in done.answered),
         "failed": len(done.requests) - len(done.answered),
         "client_cpu_share": (time.process_time() - cpu) / wall,
     }

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
-from typing import Any
 
+from pyinfra_vllm.on_host.bench.record import Phase, Record
 from pyinfra_vllm.on_host.gate import gate
 from pyinfra_vllm.on_host.gate.verdict import Row, Verdict
 
@@ -27,7 +27,7 @@ def x(ratio: float) -> float:
     return LEFT + (RIGHT - LEFT) * math.log(bounded / LOW) / math.log(HIGH / LOW)
 
 
-def record(slower: float, noise: float, seed: int) -> dict[str, Any]:
+def record(slower: float, noise: float, seed: int) -> Record:
     source = random.Random(seed)
     phases = []
     for concurrency, tpot in ((1, 0.0125), (8, 0.0126)):
@@ -48,7 +48,7 @@ def record(slower: float, noise: float, seed: int) -> dict[str, Any]:
             {"name": f"c{concurrency}", "concurrency": concurrency, "duration_s": total, "requests": requests,
              "rounds": rounds}
         )  # fmt: skip
-    return {"schema": "pyinfra-vllm/bench/1", "model": "m", "phases": phases}
+    return Record("m", {}, tuple(map(Phase.of, phases)))
 
 
 def text(

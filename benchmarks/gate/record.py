@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.bench.record import read_with_plan
 from pyinfra_vllm.on_host.openai.client import Client
 
 
@@ -30,17 +31,18 @@ def main() -> None:
     settings = probe.Settings(
         concurrency=tuple(arguments.concurrency), budget_s=arguments.budget, quality=False
     )
-    like = json.loads(arguments.like.read_text()) if arguments.like else None
+    like = read_with_plan(json.loads(arguments.like.read_text()), "like") if arguments.like else None
     client = Client(arguments.url, arguments.model)
     record = probe.measure(client, settings, progress=lambda line: print(line, file=sys.stderr), like=like)
-    while like and max(len(phase["rounds"]) for phase in record["phases"]) < like["plan"]["rounds"]:
-        before = sum(phase["duration_s"] for phase in record["phases"])
+    wanted = like.plan.rounds if like and like.plan else 0
+    while max(len(phase.rounds) for phase in record.phases) < wanted:
+        before = sum(phase.duration_s for phase in record.phases)
         record = probe.measure(client, settings, extend=record)
-        if sum(phase["duration_s"] for phase in record["phases"]) == before:
+        if sum(phase.duration_s for phase in record.phases) == before:
             break
-    record["note"] = arguments.note
-    arguments.out.write_text(json.dumps(record, separators=(",", ":")))
-    print(arguments.out.name, json.dumps(probe.summary(record)), json.dumps(record["client"]))
+    written = {**record.as_dict(), "note": arguments.note}
+    arguments.out.write_text(json.dumps(written, separators=(",", ":")))
+    print(arguments.out.name, json.dumps(probe.summary(record)), json.dumps(written["client"]))
 
 
 if __name__ == "__main__":

@@ -22,16 +22,18 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pyinfra_vllm.on_host.bench.plan import Plan
+from pyinfra_vllm.on_host.bench.record import Phase, Record, Request, Round
 from pyinfra_vllm.on_host.gate import gate, precision
 from pyinfra_vllm.on_host.gate.calibration import calibration
 from pyinfra_vllm.on_host.gate.noise import Noise
 from pyinfra_vllm.on_host.gate.verdict import Verdict
 
 HERE = Path(__file__).resolve().parent
-Record = dict[str, Any]
 SEED = 20261121
 KEPT = 0.8  # of the rounds of a run
 # Seconds a side that a trace was recorded with, and what of it went to the warm-up.
@@ -59,10 +61,25 @@ def main() -> int:
     return int(missed > 0)
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A recorded run, and which start of the server it belongs to."""
+
+    record: Record
+    start: str
+
+
+def runs_of(values: list[dict[str, Any]]) -> list[Run]:
+    notes = [str(value.get("note") or "").split(",")[0] for value in values]
+    starts = [note or str(place // RUNS_OF_A_START) for place, note in enumerate(notes)]
+    records = [Record.read(value, f"run {place}") for place, value in enumerate(values)]
+    return list(map(Run, records, starts))
+
+
 def replay(name: str, traces: dict[str, Any], pairs: int) -> int:
     """Print the table of one set of traces; returns how many targets it missed."""
-    unchanged: list[Record] = traces["unchanged"]
-    noise = calibration(unchanged) if len(unchanged) >= 3 else None
+    unchanged = runs_of(traces["unchanged"])
+    noise = calibration([run.record for run in unchanged]) if len(unchanged) >= 3 else None
     budget_s = BUDGETS.get(name, DEFAULT_BUDGET_S)
     missed = 0
     print(f"\n{name}: {traces['about']}")
@@ -75,7 +92,7 @@ def replay(name: str, traces: dict[str, Any], pairs: int) -> int:
             target = f"{words}: {'met' if good else 'MISSED'}"
             print(line(f"{scenario}, {calibrated}", seen, pairs, spent, target))
         for slow, records in traces.get("slower", {}).items():
-            seen, spent = verdicts(unchanged, records, 1.0, pairs // 10, known, budget_s)
+            seen, spent = verdicts(unchanged, runs_of(records), 1.0, pairs // 10, known, budget_s)
             print(line(f"recorded: {slow}, {calibrated}", seen, pairs // 10, spent, ""))
     return missed
 
@@ -87,8 +104,8 @@ def line(name: str, seen: Counter[str], pairs: int, spent: list[float], target: 
 
 
 def verdicts(
-    befores: list[Record],
-    afters: list[Record],
+    befores: list[Run],
+    afters: list[Run],
     speed: float,
     pairs: int,
     noise: Noise | None,
@@ -100,7 +117,7 @@ def verdicts(
     spent = []
     for _ in range(pairs):
         before = source.choice(befores)
-        after = source.choice([record for record in afters if record is not before])
+        after = source.choice([run for run in afters if run is not before])
         verdict, took = Pair(befores, afters, before, after, speed, source, noise, budget_s).judged()
         seen[verdict] += 1
         spent.append(took)
@@ -112,10 +129,10 @@ class Pair:
 
     def __init__(
         self,
-        befores: list[Record],
-        afters: list[Record],
-        before: Record,
-        after: Record,
+        befores: list[Run],
+        afters: list[Run],
+        before: Run,
+        after: Run,
         speed: float,
         source: random.Random,
         noise: Noise | None,
@@ -124,20 +141,22 @@ class Pair:
         self.noise = noise
         self.speed = speed
         self.criteria = gate.Criteria(
-            concurrency=tuple(phase["concurrency"] for phase in before["phases"]),
+            concurrency=tuple(phase.concurrency for phase in before.record.phases),
             quality=False,
             budget_s=budget_s,
         )
-        first = [before, *going_on(befores, before, {id(after)})]
-        second = [after, *going_on(afters, after, set(map(id, first)))]
+        first = [before, *going_on(befores, before, [after])]
+        second = [after, *going_on(afters, after, first)]
         # What each side would measure, one place after the other: the same number of its own run.
         drawn = [
             (one, other, number)
             for one, other in zip(first, second, strict=False)
-            for number in source.sample(common(one, other), math.ceil(KEPT * len(common(one, other))))
+            for number in source.sample(
+                common(one.record, other.record), math.ceil(KEPT * len(common(one.record, other.record)))
+            )
         ]
-        self.before = Side([(one, number) for one, _, number in drawn], 1.0)
-        self.after = Side([(other, number) for _, other, number in drawn], speed)
+        self.before = Side([(one.record, number) for one, _, number in drawn], 1.0)
+        self.after = Side([(other.record, number) for _, other, number in drawn], speed)
 
     def judged(self) -> tuple[str, float]:
         most = self.criteria.longest_s
@@ -153,7 +172,7 @@ class Pair:
             places += more
             after = self.after.record(places, count, self.criteria)
             verdict = self.verdict(before, after)
-        return verdict.verdict, (before["spent_s"] + after["spent_s"]) / 2
+        return verdict.verdict, ((before.spent_s or 0.0) + (after.spent_s or 0.0)) / 2
 
     def verdict(self, before: Record, after: Record) -> Verdict:
         return gate.judge(before, after, self.criteria, noise=self.noise)
@@ -163,8 +182,8 @@ class Pair:
         for count in range(1, most):
             found = side.record(range(count), count, self.criteria)
             longest = max(side.seconds[:count])
-            late = found["spent_s"] + longest > limit_s
-            if late or precision.settled(found["phases"], self.criteria, self.noise):
+            late = (found.spent_s or 0.0) + longest > limit_s
+            if late or precision.settled(found.phases, self.criteria, self.noise):
                 return count
         return most
 
@@ -177,78 +196,60 @@ class Side:
         self.first = rounds[0][0]
         self.phases = [
             [
-                redrawn(record["phases"][index], number, place, speed)
+                redrawn(record.phases[index], number, place, speed)
                 for place, (record, number) in enumerate(rounds)
             ]
-            for index in range(len(self.first["phases"]))
+            for index in range(len(self.first.phases))
         ]
         self.seconds = [
-            sum(phase[place][0]["duration_s"] for phase in self.phases) for place in range(len(rounds))
+            sum(phase[place][0].duration_s for phase in self.phases) for place in range(len(rounds))
         ]
 
     def record(self, places: Iterable[int], planned: int, criteria: gate.Criteria) -> Record:
         places = list(places)
         phases = []
-        for phase, found in zip(self.first["phases"], self.phases, strict=True):
-            rounds = [found[place][0] for place in places]
-            requests = [item for place in places for item in found[place][1]]
-            duration = sum(item["duration_s"] for item in rounds)
-            phases.append({**phase, "rounds": rounds, "requests": requests, "duration_s": duration})
-        spent = WARM_UP * criteria.budget_s + sum(self.seconds[place] for place in places)
-        return {
-            **self.first,
-            "plan": {**self.first["plan"], "rounds": planned},
-            "phases": phases,
-            "spent_s": spent,
-        }
+        for phase, found in zip(self.first.phases, self.phases, strict=True):
+            rounds = tuple(found[place][0] for place in places)
+            requests = tuple(item for place in places for item in found[place][1])
+            duration_s = sum(item.duration_s for item in rounds)
+            phases.append(replace(phase, rounds=rounds, requests=requests, duration_s=duration_s))
+        spent_s = WARM_UP * criteria.budget_s + sum(self.seconds[place] for place in places)
+        plan = replace(self.first.plan or Plan(), rounds=planned)
+        return replace(self.first, plan=plan, phases=tuple(phases), spent_s=spent_s)
 
 
-def going_on(records: list[Record], first: Record, taken: set[int]) -> list[Record]:
+def going_on(runs: list[Run], first: Run, taken: list[Run]) -> list[Run]:
     """The other runs of the same start: what the server would have shown, had it been measured on."""
-    start = start_of(records, first)
-    return [
-        record
-        for record in records
-        if record is not first and id(record) not in taken and start_of(records, record) == start
-    ]
-
-
-def start_of(records: list[Record], record: Record) -> str:
-    note = str(record.get("note") or "")
-    place = next(index for index, item in enumerate(records) if item is record)
-    return note.split(",")[0] if note else str(place // RUNS_OF_A_START)
+    return [run for run in runs if run.start == first.start and run is not first and run not in taken]
 
 
 def common(before: Record, after: Record) -> list[int]:
     return [
         number
-        for number in range(before["plan"]["rounds"])
-        if all(has_round(phase, number) for record in (before, after) for phase in record["phases"])
+        for number in range((before.plan or Plan()).rounds)
+        if all(has_round(phase, number) for record in (before, after) for phase in record.phases)
     ]
 
 
-def has_round(phase: dict[str, Any], number: int) -> bool:
-    return any(item["round"] == number and item["complete"] for item in phase["rounds"])
+def has_round(phase: Phase, number: int) -> bool:
+    return any(item.round == number and item.complete for item in phase.rounds)
 
 
-def redrawn(
-    phase: dict[str, Any], number: int, place: int, speed: float
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def redrawn(phase: Phase, number: int, place: int, speed: float) -> tuple[Round, list[Request]]:
     """One round at that share of its speed, with its requests. Prompts are renamed: each draw is its own."""
-    whole = next(item for item in phase["rounds"] if item["round"] == number)
-    made = {**whole, "round": place, "duration_s": whole["duration_s"] / speed}
+    whole = next(item for item in phase.rounds if item.round == number)
     requests = [
-        {**slowed(request, speed), "prompt": f"{place}/{request['prompt']}", "round": place}
-        for request in phase["requests"]
-        if request.get("round", -1) == number
+        replace(
+            request,
+            prompt=f"{place}/{request.prompt}",
+            round=place,
+            ttft_s=request.ttft_s / speed,
+            e2e_s=request.e2e_s / speed,
+        )
+        for request in phase.requests
+        if request.round == number
     ]
-    return made, requests
-
-
-def slowed(request: dict[str, Any], speed: float) -> dict[str, Any]:
-    if not request["ok"]:
-        return request
-    return {**request, "ttft_s": request["ttft_s"] / speed, "e2e_s": request["e2e_s"] / speed}
+    return replace(whole, round=place, duration_s=whole.duration_s / speed), requests
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def collected(client: Client, runs: int, seed: int) -> dict[str, Any]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         further = list(pool.map(lambda number: _run(client, seed, number)[0], range(1, runs)))
     return {
-        "likelihood": measured,
+        "likelihood": [item.as_dict() for item in measured],
         "missing": missing,
         "likelihood_s": round(likelihood_s, 2),
         "runs": [first, *further],
@@ -44,13 +44,13 @@ def collected(client: Client, runs: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _run(client: Client, seed: int, number: int) -> tuple[list[dict[str, Any]], float]:
+def _run(client: Client, seed: int, number: int) -> tuple[list[dict[str, object]], float]:
     """The graded entries, and how many seconds they took."""
     questions = quality.builtin() + quality.further()
     random.Random(seed + number).shuffle(questions)
     began = time.perf_counter()
     found = quality.ask_all(client, questions, began + LONGEST_S, keep_answers=number == 0)
-    return found, round(time.perf_counter() - began, 2)
+    return [item.as_dict() for item in found], round(time.perf_counter() - began, 2)
 
 
 def main() -> None:

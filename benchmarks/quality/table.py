@@ -15,11 +15,14 @@ import math
 import random
 import statistics
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pyinfra_vllm.on_host.bench import likelihood
 from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.bench.record import AskedOver, Graded, Likelihood, Record
 from pyinfra_vllm.on_host.gate import ladder
 
 BASE = "awq-g64"
@@ -31,17 +34,23 @@ HARMLESS = (
 )
 SIMULATED = 2000  # pairs for each line of the simulation
 Kept = dict[str, Any]
-Record = dict[str, Any]
 
 
 def record(kept: Kept, run: int = 0) -> Record:
     """The quality part of a benchmark record, as the probe writes it."""
-    return {
-        "quality": kept["runs"][run % len(kept["runs"])],
-        "likelihood": kept["likelihood"],
-        "likelihood_missing": kept["missing"],
-        "asked_over": {"endpoint": "chat"},
-    }
+    return Record(
+        model="?",
+        server={},
+        phases=(),
+        quality=tuple(map(Graded.of, kept["runs"][run % len(kept["runs"])])),
+        likelihood=measured_in(kept),
+        likelihood_missing=kept["missing"],
+        asked_over=AskedOver("chat"),
+    )
+
+
+def measured_in(kept: Kept) -> tuple[Likelihood, ...]:
+    return tuple(map(Likelihood.of, kept["likelihood"]))
 
 
 def judged(before: Record | None, after: Record) -> tuple[str, list[str]]:
@@ -56,14 +65,14 @@ def judged(before: Record | None, after: Record) -> tuple[str, list[str]]:
 
 def line(name: str, kept: dict[str, Kept], base: str) -> str:
     before, after = record(kept[base]), record(kept[name])
-    compared = likelihood.compare(before["likelihood"], after["likelihood"])
+    compared = likelihood.compare(before.likelihood or (), after.likelihood or ())
     bits = perplexity = "-"
     if compared is not None:
         width = "" if compared.low is None else f" [{compared.low - 1:+.1%}, {(compared.high or 0) - 1:+.1%}]"
         bits = f"{compared.ratio - 1:+.1%}{width}"
         perplexity = "-" if compared.perplexity is None else f"{compared.perplexity - 1:+.0%}"
-    right = [sum(item["passed"] for item in side["quality"]) for side in (before, after)]
-    sound = sum(1 for item in after["quality"] if not item.get("form")) / len(after["quality"])
+    right = [sum(item.passed for item in side.quality) for side in (before, after)]
+    sound = sum(1 for item in after.quality if not item.form) / len(after.quality)
     verdict, by = judged(before, after)
     first, first_by = judged(None, after)
     return (
@@ -85,7 +94,9 @@ def repeated(kept: dict[str, Kept], before: str, after: str) -> str:
     return f"| {before} -> {after} | {len(verdicts)} | {shares} |"
 
 
-def simulated(measured: list[Record], perplexity: float, spread: float, bits_per_token: float | None) -> str:
+def simulated(
+    measured: Sequence[Likelihood], perplexity: float, spread: float, bits_per_token: float | None
+) -> str:
     """How often a rise of the perplexity fails, as a line of the table."""
     verdicts = rises(measured, perplexity, spread, bits_per_token, SIMULATED)
     shares = " | ".join(
@@ -94,13 +105,13 @@ def simulated(measured: list[Record], perplexity: float, spread: float, bits_per
     return f"| {perplexity - 1:+.0%} | {bits_per_token or own_bits(measured):.2f} | {spread:.3f} | {shares} |"
 
 
-def own_bits(measured: list[Record]) -> float:
+def own_bits(measured: Sequence[Likelihood]) -> float:
     """Bits a token of the model that was measured."""
-    return sum(sum(item["pieces"]) for item in measured) / sum(item["tokens"] for item in measured)
+    return sum(sum(item.pieces) for item in measured) / sum(item.tokens or 0 for item in measured)
 
 
 def rises(
-    measured: list[Record], perplexity: float, spread: float, bits_per_token: float | None, pairs: int
+    measured: Sequence[Likelihood], perplexity: float, spread: float, bits_per_token: float | None, pairs: int
 ) -> list[str]:
     """The verdicts on so many simulated rises of the perplexity, each piece being hit by it more or less.
 
@@ -109,18 +120,19 @@ def rises(
     """
     scale = (bits_per_token or own_bits(measured)) / own_bits(measured)
     rise = math.log2(perplexity) / (own_bits(measured) * scale)
-    before = [{**item, "pieces": [bits * scale for bits in item["pieces"]]} for item in measured]
+    before = [replace(item, pieces=tuple(bits * scale for bits in item.pieces)) for item in measured]
     draw = random.Random(1)
     verdicts = []
     for _ in range(pairs):
         after = [
-            {
-                **item,
-                "pieces": [bits * (1 + rise) * math.exp(draw.gauss(0, spread)) for bits in item["pieces"]],
-            }
+            replace(
+                item,
+                pieces=tuple(bits * (1 + rise) * math.exp(draw.gauss(0, spread)) for bits in item.pieces),
+            )
             for item in before
         ]
-        verdicts.append(judged({"likelihood": before}, {"likelihood": after})[0])
+        early, late = (Record("?", {}, (), likelihood=tuple(side)) for side in (before, after))
+        verdicts.append(judged(early, late)[0])
     return verdicts
 
 
@@ -181,7 +193,7 @@ def _simulation(kept: dict[str, Kept]) -> None:
     noise = spread_of(kept[BASE], kept["awq-g64-as-float16"])
     for perplexity, spread in ((1.0, noise), (1.0, damage), (1.1, damage)):
         for bits in (None, 2.6):
-            print(simulated(kept[BASE]["likelihood"], perplexity, spread, bits))
+            print(simulated(measured_in(kept[BASE]), perplexity, spread, bits))
 
 
 def _seconds(kept: dict[str, Kept]) -> None:

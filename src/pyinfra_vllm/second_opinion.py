@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DeclarationError, HostError, one_line
-from .on_host.bench.record import SCHEMA
-from .on_host.gate.gate import Record
-from .on_host.gate.relative import Phase, Request
+from .on_host.bench.plan import phase_name
+from .on_host.bench.record import Phase, Record, Request
 from .on_host.state.values import amount, count, list_of
 
 # Of `vllm bench serve` at each concurrency: long enough to be steady, short enough for a budget of minutes.
@@ -30,7 +29,7 @@ def converted(value: Any, name: str) -> Any:
         return value
     try:
         if "ttfts" in value or "output_throughput" in value:
-            return from_vllm_bench([value])
+            return from_vllm_bench([value]).as_dict()
     except (KeyError, IndexError) as error:
         raise DeclarationError(
             f"{name} looks like a result of `vllm bench serve` and lacks {error}: nothing was compared"
@@ -51,14 +50,8 @@ def from_vllm_bench(results: Sequence[Mapping[str, Any]]) -> Record:
                 "a result of `vllm bench serve` without --save-detailed has no single requests: run it with"
                 " that flag"
             )
-    return {
-        "schema": SCHEMA,
-        "model": str(results[0].get("model_id", "?")),
-        "server": {},
-        "engine": "vllm bench serve",
-        "phases": [_vllm_phase(result) for result in results],
-        "quality": [],
-    }
+    model = str(results[0].get("model_id", "?"))
+    return Record(model, {}, tuple(map(_vllm_phase, results)), engine="vllm bench serve")
 
 
 def _vllm_phase(result: Mapping[str, Any]) -> Phase:
@@ -75,27 +68,15 @@ def _vllm_phase(result: Mapping[str, Any]) -> Phase:
     for index, (ttft, itls, tokens_in, tokens_out) in enumerate(zip(*columns.values(), strict=True)):
         error = errors[index] if index < len(errors) else ""
         requests.append(_request(index, error, ttft, ttft + sum(itls), tokens_in, tokens_out))
-    return {
-        "name": f"c{concurrency}",
-        "concurrency": concurrency,
-        "duration_s": result["duration"],
-        "requests": requests,
-    }
+    return Phase(phase_name(concurrency), concurrency, result["duration"], tuple(requests))
 
 
 def _request(index: int, error: str, ttft_s: float, e2e_s: float, tokens_in: int, tokens_out: int) -> Request:
     """Requests pair by their place: both sides must have been made from the same data and seed."""
     name = f"r{index:05d}"
     if error or not tokens_out:
-        return {"prompt": name, "ok": False, "kind": "error", "error": (error or "no tokens").strip()[-300:]}
-    return {
-        "prompt": name,
-        "ok": True,
-        "ttft_s": ttft_s,
-        "e2e_s": e2e_s,
-        "input_tokens": tokens_in,
-        "output_tokens": tokens_out,
-    }
+        return Request(name, ok=False, error=(error or "no tokens").strip()[-300:])
+    return Request(name, True, ttft_s, e2e_s, tokens_in, tokens_out)
 
 
 def run_vllm_bench(

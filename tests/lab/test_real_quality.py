@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lab import serving
@@ -16,6 +15,7 @@ from lab.session import Lab
 
 from pyinfra_vllm.on_host.bench import quality
 from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import ladder
 from pyinfra_vllm.on_host.openai.client import Client
 
@@ -59,36 +59,37 @@ def test_the_fast_kernel_serves_them(servers: Host) -> None:
 # The ladder
 
 
-def asked(host: Host, repository: str) -> dict[str, Any]:
+def asked(host: Host, repository: str) -> Record:
     """What the probe records of quality, with the probe's own means; each run asks the same live server.
 
     Without the likelihood: vLLM would compile for it, and the lab's hosts have no compiler.
     """
     client = Client(f"http://{host.address}:{PORTS[repository]}", "tiny")
-    return {"quality": quality.ask_all(client, TRAINED, time.perf_counter() + 60)}
+    graded = quality.ask_all(client, TRAINED, time.perf_counter() + 60)
+    return Record("tiny", {}, (), quality=tuple(graded))
 
 
 @pytest.fixture(scope="module")
-def before(servers: Host) -> dict[str, Any]:
+def before(servers: Host) -> Record:
     found = asked(servers, "lab/good-a")
-    assert sum(item["passed"] for item in found["quality"]) >= 0.95 * len(TRAINED)
+    assert sum(item.passed for item in found.quality) >= 0.95 * len(TRAINED)
     return found
 
 
-def verdicts(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+def verdicts(before: Record, after: Record) -> dict[str, str]:
     rows = ladder.rows(before, after, Criteria())
     return {row.name: row.verdict for row in rows}
 
 
-def test_twenty_runs_of_an_unchanged_model_never_fail(servers: Host, before: dict[str, Any]) -> None:
+def test_twenty_runs_of_an_unchanged_model_never_fail(servers: Host, before: Record) -> None:
     for run in range(RUNS):
         after = asked(servers, "lab/good-a")
         assert verdicts(before, after) == dict.fromkeys(RUNGS, "pass"), f"run {run + 1} of {RUNS}"
 
 
-def test_an_equally_good_model_passes(servers: Host, before: dict[str, Any]) -> None:
+def test_an_equally_good_model_passes(servers: Host, before: Record) -> None:
     assert verdicts(before, asked(servers, "lab/good-b")) == dict.fromkeys(RUNGS, "pass")
 
 
-def test_wrong_zero_points_fail(servers: Host, before: dict[str, Any]) -> None:
+def test_wrong_zero_points_fail(servers: Host, before: Record) -> None:
     assert verdicts(before, asked(servers, "lab/broken"))["quality_points"] == "fail"

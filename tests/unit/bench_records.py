@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import gate
 from pyinfra_vllm.on_host.gate.gate import Criteria
 from pyinfra_vllm.on_host.gate.noise import SCHEMA, Noise
@@ -74,7 +75,9 @@ def judge(
 ) -> dict[str, Any]:
     """The verdict on two records, by the default criteria, as its JSON has it."""
     known = None if noise is None else Noise.read({"schema": SCHEMA, **noise}, "noise")
-    return gate.judge(before, after, criteria or Criteria(), known, **more).as_dict()
+    second = Record.read(after, "after")
+    first = None if before is None else Record.read(before, "before")
+    return gate.judge(first, second, criteria or Criteria(), known, **more).as_dict()
 
 
 def row(verdict: dict[str, Any], name: str, phase_name: str | None = "c1") -> dict[str, Any]:

@@ -19,6 +19,7 @@ import pytest
 from simulated import SimulatedHost
 
 from pyinfra_vllm.asking import Answer
+from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.server import release as releases
 from pyinfra_vllm.on_host.server import service
 from pyinfra_vllm.on_host.state import durable, observe, recall, running
@@ -118,9 +119,10 @@ class NightHost(SimulatedHost):
         self.clock.go(self.random.uniform(3, 7))
         super()._stop(unit, limit_s)
 
-    def _measure(self, client: Any, settings: Any, **how: Any) -> dict[str, Any]:
+    def _measure(self, client: Any, settings: Any, **how: Any) -> Record:
         self.clock.go(self.random.uniform(96, 112))
-        return measured(self.random, self.speeds.get(self.running or "", Speed()))
+        found = measured(self.random, self.speeds.get(self.running or "", Speed()))
+        return Record.read(found, "record")
 
     def look(self, wishes: tuple[Wish, ...] | None = None) -> Look:
         root = self.paths.root

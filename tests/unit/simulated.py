@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.bench.record import Phase, Record, Request
 from pyinfra_vllm.on_host.server import gpu_memory, service, systemd
 from pyinfra_vllm.on_host.server import release as releases
 from pyinfra_vllm.on_host.state import durable, manifest
@@ -242,33 +243,15 @@ class SimulatedHost:
         serves = self.running == release_id and release_id not in {*self.broken, *self.crashing}
         return "" if serves else "connection refused"
 
-    def _measure(self, client: Any, settings: Any, **how: Any) -> dict[str, Any]:
+    def _measure(self, client: Any, settings: Any, **how: Any) -> Record:
         assert self.running is not None
         self.asked.append((self.running, client._api_key))
         rate = self.rates[self.running]
-        requests = [
-            {
-                "prompt": f"p{n:03}",
-                "ok": True,
-                "ttft_s": 5 / rate,
-                "e2e_s": (5 + n % 3) / rate * 10,
-                "input_tokens": 64,
-                "output_tokens": 32,
-            }
-            for n in range(24)
-        ]
-        phases = [
-            {"name": f"c{c}", "concurrency": c, "duration_s": 24 * 32 / rate, "requests": requests}
-            for c in (1, 8)
-        ]
-        return {
-            "schema": "pyinfra-vllm/bench/1",
-            "model": "m",
-            "server": {},
-            "phases": phases,
-            "quality": [],
-            "spent_s": 999.0,
-        }
+        requests = tuple(
+            Request(f"p{n:03}", True, 5 / rate, (5 + n % 3) / rate * 10, 64, 32) for n in range(24)
+        )
+        phases = tuple(Phase(f"c{c}", c, 24 * 32 / rate, requests) for c in (1, 8))
+        return Record("m", {}, phases, spent_s=999.0)
 
 
 def bottomless(top: Path, depth: int) -> None:

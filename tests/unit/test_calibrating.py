@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
 from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.bench.record import Record, Traffic
 from pyinfra_vllm.on_host.state import durable, lock
 from pyinfra_vllm.on_host.switch import calibrating, order
 from pyinfra_vllm.on_host.switch.order import CALIBRATION, Order
@@ -47,7 +49,7 @@ def varying(host: SimulatedHost, patch: pytest.MonkeyPatch, rates: Iterator[floa
     """Each measurement finds the old release at the next of these speeds."""
     measure = probe.measure
 
-    def measured(*args: Any, **how: Any) -> dict[str, Any]:
+    def measured(*args: Any, **how: Any) -> Record:
         host.rates[OLD] = next(rates)
         return measure(*args, **how)
 
@@ -123,8 +125,8 @@ def test_other_traffic_is_no_noise_of_the_service(
 ) -> None:
     measure, shares = probe.measure, iter([0.0, 0.0, 0.4, 0.0, 0.0])
 
-    def measured(*args: Any, **how: Any) -> dict[str, Any]:
-        return {**measure(*args, **how), "traffic": {"other_share": next(shares)}}
+    def measured(*args: Any, **how: Any) -> Record:
+        return replace(measure(*args, **how), traffic=Traffic(other_share=next(shares)))
 
     monkeypatch.setattr(probe, "measure", measured)
     assert calibrate(host) == "failed"

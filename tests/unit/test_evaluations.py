@@ -12,7 +12,6 @@ from openai_server import serving
 
 from pyinfra_vllm import lm_eval
 from pyinfra_vllm.errors import DeclarationError, HostError
-from pyinfra_vllm.on_host.gate import gate
 from pyinfra_vllm.on_host.gate.gate import Criteria, CriteriaError, RecordError
 
 IFEVAL = "ifeval/prompt_level_strict_acc"
@@ -93,7 +92,7 @@ def test_where_others_were_evaluated_a_missing_one_leaves_it_open() -> None:
 )
 def test_damaged_scores_are_named(evaluations: Any, said: str) -> None:
     with pytest.raises(RecordError, match=said):
-        gate.judge(record(evaluations=evaluations), record(), Criteria())
+        judge(record(evaluations=evaluations), record(), Criteria())
 
 
 def test_a_limit_without_a_metric_is_refused() -> None:

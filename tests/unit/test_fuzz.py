@@ -32,6 +32,7 @@ from pyinfra_vllm.config import Layer, Problems, declare, merge
 from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError, RolloutError
 from pyinfra_vllm.hub import Hub
 from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import gate
 from pyinfra_vllm.on_host.gate.verdict import Verdict
 from pyinfra_vllm.on_host.server import hooks
@@ -576,7 +577,10 @@ def test_a_damaged_record_is_named_or_judged(damage: tuple[bool, tuple[Any, ...]
     else:
         at[path[-1]] = junk
     try:
-        verdict = gate.judge(pair[0], pair[1], STRICT)
+        before, after = (
+            Record.read(value, name) for value, name in zip(pair, ("before", "after"), strict=True)
+        )
+        verdict = gate.judge(before, after, STRICT)
     except gate.RecordError as error:
         assert "\n" not in str(error) and str(error).encode()
     else:

@@ -11,6 +11,7 @@ from bench_records import failed, judge, phase, record, request, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import gate, precision
 from pyinfra_vllm.on_host.gate.gate import Criteria
 from pyinfra_vllm.on_host.gate.verdict import Verdict
@@ -198,7 +199,8 @@ def test_faster_never_fails_and_the_interval_holds_the_ratio(
 
 
 def wants_more(verdict: dict[str, Any], before: Any, after: Any, criteria: Criteria) -> bool:
-    return gate.wants_more(Verdict.read(verdict, "verdict"), before, after, criteria)
+    first = None if before is None else Record.read(before, "before")
+    return gate.wants_more(Verdict.read(verdict, "verdict"), first, Record.read(after, "after"), criteria)
 
 
 def test_what_may_stay() -> None:
@@ -241,10 +243,11 @@ def test_doubt_is_measured_away_up_to_the_longest_budget(
 
 def test_a_window_that_closes_ends_the_measuring_beyond_its_budget_and_never_within() -> None:
     criteria = Criteria()
-    assert precision.left_s(criteria, {"spent_s": 100.0}) == 260
-    assert precision.left_s(criteria, {"spent_s": 100.0}, until_s=90) == 90
-    assert precision.left_s(criteria, {"spent_s": 100.0}, until_s=-500) == 20
-    assert precision.left_s(criteria, {"spent_s": 400.0}, until_s=500) < 0
+    early, late = (Record.read(record(spent_s=spent_s), "record") for spent_s in (100.0, 400.0))
+    assert precision.left_s(criteria, early) == 260
+    assert precision.left_s(criteria, early, until_s=90) == 90
+    assert precision.left_s(criteria, early, until_s=-500) == 20
+    assert precision.left_s(criteria, late, until_s=500) < 0
 
 
 def test_what_no_round_can_tell_is_not_measured_further() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyinfra_vllm.on_host.gate.gate import Criteria, CriteriaError
-from pyinfra_vllm.on_host.gate.relative import VALUES
+from pyinfra_vllm.on_host.gate.relative import LATENCIES
 
 ORDER = {"pass": 0, "inconclusive": 1, "fail": 2}
 
@@ -202,7 +202,7 @@ SHARE = st.floats(0, 0.5)
 
 @st.composite
 def criteria(draw: st.DrawFn) -> Criteria:
-    margins = {"c1": {name: draw(SHARE) for name in ("tokens_per_s", *VALUES) if draw(st.booleans())}}
+    margins = {"c1": {name: draw(SHARE) for name in ("tokens_per_s", *LATENCIES) if draw(st.booleans())}}
     return Criteria(
         throughput_margin=draw(SHARE),
         tpot_margin=draw(st.none() | SHARE),

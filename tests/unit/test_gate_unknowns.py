@@ -12,6 +12,7 @@ import pytest
 from bench_records import failed, graded, judge, phase, record, row
 
 from pyinfra_vllm.commands import compare
+from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import calibration
 from pyinfra_vllm.on_host.gate.gate import Criteria
 
@@ -60,7 +61,7 @@ def test_a_phase_for_which_the_time_ran_out_before_shows_nothing() -> None:
         assert verdict["verdict"] == "inconclusive" and row(verdict, "tokens_per_s", "c8")["ratio"] is None
     assert said(verdict, "phase c8: HTTP 500: boom, so there is nothing to compare with")
     twice = [record(phase(1), silent(8, "not_asked"))] * 3
-    assert calibration.calibration(twice).phases["c8"] == {}
+    assert calibration.calibration([Record.read(item, "run") for item in twice]).phases["c8"] == {}
 
 
 def test_other_traffic_saves_no_phase_without_answers() -> None:
@@ -71,7 +72,7 @@ def test_other_traffic_saves_no_phase_without_answers() -> None:
 
 def test_a_calibration_leaves_out_a_phase_that_a_run_did_not_answer() -> None:
     runs = [record(phase(1), phase(8)), record(phase(1), phase(8)), record(phase(1), silent(8, "timeout"))]
-    found = calibration.calibration(runs)
+    found = calibration.calibration([Record.read(item, "run") for item in runs])
     assert found.phases["c8"] == {} and "tokens_per_s" in found.phases["c1"]
 
 

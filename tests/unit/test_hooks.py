@@ -276,9 +276,9 @@ def test_real_traffic_is_there_when_the_soak_watches_it(
     host, balancer = both
     drained: list[bool] = []
 
-    def watch(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    def watch(*args: Any, **kwargs: Any) -> soak.Watched:
         drained.append(balancer.drained)
-        return {"verdict": "pass", "reasons": []}
+        return soak.Watched("pass", [], 60.0, 100.0, 0.0, 0.0)
 
     monkeypatch.setattr(soak, "soak", watch)
     assert host.switch(hooks=DECLARED, criteria={"soak_s": 60.0}) == "committed"

@@ -154,9 +154,9 @@ def test_a_counter_that_counts_nothing_is_left_out(value: str) -> None:
         assert client.metrics() == {"other": 1.5}
         with Watch(client) as watch:
             pass
-        assert watch.traffic(0, 0) == {"known": False}
+        assert watch.traffic(0, 0).as_dict() == {"known": False}
         found = soak.soak(client, Criteria(soak_s=0.2))
-    assert found["verdict"] == "inconclusive"
+    assert found.verdict == "inconclusive"
 
 
 def test_a_line_of_counters_without_end_is_passed_over() -> None:

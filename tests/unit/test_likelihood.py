@@ -31,7 +31,8 @@ def measured(
     with pytest.MonkeyPatch.context() as patch, serving(**behaviour) as server:
         patch.setattr(likelihood.shutil, "which", lambda name: name if name == compiler else None)
         found, missing = likelihood.measure(Client(server.url, "m"), list(texts), time.perf_counter() + 5)
-        return found, missing, sum("prompt_logprobs" in request for request in server.requests)
+        bits: list[Measured] = [item.as_dict() for item in found]
+        return bits, missing, sum("prompt_logprobs" in request for request in server.requests)
 
 
 def test_built_in_texts_have_ten_kilobytes_in_two_languages() -> None:

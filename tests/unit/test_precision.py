@@ -5,7 +5,7 @@ with.
 from __future__ import annotations
 
 import random
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from bench_records import request
@@ -13,15 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.bench.record import Phase, Request
 from pyinfra_vllm.on_host.gate import precision
 from pyinfra_vllm.on_host.gate.noise import Noise
 
 CRITERIA = Criteria(budget_s=20.0)
 
 
-def phase(
-    rounds: int, spread: float = 0.0, concurrency: int = 1, speed: float = 1.0, seed: int = 0
-) -> dict[str, Any]:
+def phase(rounds: int, spread: float = 0.0, concurrency: int = 1, speed: float = 1.0, seed: int = 0) -> Phase:
     """Rounds of three requests, each as fast as its round: a log-normal factor with this spread."""
     source = random.Random(seed)
     requests, made = [], []
@@ -33,13 +32,15 @@ def phase(
         made.append({"round": number, "duration_s": took, "output_tokens": 303, "complete": True})
     duration = sum(item["duration_s"] for item in made)
     name = f"c{concurrency}"
-    return {
-        "name": name,
-        "concurrency": concurrency,
-        "duration_s": duration,
-        "requests": requests,
-        "rounds": made,
-    }
+    return Phase.of(
+        {
+            "name": name,
+            "concurrency": concurrency,
+            "duration_s": duration,
+            "requests": requests,
+            "rounds": made,
+        }
+    )
 
 
 @pytest.mark.parametrize(("rounds", "expected"), [(1, False), (4, False), (5, True), (12, True)])
@@ -67,7 +68,7 @@ def test_calibrated_noise_asks_for_no_more_precision_than_it_leaves() -> None:
 
 
 def test_what_never_decides_and_a_phase_without_answers_hold_nothing_up() -> None:
-    silent = {**phase(6), "requests": [{"prompt": "p", "ok": False}]}
+    silent = replace(phase(6), requests=(Request("p", ok=False),))
     assert precision.settled([silent], CRITERIA)
     shown = {"c1": dict.fromkeys(("tokens_per_s", "e2e_s", "tpot_s"), None)}
     assert precision.settled([phase(8, spread=0.05)], Criteria(budget_s=20, margins=shown))

@@ -10,11 +10,13 @@ import time
 from typing import Any
 
 import pytest
+from bench_records import judge
 from openai_server import Behaviour, serving
 
 from pyinfra_vllm.on_host.bench import load, probe, prompts, quality
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.probe import ProbeError, Settings
-from pyinfra_vllm.on_host.gate import gate
+from pyinfra_vllm.on_host.bench.record import Record, Request
 from pyinfra_vllm.on_host.openai.client import Client
 
 QUICK = Settings(
@@ -28,13 +30,19 @@ GRACE_S = 4.0
 def measured(settings: Settings = QUICK, **behaviour: Any) -> dict[str, Any]:
     with serving(Behaviour(**behaviour)) as server:
         began = time.monotonic()
-        record = probe.measure(Client(server.url, "m"), settings)
+        record = measure(Client(server.url, "m"), settings)
         assert time.monotonic() - began < settings.budget_s + GRACE_S
     return record
 
 
+def measure(client: Client, settings: Settings, like: Any = None, extend: Any = None, **more: Any) -> Any:
+    """The record as its JSON has it, measured like another one or longer."""
+    known = {key: Record.read(value, key) for key, value in (("like", like), ("extend", extend)) if value}
+    return probe.measure(client, settings, **known, **more).as_dict()
+
+
 def verdict(record: dict[str, Any], before: dict[str, Any] | None = None, **limits: Any) -> dict[str, Any]:
-    return gate.judge(before, record, gate.Criteria(concurrency=(1, 4), **limits)).as_dict()
+    return judge(before, record, Criteria(concurrency=(1, 4), **limits))
 
 
 def test_a_record_is_what_the_contract_says() -> None:
@@ -58,7 +66,8 @@ def test_tokens_per_second_are_those_of_the_server() -> None:
     record = measured(
         Settings(concurrency=(1,), budget_s=2, quality=False, rounds=2, output_tokens=32), tpot_s=0.002
     )
-    rate = probe.summary(record)["c1"]["tokens_per_s"]
+    summary: Any = probe.summary(Record.read(record, "record"))["c1"]
+    rate = summary["tokens_per_s"]
     assert 32 / (0.002 * 32 * 1.5 + 0.01) < rate < 32 / (0.002 * 31 + 0.002)
 
 
@@ -78,15 +87,15 @@ def test_both_sides_measure_the_same_prompts_in_as_many_rounds_and_a_doubtful_on
     margins = {"throughput_margin": 0.15, "tpot_margin": 0.15, "ttft_margin": 0.15}
     with serving(ttft_s=0.04) as server:
         client = Client(server.url, "m")
-        before = probe.measure(client, QUICK)
-        after = probe.measure(client, QUICK, like=before)
+        before = measure(client, QUICK)
+        after = measure(client, QUICK, like=before)
         assert after["plan"] == before["plan"]
         whole = before["plan"]["rounds"]
         assert [len(phase["rounds"]) for phase in before["phases"]] == [whole, whole]
         assert set(prompts_of(after)) == set(prompts_of(before))
         assert numbers_of(before) == [*range(whole)] and numbers_of(after) == [*reversed(range(whole))]
         more = Settings(**{**vars(QUICK), "budget_s": 6})
-        longer = probe.measure(client, more, extend=after, like=before)
+        longer = measure(client, more, extend=after, like=before)
         assert [len(phase["rounds"]) for phase in longer["phases"]] == [whole + 1, whole + 1]
         assert numbers_of(longer) == [*numbers_of(after), whole - 1] and longer["plan"] == before["plan"]
         assert longer["spent_s"] > after["spent_s"]
@@ -106,12 +115,12 @@ def test_a_baseline_is_measured_further_with_new_prompts_and_the_other_side_meas
     settings = Settings(**{**vars(QUICK), "rounds": 2})
     with serving() as server:
         client = Client(server.url, "m")
-        short = probe.measure(client, settings)
-        before = probe.measure(
+        short = measure(client, settings)
+        before = measure(
             client, settings, extend=short, deadline=time.monotonic() + 15,
-            enough=lambda phases: len(phases[0]["rounds"]) >= 5
+            enough=lambda phases: len(phases[0].rounds) >= 5
         )  # fmt: skip
-        after = probe.measure(client, Settings(**{**vars(settings), "budget_s": 20}), like=before)
+        after = measure(client, Settings(**{**vars(settings), "budget_s": 20}), like=before)
     assert short["plan"]["rounds"] <= 2 and before["plan"]["rounds"] == 5
     assert [len(phase["rounds"]) for phase in after["phases"]] == [5, 5]
     assert len(set(prompts_of(before))) == len(prompts_of(before)) > len(prompts_of(short))
@@ -121,9 +130,7 @@ def test_a_baseline_is_measured_further_with_new_prompts_and_the_other_side_meas
 def test_a_side_that_is_known_precisely_enough_stops_and_the_plan_says_what_was_measured() -> None:
     settings = Settings(**{**vars(QUICK), "budget_s": 5, "rounds": 50})
     with serving() as server:
-        record = probe.measure(
-            Client(server.url, "m"), settings, enough=lambda phases: len(phases[1]["rounds"]) == 4
-        )
+        record = measure(Client(server.url, "m"), settings, enough=lambda phases: len(phases[1].rounds) == 4)
     assert record["plan"]["rounds"] == 4 and not any(phase.get("cut") for phase in record["phases"])
     assert record["spent_s"] < 4
 
@@ -143,16 +150,16 @@ def test_a_slower_server_fails_within_the_budget() -> None:
         concurrency=(1, 4), budget_s=2, quality=False, rounds=4, output_tokens=16, words={"s": 5}
     )
     with serving(tpot_s=0.002) as server:
-        before = probe.measure(Client(server.url, "m"), settings)
+        before = measure(Client(server.url, "m"), settings)
         server.behaviour.tpot_s = 0.005
-        after = probe.measure(Client(server.url, "m"), settings, like=before)
+        after = measure(Client(server.url, "m"), settings, like=before)
     found = verdict(after, before)
     assert found["verdict"] == "fail", found["reasons"]
 
 
 def test_without_a_salt_each_run_begins_its_prompts_with_other_digits_of_the_same_length() -> None:
     with serving(refuses=("cache_salt",)) as server:
-        probe.measure(Client(server.url, "m"), QUICK)
+        measure(Client(server.url, "m"), QUICK)
         texts = [request["prompt"] for request in server.requests if request["prompt"].count("\n") == 1]
     assert len({text.splitlines()[0] for text in texts}) == 1
     assert len(prompts.nonce("a")) == len(prompts.nonce("b")) and prompts.nonce("a") != prompts.nonce("b")
@@ -171,7 +178,7 @@ def test_others_on_the_server_are_noticed() -> None:
         def busy(line: str) -> None:
             server.prompt_tokens += 5000
 
-        record = probe.measure(client, QUICK, progress=busy)
+        record = measure(client, QUICK, progress=busy)
     assert record["traffic"]["other_share"] > 0.2
 
 
@@ -207,7 +214,7 @@ def test_a_server_that_stops_answering_midway_fails() -> None:
             server.behaviour.wedged = "round 1" in line or server.behaviour.wedged
 
         began = time.monotonic()
-        record = probe.measure(client, QUICK, progress=stop)
+        record = measure(client, QUICK, progress=stop)
         assert time.monotonic() - began < QUICK.budget_s + GRACE_S
     assert verdict(record)["verdict"] == "fail"
 
@@ -216,9 +223,9 @@ def test_a_release_that_hangs_on_questions_does_not_lose_its_criterion() -> None
     settings = Settings(**{**vars(QUICK), "budget_s": 2, "quality": True})
     with serving() as server:
         client = Client(server.url, "m")
-        before = probe.measure(client, settings)
+        before = measure(client, settings)
         server.behaviour.mute = True
-        after = probe.measure(client, settings, like=before)
+        after = measure(client, settings, like=before)
     asked = len(quality.builtin())
     assert before["quality"] and after["quality"] == [] and after["quality_unanswered"] == asked
     (row,) = [item for item in verdict(after, before)["metrics"] if item["name"] == "quality_points"]
@@ -228,12 +235,12 @@ def test_a_release_that_hangs_on_questions_does_not_lose_its_criterion() -> None
 
 def test_a_server_that_is_wedged_from_the_first_round_on_fails_and_every_phase_says_why() -> None:
     with serving() as server:
-        before = probe.measure(Client(server.url, "m"), QUICK)
+        before = measure(Client(server.url, "m"), QUICK)
 
         def wedge(line: str) -> None:
             server.behaviour.wedged = "warm-up pass" in line or server.behaviour.wedged
 
-        after = probe.measure(Client(server.url, "m"), QUICK, progress=wedge, like=before)
+        after = measure(Client(server.url, "m"), QUICK, progress=wedge, like=before)
     assert all(phase["requests"] and not phase["requests"][0]["ok"] for phase in after["phases"])
     assert after["phases"][1]["requests"][0]["kind"] == "not_asked" and after["phases"][1]["cut"]
     found = verdict(after, before)
@@ -263,7 +270,7 @@ def test_after_a_baseline_that_was_never_answered_a_plan_of_its_own_is_measured(
     before = measured(fails=tuple(range(3, 100)))
     assert "plan" not in before
     with serving(Behaviour()) as server:
-        after = probe.measure(Client(server.url, "m"), QUICK, like=before)
+        after = measure(Client(server.url, "m"), QUICK, like=before)
     found = verdict(after, before)
     assert found["verdict"] == "pass"
     assert any("the release before answered nothing" in reason for reason in found["reasons"])
@@ -281,12 +288,12 @@ def test_nothing_listening_is_an_error_and_no_record() -> None:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     with pytest.raises(ProbeError, match="nothing was measured"):
-        probe.measure(Client(f"http://127.0.0.1:{port}", "m"), QUICK)
+        measure(Client(f"http://127.0.0.1:{port}", "m"), QUICK)
 
 
 def test_a_refused_key_is_an_error_and_no_record() -> None:
     with serving(api_key="sesame") as server, pytest.raises(ProbeError, match="HTTP 401"):
-        probe.measure(Client(server.url, "m", api_key="wrong"), QUICK)
+        measure(Client(server.url, "m", api_key="wrong"), QUICK)
 
 
 def test_prompts_of_a_round_that_was_cut_are_no_traffic_of_others() -> None:
@@ -294,8 +301,10 @@ def test_prompts_of_a_round_that_was_cut_are_no_traffic_of_others() -> None:
     run = probe._Run(
         Client("http://127.0.0.1:9", "m"), QUICK, time.monotonic() + 1, print, lambda phases: False
     )
-    run._know_prompts([{"ok": True, "input_tokens": 40}, {"ok": True, "input_tokens": 700}, {"ok": False}])
-    cut = load.Round(1.0, unfinished=[{"prompt": "a"}, {"prompt": "b"}], complete=False)
+    short, long = (Request("p", ok=True, input_tokens=tokens) for tokens in (40, 700))
+    run._know_prompts([short, long, Request("p", ok=False)])
+    a, b = (load.Unfinished(name, 0.5) for name in "ab")
+    cut = load.Round(1.0, requests=[], unfinished=[a, b], complete=False)
     assert run._input_tokens(cut) == 1400
-    answered = load.Round(1.0, requests=[{"ok": True, "input_tokens": 40}], unfinished=[{"prompt": "b"}])
+    answered = load.Round(1.0, requests=[short], unfinished=[b], complete=False)
     assert run._input_tokens(answered) == 740

@@ -16,6 +16,7 @@ from openai_server import serving
 
 from pyinfra_vllm.on_host.bench import form, graders, likelihood, quality
 from pyinfra_vllm.on_host.bench.quality import Question, QuestionsError
+from pyinfra_vllm.on_host.bench.record import AskedOver, Record
 from pyinfra_vllm.on_host.gate import gate, ladder
 from pyinfra_vllm.on_host.openai.client import Client
 
@@ -107,7 +108,8 @@ def test_what_a_thinking_model_thought_is_not_graded() -> None:
 
 def asked(questions: list[Question], keep: bool = False, **behaviour: Any) -> list[dict[str, Any]]:
     with serving(**behaviour) as server:
-        return quality.ask_all(Client(server.url, "m"), questions, time.perf_counter() + 10, keep)
+        found = quality.ask_all(Client(server.url, "m"), questions, time.perf_counter() + 10, keep)
+        return [item.as_dict() for item in found]
 
 
 CAPITAL = Question("q1", "What is the capital of Japan?", "contains", ["Tokyo"])
@@ -147,17 +149,17 @@ def test_a_server_without_chat_is_asked_plainly() -> None:
     assert entry["passed"]
 
 
-def asked_over(**behaviour: Any) -> dict[str, str]:
+def asked_over(**behaviour: Any) -> AskedOver:
     with serving(**behaviour) as server:
         return quality.negotiated(Client(server.url, "m"), [CAPITAL], time.perf_counter() + 5).way()
 
 
 def test_the_way_of_asking_and_the_refusal_of_chat_are_told() -> None:
-    assert asked_over() == asked_over(refuses=("chat_template_kwargs",)) == {"endpoint": "chat"}
-    assert asked_over(status=500) == {"endpoint": "chat"}, "a server that fails refuses nothing"
-    assert asked_over(chat=False) == {"endpoint": "completions", "refusal": "HTTP 404: no chat here"}
+    assert asked_over() == asked_over(refuses=("chat_template_kwargs",)) == AskedOver("chat")
+    assert asked_over(status=500) == AskedOver("chat"), "a server that fails refuses nothing"
+    assert asked_over(chat=False) == AskedOver("completions", "HTTP 404: no chat here")
     refused = asked_over(refuses=("messages",))
-    assert refused["endpoint"] == "completions" and "unknown field messages" in refused["refusal"]
+    assert refused.endpoint == "completions" and "unknown field messages" in str(refused.refusal)
 
 
 def test_one_question_that_is_refused_changes_how_no_other_is_asked() -> None:
@@ -170,7 +172,7 @@ def test_one_question_that_is_refused_changes_how_no_other_is_asked() -> None:
         server.behaviour.refuses = ()
         (entry,) = quality.ask_all(client, [CAPITAL], time.perf_counter() + 5, speaker=speaker)
         assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
-    assert refused["error_kind"] == "http_400" and entry["passed"]
+    assert refused.error_kind == "http_400" and entry.passed
 
 
 def test_a_grader_that_raises_is_an_entry_and_stops_no_question(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +224,12 @@ def test_an_unchanged_model_never_fails_and_a_broken_one_does() -> None:
     assert sum(item["passed"] for item in before["quality"]) == len(quality.builtin())
     for _ in range(3):
         after = record(phase(1), quality=asked(quality.builtin(), answers=knows))
-        assert {row.verdict for row in ladder.rows(before, after, gate.Criteria())} == {"pass"}
+        assert {
+            row.verdict
+            for row in ladder.rows(
+                Record.read(before, "before"), Record.read(after, "after"), gate.Criteria()
+            )
+        } == {"pass"}
     broken = record(phase(1), quality=asked(quality.builtin(), default_answer="!!!!!" * 20))
     assert judge(before, broken)["verdict"] == "fail"
 

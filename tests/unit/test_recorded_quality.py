@@ -119,7 +119,7 @@ def differ(one: dict[str, Any], other: dict[str, Any]) -> int:
 def test_a_perplexity_of_ten_percent_more_fails_and_an_unchanged_one_does_not(
     bits_per_token: float | None,
 ) -> None:
-    measured = kept()[table.BASE]["likelihood"]
+    measured = table.measured_in(kept()[table.BASE])
     spread = table.spread_of(kept()[table.BASE], kept()["scales-5"])
     worse = table.rises(measured, 1.1, spread, bits_per_token, 1000)
     assert worse.count("fail") >= 950

@@ -25,6 +25,7 @@ from told import Teller, teller
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.commands.report import report
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host.bench.record import Graded, Record
 from pyinfra_vllm.report import evidence, plots
 from pyinfra_vllm.report.history import local
 from pyinfra_vllm.report.looking import Look
@@ -142,8 +143,8 @@ def test_samples_are_the_measured_values(teller: Teller) -> None:
 
 
 def test_flips_are_paired_by_prompt() -> None:
-    before = {"quality": [{"prompt": name, "passed": name != "c"} for name in "abcd"]}
-    after = {"quality": [{"prompt": name, "passed": name != "b"} for name in "abc"]}
+    before = Record("m", {}, (), quality=tuple(Graded(name, passed=name != "c") for name in "abcd"))
+    after = Record("m", {}, (), quality=tuple(Graded(name, passed=name != "b") for name in "abc"))
     lost, gained, paired = evidence.flips(before, after)
     assert ([item.prompt for item in lost], [item.prompt for item in gained], paired) == (["b"], ["c"], 3)
     assert evidence.flips(None, after) == ((), (), 0)

@@ -12,7 +12,7 @@ import pytest
 from pyinfra_vllm import second_opinion
 from pyinfra_vllm.commands import compare
 from pyinfra_vllm.errors import DeclarationError, HostError
-from pyinfra_vllm.on_host.bench.record import check
+from pyinfra_vllm.on_host.bench.record import Record
 
 
 def vllm_result(concurrency: int = 8, slower: float = 1.0) -> dict[str, Any]:
@@ -31,17 +31,18 @@ def vllm_result(concurrency: int = 8, slower: float = 1.0) -> dict[str, Any]:
 
 
 def test_vllm_bench_becomes_a_record() -> None:
-    record = check(second_opinion.from_vllm_bench([vllm_result(1), vllm_result(8)]), "it")
-    assert [phase["name"] for phase in record["phases"]] == ["c1", "c8"]
-    first = record["phases"][0]["requests"][0]
-    assert first["ttft_s"] == 0.1 and first["e2e_s"] == pytest.approx(0.2) and first["output_tokens"] == 11
+    found = second_opinion.from_vllm_bench([vllm_result(1), vllm_result(8)])
+    record = Record.read(found.as_dict(), "it")
+    assert record == found and [phase.name for phase in record.phases] == ["c1", "c8"]
+    first = record.phases[0].requests[0]
+    assert first.ttft_s == 0.1 and first.e2e_s == pytest.approx(0.2) and first.output_tokens == 11
 
 
 def test_a_failed_request_stays_a_failed_request() -> None:
     result = vllm_result()
     result["errors"][3] = "Traceback\nConnectionError: gone"
-    request = second_opinion.from_vllm_bench([result])["phases"][0]["requests"][3]
-    assert request["ok"] is False and "gone" in request["error"]
+    request = second_opinion.from_vllm_bench([result]).phases[0].requests[3]
+    assert request.ok is False and "gone" in request.error
 
 
 def test_compare_reads_results_of_vllm_bench_as_they_are(tmp_path: Path) -> None:
@@ -103,9 +104,8 @@ pathlib.Path(arguments["--result-dir"], arguments["--result-filename"]).write_te
 def test_the_runtime_s_own_benchmark_is_run_once_per_concurrency(tmp_path: Path) -> None:
     vllm = program(tmp_path, BENCH_SERVE)
     record = second_opinion.run_vllm_bench(vllm, "http://x", "m", "/ck", (1, 32))
-    assert [phase["name"] for phase in record["phases"]] == ["c1", "c32"] and record[
-        "engine"
-    ] == "vllm bench serve"
+    assert [phase.name for phase in record.phases] == ["c1", "c32"]
+    assert record.engine == "vllm bench serve"
 
 
 def test_the_key_reaches_it_through_its_environment_only(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_key_reaches_it_through_its_environment_only(tmp_path: Path) -> None
     vllm = program(tmp_path, keeping + BENCH_SERVE)
     record = second_opinion.run_vllm_bench(vllm, "http://x", "m", "/ck", (1,), api_key="sesame")
     argv, key = json.loads(told.read_text())
-    assert key == "sesame" and "sesame" not in str(argv) + json.dumps(record)
+    assert key == "sesame" and "sesame" not in str(argv) + json.dumps(record.as_dict())
 
 
 def test_bench_hands_it_the_key_of_the_environment(

@@ -9,6 +9,7 @@ import pytest
 from bench_records import phase, record
 
 from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import soak as soaking
 from pyinfra_vllm.on_host.openai.client import HttpError, Refused, TimedOut
 
@@ -65,7 +66,8 @@ class Server:
 
 def watched(server: Server, criteria: Criteria = CRITERIA, baseline: Any = None) -> dict[str, Any]:
     client: Any = server
-    return soaking.soak(client, criteria, baseline, clock=lambda: server.now, sleep=server.sleep)
+    known = None if baseline is None else Record.read(baseline, "baseline")
+    return vars(soaking.soak(client, criteria, known, clock=lambda: server.now, sleep=server.sleep))
 
 
 def test_a_healthy_server_passes_after_the_whole_time() -> None:

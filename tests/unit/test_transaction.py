@@ -5,6 +5,7 @@ one.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.bench.plan import Plan
+from pyinfra_vllm.on_host.bench.record import Record, Round
 from pyinfra_vllm.on_host.gate import soak
 from pyinfra_vllm.on_host.server import service, sockets
 from pyinfra_vllm.on_host.state import durable, lock, manifest, observe
@@ -64,7 +67,7 @@ def test_release_that_stops_answering_after_a_good_measurement_is_rolled_back(
 ) -> None:
     measure = probe.measure
 
-    def measured(*args: Any, **how: Any) -> dict[str, Any]:
+    def measured(*args: Any, **how: Any) -> Record:
         found = measure(*args, **how)
         if serving.running == NEW:
             serving.broken.add(NEW)
@@ -236,7 +239,8 @@ def test_two_switches_to_one_release_within_one_second_keep_their_own_records(
 
 
 def soak_of(monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:
-    found = {"verdict": verdict, "reasons": ["no token for 60 s with requests under way"]}
+    reasons = ["no token for 60 s with requests under way"]
+    found = soak.Watched(verdict, reasons, 60.0, 0.0, 0.0, 0.0)
     monkeypatch.setattr(soak, "soak", lambda *args, **kwargs: found)
 
 
@@ -328,13 +332,13 @@ def test_a_baseline_that_can_t_be_judged_is_found_out_before_anything_is_touched
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure = probe.measure
-    monkeypatch.setattr(probe, "measure", lambda *args, **how: {**measure(*args, **how), "phases": []})
+    monkeypatch.setattr(probe, "measure", lambda *args, **how: replace(measure(*args, **how), phases=()))
     assert serving.switch() == "refused"
     assert "before.phases is empty" in serving.journal()[-1]["reason"]
     assert serving.running == OLD and serving.starts == []
 
 
-PLAN = {"words": {"s": 5}, "output_tokens": 32, "rounds": 1, "requests": {"c1": 24, "c8": 24}}
+PLAN = Plan(words={"s": 5}, output_tokens=32, rounds=1, requests={"c1": 24, "c8": 24})
 
 
 def measured_by(
@@ -346,18 +350,23 @@ def measured_by(
     simulated, calls = probe.measure, []
     spent: dict[str | None, float] = {}
 
-    def measure(client: Any, settings: Any, **how: Any) -> dict[str, Any]:
+    def measure(client: Any, settings: Any, **how: Any) -> Record:
         calls.append((serving.running, how))
         spent[serving.running] = spent.get(serving.running, 0.0) + each_s
         record = simulated(client, settings, **how)
         uneven = serving.running == NEW
-        for phase in record["phases"]:
-            phase["rounds"] = [{"round": 0, "duration_s": 7.0, "output_tokens": 768, "complete": True}]
-            phase["requests"] = [
-                {**item, "e2e_s": item["e2e_s"] * (1 if not uneven else 3 if n % 2 else 0.45), "round": 0}
-                for n, item in enumerate(phase["requests"])
-            ]
-        return {**record, "plan": PLAN, "spent_s": spent[serving.running]}
+        phases = tuple(
+            replace(
+                phase,
+                rounds=(Round(0, 7.0, 768, complete=True),),
+                requests=tuple(
+                    replace(item, e2e_s=item.e2e_s * (1 if not uneven else 3 if n % 2 else 0.45), round=0)
+                    for n, item in enumerate(phase.requests)
+                ),
+            )
+            for phase in record.phases
+        )
+        return replace(record, phases=phases, plan=PLAN, spent_s=spent[serving.running])
 
     monkeypatch.setattr(probe, "measure", measure)
     return calls

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from pyinfra_vllm.commands import options
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError, HostError
 from pyinfra_vllm.on_host.bench import probe
-from pyinfra_vllm.on_host.bench.probe import Record
 from pyinfra_vllm.on_host.bench.quality import QuestionsError
-from pyinfra_vllm.on_host.bench.record import RecordError, check_plan
+from pyinfra_vllm.on_host.bench.record import Record, Scores, read_with_plan
 from pyinfra_vllm.on_host.openai.client import Client
+from pyinfra_vllm.on_host.state.values import RecordError
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.second_opinion import run_vllm_bench
 
@@ -40,7 +40,7 @@ class Measured:
     out: str
     summary: Mapping[str, Any]
     client: object
-    evaluations: lm_eval.Scores
+    evaluations: Scores
     answered: bool
 
     def as_dict(self) -> dict[str, object]:
@@ -85,7 +85,7 @@ def _client(url: str, model: str, api_key: str | None) -> Client:
 
 def _baseline(path: Path) -> Record:
     try:
-        return check_plan(read(path), "record")
+        return read_with_plan(read(path), "record")
     except RecordError as error:
         raise DeclarationError(
             f"--like {path}: {error}. Nothing was measured: give a record that `bench` wrote"
@@ -105,7 +105,7 @@ def check_options(
         if concurrency.count(number) > 1:
             raise DeclarationError(f"--concurrency {number} is given twice: give each number once")
     if like is not None:
-        recorded = tuple(int(phase["concurrency"]) for phase in _baseline(like)["phases"])
+        recorded = tuple(int(phase.concurrency) for phase in _baseline(like).phases)
         if concurrency and set(concurrency) != set(recorded):
             raise DeclarationError(
                 f"--concurrency {_listed(concurrency)}: --like {like} was measured at {_listed(recorded)};"
@@ -137,16 +137,15 @@ def _check_writable(out: Path) -> None:
 def written(record: Record, out: Path) -> Measured:
     """Write the record."""
     try:
-        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(record.as_dict(), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DeclarationError(f"--out {out} can't be written: {error.strerror}") from error
-    answered = any(request["ok"] for phase in record["phases"] for request in phase["requests"])
     return Measured(
         out=str(out),
         summary=probe.summary(record),
-        client=record.get("client"),
-        evaluations=record.get("evaluations", {}),
-        answered=answered,
+        client=vars(record.client) if record.client else None,
+        evaluations=record.evaluations or {},
+        answered=any(phase.answered for phase in record.phases),
     )
 
 
@@ -261,9 +260,9 @@ def bench(
     else:
         record = measured(url, model, settings, like=like, api_key=key, say=say)
     if tasks:
-        written({**record, "evaluations": scores} if scores else record, out)
+        written(replace(record, evaluations=scores or None), out)
         say(f"{out} was written; what {lm_eval.PROGRAM} finds is added to it, hours from now")
         scores |= lm_eval.run(url, model, tasks, tokenizer, key)
-    result = written({**record, "evaluations": scores} if scores else record, out)
+    result = written(replace(record, evaluations=scores or None), out)
     click.echo(json.dumps(result.as_dict(), indent=2) if json_wanted else "\n".join(sentences(result)))
     return int(not result.answered)

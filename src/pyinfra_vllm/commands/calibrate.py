@@ -18,9 +18,10 @@ import click
 from pyinfra_vllm.commands import options
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.on_host.bench.record import RecordError
+from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate.calibration import LEAST_RUNS, calibration
 from pyinfra_vllm.on_host.gate.noise import Noise
+from pyinfra_vllm.on_host.state.values import RecordError
 from pyinfra_vllm.printable import printable
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def run(records: list[Path], out: Path | None = None) -> Noise:
     Raises DeclarationError.
     """
     try:
-        noise = calibration([read(path) for path in records])
+        found = enumerate(map(read, records), 1)
+        noise = calibration([Record.read(value, f"record {number}") for number, value in found])
     except RecordError as error:
         names = ", ".join(str(path) for path in records)
         raise DeclarationError(f"{names} can't calibrate a gate: {error}") from error

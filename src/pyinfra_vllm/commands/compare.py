@@ -12,6 +12,7 @@ from rich.table import Table
 from pyinfra_vllm.commands.gate_file import criteria_of
 from pyinfra_vllm.commands.records import read
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import gate
 from pyinfra_vllm.on_host.gate.noise import Noise
 from pyinfra_vllm.on_host.gate.verdict import Verdict
@@ -32,7 +33,9 @@ def run(
     criteria = criteria_of(gate_file)
     noise = _noise(noise_file) if noise_file else None
     try:
-        verdict = gate.judge(read(before), read(after), criteria, noise=noise, asks_gpus=False)
+        early, late = read(before), read(after)
+        second, first = Record.read(late, "after"), Record.read(early, "before")
+        verdict = gate.judge(first, second, criteria, noise=noise, asks_gpus=False)
     except gate.RecordError as error:
         raise DeclarationError(f"{before} and {after} can't be compared: {error}") from error
     return gate.EXIT_CODES[verdict.verdict], verdict

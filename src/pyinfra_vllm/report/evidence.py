@@ -13,9 +13,8 @@ from typing import Any
 from pyinfra_vllm.rollout.story import STEPS, tell
 
 from ..answers import Entry, Metric, StagedRelease, ToldSwitch, Verdict
-from ..on_host.bench.record import RecordError, check
-from ..on_host.gate.gate import Record
-from ..on_host.gate.relative import Phase, answered, tokens_per_s, tpot, ttft
+from ..on_host.bench.record import Phase, Record
+from ..on_host.state.values import RecordError
 from ..text import duration
 from .changes import Change, changes, checkpoint, runtime
 from .criteria import Criterion, criteria, title
@@ -161,7 +160,7 @@ def _record(value: Any, name: str, missing: list[str]) -> Record | None:
     if value is None:
         return None
     try:
-        return check(value, name)
+        return Record.read(value, name)
     except RecordError as error:
         missing.append(str(error))
         return None
@@ -169,13 +168,11 @@ def _record(value: Any, name: str, missing: list[str]) -> Record | None:
 
 def samples(before: Record | None, after: Record | None) -> list[Samples]:
     """First token, time per token and throughput of each phase, one value for each request or round."""
-    sides = [
-        {phase["name"]: phase for phase in record["phases"]} if record else {} for record in (before, after)
-    ]
+    sides = [{phase.name: phase for phase in record.phases} if record else {} for record in (before, after)]
     found = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         pair = [side.get(name) for side in sides]
-        streams = next(phase["concurrency"] for phase in pair if phase)
+        streams = next(phase.concurrency for phase in pair if phase)
         for metric, unit, values in (
             ("ttft_s", "ms", _first_tokens),
             ("tpot_s", "ms", _per_token),
@@ -194,19 +191,17 @@ def _in_order(found: list[Samples], order: list[tuple[str, str]]) -> list[Sample
 
 
 def _first_tokens(phase: Phase) -> list[float]:
-    return [value * MS for value in map(ttft, answered(phase)) if value is not None]
+    return [request.ttft_s * MS for request in phase.answered]
 
 
 def _per_token(phase: Phase) -> list[float]:
-    return [value * MS for value in map(tpot, answered(phase)) if value is not None]
+    return [value * MS for request in phase.answered if (value := request.tpot_s) is not None]
 
 
 def _rates(phase: Phase) -> list[float]:
     """Tokens per second of each round; of the whole phase where it has no rounds."""
-    rounds = [item for item in phase.get("rounds") or () if item["complete"] and item["duration_s"] > 0]
-    if rounds:
-        return [item["output_tokens"] / item["duration_s"] for item in rounds]
-    return [tokens_per_s(phase)]
+    rounds = [item.tokens_per_s for item in phase.rounds if item.complete and item.duration_s > 0]
+    return rounds or [phase.tokens_per_s]
 
 
 def ratios(metrics: Sequence[Metric]) -> list[Interval]:
@@ -235,14 +230,14 @@ def flips(
     paired.
     """
     then, now = (
-        {item["prompt"]: item for item in (record or {}).get("quality", ())} for record in (before, after)
+        {item.prompt: item for item in (record.quality if record else ())} for record in (before, after)
     )
     flipped: dict[bool, list[Answered]] = {True: [], False: []}
     common = sorted(set(then) & set(now))
     for prompt in common:
-        texts = (str(side[prompt].get("answer", "")) for side in (then, now))
-        if then[prompt]["passed"] != now[prompt]["passed"]:
-            flipped[then[prompt]["passed"]].append(Answered(prompt, *texts))
+        early, late = then[prompt], now[prompt]
+        if early.passed != late.passed:
+            flipped[early.passed].append(Answered(prompt, early.answer or "", late.answer or ""))
     return tuple(flipped[True]), tuple(flipped[False]), len(common)
 
 

@@ -14,11 +14,13 @@ import shutil
 import socket
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..openai.client import COMPLETIONS, Client, ClientError, HttpError
 from ..openai.stream import choices
+from .record import Likelihood
 from .stats import t_value
 
 MOST_NATS, ROUNDING = 1e4, 1e-3  # of one token; a probability above 1 is no probability
@@ -26,7 +28,6 @@ PIECE_S = 60.0  # for one piece, at most
 COMPILERS = ("g++", "clang++")
 PIECE_BYTES = 600  # of an operator's text; a longer one is cut at the ends of its sentences
 SENTENCE_ENDS = ".!?。！？\n"
-Measured = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ class NoLikelihood(Exception):
     """The server can't tell the likelihood of this text: the message says why."""
 
 
-def measure(client: Client, texts: list[Text], deadline: float) -> tuple[list[Measured], dict[str, str]]:
+def measure(client: Client, texts: list[Text], deadline: float) -> tuple[list[Likelihood], dict[str, str]]:
     """Bits of each text, by the server's own `prompt_logprobs`; and for each text that has none, the reason.
 
     + deadline: on time.perf_counter()'s clock
     """
-    measured: list[Measured] = []
+    measured: list[Likelihood] = []
     missing: dict[str, str] = {}
     refusal = _why_not_asked(client.host)
     for text in texts:
@@ -96,7 +97,7 @@ def measure(client: Client, texts: list[Text], deadline: float) -> tuple[list[Me
     return measured, missing
 
 
-def _text(client: Client, text: Text, deadline: float) -> Measured:
+def _text(client: Client, text: Text, deadline: float) -> Likelihood:
     bits, tokens = [], 0
     for piece in text.pieces:
         left = deadline - time.perf_counter()
@@ -107,13 +108,7 @@ def _text(client: Client, text: Text, deadline: float) -> Measured:
         bits.append(round(found, 3))
         tokens += count
     size = sum(len(piece.encode()) for piece in text.pieces)
-    return {
-        "text": text.id,
-        "language": text.language,
-        "bits_per_byte": round(sum(bits) / size, 5),
-        "tokens": tokens,
-        "pieces": bits,
-    }
+    return Likelihood(text.id, round(sum(bits) / size, 5), text.language, tokens, tuple(bits))
 
 
 def _bits(answer: dict[str, Any]) -> tuple[float, int]:
@@ -188,9 +183,9 @@ class Comparison:
         return None if self.bits_per_token is None else float(2 ** (margin * self.bits_per_token[0]))
 
 
-def compare(before: list[Measured], after: list[Measured]) -> Comparison | None:
+def compare(before: Sequence[Likelihood], after: Sequence[Likelihood]) -> Comparison | None:
     """None where no text was measured on both sides."""
-    pairs = [(item, other) for item in before for other in after if item["text"] == other["text"]]
+    pairs = [(item, other) for item in before for other in after if item.text == other.text]
     if not pairs:
         return None
     texts = [_piece_pairs(then, now) for then, now in pairs]
@@ -200,14 +195,13 @@ def compare(before: list[Measured], after: list[Measured]) -> Comparison | None:
     return Comparison(ratio, low, high, _bits_per_token(pairs))
 
 
-def _piece_pairs(then: Measured, now: Measured) -> list[tuple[float, float]]:
+def _piece_pairs(then: Likelihood, now: Likelihood) -> list[tuple[float, float]]:
     """(bits before, bits after) of each piece; of the whole text where its pieces are not known on both
     sides.
     """
-    early, late = then.get("pieces"), now.get("pieces")
-    if early and late and len(early) == len(late):
-        return list(zip(early, late))
-    return [(float(then["bits_per_byte"]), float(now["bits_per_byte"]))]
+    if then.pieces and len(then.pieces) == len(now.pieces):
+        return list(zip(then.pieces, now.pieces))
+    return [(then.bits_per_byte, now.bits_per_byte)]
 
 
 def _mean_log_ratio(texts: list[list[tuple[float, float]]]) -> float:
@@ -237,16 +231,16 @@ def _half_width(texts: list[list[tuple[float, float]]]) -> float | None:
     return t_value(count - 1) * math.sqrt(variance)
 
 
-def _bits_per_token(pairs: list[tuple[Measured, Measured]]) -> tuple[float, float] | None:
-    counts = [(int(then.get("tokens") or 0), int(now.get("tokens") or 0)) for then, now in pairs]
+def _bits_per_token(pairs: list[tuple[Likelihood, Likelihood]]) -> tuple[float, float] | None:
+    counts = [(then.tokens or 0, now.tokens or 0) for then, now in pairs]
     if any(early == 0 or early != late for early, late in counts):
         return None
     tokens = sum(early for early, _ in counts)
-    then, now = (sum(sum(item[side]["pieces"]) for item in pairs) for side in (0, 1))
+    then, now = (sum(sum(item[side].pieces) for item in pairs) for side in (0, 1))
     return then / tokens, now / tokens
 
 
-def bits_in(measured: list[Measured], language: str) -> float | None:
+def bits_in(measured: Sequence[Likelihood], language: str) -> float | None:
     """Mean bits per byte of the texts in this language; None where there are none."""
-    found = [float(item["bits_per_byte"]) for item in measured if item.get("language") == language]
+    found = [item.bits_per_byte for item in measured if item.language == language]
     return statistics.fmean(found) if found else None

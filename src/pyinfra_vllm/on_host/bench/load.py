@@ -9,35 +9,40 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from ..openai.client import Client, ClientError
 from ..openai.stream import Events, read_stream
 from .prompts import Prompt
+from .record import Request
 
 ABORT_GRACE_S = 2.0
 
 
-@dataclass
-class Round:
-    """The result of one round.
+@dataclass(frozen=True)
+class Unfinished:
+    """A request that was under way at the deadline: it says nothing about the server."""
 
-    `unfinished` requests were under way at the deadline and say nothing about the server.
-    """
+    prompt: str
+    waited_s: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """The result of one round."""
 
     duration_s: float
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    unfinished: list[dict[str, Any]] = field(default_factory=list)
-    complete: bool = True
+    requests: Sequence[Request]
+    unfinished: Sequence[Unfinished]
+    complete: bool
 
     @property
-    def answered(self) -> list[dict[str, Any]]:
-        return [request for request in self.requests if request["ok"]]
+    def answered(self) -> list[Request]:
+        return [request for request in self.requests if request.ok]
 
     @property
     def output_tokens(self) -> int:
-        return sum(int(request["output_tokens"]) for request in self.answered)
+        return sum(request.output_tokens for request in self.answered)
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,9 @@ class _Workers:
         self.salt = salt
         self.limits = limits
         self.began = time.perf_counter()
-        self.received: list[tuple[dict[str, Any], Events]] = []
-        self.failed: list[dict[str, Any]] = []
-        self.unfinished: list[dict[str, Any]] = []
+        self.received: list[tuple[str, float, Events]] = []
+        self.failed: list[Request] = []
+        self.unfinished: list[Unfinished] = []
         self.under_way: dict[str, float] = {}
 
     def work(self) -> None:
@@ -81,45 +86,47 @@ class _Workers:
         start = time.perf_counter()
         self.under_way[prompt.name] = start
         allowed = min(self.limits.request_s, self.limits.deadline - start)
-        result: dict[str, Any] = {"prompt": prompt.name, "at_s": round(start - self.began, 4)}
-        salt = f"{self.salt}-{prompt.name}"
+        name, at_s = prompt.name, round(start - self.began, 4)
+        salt = f"{self.salt}-{name}"
         try:
-            self.received.append((result, self.client.events(prompt.text, self.output_tokens, allowed, salt)))
+            events = self.client.events(prompt.text, self.output_tokens, allowed, salt)
+            self.received.append((name, at_s, events))
         except ClientError as error:
             late = time.perf_counter() >= self.limits.deadline - 0.001
             if late and allowed < self.limits.request_s:
-                self.unfinished.append({**result, "waited_s": time.perf_counter() - start})
+                self.unfinished.append(Unfinished(name, time.perf_counter() - start))
             else:
-                self.failed.append(_failed(result, error))
+                self.failed.append(failed(name, error, at_s))
         finally:
-            self.under_way.pop(prompt.name, None)
+            self.under_way.pop(name, None)
 
-    def results(self) -> list[dict[str, Any]]:
+    def results(self) -> list[Request]:
         """Every request that ended.
 
         Answers are read only now: between requests, reading would hold the others up.
         """
-        found = [*self.failed, *(_read(result, events) for result, events in list(self.received))]
-        return sorted(found, key=lambda result: str(result["prompt"]))
+        found = [*self.failed, *(_read(*one) for one in list(self.received))]
+        return sorted(found, key=lambda request: request.prompt)
 
 
-def _read(result: dict[str, Any], events: Events) -> dict[str, Any]:
+def _read(name: str, at_s: float, events: Events) -> Request:
     try:
         answer = read_stream(events, require_usage=True)
     except ClientError as error:
-        return _failed(result, error)
-    return {
-        **result,
-        "ok": True,
-        "ttft_s": round(answer.ttft_s, 6),
-        "e2e_s": round(answer.e2e_s, 6),
-        "input_tokens": answer.input_tokens,
-        "output_tokens": answer.output_tokens,
-    }
+        return failed(name, error, at_s)
+    return Request(
+        name,
+        ok=True,
+        ttft_s=round(answer.ttft_s, 6),
+        e2e_s=round(answer.e2e_s, 6),
+        input_tokens=answer.input_tokens,
+        output_tokens=answer.output_tokens,
+        at_s=at_s,
+    )
 
 
-def _failed(result: dict[str, Any], error: ClientError) -> dict[str, Any]:
-    return {**result, "ok": False, "kind": error.kind, "error": str(error)}
+def failed(name: str, error: ClientError, at_s: float | None = None) -> Request:
+    return Request(name, ok=False, kind=error.kind, error=str(error), at_s=at_s)
 
 
 def run(
@@ -141,9 +148,8 @@ def run(
         client.abort()
         for thread in threads:
             thread.join(ABORT_GRACE_S)
-    stuck = [
-        {"prompt": name, "waited_s": time.perf_counter() - at} for name, at in list(workers.under_way.items())
-    ]
+    now = time.perf_counter()
+    stuck = [Unfinished(name, now - at) for name, at in list(workers.under_way.items())]
     unfinished = workers.unfinished + stuck
     return Round(
         duration_s=duration_s,

@@ -5,8 +5,7 @@ Measures nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from .criteria import LANGUAGES, MOST, Criteria
 
@@ -52,14 +51,10 @@ class Settings:
 class Plan:
     """The settings that both sides of a comparison share. Kept in the record of the first."""
 
-    words: dict[str, int]
-    output_tokens: int
-    rounds: int
-    requests: dict[str, int]  # phase -> requests of one round
-
-    @classmethod
-    def of(cls, record: dict[str, Any]) -> Plan:
-        return cls(**{key: record["plan"][key] for key in ("words", "output_tokens", "rounds", "requests")})
+    words: dict[str, int] = field(default_factory=dict)
+    output_tokens: int = 0
+    rounds: int = 0
+    requests: dict[str, int] = field(default_factory=dict)  # phase -> requests of one round
 
 
 def phase_name(concurrency: int) -> str:

@@ -10,16 +10,15 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ..openai.client import Client, ClientError, HttpError, Refused, Streamed, TimedOut
 from . import likelihood, load, prompts, quality, scheduling
 from .plan import Plan, Settings, phase_name
-from .watch import Watch, both
+from .record import Graded, Phase, Record, Request, Round, WarmUp
+from .watch import Watch, costs_of_both, traffic_of_both
 
-SCHEMA = "pyinfra-vllm/bench/1"
 OUTPUT_TOKENS = (128, 64, 32, 16, 8)
 REQUESTS_AT_ONE_STREAM = 18  # at least so many fit the budget, else answers get shorter
 WARM_UP_SHARE, QUALITY_SHARE = 0.2, 0.25
@@ -36,9 +35,8 @@ REQUEST_TIMEOUT_FACTOR = 20.0  # an answer this many times slower than in the wa
 
 __all__ = ["Plan", "ProbeError", "Settings", "measure", "summary"]
 
-Record = dict[str, Any]
 Progress = Callable[[str], None]
-Enough = Callable[["list[Record]"], bool]
+Enough = Callable[["Sequence[Phase]"], bool]
 
 
 class ProbeError(Exception):
@@ -70,18 +68,17 @@ def measure(
     answers wrongly is a record with failed requests.
     """
     began = time.monotonic()
-    spent = float(extend["spent_s"]) if extend else 0.0
+    spent = (extend.spent_s or 0.0) if extend else 0.0
     limit = deadline if deadline is not None else began + max(1.0, settings.budget_s - spent)
     run = _Run(client, settings, limit, progress or (lambda line: None), enough or (lambda phases: False))
     record = run.extended(extend, like is not None) if extend else run.fresh(like)
-    record["spent_s"] = round(spent + time.monotonic() - began, 3)
-    return record
+    return replace(record, spent_s=round(spent + time.monotonic() - began, 3))
 
 
 class _Silent(Exception):
     """One of the first requests was not answered in any of its tries. Carries their failures."""
 
-    def __init__(self, failures: list[dict[str, Any]]) -> None:
+    def __init__(self, failures: list[Request]) -> None:
         super().__init__(f"no answer in {len(failures)} tries")
         self.failures = failures
 
@@ -107,7 +104,7 @@ class _Run:
         self.aside = self.budget * (QUALITY_SHARE if settings.quality else 0.0)
         self.typical: dict[str, float] = {}
         self.prompt_tokens = 0  # of the longest prompt, by the server's own count
-        self.overcome: list[dict[str, Any]] = []  # failures before the warm-up that a further try made good
+        self.overcome: list[Request] = []  # failures before the warm-up that a further try made good
 
     def fresh(self, like: Record | None) -> Record:
         record = self._start()
@@ -116,46 +113,39 @@ class _Run:
             if "cache_salt" not in self.client.extensions:
                 self.nonce = prompts.nonce(self.salt)
             with scheduling.first_in_line():
-                self._speed(record, Plan.of(like) if like and "plan" in like else None)
+                record = self._speed(record, like.plan if like else None)
         except _Silent as silent:
             return self._unanswered(record, silent.failures)
-        if self.settings.quality:
-            self._quality(record, like)
-        return record
+        return self._with_quality(record, like) if self.settings.quality else record
 
     def extended(self, record: Record, again: bool) -> Record:
         """The record with further rounds: a few of the same prompts `again`, or new ones until that is
         enough.
         """
-        plan = Plan.of(record)
+        plan = record.plan or Plan()
         self.aside = 0.0  # the questions were asked the first time
         if "cache_salt" not in self.client.extensions:
             self.nonce = prompts.nonce(self.salt)
-        for phase in record["phases"]:
-            answered = [request["e2e_s"] for request in phase["requests"] if request["ok"]]
-            self.typical[phase["name"]] = statistics.median(answered) if answered else REQUEST_TIMEOUT_S
-            self._know_prompts(phase["requests"])
-        longer: Record = {**record, "phases": [dict(phase) for phase in record["phases"]]}
+        for phase in record.phases:
+            took = [request.e2e_s for request in phase.answered]
+            self.typical[phase.name] = statistics.median(took) if took else REQUEST_TIMEOUT_S
+            self._know_prompts(phase.requests)
         done = _whole(record)
         with scheduling.first_in_line():
             if again:
-                self._rounds(longer, plan, done, done + max(1, plan.rounds // STEP), backwards=True)
-            else:
-                self._rounds(longer, replace(plan, rounds=MANY), done, MANY)
-                longer["plan"] = {**record["plan"], "rounds": max(1, _whole(longer))}
-        return longer
+                return self._rounds(record, plan, done, done + max(1, plan.rounds // STEP), backwards=True)
+            longer = self._rounds(record, replace(plan, rounds=MANY), done, MANY)
+        return replace(longer, plan=replace(plan, rounds=max(1, _whole(longer))))
 
-    def _speed(self, record: Record, known: Plan | None) -> None:
+    def _speed(self, record: Record, known: Plan | None) -> Record:
         """Warm up, then measure the rounds of the other side's plan, or of a new plan."""
         warm, steady = self._warm_up(known)
         plan = known or self._plan()
-        record["warm_up"] = {
-            "requests": len(warm) + len(self.overcome),
-            "errors": self.overcome + [item for item in warm if not item["ok"]],
-            "steady": steady,
-        }
-        self._rounds(record, plan, 0, plan.rounds, backwards=known is not None)
-        record["plan"] = vars(known or replace(plan, rounds=max(1, _whole(record))))
+        errors = (*self.overcome, *(request for request in warm if not request.ok))
+        warm_up = WarmUp(len(warm) + len(self.overcome), errors, steady)
+        record = self._rounds(record, plan, 0, plan.rounds, backwards=known is not None)
+        plan = known or replace(plan, rounds=max(1, _whole(record)))
+        return replace(record, warm_up=warm_up, plan=plan)
 
     # Before anything is measured
 
@@ -169,13 +159,8 @@ class _Run:
             self.say(f"/v1/models gave no list of models: {error}")
         model = served.get(self.client.model, {})
         self.max_model_len = model.get("max_model_len")
-        return {
-            "schema": SCHEMA,
-            "model": self.client.model,
-            "server": {"version": self.client.version(), "max_model_len": self.max_model_len},
-            "phases": [],
-            "quality": [],
-        }
+        server = {"version": self.client.version(), "max_model_len": self.max_model_len}
+        return Record(self.client.model, server, phases=())
 
     def _first_answer(self) -> None:
         def ask(allowed_s: float) -> Streamed:
@@ -191,8 +176,8 @@ class _Run:
         because the budget is short, running out of it is no error of the server's. Raises ProbeError where
         the server refuses to be asked, and _Silent where no try was answered.
         """
-        failures: list[dict[str, Any]] = []
-        counted: list[dict[str, Any]] = []
+        failures: list[Request] = []
+        counted: list[Request] = []
         for _ in range(TRIES):
             allowed_s = min(FIRST_ANSWER_S, share * max(0.1, self.end - time.perf_counter()))
             try:
@@ -200,7 +185,7 @@ class _Run:
             except ClientError as error:
                 _give_up_where_refused(error)
                 self.say(f"no answer: {error}")
-                failures.append({"prompt": name, "ok": False, "kind": error.kind, "error": str(error)})
+                failures.append(load.failed(name, error))
                 if not isinstance(error, TimedOut) or allowed_s >= REQUEST_TIMEOUT_S:
                     counted.append(failures[-1])
                 continue
@@ -208,31 +193,22 @@ class _Run:
             return answer
         raise _Silent(failures)
 
-    def _unanswered(self, record: Record, failures: list[dict[str, Any]]) -> Record:
+    def _unanswered(self, record: Record, failures: Sequence[Request]) -> Record:
         """The record of a server that never answered: each phase with the requests that failed."""
         elapsed = round(time.perf_counter() - self.began, 3)
-        record["phases"] = [
-            {
-                "name": phase_name(concurrency),
-                "concurrency": concurrency,
-                "duration_s": elapsed,
-                "requests": failures,
-                "rounds": [],
-            }
-            for concurrency in self.settings.concurrency
-        ]
-        return record
+        phases = (Phase(phase_name(n), n, elapsed, tuple(failures)) for n in self.settings.concurrency)
+        return replace(record, phases=tuple(phases))
 
     # Warm-up and plan
 
-    def _warm_up(self, plan: Plan | None) -> tuple[list[dict[str, Any]], bool]:
+    def _warm_up(self, plan: Plan | None) -> tuple[list[Request], bool]:
         """Pass over every concurrency and shape until two passes agree; returns the requests of all, and
         whether two agreed.
         """
         self.output_tokens = plan.output_tokens if plan else self._fitted_output_tokens()
         self.words = plan.words if plan else self._fitted_words()
         until = time.perf_counter() + self.budget * WARM_UP_SHARE
-        everything: list[dict[str, Any]] = []
+        everything: list[Request] = []
         previous = 0.0
         for number in range(PASSES):
             took = 0.0
@@ -247,8 +223,8 @@ class _Run:
                 everything += done.requests
                 self._know_prompts(done.requests)
                 if done.answered:
-                    self.typical[name] = statistics.fmean(item["e2e_s"] for item in done.answered)
-                    first_tokens[name] = statistics.fmean(item["ttft_s"] for item in done.answered)
+                    self.typical[name] = statistics.fmean(item.e2e_s for item in done.answered)
+                    first_tokens[name] = statistics.fmean(item.ttft_s for item in done.answered)
             self.say(f"warm-up pass {number + 1}: {took:.2f} s")
             if number == 0 and plan is None and self._shorten(first_tokens):
                 continue
@@ -343,43 +319,43 @@ class _Run:
         """Seconds left for the rounds once those for quality are set aside."""
         return max(1.0, self.end - time.perf_counter() - self.aside)
 
-    def _quality(self, record: Record, like: Record | None) -> None:
+    def _with_quality(self, record: Record, like: Record | None) -> Record:
         """Measures the quality of answers in the time that is left after the speed was measured."""
         now = time.perf_counter()
         if self.texts:
             measured, missing = likelihood.measure(self.client, self.texts, now + (self.end - now) / 3)
-            record["likelihood"], record["likelihood_missing"] = measured, missing
+            record = replace(record, likelihood=tuple(measured), likelihood_missing=missing)
         speaker = quality.negotiated(self.client, self.questions, self.end)
-        record["asked_over"] = speaker.way()
-        record["quality"] = self._asked(self.questions, self.end, speaker)
-        record["quality_unanswered"] = len(self.questions) - len(record["quality"])
-        if self.settings.quality_builtin and not record["quality_unanswered"]:
-            record["quality"] += self._asked(self._further(like), self.end, speaker)
+        graded = self._asked(self.questions, speaker)
+        unanswered = len(self.questions) - len(graded)
+        if self.settings.quality_builtin and not unanswered:
+            graded += self._asked(self._further(like), speaker)
+        return replace(record, asked_over=speaker.way(), quality=tuple(graded), quality_unanswered=unanswered)
 
     def _further(self, like: Record | None) -> list[quality.Question]:
         """Those that the other side answered; all of them where there is no other side."""
         questions = quality.further(self.settings.languages)
         if like is None:
             return questions
-        answered = {item["prompt"] for item in like.get("quality") or []}
+        answered = {item.prompt for item in like.quality}
         return [question for question in questions if question.id in answered]
 
-    def _asked(
-        self, questions: list[quality.Question], until: float, speaker: quality.Speaker
-    ) -> list[Record]:
+    def _asked(self, questions: list[quality.Question], speaker: quality.Speaker) -> list[Graded]:
         keep = self.settings.keep_answers
-        return quality.ask_all(self.client, questions, until, keep, self.say, speaker)
+        return quality.ask_all(self.client, questions, self.end, keep, self.say, speaker)
 
     # Rounds
 
-    def _rounds(self, record: Record, plan: Plan, first: int, last: int, backwards: bool = False) -> None:
-        """Measure rounds of the plan.
+    def _rounds(self, record: Record, plan: Plan, first: int, last: int, backwards: bool = False) -> Record:
+        """The record with these rounds of the plan measured.
 
         + backwards: the newest rounds of the other side first: a machine's speed changes over minutes, and
             what was measured just before is the most alike
         """
         self.output_tokens = plan.output_tokens
-        phases = {phase["name"]: phase for phase in record["phases"]} or self._empty_phases()
+        names = {phase_name(concurrency): concurrency for concurrency in self.settings.concurrency}
+        known = {phase.name: phase for phase in record.phases}
+        phases = known or {name: Phase(name, streams, 0.0, ()) for name, streams in names.items()}
         stop = time.perf_counter() + self._speed_s()
         sent = {"input": 0, "output": 0}
         longest_s = 0.0
@@ -391,10 +367,9 @@ class _Run:
                 complete = True
                 turn = number % plan.rounds
                 turn = plan.rounds - 1 - turn if backwards else turn
-                for concurrency in self.settings.concurrency:
-                    name = phase_name(concurrency)
+                for name, concurrency in names.items():
                     done = self._one_round(name, concurrency, plan, turn, stop)
-                    _add(phases[name], done, turn)
+                    phases[name] = _with_round(phases[name], done, turn)
                     complete = complete and done.complete
                     sent["input"] += self._input_tokens(done)
                     sent["output"] += done.output_tokens + len(done.unfinished) * plan.output_tokens // 2
@@ -402,35 +377,27 @@ class _Run:
                 longest_s = max(longest_s, time.perf_counter() - began)
                 if not complete or self.enough(list(phases.values())):
                     break
-        for phase in phases.values():
-            if not phase["requests"]:
-                _never_begun(phase, time.perf_counter() - self.began)
-        record["phases"] = [phases[phase_name(concurrency)] for concurrency in self.settings.concurrency]
-        record["client"] = both(record.get("client"), watch.client())
-        record["traffic"] = both(record.get("traffic"), watch.traffic(sent["input"], sent["output"]))
+        elapsed_s = time.perf_counter() - self.began
+        return replace(
+            record,
+            phases=tuple(
+                phases[name] if phases[name].requests else _never_begun(phases[name], elapsed_s)
+                for name in names
+            ),
+            client=costs_of_both(record.client, watch.client()),
+            traffic=traffic_of_both(record.traffic, watch.traffic(sent["input"], sent["output"])),
+        )
 
-    def _know_prompts(self, requests: list[dict[str, Any]]) -> None:
-        known = [int(item["input_tokens"]) for item in requests if item["ok"]]
-        self.prompt_tokens = max([self.prompt_tokens, *known])
+    def _know_prompts(self, requests: Iterable[Request]) -> None:
+        known = (request.input_tokens for request in requests if request.ok)
+        self.prompt_tokens = max((self.prompt_tokens, *known))
 
     def _input_tokens(self, done: load.Round) -> int:
         """Of all prompts that were sent. An unfinished one counts like the longest: the server may have read
         all of it, and what is not counted here would pass for other people's traffic.
         """
-        known = sum(int(item["input_tokens"]) for item in done.answered)
+        known = sum(request.input_tokens for request in done.answered)
         return known + len(done.unfinished) * self.prompt_tokens
-
-    def _empty_phases(self) -> dict[str, Record]:
-        return {
-            phase_name(concurrency): {
-                "name": phase_name(concurrency),
-                "concurrency": concurrency,
-                "duration_s": 0.0,
-                "requests": [],
-                "rounds": [],
-            }
-            for concurrency in self.settings.concurrency
-        }
 
     def _one_round(self, name: str, concurrency: int, plan: Plan, number: int, stop: float) -> load.Round:
         count = plan.requests[name]
@@ -461,49 +428,39 @@ def _questions(settings: Settings) -> tuple[list[quality.Question], list[likelih
     return questions, texts
 
 
-def _add(phase: Record, done: load.Round, number: int) -> None:
-    """Put a round into its phase. A round that the deadline cut counts only where there is no whole one."""
-    if not done.complete and phase["rounds"]:
-        phase["cut"] = True
-        phase["requests"] = phase["requests"] + [item for item in done.requests if not item["ok"]]
-        return
-    requests = [{**item, "round": number} for item in done.requests]
-    if not done.complete:
-        requests += [
-            {
-                "prompt": item["prompt"],
-                "ok": False,
-                "kind": "unfinished",
-                "error": f"not answered after {item['waited_s']:.1f} s, when the time for measuring was over",
-            }
-            for item in done.unfinished
-            if not done.answered
-        ]
-        phase["cut"] = True
-    phase["requests"] = phase["requests"] + requests
-    phase["duration_s"] = round(phase["duration_s"] + done.duration_s, 6)
-    phase["rounds"] = [
-        *phase["rounds"],
-        {
-            "round": number,
-            "duration_s": round(done.duration_s, 6),
-            "output_tokens": done.output_tokens,
-            "complete": done.complete,
-        },
-    ]
+def _with_round(phase: Phase, done: load.Round, number: int) -> Phase:
+    """The phase with a round. One that the deadline cut counts only where there is no whole one."""
+    if not done.complete and phase.rounds:
+        failures = (request for request in done.requests if not request.ok)
+        return replace(phase, cut=True, requests=(*phase.requests, *failures))
+    requests = [replace(request, round=number) for request in done.requests]
+    if not done.complete and not done.answered:
+        requests += map(_unfinished, done.unfinished)
+    duration_s = round(done.duration_s, 6)
+    return replace(
+        phase,
+        duration_s=round(phase.duration_s + done.duration_s, 6),
+        requests=(*phase.requests, *requests),
+        rounds=(*phase.rounds, Round(number, duration_s, done.output_tokens, done.complete)),
+        cut=phase.cut if done.complete else True,
+    )
+
+
+def _unfinished(item: load.Unfinished) -> Request:
+    error = f"not answered after {item.waited_s:.1f} s, when the time for measuring was over"
+    return Request(item.prompt, ok=False, kind="unfinished", error=error)
 
 
 def _whole(record: Record) -> int:
     """Rounds that every phase has finished."""
-    return min((sum(item["complete"] for item in phase["rounds"]) for phase in record["phases"]), default=0)
+    return min((sum(item.complete for item in phase.rounds) for phase in record.phases), default=0)
 
 
-def _never_begun(phase: Record, elapsed_s: float) -> None:
+def _never_begun(phase: Phase, elapsed_s: float) -> Phase:
     """A phase for which no time was left, marked by a request that was not made."""
     reason = f"not asked: after {elapsed_s:.1f} s the time for measuring was over"
-    phase["requests"] = [{"prompt": "first", "ok": False, "kind": "not_asked", "error": reason}]
-    phase["duration_s"] = round(max(phase["duration_s"], elapsed_s), 6)
-    phase["cut"] = True
+    never = Request("first", ok=False, kind="not_asked", error=reason)
+    return replace(phase, requests=(never,), duration_s=round(max(phase.duration_s, elapsed_s), 6), cut=True)
 
 
 def _round_line(name: str, number: int, last: int, done: load.Round) -> str:
@@ -517,24 +474,21 @@ def _round_line(name: str, number: int, last: int, done: load.Round) -> str:
     )
 
 
-def summary(record: Record) -> dict[str, Any]:
+def summary(record: Record) -> dict[str, object]:
     """The few numbers of a record that fit a line of the journal: per phase tokens/s, medians in seconds,
     errors.
     """
-    lines: dict[str, Any] = {}
-    for phase in record["phases"]:
-        answered = [request for request in phase["requests"] if request["ok"]]
-        tokens = sum(request["output_tokens"] for request in answered)
-        lines[phase["name"]] = {
-            "tokens_per_s": round(tokens / phase["duration_s"], 1) if phase["duration_s"] else None,
-            "ttft_s": _median(request["ttft_s"] for request in answered),
-            "e2e_s": _median(request["e2e_s"] for request in answered),
-            "requests": len(answered),
-            "errors": len(phase["requests"]) - len(answered),
+    lines: dict[str, object] = {}
+    for phase in record.phases:
+        lines[phase.name] = {
+            "tokens_per_s": round(phase.tokens_per_s, 1) if phase.duration_s else None,
+            "ttft_s": _median(request.ttft_s for request in phase.answered),
+            "e2e_s": _median(request.e2e_s for request in phase.answered),
+            "requests": len(phase.answered),
+            "errors": len(phase.requests) - len(phase.answered),
         }
-    graded = record.get("quality") or []
-    if graded:
-        lines["quality"] = f"{sum(1 for item in graded if item['passed'])} of {len(graded)}"
+    if record.quality:
+        lines["quality"] = f"{sum(item.passed for item in record.quality)} of {len(record.quality)}"
     return lines
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .criteria import LANGUAGES
 from .form import TEMPLATE, defects
 from .graders import GRADERS, answer_of, grade, unfit
 from .likelihood import Text, cut
+from .record import AskedOver, Graded
 
 ANSWER_TOKENS = 128
 THINKING_TOKENS = 2048  # room for a model whose thinking can't be switched off
@@ -202,7 +203,7 @@ def ask_all(
     keep_answers: bool = False,
     say: Callable[[str], None] = lambda line: None,
     speaker: Speaker | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Graded]:
     """Ask as many as the deadline (time.perf_counter) allows, in their order; one graded entry for each
     answer.
 
@@ -221,8 +222,8 @@ def ask_all(
         thread.join(max(0.0, deadline - time.perf_counter()) + 1.0)
     if any(thread.is_alive() for thread in threads):
         client.abort()
-    graded = sorted(workers.graded, key=lambda item: str(item["prompt"]))
-    right = sum(1 for item in graded if item["passed"])
+    graded = sorted(workers.graded, key=lambda item: item.prompt)
+    right = sum(1 for item in graded if item.passed)
     late = len(questions) - len(graded)
     say(f"quality: {right} of {len(graded)} right" + (f", {late} not answered in time" if late else ""))
     return graded
@@ -238,7 +239,7 @@ class _Workers:
         self.queue = deque(questions)
         self.deadline = deadline
         self.keep_answers = keep_answers
-        self.graded: list[dict[str, Any]] = []
+        self.graded: list[Graded] = []
 
     def work(self) -> None:
         while time.perf_counter() < self.deadline:
@@ -250,28 +251,29 @@ class _Workers:
 
     def one(self, question: Question) -> None:
         allowed = min(ANSWER_S, self.deadline - time.perf_counter())
-        entry: dict[str, Any] = {"prompt": question.id, "kind": question.kind, "passed": False}
+        entry = Graded(question.id, passed=False, kind=question.kind)
         try:
             text, finish = self.speaker.ask(question, allowed)
         except ClientError as error:
             if time.perf_counter() < self.deadline - 0.01:
-                self.graded.append({**entry, "sane": False, "error": str(error), "error_kind": error.kind})
+                self.graded.append(replace(entry, sane=False, error=str(error), error_kind=error.kind))
             return
         if self.keep_answers:
-            entry["answer"] = text
+            entry = replace(entry, answer=text)
         try:
-            entry.update(_graded(question, text, finish))
+            entry = _graded(entry, question, text, finish)
         except Exception as error:  # whatever it is: the questions after it are asked, and the record says so
-            entry.update(error=f"the grader of {question.kind} failed: {error!r}", error_kind="grader")
+            why = f"the grader of {question.kind} failed: {error!r}"
+            entry = replace(entry, error=why, error_kind="grader")
         self.graded.append(entry)
 
 
-def _graded(question: Question, text: str, finish: str | None) -> dict[str, Any]:
+def _graded(entry: Graded, question: Question, text: str, finish: str | None) -> Graded:
     answer = answer_of(text)
     wrong = defects(answer)
     sane = not set(wrong) - {TEMPLATE}
     passed = sane and grade(question.kind, answer, question.expect)
-    return {"passed": passed, "sane": sane, "form": wrong, "ended": finish == "stop"}
+    return replace(entry, passed=passed, sane=sane, form=tuple(wrong), ended=finish == "stop")
 
 
 def negotiated(client: Client, questions: list[Question], deadline: float) -> Speaker:
@@ -314,9 +316,9 @@ class Speaker:
                 if not (isinstance(error, HttpError) and self._can_ask_otherwise(error, body)):
                     tries += 1
 
-    def way(self) -> dict[str, str]:
+    def way(self) -> AskedOver:
         """How the questions were asked, for the record."""
-        return {"endpoint": "chat"} if self.chat else {"endpoint": "completions", "refusal": self.refusal}
+        return AskedOver("chat") if self.chat else AskedOver("completions", self.refusal)
 
     def ask(self, question: Question, timeout_s: float) -> tuple[str, str | None]:
         """The answer's text and why it ended. Raises ClientError."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from dataclasses import replace
 
 from ..openai.client import Client, ClientError
 from . import scheduling
+from .record import Costs, Traffic
 
 BEAT_S = 0.01
 COUNTERS = {
@@ -61,69 +62,64 @@ class Watch:
         except ClientError:
             return None
 
-    def client(self) -> dict[str, Any]:
-        """The probe's own costs, in seconds: processor time, and how late its threads woke up, scheduled as
-        they were.
-        """
+    def client(self) -> Costs:
+        """The probe's own costs, scheduled as its threads were."""
         late = sorted(self._late) or [0.0]
-        return {
-            "cpu_s": round(self._cpu_s, 3),
-            "wall_s": round(self._wall_s, 3),
-            "late_median_s": round(late[len(late) // 2], 6),
-            "late_mean_s": round(sum(late) / len(late), 6),
-            "late_p99_s": round(late[int(len(late) * 0.99)], 6),
-            "scheduling": self._scheduling,
-        }
+        return Costs(
+            cpu_s=round(self._cpu_s, 3),
+            wall_s=round(self._wall_s, 3),
+            late_median_s=round(late[len(late) // 2], 6),
+            late_mean_s=round(sum(late) / len(late), 6),
+            late_p99_s=round(late[int(len(late) * 0.99)], 6),
+            scheduling=self._scheduling,
+        )
 
-    def traffic(self, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
-        """Tokens of others: what the server counted beyond the probe's own.
-
-        `known` is false without `/metrics`.
-        """
+    def traffic(self, prompt_tokens: int, output_tokens: int) -> Traffic:
+        """Tokens of others: those that the server counted beyond the probe's own."""
         if self._before is None or self._after is None or COUNTERS["prompt_tokens"] not in self._after:
-            return {"known": False}
-        moved = {key: self._moved(name) for key, name in COUNTERS.items()}
-        others = {
-            "prompt_tokens": max(0.0, moved["prompt_tokens"] - prompt_tokens),
-            "output_tokens": max(0.0, moved["output_tokens"] - output_tokens),
-        }
-        total = max(1.0, moved["prompt_tokens"] + moved["output_tokens"])
-        return {
-            "known": True,
-            "tokens": total,
-            "running_at_start": self._before.get(RUNNING, 0.0),
-            "other_prompt_tokens": others["prompt_tokens"],
-            "other_output_tokens": others["output_tokens"],
-            "other_share": round(sum(others.values()) / total, 4),
-            "preemptions": moved["preemptions"],
-        }
-
-    def _moved(self, name: str) -> float:
-        assert self._before is not None and self._after is not None
-        return self._after.get(name, 0.0) - self._before.get(name, 0.0)
+            return Traffic(known=False)
+        prompts, answers, preemptions = (
+            self._after.get(name, 0.0) - self._before.get(name, 0.0) for name in COUNTERS.values()
+        )
+        others = max(0.0, prompts - prompt_tokens), max(0.0, answers - output_tokens)
+        total = max(1.0, prompts + answers)
+        return Traffic(
+            tokens=total,
+            running_at_start=self._before.get(RUNNING, 0.0),
+            other_prompt_tokens=others[0],
+            other_output_tokens=others[1],
+            other_share=round(sum(others) / total, 4),
+            preemptions=preemptions,
+        )
 
 
-def both(first: dict[str, Any] | None, second: dict[str, Any]) -> dict[str, Any]:
-    """Combines the watched values of two parts of one measurement, the probe's costs or the traffic."""
-    if not first or not second.get("known", True) or not first.get("known", True):
+def costs_of_both(first: Costs | None, second: Costs) -> Costs:
+    """The probe's costs over two parts of one measurement."""
+    if first is None:
         return second
-    if "wall_s" not in first:
-        return _traffic_of_both(first, second)
-    share = first["wall_s"] / max(1e-9, first["wall_s"] + second["wall_s"])
-    return {
-        "cpu_s": round(first["cpu_s"] + second["cpu_s"], 3),
-        "wall_s": round(first["wall_s"] + second["wall_s"], 3),
-        "late_median_s": max(first["late_median_s"], second["late_median_s"]),
-        "late_mean_s": round(share * first["late_mean_s"] + (1 - share) * second["late_mean_s"], 6),
-        "late_p99_s": max(first["late_p99_s"], second["late_p99_s"]),
-        "scheduling": second["scheduling"],
-    }
+    share = first.wall_s / max(1e-9, first.wall_s + second.wall_s)
+    return Costs(
+        cpu_s=round(first.cpu_s + second.cpu_s, 3),
+        wall_s=round(first.wall_s + second.wall_s, 3),
+        late_median_s=max(first.late_median_s, second.late_median_s),
+        late_mean_s=round(share * first.late_mean_s + (1 - share) * second.late_mean_s, 6),
+        late_p99_s=max(first.late_p99_s, second.late_p99_s),
+        scheduling=second.scheduling,
+    )
 
 
-def _traffic_of_both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    sums = {
-        key: first[key] + second[key]
-        for key in ("tokens", "other_prompt_tokens", "other_output_tokens", "preemptions")
-    }
-    others = sums["other_prompt_tokens"] + sums["other_output_tokens"]
-    return {**first, **sums, "other_share": round(others / max(1.0, sums["tokens"]), 4)}
+def traffic_of_both(first: Traffic | None, second: Traffic) -> Traffic:
+    """The traffic over two parts of one measurement; that of the second where one of them is not known."""
+    if first is None or not first.known or not second.known:
+        return second
+    tokens = first.tokens + second.tokens
+    prompts = first.other_prompt_tokens + second.other_prompt_tokens
+    answers = first.other_output_tokens + second.other_output_tokens
+    return replace(
+        first,
+        tokens=tokens,
+        other_prompt_tokens=prompts,
+        other_output_tokens=answers,
+        other_share=round((prompts + answers) / max(1.0, tokens), 4),
+        preemptions=first.preemptions + second.preemptions,
+    )

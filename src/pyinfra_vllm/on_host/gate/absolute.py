@@ -9,14 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from ..bench.criteria import Criteria
-from .relative import NOT_JUDGED, answered, tokens_per_s
+from ..bench.record import Phase, Record, Request
+from .relative import NOT_JUDGED
 from .verdict import FAIL, INCONCLUSIVE, PASS, Row, row
 
 TRAFFIC_FACTOR = 3.0  # a request of others may hold ours up longer than its share of the tokens says
 # share of others' tokens up to which they are overlooked, and by which it may differ between two sides
 OTHER_TRAFFIC = 0.05
 SPEEDS = ("min_tokens_per_s", "max_ttft_s")
-Record = dict[str, Any]
 
 
 def rows(
@@ -31,28 +31,27 @@ def rows(
     + asks_gpus: whether the GPUs were asked at all; where they were not, their limit is shown and decides
         nothing
     """
-    then = {phase["name"]: phase for phase in before["phases"]} if before else {}
+    then = {phase.name: phase for phase in before.phases} if before else {}
     found = [_errors(before, after, criteria.max_error_rate)]
-    for phase in after["phases"]:
-        found += _phase_rows(then.get(phase["name"]), phase, criteria)
-    measured = {phase["name"] for phase in after["phases"]}
+    for phase in after.phases:
+        found += _phase_rows(then.get(phase.name), phase, criteria)
+    measured = {phase.name for phase in after.phases}
     for key, limits in (("min_tokens_per_s", criteria.min_tokens_per_s), ("max_ttft_s", criteria.max_ttft_s)):
-        for phase in sorted(set(limits) - measured):
-            note = f"phase {phase} was not measured, so its limit of {limits[phase]:g} was not shown to hold"
-            found.append(row(key, phase, None, None, limits[phase], INCONCLUSIVE, note))
+        for name in sorted(set(limits) - measured):
+            note = f"phase {name} was not measured, so its limit of {limits[name]:g} was not shown to hold"
+            found.append(row(key, name, None, None, limits[name], INCONCLUSIVE, note))
     if criteria.max_gpu_memory_mib is not None:
         limit = criteria.max_gpu_memory_mib
         found.append(_memory(gpu_memory_mib, limit, asks_gpus))
     return [_under_other_traffic(item, after) for item in found]
 
 
-def _phase_rows(before: dict[str, Any] | None, phase: dict[str, Any], criteria: Criteria) -> list[Row]:
-    name = phase["name"]
+def _phase_rows(before: Phase | None, phase: Phase, criteria: Criteria) -> list[Row]:
+    name = phase.name
     found = []
     if name in criteria.min_tokens_per_s:
         limit = criteria.min_tokens_per_s[name]
-        rate = tokens_per_s(phase)
-        early = tokens_per_s(before) if before else None
+        rate, early = phase.tokens_per_s, before.tokens_per_s if before else None
         found.append(row("min_tokens_per_s", name, early, rate, limit, PASS if rate >= limit else FAIL))
     if name in criteria.max_ttft_s:
         limit = criteria.max_ttft_s[name]
@@ -67,7 +66,7 @@ def _under_other_traffic(item: Row, after: Record) -> Row:
     """A speed that misses its limit by no more than what others asked of the server may take
     shows nothing.
     """
-    share = other_share(after) or 0.0
+    share = after.other_share or 0.0
     if item.name not in SPEEDS or item.verdict != FAIL or share <= OTHER_TRAFFIC:
         return item
     if not item.after or item.limit is None:
@@ -82,12 +81,6 @@ def _under_other_traffic(item: Row, after: Record) -> Row:
     return replace(item, verdict=INCONCLUSIVE, note=note)
 
 
-def other_share(record: Record) -> float | None:
-    """The share of others in the tokens that the server counted; None where it did not tell."""
-    found = record.get("traffic", {}).get("other_share")
-    return None if found is None else float(found)
-
-
 def _errors(before: Record | None, after: Record, limit: float) -> Row:
     """Failed requests, warm-up and questions included. Answers without `usage`, and what was never asked, are
     no errors of
@@ -99,7 +92,7 @@ def _errors(before: Record | None, after: Record, limit: float) -> Row:
         failed_before, total_before = _failures(before)
         then = len(failed_before) / total_before
     rate = len(failed) / total
-    kinds = Counter(request.get("kind", "error") for request in failed)
+    kinds = Counter(request.kind for request in failed)
     verdict = PASS if rate <= limit else FAIL
     if verdict == FAIL and set(kinds) <= set(NOT_JUDGED):
         verdict = INCONCLUSIVE
@@ -108,18 +101,20 @@ def _errors(before: Record | None, after: Record, limit: float) -> Row:
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         note = (
             f"{len(failed)} of {total} requests failed ({counted}), allowed is a share of {limit:g};"
-            f" the first one: {failed[0].get('error', 'no reason given')}"
+            f" the first one: {failed[0].error or 'no reason given'}"
         )
     return row("error_rate", None, then, rate, limit, verdict, note)
 
 
-def _failures(record: Record) -> tuple[list[dict[str, Any]], int]:
-    requests = [request for phase in record["phases"] for request in phase["requests"]]
-    warm = record.get("warm_up", {})
-    asked = record.get("quality") or []
-    failed = list(warm.get("errors", ())) + [request for request in requests if not request["ok"]]
-    failed += [{**item, "kind": item.get("error_kind", "error")} for item in asked if "error" in item]
-    return failed, len(requests) + int(warm.get("requests", 0)) + len(asked)
+def _failures(record: Record) -> tuple[list[Request], int]:
+    requests = [request for phase in record.phases for request in phase.requests]
+    failed = [*(record.warm_up.errors if record.warm_up else ()), *(item for item in requests if not item.ok)]
+    for item in record.quality:
+        if item.error is not None:
+            kind = item.error_kind or "error"
+            failed.append(Request(item.prompt, ok=False, kind=kind, error=item.error))
+    warm = record.warm_up.requests if record.warm_up else 0
+    return failed, len(requests) + warm + len(record.quality)
 
 
 def _memory(used: int | None, limit: int, asks_gpus: bool) -> Row:
@@ -133,8 +128,8 @@ def _memory(used: int | None, limit: int, asks_gpus: bool) -> Row:
     return row("gpu_memory_mib", None, None, used, limit, PASS if used <= limit else FAIL)
 
 
-def _median_ttft(phase: dict[str, Any]) -> float | None:
-    times = [request["ttft_s"] for request in answered(phase)]
+def _median_ttft(phase: Phase) -> float | None:
+    times = [request.ttft_s for request in phase.answered]
     return round(statistics.median(times), 6) if times else None
 
 

@@ -7,51 +7,46 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Any
+from collections.abc import Sequence
 
 from ..bench.criteria import Criteria
-from ..bench.record import RecordError, check, check_pair
+from ..bench.record import Phase, Record, check_pair
 from ..bench.stats import T99, t_value
+from ..state.values import RecordError
 from .gate import incomparable
 from .noise import Noise
 from .relative import compare
 
 LEAST_RUNS = 3
-Record = dict[str, Any]
 
 
-def calibration(records: list[Record]) -> Noise:
+def calibration(records: Sequence[Record]) -> Noise:
     """The noise of one service, from several records of it.
 
     A share of 0.02 means: of two runs of an unchanged service the second is worse by more than 2 % in one
     case of 100. It is exp(t * s * sqrt(2)) - 1, with s the standard deviation of the logarithms between the
-    runs and t Student's value for so few of them. Raises RecordError for fewer than three records, damaged
-    ones, or ones that do not compare: what other traffic did is no noise of the service.
+    runs and t Student's value for so few of them. Raises RecordError for fewer than three records or
+    ones that do not compare: what other traffic did is no noise of the service.
     """
     if len(records) < LEAST_RUNS:
         raise RecordError(
             f"{len(records)} records: at least {LEAST_RUNS} runs are needed to see how they vary"
         )
-    for number, record in enumerate(records, 1):
-        check(record, f"record {number}")
-        if number > 1:
-            check_pair(records[0], record)
-            for doubt in incomparable(records[0], record):
-                raise RecordError(f"record 1 and record {number}: {doubt}")
+    for number, record in enumerate(records[1:], 2):
+        check_pair(records[0], record)
+        for doubt in incomparable(records[0], record):
+            raise RecordError(f"record 1 and record {number}: {doubt}")
     factor = t_value(len(records) - 1, T99) * math.sqrt(2)
-    phases = {
-        phase["name"]: _spread(number, records, factor) for number, phase in enumerate(records[0]["phases"])
-    }
+    phases = {phase.name: _spread(phase, records, factor) for phase in records[0].phases}
     return Noise(len(records), phases)
 
 
-def _spread(number: int, records: list[Record], factor: float) -> dict[str, float]:
+def _spread(first: Phase, records: Sequence[Record], factor: float) -> dict[str, float]:
     """Metric -> noise of one phase. Every run is compared with the first, prompt by prompt."""
-    name = records[0]["phases"][number]["name"]
     logs: dict[str, list[float]] = {}
     for record in records:
-        phase = next(item for item in record["phases"] if item["name"] == name)
-        for row in compare(records[0]["phases"][number], phase, Criteria(), {}, 0.0):
+        phase = next(item for item in record.phases if item.name == first.name)
+        for row in compare(first, phase, Criteria(), {}, 0.0):
             if not row.ratio:  # a phase of which nothing was answered: its noise is not known
                 continue
             logs.setdefault(row.name, []).append(math.log(row.ratio))

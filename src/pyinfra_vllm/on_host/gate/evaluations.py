@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 from ..bench.criteria import Criteria
+from ..bench.record import Record, Scores
 from .verdict import FAIL, INCONCLUSIVE, PASS, Row, row
 
 ONE_SIDED_95 = 1.645  # of the normal distribution: a score is a mean over hundreds of questions
-Record = dict[str, Any]
-Scores = dict[str, dict[str, float]]
 
 
 def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
     """One row for each declared score; `{TASK/METRIC: {"value", "stderr"}}` is what records have of them."""
-    now: Scores = after.get("evaluations", {})
-    then: Scores = (before or {}).get("evaluations", {})
+    now: Scores = after.evaluations or {}
+    then: Scores = (before.evaluations if before else None) or {}
     found = [_at_least(name, then, now, limit) for name, limit in criteria.min_evaluation.items()]
     if before is not None:
         found += [_drop(name, then, now, limit) for name, limit in criteria.max_evaluation_drop.items()]

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..bench.criteria import CHOICES, MAX, Criteria, CriteriaError
-from ..bench.record import RecordError, check, check_pair
+from ..bench.record import Record, check_pair
+from ..state.values import RecordError
 from . import absolute, evaluations, ladder, notes, precision, relative
-from .absolute import OTHER_TRAFFIC, TRAFFIC_FACTOR, other_share
+from .absolute import OTHER_TRAFFIC, TRAFFIC_FACTOR
 from .noise import Noise, of_phase
 from .verdict import FAIL, INCONCLUSIVE, PASS, Row, Verdict, concluded
 
@@ -28,7 +29,6 @@ __all__ = [
     "wants_more",
 ]
 
-Record = dict[str, Any]
 LEAST = 1e-9  # of a ratio that is divided by
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}
 
@@ -50,13 +50,11 @@ def judge(
     + gpu_memory_mib: in use on the fullest GPU after the switch; None where nvidia-smi did not tell
     + asks_gpus: false where nobody asked them, as for two files: then a limit of their memory decides nothing
 
-    Raises RecordError where a record is damaged or the two do not belong together.
+    Raises RecordError where the two records do not belong together.
     """
-    check(after, "after")
     if before is not None:
-        check(before, "before")
         check_pair(before, after)
-    highest = max(int(phase["concurrency"]) for phase in after["phases"])
+    highest = max(int(phase.concurrency) for phase in after.phases)
     saturated = f"c{highest}" if MAX in criteria.concurrency and highest not in criteria.concurrency else ""
     criteria = criteria.at(highest)
     doubts: list[str] = []
@@ -67,7 +65,7 @@ def judge(
     if before is None:
         reasons.append("no baseline: only the absolute criteria were judged")
         reasons += notes.of(after, "")
-    elif not any(relative.answered(phase) for phase in before["phases"]):
+    elif not any(phase.answered for phase in before.phases):
         reasons.append(
             "the release before answered nothing, so nothing can be worse: only the absolute criteria count"
         )
@@ -76,7 +74,7 @@ def judge(
         metrics += _relative_rows(before, after, criteria, noise, doubts)
         metrics = [_with_key(row, saturated) for row in metrics]
         reasons += notes.of_pair(before, after)
-        reasons.append(_calibration_line(noise, [phase["name"] for phase in before["phases"]]))
+        reasons.append(_calibration_line(noise, [phase.name for phase in before.phases]))
     metrics += ladder.rows(before, after, criteria)
     reasons += ladder.notes(before, after, criteria)
     metrics += evaluations.rows(before, after, criteria)
@@ -98,14 +96,14 @@ def wants_more(
 
     + left_s: seconds for which measuring may go on; left out: what the budget leaves (precision.left_s)
     """
-    if verdict.verdict == PASS or before is None or "plan" not in before:
+    if verdict.verdict == PASS or before is None or before.plan is None:
         return False
     unsettled = [row for row in verdict.metrics if row.decides and row.verdict != PASS]
     if any(_sure(row) for row in unsettled) or not all(
         row.repeatable and not row.hopeless for row in unsettled
     ):
         return False
-    measured = any(phase.get("rounds") for phase in after["phases"])
+    measured = any(phase.rounds for phase in after.phases)
     left = precision.left_s(criteria, after) if left_s is None else left_s
     return measured and left > 1.0
 
@@ -135,12 +133,12 @@ def _relative_rows(
     before: Record, after: Record, criteria: Criteria, noise: Noise | None, doubts: list[str]
 ) -> list[Row]:
     """Every relative metric; where there is doubt about a run, none of them decides for or against."""
-    phases = {phase["name"]: phase for phase in after["phases"]}
-    late_s = max(float(record.get("client", {}).get("late_mean_s", 0.0)) for record in (before, after))
+    phases = {phase.name: phase for phase in after.phases}
+    late_s = max(record.client.late_mean_s if record.client else 0.0 for record in (before, after))
     rows = []
-    for phase in before["phases"]:
-        name = phase["name"]
-        rows += relative.compare(phase, phases[name], criteria, of_phase(noise, name), late_s)
+    for phase in before.phases:
+        known = of_phase(noise, phase.name)
+        rows += relative.compare(phase, phases[phase.name], criteria, known, late_s)
     if doubts:
         rows = [_doubted(row, _traffic_gap(before, after)) for row in rows]
     return rows
@@ -162,15 +160,15 @@ def incomparable(before: Record, after: Record) -> list[str]:
     """
     if _traffic_gap(before, after) <= OTHER_TRAFFIC:
         return []
-    early, late = (other_share(record) for record in (before, after))
     return [
-        f"other traffic was {early:.0%} of the tokens before and {late:.0%} after: the two can't be compared"
+        f"other traffic was {before.other_share:.0%} of the tokens before and {after.other_share:.0%} after:"
+        " the two can't be compared"
     ]
 
 
 def _traffic_gap(before: Record, after: Record) -> float:
     """By how much the share of others' tokens differs; nothing where one side does not know."""
-    early, late = other_share(before), other_share(after)
+    early, late = before.other_share, after.other_share
     return 0.0 if early is None or late is None else abs(early - late)
 
 

@@ -8,13 +8,13 @@ knows nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ..bench import likelihood
 from ..bench.criteria import Criteria
 from ..bench.quality import FURTHER
+from ..bench.record import AskedOver, Likelihood, Record
 from ..bench.stats import chance, detectable_drop
 from .verdict import FAIL, INCONCLUSIVE, PASS, Row, row
 
@@ -32,7 +32,6 @@ RAN_ON = "ran on until it was cut"
 RAN_ON_SHARE = 0.5
 ENGLISH = "en"
 RAISE = "raise budget_s where the questions need more time"
-Record = dict[str, Any]
 
 
 def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
@@ -44,19 +43,20 @@ def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
     bits = _likelihood_rows(before, after, criteria)
     found = []
     sane, passed = _answers_of(after, "sane"), _answers_of(after, "passed")
-    early = _answers_of(before or {}, "passed")
+    early = _answers_of(before, "passed")
     if sane:
-        found.append(_sanity(sane, _answers_of(before or {}, "ended"), _answers_of(after, "ended")))
-    elif before is None and not passed and _unanswered(after):
-        found.append(_nothing_answered(_unanswered(after)))
+        found.append(_sanity(sane, _answers_of(before, "ended"), _answers_of(after, "ended")))
+    elif before is None and not passed and after.quality_unanswered:
+        found.append(_nothing_answered(after.quality_unanswered))
     found += _form(before, after)
     if early:
         bits_agree = any(item.name == "bits_per_byte" and item.verdict == PASS for item in bits)
         found.append(_answers(early, passed, criteria.quality_drop_points, bits_agree))
     else:
         found += _least_right(passed, criteria.min_right_share)
-    if _asked_over(before or {}) == "chat" and _asked_over(after) == "completions":
-        found.append(_chat_lost(after["asked_over"]))
+    ways = [record.asked_over if record else None for record in (before, after)]
+    if ways[0] and ways[1] and (ways[0].endpoint, ways[1].endpoint) == ("chat", "completions"):
+        found.append(_chat_lost(ways[1]))
     return found + bits
 
 
@@ -67,29 +67,22 @@ def notes(before: Record | None, after: Record, criteria: Criteria) -> list[str]
     found = _likelihood_notes(before, after)
     if before is None:
         return found
-    early, unanswered = _answers_of(before, "passed"), _unanswered(before)
+    early, unanswered = _answers_of(before, "passed"), before.quality_unanswered or 0
     if early and unanswered:
         found.append(
             f"{unanswered} of {len(early) + unanswered} questions were not answered in time before: {RAISE}"
         )
-    elif not early and (unanswered or _answers_of(after, "passed") or _unanswered(after)):
+    elif not early and (unanswered or _answers_of(after, "passed") or after.quality_unanswered):
         found.append(
             f"no question was answered before, so no answer can be lost: quality was not compared ({RAISE})"
         )
     return found
 
 
-def _answers_of(record: Record, key: str) -> dict[str, bool]:
+def _answers_of(record: Record | None, key: str) -> dict[str, bool]:
     """Prompt -> whether its answer is sane or right. An older record without the key has none."""
-    return {item["prompt"]: item[key] for item in record.get("quality") or [] if key in item}
-
-
-def _unanswered(record: Record) -> int:
-    """How many questions were not answered in time.
-
-    An older record, or another program's, does not count them.
-    """
-    return int(record.get("quality_unanswered", 0))
+    found = ((item.prompt, getattr(item, key)) for item in (record.quality if record else ()))
+    return {prompt: value for prompt, value in found if value is not None}
 
 
 def _nothing_answered(unanswered: int) -> Row:
@@ -98,17 +91,9 @@ def _nothing_answered(unanswered: int) -> Row:
     return row("sane_share", None, None, None, SANE_SHARE, INCONCLUSIVE, note)
 
 
-def _asked_over(record: Record) -> str:
-    """The endpoint that the questions were asked over.
-
-    An older record, or another program's, does not say.
-    """
-    return str(record.get("asked_over", {}).get("endpoint", ""))
-
-
-def _chat_lost(asked_over: dict[str, str]) -> Row:
+def _chat_lost(asked_over: AskedOver) -> Row:
     """Plain completions may all be right: whoever uses this service over chat gets nothing."""
-    refusal = asked_over.get("refusal", "no reason given")
+    refusal = asked_over.refusal or "no reason given"
     note = (
         f"the chat endpoint answered before and refuses now ({refusal}); the questions were asked as plain"
         " completions"
@@ -139,7 +124,7 @@ def _sanity(sane: dict[str, bool], ended_before: dict[str, bool], ended: dict[st
 
 def _form(before: Record | None, after: Record) -> list[Row]:
     """Defects that more answers have than before, kind by kind and answer by answer (McNemar)."""
-    early, late = _defects(before or {}), _defects(after)
+    early, late = _defects(before), _defects(after)
     common = sorted(set(early) & set(late))
     if not common:
         return []
@@ -154,13 +139,13 @@ def _form(before: Record | None, after: Record) -> list[Row]:
     return [row("form", None, shares[0], shares[1], None, FAIL if problems else PASS, note)]
 
 
-def _defects(record: Record) -> dict[str, set[str]]:
-    """Prompt -> what is wrong with the form of its answer. An older record does not tell."""
-    found = {}
-    for item in record.get("quality") or []:
-        if "form" in item:
-            found[item["prompt"]] = {*item["form"], *(() if item.get("ended", True) else (RAN_ON,))}
-    return found
+def _defects(record: Record | None) -> dict[str, set[str]]:
+    """Prompt -> the defects in the form of its answer. An older record does not tell."""
+    return {
+        item.prompt: {*item.form, *((RAN_ON,) if item.ended is False else ())}
+        for item in (record.quality if record else ())
+        if item.form is not None
+    }
 
 
 def _more_defects(kind: str, pairs: list[tuple[set[str], set[str]]]) -> str:
@@ -247,29 +232,26 @@ def _drop(pairs: list[tuple[bool, bool]], limit: float, bits_agree: bool) -> tup
 
 
 def _likelihood_rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
-    early, late = (before or {}).get("likelihood") or [], after.get("likelihood") or []
-    found = []
+    early, late = (before.likelihood if before else None) or (), after.likelihood or ()
     if early:
-        found.append(
-            _more_bits(early, late, after.get("likelihood_missing") or {}, criteria.likelihood_margin)
-        )
-    elif criteria.max_bits_per_byte is not None:
-        found += _english(late, criteria.max_bits_per_byte)
-    return found
+        return [_more_bits(early, late, after.likelihood_missing or {}, criteria.likelihood_margin)]
+    return [] if criteria.max_bits_per_byte is None else _english(late, criteria.max_bits_per_byte)
 
 
-def _more_bits(before: list[Record], after: list[Record], missing: dict[str, str], margin: float) -> Row:
+def _more_bits(
+    before: Sequence[Likelihood], after: Sequence[Likelihood], missing: Mapping[str, str], margin: float
+) -> Row:
     """No worse where the whole interval is within the margin; worse where it is not and does
     not contain 1.
     """
     compared = likelihood.compare(before, after)
-    measured = {item["text"] for item in after}
-    gaps = [item["text"] for item in before if item["text"] not in measured]
+    measured = {item.text for item in after}
+    gaps = [item.text for item in before if item.text not in measured]
     name, limit = "bits_per_byte", round(1 + margin, 6)
     if compared is None:
         note = f"the likelihood of the fixed texts was measured before and not after: {_why(gaps, missing)}"
         return row(name, None, None, None, limit, INCONCLUSIVE, note)
-    then, now = (_mean_bits(side, measured & {item["text"] for item in before}) for side in (before, after))
+    then, now = (_mean_bits(side, measured & {item.text for item in before}) for side in (before, after))
     low, high = compared.low, compared.high
     note = _in_words(compared, margin)
     if compared.ratio > limit if high is None else high > limit:
@@ -295,16 +277,16 @@ def _in_words(compared: likelihood.Comparison, margin: float) -> str:
     return f"the fixed texts cost {compared.ratio - 1:+.1%} bits{interval}{perplexity}; {allowed}"
 
 
-def _mean_bits(side: Iterable[Record], texts: set[str]) -> float:
-    found = [float(item["bits_per_byte"]) for item in side if item["text"] in texts]
+def _mean_bits(side: Iterable[Likelihood], texts: set[str]) -> float:
+    found = [item.bits_per_byte for item in side if item.text in texts]
     return sum(found) / len(found)
 
 
-def _why(texts: list[str], missing: dict[str, str]) -> str:
+def _why(texts: list[str], missing: Mapping[str, str]) -> str:
     return "; ".join(f"{text} ({missing.get(text, 'no reason given')})" for text in texts)
 
 
-def _english(after: list[Record], limit: float) -> list[Row]:
+def _english(after: Sequence[Likelihood], limit: float) -> list[Row]:
     bits = likelihood.bits_in(after, ENGLISH)
     if bits is None:
         return []
@@ -316,7 +298,7 @@ def _english(after: list[Record], limit: float) -> list[Row]:
 def _likelihood_notes(before: Record | None, after: Record) -> list[str]:
     """Which texts have no likelihood on the side that decides whether they are compared at all."""
     side, when = (after, "") if before is None else (before, " before")
-    missing = side.get("likelihood_missing") or {}
+    missing = side.likelihood_missing or {}
     if not missing:
         return []
     reasons = sorted(set(missing.values()))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from .absolute import other_share
+from ..bench.record import Record
 
 SHORT = 16  # tokens of an answer, most of whose time may be its first token
 UNKNOWN_MODEL = "?"  # of a record that another program made
-Record = dict[str, Any]
 
 
 def of(record: Record, when: str) -> list[str]:
@@ -17,10 +14,10 @@ def of(record: Record, when: str) -> list[str]:
     + when: ` before` or ` after`, or nothing where there is one side only
     """
     found = []
-    running = int(record.get("traffic", {}).get("running_at_start", 0))
+    running = int(record.traffic.running_at_start) if record.traffic else 0
     if running:
         found.append(f"{running} requests of others were under way when the measurement{when} began")
-    if not record.get("warm_up", {}).get("steady", True):
+    if record.warm_up and not record.warm_up.steady:
         found.append(f"the warm-up{when} had not become steady when its time was over")
     return found
 
@@ -28,7 +25,7 @@ def of(record: Record, when: str) -> list[str]:
 def of_pair(before: Record, after: Record) -> list[str]:
     """The notes on the two sides of a comparison."""
     return [
-        *_models(before["model"], after["model"]),
+        *_models(before.model, after.model),
         *_short_answers(before),
         *_one_side_s_traffic(before, after),
         *of(before, " before"),
@@ -44,7 +41,7 @@ def _models(before: str, after: str) -> list[str]:
 
 def _short_answers(record: Record) -> list[str]:
     """A budget that is small for a server is spent on many short answers."""
-    tokens = int(record.get("plan", {}).get("output_tokens", 0))
+    tokens = record.plan.output_tokens if record.plan else 0
     if not 0 < tokens <= SHORT:
         return []
     return [
@@ -55,7 +52,7 @@ def _short_answers(record: Record) -> list[str]:
 
 def _one_side_s_traffic(before: Record, after: Record) -> list[str]:
     """Said only where one side knows: a server without counters has none on either side."""
-    known = [other_share(record) is not None for record in (before, after)]
+    known = [record.other_share is not None for record in (before, after)]
     if known[0] == known[1]:
         return []
     side = "before" if known[0] else "after"

@@ -9,48 +9,47 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from ..bench.criteria import EVERY_PHASE, ONE_STREAM, Criteria
+from ..bench.record import Phase, Record
 from ..bench.stats import half_width
 from .noise import Noise, of_phase
-from .relative import answered, by_round
+from .relative import by_round
 
 ENOUGH = 0.5  # of what is allowed: the half width of the ratio of two such sides
 LEAST_ROUNDS = 5
 LEAST_SHARE = 0.04  # of the budget, for each phase: a machine's speed varies over seconds
-Phase = dict[str, Any]
 
 
-def settled(phases: list[Phase], criteria: Criteria, noise: Noise | None = None) -> bool:
+def settled(phases: Iterable[Phase], criteria: Criteria, noise: Noise | None = None) -> bool:
     """Whether every metric that decides is known precisely enough.
 
     + criteria: with numbers only, see `Criteria.at`
     + noise: what `calibration` found for this service
     """
-    return all(_settled(phase, criteria, of_phase(noise, phase["name"])) for phase in phases)
+    return all(_settled(phase, criteria, of_phase(noise, phase.name)) for phase in phases)
 
 
-def left_s(criteria: Criteria, record: dict[str, Any], until_s: float = math.inf) -> float:
+def left_s(criteria: Criteria, record: Record, until_s: float = math.inf) -> float:
     """Seconds for which this side may still be measured: its budget, and beyond it while the window leaves
     room.
 
     + until_s: seconds until measuring must end
     """
-    spent = float(record.get("spent_s", criteria.longest_s))
+    spent = criteria.longest_s if record.spent_s is None else record.spent_s
     return max(criteria.budget_s - spent, min(criteria.longest_s - spent, until_s))
 
 
 def _settled(phase: Phase, criteria: Criteria, noise: Mapping[str, float]) -> bool:
-    if not answered(phase):
+    if not phase.answered:
         return True
-    if phase["duration_s"] < LEAST_SHARE * criteria.budget_s:
+    if phase.duration_s < LEAST_SHARE * criteria.budget_s:
         return False
     return all(
-        _precise(list(by_round(phase, metric).values()), phase["name"], metric, criteria, noise.get(metric))
+        _precise(list(by_round(phase, metric).values()), phase.name, metric, criteria, noise.get(metric))
         for metric in (*EVERY_PHASE, *ONE_STREAM)
-        if criteria.margin(phase["name"], metric) is not None
+        if criteria.margin(phase.name, metric) is not None
     )
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ..bench.criteria import ONE_STREAM, Criteria
+from ..bench.record import Phase, Request, Round
 from ..bench.stats import half_width, percentile
 from .verdict import FAIL, INCONCLUSIVE, PASS, TAIL, Row, row
 
@@ -37,36 +37,7 @@ UNSEEN = 2.0
 STRETCH, LEAST_STRETCH, BEYOND_CHANCE = 0.25, 5, 3.0
 # Medians agree where they differ by no more than this share of the margin, over so many prompts at least.
 AGREE, AGREEING = 0.5, 10
-Request = dict[str, Any]
-Phase = dict[str, Any]
-Value = Callable[[Request], "float | None"]
-
-
-def tpot(request: Request) -> float | None:
-    """Seconds per output token after the first; None for an answer of one token."""
-    if request["output_tokens"] < 2:
-        return None
-    return float(request["e2e_s"] - request["ttft_s"]) / float(request["output_tokens"] - 1)
-
-
-def ttft(request: Request) -> float | None:
-    return float(request["ttft_s"])
-
-
-def e2e(request: Request) -> float | None:
-    return float(request["e2e_s"])
-
-
-VALUES: dict[str, Value] = {"tpot_s": tpot, "ttft_s": ttft, "e2e_s": e2e}
-
-
-def answered(phase: Phase) -> list[Request]:
-    return [request for request in phase["requests"] if request["ok"]]
-
-
-def tokens_per_s(phase: Phase) -> float:
-    """Output tokens of answered requests per second of the phase."""
-    return float(sum(request["output_tokens"] for request in answered(phase))) / float(phase["duration_s"])
+LATENCIES = ("tpot_s", "ttft_s", "e2e_s")
 
 
 def compare(
@@ -80,15 +51,15 @@ def compare(
         (calibration)
     + late_s: how late the probe's own threads ran, on the mean of the worse side
     """
-    margin = criteria.margin(before["name"], "tokens_per_s") or 0.0
-    if not answered(before):
-        never = {request.get("kind") for request in before["requests"]} == {"not_asked"}
+    margin = criteria.margin(before.name, "tokens_per_s") or 0.0
+    if not before.answered:
+        never = {request.kind for request in before.requests} == {"not_asked"}
         return [_unknown(before, after, margin)] if never else []
-    if not answered(after):
+    if not after.answered:
         return [_silent(before, after, margin)]
     rows = [_throughput(before, after, criteria, noise.get("tokens_per_s"), late_s)]
-    for name, value in VALUES.items():
-        found = _latency(name, value, before, after, criteria, noise.get(name), late_s)
+    for name in LATENCIES:
+        found = _latency(name, before, after, criteria, noise.get(name), late_s)
         if found and name in ONE_STREAM and _in_one_piece(before, after):
             doubt = "whole answers arrive in one piece"
             found = replace(found, verdict=INCONCLUSIVE, doubt=doubt, hopeless=True, needed=None)
@@ -102,55 +73,50 @@ def _in_one_piece(before: Phase, after: Phase) -> bool:
     """Whether a side's tokens come faster than any model makes them: something holds answers back and lets
     them go at once, and how their time splits into a first token and the rest says nothing.
     """
-    return any(_median(phase, tpot, default=math.inf) < IMPOSSIBLE_TPOT_S for phase in (before, after))
+    return any(_median(phase, "tpot_s", default=math.inf) < IMPOSSIBLE_TPOT_S for phase in (before, after))
 
 
 def _unknown(before: Phase, after: Phase, margin: float) -> Row:
     """A phase for which the time ran out before: nobody knows whether it is worse now."""
-    reason = before["requests"][0].get("error", "not asked")
-    note = f"phase {before['name']}: {reason}, so there is nothing to compare with"
+    reason = before.requests[0].error or "not asked"
+    note = f"phase {before.name}: {reason}, so there is nothing to compare with"
     limit = round(1 - margin, 6)
-    return row("tokens_per_s", before["name"], None, tokens_per_s(after), limit, INCONCLUSIVE, note)
+    return row("tokens_per_s", before.name, None, after.tokens_per_s, limit, INCONCLUSIVE, note)
 
 
 def _silent(before: Phase, after: Phase, margin: float) -> Row:
     """A phase that was answered before and of which nothing was answered after: however many errors are
     allowed, it is worse.
     """
-    kinds = Counter(request.get("kind", "error") for request in after["requests"])
+    kinds = Counter(request.kind for request in after.requests)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     verdict = INCONCLUSIVE if set(kinds) <= set(NOT_JUDGED) else FAIL
-    note = (
-        f"phase {before['name']}: {len(answered(before))} requests answered before and none after ({counted})"
-    )
+    note = f"phase {before.name}: {len(before.answered)} requests answered before and none after ({counted})"
     limit = round(1 - margin, 6)
-    return row("tokens_per_s", before["name"], tokens_per_s(before), 0.0, limit, verdict, note)
+    return row("tokens_per_s", before.name, before.tokens_per_s, 0.0, limit, verdict, note)
 
 
 def _throughput(before: Phase, after: Phase, criteria: Criteria, noise: float | None, late_s: float) -> Row:
     """More is better: the ratio may not fall below what is allowed."""
     rounds = _common_rounds(before, after)
     if rounds:
-        then = sum(item["output_tokens"] for item, _ in rounds) / sum(
-            item["duration_s"] for item, _ in rounds
-        )
-        now = sum(item["output_tokens"] for _, item in rounds) / sum(item["duration_s"] for _, item in rounds)
-        logs = [math.log(_rate(late) / _rate(early)) for early, late in rounds]
+        then = sum(item.output_tokens for item, _ in rounds) / sum(item.duration_s for item, _ in rounds)
+        now = sum(item.output_tokens for _, item in rounds) / sum(item.duration_s for _, item in rounds)
+        logs = [math.log(late.tokens_per_s / early.tokens_per_s) for early, late in rounds]
     else:
-        then, now = tokens_per_s(before), tokens_per_s(after)
-        pairs = _pairs(before, after, e2e)
+        then, now = before.tokens_per_s, after.tokens_per_s
+        pairs = _pairs(before, after, "e2e_s")
         logs = [-math.log(late / early) for early, late in pairs.values()]
         if pairs and _asked_less(before, after):  # other mixtures of prompts: only the shared ones compare
             now = then * sum(early for early, _ in pairs.values()) / sum(late for _, late in pairs.values())
-    width, doubt = _widened(half_width(logs), late_s, min(_median(before, e2e), _median(after, e2e)))
+    width, doubt = _widened(half_width(logs), late_s, min(_median(before, "e2e_s"), _median(after, "e2e_s")))
     change = math.log(now / then)
-    row = _row("tokens_per_s", before["name"], then, now, change, width, doubt)
+    row = _row("tokens_per_s", before.name, then, now, change, width, doubt)
     return _judged(row, change, width, criteria, then, noise, _slump("tokens_per_s", before, after))
 
 
 def _latency(
     name: str,
-    value: Value,
     before: Phase,
     after: Phase,
     criteria: Criteria,
@@ -158,19 +124,19 @@ def _latency(
     late_s: float,
 ) -> Row | None:
     """Less is better: the mean ratio of the same prompts may not rise above what is allowed."""
-    pairs = _pairs(before, after, value)
+    pairs = _pairs(before, after, name)
     if not pairs:
         return None
     logs = {prompt: math.log(late / early) for prompt, (early, late) in pairs.items()}
     then = statistics.median(early for early, _ in pairs.values())
     now = statistics.median(late for _, late in pairs.values())
     whole = min(then, now)
-    if value is tpot:  # lateness meets the first and the last token, not each of them
-        whole = min(_median(phase, e2e) - _median(phase, ttft) for phase in (before, after))
+    if name == "tpot_s":  # lateness meets the first and the last token, not each of them
+        whole = min(_median(phase, "e2e_s") - _median(phase, "ttft_s") for phase in (before, after))
     typical = _by_round(logs, before, after)
     width, doubt = _widened(half_width(typical), late_s, whole)
     change = statistics.fmean(typical)
-    row = _row(name, before["name"], then, now, change, width, doubt)
+    row = _row(name, before.name, then, now, change, width, doubt)
     mean = math.exp(statistics.fmean(math.log(early) for early, _ in pairs.values()))
     judged = _judged(row, change, width, criteria, mean, noise, _slump(name, before, after))
     return _where_medians_agree(judged, list(logs.values()), criteria)
@@ -232,9 +198,7 @@ def _slump(metric: str, before: Phase, after: Phase) -> float:
     """
     worse = -1 if metric == "tokens_per_s" else 1
     rounds = {number: worse * found for number, found in by_round(before, metric).items()}
-    compared = [
-        rounds[early["round"]] for early, _ in _common_rounds(before, after) if early["round"] in rounds
-    ]
+    compared = [rounds[early.round] for early, _ in _common_rounds(before, after) if early.round in rounds]
     length = max(LEAST_STRETCH, round(STRETCH * len(rounds)))
     if not compared or len(rounds) < 2 * length:
         return 0.0
@@ -248,12 +212,12 @@ def by_round(phase: Phase, metric: str) -> dict[int, float]:
     """Whole round -> the logarithm of the metric in it, in the order in which they were measured."""
     whole = _whole_rounds(phase)
     if metric == "tokens_per_s":
-        return {number: math.log(_rate(item)) for number, item in whole.items()}
+        return {number: math.log(item.tokens_per_s) for number, item in whole.items()}
     found: dict[int, list[float]] = {number: [] for number in whole}
-    for request in answered(phase):
-        seen = VALUES[metric](request)
-        if request.get("round") in found and seen is not None and seen > 0:
-            found[request["round"]].append(math.log(seen))
+    for request in phase.answered:
+        seen = _value(request, metric)
+        if request.round in found and seen is not None and seen > 0:
+            found[request.round].append(math.log(seen))
     return {number: statistics.fmean(values) for number, values in found.items() if values}
 
 
@@ -292,16 +256,16 @@ def _widened(width: float, late_s: float, measured_s: float) -> tuple[float, str
     return width + math.log1p(share), doubt
 
 
-def _median(phase: Phase, value: Value, default: float = 0.0) -> float:
-    values = [found for found in map(value, answered(phase)) if found is not None]
+def _median(phase: Phase, metric: str, default: float = 0.0) -> float:
+    values = [found for request in phase.answered if (found := _value(request, metric)) is not None]
     return statistics.median(values) if values else default
 
 
 def _tail(before: Phase, after: Phase, margin: float) -> Row:
     """The slowest starts. A twentieth of the requests has no useful interval: informational."""
-    then = percentile([request["ttft_s"] for request in answered(before)], 0.95)
-    now = percentile([request["ttft_s"] for request in answered(after)], 0.95)
-    row = _row(TAIL, before["name"], then, now, math.log(now / then), math.inf)
+    then = percentile([request.ttft_s for request in before.answered], 0.95)
+    now = percentile([request.ttft_s for request in after.answered], 0.95)
+    row = _row(TAIL, before.name, then, now, math.log(now / then), math.inf)
     verdict = PASS if now <= then * (1 + margin) else INCONCLUSIVE
     return replace(row, limit=round(1 + margin, 6), verdict=verdict, decides=False)
 
@@ -327,25 +291,26 @@ def _row(
     )
 
 
-def _rate(item: dict[str, Any]) -> float:
-    return float(item["output_tokens"]) / float(item["duration_s"])
+def _value(request: Request, metric: str) -> float | None:
+    found: float | None = getattr(request, metric)
+    return found
 
 
-def _whole_rounds(phase: Phase) -> dict[int, dict[str, Any]]:
+def _whole_rounds(phase: Phase) -> dict[int, Round]:
     """The whole rounds by number.
 
     One that was measured again, with the same prompts, counts with all its tokens and time.
     """
-    found: dict[int, dict[str, Any]] = {}
-    for item in phase.get("rounds") or []:
-        if item["complete"] and item["output_tokens"] > 0:
-            known = found.get(item["round"], {"output_tokens": 0, "duration_s": 0.0})
-            sums = {key: known[key] + item[key] for key in ("output_tokens", "duration_s")}
-            found[item["round"]] = {**item, **sums}
+    found: dict[int, Round] = {}
+    for item in phase.rounds:
+        if item.complete and item.output_tokens > 0:
+            known = found.get(item.round, Round(item.round, 0.0, 0, complete=True))
+            duration_s, tokens = known.duration_s + item.duration_s, known.output_tokens + item.output_tokens
+            found[item.round] = Round(item.round, duration_s, tokens, complete=True)
     return found
 
 
-def _common_rounds(before: Phase, after: Phase) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _common_rounds(before: Phase, after: Phase) -> list[tuple[Round, Round]]:
     """Rounds that both sides finished: the same prompts under the same load. Nothing for fewer than two."""
     early, late = _whole_rounds(before), _whole_rounds(after)
     common = [(early[number], late[number]) for number in sorted(set(early) & set(late))]
@@ -357,33 +322,30 @@ def _asked_less(before: Phase, after: Phase) -> bool:
 
     One that failed to answer was asked: its rate is what it is.
     """
-    requests = (*before["requests"], *after["requests"])
-    asked = [{request["prompt"] for request in phase["requests"]} for phase in (before, after)]
-    return asked[0] != asked[1] and all(request["ok"] for request in requests)
+    asked = [{request.prompt for request in phase.requests} for phase in (before, after)]
+    return asked[0] != asked[1] and all(request.ok for request in (*before.requests, *after.requests))
 
 
-def _pairs(before: Phase, after: Phase, value: Value) -> dict[str, tuple[float, float]]:
+def _pairs(before: Phase, after: Phase, metric: str) -> dict[str, tuple[float, float]]:
     """Prompt -> (before, after); a prompt asked several times counts with its mean."""
-    early, late = _means(before, value), _means(after, value)
+    early, late = _means(before, metric), _means(after, metric)
     return {prompt: (early[prompt], late[prompt]) for prompt in sorted(set(early) & set(late))}
 
 
-def _means(phase: Phase, value: Value) -> dict[str, float]:
+def _means(phase: Phase, metric: str) -> dict[str, float]:
     values: dict[str, list[float]] = {}
-    for request in answered(phase):
-        found = value(request)
+    for request in phase.answered:
+        found = _value(request, metric)
         if found is not None and found > 0:
-            values.setdefault(request["prompt"], []).append(found)
+            values.setdefault(request.prompt, []).append(found)
     return {prompt: statistics.fmean(found) for prompt, found in values.items()}
 
 
-def _by_round(logs: dict[str, float], before: Phase, after: Phase) -> list[float]:
+def _by_round(logs: Mapping[str, float], before: Phase, after: Phase) -> Sequence[float]:
     """The mean log ratio of each common round; each prompt's own where there are no rounds."""
-    common = {early["round"] for early, _ in _common_rounds(before, after)}
-    rounds: dict[int, list[float]] = {}
-    for request in answered(before):
-        if request.get("round") in common and request["prompt"] in logs:
-            rounds.setdefault(request["round"], []).append(logs[request["prompt"]])
-    if len(rounds) > 1:
-        return [statistics.fmean(values) for values in rounds.values()]
-    return list(logs.values())
+    rounds: dict[int | None, list[float]] = {early.round: [] for early, _ in _common_rounds(before, after)}
+    for request in before.answered:
+        if request.round in rounds and request.prompt in logs:
+            rounds[request.round].append(logs[request.prompt])
+    means = [statistics.fmean(values) for values in rounds.values() if values]
+    return means if len(means) > 1 else list(logs.values())

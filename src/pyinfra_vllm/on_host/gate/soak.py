@@ -11,12 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..bench.criteria import Criteria
+from ..bench.record import Record
 from ..openai.client import Client, ClientError, HttpError
+from .verdict import FAIL, INCONCLUSIVE, PASS
 
-PASS, FAIL, UNKNOWN = "pass", "fail", "inconclusive"
 EVERY_S = 5.0
 ASK_S = 30.0  # how long a token may take that the watch asks for itself
 LEAST_BUSY_S = 30.0  # busy time over which a throughput is worth comparing
@@ -33,6 +33,18 @@ Metrics = dict[str, float]
 
 class NoMetrics(Exception):
     """The server answers, and not with vLLM's counters: there is nothing to watch it by."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The result of a watch, as the journal has it."""
+
+    verdict: str
+    reasons: list[str]
+    watched_s: float
+    output_tokens: float
+    errors: float
+    preemptions: float
 
 
 @dataclass
@@ -57,24 +69,23 @@ class Seen:
 def soak(
     client: Client,
     criteria: Criteria,
-    baseline: dict[str, Any] | None = None,
+    baseline: Record | None = None,
     progress: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> dict[str, Any]:
+) -> Watched:
     """Watch for `criteria.soak_s` seconds, or until something is wrong.
 
     + baseline: the gate's record of this release: what real traffic gets is held against its single stream
 
-    Returns `{"verdict", "reasons", "watched_s", "output_tokens", "errors", "preemptions"}`. The verdict is
-    `pass`, `fail`, or `inconclusive` where the server has no counters to watch: that is no reason to take it
-    back, and somebody must know. Never raises: a server that can't be asked is a reason.
+    The verdict is `inconclusive` where the server has no counters to watch: that is no reason to roll
+    back, and the operator must know. Never raises: a server that can't be asked is a reason.
     """
     watch = _Watch(client, criteria, baseline, clock, sleep)
     try:
         return watch.run(progress)
     except NoMetrics as error:
-        return _result(UNKNOWN, [str(error)], watch.seen, clock() - watch.began)
+        return _result(INCONCLUSIVE, [str(error)], watch.seen, clock() - watch.began)
 
 
 class _Watch:
@@ -84,7 +95,7 @@ class _Watch:
         self,
         client: Client,
         criteria: Criteria,
-        baseline: dict[str, Any] | None,
+        baseline: Record | None,
         clock: Callable[[], float],
         sleep: Callable[[float], None],
     ) -> None:
@@ -97,7 +108,7 @@ class _Watch:
         self.began = clock()
         self.seen: Seen | None = None
 
-    def run(self, progress: Callable[[str], None]) -> dict[str, Any]:
+    def run(self, progress: Callable[[str], None]) -> Watched:
         start = self._read()
         if start is None:
             return self._ended(FAIL, ["/metrics could not be read when the watch began"])
@@ -177,7 +188,7 @@ class _Watch:
         seen.progress_at = self.clock()
         return ""
 
-    def _ended(self, verdict: str, reasons: list[str]) -> dict[str, Any]:
+    def _ended(self, verdict: str, reasons: list[str]) -> Watched:
         return _result(verdict, reasons, self.seen, self.clock() - self.began)
 
 
@@ -237,16 +248,15 @@ class _Single:
     prompts: float = 0.0
 
     @classmethod
-    def of(cls, record: dict[str, Any] | None) -> _Single:
-        for phase in (record or {}).get("phases", []):
-            answered = [request for request in phase["requests"] if request["ok"]]
-            if phase["concurrency"] != 1 or not answered:
+    def of(cls, record: Record | None) -> _Single:
+        for phase in record.phases if record else ():
+            if phase.concurrency != 1 or not phase.answered:
                 continue
-            made = sum(request["output_tokens"] for request in answered)
-            read = sum(request["input_tokens"] for request in answered)
+            made = sum(request.output_tokens for request in phase.answered)
+            read = sum(request.input_tokens for request in phase.answered)
             return cls(
-                output_s=phase["duration_s"] / made,
-                prompt_s=sum(request["ttft_s"] for request in answered) / max(1, read),
+                output_s=phase.duration_s / made,
+                prompt_s=sum(request.ttft_s for request in phase.answered) / max(1, read),
                 prompts=read / made,
             )
         return cls()
@@ -270,12 +280,12 @@ class _Single:
         )
 
 
-def _result(verdict: str, reasons: list[str], seen: Seen | None, watched_s: float) -> dict[str, Any]:
-    return {
-        "verdict": verdict,
-        "reasons": reasons,
-        "watched_s": round(watched_s, 1),
-        "output_tokens": seen.moved(TOKENS) if seen else 0.0,
-        "errors": _errors(seen) if seen else 0.0,
-        "preemptions": seen.moved(PREEMPTIONS) if seen else 0.0,
-    }
+def _result(verdict: str, reasons: list[str], seen: Seen | None, watched_s: float) -> Watched:
+    return Watched(
+        verdict=verdict,
+        reasons=reasons,
+        watched_s=round(watched_s, 1),
+        output_tokens=seen.moved(TOKENS) if seen else 0.0,
+        errors=_errors(seen) if seen else 0.0,
+        preemptions=seen.moved(PREEMPTIONS) if seen else 0.0,
+    )

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from ..bench import probe
+from ..bench.record import Record
 from ..gate.calibration import LEAST_RUNS, calibration
 from ..gate.noise import Noise
 from ..server import release as releases
@@ -28,7 +29,6 @@ from .transaction import DEFERRED, REFUSED, RESTORE_FAILED, Transaction
 
 CALIBRATED, FAILED = "calibrated", "failed"
 EXIT_CODES = {CALIBRATED: 0, FAILED: 1, REFUSED: 1, DEFERRED: 4, RESTORE_FAILED: 5}
-Record = dict[str, Any]
 
 
 def calibrate(order: Order, paths: ServicePaths) -> str:

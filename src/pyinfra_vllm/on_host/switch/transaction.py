@@ -14,7 +14,8 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-from ..bench import probe, record
+from ..bench import probe
+from ..bench.record import Record
 from ..gate import gate, precision, soak
 from ..gate.noise import Noise
 from ..gate.verdict import FAIL, INCONCLUSIVE, PASS, Verdict
@@ -118,22 +119,23 @@ class Transaction:
         """
         self.settings = probe.Settings.from_criteria(self.criteria, saturation.admitted(*releases))
 
-    def _measure(self, release: Release, name: str, noise: Noise | None = None, **how: Any) -> dict[str, Any]:
+    def _measure(self, release: Release, name: str, noise: Noise | None = None, **how: Any) -> Record:
         """Measure the release that runs now, until it is known precisely enough or its time is up.
 
         + noise: what calibration found; where margins are wider for it, less precision is enough
         + how: pairs it with the other side, or extends an earlier record (probe.measure)
         """
         criteria = self.criteria.at(max(self.settings.concurrency))
-        found = probe.measure(
+        measured = probe.measure(
             self.service.client(release),
             self.settings,
             progress=lambda line: self.evidence.say_how_far(f"{name}: {line}"),
             enough=functools.partial(precision.settled, criteria=criteria, noise=noise),
             **how,
         )
-        self.evidence.keep(name, found)
-        return found
+        written = measured.as_dict()
+        self.evidence.keep(name, written)
+        return Record.read(written, name)  # a server may answer with numbers that no gate can compare
 
     def _end(self, outcome: str, reason: str, verdict: Verdict | None = None) -> str:
         untouched = outcome in (DEFERRED, REFUSED)
@@ -159,9 +161,9 @@ class Switch(Transaction):
     def __init__(self, order: Order, paths: ServicePaths) -> None:
         super().__init__(order, paths)
         self.old: Release | None = None
-        self.before: dict[str, Any] | None = None
+        self.before: Record | None = None
         self.lost_baseline = ""  # why there is none, though the old release served when the switch began
-        self.after: dict[str, Any] | None = None
+        self.after: Record | None = None
 
     def run(self) -> str:
         self._begin()
@@ -262,13 +264,13 @@ class Switch(Transaction):
                     f"none: the old release serves no tokens, so nothing can be worse ({silent})"
                 )
                 return
-            self.before = record.check(self._measure_well(self.old), "before")
+            self.before = self._measure_well(self.old)
             result["summary"] = probe.summary(self.before)
             if self.service.down:
                 self.lost_baseline = f"{self.paths.unit} was stopped while it was measured"
                 result["baseline"] = self.lost_baseline
 
-    def _measure_well(self, old: Release) -> dict[str, Any]:
+    def _measure_well(self, old: Release) -> Record:
         """The baseline, measured beyond its budget where it varies so much that it could not resolve the
         margins: once the old release is stopped, its side of the doubt can't be measured away any more. Never
             beyond the last start.
@@ -277,7 +279,7 @@ class Switch(Transaction):
         found = self._measure(old, "before", noise)
         criteria = self.criteria.at(max(self.settings.concurrency))
         left = precision.left_s(criteria, found, _until(self.order.last_start))
-        if left > 1.0 and "plan" in found and not precision.settled(found["phases"], criteria, noise):
+        if left > 1.0 and found.plan and not precision.settled(found.phases, criteria, noise):
             self.evidence.say(f"before: it varies too much to judge by: measured on for up to {left:.0f} s")
             found = self._measure(old, "before", noise, extend=found, deadline=time.monotonic() + left)
         return found
@@ -388,11 +390,11 @@ class Switch(Transaction):
         reasons = list(verdict.reasons)
         self.hooks.notify(hooks.VERDICT, verdict.conclusion(), verdict=verdict.verdict, reasons=reasons)
 
-    def _left_s(self, after: dict[str, Any]) -> float:
+    def _left_s(self, after: Record) -> float:
         return precision.left_s(self.criteria, after, _until(self.order.measure_until))
 
     def _verdict(
-        self, new: Release, after: dict[str, Any], checked: Mapping[str, Any], noise: Noise | None
+        self, new: Release, after: Record, checked: Mapping[str, Any], noise: Noise | None
     ) -> Verdict:
         verdict = gate.judge(
             self.before,
@@ -425,11 +427,12 @@ class Switch(Transaction):
             return ""
         with self.journal.step("soak", release=new.id, limit_s=self.criteria.soak_s) as result:
             client = self.service.client(new)
-            result.update(soak.soak(client, self.criteria, self.after, progress=self.evidence.say_how_far))
-        if result["verdict"] == "pass":
+            watched = soak.soak(client, self.criteria, self.after, progress=self.evidence.say_how_far)
+            result.update(vars(watched))
+        if watched.verdict == PASS:
             return ""
-        reasons = "; ".join(result["reasons"])
-        if result["verdict"] == "fail" and self.criteria.soak_action == "rollback":
+        reasons = "; ".join(watched.reasons)
+        if watched.verdict == FAIL and self.criteria.soak_action == "rollback":
             raise Worse(reasons, Verdict(FAIL, (), ()))
         return f"alert from the soak: {reasons}"
 

@@ -6,7 +6,7 @@ FAST := $(if $(wildcard /dev/shm/.),/dev/shm,/tmp)
 LOCK_OPTIONS := --extra build --extra test --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
 
-.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults test-gpu lint bench-gate bench-quality bench-turns bench-accuracy bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
+.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults test-gpu lint bench-gate bench-quality bench-turns bench-accuracy bench bench-unchanged bench-scale bench-verification bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
 
 demo: lab-cache
 	$(LAB) demo
@@ -55,6 +55,19 @@ bench-turns: .venv/complete
 
 bench-accuracy: lab-cache
 	$(BIN)/python benchmarks/gate/on_lab.py accuracy --words 750 --turns 8
+
+# What docs/performance.md tells, but for the swarm's half hour. Nothing else should run beside it.
+bench: bench-unchanged bench-scale bench-verification
+
+bench-scale: lab-cache
+	$(BIN)/python benchmarks/scale/on_lab.py
+
+bench-verification: .venv/complete
+	$(BIN)/python benchmarks/verification/on_disk.py
+
+# Ten hosts with nothing to do, against bare pyinfra and Ansible: five minutes.
+bench-unchanged: lab-cache
+	$(BIN)/python benchmarks/unchanged/on_lab.py
 
 # 16 hosts with links of 100 Mbit/s and a checkpoint of 2 GB, three times: about half an hour, and 35 GB of disk.
 bench-swarm: lab-cache

@@ -146,7 +146,7 @@ def test_a_spot_check_reads_small_files_whole_and_a_full_one_all(
 def test_a_disk_that_can_not_read_a_place_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint(tmp_path, 5000)
 
-    def fail(path: Path, progress: object = None) -> tuple[str, str]:
+    def fail(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(manifest, "hash_file", fail)

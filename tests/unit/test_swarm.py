@@ -171,6 +171,7 @@ def test_four_hosts_get_a_checkpoint_that_two_fetched_half_each(fleet: Fleet) ->
     assert not list(fleet.path.rglob(".parts"))
 
 
+@pytest.mark.thorough  # seconds to half a minute of real transfers
 def test_peer_that_sends_garbage_costs_time_only(fleet: Fleet) -> None:
     hosts = [0, 1, 2, 3]
     hashes = fleet.begin(0)
@@ -199,6 +200,7 @@ def test_source_that_hashes_wrong_bytes_is_found_out_by_the_lock(fleet: Fleet) -
     assert fleet.server.sent("more/model-2.safetensors") == before, "what was right was kept"
 
 
+@pytest.mark.thorough  # seconds to half a minute of real transfers
 def test_killed_host_is_not_waited_for(fleet: Fleet) -> None:
     hashes = fleet.begin(0)
     children = fleet.share([0, 1, 2], hashes, bytes_per_s=400_000)
@@ -210,6 +212,7 @@ def test_killed_host_is_not_waited_for(fleet: Fleet) -> None:
     assert not fleet.directory(2).exists()
 
 
+@pytest.mark.thorough  # seconds to half a minute of real transfers
 def test_killed_source_leaves_the_rest_to_the_hub(fleet: Fleet) -> None:
     hashes = fleet.begin(0, 1)
     child = fleet.share([0, 2], hashes, stall_s=6.0)[2]
@@ -219,6 +222,7 @@ def test_killed_source_leaves_the_rest_to_the_hub(fleet: Fleet) -> None:
     assert fleet.whole(2)
 
 
+@pytest.mark.thorough  # seconds to half a minute of real transfers
 def test_slow_host_slows_nobody_and_gets_all(fleet: Fleet) -> None:
     hashes = fleet.begin(0)
     began = time.monotonic()
@@ -231,6 +235,7 @@ def test_slow_host_slows_nobody_and_gets_all(fleet: Fleet) -> None:
     assert all(fleet.whole(host) for host in range(3))
 
 
+@pytest.mark.thorough  # seconds to half a minute of real transfers
 def test_complete_host_is_a_source_and_asks_no_hub(fleet: Fleet) -> None:
     assert fleet.start(0, token=True).wait(120) == 0, fleet.log(0)
     before = fleet.from_hub()

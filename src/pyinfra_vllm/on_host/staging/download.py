@@ -41,13 +41,14 @@ class Wanted:
     sha256: str | None = None
     blob_sha1: str | None = None
 
-    def is_content_of(self, path: Path, progress: manifest.Progress | None = None) -> str | None:
+    def is_content_of(self, path: Path) -> str | None:
         """The sha256 of the file's content if it is what the lock file states, else None."""
         if path.stat().st_size != self.size:
             return None
-        sha256, blob_sha1 = manifest.hash_file(path, progress)
-        expected, found = (self.sha256, sha256) if self.sha256 else (self.blob_sha1, blob_sha1)
-        return sha256 if found == expected else None
+        if self.sha256 is None and manifest.hash_file(path, blob=True) != self.blob_sha1:
+            return None
+        sha256 = manifest.hash_file(path)
+        return sha256 if self.sha256 in (None, sha256) else None
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Stretch(Wanted):
 
     start: int = 0
 
-    def is_content_of(self, path: Path, progress: manifest.Progress | None = None) -> str | None:
+    def is_content_of(self, path: Path) -> str | None:
         return "" if path.stat().st_size == self.size else None
 
 

@@ -329,17 +329,21 @@ def survey(
         known = {path: entry for path, entry in known.items() if path not in changed}
     except manifest.ManifestError:
         known = {}
-    right = {}
+    right, unread = {}, []
     for file in files:
         entry = known.get(file.path)
         if entry is not None and entry.size == file.size and file.sha256 in (None, entry.sha256):
             right[file.path] = entry
-        elif found := _verified(directory, file, status):
+        else:
+            unread.append(file)
+    for file, found in zip(unread, manifest.side_by_side(lambda file: _verified(directory, file), unread)):
+        if found:
+            status.say("checking", f"read {file.path} ({file.size} bytes)")
             right[file.path] = found
     return right
 
 
-def _verified(directory: Path, file: Wanted, status: Progress) -> manifest.Entry | None:
+def _verified(directory: Path, file: Wanted) -> manifest.Entry | None:
     """The entry of a file that is there, in folders that are no links, with the right content; else None."""
     path = directory
     for part in file.path.split("/"):
@@ -348,7 +352,6 @@ def _verified(directory: Path, file: Wanted, status: Progress) -> manifest.Entry
         path = path / part
     if not path.is_file() or path.is_symlink():
         return None
-    status.say("checking", f"reading {file.path} ({file.size} bytes)")
     sha256 = file.is_content_of(path)
     if sha256 is None:
         return None

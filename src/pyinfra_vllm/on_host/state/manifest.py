@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, TypeVar
 
 from . import durable
 
@@ -25,11 +25,12 @@ WRITTEN = "was written to after it was verified"
 
 LONGEST_PATH = 1024  # bytes; Linux allows 4096 for the whole path, roots and commit included
 LONGEST_NAME = 240  # bytes; Linux allows 255 for one component, a temporary suffix included
-CHUNK_BYTES = 8 * 1024 * 1024
+CHUNK_BYTES = 1 << 20
 WHOLE_BYTES = 64 << 20  # a spot check reads files up to this size whole: all but the weights
 PLACES, PLACE_BYTES = 16, 1 << 20  # and of larger ones so many places of so many bytes
 
-Progress = Callable[[int], None]
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class ManifestError(Exception):
@@ -97,22 +98,18 @@ def _unsafe_part(parts: list[str]) -> str | None:
     return None
 
 
-def hash_file(path: Path, progress: Progress | None = None) -> tuple[str, str]:
-    """The sha256 of a file's content and the sha1 that git gives it as a blob, both in hex, in one reading.
+def hash_file(path: Path, blob: bool = False) -> str:
+    """The sha256 of a file's content in hex; with `blob` the sha1 that git gives it.
 
     The blob hash is sha1 over ``blob SIZE NUL content`` (git's object format); the Hub states it for files
-    that are not kept in LFS. `progress` gets the number of bytes of each chunk read.
+    that are not kept in LFS.
     """
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        blob = hashlib.sha1(b"blob %d\0" % size)
-        while chunk := file.read(CHUNK_BYTES):
-            sha256.update(chunk)
-            blob.update(chunk)
-            if progress is not None:
-                progress(len(chunk))
-    return sha256.hexdigest(), blob.hexdigest()
+    buffer = bytearray(CHUNK_BYTES)
+    with path.open("rb", buffering=0) as file:
+        found = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size) if blob else hashlib.sha256()
+        while size := file.readinto(buffer):
+            found.update(memoryview(buffer)[:size])
+    return found.hexdigest()
 
 
 def describe(directory: Path, path: str, sha256: str) -> Entry:
@@ -191,19 +188,27 @@ def _change(path: Path, entry: Entry) -> str | None:
     return None
 
 
-def damaged(directory: Path, manifest: Manifest, progress: Progress | None = None) -> dict[str, str]:
+def damaged(directory: Path, manifest: Manifest) -> dict[str, str]:
     """Files whose content is not what was verified: path to the reason. Reads every byte of every file."""
     found = changed(directory, manifest)
-    for entry in manifest.files:
-        if found.get(entry.path) in (None, WRITTEN):
-            found.pop(entry.path, None)  # a new modification time alone is no damage
-            if reason := _other_content(directory / entry.path, entry, progress):
-                found[entry.path] = reason
+    read = [entry for entry in manifest.files if found.get(entry.path) in (None, WRITTEN)]
+    for entry, reason in zip(read, side_by_side(lambda entry: _other_content(directory, entry), read)):
+        found.pop(entry.path, None)  # a new modification time alone is no damage
+        if reason:
+            found[entry.path] = reason
     return found
 
 
-def _other_content(path: Path, entry: Entry, progress: Progress | None = None) -> str | None:
-    sha256, _ = hash_file(path, progress)
+def side_by_side(act: Callable[[T], U], items: Sequence[T]) -> Iterator[U]:
+    """The results in the order of the items. Hashing and reading leave the other threads at work."""
+    from concurrent.futures import ThreadPoolExecutor  # by few callers of this module
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(act, items)
+
+
+def _other_content(directory: Path, entry: Entry) -> str | None:
+    sha256 = hash_file(directory / entry.path)
     return f"has other content than verified (sha256 {sha256[:12]}…)" if sha256 != entry.sha256 else None
 
 
@@ -211,18 +216,18 @@ def sampled(directory: Path, manifest: Manifest) -> dict[str, str]:
     """Like `changed`, and reads small files whole and some places of large ones, to find a failing disk."""
     found = changed(directory, manifest)
     for entry in manifest.files:
-        if entry.path not in found and (reason := _sample(directory / entry.path, entry)):
+        if entry.path not in found and (reason := _sample(directory, entry)):
             found[entry.path] = reason
     return found
 
 
-def _sample(path: Path, entry: Entry) -> str | None:
+def _sample(directory: Path, entry: Entry) -> str | None:
     from random import randrange  # by few callers of this module
 
     try:
         if entry.size <= WHOLE_BYTES:
-            return _other_content(path, entry)
-        with path.open("rb") as file:
+            return _other_content(directory, entry)
+        with (directory / entry.path).open("rb") as file:
             for _ in range(PLACES):
                 file.seek(randrange(entry.size - PLACE_BYTES))
                 file.read(PLACE_BYTES)

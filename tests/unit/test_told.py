@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.told import Together, ask_together, asked, current, forget
+from pyinfra_vllm.operations.util import refuse
 
 
 class Host:
@@ -80,6 +82,23 @@ def test_a_host_that_was_changed_is_asked_anew(tmp_path: Path) -> None:
     assert current(host) is None
     assert [item["state"] for item in asked(host, Checkpoints, root=str(tmp_path))] == ["partial"]
     assert host.ran == ["Together", "Together"] and current(host) is not before
+
+
+@pytest.mark.parametrize("executing", [True, False])
+def test_an_operation_that_changes_a_host_has_it_asked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executing: bool
+) -> None:
+    host: Any = Host()
+    monkeypatch.setattr(refuse, "host", host)
+    monkeypatch.setattr(refuse, "state", SimpleNamespace(is_executing=executing))
+
+    @refuse.alone
+    def changes() -> Iterator[str]:
+        yield "true"
+
+    known(host, tmp_path)
+    assert list(changes()) == ["true"]
+    assert (current(host) is None) is executing
 
 
 def test_an_answer_counts_for_a_limited_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ FAST := $(if $(wildcard /dev/shm/.),/dev/shm,/tmp)
 LOCK_OPTIONS := --extra build --extra test --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
 
-.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults test-gpu lint bench-gate bench-quality bench-turns bench-accuracy bench bench-unchanged bench-scale bench-verification bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
+.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults test-gpu lint bench-gate bench-quality bench-turns bench-accuracy bench bench-unchanged bench-away bench-scale bench-verification bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
 
 demo: lab-cache
 	$(LAB) demo
@@ -57,13 +57,16 @@ bench-accuracy: lab-cache
 	$(BIN)/python benchmarks/gate/on_lab.py accuracy --words 750 --turns 8
 
 # What docs/performance.md tells, but for the swarm's half hour. Nothing else should run beside it.
-bench: bench-unchanged bench-scale bench-verification
+bench: bench-unchanged bench-away bench-scale bench-verification
 
 bench-scale: lab-cache
 	$(BIN)/python benchmarks/scale/on_lab.py
 
 bench-verification: .venv/complete
 	$(BIN)/python benchmarks/verification/on_disk.py
+
+bench-away: lab-cache
+	$(BIN)/python benchmarks/away/on_lab.py
 
 # Ten hosts with nothing to do, against bare pyinfra and Ansible: five minutes.
 bench-unchanged: lab-cache

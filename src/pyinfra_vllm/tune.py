@@ -1,4 +1,4 @@
-"""What a tuning of one service would try, in which order, and in which nights. Pure: it runs no trial."""
+"""Plans the tuning of one service: its configurations, their order, the nights. Pure: it runs no trial."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEED = 0
 class Plan:
     """The space of one service with its trials.
 
-    + order: of the first rung, whose members are known; those of later ones follow from what was measured
+    + order: of the first rung, whose members are known; those of later ones follow from the measurements
     + budget_s: of measuring on each side of one pair
     """
 
@@ -40,7 +40,7 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """At most; fewer where little was better than what serves."""
+        """At most; fewer where little was better than the current configuration."""
         return sum(rung.trials for rung in self.rungs)
 
     @property
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def serves(self) -> str:
-        """What the configurations are tried against, in words."""
+        """The current configuration, in words."""
         measured, objective = self.space.current.measured, self.service.objective
         return f"measured profile {measured}" if measured else f"the catalog's flags for {objective}"
 
@@ -106,7 +106,7 @@ def planned(service: Service, checkpoint: Checkpoint, at: datetime) -> Plan | No
 
 
 def lines(plan: Plan) -> Iterator[str]:
-    """What is not in the table: what is ruled out, what it costs, and when."""
+    """The lines below the table: the configurations that are ruled out, the cost, the nights."""
     for each in plan.space.ruled_out:
         yield f"Not tried: {each.name}: {each.because}"
     if not plan.order:

@@ -139,7 +139,7 @@ def test_nothing_better_ends_without_a_confirmation() -> None:
     done = searching({"one": "a", "two": "b"}).next(
         [{"trial": name, "rung": 0, "ratio": 0.98} for name in ("one", "two")]
     )
-    assert done == Done(None, None, None, "nothing was better than what serves")
+    assert done == Done(None, None, None, "nothing was better than the current configuration")
 
 
 def test_best_of_each_group_are_tried_together() -> None:

@@ -1,4 +1,4 @@
-"""What tuning may try: the catalog's space, and what the resolver leaves of it."""
+"""The space of tuning: the catalog's data, pruned by the resolver."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def test_founding_cards_get_what_their_cases_were_gained_with() -> None:
     assert {"graphs-32", "fp8-kv-cache", "mtp-1"} <= set(found)
     hopper = pruned(objective="throughput")
     assert {"marlin", "humming", "fp8-kv-cache"} <= set(names(hopper))
-    assert reasons(hopper)["stock"] == "comes to the same as what serves now"
+    assert reasons(hopper)["stock"] == "comes to the same as the current configuration"
 
 
 def test_reasons_say_what_rules_a_configuration_out() -> None:
     found = reasons(pruned())
-    assert found["marlin"] == "comes to the same as what serves now"  # what `latency` gives today
+    assert found["marlin"] == "comes to the same as the current configuration"  # what `latency` gives today
     assert found["machete"] == "comes to the same as stock"
     assert found["mtp-1"] == "the model has no multi-token prediction layers"
     assert found["throughput-mode"] == "not tried for latency"
@@ -142,8 +142,8 @@ def test_what_changes_answers_is_marked() -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("gpu", CARDS)
 def test_space_of_every_card_is_whole(gpu: str, objective: str) -> None:
-    """Each entry is tried or ruled out, once; nothing that is tried has an error that what serves has not,
-    and no two come to the same.
+    """Each entry is tried or ruled out, once; nothing that is tried has an error that the current
+    configuration has not, and no two come to the same.
     """
     for model in MODELS:
         found = pruned(model, gpu, "0.33.0", objective)

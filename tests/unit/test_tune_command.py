@@ -65,7 +65,7 @@ def test_plan_has_what_is_tried_what_is_not_and_when() -> None:
     assert tried["humming"]["changes"] == "--linear-backend humming"
     assert tried["fp8-kv-cache"]["answers"] == "may change"
     reasons = {each["name"]: each["because"] for each in found["ruled_out"]}
-    assert reasons["marlin"] == "comes to the same as what serves now"
+    assert reasons["marlin"] == "comes to the same as the current configuration"
     # 20 minutes of restarts and 2 x 2 of measuring: 7 in the three hours of a night
     first, *_ = found["nights"]
     assert first["starts"][:2] == ["2026-11-30T02:00:00+01:00", "2026-11-30T02:24:00+01:00"]
@@ -114,7 +114,7 @@ def test_measured_profile_is_what_the_others_are_tried_against() -> None:
     found = planned()
     assert found["against"].startswith("measured profile profiles/NVIDIA-H200--")
     reasons = {each["name"]: each["because"] for each in found["ruled_out"]}
-    assert reasons["humming"] == "comes to the same as what serves now"
+    assert reasons["humming"] == "comes to the same as the current configuration"
     assert "marlin" in {each["name"] for each in found["candidates"]}
     (graphs,) = (each for each in found["candidates"] if each["name"] == "graphs-8")
     assert graphs["kernel"] == ["Humming"]

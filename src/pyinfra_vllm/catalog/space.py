@@ -1,4 +1,4 @@
-"""What tuning may try: the entries of space.yaml, read and checked once."""
+"""The space of tuning: the entries of space.yaml, read and checked once."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def tune(
     many nights the trials would take.
 
     Running the trials is not part of this version: declare a configuration and roll it out, and its gate
-    compares it with what serves (docs/tune.md).
+    compares it with the current one (docs/tune.md).
 
     Exits with 1 where a declaration can't work as it is.
     """

@@ -33,7 +33,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one file says about one objective."""
+    """The part of one file that is about one objective."""
 
     file: str
     tuned: Tuned

@@ -1,18 +1,18 @@
 """The search of a tuning: which trial is next, and whether what it found is better. Pure.
 
 Successive halving: a look at every configuration, then at the best third, and so on until one is left; the
-first looks are short where the service's noise allows it. That one then meets the release that serves in
+first looks are short where the service's noise allows it. That one then meets the current configuration in
 interleaved pairs of starts, as many as were fixed before the first. Only those pairs tell its gain: the best
 of many noisy looks looks better than it is.
 
 Everything is worked out from the journal, a list of records, so a search that was cut off goes on where it
 was:
 
-    {"trial": NAME, "rung": 0, "ratio": 1.19}                   a look, against one at what serves
+    {"trial": NAME, "rung": 0, "ratio": 1.19}                   a look, against one at the current
     {"trial": NAME, "rung": 0, "failed": "did not start: ..."}  it never comes back
     {"pair": NAME, "ratio": 1.21}                               one pair of the confirmation
 
-A ratio above 1 is better than what serves, in the metric of the objective.
+A ratio above 1 is better than the current configuration, in the metric of the objective.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """Look at a configuration against what serves, for so many seconds on each side."""
+    """Look at a configuration against the current one, for so many seconds on each side."""
 
     candidate: str
     rung: int
@@ -56,7 +56,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Pair:
-    """Start what serves and the configuration once more, and measure both in full: one pair of so many."""
+    """Start the current configuration and this one once more, and measure both in full."""
 
     candidate: str
     number: int
@@ -83,7 +83,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched.
+    """A search among configurations.
 
     + groups: name -> group of every configuration, the most promising first; those of one group exclude each
         other
@@ -97,7 +97,7 @@ class Search:
     looks_s: tuple[float, ...]
 
     def next(self, journal: Sequence[Record]) -> Trial | Pair | Done:
-        """What comes after all that the journal has. Raises ValueError for a record that can't be."""
+        """The step after all that the journal has. Raises ValueError for a record that can't be."""
         for record in journal:
             _check(record)
         members, rung = self.first(), 0
@@ -108,7 +108,7 @@ class Search:
                 return Trial(waiting[0], rung, look_s(self.looks_s, rung))
             members, rung = self._going_on(members, rung, journal), rung + 1
         if not members:
-            return Done(None, None, None, "nothing was better than what serves")
+            return Done(None, None, None, "nothing was better than the current configuration")
         return self._confirmed(members[0], journal)
 
     def first(self) -> list[str]:
@@ -122,8 +122,8 @@ class Search:
         ]
 
     def _going_on(self, members: Sequence[str], rung: int, journal: Sequence[Record]) -> list[str]:
-        """The best third of those that are better than what serves, and after the first rung the best of each
-        group together.
+        """The best third of those that are better than the current one; after the first rung also the best of
+        each group together.
         """
         scores = {name: score for name, score in self._scores(journal, rung).items() if name in members}
         better = sorted((name for name in scores if scores[name] > 0), key=lambda name: -scores[name])
@@ -172,7 +172,8 @@ def verdict(name: str, logs: Sequence[float]) -> Done:
     mean, width = statistics.fmean(logs), half_width(logs)
     limit = mean - t_value(len(logs) - 1, T99) * statistics.stdev(logs) / math.sqrt(len(logs))
     ratio, interval = math.exp(mean), (math.exp(mean - width), math.exp(mean + width))
-    told = f"{ratio:.3f} times what serves [{interval[0]:.3f}, {interval[1]:.3f}] in {len(logs)} pairs"
+    low, high = interval
+    told = f"{ratio:.3f} times the current configuration [{low:.3f}, {high:.3f}] in {len(logs)} pairs"
     if limit > math.log1p(LEAST_GAIN):
         return Done(name, ratio, interval, f"{name}: {told}")
     return Done(

@@ -1,7 +1,7 @@
-"""The configurations that tuning would try for one service, and what was ruled out and why.
+"""The configurations that tuning would try for one service, and the reasons against the others.
 
-Pure: the catalog's space (space.yaml), pruned by the resolver. Each configuration is what serves now with one
-change; it has been resolved, so its flags exist, agree with the rules and fit the card.
+Pure: the catalog's space (space.yaml), pruned by the resolver. Each is the current configuration with one
+change, and has been resolved, so its flags exist, agree with the rules and fit the card.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Candidate:
 
     @property
     def changes(self) -> str:
-        """What it changes, as a person would declare it."""
+        """Its change, as a person would declare it."""
         told = [_shown(each) for each in self.entry.variants]
         told += [f"{name} {value}" for name, value in self.entry.flags.items()]
         told += [f"{name}={value}" for name, value in self.entry.environment.items()]
@@ -69,7 +69,7 @@ class RuledOut:
 
 @dataclass(frozen=True)
 class Space:
-    """What serves now, what is tried against it, and what isn't."""
+    """The current configuration, those that are tried against it, and those that are not."""
 
     current: Resolution
     candidates: tuple[Candidate, ...]
@@ -121,7 +121,7 @@ def pruned(
         {declared.spelled(name) for name in flags or {}} | set(environment or {}) | measured.touched(variants)
     )
     beneath = _difference(current, stock)
-    seen = {_identity(current): "what serves now"}
+    seen = {_identity(current): "the current configuration"}
     candidates: list[Candidate] = []
     ruled_out: list[RuledOut] = []
     for entry in (STOCK, *catalog.entries()):
@@ -177,7 +177,9 @@ def _settings(flags: Mapping[str, Any], environment: Mapping[str, str], entry: E
 
 
 def _difference(current: Resolution, stock: Resolution) -> Settings:
-    """What the objective or a measured profile adds to vLLM's own choices; None where it takes a flag out."""
+    """The settings that the objective or a measured profile adds to vLLM's own choices; None where a flag is
+    taken out.
+    """
     before = {flag.flag: flag.value for flag in stock.flags}
     now = {flag.flag: flag.value for flag in current.flags}
     flags = {name: value for name, value in now.items() if before.get(name) != value}
@@ -189,7 +191,7 @@ def _difference(current: Resolution, stock: Resolution) -> Settings:
 
 
 def _refused(found: Resolution, current: Resolution) -> str | None:
-    """The resolver's first error that what serves now hasn't: also that it doesn't fit."""
+    """The resolver's first error that the current configuration hasn't: also that it doesn't fit."""
     return next((text for text in found.errors if text not in current.errors), None)
 
 
@@ -209,7 +211,7 @@ def _identity(found: Resolution) -> tuple[Any, ...]:
 
 
 def _most_promising_first(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """What is known to matter, in the catalog's order, before what nobody measured."""
+    """Those that are known to matter, in the catalog's order, before those that nobody measured."""
     return sorted(candidates, key=lambda each: each.entry.matters is None)
 
 

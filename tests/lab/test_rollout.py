@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -22,6 +23,7 @@ from lab import control, light_runtime
 from lab.disk import Disk
 from lab.hub import Fault
 from lab.machine import Host
+from lab.runtime import VERSION
 from lab.session import Lab
 
 from pyinfra_vllm.report.evidence import away_s
@@ -35,6 +37,8 @@ LENIENT = {
     "ttft_margin": None,
     "quality": False,
 }
+# For a release of which only its way there matters.
+KEEPING = {**LENIENT, "on_inconclusive": "keep"}
 # The stub's first token comes after 3 ms, most of which is this machine's other work: it decides nothing.
 GATE = {
     "budget_s": 5,
@@ -50,6 +54,19 @@ STUB: dict[str, Any] = {
     "gate": GATE,
 }
 STATE = "/srv/pyinfra-vllm/tiny"
+MEASURED = """
+schema: pyinfra-vllm/profile/1
+card: cpu
+gpus: 0
+model: lab/good-a
+runtime: {version}
+objectives:
+  balanced:
+    flags: {{max-num-batched-tokens: 1024}}
+    measured: 2026-11-29
+    workload: {{input_tokens: 64, output_tokens: 32, streams: [1]}}
+    gain: {{phase: c1, metric: tokens_per_s, before: 10, after: 12, ratio: 1.2, interval: [1.1, 1.3]}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +365,27 @@ def test_a_closed_window_defers_after_staging_and_can_be_overridden(host: Host) 
     assert last["overrides"] == ["switch_now"]
     begin = [json.loads(line) for line in host.ssh(f"cat {STATE}/journal.jsonl").stdout.splitlines()]
     assert [entry["reason"] for entry in begin if entry["step"] == "begin"][-1] == "ticket 7"
+
+
+def test_a_measured_profile_is_rolled_out_like_any_change_and_so_is_its_end(host: Host) -> None:
+    """The flags of the host's own card, model and runtime come from profiles/, as `resolve` would say."""
+    before = observed(host)["current"]
+    file = control.project() / f"profiles/cpu--lab--good-a--{VERSION}.yaml"
+    file.parent.mkdir()
+    try:
+        file.write_text(MEASURED.format(version=VERSION))
+        done = deploy(gate=KEEPING)
+        assert done.returncode == 0, done.stderr
+        measured = observed(host)["current"]
+        assert measured != before and observed(host)["last"]["outcome"] == "committed"
+        assert "--max-num-batched-tokens\n1024\n" in host.ssh(f"cat {STATE}/current/argv").stdout
+        file.write_text(MEASURED.format(version=VERSION).replace("ratio: 1.2", "ratio: 2.2"))
+        done = deploy(gate=KEEPING)
+        assert done.returncode == 2 and f"{file.parent.name}/{file.name}: objectives" in done.stderr
+    finally:
+        shutil.rmtree(file.parent)
+    done = deploy(gate=KEEPING)
+    assert done.returncode == 0 and observed(host)["current"] == before
 
 
 def test_rolling_back_by_hand_returns_to_the_previous_release(host: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ CHAT: dict[str, Any] = {
     "model": MODEL, "runtime": {"version": "0.25.1", "reason": "a test"}, "port": 8000, "gpu": "NVIDIA H200",
     "gpus": [0], "max_model_len": 4096, "objective": "latency", "window": WINDOW, "switch_estimate": "30m",
 }  # fmt: skip
+RECORDED = (
+    Path(__file__).parents[1] / "fixtures/gpu/h200-driver580-vllm0.25.1-qwen3-32b/metrics.txt"
+).read_text()
+STARTED = 1.79585067215e09
+GROWING = ("vllm:request_prompt_tokens_", "vllm:request_generation_tokens_", "vllm:e2e_request")
 NOON = ("--at", "2026-11-29T12:00")
 
 
@@ -132,6 +138,56 @@ def test_declaration_that_cannot_work_exits_with_one() -> None:
     code, told = run("--plan")
     assert code == 1
     assert "Error: " in told
+
+
+def saved(name: str, at: float, factor: float = 1.0) -> str:
+    """Recorded metrics as saved at a time, their counters so many times as large."""
+    lines = [
+        f"{head} {factor * float(value)}" if head.startswith(GROWING) else f"{head} {value}"
+        for head, _, value in (line.rpartition(" ") for line in RECORDED.splitlines())
+    ]
+    Path(name).write_text("\n".join(lines) + "\n")
+    os.utime(name, (at, at))
+    return name
+
+
+def test_traffic_is_that_of_the_time_between_two_answers() -> None:
+    """754.4 s of requests in 60 s are 12.6 at a time: not what `latency` is for."""
+    files = ("--metrics", saved("one.txt", STARTED + 60), "--metrics", saved("two.txt", STARTED + 120, 2.0))
+    found = planned(*files)
+    assert found["traffic"]["requests"] == 458
+    assert found["traffic"]["streams"] == pytest.approx(754.364 / 60)
+    assert found["doubt"].startswith("on average 12.6 requests are served at a time")
+    told = " ".join(run("--plan", *files)[1].split())
+    assert "Traffic: 458 requests: prompts of about" in told
+    assert "and `latency` is for few: try `balanced` or `throughput`" in told
+
+
+def test_traffic_of_one_answer_is_since_the_server_s_start() -> None:
+    declare(objective="throughput")
+    found = planned("--metrics", saved("one.txt", STARTED + 600))
+    assert found["traffic"]["streams"] == pytest.approx(754.364 / 600, rel=0.01)
+    assert "`throughput` is for many" in found["doubt"]
+    declare(objective="balanced")
+    assert planned("--metrics", "one.txt")["doubt"] == ""
+
+
+def test_metrics_that_say_nothing_are_refused() -> None:
+    Path("empty.txt").write_text("")
+    with pytest.raises(DeclarationError, match=r"--metrics empty\.txt: no process_start_time_seconds in it"):
+        run("--plan", "--metrics", "empty.txt")
+    with pytest.raises(DeclarationError, match=r"--metrics none\.txt: "):
+        run("--plan", "--metrics", "none.txt")
+    later, earlier = saved("later.txt", STARTED + 120, 2.0), saved("earlier.txt", STARTED + 60)
+    with pytest.raises(DeclarationError, match="must be the later one"):
+        run("--plan", "--metrics", later, "--metrics", earlier)
+    with pytest.raises(click.UsageError, match="not 3"):
+        run("--plan", "--metrics", later, "--metrics", later, "--metrics", later)
+    Path("group_data/mine.py").write_text(
+        f"services = {{'chat': {CHAT!r}, 'two': { ({**CHAT, 'port': 8001, 'gpus': [1]})!r}}}\n"
+    )
+    with pytest.raises(click.UsageError, match="--metrics is of one service, and 2 are shown"):
+        run("--plan", "--metrics", later)
 
 
 def test_usage() -> None:

@@ -6,14 +6,17 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 import click
 
 from pyinfra_vllm import fleet
 from pyinfra_vllm.config import Service
-from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.errors import DeclarationError, one_line
 from pyinfra_vllm.rollout.plans import host_names
 from pyinfra_vllm.tune import Plan, lines, planned
+from pyinfra_vllm.tuning import workload
+from pyinfra_vllm.tuning.workload import NoTraffic, Traffic
 
 from . import options
 from .windows import moment
@@ -47,6 +50,14 @@ def run(
 @options.group_data
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be tried, and when. Needed for now.")
 @click.option("--at", "at_text", metavar="TIME", help="Plan from this time on instead of from now.")
+@click.option(
+    "--metrics",
+    "metrics_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The service's answer at /metrics, saved; a second, later one limits it to the time between them.",
+)
 @options.json_wanted
 def tune(
     inventory: str,
@@ -54,6 +65,7 @@ def tune(
     group_data: tuple[str, ...],
     only_plan: bool,
     at_text: str | None,
+    metrics_files: tuple[Path, ...],
     json_wanted: bool,
 ) -> int:
     """Show which configurations are worth trying on each service's card, what rules the others out, and how
@@ -67,13 +79,43 @@ def tune(
     if not only_plan:
         raise click.UsageError("say --plan: this version shows what would be tried, and runs no trial")
     found = run(inventory, moment(at_text, "UTC"), limit, group_data)
+    seen = _traffic(metrics_files, len(found)) if metrics_files else None
     if json_wanted:
         answers = [_as_dict(hosts, service, plan) for hosts, service, plan in found]
+        if seen:
+            answers[0] |= {"traffic": seen.as_dict(), "doubt": seen.doubt(found[0][1].objective)}
         click.echo(json.dumps({"services": answers}, indent=2))
     else:
         for hosts, service, plan in found:
             _show(hosts, service, plan)
+        if seen:
+            _show_traffic(seen, found[0][1].objective)
     return int(any(plan is not None and plan.space.current.errors for _, _, plan in found))
+
+
+def _traffic(files: Sequence[Path], services: int) -> Traffic:
+    """The traffic of the one service that is shown. A file's time of change is when it was saved."""
+    if services > 1:
+        raise click.UsageError(
+            f"--metrics is of one service, and {services} are shown: choose one with --limit"
+        )
+    if len(files) > 2:
+        raise click.UsageError(f"--metrics takes one file, or an earlier and a later one, not {len(files)}")
+    *earlier, later = files
+    try:
+        texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
+        times = [file.stat().st_mtime for file in files]
+        if earlier:
+            return workload.traffic(texts[-1], times[1] - times[0], texts[0])
+        return workload.traffic(texts[-1], workload.since_start(texts[-1], times[0]))
+    except (OSError, NoTraffic) as error:
+        raise DeclarationError(f"--metrics {later}: {one_line(error)}") from error
+
+
+def _show_traffic(seen: Traffic, objective: str) -> None:
+    click.echo(f"Traffic: {seen}")
+    if doubt := seen.doubt(objective):
+        click.echo(f"Warning: {doubt}")
 
 
 def _as_dict(hosts: Sequence[str], service: Service, plan: Plan | None) -> dict[str, object]:

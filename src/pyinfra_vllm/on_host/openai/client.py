@@ -154,19 +154,7 @@ class Client:
 
         Raises ClientError.
         """
-        values: dict[str, float] = {}
-        for line in self.get("/metrics", timeout_s).decode("utf-8", "replace").splitlines():
-            found = METRIC.match(line) if len(line) <= LONGEST_SAMPLE else None
-            if not found:
-                continue
-            name, labels, text = found.groups()
-            value = _sample(text)
-            if value is None:
-                continue
-            values[name] = values.get(name, 0.0) + value
-            if labels:
-                values[name + labels] = value
-        return values
+        return samples(self.get("/metrics", timeout_s).decode("utf-8", "replace"))
 
     # Asking for tokens
 
@@ -354,6 +342,23 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+def samples(text: str) -> dict[str, float]:
+    """The text of `/metrics`: each name with the sum over its labels, and each `name{labels}` by itself."""
+    values: dict[str, float] = {}
+    for line in text.splitlines():
+        found = METRIC.match(line) if len(line) <= LONGEST_SAMPLE else None
+        if not found:
+            continue
+        name, labels, told = found.groups()
+        value = _sample(told)
+        if value is None:
+            continue
+        values[name] = values.get(name, 0.0) + value
+        if labels:
+            values[name + labels] = value
+    return values
 
 
 def _sample(text: str) -> float | None:

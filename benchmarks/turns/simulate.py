@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.bench.stats import t_quantile
 from pyinfra_vllm.on_host.gate import turns
 from pyinfra_vllm.on_host.gate.relative import by_round
@@ -155,14 +156,15 @@ def recorded() -> Iterator[tuple[str, list[list[float]]]]:
     """Of each trace and metric, the rounds of runs in the order in which they were measured."""
     for path in sorted(TRACES.glob("*.json.xz")):
         traces: dict[str, Any] = json.loads(lzma.decompress(path.read_bytes()))
-        for number, phase in enumerate(traces["unchanged"][0]["phases"]):
-            for metric in ("tokens_per_s", *(("tpot_s",) if phase["name"] == "c1" else ())):
+        records = [Record.read(value, path.name) for value in traces["unchanged"]]
+        for number, phase in enumerate(records[0].phases):
+            for metric in ("tokens_per_s", *(("tpot_s",) if phase.name == "c1" else ())):
                 sign = -1 if metric == "tokens_per_s" else 1
                 runs = [
-                    [sign * value for value in by_round(record["phases"][number], metric).values()]
-                    for record in traces["unchanged"]
+                    [sign * value for value in by_round(record.phases[number], metric).values()]
+                    for record in records
                 ]
-                yield f"{path.name.split('.')[0]}, {phase['name']} {metric}", same_prompts(runs)
+                yield f"{path.name.split('.')[0]}, {phase.name} {metric}", same_prompts(runs)
 
 
 def same_prompts(runs: list[list[float]]) -> list[list[float]]:

@@ -29,7 +29,7 @@ def free_port() -> int:
 def test_tokens_flow_returns_what_it_measured() -> None:
     with serving() as server:
         flow = Client(server.url, "m").tokens_flow(5)
-    assert flow["output_tokens"] == 8 and 0 < flow["ttft_s"] <= flow["e2e_s"]
+    assert flow.output_tokens == 8 and 0 < flow.ttft_s <= flow.e2e_s
 
 
 def test_times_are_those_of_the_server() -> None:
@@ -86,7 +86,7 @@ def test_each_broken_stream_has_its_own_error(behaviour: dict[str, bool], expect
 
 def test_tokens_flow_without_usage_counts_what_came() -> None:
     with serving(usage=False) as server:
-        assert Client(server.url, "m").tokens_flow(5)["output_tokens"] == 8
+        assert Client(server.url, "m").tokens_flow(5).output_tokens == 8
 
 
 @pytest.mark.parametrize("name", ["cache_salt", "ignore_eos", "stream_options"])
@@ -110,7 +110,7 @@ def test_chat_takes_over_where_there_are_no_completions() -> None:
 def test_the_api_key_is_sent_and_never_shown() -> None:
     with serving(api_key="sesame") as server:
         client = Client(server.url, "m", api_key="sesame")
-        assert client.tokens_flow(5)["output_tokens"] == 8
+        assert client.tokens_flow(5).output_tokens == 8
         assert "sesame" not in repr(client)
         with pytest.raises(clients.HttpError, match="HTTP 401") as error:
             Client(server.url, "m", api_key="wrong-key").tokens_flow(5)
@@ -145,7 +145,7 @@ def test_a_server_on_a_unix_socket_is_asked_there_and_nothing_is_sent_to_a_stran
     with serving() as server, forwarded(path, server.server_address[1]):
         headers = {"X-Pass": "secret"}
         asking = Client("http://127.0.0.1:1", "m", unix=path, prove=seen.append, headers=headers)
-        assert asking.tokens_flow(5)["output_tokens"] == 8 and len(seen) == 2
+        assert asking.tokens_flow(5).output_tokens == 8 and len(seen) == 2
         assert server.headers[-1]["X-Pass"] == "secret" and str(path) in repr(asking)
         count = len(server.requests)
         with pytest.raises(clients.Refused, match="another unit's"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ def start(name: str, fixture: str, at: float) -> list[Line]:
 def test_the_newest_failed_start_is_named_with_its_time() -> None:
     lines = [*start("1", "unknown-flag.log", 100.0), *start("2", "quantization.log", 200.0)]
     found = logs.failed_start(lines)
-    assert found is not None and found["at"] == 200.0
-    assert "quantization" in found["text"].lower() and found["traceback"]
+    assert found is not None and found.at == 200.0
+    assert "quantization" in found.text.lower() and found.traceback
 
 
 def test_a_start_that_took_requests_is_none_that_failed() -> None:
@@ -37,7 +38,7 @@ def test_a_start_that_took_requests_is_none_that_failed() -> None:
     ]
     assert logs.failed_start(served) is None
     found = logs.failed_start([*start("1", "unknown-flag.log", 100.0), *served])
-    assert found is not None and found["at"] == 100.0
+    assert found is not None and found.at == 100.0
 
 
 def test_systemds_lines_belong_to_the_start_before_them() -> None:
@@ -46,7 +47,7 @@ def test_systemds_lines_belong_to_the_start_before_them() -> None:
         Line("vllm-chat.service: Failed to set up mount namespacing: No such file", "", 2.0),
     ]
     found = logs.failed_start(lines)
-    assert found is not None and (found["at"], found["process"]) == (1.0, "systemd")
+    assert found is not None and (found.at, found.process) == (1.0, "systemd")
 
 
 def test_the_units_are_merged_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +59,7 @@ def test_the_units_are_merged_by_time(tmp_path: Path, monkeypatch: pytest.Monkey
     }
     monkeypatch.setattr(unit_log, "lines", lambda unit, cursor, newest: iter(said[unit]))
     (found,) = logs.read(tmp_path, [], 10)
-    assert [(line["unit"], line["text"]) for line in found["lines"]] == [
+    assert [(line.unit, line.text) for line in found.lines] == [
         ("switch", "first"),
         ("recovery", "second"),
         ("service", "third"),
@@ -72,7 +73,7 @@ def test_a_journal_that_can_not_be_read_is_told(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(unit_log, "lines", fail)
     (found,) = logs.read(tmp_path, ["chat"], 10)
-    assert "No journal files" in "\n".join(journal.lines("gpu-1", [found]))
+    assert "No journal files" in "\n".join(journal.lines("gpu-1", [asdict(found)]))
 
 
 def test_the_entries_own_time_is_read() -> None:

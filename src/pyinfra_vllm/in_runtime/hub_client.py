@@ -18,6 +18,7 @@ import os
 import resource
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, BinaryIO, cast
@@ -113,7 +114,7 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def classify(error: BaseException) -> dict[str, Any]:
+def classify(error: BaseException) -> dict[str, object]:
     """The error as the parent process reads it: `kind`, the HTTP `status` if any, and the client's
     words.
     """
@@ -134,7 +135,7 @@ def classify(error: BaseException) -> dict[str, Any]:
     return {"kind": kind, "status": status, "error": f"{type(error).__name__}: {words}"}
 
 
-def download(request: dict[str, Any], file: dict[str, Any]) -> None:
+def download(request: Mapping[str, Any], file: Mapping[str, Any]) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
@@ -152,7 +153,7 @@ def download(request: dict[str, Any], file: dict[str, Any]) -> None:
         os.fsync(part.file.fileno())
 
 
-def stretch(url: str, headers: dict[str, Any], file: dict[str, Any]) -> None:
+def stretch(url: str, headers: dict[str, str], file: Mapping[str, Any]) -> None:
     from huggingface_hub.file_download import http_get
 
     part = Stretch(file["part"], file["size"], file["start"])
@@ -164,7 +165,7 @@ def stretch(url: str, headers: dict[str, Any], file: dict[str, Any]) -> None:
         os.fsync(part.file.fileno())
 
 
-def attempt(request: dict[str, Any], file: dict[str, Any]) -> None:
+def attempt(request: Mapping[str, Any], file: Mapping[str, Any]) -> None:
     try:
         download(request, file)
     except Exception as error:  # every cause is told to the parent, which decides

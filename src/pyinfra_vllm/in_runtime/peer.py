@@ -15,6 +15,7 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 TICK_S = 0.5
@@ -55,7 +56,7 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def described(order: dict[str, Any]) -> dict[bytes, Any]:
+def described(order: Mapping[str, Any]) -> dict[bytes, Any]:
     """The torrent: the files of the checkpoint in the order of the lock, and the sha1 of each piece."""
     files = [
         {b"length": file["size"], b"path": [part.encode() for part in file["path"].split("/")]}
@@ -71,7 +72,7 @@ def described(order: dict[str, Any]) -> dict[bytes, Any]:
     return {b"info": info}
 
 
-def session(order: dict[str, Any]) -> Any:
+def session(order: Mapping[str, Any]) -> Any:
     """A session that listens on this host's address of the fleet and talks to the others' alone."""
     import libtorrent
 
@@ -88,7 +89,7 @@ def session(order: dict[str, Any]) -> Any:
     return made
 
 
-def torrent(order: dict[str, Any], made: Any) -> Any:
+def torrent(order: Mapping[str, Any], made: Any) -> Any:
     import libtorrent
 
     flags = libtorrent.torrent_flags
@@ -144,7 +145,7 @@ class Others:
         return self.complete >= {address for address, _ in self.told}
 
 
-def share(order: dict[str, Any]) -> None:
+def share(order: Mapping[str, Any]) -> None:
     """Fetch what is missing, then share.
 
     That ends when every peer has all; when no peer that lacks something was connected for `quiet_s`; and

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from pyinfra import host, logger, state
@@ -221,19 +221,19 @@ def _ask(state: State, host: Host, sharing: Sharing, root: str, python: str, rep
     return True
 
 
-def _fetch_part(state: State, host: Host, sharing: Sharing, root: str, asks: dict[str, Any]) -> bool:
+def _fetch_part(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[str, Any]) -> bool:
     if part := sharing.sources.get(host.name):
         _fetch(host, sharing, part, root, asks)
     return True
 
 
-def _fetch_part_again(state: State, host: Host, sharing: Sharing, root: str, asks: dict[str, Any]) -> bool:
+def _fetch_part_again(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[str, Any]) -> bool:
     if part := sharing.substitutes.get(host.name):
         _fetch(host, sharing, part, root, asks)
     return True
 
 
-def _fetch(host: Host, sharing: Sharing, part: Part, root: str, asks: dict[str, Any]) -> None:
+def _fetch(host: Host, sharing: Sharing, part: Part, root: str, asks: Mapping[str, Any]) -> None:
     hub_token = token() if not sharing.member(host.name).has else None
     secret = {"hub_token": hub_token} if hub_token else {}
     begin, end = part
@@ -248,7 +248,7 @@ def _fetch(host: Host, sharing: Sharing, part: Part, root: str, asks: dict[str, 
         _tell(host, f"has not its part of {_named(asks)}: {error}")
 
 
-def _begin(state: State, host: Host, sharing: Sharing, root: str, asks: dict[str, Any]) -> bool:
+def _begin(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[str, Any]) -> bool:
     if not sharing.takes_part(host.name):
         if sharing.missing:
             _tell(host, f"{_named(asks)} is not shared: a part of it could not be fetched on any host")
@@ -262,7 +262,7 @@ def _begin(state: State, host: Host, sharing: Sharing, root: str, asks: dict[str
     return True
 
 
-def _follow(state: State, host: Host, sharing: Sharing, root: str, asks: dict[str, Any]) -> bool:
+def _follow(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[str, Any]) -> bool:
     if not sharing.takes_part(host.name):
         return True
     try:
@@ -274,18 +274,18 @@ def _follow(state: State, host: Host, sharing: Sharing, root: str, asks: dict[st
     return True
 
 
-def _named(asks: dict[str, Any]) -> str:
+def _named(asks: Mapping[str, Any]) -> str:
     return f"{asks['repo']} at {asks['commit'][:12]}"
 
 
-def _unit(host: Host, sharing: Sharing, asks: dict[str, Any]) -> Unit:
+def _unit(host: Host, sharing: Sharing, asks: Mapping[str, Any]) -> Unit:
     """The unit in which the host shares; the kernel lets it talk to the other hosts and nobody else."""
     addresses = [sharing.member(host.name).address, *(address for address, _ in sharing.peers(host.name))]
     fence = ("IPAddressDeny=any", f"IPAddressAllow={' '.join(addresses)}")
     return Unit(host, f"fetch-{asks['key']}", f"share {_named(asks)}", (*_PROPERTIES, *fence))
 
 
-def order(sharing: Sharing, name: str) -> dict[str, Any]:
+def order(sharing: Sharing, name: str) -> dict[str, object]:
     """What a host has to know to share: nothing secret, and no name of a host."""
     member = sharing.member(name)
     return {

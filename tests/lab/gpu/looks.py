@@ -24,7 +24,7 @@ OTHER_DEVICES = tuple(
 )
 # What the product asks of nvidia-smi, so that a recorded answer can be given to it again.
 QUESTIONS = (
-    (f"--query-gpu={','.join(inspect_gpus.CARD.values())}", inspect_gpus.FORMAT),
+    (f"--query-gpu={','.join(inspect_gpus.CARD)}", inspect_gpus.FORMAT),
     (f"--query-compute-apps={','.join(inspect_gpus.PROCESS)}", inspect_gpus.FORMAT),
     ("-L",),
     ("-q", "-x"),

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 # Fields that take one of a few words.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -49,6 +50,9 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "soak_max_preemptions_per_minute": (0, math.inf, "a number of at least 0"),
     "soak_throughput_drop": (0, 1, "a share from 0 to 1"),
 }
+
+
+Limit = TypeVar("Limit")
 
 
 class CriteriaError(ValueError):
@@ -247,7 +251,7 @@ class Criteria:
         return max(math.log1p(margin), math.log1p(self.floor(metric) / before), beyond_noise)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Criteria:
+    def from_dict(cls, values: Mapping[str, Any]) -> Criteria:
         """The criteria from parsed JSON or YAML.
 
         Raises CriteriaError for an unknown key or a value of another type.
@@ -267,7 +271,7 @@ class Criteria:
         return {**asdict(self), "concurrency": list(self.concurrency), "languages": list(self.languages)}
 
 
-def _renamed(limits: dict[str, Any], name: str) -> dict[str, Any]:
+def _renamed(limits: Mapping[str, Limit], name: str) -> dict[str, Limit]:
     """The limits of `max` as those of the phase of that name, unless it has its own."""
     named = {phase: limit for phase, limit in limits.items() if phase != MAX}
     return {name: limits[MAX], **named} if MAX in limits else named

@@ -14,9 +14,8 @@ import shutil
 import socket
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..openai.client import COMPLETIONS, Client, ClientError, HttpError
 from ..openai.stream import choices
@@ -111,7 +110,7 @@ def _text(client: Client, text: Text, deadline: float) -> Likelihood:
     return Likelihood(text.id, round(sum(bits) / size, 5), text.language, tokens, tuple(bits))
 
 
-def _bits(answer: dict[str, Any]) -> tuple[float, int]:
+def _bits(answer: Mapping[str, object]) -> tuple[float, int]:
     """The bits of a prompt and how many of its tokens have a likelihood. Raises NoLikelihood."""
     offered = choices(answer)
     values = offered[0].get("prompt_logprobs") if offered else None

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,12 +115,12 @@ def further(languages: tuple[str, ...] = LANGUAGES) -> list[Question]:
     return found
 
 
-def _data() -> dict[str, Any]:
+def _data() -> Mapping[str, Any]:
     """Read through the package's loader: inside a zipapp there is no file to open."""
     found = pkgutil.get_data(__package__ or "", "quality.json")
     if found is None:
         raise QuestionsError("quality.json is missing from this program")
-    data: dict[str, Any] = json.loads(found.decode("utf-8"))
+    data: Mapping[str, Any] = json.loads(found.decode("utf-8"))
     return data
 
 
@@ -157,7 +157,7 @@ def _line(line: str, where: str) -> Question | Text:
     return _question(item, where)
 
 
-def _text(item: dict[str, Any], where: str) -> Text:
+def _text(item: Mapping[str, Any], where: str) -> Text:
     unknown = sorted(set(item) - set(TEXT_KEYS))
     if unknown:
         raise QuestionsError(f"{where}: unknown key {unknown[0]!r}; a text has {', '.join(TEXT_KEYS)}")
@@ -333,9 +333,9 @@ class Speaker:
                 continue
             return text, finish
 
-    def _body(self, question: Question) -> dict[str, Any]:
+    def _body(self, question: Question) -> dict[str, object]:
         tokens = max(question.max_tokens, THINKING_TOKENS) if self.thinks else question.max_tokens
-        body: dict[str, Any] = {"max_tokens": tokens, "temperature": 0, "seed": 0}
+        body: dict[str, object] = {"max_tokens": tokens, "temperature": 0, "seed": 0}
         if not self.chat or question.endpoint == "completions":
             return {**body, "prompt": question.prompt}
         body["messages"] = [{"role": "user", "content": question.prompt}]
@@ -343,7 +343,7 @@ class Speaker:
             body["chat_template_kwargs"] = {"enable_thinking": False}
         return body
 
-    def _can_ask_otherwise(self, error: HttpError, body: dict[str, Any]) -> bool:
+    def _can_ask_otherwise(self, error: HttpError, body: Mapping[str, object]) -> bool:
         """Give up the extension, then chat itself, where the server refuses them."""
         if error.status not in (400, 404, 422):
             return False
@@ -355,7 +355,7 @@ class Speaker:
         return True
 
 
-def _read(answer: dict[str, Any]) -> tuple[str, str | None, bool]:
+def _read(answer: Mapping[str, object]) -> tuple[str, str | None, bool]:
     """Text, reason of its end, and whether the server kept a reasoning part apart."""
     offered = choices(answer)
     if not offered:

@@ -10,44 +10,60 @@ import os
 import re
 import sys
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..state import manifest
 
 PARTIAL = ".partial"
 
 
-def checkpoints(root: Path) -> list[dict[str, Any]]:
-    """Every checkpoint directory below `root`, complete or not, sorted by directory.
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint directory.
 
-    `state` is complete, damaged (it was complete, and the file system says it changed) or partial. `bytes` is
-    what it takes on the disk now. `referenced_by` lists the releases, as service/id, that serve from it.
+    state: complete, damaged (it was complete, and the file system says it changed) or partial
+    bytes: that it takes on the disk now
+    referenced_by: the releases, as service/id, that serve from it
     """
+
+    directory: str
+    name: str
+    commit: str
+    state: str
+    problems: list[str]
+    bytes: int
+    referenced_by: list[str]
+
+
+def checkpoints(root: Path) -> list[Stored]:
+    """Every checkpoint directory below `root`, complete or not, sorted by directory."""
     references = referenced(root)
     found = []
     for directory in sorted((root / "checkpoints").glob("*/*")):
         commit = re.fullmatch(r"([0-9a-f]{40})(\.partial)?", directory.name)
         if commit and directory.is_dir() and not directory.is_symlink():
             complete = directory.with_name(commit.group(1))
+            state, problems = _state(directory)
             found.append(
-                {
-                    "directory": str(directory),
-                    "name": directory.parent.name,
-                    "commit": commit.group(1),
-                    **_state(directory),
-                    "bytes": used_bytes(directory),
-                    "referenced_by": references.get(os.path.realpath(complete), []),
-                }
+                Stored(
+                    directory=str(directory),
+                    name=directory.parent.name,
+                    commit=commit.group(1),
+                    state=state,
+                    problems=problems,
+                    bytes=used_bytes(directory),
+                    referenced_by=references.get(os.path.realpath(complete), []),
+                )
             )
     return found
 
 
-def _state(directory: Path) -> dict[str, Any]:
+def _state(directory: Path) -> tuple[str, list[str]]:
     if directory.name.endswith(PARTIAL) or not manifest.is_marked(directory):
-        return {"state": "partial", "problems": []}
+        return "partial", []
     problems = manifest.quick_check(directory)
-    return {"state": "damaged" if problems else "complete", "problems": problems[:20]}
+    return "damaged" if problems else "complete", problems[:20]
 
 
 def used_bytes(directory: Path) -> int:
@@ -78,5 +94,5 @@ def referenced(root: Path) -> dict[str, list[str]]:
 
 
 def main(argv: list[str]) -> int:
-    json.dump(checkpoints(Path(argv[0])), sys.stdout)
+    json.dump(list(map(asdict, checkpoints(Path(argv[0])))), sys.stdout)
     return 0

@@ -9,8 +9,10 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..state import cgroup
 from . import nvidia
@@ -18,18 +20,17 @@ from . import nvidia
 if TYPE_CHECKING:  # imported where instances are; few hosts have any
     from xml.etree.ElementTree import Element
 
-# Our name for each column of nvidia-smi's.
-CARD = {
-    "index": "index",
-    "uuid": "uuid",
-    "name": "name",
-    "memory_mib": "memory.total",
-    "used_mib": "memory.used",
-    "driver": "driver_version",
-    "compute_capability": "compute_cap",
-    "ecc": "ecc.mode.current",
-    "mig": "mig.mode.current",
-}
+CARD = (
+    "index",
+    "uuid",
+    "name",
+    "memory.total",
+    "memory.used",
+    "driver_version",
+    "compute_cap",
+    "ecc.mode.current",
+    "mig.mode.current",
+)
 # Those that drivers too old for them refuse ("Field "compute_cap" is not a valid field to query."): told as
 # None.
 NEWER = {"compute_cap", "ecc.mode.current", "mig.mode.current"}
@@ -43,36 +44,71 @@ _LISTED_CARD = re.compile(r"GPU +(\d+): .*\(UUID: (GPU-[^)]+)\)")
 _LISTED_INSTANCE = re.compile(r" +MIG +(\S+) +Device +(\d+): +\(UUID: (MIG-[^)]+)\)")
 
 
-def gpus() -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Process:
+    """A process on a GPU; its number is None where it is in another PID namespace."""
+
+    pid: int | None
+    unit: str | None
+    used_mib: int | None
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A whole card, or a MIG instance of one. None: nvidia-smi does not tell.
+
+    index: of a card; an instance has none of its own
+    card: the index of the card
+    instance: the profile of an instance, and number: its place on its card
+    split: MIG is on, so the card itself can't be used
+    """
+
+    index: int | None
+    uuid: str | None
+    name: str | None
+    memory_mib: int | None
+    used_mib: int | None
+    driver: str | None
+    compute_capability: str | None
+    ecc: str | None
+    card: int
+    instance: str | None
+    split: bool
+    processes: tuple[Process, ...] = ()
+    number: int | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        return {key: value for key, value in asdict(self).items() if key != "number" or value is not None}
+
+
+def gpus() -> list[Gpu]:
     """Every card in the order of its index, each followed by its MIG instances; [] without nvidia-smi.
 
-    Raises nvidia.NoAnswer. An instance has no index of its own: `card` is that of its card and `instance` its
-    profile (None for a whole card). `split` says that MIG is on: the card itself can't be used. Memory in
-    MiB, None where nvidia-smi doesn't tell.
+    Raises nvidia.NoAnswer.
     """
     if not nvidia.there():
         return []
     cards = _cards()
-    if any(card["split"] for card in cards):
-        return _with_instances(cards)
-    _add_processes(cards)
-    return cards
+    return _with_instances(cards) if any(card.split for card in cards) else _with_processes(cards)
 
 
-def _cards() -> list[dict[str, Any]]:
-    rows = _rows(tuple(CARD.values()), "--query-gpu=")
+def _cards() -> list[Gpu]:
     return [
-        {
-            **{ours: row[theirs] for ours, theirs in CARD.items() if ours != "mig"},
-            "index": int(str(row["index"])),
-            "memory_mib": _number(row["memory.total"]) or _unified_mib(row["name"]),
-            "used_mib": _number(row["memory.used"]),
-            "card": int(str(row["index"])),
-            "instance": None,
-            "split": row["mig.mode.current"] == "Enabled",
-            "processes": [],
-        }
-        for row in rows
+        Gpu(
+            index=int(str(row["index"])),
+            uuid=row["uuid"],
+            name=row["name"],
+            memory_mib=_number(row["memory.total"]) or _unified_mib(row["name"]),
+            used_mib=_number(row["memory.used"]),
+            driver=row["driver_version"],
+            compute_capability=row["compute_cap"],
+            ecc=row["ecc.mode.current"],
+            card=int(str(row["index"])),
+            instance=None,
+            split=row["mig.mode.current"] == "Enabled",
+        )
+        for row in _rows(CARD, "--query-gpu=")
     ]
 
 
@@ -110,22 +146,21 @@ def _rows(columns: tuple[str, ...], query: str) -> list[dict[str, str | None]]:
     return found
 
 
-def _add_processes(cards: list[dict[str, Any]]) -> None:
-    by_uuid = {card["uuid"]: card for card in cards}
+def _with_processes(cards: Sequence[Gpu]) -> list[Gpu]:
+    found: dict[str | None, list[Process]] = {}
     for row in _rows(PROCESS, "--query-compute-apps="):
-        card = by_uuid.get(row["gpu_uuid"])
-        if card is not None:
-            card["processes"].append(_process(row["pid"], row["used_memory"], row["process_name"]))
+        process = _process(row["pid"], row["used_memory"], row["process_name"])
+        found.setdefault(row["gpu_uuid"], []).append(process)
+    return [replace(card, processes=tuple(found.get(card.uuid, ()))) for card in cards]
 
 
-def _process(pid: str | None, used: str | None, name: str | None) -> dict[str, Any]:
-    """A process that nvidia-smi names; it is another PID namespace's where its number is none."""
+def _process(pid: str | None, used: str | None, name: str | None) -> Process:
     number = _number(pid)
     unit = cgroup.unit_of(cgroup.PROC / str(number)) if number is not None else None
-    return {"pid": number, "unit": unit, "used_mib": _number(used), "name": name}
+    return Process(number, unit, _number(used), name)
 
 
-def _with_instances(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_instances(cards: Sequence[Gpu]) -> list[Gpu]:
     """`nvidia-smi -L` has the instances' UUIDs, and only the whole report their memory and processes."""
     from xml.etree import ElementTree
 
@@ -137,9 +172,9 @@ def _with_instances(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
     parts = {_text(part, "uuid"): part for part in report.iter("gpu")}
     found = []
     for card in cards:
-        part = parts.get(card["uuid"])
+        part = parts.get(card.uuid)
         if part is None:
-            raise nvidia.NoAnswer(f"`nvidia-smi -q -x` says nothing of {card['uuid']}")
+            raise nvidia.NoAnswer(f"`nvidia-smi -q -x` says nothing of {card.uuid}")
         processes = [
             (
                 _place(each),
@@ -150,24 +185,24 @@ def _with_instances(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ]
         instances = []
         for device in part.iter("mig_device"):
-            key = (card["index"], _text(device, "index"))
+            key = (card.card, _text(device, "index"))
             if key not in uuids:
                 raise nvidia.NoAnswer(f"`nvidia-smi -L` has no UUID of MIG device {key[1]} of GPU {key[0]}")
             memory = device.find("fb_memory_usage")
             instances.append(
-                {
-                    **card,
-                    "index": None,
-                    "uuid": uuids[key],
-                    "instance": profiles[key],
-                    "number": int(str(key[1])),
-                    "split": False,
-                    "memory_mib": _number(_text(memory, "total")),
-                    "used_mib": _number(_text(memory, "used")),
-                    "processes": [process for place, process in processes if place == _place(device)],
-                }
+                replace(
+                    card,
+                    index=None,
+                    uuid=uuids[key],
+                    instance=profiles[key],
+                    number=int(str(key[1])),
+                    split=False,
+                    memory_mib=_number(_text(memory, "total")),
+                    used_mib=_number(_text(memory, "used")),
+                    processes=tuple(process for place, process in processes if place == _place(device)),
+                )
             )
-        found += [{**card, "processes": [process for _, process in processes]}, *instances]
+        found += [replace(card, processes=tuple(process for _, process in processes)), *instances]
     return found
 
 
@@ -206,7 +241,7 @@ def _number(text: str | None) -> int | None:
 def main(argv: list[str]) -> int:
     """Prints one JSON object: the GPUs, or why they can't be told."""
     try:
-        told: dict[str, Any] = {"gpus": gpus(), "problem": None}
+        told: dict[str, object] = {"gpus": [gpu.as_dict() for gpu in gpus()], "problem": None}
     except nvidia.NoAnswer as error:
         told = {"gpus": [], "problem": str(error)}
     json.dump(told, sys.stdout)

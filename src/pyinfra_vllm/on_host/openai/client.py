@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 from urllib.parse import SplitResult, urlsplit
 
 from .stream import (
@@ -133,7 +133,7 @@ class Client:
             return False
         return True
 
-    def models(self, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+    def models(self, timeout_s: float = 10.0) -> list[Mapping[str, object]]:
         """The models that `/v1/models` lists. Raises ClientError."""
         answer = parsed(self.get("/v1/models", timeout_s))
         data = answer.get("data")
@@ -158,17 +158,16 @@ class Client:
 
     # Asking for tokens
 
-    def tokens_flow(self, timeout_s: float) -> dict[str, Any]:
+    def tokens_flow(self, timeout_s: float) -> Streamed:
         """Show that real tokens come: one short streamed answer with at least two of them.
 
-        Returns its `ttft_s`, `e2e_s` and `output_tokens`. Raises Refused, HttpError, NoTokens or another
-        ClientError.
+        Raises Refused, HttpError, NoTokens or another ClientError.
         """
         self.negotiate(timeout_s)
         answer = self.stream("Count from one to ten: one two", 8, timeout_s, require_usage=False)
         if answer.output_tokens < 2:
             raise NoTokens(f"the answer has {answer.output_tokens} tokens, at least 2 were asked for")
-        return {"ttft_s": answer.ttft_s, "e2e_s": answer.e2e_s, "output_tokens": answer.output_tokens}
+        return answer
 
     def negotiate(self, timeout_s: float) -> None:
         """Find out, by asking for one token, which endpoint and which extensions the server accepts."""
@@ -199,7 +198,7 @@ class Client:
 
     def events(self, prompt: str, max_tokens: int, timeout_s: float, salt: str = "") -> Events:
         """The response of `stream`, not yet read: reading costs time that a busy probe has only later."""
-        body: dict[str, Any] = {
+        body: dict[str, object] = {
             "model": self.model,
             "max_tokens": max_tokens,
             "temperature": 0,
@@ -215,11 +214,11 @@ class Client:
             body["ignore_eos"] = True
         if salt and "cache_salt" in self.extensions:
             body["cache_salt"] = salt
-        events = self._exchange_stream(self.path, body, timeout_s)
+        events = self._exchange_stream(self.path, body, max_tokens, timeout_s)
         events.most_input, events.most_output = len(prompt.encode()) + TEMPLATE_TOKENS, max_tokens
         return events
 
-    def ask(self, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    def ask(self, path: str, body: Mapping[str, object], timeout_s: float) -> Mapping[str, object]:
         """One answer in one piece. Raises ClientError."""
         return parsed(self._exchange("POST", path, {"model": self.model, **body}, timeout_s))
 
@@ -238,12 +237,13 @@ class Client:
 
     # One exchange
 
-    def _exchange(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> bytes:
+    def _exchange(self, method: str, path: str, body: Mapping[str, object] | None, timeout_s: float) -> bytes:
         parts = [chunk for _, chunk in self._chunks(method, path, body, timeout_s, LARGEST_BODY)]
         return b"".join(parts)
 
-    def _exchange_stream(self, path: str, body: dict[str, Any], timeout_s: float) -> Events:
-        tokens = int(body["max_tokens"])
+    def _exchange_stream(
+        self, path: str, body: Mapping[str, object], tokens: int, timeout_s: float
+    ) -> Events:
         chunks = self._chunks("POST", path, body, timeout_s, STREAM_BYTES + TOKEN_BYTES * tokens)
         events = Events(sent=next(chunks)[0])
         rest = b""
@@ -258,7 +258,7 @@ class Client:
         return events
 
     def _chunks(
-        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float, most: int
+        self, method: str, path: str, body: Mapping[str, object] | None, timeout_s: float, most: int
     ) -> Generator[tuple[float, bytes], None, None]:
         """Yield (moment of sending, b""), then each piece of the body with the moment at which it was read.
 

@@ -7,6 +7,7 @@ Reads bytes that were received; never touches a socket.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +101,7 @@ class Events:
 def read_stream(events: Events, require_usage: bool) -> Streamed:
     texts: list[str] = []
     moments: list[float] = []
-    usage: dict[str, Any] = {}
+    usage: object = None
     finish: str | None = None
     done = False
     for moment, line in events.lines:
@@ -137,7 +138,7 @@ def read_stream(events: Events, require_usage: bool) -> Streamed:
     )
 
 
-def _counted(usage: Any, seen: int, required: bool, events: Events) -> tuple[int, int]:
+def _counted(usage: object, seen: int, required: bool, events: Events) -> tuple[int, int]:
     """Tokens in and out as the server counted them, where that can be true of what was asked."""
     counts = usage if isinstance(usage, dict) else {}
     prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
@@ -155,7 +156,7 @@ def _counted(usage: Any, seen: int, required: bool, events: Events) -> tuple[int
     return 0, min(seen, events.most_output)
 
 
-def choices(answer: dict[str, Any]) -> list[dict[str, Any]]:
+def choices(answer: Mapping[str, object]) -> list[Mapping[str, object]]:
     """The choices of an answer. Raises Garbage where that is no list of objects."""
     found = answer.get("choices") or []
     if not isinstance(found, list) or not all(isinstance(choice, dict) for choice in found):
@@ -163,12 +164,12 @@ def choices(answer: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _finish(choice: dict[str, Any]) -> str | None:
+def _finish(choice: Mapping[str, object]) -> str | None:
     found = choice.get("finish_reason")
     return found if isinstance(found, str) else None
 
 
-def _text(choice: dict[str, Any]) -> str:
+def _text(choice: Mapping[str, object]) -> str:
     delta = choice.get("delta")
     found = delta.get("content") if isinstance(delta, dict) else choice.get("text")
     return found if isinstance(found, str) else ""

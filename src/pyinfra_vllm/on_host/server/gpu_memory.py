@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..inspect import gpus as inspect_gpus
 from ..inspect import nvidia
@@ -20,15 +19,15 @@ def used_mib(names: Sequence[int | str] | None = None) -> int | None:
     except nvidia.NoAnswer:
         return None
     if names is None:
-        chosen = [row for row in rows if row["instance"] is None]
+        chosen = [row for row in rows if row.instance is None]
     else:
         chosen = [row for name in names for row in rows if called(row, name)]
         if len(chosen) < len(names):
             return None
-    used = [row["used_mib"] for row in chosen]
-    return None if None in used else max(used, default=None)
+    used = [row.used_mib for row in chosen if row.used_mib is not None]
+    return max(used, default=None) if len(used) == len(chosen) else None
 
 
-def called(row: dict[str, Any], name: int | str) -> bool:
+def called(row: inspect_gpus.Gpu, name: int | str) -> bool:
     """Whether a GPU is the one of that index or UUID."""
-    return name in (row["index"], row["uuid"])
+    return name in (row.index, row.uuid)

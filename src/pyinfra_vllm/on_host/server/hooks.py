@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -67,9 +68,9 @@ class Hooks:
     def __init__(self, paths: ServicePaths, log: Journal) -> None:
         self.paths = paths
         self.log = log
-        self.declared: dict[str, Any] = durable.read_json(paths.hooks, {})
+        self.declared: Mapping[str, Any] = durable.read_json(paths.hooks, {})
 
-    def adopt(self, declared: dict[str, Any] | None, release_id: str) -> None:
+    def adopt(self, declared: Mapping[str, object] | None, release_id: str) -> None:
         """Take what the order of a release declares, and keep it for whoever comes after; None (a rollback by
         hand) keeps the last.
         """
@@ -107,7 +108,9 @@ class Hooks:
                 return True
         return False
 
-    def notify(self, event: str, text: str, noted: dict[str, Any] | None = None, **fields: Any) -> None:
+    def notify(
+        self, event: str, text: str, noted: Mapping[str, object] | None = None, **fields: object
+    ) -> None:
         """Tell people.
 
         Whatever becomes of it is in the journal, with what is to be noted, and changes nothing.
@@ -139,7 +142,7 @@ class Hooks:
         event = END if outcome in GOOD_ENDS else FAILED
         self.notify(event, f"{outcome}: {reason}", outcome=outcome, reason=reason, verdict=verdict)
 
-    def _event(self, event: str, text: str, **fields: Any) -> dict[str, Any]:
+    def _event(self, event: str, text: str, **fields: object) -> Mapping[str, object]:
         begin: Entry = next((entry for entry in self.log.entries() if entry["step"] == "begin"), {})
         host = socket.gethostname()
         told = {key: begin.get(key) for key in ("purpose", "operator", "from", "to")}
@@ -166,7 +169,7 @@ class Hooks:
                     raise
                 time.sleep(PAUSE_S)
 
-    def _call(self, kind: str, event: str, text: str, **fields: Any) -> None:
+    def _call(self, kind: str, event: str, text: str, **fields: object) -> None:
         """Raises HookFailed, whatever the reason: what hooks do must never decide how a switch ends."""
         timeout_s = self.declared.get("timeout_s", TIMEOUT_S)
         secrets = self.paths.secrets(self.declared.get(RELEASE, ""))
@@ -180,7 +183,9 @@ def _age_s(entry: Entry) -> float:
     return (datetime.now(timezone.utc) - datetime.fromisoformat(entry["at"])).total_seconds()
 
 
-def call(hook: dict[str, Any], event: dict[str, Any], timeout_s: float, secrets: Path, kind: str) -> None:
+def call(
+    hook: Mapping[str, Any], event: Mapping[str, object], timeout_s: float, secrets: Path, kind: str
+) -> None:
     """Call one hook with the event. Raises HookFailed.
 
     + hook: {"argv": [word, ...]}, {"url": URL} or {"url_env": the name of the secret that holds it}
@@ -203,13 +208,13 @@ def call(hook: dict[str, Any], event: dict[str, Any], timeout_s: float, secrets:
 
 def problems(paths: ServicePaths) -> list[str]:
     """Why declared hooks could not be called now; empty where nothing speaks against it. Calls no URL."""
-    declared: dict[str, Any] = durable.read_json(paths.hooks, {})
+    declared: Mapping[str, Any] = durable.read_json(paths.hooks, {})
     secrets = paths.secrets(declared.get(RELEASE, ""))
     found = (_problem(kind, declared, secrets) for kind in (DRAIN, UNDRAIN, NOTIFY) if declared.get(kind))
     return list(filter(None, found))
 
 
-def _problem(kind: str, declared: dict[str, Any], secrets: Path) -> str:
+def _problem(kind: str, declared: Mapping[str, Any], secrets: Path) -> str:
     hook = declared[kind]
     if "argv" not in hook:
         unknown = "url" not in hook and not secrets_file.read(secrets).get(hook["url_env"])

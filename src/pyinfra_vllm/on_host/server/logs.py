@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..state.paths import ServicePaths, services
 from . import root_cause, unit_log
@@ -20,7 +20,36 @@ SWITCH, RECOVERY = "switch", "recovery"
 SEARCHED = 5000
 
 
-def read(root: Path, names: Sequence[str], newest: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Told:
+    """One line of a unit's journal, in seconds of Unix time."""
+
+    at: float | None
+    unit: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FailedStart:
+    """The root cause of a start that failed, and when that start began."""
+
+    at: float | None
+    process: str
+    text: str
+    traceback: list[str]
+
+
+@dataclass(frozen=True)
+class ServiceLog:
+    """The journal of one service's units, or the problem why it can't be read."""
+
+    service: str
+    cause: FailedStart | None = None
+    problem: str = ""
+    lines: tuple[Told, ...] = ()
+
+
+def read(root: Path, names: Sequence[str], newest: int) -> list[ServiceLog]:
     """Why the newest failed start of each service failed, and the newest lines of its units.
 
     + names: of services; none: all of them
@@ -30,24 +59,20 @@ def read(root: Path, names: Sequence[str], newest: int) -> list[dict[str, Any]]:
     return [_service(paths, newest) for paths in found]
 
 
-def _service(paths: ServicePaths, newest: int) -> dict[str, Any]:
-    told: dict[str, Any] = {"service": paths.name, "cause": None, "problem": "", "lines": []}
+def _service(paths: ServicePaths, newest: int) -> ServiceLog:
     try:
         own = list(unit_log.lines(paths.unit, None, max(newest, SEARCHED)))
-        lines = [_told("service", line) for line in own[len(own) - newest :]]
+        lines = [Told(line.at, "service", line.text) for line in own[len(own) - newest :]]
         units = {SWITCH: f"pyinfra-vllm-switch-{paths.name}.service", RECOVERY: paths.recovery_unit}
         for kind, unit in units.items():
-            lines += [_told(kind, line) for line in unit_log.lines(unit, None, newest)]
+            lines += [Told(line.at, kind, line.text) for line in unit_log.lines(unit, None, newest)]
     except unit_log.LogError as error:
-        return {**told, "problem": str(error)}
-    return {**told, "cause": failed_start(own), "lines": sorted(lines, key=lambda line: line["at"] or 0.0)}
+        return ServiceLog(paths.name, problem=str(error))
+    lines.sort(key=lambda line: line.at or 0.0)
+    return ServiceLog(paths.name, failed_start(own), lines=tuple(lines))
 
 
-def _told(unit: str, line: Line) -> dict[str, Any]:
-    return {"at": line.at, "unit": unit, "text": line.text}
-
-
-def failed_start(lines: Iterable[Line]) -> dict[str, Any] | None:
+def failed_start(lines: Iterable[Line]) -> FailedStart | None:
     """Why the newest start that did not get as far as taking requests failed; None where none says why.
 
     A client's words are in a server's log once it takes requests, and could pass for a cause: such a start
@@ -58,8 +83,7 @@ def failed_start(lines: Iterable[Line]) -> dict[str, Any] | None:
             continue
         cause = root_cause.find(line.text for line in start)
         if cause:
-            text, traceback = cause.text, list(cause.traceback)
-            return {"at": start[0].at, "process": cause.process, "text": text, "traceback": traceback}
+            return FailedStart(start[0].at, cause.process, cause.text, list(cause.traceback))
     return None
 
 
@@ -77,5 +101,5 @@ def _starts(lines: Iterable[Line]) -> list[list[Line]]:
 
 def main(argv: list[str]) -> int:
     """Prints a JSON list, one entry for each service: ROOT LINES [SERVICE ...]."""
-    json.dump(read(Path(argv[0]), argv[2:], int(argv[1])), sys.stdout)
+    json.dump(list(map(asdict, read(Path(argv[0]), argv[2:], int(argv[1])))), sys.stdout)
     return 0

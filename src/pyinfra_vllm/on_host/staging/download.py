@@ -12,6 +12,7 @@ import hashlib
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Protocol
@@ -187,7 +188,7 @@ class Download:
         self.verified(file, part, sha256)
         return True
 
-    def _judge(self, file: Wanted, event: dict[str, Any]) -> None:
+    def _judge(self, file: Wanted, event: Mapping[str, Any]) -> None:
         """Raise for what asking again will not mend; begin anew what can't be resumed."""
         kind, status = event["kind"], event["status"]
         if kind == "disk":
@@ -216,7 +217,7 @@ class Download:
             )
         self.strikes[file.path] = reason
 
-    def _order(self, todo: dict[str, Wanted]) -> dict[str, Any]:
+    def _order(self, todo: dict[str, Wanted]) -> dict[str, object]:
         return {
             "repo": self.source.repo,
             "commit": self.source.commit,

@@ -17,7 +17,7 @@ import shutil
 import stat
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, cast
@@ -114,7 +114,7 @@ def read_request(path: Path) -> Request:
     return Request(root, source, files, status, lock, verify, part, order, shared)
 
 
-def _wanted(content: dict[str, Any]) -> Wanted:
+def _wanted(content: Mapping[str, Any]) -> Wanted:
     path, size = str(content["path"]), content["size"]
     if reason := manifest.unsafe(path):
         raise ValueError(f"the file name {path!r} {reason}; nothing was written")
@@ -126,7 +126,7 @@ def _wanted(content: dict[str, Any]) -> Wanted:
     return Wanted(path, size, sha256, blob_sha1)
 
 
-def _source(content: dict[str, Any]) -> Source:
+def _source(content: Mapping[str, Any]) -> Source:
     repo, commit = str(content["repo"]), str(content["commit"])
     if not _REPOSITORY.fullmatch(repo) or not _COMMIT.fullmatch(commit):
         raise ValueError(f"no repository at a commit: {repo!r} at {commit!r}")

@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +86,12 @@ def python_with_libtorrent(pythons: Sequence[str]) -> str | None:
     return None
 
 
-def part_of(content: dict[str, Any]) -> Part:
+def part_of(content: Mapping[str, Any]) -> Part:
     """The part in a request. Raises ValueError, TypeError or KeyError where it is none, as `order_of`."""
     return Part(*(_whole(content[name]) for name in ("begin", "end", "piece")))
 
 
-def order_of(content: dict[str, Any]) -> Order:
+def order_of(content: Mapping[str, Any]) -> Order:
     peers = tuple((str(address), _whole(port)) for address, port in content["peers"])
     for name in ("piece", "port"):
         _whole(content[name])
@@ -129,7 +129,7 @@ def fetch_part(
     return hashes
 
 
-def _recorded(path: Path) -> dict[str, Any]:
+def _recorded(path: Path) -> Mapping[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -257,7 +257,7 @@ class Swarm:
                 os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
         return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
-    def _told(self, *, complete: bool) -> dict[str, Any]:
+    def _told(self, *, complete: bool) -> dict[str, object]:
         """The child's order."""
         return {
             "directory": str(self.tree.parent),
@@ -275,13 +275,13 @@ class Swarm:
         }
 
 
-def _number(event: dict[str, Any], name: str) -> int:
+def _number(event: Mapping[str, object], name: str) -> int:
     """A number that the child tells; it listens to other hosts, so it is not believed to tell any."""
     value = event.get(name)
     return value if isinstance(value, int) and 0 <= value < 1 << 63 else 0
 
 
-def _sharing(event: dict[str, Any]) -> str:
+def _sharing(event: Mapping[str, object]) -> str:
     lacking, connected = _number(event, "lacking"), _number(event, "connected")
     return f"has all of it; {lacking} of {connected} connected hosts still lack some"
 

@@ -6,7 +6,7 @@ Takes anything that JSON can hold, however large or deep, and raises nothing but
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # Beyond these a number is damage, and ratios of such numbers leave what a float can hold.
@@ -22,13 +22,13 @@ class RecordError(ValueError):
     """A record that can't be judged: the message names the record, the place and what is wrong with it."""
 
 
-def required(value: dict[str, Any], key: str, where: str) -> Any:
+def required(value: Mapping[str, Any], key: str, where: str) -> Any:
     if key not in value:
         raise RecordError(f"{where}.{key} is missing")
     return value[key]
 
 
-def number_at(value: dict[str, Any], key: str, where: str) -> float:
+def number_at(value: Mapping[str, Any], key: str, where: str) -> float:
     """The number under that key. Raises RecordError where there is none that one can compare."""
     found = required(value, key, where)
     number(found, f"{where}.{key}")
@@ -133,7 +133,7 @@ def or_null(check: Check) -> Check:
     return lambda value, where: None if value is None else check(value, where)
 
 
-def optional(value: dict[str, Any], where: str, known: dict[str, Check]) -> None:
+def optional(value: Mapping[str, Any], where: str, known: Mapping[str, Check]) -> None:
     """A known key may be left out, and is an error where it is there and can't be used."""
     for key, check in known.items():
         if key in value:

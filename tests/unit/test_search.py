@@ -8,6 +8,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import permutations
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.bench.record import Phase, Record
 from pyinfra_vllm.on_host.gate.calibration import calibration
 from pyinfra_vllm.on_host.gate.noise import Noise
 from pyinfra_vllm.on_host.gate.relative import compare
@@ -32,19 +34,20 @@ Draw = Callable[[random.Random, float], float]  # seconds of a look -> log ratio
 
 
 @cache
-def unchanged(trace: str) -> tuple[dict[str, Any], ...]:
-    return tuple(json.loads(lzma.decompress((TRACES / f"{trace}.json.xz").read_bytes()))["unchanged"])
+def unchanged(trace: str) -> tuple[Record, ...]:
+    values = json.loads(lzma.decompress((TRACES / f"{trace}.json.xz").read_bytes()))["unchanged"]
+    return tuple(Record.read(value, f"run {place}") for place, value in enumerate(values))
 
 
-def shortened(phase: dict[str, Any], rounds: list[int]) -> dict[str, Any]:
+def one_stream(run: Record) -> Phase:
+    return next(phase for phase in run.phases if phase.name == "c1")
+
+
+def shortened(phase: Phase, rounds: list[int]) -> Phase:
     """The phase as if only these rounds had been measured."""
-    kept = [each for each in phase["rounds"] if each["round"] in rounds]
-    return {
-        **phase,
-        "rounds": kept,
-        "duration_s": sum(each["duration_s"] for each in kept),
-        "requests": [each for each in phase["requests"] if each["round"] in rounds],
-    }
+    kept = tuple(each for each in phase.rounds if each.round in rounds)
+    requests = tuple(each for each in phase.requests if each.round in rounds)
+    return replace(phase, rounds=kept, requests=requests, duration_s=sum(each.duration_s for each in kept))
 
 
 @cache
@@ -52,16 +55,14 @@ def recorded(trace: str, budget_s: float) -> Draw:
     """Ratios of two runs of an unchanged server, by the gate's own comparison of tokens/s at one stream: of a
     short look only the first of some rounds, of a long one all of them.
     """
-    phases = [next(each for each in run["phases"] if each["name"] == "c1") for run in unchanged(trace)]
+    phases = [one_stream(run) for run in unchanged(trace)]
     pairs = list(permutations(phases, 2))
     drawn: dict[tuple[int, int, int], float] = {}
 
     def draw(source: random.Random, look_s: float) -> float:
         place = source.randrange(len(pairs))
         before, after = pairs[place]
-        common = sorted(
-            {each["round"] for each in before["rounds"]} & {each["round"] for each in after["rounds"]}
-        )
+        common = sorted({each.round for each in before.rounds} & {each.round for each in after.rounds})
         count = max(2, min(len(common), round(len(common) * look_s / budget_s)))
         first = source.randrange(len(common) - count + 1)
         if (place, first, count) not in drawn:
@@ -195,7 +196,7 @@ def test_looks_are_short_only_where_they_tell_something() -> None:
 
 def test_deviation_is_what_the_calibration_was_made_of() -> None:
     runs = unchanged("h200")
-    phases = [next(each for each in run["phases"] if each["name"] == "c1") for run in runs]
+    phases = [one_stream(run) for run in runs]
     logs = []
     for phase in phases:
         ratios = [

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
 from ..openai.client import Client, ClientError, Refused
 from ..state import durable, secrets_file
-from ..state.paths import ServicePaths
-from . import compile_cache, kv_cache, root_cause, sockets, systemd
+from ..state.paths import API_SOCKET, CONTROL_SOCKET, FRONT_FILES, ServicePaths, awake
+from . import compile_cache, front, kv_cache, root_cause, sockets, systemd
+from .control import SERVING, Control, Mute
+from .control import Refused as NotDone
 from .release import Release
 
 POLL_S = 1.0
@@ -26,6 +31,8 @@ DOWN = ("inactive", "failed")
 RUN = Path("/run")
 RUN_BYTES_NEEDED = 20 << 20  # newer systemd refuses to reload below 16 MiB (RELOAD_DISK_SPACE_MIN)
 INODES_NEEDED = 64  # links, evidence and a few files of the release's cache
+FRONT_STOP_S = 90.0
+SYSTEMD = "init.scope"  # the unit of systemd itself, which listens for the front
 STOP_LIMIT_S = 3600.0  # of a release whose own limit can't be read; systemd knows the unit's
 
 
@@ -50,11 +57,16 @@ class Foreign(Exception):
 
 
 class Service:
-    """Acts on the unit and asks its server; keeps no state of its own."""
+    """Acts on the unit and asks its server; keeps no state of its own.
 
-    def __init__(self, paths: ServicePaths, say: Say) -> None:
+    + unit: the one that is asked; left out: the current release's. A release with standby has its own before
+        it is current
+    """
+
+    def __init__(self, paths: ServicePaths, say: Say, unit: str | None = None) -> None:
         self.paths = paths
         self.say = say
+        self.unit = unit or paths.unit
         self._known: frozenset[sockets.Listener] = frozenset()  # listeners that were shown to be the unit's
 
     def point_at(self, release_id: str | None) -> None:
@@ -67,6 +79,7 @@ class Service:
                 if not self._foreign(link):
                     durable.remove(link)
             durable.remove(self.paths.current)
+            self._take_front_away()
         else:
             durable.point(self.paths.current, self.paths.release(release_id), keep=True)
             self._mend_links()
@@ -90,8 +103,8 @@ class Service:
         return {link: target for link, target in self._links.items() if not _leads(link, target)}
 
     def _mend_links(self) -> None:
-        self.paths.wants_link.parent.mkdir(exist_ok=True)
         for link, target in self._links.items():
+            link.parent.mkdir(exist_ok=True)
             if self._foreign(link):
                 self._set_aside(link)
             durable.link_absolutely(link, target)
@@ -109,14 +122,43 @@ class Service:
     @property
     def _links(self) -> dict[Path, Path]:
         """How systemd finds the unit, and that it is to start at boot: each link and where it leads."""
-        return {
-            self.paths.unit_link: self.paths.current / "vllm.service",
-            self.paths.wants_link: self.paths.unit_link,
-        }
+        unit, wants = self.paths.unit_link, self.paths.wants_link
+        current = self._with_front
+        if current is None:
+            return {unit: self.paths.current / "vllm.service", wants: unit}
+        server = self.server_link(current)
+        return {**server, unit: next(iter(server)), wants: unit, **self.paths.front_links}
+
+    @property
+    def _with_front(self) -> str | None:
+        """The current release, where clients ask the front for it."""
+        try:
+            current = self.paths.linked(self.paths.current)
+        except OSError:  # not even a link
+            return None
+        return current if current and self.paths.has_front(current) else None
+
+    def server_link(self, release_id: str) -> dict[Path, Path]:
+        """How systemd finds the server of a release with standby, current or not."""
+        link = self.paths.units / self.paths.server_unit(release_id)
+        return {link: self.paths.release(release_id) / "vllm.service"}
+
+    def lay_server(self, release_id: str) -> None:
+        """Have systemd know the server of a release with standby that is not current."""
+        for link, target in self.server_link(release_id).items():
+            durable.link_absolutely(link, target)
+        systemd.daemon_reload()
 
     def _foreign(self, link: Path) -> bool:
         there = link.is_symlink() or link.exists()
-        return there and not _leads(link, self._links[link])
+        return there and not _leads(link, self._links[link]) and not self._was_ours(link)
+
+    def _was_ours(self, link: Path) -> bool:
+        """Whether the unit's link leads where another release needs it: with standby to its server's unit."""
+        if link != self.paths.unit_link or not link.is_symlink():
+            return False
+        target = link.readlink()
+        return target == self.paths.current / "vllm.service" or self.paths.is_server(target)
 
     def no_foreign_unit(self) -> None:
         """Raises Foreign where the unit's name is taken by a unit that we did not make."""
@@ -150,14 +192,70 @@ class Service:
         return ""
 
     def stop(self, release: Release | None) -> None:
-        """Stop the unit; the release says how long that may take.
+        """Stop all servers of the service; the release says how long that may take.
 
         Takes its key out of its cache where vLLM put it there.
         """
-        systemd.stop(self.paths.unit, release.stop_limit_s if release else STOP_LIMIT_S)
+        limit_s = release.stop_limit_s if release else STOP_LIMIT_S
+        for release_id in self.paths.server_units():
+            self.stop_server(release_id, limit_s)
+        systemd.stop(self.paths.unit, limit_s)
         for cache in self.paths.caches:
             for problem in compile_cache.forget_keys(cache):
                 self.say(f"the cache may still hold a key: {problem}")
+
+    def stop_server(self, release_id: str, limit_s: float = STOP_LIMIT_S) -> None:
+        """Stop the server of a release with standby, and forget its unit unless the release is current."""
+        with suppress(Mute, NotDone):
+            self.control(release_id).tell("end")  # vLLM's end waits for its connections
+        systemd.stop(self.paths.server_unit(release_id), limit_s)
+        if release_id != self.paths.linked(self.paths.current):
+            for link in self.server_link(release_id):
+                durable.remove(link)
+
+    def stop_others(self) -> None:
+        """Stop each server of the service that is not the current release's."""
+        current = self.paths.linked(self.paths.current)
+        for release_id in self.paths.server_units():
+            if release_id != current:
+                self.stop_server(release_id)
+
+    def control(self, release_id: str) -> Control:
+        folder = self.paths.sockets_folder(release_id)
+        return Control(folder / CONTROL_SOCKET, self.paths.server_unit(release_id))
+
+    def _lay_front(self) -> None:
+        """Before a start: systemd listens at the address of a release with standby, and of no other."""
+        current = self._with_front
+        if current is None:
+            self._take_front_away()
+            return
+        target = self.paths.sockets_folder(current) / API_SOCKET
+        target.parent.parent.mkdir(mode=0o755, exist_ok=True)
+        front.lead(awake(self.paths.name), target)
+        unit = self.paths.front_unit(FRONT_FILES[0])
+        shown = systemd.show(unit, "ActiveState", "Listen")
+        if shown.get("ActiveState") == "active" and shown.get("Listen") != self._declared_address(current):
+            self._stop_front()
+        systemd.start(unit)
+
+    def _declared_address(self, release_id: str) -> str:
+        text = (self.paths.release(release_id) / FRONT_FILES[0]).read_text(encoding="utf-8")
+        lines = (line.partition("=") for line in text.splitlines())
+        return next(f"{value} (Stream)" for name, _, value in lines if name == "ListenStream")
+
+    def _take_front_away(self) -> None:
+        """A release without standby listens on the port by itself."""
+        links = [link for link in self.paths.front_links if link.is_symlink()]
+        if links:
+            self._stop_front()
+            for link in links:
+                durable.remove(link)
+            systemd.daemon_reload()
+
+    def _stop_front(self) -> None:
+        for file in FRONT_FILES:
+            systemd.stop(self.paths.front_unit(file), FRONT_STOP_S)
 
     @property
     def down(self) -> bool:
@@ -166,7 +264,7 @@ class Service:
         Asked twice: on its way from a crash to the next start a unit is inactive for a moment.
         """
         for _ in range(2):
-            if systemd.show(self.paths.unit, "ActiveState")["ActiveState"] not in DOWN:
+            if systemd.show(self.unit, "ActiveState")["ActiveState"] not in DOWN:
                 return False
             time.sleep(POLL_S)
         return True
@@ -174,14 +272,33 @@ class Service:
     def start(self) -> str | None:
         """Start what `current` points to; returns a mark in the log from which its lines begin."""
         cursor = systemd.log_cursor()
+        self._lay_front()
         systemd.start(self.paths.unit)
         return cursor
 
     def running_release(self) -> str | None:
-        return systemd.running_release(self.paths.unit)
+        return systemd.running_release(self.unit)
 
-    def client(self, release: Release, timeout_s: float = FLOW_TIMEOUT_S) -> Client:
-        """Sends nothing, and so no key, to anybody but the unit's own server."""
+    def client(
+        self,
+        release: Release,
+        timeout_s: float = FLOW_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
+    ) -> Client:
+        """Sends nothing, and so no key, to anybody but the unit's own server.
+
+        + headers: sent with each request, where the server has a socket of its own
+        """
+        if release.sockets:
+            return Client(
+                release.url,
+                release.model,
+                api_key=self._api_key(release),
+                timeout_s=timeout_s,
+                unix=release.sockets / API_SOCKET,
+                prove=lambda connected: self._prove(connected, release),
+                headers=headers,
+            )
         return Client(
             release.url,
             release.model,
@@ -189,6 +306,11 @@ class Service:
             timeout_s=timeout_s,
             listener=lambda: self._listener(release.port),
         )
+
+    def _prove(self, connected: socket.socket, release: Release) -> None:
+        found, unit = sockets.unit_behind(connected), self.paths.server_unit(release.id)
+        if found != unit:
+            raise Refused(f"{release.sockets} belongs to {found or 'no unit'}, not to {unit}")
 
     def _listener(self, port: int) -> frozenset[sockets.Listener]:
         """The listeners on the port.
@@ -199,9 +321,9 @@ class Service:
         if not found:
             raise Refused(f"nothing listens on port {port}")
         if not found <= self._known:
-            strangers = sockets.strangers(port, self.paths.unit, found - self._known)
+            strangers = sockets.strangers(port, self.unit, found - self._known)
             if strangers:
-                raise Refused(f"port {port} is held by {', '.join(strangers)}, not by {self.paths.unit}")
+                raise Refused(f"port {port} is held by {', '.join(strangers)}, not by {self.unit}")
             self._known |= found
         return found
 
@@ -237,26 +359,41 @@ class Service:
 
     @property
     def crashes(self) -> int:
-        return int(systemd.show(self.paths.unit, "NRestarts").get("NRestarts") or 0)
+        return int(systemd.show(self.unit, "NRestarts").get("NRestarts") or 0)
 
     def no_stranger(self, release: Release) -> None:
         """Raises PortTaken where another program has the release's port: it would answer in its place."""
-        found = sockets.strangers(release.port, self.paths.unit)
+        found = sockets.strangers(release.port, self.unit)
+        if found and self._has_front:
+            found = [name for name in sockets.strangers(release.port, SYSTEMD) if name in found]
         if found:
-            raise PortTaken(f"port {release.port} is held by {', '.join(found)}, not by {self.paths.unit}")
+            raise PortTaken(f"port {release.port} is held by {', '.join(found)}, not by {self.unit}")
+
+    @property
+    def _has_front(self) -> bool:
+        """Whether systemd listens for this service."""
+        if self._with_front is None:
+            return False
+        return (
+            systemd.show(self.paths.front_unit(FRONT_FILES[0]), "ActiveState").get("ActiveState") == "active"
+        )
 
     def _flow_problem(self, release: Release, timeout_s: float = FLOW_TIMEOUT_S) -> str:
         try:
+            if release.sockets and (state := self.control(release.id).state().state) != SERVING:
+                return f"it is {state}"
             self.client(release).tokens_flow(timeout_s)
+        except Mute as error:
+            return str(error)
         except ClientError as error:
             return str(error)
         return ""
 
     def _no_crash_loop(self, before: int, unproven_since: str | None) -> None:
         wanted = ("ActiveState", "SubState", "NRestarts", "Result", "ExecMainStatus")
-        state = systemd.show(self.paths.unit, *wanted)
+        state = systemd.show(self.unit, *wanted)
         if state["ActiveState"] == "inactive" and self.down:
-            raise Stopped(f"{self.paths.unit} was stopped by somebody while its tokens were waited for")
+            raise Stopped(f"{self.unit} was stopped by somebody while its tokens were waited for")
         crashes = int(state.get("NRestarts") or 0) - before
         loops = state["ActiveState"] == "failed" or crashes > CRASHES_ALLOWED
         if not loops and (unproven_since is None or state.get("SubState") != "auto-restart"):
@@ -270,10 +407,10 @@ class Service:
             raise NotServing(f"{ended}: {cause} ({status})" if cause else f"{ended} ({status})")
 
     def log(self, cursor: str | None) -> list[str]:
-        return systemd.log_since(self.paths.unit, cursor)
+        return systemd.log_since(self.unit, cursor)
 
     def log_of_start(self, cursor: str | None) -> list[str]:
-        return systemd.log_of_start(self.paths.unit, cursor)
+        return systemd.log_of_start(self.unit, cursor)
 
     def kv_cache(self, release: Release, log: list[str]) -> dict[str, Any]:
         """The server's own figures of its KV cache; from the log alone where it has no /metrics."""

@@ -111,6 +111,7 @@ def _of_this_start(unit: str) -> dict[str, str]:
 def _oldest_process(unit: str) -> str:
     """The number of the process that began first in the unit's control group; "0" where there is none."""
     began: dict[str, int] = {}
+    unit = running.own_name(unit)
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if cgroup.unit_of(process) == unit:

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
+from ..state import running
+
 LONGEST_LINE = 16_384  # characters; vLLM's own longest, its configuration, has about 4,000
 HEAD_BYTES, TAIL_BYTES = 1 << 20, 3 << 20  # of a log that is kept: how it began and how it ended
 LONGEST_ENTRY = 1 << 20  # bytes of JSON; an entry beyond that is no line of a log
@@ -53,7 +55,14 @@ def lines(unit: str, cursor: str | None, newest: int | None = None) -> Iterator[
     # `--after-cursor` would skip the unit's first entry where the marked one is another unit's (systemd 252).
     after = [f"--cursor={cursor}"] if cursor else []
     some = [f"--lines={newest}"] if newest else []
-    command = ["journalctl", "--quiet", "--no-pager", f"--unit={unit}", "--all", "--output=json"]
+    command = [
+        "journalctl",
+        "--quiet",
+        "--no-pager",
+        f"--unit={running.own_name(unit)}",
+        "--all",
+        "--output=json",
+    ]
     command += [f"--output-fields={FIELDS}", *some, *after]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         overdue = threading.Timer(LIMIT_S, child.kill)

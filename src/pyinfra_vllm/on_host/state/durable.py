@@ -137,10 +137,13 @@ def _ready(link: Path, target: Path) -> Path:
 
 
 def link_absolutely(link: Path, target: Path) -> None:
-    """Have a link to the target, by its absolute path, unless there is one already."""
+    """Have a link to the target, by its absolute path; one that leads elsewhere is replaced in one step."""
     if link.is_symlink() and link.readlink() == target:
         return
-    link.symlink_to(target)
+    ready = _partial(link)
+    ready.unlink(missing_ok=True)
+    ready.symlink_to(target)
+    ready.replace(link)
     sync_directory(link.parent)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,9 @@ API_SOCKET, CONTROL_SOCKET = "api.sock", "control.sock"
 RUN = Path("/run")
 # Folders beside those of the services: no service may have such a name.
 SHARED = ("bin", "checkpoints", "runtimes")
+
+
+_SERVER = re.compile(r"vllm-(.+)\.([0-9a-f]{12})\.service")
 
 
 def server_unit(service: str, release_id: str) -> str:
@@ -105,6 +109,36 @@ class ServicePaths:
     @property
     def wants_link(self) -> Path:
         return self.units / "multi-user.target.wants" / self.unit
+
+    def has_front(self, release_id: str) -> bool:
+        """Whether clients ask the service's front, which leads to the socket of this release's server."""
+        return (self.release(release_id) / FRONT_FILES[0]).is_file()
+
+    def server_unit(self, release_id: str) -> str:
+        """The unit of a server with standby, of which `unit` is an alias while the release is current."""
+        return server_unit(self.name, release_id)
+
+    def sockets_folder(self, release_id: str) -> Path:
+        return sockets_folder(self.name, release_id)
+
+    def server_units(self) -> dict[str, str]:
+        """The unit of each server with standby that systemd may know, by its release."""
+        found = (re.fullmatch(_SERVER, link.name) for link in self.units.glob(f"vllm-{self.name}.*.service"))
+        return {named[2]: named[0] for named in found if named and named[1] == self.name}
+
+    def is_server(self, unit: Path) -> bool:
+        return unit.parent == self.units and unit.name in self.server_units().values()
+
+    def front_unit(self, file: str) -> str:
+        """The name by which systemd knows a unit of the front."""
+        return f"vllm-{self.name}-{file}"
+
+    @property
+    def front_links(self) -> dict[Path, Path]:
+        """How systemd finds the front, and that it is to listen at boot: each link and where it leads."""
+        links = {self.units / self.front_unit(file): self.current / file for file in FRONT_FILES}
+        socket = self.front_unit(FRONT_FILES[0])
+        return {**links, self.units / "sockets.target.wants" / socket: self.units / socket}
 
     def release(self, release_id: str) -> Path:
         return self.releases / release_id

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 STARTED = Path("/run/pyinfra-vllm/started")  # a file for each unit, see templates/vllm.service.j2
+UNITS = Path("/etc/systemd/system")
 INVOCATIONS = Path("/run/systemd/units")
 PROPERTIES = (
     "ActiveState",
@@ -22,6 +23,15 @@ PROPERTIES = (
     "Environment",
 )
 _LOADED = re.compile(r"(?:^| )PYINFRA_VLLM_RELEASE=([0-9a-f]+)(?: |$)")
+
+
+def own_name(unit: str, units: Path = UNITS) -> str:
+    """The unit's own name, where the given one is an alias of it: only systemd itself knows aliases."""
+    try:
+        target = (units / unit).readlink()
+    except OSError:
+        return unit
+    return target.name if target.parent == units else unit
 
 
 def release(unit: str, shown: dict[str, str], started: Path = STARTED) -> str | None:
@@ -37,7 +47,7 @@ def release(unit: str, shown: dict[str, str], started: Path = STARTED) -> str | 
 def written_down(unit: str, shown: dict[str, str], started: Path = STARTED) -> str | None:
     """The release that this very start was of; None where root did not write that down."""
     try:
-        words = (started / unit).read_text(errors="replace").split()
+        words = (started / own_name(unit)).read_text(errors="replace").split()
     except OSError:
         return None
     this = shown.get("InvocationID")
@@ -49,7 +59,7 @@ def invocation(unit: str) -> str:
     is none.
     """
     try:
-        return str((INVOCATIONS / f"invocation:{unit}").readlink())
+        return str((INVOCATIONS / f"invocation:{own_name(unit)}").readlink())
     except OSError:
         return ""
 

@@ -28,6 +28,7 @@ from ..state import durable, evidence, journal, manifest
 from ..state.journal import Entry, Journal
 from ..state.lock import LOOK_S, Held, exclusive
 from ..state.paths import UNITS, ServicePaths, services
+from . import standby
 from .order import ROLLBACK
 
 RESTORE_ATTEMPTS = 3  # where a start fails at once; one that takes too long is not tried again
@@ -396,13 +397,15 @@ def _end_restored(left: Left, service: Service) -> str:
 
 
 def mend_links(service: Service) -> None:
-    """The last thing before an end: somebody may have disabled, masked or edited the unit meanwhile.
+    """The last thing before an end: somebody may have disabled, masked or edited the unit meanwhile, and no
+    server but the current release's runs on.
 
     What serves is right. Where the links can't be mended, the next switch says why.
     """
     try:
         if service.paths.linked(service.paths.current) is not None:
             service.mend_links()
+            service.stop_others()
     except (systemd.SystemdError, OSError) as problem:
         service.say(f"{service.paths.unit} could not be enabled again: {problem}")
 
@@ -563,6 +566,8 @@ def restore(
     if not _has(log, "restore", "intended"):
         why = {"reason": reason, "rejects": rejects} if reason else {}
         log.try_write("restore", "intended", release=old_id, limit_s=limit_s, **why)
+    if old_id:
+        standby.back(service, log, old_id, new_id, limit_s)
     problem = bring_up(service, old_id, limit_s) if old_id else _take_away(service, new_id)
     if problem:
         serving, restarted = _last_resort(service, old_id, new_id, limit_s) if old_id else (None, False)

@@ -19,7 +19,7 @@ from ..bench.record import Record
 from ..gate import gate, precision, soak
 from ..gate.noise import Noise
 from ..gate.verdict import FAIL, INCONCLUSIVE, PASS, Verdict
-from ..server import carried_cache, gpu_memory, hooks, kernel, root_cause
+from ..server import carried_cache, gpu_memory, hooks, kernel, root_cause, systemd
 from ..server import release as releases
 from ..server.release import NotReady, Release
 from ..server.service import NotServing, PortTaken, Service, Stopped
@@ -29,8 +29,9 @@ from ..state.evidence import Evidence
 from ..state.journal import Journal
 from ..state.lock import exclusive
 from ..state.paths import ServicePaths
-from . import recovery, saturation
+from . import pair, recovery, saturation, standby
 from .order import ROLLBACK, ROLLOUT, Order
+from .two_servers import Failed
 
 COMMITTED, ROLLED_BACK, DEFERRED, REFUSED = "committed", "rolled_back", "deferred", "refused"
 INTERRUPTED, RESTORE_FAILED = "interrupted", recovery.RESTORE_FAILED
@@ -164,6 +165,8 @@ class Switch(Transaction):
         self.before: Record | None = None
         self.lost_baseline = ""  # why there is none, though the old release served when the switch began
         self.after: Record | None = None
+        self.candidate = self.service  # asks the unit that the new release runs in
+        self.turns: standby.Turns | None = None  # where the old release sleeps meanwhile
 
     def run(self) -> str:
         self._begin()
@@ -171,6 +174,7 @@ class Switch(Transaction):
             new = self._prove_both_ways()
             self.hooks.drain()
             self._measure_before()
+            self._ask_canary()
             self._last_start()
             self._reserve_rollback(new)
         except TooLate as reason:
@@ -179,6 +183,7 @@ class Switch(Transaction):
             return self._end(REFUSED, str(reason) or type(reason).__name__)
         try:
             verdict = self._go_forward(new)
+            self._point(new)
             self.journal.write("commit", "done", release=new.id, verdict=verdict.verdict)
         except Exception as reason:  # whatever it is: from `activate` on the only other way is back
             return self._go_back(new, reason)
@@ -206,9 +211,23 @@ class Switch(Transaction):
             if self.order.purpose != ROLLBACK:
                 result.update(chat_template.check(new))
             result.update(self._carry_cache(new))
+        self._choose_way(new)
         self._share_phases(new, *filter(None, [self.old]))
         self.evidence.keep_release(new.id)
         return new
+
+    def _choose_way(self, new: Release) -> None:
+        """Whether the old release sleeps while the new one is judged, and if not, why."""
+        problem = standby.refusal(self.paths, self.old, new)
+        if problem is None:
+            return
+        if not problem and self.old and not self.service.serves(self.old):
+            problem = "the old release does not serve"
+        self.journal.write("standby", "note", standby=not problem, because=problem)
+        if not problem and self.old:
+            start_s = self.order.ready_timeout_s
+            self.turns = standby.Turns(self.service, self.journal, self.old, new, start_s)
+            self.candidate = Service(self.paths, self.evidence.say, self.paths.server_unit(new.id))
 
     def _carry_cache(self, new: Release) -> dict[str, str]:
         """Compiled code of the release that serves, for one that was never started; without it, it compiles
@@ -270,6 +289,11 @@ class Switch(Transaction):
                 self.lost_baseline = f"{self.paths.unit} was stopped while it was measured"
                 result["baseline"] = self.lost_baseline
 
+    def _ask_canary(self) -> None:
+        """What the old release answers before it ever sleeps."""
+        if self.turns:
+            self.turns.keep_canary(pair.OLD)
+
     def _measure_well(self, old: Release) -> Record:
         """The baseline, measured beyond its budget where it varies so much that it could not resolve the
         margins: once the old release is stopped, its side of the doubt can't be measured away any more. Never
@@ -323,14 +347,18 @@ class Switch(Transaction):
             self.service.no_stranger(new)
             self.service.no_foreign_unit()
             recovery.reserve(self.paths, self.old_id, new.id)
+            if self.turns:
+                self.service.lay_server(new.id)
 
     def _go_forward(self, new: Release) -> Verdict:
         cursor = self._activate(new)
         limit_s = self.order.ready_timeout_s
         try:
             with self.journal.step("ready", release=new.id, limit_s=limit_s) as result:
-                after_s = self.service.wait_until_serving(new, limit_s, unproven_since=cursor)
+                after_s = self.candidate.wait_until_serving(new, limit_s, unproven_since=cursor)
                 result["after_s"] = round(after_s, 1)
+            if self.turns:
+                self.turns.keep_canary(pair.NEW)
             self._note_cache(new)
             if self.order.purpose == ROLLBACK:
                 return Verdict(PASS, (), ("a rollback asks only that tokens flow",))
@@ -342,7 +370,7 @@ class Switch(Transaction):
     def _keep_log(self, cursor: str | None) -> None:
         """For people: what becomes of it must not hide why the release goes back."""
         try:
-            self.log = self.service.log(cursor)
+            self.log = self.candidate.log(cursor)
             self.evidence.keep_log(self.log)
         except Exception as error:
             self.evidence.say(f"the service's log could not be kept: {error}")
@@ -350,17 +378,49 @@ class Switch(Transaction):
     def _activate(self, new: Release) -> str | None:
         """The point of no return: from here the journal demands an end."""
         ends: dict[str, Any] = {"from": self.old_id, "to": new.id}
+        if self.turns:
+            return self._turn_to_new(self.turns, ends)
         with self.journal.step("activate", **ends):
-            self.service.point_at(new.id)
-            self.service.stop(self.old or new)
+            if self._is_other_kind(new):
+                self.service.stop(self.old or new)
+                self.service.point_at(new.id)
+            else:
+                self.service.point_at(new.id)
+                self.service.stop(self.old or new)
             return self.service.start()
+
+    def _is_other_kind(self, new: Release) -> bool:
+        """Whether the name of the old release's unit becomes an alias of another's, or the other way round:
+        systemd must not see that of a unit that runs.
+        """
+        return self.old is not None and bool(self.old.sockets) != bool(new.sockets)
+
+    def _turn_to_new(self, turns: standby.Turns, ends: dict[str, Any]) -> str | None:
+        """The old release sleeps, the new one starts, and clients that waited are served by it."""
+        with self.journal.step("activate", standby=True, **ends):
+            cursor = systemd.log_cursor()
+            try:
+                turns.reach(pair.TURN_TO_NEW)
+            except Failed as problem:
+                self._keep_log(cursor)
+                raise NotServing(str(problem)) from problem
+            return cursor
+
+    def _point(self, new: Release) -> None:
+        """With standby `current` is the old release until here, so that a power cut boots that."""
+        if self.turns:
+            with self.journal.step("point", release=new.id):
+                self.service.point_at(new.id)
 
     def _check_kernel(self, new: Release, cursor: str | None) -> Mapping[str, Any]:
         with self.journal.step("kernel", release=new.id) as result:
-            log = self.service.log_of_start(cursor)
+            log = self.candidate.log_of_start(cursor)
             result.update(kernel.check(log, new.runtime_version, new.kernels))
             checked = dict(result)
-            result["kv_cache"] = {"predicted": new.predicted_fit, "measured": self.service.kv_cache(new, log)}
+            result["kv_cache"] = {
+                "predicted": new.predicted_fit,
+                "measured": self.candidate.kv_cache(new, log),
+            }
             return checked
 
     def _judge(self, new: Release, checked: Mapping[str, Any]) -> Verdict:
@@ -378,7 +438,7 @@ class Switch(Transaction):
         self.journal.write("judge", "done", **verdict.as_dict(), criteria=self.criteria.as_dict())
         if not gate.may_stay(verdict, self.criteria):
             raise Worse(verdict.conclusion(), verdict)
-        if not self.service.serves(new):
+        if not self.candidate.serves(new):
             raise Worse("its tokens stopped flowing after the measurement", verdict)
         self._tell(verdict)
         return verdict
@@ -414,6 +474,9 @@ class Switch(Transaction):
 
     def _settle(self, new: Release) -> None:
         """Brings the links and lists in line with a commit."""
+        if self.turns:
+            self.turns.reach(pair.FORWARD)  # whoever waits for the old release is answered first
+            self.service.stop_others()
         self.service.mend_links()  # somebody may have disabled the unit meanwhile
         given_up = (self.order.reason or recovery.BY_HAND) if self.order.purpose == ROLLBACK else None
         recovery.settle_commit(self.paths, self.old_id, new.id, given_up, self.journal.tx)

@@ -1,0 +1,185 @@
+"""A switch with standby: the old release sleeps on the card while the new one is judged (docs/standby.md).
+
+Says whether a switch can have that, and builds what `two_servers` acts on: the transaction and a recovery
+that knows nothing but the journal build the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+from ..inspect import gpus as inspect_gpus
+from ..inspect import nvidia
+from ..openai.client import ClientError
+from ..server import gpu_memory, systemd
+from ..server import release as releases
+from ..server.control import Mute
+from ..server.release import NotReady, Release
+from ..server.service import Service
+from ..state.journal import Journal
+from ..state.paths import FRONT_FILES, ServicePaths, awake
+from . import pair
+from .pair import NEW, OLD, Act
+from .two_servers import Limits, Member, TwoServers
+
+PASS = "X-Pyinfra-Vllm-Pass"
+# The canary questions, asked at temperature 0: the answers after each wake are those before the first sleep.
+QUESTIONS = (
+    "Count from one to ten: one two",
+    "The capital of France is",
+    "def add(a, b):\n    return",
+)
+CANARY_TOKENS, CANARY_S = 16, 60.0
+# vLLM's own default share of a card (0.92 from 0.20 on), for a release whose command line says none.
+DEFAULT_SHARE = 0.92
+SPARE_MIB = 512  # a server that sleeps keeps at least as much, so that a wake needs less than it had before
+CANARIES, ACTS = "canary", "turn"  # entries of the journal
+
+
+def refusal(paths: ServicePaths, old: Release | None, new: Release) -> str | None:
+    """Why this switch is today's; empty where the old release can sleep, None where nobody asked for it."""
+    if new.sockets is None:
+        return None
+    if old is None:
+        return "there is no old release that could sleep"
+    if old.sockets is None:
+        return "the old release was started without it; the next switch has it"
+    if old.id == new.id:
+        return "the old release and the new one are the same"
+    if _front(paths, old) != _front(paths, new):
+        return "clients are to ask at another address"
+    return ""
+
+
+def _front(paths: ServicePaths, release: Release) -> list[str]:
+    return [(paths.release(release.id) / file).read_text(encoding="utf-8") for file in FRONT_FILES]
+
+
+class Turns:
+    """The two servers of one switch, and what its journal knows of them."""
+
+    def __init__(
+        self, service: Service, log: Journal, old: Release, new: Release, start_s: float, must: bool = True
+    ) -> None:
+        self.service, self.log, self.must = service, log, must
+        self.releases = {OLD: old, NEW: new}
+        members = (self._member(OLD), self._member(NEW))
+        link = awake(service.paths.name)
+        self.two = TwoServers(*members, link, self._room, self._note, Limits(start_s=start_s))
+
+    def reach(self, goal: pair.Goal) -> list[Act]:
+        return self.two.reach(goal)
+
+    def keep_canary(self, who: str) -> None:
+        """Write down what this server answers now. Raises ClientError where it does not answer."""
+        self._write(CANARIES, "done", release=self.releases[who].id, answers=self._answers(who, ""))
+
+    def _member(self, who: str) -> Member:
+        release = self.releases[who]
+        assert release.sockets is not None
+        unit = self.service.paths.server_unit(release.id)
+        return Member(unit, release.sockets, lambda api, key: self._is_right(who, key))
+
+    def _is_right(self, who: str, key: str) -> bool:
+        """Whether it answers as before. One that nobody had asked before must answer at all."""
+        try:
+            answers = self._answers(who, key)
+        except ClientError as error:
+            self.service.say(f"canary of the {who} release: {error}")
+            return False
+        kept = self._kept(CANARIES, release=self.releases[who].id)
+        return kept is None or kept.get("answers") == answers
+
+    def _answers(self, who: str, key: str) -> str:
+        client = self.service.client(self.releases[who], CANARY_S, {PASS: key} if key else None)
+        client.negotiate(CANARY_S)
+        texts = [client.stream(each, CANARY_TOKENS, CANARY_S, require_usage=False).text for each in QUESTIONS]
+        return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+    def _note(self, act: Act) -> None:
+        """Ahead of each act; a sleep with the memory that its server has, which a wake needs again."""
+        used = {"used_mib": gpu_memory.used_mib(self.releases[act.who].gpus)} if act.do == pair.SLEEP else {}
+        self._write(ACTS, "note", act=act.do, who=act.who, **used)
+
+    def _write(self, step: str, state: str, **fields: object) -> None:
+        (self.log.write if self.must else self.log.try_write)(step, state, **fields)
+
+    def _kept(self, step: str, **fields: object) -> dict[str, object] | None:
+        """The newest entry of this switch with these fields."""
+        for entry in reversed(self.log.entries()):
+            if entry["step"] == step and all(entry.get(key) == value for key, value in fields.items()):
+                return entry
+        return None
+
+    def _room(self, who: str) -> bool:
+        """Whether each card has room: for a wake as much as the server gave back, for a start what vLLM asks
+        for. Where no card is known, as on a CPU, there is.
+        """
+        release = self.releases[who]
+        try:
+            rows = [row for row in inspect_gpus.gpus() if _is_of(release, row)]
+        except nvidia.NoAnswer:
+            return not nvidia.there()
+        slept = self._kept(ACTS, act=pair.SLEEP, who=who) if self._sleeps(who) else None
+        return all(_has_room(row, release, slept.get("used_mib") if slept else None) for row in rows)
+
+    def _sleeps(self, who: str) -> bool:
+        try:
+            return self.two.members[who].control.state().state == pair.ASLEEP
+        except Mute:
+            return False
+
+
+def _is_of(release: Release, row: dict[str, object]) -> bool:
+    if release.gpus is None:
+        return row["instance"] is None
+    return any(gpu_memory.called(row, name) for name in release.gpus)
+
+
+def _has_room(row: dict[str, object], release: Release, slept_with: object) -> bool:
+    total, used = row.get("memory_mib"), row.get("used_mib")
+    if not isinstance(total, int) or not isinstance(used, int):
+        return False
+    start = math.ceil(total * _share(release))
+    return total - used >= (slept_with - SPARE_MIB if isinstance(slept_with, int) else start)
+
+
+def _share(release: Release) -> float:
+    words = release.argv
+    flag = "--gpu-memory-utilization"
+    return float(words[words.index(flag) + 1]) if flag in words[:-1] else DEFAULT_SHARE
+
+
+def back(service: Service, log: Journal, old_id: str, new_id: str, start_s: float) -> None:
+    """Have the old release serve again, awake in a second where it sleeps. Never fails: whatever is wrong,
+    both servers are stopped, but an old one that serves, and whoever called starts the old release plainly.
+    """
+    if not any(entry["step"] == "activate" and entry.get("standby") for entry in log.entries()):
+        return
+    try:
+        old, new = releases.load(service.paths, old_id), releases.load(service.paths, new_id)
+        Turns(service, log, old, new, start_s, must=False).reach(pair.BACK)
+    except Exception as problem:
+        if systemd.stopping():
+            return
+        service.say(
+            f"{old_id} could not be woken, so it is started: {str(problem) or type(problem).__name__}"
+        )
+        _stop(service, new_id)
+        if not _serves(service, old_id):
+            _stop(service, old_id)
+
+
+def _serves(service: Service, release_id: str) -> bool:
+    try:
+        return service.serves(releases.load(service.paths, release_id))
+    except (NotReady, systemd.SystemdError, OSError):
+        return False
+
+
+def _stop(service: Service, release_id: str) -> None:
+    try:
+        service.stop_server(release_id)
+    except (systemd.SystemdError, OSError) as problem:
+        service.say(f"{release_id} could not be stopped: {problem}")

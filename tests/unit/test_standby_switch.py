@@ -1,0 +1,201 @@
+"""The promise with standby, on a simulated host: whatever fails and whenever, one proven release serves, and
+no server ever gets the card's memory while another has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from standby_host import NEW, OLD, Killed, StandbyHost
+
+from pyinfra_vllm.on_host.server import control
+from pyinfra_vllm.on_host.state import durable
+
+TO_NEW = ["sleep old", "start new", "lead new", "relay old"]
+BACK = ["lead old", "sleep new", "wake old", "canary old", "serve old", "relay new", "stop new"]
+
+
+def prepared(root: Path, patch: pytest.MonkeyPatch, rate: float = 100.0) -> StandbyHost:
+    host = StandbyHost(root, patch)
+    host.install(OLD)
+    host.stage(NEW)
+    host.rates[NEW] = rate
+    host.calls.clear()
+    return host
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandbyHost]:
+    yield (made := prepared(tmp_path, monkeypatch))
+    assert made.violations == []
+
+
+def ends_right(host: StandbyHost, release_id: str, at: object = "") -> None:
+    """This release is current, serves alone, and clients are led to it."""
+    assert host.servers == {release_id: "serving"}, at
+    assert (host.current, host.leads_to, host.listening) == (release_id, release_id, True), at
+    assert list(host.paths.server_units()) == [release_id], at
+    assert host.paths.unit_link.readlink().name == f"vllm-chat.{release_id}.service", at
+    assert host.violations == [], at
+
+
+def test_a_release_that_is_no_worse_is_kept_and_the_old_one_stopped(host: StandbyHost) -> None:
+    assert host.switch() == "committed"
+    assert host.acts() == [*TO_NEW, "stop old"] and host.starts == [NEW]
+    ends_right(host, NEW)
+    steps = [entry["step"] for entry in host.journal() if entry["state"] == "done"]
+    assert steps == [
+        "begin", "prove-way-back", "prove-way-forward", "measure-before", "canary", "window",
+        "reserve-rollback", "activate", "ready", "canary", "kernel", "measure-after", "judge", "point",
+        "commit", "end",
+    ]  # fmt: skip
+
+
+def test_a_worse_release_is_left_without_a_start_of_the_old_one(host: StandbyHost) -> None:
+    host.rates[NEW] = 50.0
+    assert host.switch() == "rolled_back"
+    assert host.acts() == [*TO_NEW, *BACK] and host.starts == [NEW]
+    ends_right(host, OLD)
+    assert "tokens" in durable.read_json(host.paths.rejected)[NEW]["reason"]
+
+
+def test_a_release_that_never_serves_is_rejected_and_the_old_one_woken(host: StandbyHost) -> None:
+    host.broken.add(NEW)
+    assert host.switch() == "rolled_back"
+    assert set(host.starts) == {NEW}
+    ends_right(host, OLD)
+    assert NEW in durable.read_json(host.paths.rejected)
+
+
+# What fails, of whom; whether the old release has to be started, and whether the new one stays.
+FAULTS = [
+    (OLD, "sleep", [NEW], NEW),
+    (OLD, "busy", [], OLD),
+    (OLD, "memory", [NEW], NEW),
+    (OLD, "wake", [NEW, OLD], OLD),
+    (NEW, "sleep", [NEW], OLD),
+    (NEW, "busy", [NEW], OLD),
+    (NEW, "memory", [NEW], OLD),
+]
+
+
+@pytest.mark.parametrize(("who", "fault", "starts", "stays"), FAULTS)
+def test_whatever_fails_one_proven_release_serves(
+    host: StandbyHost, who: str, fault: str, starts: list[str], stays: str
+) -> None:
+    host.faults.add((who, fault))
+    if who == NEW or fault == "wake":
+        host.rates[NEW] = 50.0
+    assert host.switch() == ("committed" if stays == NEW else "rolled_back")
+    ends_right(host, stays)
+    assert [one for one in host.starts if one == OLD] == [one for one in starts if one == OLD]
+
+
+def test_an_old_release_that_answers_otherwise_after_its_wake_is_started_anew(host: StandbyHost) -> None:
+    host.rates[NEW] = 50.0
+    host.wrong.add(OLD)
+    assert host.switch() == "rolled_back"
+    assert host.starts == [NEW, OLD]
+    ends_right(host, OLD)
+
+
+def count_calls(root: Path, monkeypatch: pytest.MonkeyPatch, rate: float) -> int:
+    with monkeypatch.context() as patch:
+        host = prepared(root, patch, rate)
+        host.switch()
+        return len(host.calls)
+
+
+@pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
+@pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
+def test_death_at_any_call_leaves_one_proven_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, boot: bool
+) -> None:
+    total = count_calls(tmp_path / "dry", monkeypatch, rate)
+    assert total > 100
+    for moment in range(total):
+        with monkeypatch.context() as patch:
+            host = prepared(tmp_path / f"{moment}", patch, rate)
+            host.die_at = moment
+            with contextlib.suppress(Killed):
+                host.switch()
+            host.recover(boot)
+            committed = any(entry["step"] == "commit" for entry in host.journal())
+            ends_right(host, NEW if committed else OLD, f"dead at {moment}: {host.calls[moment]}")
+            begun, ended = (
+                [entry for entry in host.journal() if entry["step"] == step] for step in ("begin", "end")
+            )
+            assert len(begun) == len(ended), f"dead at {moment}: the journal has no end"
+            seen = (dict(host.servers), len(host.journal()))
+            host.recover()
+            assert (host.servers, len(host.journal())) == seen, f"dead at {moment}: recovered twice"
+
+
+def test_a_disk_that_fills_at_any_write_keeps_no_unproven_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rate in (100.0, 50.0):
+        for moment in range(count_calls(tmp_path / f"dry-{rate}", monkeypatch, rate)):
+            with monkeypatch.context() as patch:
+                host = prepared(tmp_path / f"{rate}-{moment}", patch, rate)
+                host.disk_full_at = moment
+                with contextlib.suppress(OSError):
+                    host.switch()
+                assert host.running is not None, f"full at {moment}: nobody serves"
+                host.disk_full_at = None
+                host.recover()
+                ends_right(host, NEW if host.outcome() == "committed" else OLD, f"full at {moment}")
+
+
+def test_the_first_switch_to_standby_is_todays_and_so_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = StandbyHost(tmp_path, monkeypatch)
+    host.install(OLD, standby=False)
+    host.stage(NEW)
+    assert not host.listening and host.switch() == "committed"
+    assert host.acts() == [] and host.starts == [NEW]
+    ends_right(host, NEW)
+    (said,) = [entry for entry in host.journal() if entry["step"] == "standby"]
+    assert said["standby"] is False and "the next switch has it" in said["because"]
+    host.stage("cccccccccccc", standby=False)
+    host.rates["cccccccccccc"] = 100.0
+    assert host.switch("cccccccccccc") == "committed"
+    assert host.servers == {"cccccccccccc": "serving"} and not host.listening
+    assert host.paths.unit_link.readlink() == host.paths.current / "vllm.service"
+    assert not any(link.is_symlink() for link in host.paths.front_links)
+
+
+def test_where_clients_are_to_ask_elsewhere_the_switch_is_todays(host: StandbyHost) -> None:
+    (host.paths.release(NEW) / "front.socket").write_text("ListenStream=127.0.0.1:2\n")
+    assert host.switch() == "committed"
+    assert host.acts() == [] and host.servers == {NEW: "serving"}
+    (said,) = [entry for entry in host.journal() if entry["step"] == "standby"]
+    assert said["because"] == "clients are to ask at another address"
+
+
+def test_without_standby_the_journal_has_no_word_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = StandbyHost(tmp_path, monkeypatch)
+    host.install(OLD, standby=False)
+    host.stage(NEW, standby=False)
+    assert host.switch() == "committed"
+    assert not {"standby", "canary", "turn", "point"} & {entry["step"] for entry in host.journal()}
+
+
+def test_nobody_waits_for_a_server_that_is_stopped(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    tell = control.Control.tell
+    monkeypatch.setattr(
+        control.Control,
+        "tell",
+        lambda this, do, *rest, **words: told.append(do) or tell(this, do, *rest, **words),
+    )
+    host.switch()
+    assert "end" in told

@@ -153,7 +153,7 @@ def _disk(root: Path, spare_bytes: int) -> str:
 def _memory(found: list[ServicePaths]) -> str:
     """All services started anew, as after a boot. What they hold now comes back when they are stopped."""
     need = sum(SERVER_BYTES + _held_by_cpu(paths) for paths in found)
-    units = {paths.unit for paths in found}
+    units = {unit for paths in found for unit in (paths.unit, *paths.server_units().values())}
     lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
     available = int(lines["MemAvailable"].split()[0]) * 1024 + _anonymous_bytes(units)
     said = f"{available >> 20} MiB of memory are available or held by the services"

@@ -20,6 +20,7 @@ STEPS = {
     "window": "check the window's last start",
     "reserve-rollback": "reserve what a rollback needs",
     "activate": "switch and restart",
+    "point": "make the new release current",
     "ready": "wait for tokens",
     "kernel": "check the kernel",
     "measure-after": "measure the new release",
@@ -87,6 +88,9 @@ def _told(entry: Entry) -> list[str]:
 
 def _entry(entry: Entry) -> list[str]:
     step, state = entry["step"], entry["state"]
+    if step == "standby":
+        because = entry.get("because")
+        return [f"standby: no, because {because}" if because else "standby: the old release sleeps meanwhile"]
     if step == "interrupted":
         return [f"interrupted by {entry.get('by', 'somebody')}"]
     name = STEPS.get(step)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pyinfra_vllm.config import Service
 
 
+_RELEASE = re.compile(r"\.[0-9a-f]{12}(?=\.service$)")
+
+
 def preflight(
     gpu_facts: Sequence[Mapping[str, Any]],
     service: Service,
@@ -62,12 +65,18 @@ def _of_gpu(row: Mapping[str, Any], service: Service, runtime_version: str, unit
     if service.gpu and not _is_declared(service, row["name"], card):
         problems.append(f"{where}: gpu: {service.gpu} is declared; correct the declaration or the inventory")
     for process in row["processes"]:
-        if process.get("unit") not in units and not _shares(service, process):
+        if not _is_own(process, units) and not _shares(service, process):
             problems.append(
                 f"{where} is in use by {process['name']} (process {process['pid']}, {process['used_mib']}"
                 f" MiB, unit {process.get('unit') or 'none'}): stop it, or declare other gpus"
             )
     return problems
+
+
+def _is_own(process: Mapping[str, Any], units: set[str]) -> bool:
+    """Whether it is the service's, whose servers with standby have units of their own."""
+    unit = str(process.get("unit") or "")
+    return unit in units or _RELEASE.sub("", unit) in units
 
 
 def _is_declared(service: Service, name: str, card: gpus.Gpu) -> bool:

@@ -22,6 +22,11 @@ LIGHT_FAILS_WITH=PATH    prints that log, which a real vLLM left that could not 
 LIGHT_NO_START_FILE=PATH no start succeeds before the Unix time in that file, as where a dying process holds
 GPU memory
 
+LIGHT_SLEEP=fails|hangs  sending it to sleep fails; it never sleeps
+LIGHT_WAKE=fails|wrong   waking it fails; it says other words afterwards
+LIGHT_REFUSES_SLEEP=1    does not know --enable-sleep-mode
+With --uds it listens there. A middleware that serves commands gets an engine that sleeps and wakes at once.
+
 Each answer says as its `system_fingerprint` from which release the server was started.
 """
 
@@ -32,12 +37,14 @@ import itertools
 import json
 import os
 import signal
+import socketserver
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 VERSION = version("vllm")
 FAST = "Using {}LinearKernel for AutoAWQMarlinLinearMethod"
@@ -83,20 +90,103 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 256
 
     def __init__(self, settings):
-        super().__init__((settings.host, settings.port), Handler)
+        if settings.uds:
+            self.address_family = socketserver.socket.AF_UNIX
+        super().__init__(settings.uds or (settings.host, settings.port), Handler)
         model = settings.model_tag or settings.model
         self.names = settings.served_model_name or [model]
         self.longest = settings.max_model_len
         self.api_key = settings.api_key or os.environ.get("VLLM_API_KEY")
-        self.middleware = [loaded(name) for name in settings.middleware]
+        self.middleware = Middleware([loaded(name) for name in settings.middleware])
         self.voice = int(hashlib.sha256(model.encode()).hexdigest(), 16)  # each checkpoint says other words
         self.slots = threading.Semaphore(settings.max_num_seqs)
         self.count = itertools.count(1)
         self.lock = threading.Lock()
         self.running = self.prompt_tokens = self.generated = self.finished = 0
 
+    def server_bind(self):
+        """Without asking anybody for this host's name, which a Unix socket has not."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "light", 0
+
     def handle_error(self, request, client_address):
         log("a client went away")
+
+
+class Engine:
+    """What a middleware knows of vLLM's engine."""
+
+    slept = asleep = False
+
+    async def sleep(self, level, mode):
+        how = os.environ.get("LIGHT_SLEEP")
+        if how == "hangs":
+            await asyncio.sleep(86400)
+        if how == "fails":
+            raise RuntimeError("Memory usage increased after sleeping.")
+        self.slept = self.asleep = True
+
+    async def wake_up(self):
+        if os.environ.get("LIGHT_WAKE") == "fails":
+            raise RuntimeError("CUDA out of memory")
+        self.asleep = False
+
+    async def is_sleeping(self):
+        return self.asleep
+
+    @property
+    def wrong(self):
+        return self.slept and os.environ.get("LIGHT_WAKE") == "wrong"
+
+
+ENGINE = Engine()
+
+
+class Middleware:
+    """The ASGI classes that the server was told of, the last one outermost, in one event loop as in vLLM."""
+
+    def __init__(self, classes):
+        self.none = not classes
+        self.app = self.reach
+        for each in classes:
+            self.app = each(self.app)
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        if any(hasattr(each, "_live") for each in classes):
+            scope = {"type": "lifespan", "app": SimpleNamespace(state=SimpleNamespace(engine_client=ENGINE))}
+            asyncio.run_coroutine_threadsafe(self.app(scope, None, None), self.loop)
+
+    async def reach(self, scope, receive, send):
+        """The server itself: it answers in its own thread, and the request is in flight until then."""
+        if scope["type"] == "lifespan":
+            await asyncio.Event().wait()
+        over = asyncio.Event()
+        scope["reached"].set_result(over)
+        await over.wait()
+
+    def ask(self, scope, body):
+        """(what ends the request, None) where the server may answer, else (None, the middleware's answer)."""
+        return asyncio.run_coroutine_threadsafe(self._ask(scope, body), self.loop).result()
+
+    async def _ask(self, scope, body):
+        sent, messages = [], [{"type": "http.request", "body": body, "more_body": False}]
+        reached = asyncio.get_running_loop().create_future()
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await asyncio.sleep(86400)
+
+        async def send(message):
+            sent.append(message)
+
+        asked = asyncio.ensure_future(self.app({**scope, "reached": reached}, receive, send))
+        await asyncio.wait({asked, reached}, return_when=asyncio.FIRST_COMPLETED)
+        if reached.done():
+            over = reached.result()
+            return lambda: self.loop.call_soon_threadsafe(over.set), None
+        status = sent[0]["status"] if sent else 500
+        return None, (status, b"".join(message.get("body", b"") for message in sent[1:]).decode())
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -108,9 +198,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        if (over := self.let_through(b"")) is not None:
+            try:
+                self.get()
+            finally:
+                over()
+
+    def get(self):
         server = self.server
-        if not self.let_through():
-            return None
         if self.path == "/health":
             return self.answer(200, "")
         if self.path == "/version":
@@ -123,9 +218,14 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(404, {"error": {"message": "not found"}})
 
     def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
-        if not self.let_through():
-            return None
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if (over := self.let_through(body)) is not None:
+            try:
+                self.post(json.loads(body or b"{}"))
+            finally:
+                over()
+
+    def post(self, request):
         if not self.allowed():
             return self.answer(401, {"error": "Unauthorized"})
         if self.path not in ("/v1/completions", "/v1/chat/completions"):
@@ -145,31 +245,25 @@ class Handler(BaseHTTPRequestHandler):
         key = self.server.api_key
         return key is None or self.headers.get("Authorization") == f"Bearer {key}"
 
-    def let_through(self):
-        """Asks each ASGI middleware; one that answers itself has its answer passed on."""
-        reached, sent = [], []
-
-        async def app(scope, receive, send):
-            reached.append(scope)
-
-        async def send(message):
-            sent.append(message)
-
+    def let_through(self, body):
+        """What ends the request for the middleware; None where that has answered itself."""
+        if self.server.middleware.none:
+            return lambda: None
         headers = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+        path, _, query = self.path.partition("?")
         scope = {
             "type": "http",
             "method": self.command,
-            "path": self.path,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
             "root_path": "",
             "headers": headers,
         }
-        for middleware in self.server.middleware:
-            reached.clear()
-            asyncio.run(middleware(app)(scope, None, send))
-            if not reached:
-                self.answer(sent[0]["status"], sent[1]["body"].decode())
-                return False
-        return True
+        over, answer = self.server.middleware.ask(scope, body)
+        if over is None:
+            self.answer(*answer)
+        return over
 
     def complete(self, request):
         server, chat = self.server, "chat" in self.path
@@ -198,7 +292,7 @@ class Handler(BaseHTTPRequestHandler):
     def tokens(self, prompt, total):
         if silent():
             time.sleep(86400)
-        seed = self.server.voice ^ int(hashlib.sha256(str(prompt).encode()).hexdigest(), 16)
+        seed = ENGINE.wrong ^ self.server.voice ^ int(hashlib.sha256(str(prompt).encode()).hexdigest(), 16)
         for index in range(total):
             time.sleep(setting("LIGHT_TOKEN_S", 0.002))
             with self.server.lock:
@@ -336,8 +430,10 @@ def main(settings):
     time.sleep(setting("LIGHT_START_S"))
     if os.environ.get("LIGHT_HANG") == "start":
         threading.Event().wait()
+    if settings.enable_sleep_mode and setting("LIGHT_REFUSES_SLEEP"):
+        raise SystemExit("ValueError: Sleep mode is not supported on current platform.")
     server = Server(settings)
-    log(f"Starting vLLM server on http://{settings.host}:{settings.port}")
+    log(f"Starting vLLM server on {settings.uds or f'http://{settings.host}:{settings.port}'}")
     log("Application startup complete.")
     server.serve_forever()
 

@@ -11,6 +11,8 @@ def make_parser():
     parser.add_argument("--model", default=None)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--uds", default=None)
+    parser.add_argument("--enable-sleep-mode", action=argparse.BooleanOptionalAction)
     parser.add_argument("--api-key", default=None)
     parser.add_argument("--middleware", action="append", default=[])
     parser.add_argument("--served-model-name", nargs="+", default=None)

@@ -37,6 +37,7 @@ class StandbyHost(SimulatedHost):
         monkeypatch.setattr(two_servers, "POLL_S", 0.001)
         monkeypatch.setattr(standby, "Limits", lambda start_s: SHORT)
         stubs: list[tuple[Any, str, Any]] = [
+            (systemd, "version", lambda: 252),
             (systemd, "running_release", self._running_release),
             (systemd, "started_release", self._running_release),
             (control.Control, "state", lambda this: self._state(_release(this.unit))),

@@ -5,14 +5,16 @@ no server ever gets the card's memory while another has it.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from standby_host import NEW, OLD, Killed, StandbyHost
 
-from pyinfra_vllm.on_host.server import control
+from pyinfra_vllm.on_host.server import control, systemd
 from pyinfra_vllm.on_host.state import durable
+from pyinfra_vllm.on_host.switch import standby
 
 TO_NEW = ["sleep old", "start new", "lead new", "relay old"]
 BACK = ["lead old", "sleep new", "wake old", "canary old", "serve old", "relay new", "stop new"]
@@ -109,14 +111,25 @@ def count_calls(root: Path, monkeypatch: pytest.MonkeyPatch, rate: float) -> int
         return len(host.calls)
 
 
+def test_death_at_some_calls_leaves_one_proven_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_at_every(11, tmp_path, monkeypatch, 50.0, boot=False)
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
 @pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
 def test_death_at_any_call_leaves_one_proven_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, boot: bool
 ) -> None:
+    die_at_every(1, tmp_path, monkeypatch, rate, boot)
+
+
+def die_at_every(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, boot: bool) -> None:
     total = count_calls(tmp_path / "dry", monkeypatch, rate)
     assert total > 100
-    for moment in range(total):
+    for moment in range(0, total, step):
         with monkeypatch.context() as patch:
             host = prepared(tmp_path / f"{moment}", patch, rate)
             host.die_at = moment
@@ -134,6 +147,7 @@ def test_death_at_any_call_leaves_one_proven_release(
             assert (host.servers, len(host.journal())) == seen, f"dead at {moment}: recovered twice"
 
 
+@pytest.mark.thorough
 def test_a_disk_that_fills_at_any_write_keeps_no_unproven_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +191,43 @@ def test_where_clients_are_to_ask_elsewhere_the_switch_is_todays(host: StandbyHo
     assert said["because"] == "clients are to ask at another address"
 
 
+GIB = 1 << 20  # in the units of /proc/meminfo
+
+
+@pytest.mark.parametrize(
+    ("version", "available", "because"),
+    [
+        (251, 500, "systemd is 251, 252 or newer is needed"),
+        (
+            257,
+            130,
+            "80 GiB of host memory may be needed for the weights of both releases, and 30 GiB are free beyond"
+            " the 10% that must stay free",
+        ),
+        (252, 181, ""),
+    ],
+)
+def test_a_host_that_can_t_have_it_says_why(
+    host: StandbyHost,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    version: int,
+    available: int,
+    because: str,
+) -> None:
+    for name in (OLD, NEW):
+        path = host.paths.release(name) / "release.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "fit": {"weights_bytes": 20 << 30}}))
+    memory = tmp_path / "meminfo"
+    memory.write_text(f"MemTotal: {1000 * GIB} kB\nMemAvailable: {available * GIB} kB\n")
+    monkeypatch.setattr(standby, "MEMINFO", memory)
+    monkeypatch.setattr(systemd, "version", lambda: version)
+    assert host.switch() == "committed"
+    (said,) = [entry for entry in host.journal() if entry["step"] == "standby"]
+    assert (said["because"], said["standby"]) == (because, not because)
+    assert bool(host.acts()) == (not because)
+
+
 def test_without_standby_the_journal_has_no_word_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,3 +250,14 @@ def test_nobody_waits_for_a_server_that_is_stopped(
     )
     host.switch()
     assert "end" in told
+
+
+def test_a_first_release_that_fails_leaves_no_front_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = StandbyHost(tmp_path, monkeypatch)
+    host.stage(NEW)
+    host.broken.add(NEW)
+    assert host.switch() == "rolled_back"
+    assert (host.current, host.servers, host.listening) == (None, {}, False)
+    assert list(host.paths.units.glob("**/vllm-*")) == []

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pyinfra_vllm.answers import Gpu
 from pyinfra_vllm.catalog import versions
 from pyinfra_vllm.on_host.inspect.gpus import UNIFIED
 
@@ -23,7 +22,7 @@ RUST = "VLLM_USE_RUST_FRONTEND"
 
 def hindrances(
     version: str,
-    gpus: Sequence[Gpu],
+    gpus: Sequence[Mapping[str, Any]],
     flags: Mapping[str, Any],
     environment: Mapping[str, str],
     has_state_layers: bool = False,
@@ -47,7 +46,7 @@ def _of_version(version: str) -> Iterator[str]:
         yield f"vLLM {version} can't be sent to sleep under load, {FROM} and newer can"
 
 
-def _of_cards(gpus: Sequence[Gpu]) -> Iterator[str]:
+def _of_cards(gpus: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if not gpus:
         yield "there is no NVIDIA GPU whose memory a server that sleeps could give back"
     for name in sorted({gpu["name"] or "" for gpu in gpus if UNIFIED.search(gpu["name"] or "")}):

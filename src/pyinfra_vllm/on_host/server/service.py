@@ -75,11 +75,11 @@ class Service:
         Raises SystemdError where systemd refuses to load that, and has another one.
         """
         if release_id is None:
+            self._take_front_away()
             for link in self._links:
                 if not self._foreign(link):
                     durable.remove(link)
             durable.remove(self.paths.current)
-            self._take_front_away()
         else:
             durable.point(self.paths.current, self.paths.release(release_id), keep=True)
             self._mend_links()

@@ -32,6 +32,13 @@ def _run(*command: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
     return done.stdout
 
 
+def version() -> int:
+    """Of systemd; 0 where its own word for it can't be read."""
+    words = _run("systemctl", "--version").split()
+    digits = words[1].partition(".")[0].partition("~")[0] if len(words) > 1 else ""
+    return int(digits) if digits.isdigit() else 0
+
+
 def daemon_reload() -> None:
     _run("systemctl", "daemon-reload")
 

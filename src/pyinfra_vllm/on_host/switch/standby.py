@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from pathlib import Path
 
 from ..inspect import gpus as inspect_gpus
 from ..inspect import nvidia
@@ -34,6 +35,9 @@ CANARY_TOKENS, CANARY_S = 16, 60.0
 # vLLM's own default share of a card (0.92 from 0.20 on), for a release whose command line says none.
 DEFAULT_SHARE = 0.92
 SPARE_MIB = 512  # a server that sleeps keeps at least as much, so that a wake needs less than it had before
+OLDEST_SYSTEMD = 252
+MEMINFO = Path("/proc/meminfo")
+FREE_SHARE = 0.1  # of host memory, which must stay free
 CANARIES, ACTS = "canary", "turn"  # entries of the journal
 
 
@@ -49,7 +53,29 @@ def refusal(paths: ServicePaths, old: Release | None, new: Release) -> str | Non
         return "the old release and the new one are the same"
     if _front(paths, old) != _front(paths, new):
         return "clients are to ask at another address"
-    return ""
+    return _old_systemd() or _short_of_memory(old, new)
+
+
+def _old_systemd() -> str:
+    """Before 252 a unit and its alias that moves to another one become one unit."""
+    version = systemd.version()
+    return f"systemd is {version}, {OLDEST_SYSTEMD} or newer is needed" if version < OLDEST_SYSTEMD else ""
+
+
+def _short_of_memory(old: Release, new: Release) -> str:
+    """Weights of a server that sleeps lie in host memory, in blocks rounded up to powers of two, which
+    stay there after its wake.
+    """
+    lines = (line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
+    told = {name: int(value.split()[0]) << 10 for name, value in lines}
+    need = 2 * sum(int(each.predicted_fit.get("weights_bytes") or 0) for each in (old, new))
+    free = told["MemAvailable"] - FREE_SHARE * told["MemTotal"]
+    if need <= free:
+        return ""
+    return (
+        f"{need >> 30} GiB of host memory may be needed for the weights of both releases, and"
+        f" {max(0, int(free)) >> 30} GiB are free beyond the {FREE_SHARE:.0%} that must stay free"
+    )
 
 
 def _front(paths: ServicePaths, release: Release) -> list[str]:

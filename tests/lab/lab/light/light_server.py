@@ -154,7 +154,7 @@ class Middleware:
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         if any(hasattr(each, "_live") for each in classes):
             scope = {"type": "lifespan", "app": SimpleNamespace(state=SimpleNamespace(engine_client=ENGINE))}
-            asyncio.run_coroutine_threadsafe(self.app(scope, None, None), self.loop)
+            self.life = asyncio.run_coroutine_threadsafe(self.app(scope, None, None), self.loop)
 
     async def reach(self, scope, receive, send):
         """The server itself: it answers in its own thread, and the request is in flight until then."""

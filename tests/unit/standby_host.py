@@ -35,7 +35,7 @@ class StandbyHost(SimulatedHost):
         (root / "run").mkdir()
         monkeypatch.setattr(paths, "RUN", root / "run")
         monkeypatch.setattr(two_servers, "POLL_S", 0.001)
-        monkeypatch.setattr(standby, "Limits", lambda start_s: SHORT)
+        monkeypatch.setattr(standby, "_limits", lambda old, new, start_s: SHORT)
         stubs: list[tuple[Any, str, Any]] = [
             (systemd, "version", lambda: 252),
             (systemd, "running_release", self._running_release),

@@ -92,7 +92,7 @@ class Turns:
         self.releases = {OLD: old, NEW: new}
         members = (self._member(OLD), self._member(NEW))
         link = awake(service.paths.name)
-        self.two = TwoServers(*members, link, self._room, self._note, Limits(start_s=start_s))
+        self.two = TwoServers(*members, link, self._room, self._note, _limits(old, new, start_s))
 
     def reach(self, goal: pair.Goal) -> list[Act]:
         return self.two.reach(goal)
@@ -155,6 +155,12 @@ class Turns:
             return self.two.members[who].control.state().state == pair.ASLEEP
         except Mute:
             return False
+
+
+def _limits(old: Release, new: Release, start_s: float) -> Limits:
+    """Requests have as long to end before a sleep as before a stop."""
+    longest_s = max(old.stop_limit_s, new.stop_limit_s)
+    return Limits(start_s=start_s, drain_s=max(Limits.drain_s, longest_s), stop_s=longest_s)
 
 
 def _is_of(release: Release, row: dict[str, object]) -> bool:

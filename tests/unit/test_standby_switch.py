@@ -8,6 +8,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from standby_host import NEW, OLD, Killed, StandbyHost
@@ -261,3 +262,19 @@ def test_a_first_release_that_fails_leaves_no_front_behind(
     assert host.switch() == "rolled_back"
     assert (host.current, host.servers, host.listening) == (None, {}, False)
     assert list(host.paths.units.glob("**/vllm-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("used", "slept_with", "room"),
+    [
+        (8_000, None, True),  # vLLM asks for 90 of 100 GB at its start
+        (12_000, None, False),
+        (12_000, 88_000, True),  # a wake needs no more than the server had
+        (13_000, 88_000, False),
+        (None, None, False),
+    ],
+)
+def test_room_is_what_a_start_or_a_wake_needs(used: int | None, slept_with: int | None, room: bool) -> None:
+    card = SimpleNamespace(memory_mib=100_000, used_mib=used, instance=None)
+    release = SimpleNamespace(argv=["serve", "--gpu-memory-utilization", "0.9"], gpus=None)
+    assert standby._has_room(card, release, slept_with) is room  # type: ignore[arg-type]

@@ -163,15 +163,15 @@ def _limits(old: Release, new: Release, start_s: float) -> Limits:
     return Limits(start_s=start_s, drain_s=max(Limits.drain_s, longest_s), stop_s=longest_s)
 
 
-def _is_of(release: Release, row: dict[str, object]) -> bool:
+def _is_of(release: Release, row: inspect_gpus.Gpu) -> bool:
     if release.gpus is None:
-        return row["instance"] is None
+        return row.instance is None
     return any(gpu_memory.called(row, name) for name in release.gpus)
 
 
-def _has_room(row: dict[str, object], release: Release, slept_with: object) -> bool:
-    total, used = row.get("memory_mib"), row.get("used_mib")
-    if not isinstance(total, int) or not isinstance(used, int):
+def _has_room(row: inspect_gpus.Gpu, release: Release, slept_with: object) -> bool:
+    total, used = row.memory_mib, row.used_mib
+    if total is None or used is None:
         return False
     start = math.ceil(total * _share(release))
     return total - used >= (slept_with - SPARE_MIB if isinstance(slept_with, int) else start)

@@ -146,7 +146,7 @@ def test_the_first_line_after_a_mark_is_read(serving: Host) -> None:
     """The marked entry is another unit's, and the unit runs already: systemd says nothing before its line."""
     serving.ssh(
         "mkfifo /run/words; "
-        "systemd-run --unit=reader sh -c 'while read word < /run/words; do echo $word; done'"
+        "systemd-run --unit=reader sh -c 'while read word; do echo $word; done <> /run/words'"
     )
     found = inside(
         serving,

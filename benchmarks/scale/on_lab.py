@@ -59,7 +59,7 @@ ask_together(Host(), fleet.load(sys.argv[1]).hosts[Host.name])
 
 
 def recorded(host: Host, env: Mapping[str, str]) -> str:
-    """What the host answers to all that a run wants to know, in a process of its own for pyinfra's sake."""
+    """The host's answer to all questions of a run. Another process makes the command."""
     asked = control.run(sys.executable, "-c", QUESTION, control.INVENTORY, host.name, env=env)
     assert asked.returncode == 0, asked.stderr
     return host.ssh(asked.stdout).stdout

@@ -65,7 +65,7 @@ WORLDS = (
 
 
 def rounds(world: World, count: int, chance: random.Random) -> list[float]:
-    """What a server that never changes would show, round by round; less is better."""
+    """Simulated times of an unchanged server, one for each round; less is better."""
     lasting, found = chance.gauss(0, world.lasting), []
     drift = chance.choice((-1, 1)) * world.drift
     for number in range(count):
@@ -115,7 +115,7 @@ def decided(found: Finding) -> Finding:
 
 @dataclass
 class Seen:
-    """What a way of measuring found in a world."""
+    """The verdicts, interval widths and numbers of rounds of one way of measuring."""
 
     verdicts: Counter[str]
     widths: list[float]

@@ -33,7 +33,6 @@ class Told(FactBase[T], Generic[T]):
         return "python3"
 
     @override
-    @override
     def process(self, output: list[str]) -> T:
         return self.taken(answers.read("".join(output), self.kind))
 
@@ -44,7 +43,7 @@ class Told(FactBase[T], Generic[T]):
 
 
 class Together(FactBase[list[str | None]]):
-    """What a host answers to several questions in one call (see on_host/inspect/together.py).
+    """A host's answers to several questions, by one command (see on_host/inspect/together.py).
 
     + questions: of each its words (script.Question)
     """
@@ -66,7 +65,7 @@ class Together(FactBase[list[str | None]]):
 
 @dataclass(frozen=True)
 class _Answers:
-    """What a host told in one call."""
+    """A host's answers to one command."""
 
     of: Mapping[Words, str | None]
     at: float  # time.monotonic()
@@ -89,7 +88,7 @@ def forget(host: Host) -> None:
 
 
 def current(host: Host) -> object | None:
-    """What the host told in one call and still counts; another object after each call."""
+    """The host's last answers while they count, else None; another object after each command."""
     found = _answers.get(host.name)
     return found if found and time.monotonic() - found.at <= MAX_AGE_S else None
 
@@ -105,7 +104,7 @@ def _ask(host: Host) -> _Answers:
 
 
 def _answered(host: Host, what: type[FactBase[T]], arguments: Mapping[str, Any]) -> str | None:
-    """What was answered together with other questions; None where it has to be asked alone."""
+    """The answer of the last command; None where the question has to be asked alone."""
     expected = _expected.get(host.name, ())
     words = _question(what, arguments) if expected else None
     if words is None or words not in expected:

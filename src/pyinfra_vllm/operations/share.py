@@ -286,7 +286,7 @@ def _unit(host: Host, sharing: Sharing, asks: Mapping[str, Any]) -> Unit:
 
 
 def order(sharing: Sharing, name: str) -> dict[str, object]:
-    """What a host has to know to share: nothing secret, and no name of a host."""
+    """The settings that a host needs to share. They hold no secret and no host name."""
     member = sharing.member(name)
     return {
         "python": sharing.python(name),

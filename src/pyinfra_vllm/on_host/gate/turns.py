@@ -52,7 +52,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Limits:
-    """What must be told apart.
+    """The error rates and the detectable loss that the rounds are planned for.
 
     detect: the loss that must be seen, as a logarithm; a verdict is decided at half of it
     false_alarms: how often an equal release may fail

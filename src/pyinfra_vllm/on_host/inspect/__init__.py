@@ -1,1 +1,1 @@
-"""What facts ask of a host: cards, driver, checkpoints, runtimes, disks."""
+"""Read-only looks at a host for facts: cards, driver, checkpoints, runtimes, disks."""

@@ -11,8 +11,9 @@ from typing import Any
 
 
 def answer(words: list[str]) -> str | None:
-    """What `main(arguments)` of a module of on_host prints, given as [MODULE, ARGUMENT ...]; None where it
-    fails: who asks it alone then is told why.
+    """The output of main() of a module of on_host, named by [MODULE, ARGUMENT ...].
+
+    None where it fails: asked alone, it tells the reason.
     """
     said = io.StringIO()
     try:

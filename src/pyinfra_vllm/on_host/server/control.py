@@ -29,7 +29,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class State:
-    """What a server says about itself, with the pass for requests that may come before its clients' own."""
+    """A server's answer on its control socket, with the pass for requests that go before its clients' own."""
 
     state: str
     in_flight: int

@@ -254,7 +254,7 @@ class Download:
 
 
 def _stretch(file: Wanted) -> dict[str, int]:
-    """What the client has to know to fetch a part of a file; nothing for a whole one."""
+    """The extra key of a request for a part of a file; none for a whole file."""
     return {"start": file.start} if isinstance(file, Stretch) else {}
 
 

@@ -306,7 +306,7 @@ def _from_others(
 
 
 def _from_tree(request: Request, status: Progress, todo: list[Wanted], keep: Verified) -> None:
-    """What an earlier run shared with other hosts: files that came whole are kept, pieces of others go."""
+    """Keep the whole files of an earlier run's sharing, and remove the pieces of others."""
     swarm.keep_right(request.tree, todo, keep, status)
     shutil.rmtree(request.tree)
 

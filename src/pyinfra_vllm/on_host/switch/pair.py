@@ -44,7 +44,7 @@ class Act(NamedTuple):
 
 @dataclass(frozen=True)
 class Server:
-    """What is seen of a server.
+    """The observed state of one server.
 
     state: of its unit where that is `down` or `starting`, else what its control socket says. A server that
         runs and does not answer within its limit is `failed`
@@ -149,7 +149,7 @@ def _take_memory(goal: Goal, seen: Seen) -> Act:
 
 
 def _settle(goal: Goal, seen: Seen) -> Act | None:
-    """Whoever is to serve does: clients are led there, and the other one ends as it should."""
+    """The server of the goal serves: lead clients to it, then put the other one to sleep or stop it."""
     other = seen.of(goal.its_other)
     if seen.front != goal.serves:
         return Act(LEAD, goal.serves)

@@ -290,7 +290,7 @@ class Switch(Transaction):
                 result["baseline"] = self.lost_baseline
 
     def _ask_canary(self) -> None:
-        """What the old release answers before it ever sleeps."""
+        """Record the old release's canary answer before its first sleep."""
         if self.turns:
             self.turns.keep_canary(pair.OLD)
 

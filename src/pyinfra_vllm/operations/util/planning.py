@@ -37,7 +37,7 @@ MOSTLY_COMPILED = 0.9
 IMPORT_COST_S = 5
 
 
-# What was planned last, and what the host had told then.
+# By host and service: the last plan, and the answers that it was made from.
 _planned: dict[tuple[str, str], tuple[object | None, Wanted]] = {}
 
 
@@ -73,7 +73,7 @@ def ask_together(host: Host, declared: Declared) -> None:
 
 
 def planned(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> Wanted:
-    """What `plan` finds: the same as before while the host has told nothing new."""
+    """The result of `plan`, worked out again only after the host has answered anew."""
     known, made = _planned.get((host.name, service.name), (None, None))
     if made is None or known is None or known is not told.current(host):
         made = plan(host, root, service, checkpoint)

@@ -249,7 +249,7 @@ class TwoServers:
 
 
 def _give_up(goal: Goal, done: list[Act]) -> None:
-    """Raise Failed where the new release needs a restart, or the old one a second."""
+    """Raise Failed for a new release that needs a restart, Stuck for an old one that needs a second."""
     stops, starts = (done.count(Act(do, goal.serves)) for do in (pair.STOP, pair.START))
     if goal.serves == NEW and (stops or starts > 1):
         raise Failed("the new release had to be stopped: it failed to start, to wake or to answer as before")

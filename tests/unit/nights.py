@@ -24,7 +24,7 @@ from pyinfra_vllm.on_host.server import release as releases
 from pyinfra_vllm.on_host.server import service
 from pyinfra_vllm.on_host.state import durable, observe, recall, running
 from pyinfra_vllm.on_host.state import journal as journals
-from pyinfra_vllm.on_host.switch import recovery, transaction
+from pyinfra_vllm.on_host.switch import recovery, rollback, transaction
 from pyinfra_vllm.release import Release
 from pyinfra_vllm.report.looking import Look, Wish
 
@@ -77,6 +77,7 @@ class NightHost(SimulatedHost):
         monkeypatch.setattr(transaction, "datetime", clock)
         timed = SimpleNamespace(monotonic=clock.monotonic, sleep=lambda s: None)
         monkeypatch.setattr(recovery, "time", timed)
+        monkeypatch.setattr(rollback, "time", timed)
         monkeypatch.setattr(service, "time", timed)
         monkeypatch.setattr(service.Service, "log", lambda this, cursor: LOG)
 

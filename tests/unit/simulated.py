@@ -25,7 +25,7 @@ from pyinfra_vllm.on_host.server import release as releases
 from pyinfra_vllm.on_host.state import durable, manifest
 from pyinfra_vllm.on_host.state import journal as journals
 from pyinfra_vllm.on_host.state.paths import SECRETS_FILE, ServicePaths
-from pyinfra_vllm.on_host.switch import recovery, transaction
+from pyinfra_vllm.on_host.switch import recovery, rollback, transaction
 from pyinfra_vllm.on_host.switch.order import Order
 from pyinfra_vllm.rendering import environment_file
 
@@ -173,11 +173,11 @@ class SimulatedHost:
         monkeypatch.setattr(releases, "_readable", lambda release, files: None)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # death is simulated, power is not
         monkeypatch.setattr(service, "POLL_S", 0.01)
-        monkeypatch.setattr(recovery, "PAUSE_S", 0.0)
+        monkeypatch.setattr(rollback, "PAUSE_S", 0.0)
         monkeypatch.setattr(recovery, "FIRST_PAUSE_S", 0.0)
         monkeypatch.setattr(recovery, "REST", 0)
         monkeypatch.setattr(service.Service, "refused", lambda this: "")
-        monkeypatch.setattr(recovery, "RESTORE_LEAST_S", 0.1)
+        monkeypatch.setattr(rollback, "RESTORE_LEAST_S", 0.1)
 
     def _mortal(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

@@ -16,7 +16,7 @@ from pyinfra_vllm.on_host.server.release import NotReady
 from pyinfra_vllm.on_host.server.service import Service
 from pyinfra_vllm.on_host.state import durable, evidence, lock, manifest
 from pyinfra_vllm.on_host.state import journal as journals
-from pyinfra_vllm.on_host.switch import recovery
+from pyinfra_vllm.on_host.switch import outcomes, recovery, rollback
 from pyinfra_vllm.on_host.switch.order import ROLLBACK
 
 
@@ -148,7 +148,7 @@ def test_a_recovery_that_the_disk_refuses_says_so_and_can_be_run_again(
     log.write("begin", "done", **{"from": OLD, "to": NEW})
     log.write("activate", "intended", **{"from": OLD, "to": NEW})
     with monkeypatch.context() as patch:
-        patch.setattr(recovery, "restore", refuse)
+        patch.setattr(rollback, "restore", refuse)
         with pytest.raises(
             recovery.Unfinished, match=r"chat: .*Read-only file system\. The host tries again"
         ):
@@ -161,7 +161,7 @@ def test_a_proven_release_stays_where_its_record_could_not_be_completed(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(recovery, "accept", refuse)
+        patch.setattr(outcomes, "accept", refuse)
         with pytest.raises(OSError, match="Read-only"):
             serving.switch()
     assert serving.running == serving.current == NEW

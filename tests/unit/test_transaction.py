@@ -19,7 +19,7 @@ from pyinfra_vllm.on_host.bench.record import Record, Round
 from pyinfra_vllm.on_host.gate import soak
 from pyinfra_vllm.on_host.server import service, sockets
 from pyinfra_vllm.on_host.state import durable, lock, manifest, observe
-from pyinfra_vllm.on_host.switch import recovery, transaction
+from pyinfra_vllm.on_host.switch import rollback, transaction
 from pyinfra_vllm.on_host.switch.order import ROLLBACK
 
 
@@ -119,8 +119,8 @@ def test_old_release_is_never_given_up_at_its_first_crash(serving: SimulatedHost
     serving.rates[NEW] = 50.0
     serving.crashing[OLD] = REFUSED
     serving.running = NEW
-    assert recovery.bring_up(service.Service(serving.paths, serving.said.append), OLD, 60.0)
-    assert serving.starts == [OLD] * recovery.RESTORE_ATTEMPTS
+    assert rollback.bring_up(service.Service(serving.paths, serving.said.append), OLD, 60.0)
+    assert serving.starts == [OLD] * rollback.RESTORE_ATTEMPTS
     assert "3 times" in serving.said[-1]
 
 

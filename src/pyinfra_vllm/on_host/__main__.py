@@ -16,14 +16,14 @@ from .staging import build, bytecode, fetch, prune, rehearsal, swarm
 from .state import follow, lock, observe, private
 from .state.paths import DEFAULT_ROOT, ServicePaths
 from .state.status import RUN
-from .switch import calibrating, interruption, order, recovery, transaction
+from .switch import calibrating, interruption, order, recovery, rollback, transaction
 
 REFUSALS = (
     lock.Held,
     order.BadOrder,
     releases.NotReady,
     recovery.Unfinished,
-    recovery.GoingDown,
+    rollback.GoingDown,
     systemd.SystemdError,
     OSError,  # the disk, before anything was touched: whatever follows that has its own word for it
 )

@@ -23,7 +23,7 @@ OLDEST_SYSTEMD = 244  # Restart=on-failure of a oneshot unit
 CREDENTIALS = 247  # LoadCredential=, which hands the Hub's token to a download
 UNITS = "/etc/systemd/system"
 ENABLED = ("pyinfra-vllm-recover.service", "pyinfra-vllm-recover-due.timer")
-# name -> text; described in on_host/switch/recovery.py
+# name -> text; described in docs/architecture.md
 _UNITS = {
     "pyinfra-vllm-recover.service": """\
 # Written by pyinfra-vllm: at boot, before the services start, each is led to the release that was proven.

@@ -23,7 +23,7 @@ from ..state import durable
 from ..state.journal import now
 from ..state.lock import exclusive
 from ..state.paths import ServicePaths
-from . import recovery
+from . import recovery, rollback
 from .order import Order
 from .transaction import DEFERRED, REFUSED, RESTORE_FAILED, Transaction
 
@@ -117,11 +117,11 @@ class Calibrating(Transaction):
         )
 
     def _serve_again(self, release: Release, reason: str) -> str:
-        limit_s = recovery.start_limit_s(self.order.ready_timeout_s)
-        problem = recovery.bring_up(self.service, release.id, limit_s)
+        limit_s = rollback.start_limit_s(self.order.ready_timeout_s)
+        problem = rollback.bring_up(self.service, release.id, limit_s)
         if problem:
             problem = f"{reason}; it did not come back: {problem}"
-            recovery.note_failure(self.journal, problem, None, words=self.last_words)
+            rollback.note_failure(self.journal, problem, None, words=self.last_words)
             recovery.settle(self.paths, self.evidence.say, RESTORE_FAILED)
             return RESTORE_FAILED  # without an end: the recovery unit goes on trying
         return self._end(FAILED, f"{reason}; release {release.id} serves, and nothing was stored")

@@ -1,10 +1,8 @@
-"""Rollback and crash recovery: after a verdict of worse, a killed transaction, a shutdown or a power cut.
+"""Crash recovery: ends what a killed transaction, a shutdown or a power cut left without an end.
 
-`recover` is safe at any time and any number of times. Going back is one rename and a start, and everything
-that it needs was reserved before `activate`. A server that answers as the old release is never stopped. Where
-the old release does not serve, the switch has no end: `insist` tries again, with growing pauses, for as long
-as it takes. At boot only the rename is done; the recovery unit ends the transaction when systemd has started
-the services.
+`recover` is safe at any time and any number of times. Where the old release does not serve, the switch has no
+end: `insist` tries again, with growing pauses, for as long as it takes. At boot only the rename is done; the
+recovery unit ends the transaction when systemd has started the services.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import errno
 import math
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
@@ -22,28 +19,20 @@ from ..gate.verdict import Verdict
 from ..server import release as releases
 from ..server import systemd
 from ..server.hooks import Hooks
-from ..server.release import NotReady, Release
-from ..server.service import Foreign, NotServing, Say, Service, TooSlow
-from ..state import durable, evidence, journal, manifest
+from ..server.service import Foreign, Say, Service
+from ..state import evidence, journal
 from ..state.journal import Entry, Journal
 from ..state.lock import LOOK_S, Held, exclusive
 from ..state.paths import UNITS, ServicePaths, services
-from . import standby
+from . import outcomes, rollback
 from .order import ROLLBACK
+from .rollback import RESTORE_FAILED, GoingDown
 
-RESTORE_ATTEMPTS = 3  # where a start fails at once; one that takes too long is not tried again
-RESTORE_LEAST_S = 1800.0  # least time limit of a start during a rollback, whatever the new release had
-PAUSE_S = 5.0
 FIRST_PAUSE_S = 2.0  # between the tries of `insist`, doubled after each
 LONGEST_PAUSE_S = 60.0
 # Another try takes down the new release that serves because the old one would not start: at most a sixth of
 # the time.
 REST = 5
-BY_HAND = "rolled back by the operator"
-RESTORE_FAILED = "restore_failed"
-JOURNAL_BYTES = 1 << 18  # of disk space reserved for what follows `activate`
-REJECTED_BYTES = 1 << 16
-TROUBLE = (NotServing, NotReady, systemd.SystemdError, OSError)
 
 
 class Unfinished(Exception):
@@ -54,13 +43,6 @@ class Unfinished(Exception):
             f"{problems.rstrip('.')}. The host tries again by itself; once the cause is gone, nothing else"
             " is needed."
         )
-
-
-class GoingDown(Exception):
-    """The host shuts down, so systemd refuses every start. The next boot finishes the switch."""
-
-    def __init__(self) -> None:
-        super().__init__("the host is shutting down: the next boot finishes the switch")
 
 
 def recover(
@@ -269,17 +251,19 @@ class Left:
 
     @property
     def start_limit_s(self) -> float:
-        return start_limit_s(self.begin.get("ready_timeout_s"))
+        return rollback.start_limit_s(self.begin.get("ready_timeout_s"))
 
     def settle_commit(self) -> None:
         assert self.activated is not None
         given_up = None
         if self.begin.get("purpose") == ROLLBACK:
-            given_up = self.begin.get("reason") or BY_HAND
-        settle_commit(self.paths, self.activated["from"], self.activated["to"], given_up, self.log.tx)
+            given_up = self.begin.get("reason") or outcomes.BY_HAND
+        outcomes.settle_commit(
+            self.paths, self.activated["from"], self.activated["to"], given_up, self.log.tx
+        )
 
     def end(self, outcome: str, reason: str) -> str:
-        release_reserve(self.paths)
+        rollback.release_reserve(self.paths)
         self.log.try_write("end", "done", outcome=outcome, reason=reason, recovered=True)
         self.seal()
         return outcome
@@ -308,14 +292,6 @@ def _left(paths: ServicePaths) -> Left | None:
 def unended(paths: ServicePaths) -> bool:
     left = _left(paths)
     return left is not None and left.ended is None
-
-
-def start_limit_s(ready_timeout_s: object) -> float:
-    """How long one start during a rollback may take: what the order gives a release, and never less than
-    RESTORE_LEAST_S.
-    """
-    declared = ready_timeout_s if isinstance(ready_timeout_s, (int, float)) else 0.0
-    return max(float(declared), RESTORE_LEAST_S)
 
 
 def finish_last(paths: ServicePaths, say: Say) -> str | None:
@@ -352,7 +328,7 @@ def prepare_boot(paths: ServicePaths, say: Say) -> str | None:
     old_id = left.activated["from"]
     if not left.find("restore", "intended"):
         left.log.try_write("restore", "intended", release=old_id, boot=True)
-    if old_id is None or _loaded(paths, old_id):
+    if old_id is None or rollback.loaded(paths, old_id):
         service.point_at(old_id)
     return "going back" if old_id else "nothing serves, as before"
 
@@ -363,7 +339,7 @@ def _end_untouched(left: Left, service: Service) -> str | None:
     None where it is neither.
     """
     if left.committed:
-        mend_links(service)
+        rollback.mend_links(service)
         left.settle_commit()
         reason = "the switch had committed; its record was completed afterwards"
         if left.soak_cut_short:
@@ -376,7 +352,7 @@ def _end_untouched(left: Left, service: Service) -> str | None:
         return None
     with suppress(Foreign):  # a unit that is not ours any more is left alone, as nothing was touched
         service.no_foreign_unit()
-        mend_links(service)
+        rollback.mend_links(service)
     purpose = left.begin.get("purpose", "switch")
     return left.end(
         "interrupted", f"the {purpose} was interrupted{left.interrupted} before anything was touched"
@@ -389,25 +365,11 @@ def _end_restored(left: Left, service: Service) -> str:
     old_id, new_id = left.activated["from"], left.activated["to"]
     reason = _why_restored(left)
     kept = _reject_worse(left, new_id)
-    outcome = restore(service, left.log, old_id, new_id, left.start_limit_s)
+    outcome = rollback.restore(service, left.log, old_id, new_id, left.start_limit_s)
     if outcome == RESTORE_FAILED or not kept:
         return outcome  # without an end, so that a later recovery writes both
-    mend_links(service)
+    rollback.mend_links(service)
     return left.end(outcome, reason)
-
-
-def mend_links(service: Service) -> None:
-    """The last thing before an end: somebody may have disabled, masked or edited the unit meanwhile, and no
-    server but the current release's runs on.
-
-    What serves is right. Where the links can't be mended, the next switch says why.
-    """
-    try:
-        if service.paths.linked(service.paths.current) is not None:
-            service.mend_links()
-            service.stop_others()
-    except (systemd.SystemdError, OSError) as problem:
-        service.say(f"{service.paths.unit} could not be enabled again: {problem}")
 
 
 def _reject_worse(left: Left, new_id: str) -> bool:
@@ -416,7 +378,7 @@ def _reject_worse(left: Left, new_id: str) -> bool:
     if not found:
         return True
     try:
-        reject(left.paths, new_id, found, left.log.tx, left.failed_by)
+        outcomes.reject(left.paths, new_id, found, left.log.tx, left.failed_by)
     except OSError as error:
         print(f"{new_id} was found worse, which could not be kept: {error}", file=sys.stderr, flush=True)
         return False
@@ -456,14 +418,6 @@ def give_up_last(paths: ServicePaths, release_id: str) -> None:
             f"{release_id} is to be replaced by {left.activated['from']}, which fails: {problem}"
         )
     left.end(RESTORE_FAILED, f"given up for the transaction that follows: {problem}")
-
-
-def _loaded(paths: ServicePaths, release_id: str) -> Release | None:
-    """The release, or None where its own files are damaged."""
-    try:
-        return releases.load(paths, release_id)
-    except NotReady:
-        return None
 
 
 def settle(paths: ServicePaths, say: Say, ended: str | None = None) -> bool:
@@ -508,221 +462,10 @@ def _end_calibration(left: Left, service: Service) -> str:
     """A calibration restarts what is current, and may have died between a stop and a start."""
     assert left.restarted is not None
     release_id = left.restarted["release"]
-    problem = bring_up(service, release_id, left.start_limit_s)
+    problem = rollback.bring_up(service, release_id, left.start_limit_s)
     if problem:
-        note_failure(
+        rollback.note_failure(
             left.log, f"the calibration was interrupted, and {release_id} does not serve: {problem}", None
         )
         return RESTORE_FAILED
     return left.end("interrupted", f"the calibration was interrupted; release {release_id} serves as before")
-
-
-def reserve(paths: ServicePaths, old_id: str | None, new_id: str) -> None:
-    """Reserve all that going back needs, so that it lacks nothing: links, the journal's next entries, the
-    rejection.
-
-    Raises OSError where the disk has no room for it: then nothing may be touched.
-    """
-    durable.prepare(paths.current, *(paths.release(each) for each in (old_id, new_id) if each))
-    durable.reserve(paths.journal, JOURNAL_BYTES)
-    durable.reserve_replacement(paths.rejected, REJECTED_BYTES)
-
-
-def release_reserve(paths: ServicePaths) -> None:
-    """The counterpart of `reserve`, once the transaction needs it no more.
-
-    The journal keeps its space for the next one.
-    """
-    try:
-        durable.tidy(paths.current)
-        durable.release_replacement(paths.rejected)
-    except OSError as error:  # a disk that takes no writes: the next transaction's end does it
-        print(f"{paths.directory} could not be tidied: {error}", file=sys.stderr, flush=True)
-
-
-def restore(
-    service: Service,
-    log: Journal,
-    old_id: str | None,
-    new_id: str,
-    limit_s: float,
-    reason: str = "",
-    rejects: bool = False,
-) -> str:
-    """Have the old release serve until its tokens flow; returns the outcome, `rolled_back` or
-    `restore_failed`.
-
-    Where it won't start, the new one is tried again, because serving something beats serving nothing. The
-    journal keeps one `restore intended` and a `failed` for each new problem, however often it is tried.
-
-    limit_s: how long each start may take
-    reason, rejects: why it goes back, and whether that rejects the new release; for whoever finishes it
-
-    Raises GoingDown where the host shuts down.
-    """
-    if systemd.stopping():
-        raise GoingDown
-    began = time.monotonic()
-    if not _has(log, "restore", "intended"):
-        why = {"reason": reason, "rejects": rejects} if reason else {}
-        log.try_write("restore", "intended", release=old_id, limit_s=limit_s, **why)
-    if old_id:
-        standby.back(service, log, old_id, new_id, limit_s)
-    problem = bring_up(service, old_id, limit_s) if old_id else _take_away(service, new_id)
-    if problem:
-        serving, restarted = _last_resort(service, old_id, new_id, limit_s) if old_id else (None, False)
-        note_failure(log, problem, serving, restarted)
-        return RESTORE_FAILED
-    if old_id:
-        _keep_for_reference(service.paths, old_id, new_id)
-    log.try_write("restore", "done", **({"after_s": round(time.monotonic() - began, 1)} if old_id else {}))
-    return "rolled_back"
-
-
-def _has(log: Journal, step: str, state: str) -> bool:
-    return any(entry["step"] == step and entry["state"] == state for entry in log.entries())
-
-
-def note_failure(
-    log: Journal, problem: str, serving: str | None, restarted: bool = False, words: Sequence[str] = ()
-) -> None:
-    """Write down that going back failed, unless that is what the journal said last.
-
-    serving: what serves instead; `restarted` where trying took it down for a while
-    words: why the start failed, as its log says it
-    """
-    found: Entry = {"error": problem, "serving": serving, "restarted": restarted}
-    failed = [entry for entry in log.entries() if (entry["step"], entry["state"]) == ("restore", "failed")]
-    if not failed or any(failed[-1].get(key) != value for key, value in found.items()):
-        log.try_write("restore", "failed", **found, **({"log": list(words)} if words else {}))
-
-
-def _take_away(service: Service, new_id: str) -> str:
-    """Before the first release nothing served, and nothing is what to go back to."""
-    try:
-        service.stop(_loaded(service.paths, new_id))
-        service.point_at(None)
-    except TROUBLE as error:
-        return str(error)
-    return ""
-
-
-def _keep_for_reference(paths: ServicePaths, old_id: str, new_id: str) -> None:
-    """After a commit `previous` is the old release, which is current again: it means the one
-    that was left.
-    """
-    if paths.linked(paths.previous) == old_id:
-        try:
-            durable.point(paths.previous, paths.release(new_id))
-        except OSError as error:  # what serves is right; this is for people
-            print(f"{paths.previous} could not be changed: {error}", file=sys.stderr, flush=True)
-
-
-def bring_up(service: Service, release_id: str, limit_s: float, attempts: int = RESTORE_ATTEMPTS) -> str:
-    """Have the release serve: an empty text once tokens flow, else what went wrong the last time."""
-    problem = ""
-    for attempt in range(1, attempts + 1):
-        try:
-            _serve(service, release_id, limit_s)
-            return ""
-        except Exception as error:
-            if systemd.stopping():
-                raise GoingDown from error
-            problem = str(error) or type(error).__name__
-            service.say(f"attempt {attempt} to have {release_id} serve: {problem}")
-            if isinstance(error, TooSlow) or not _may_start(service.paths, release_id):
-                break
-            if attempt < attempts:
-                time.sleep(PAUSE_S)
-    return problem
-
-
-def _serve(service: Service, release_id: str, limit_s: float) -> None:
-    """One attempt. Until systemd is shown to know the release's unit, nothing that serves is stopped.
-
-    A release that answers, or that systemd is starting already, as after a boot, is not started anew; nor is
-    one that systemd could not start and that lost files.
-    """
-    release = releases.load(service.paths, release_id)
-    if service.running_release() not in (None, release_id) and not _may_start(service.paths, release_id):
-        raise NotReady(f"release {release_id} has lost files that it needs, so what serves goes on serving")
-    service.point_at(release_id)
-    known = systemd.started_release(service.paths.unit) == release_id  # else it may be another that runs
-    if known and (service.serves(release) or _comes_up_by_itself(service, release, limit_s)):
-        return
-    if known and not _may_start(service.paths, release_id):
-        raise NotReady(f"release {release_id} has lost files that it needs, and systemd could not start it")
-    service.stop(release)
-    service.start()
-    service.wait_until_serving(release, limit_s)
-
-
-def _may_start(paths: ServicePaths, release_id: str) -> bool:
-    """Whether trying again is worth the silence: not for a release that has lost what it needs.
-
-    Looks at files only: a proof by another process may fail for what made the start fail.
-    """
-    release = _loaded(paths, release_id)
-    return (
-        release is not None and release.executable.exists() and not manifest.quick_check(release.checkpoint)
-    )
-
-
-def _comes_up_by_itself(service: Service, release: Release, limit_s: float) -> bool:
-    try:
-        service.wait_until_serving(release, limit_s, service.crashes)
-    except NotServing as problem:
-        service.say(f"{release.id} runs and serves nothing, so it is started anew: {problem}")
-        return False
-    return True
-
-
-def _last_resort(service: Service, old_id: str, new_id: str, limit_s: float) -> tuple[str | None, bool]:
-    """The release that serves where the old one can't be restored, and whether it had to be started."""
-    for release in filter(None, (_loaded(service.paths, each) for each in (old_id, new_id))):
-        if service.serves(release):
-            return release.id, False
-    if not bring_up(service, new_id, limit_s, attempts=1):
-        return new_id, True
-    try:
-        service.stop(_loaded(service.paths, new_id))
-        service.point_at(old_id)  # nothing serves: systemd goes on trying the release that was proven once
-        service.start()
-    except Exception as problem:
-        service.say(f"{old_id} can't be started, and neither can {new_id}: {problem}")
-    return None, False
-
-
-def settle_commit(
-    paths: ServicePaths, old_id: str | None, new_id: str, given_up: str | None, tx: str
-) -> None:
-    """Brings the links and lists in line with a commit.
-
-    given_up: why the old release was left by hand, which rejects it; None where a rollout replaced it
-    """
-    if old_id and old_id != new_id:
-        if paths.release(old_id).is_dir():
-            durable.point(paths.previous, paths.release(old_id))
-        if given_up:
-            reject(paths, old_id, given_up, tx)
-    accept(paths, new_id)
-
-
-def reject(
-    paths: ServicePaths, release_id: str, reason: str, tx: str, criteria: dict[str, Any] | None = None
-) -> None:
-    """Remember that the release was found worse: it is not tried again until something in it changes.
-
-    + criteria: of the gate that it failed; where others are declared, it may be tried again
-    """
-    rejected = durable.read_json(paths.rejected, {})
-    judged = {"criteria": criteria} if criteria else {}
-    rejected[release_id] = {"at": journal.now(), "reason": reason, "tx": tx, **judged}
-    durable.write_json(paths.rejected, rejected)
-
-
-def accept(paths: ServicePaths, release_id: str) -> None:
-    """A release that was proven after all is no longer rejected."""
-    rejected = durable.read_json(paths.rejected, {})
-    if rejected.pop(release_id, None):
-        durable.write_json(paths.rejected, rejected)

@@ -29,12 +29,12 @@ from ..state.evidence import Evidence
 from ..state.journal import Journal
 from ..state.lock import exclusive
 from ..state.paths import ServicePaths
-from . import pair, recovery, saturation, standby
+from . import outcomes, pair, recovery, rollback, saturation, standby
 from .order import ROLLBACK, ROLLOUT, Order
 from .two_servers import Failed
 
 COMMITTED, ROLLED_BACK, DEFERRED, REFUSED = "committed", "rolled_back", "deferred", "refused"
-INTERRUPTED, RESTORE_FAILED = "interrupted", recovery.RESTORE_FAILED
+INTERRUPTED, RESTORE_FAILED = "interrupted", rollback.RESTORE_FAILED
 SERVING, SILENT, DOWN = "serving", "silent", "down"  # what the old release did when the transaction began
 EXIT_CODES = {COMMITTED: 0, ROLLED_BACK: 1, REFUSED: 1, INTERRUPTED: 1, DEFERRED: 4, RESTORE_FAILED: 5}
 
@@ -141,7 +141,7 @@ class Transaction:
     def _end(self, outcome: str, reason: str, verdict: Verdict | None = None) -> str:
         untouched = outcome in (DEFERRED, REFUSED)
         if not untouched:
-            recovery.mend_links(self.service)
+            rollback.mend_links(self.service)
         still_drained = recovery.give_back(self.hooks, self.service, untouched) if self.hooks.drained else ""
         reason = "; ".join(filter(None, (reason, still_drained)))
         fields: dict[str, Any] = {"outcome": outcome, "reason": reason}
@@ -150,7 +150,7 @@ class Transaction:
         if self.last_words:
             fields["log"] = self.last_words
         self.hooks.tell_end(outcome, reason, fields.get("verdict"))
-        recovery.release_reserve(self.paths)
+        rollback.release_reserve(self.paths)
         self.journal.write("end", "done", **fields)
         self.evidence.close(self.journal.entries())
         return outcome
@@ -346,7 +346,7 @@ class Switch(Transaction):
                 raise NotReady(f"{problem}. Nothing was touched.")
             self.service.no_stranger(new)
             self.service.no_foreign_unit()
-            recovery.reserve(self.paths, self.old_id, new.id)
+            rollback.reserve(self.paths, self.old_id, new.id)
             if self.turns:
                 self.service.lay_server(new.id)
 
@@ -478,8 +478,8 @@ class Switch(Transaction):
             self.turns.reach(pair.FORWARD)  # whoever waits for the old release is answered first
             self.service.stop_others()
         self.service.mend_links()  # somebody may have disabled the unit meanwhile
-        given_up = (self.order.reason or recovery.BY_HAND) if self.order.purpose == ROLLBACK else None
-        recovery.settle_commit(self.paths, self.old_id, new.id, given_up, self.journal.tx)
+        given_up = (self.order.reason or outcomes.BY_HAND) if self.order.purpose == ROLLBACK else None
+        outcomes.settle_commit(self.paths, self.old_id, new.id, given_up, self.journal.tx)
         self.hooks.undrain()
 
     def _soak(self, new: Release) -> str:
@@ -505,15 +505,15 @@ class Switch(Transaction):
         """
         text = str(reason) or type(reason).__name__
         verdict = reason.verdict if isinstance(reason, Worse) else None
-        limit_s = recovery.start_limit_s(self.order.ready_timeout_s)
+        limit_s = rollback.start_limit_s(self.order.ready_timeout_s)
         silent = isinstance(reason, NotServing) and not isinstance(reason, (PortTaken, Stopped))
         if silent:
             self.last_words = root_cause.explain(self.log)
         rejects = silent or bool(verdict and verdict.verdict == FAIL)
-        outcome = recovery.restore(self.service, self.journal, self.old_id, new.id, limit_s, text, rejects)
+        outcome = rollback.restore(self.service, self.journal, self.old_id, new.id, limit_s, text, rejects)
         if rejects:
             criteria = None if silent else self.criteria.as_dict()
-            recovery.reject(self.paths, new.id, text, self.journal.tx, criteria)
+            outcomes.reject(self.paths, new.id, text, self.journal.tx, criteria)
         if verdict and verdict.reasons:
             self._tell(verdict)
         if outcome == RESTORE_FAILED:

@@ -204,6 +204,10 @@ services = {
             "timeout_s": 30,  # of each call
             "check": False,  # True: the programs take `--check` as a last word, for `pyinfra-vllm doctor`
         },
+        # True: the old release sleeps on its card while the new one is judged, so that going back takes a
+        # second and no request is refused (docs/standby.md has its conditions; where one fails, the old
+        # release is stopped as usual, and the plan says why). Not yet tried on a GPU by this project.
+        "standby": False,
         # The longest that a switch and its rollback may take: a switch never begins later than this before
         # closing. Where a host's own record of its switches says longer, that counts. Left out: the record
         # alone; 45m where there is none.

@@ -16,6 +16,7 @@ from .config import Service, profiles
 from .config.layers import Path
 from .config.models import PARALLEL
 from .errors import DeclarationError
+from .tuning import standby
 from .tuning.facts import GPUS_OF_A_HOST
 
 Found = tuple[Path, str]  # below the service: a key, and what is wrong with it
@@ -37,7 +38,32 @@ def problems(service: Service, checkpoint: Checkpoint | None, at: datetime) -> I
 
 
 def warnings(service: Service, checkpoint: Checkpoint | None) -> tuple[str, ...]:
-    """The resolver's warnings for the declared card, such as variables that the runtime doesn't read."""
+    """The resolver's warnings for the declared card, such as variables that the runtime doesn't read; and
+    whether it can have standby, where that is declared.
+    """
+    return (*_of_standby(service, checkpoint), *_of_resolver(service, checkpoint))
+
+
+def _of_standby(service: Service, checkpoint: Checkpoint | None) -> Iterator[str]:
+    if not service.standby:
+        return
+    yield standby.UNTRIED
+    try:
+        question = asked(service, checkpoint) if checkpoint is not None else None
+        answer = _best(service, checkpoint) if checkpoint is not None else None
+    except DeclarationError:
+        return  # which is a problem, and told as one
+    if question is None or answer is None:
+        return
+    card = question["gpu"]
+    cards = () if card.platform == "cpu" else ({"name": card.title},)
+    version = question["runtime_version"]
+    problem = standby.of_service(service, version, cards, answer, question["model"].hybrid)
+    if problem:
+        yield f"standby: {standby.told(problem)}"
+
+
+def _of_resolver(service: Service, checkpoint: Checkpoint | None) -> tuple[str, ...]:
     try:
         answer = _best(service, checkpoint) if checkpoint is not None else None
     except DeclarationError:

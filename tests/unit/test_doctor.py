@@ -16,12 +16,17 @@ from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm.commands import doctor as command
 from pyinfra_vllm.config.models import Service
+from pyinfra_vllm.facts.gpu import Gpus
+from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.on_host import doctor
 from pyinfra_vllm.on_host.inspect import driver as inspect_driver
 from pyinfra_vllm.on_host.inspect import nvidia
 from pyinfra_vllm.on_host.inspect import packages as inspect_packages
 from pyinfra_vllm.on_host.server import hooks
+from pyinfra_vllm.on_host.server import release as releases
 from pyinfra_vllm.on_host.state import manifest, observe
+from pyinfra_vllm.on_host.switch import standby
+from pyinfra_vllm.operations import doctor as declared_doctor
 from pyinfra_vllm.operations.doctor import clock, reachable
 from pyinfra_vllm.report.checkup import Examined
 
@@ -397,3 +402,31 @@ def test_the_result_is_among_the_metrics_where_they_are_declared(
     text = (collector / "pyinfra-vllm-doctor.prom").read_text()
     failed = [check["name"] for check in host["checks"] if not check["ok"]]
     assert failed and all(f'{{check="{name}"}} 1.0' in text for name in failed)
+
+
+def test_the_doctor_says_whether_the_current_release_can_sleep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = SimulatedHost(tmp_path, monkeypatch)
+    host.stage(OLD)
+    plain = releases.load(host.paths, OLD)
+    assert doctor._standby(plain).startswith("no: the current release has none")
+    host.stage(NEW, sockets=str(host.paths.sockets_folder(NEW)))
+    sleeper = releases.load(host.paths, NEW)
+    monkeypatch.setattr(standby, "host_problem", lambda old, new: "systemd is 247, 252 or newer is needed")
+    assert doctor._standby(sleeper).startswith("no, because systemd is 247")
+    monkeypatch.setattr(standby, "host_problem", lambda old, new: "")
+    assert doctor._standby(sleeper).startswith("yes")
+
+
+def test_the_doctor_says_whether_what_is_declared_can_have_standby(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {Runtime: {"version": "0.24.0"}, Gpus: {"gpus": [{"index": 0, "name": "NVIDIA H200"}]}}
+    monkeypatch.setattr(declared_doctor, "asked", lambda host, fact, **_: facts[fact])
+    service = Service.model_validate(
+        {"name": "chat", "model": "o/m", "runtime": {"version": "0.24.0"}, "port": 1, "standby": True}
+    )
+    told = declared_doctor._standby(None, "/srv", service)  # type: ignore[arg-type]
+    assert told["ok"] and told["detail"].startswith("no, because vLLM 0.24.0 can't be sent to sleep")
+    facts[Runtime] = {"version": "0.33.0"}
+    told = declared_doctor._standby(None, "/srv", service)  # type: ignore[arg-type]
+    assert told["ok"] and told["detail"].startswith("the old release sleeps")

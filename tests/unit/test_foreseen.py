@@ -254,3 +254,12 @@ def test_who_only_looks_needs_no_secret(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_service_plan_asks_nobody() -> None:
     made = service_plan(wanted(), Overrides())
     assert made.action == plans.INSTALL and made.installs == ""
+
+
+def test_the_plan_says_whether_a_host_has_standby() -> None:
+    has, lacks = one(service(standby=True)), one(service(standby=True, flags={"--api-server-count": 2}))
+    assert (has.as_dict()["standby"], one().as_dict()["standby"]) == ({"possible": True, "because": ""}, None)
+    assert lacks.as_dict()["standby"]["possible"] is False  # type: ignore[index]
+    told = "\n".join(plans.lines([HostPlan("gpu-1", (lacks,))], 300))
+    assert "standby   no, because --api-server-count 2 has several processes" in told
+    assert "standby   the old release sleeps" in "\n".join(plans.lines([HostPlan("gpu-1", (has,))], 300))

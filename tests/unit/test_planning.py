@@ -376,3 +376,29 @@ def test_an_answer_for_a_service_is_the_resolver_s() -> None:
             )
     found = tuning.for_service(service(), locked(), [gpu(0), gpu(1), gpu(2)], "0.33.0", None)
     assert found.fit is None and "3 GPUs" in str(found.errors)
+
+
+def test_a_release_can_sleep_only_where_that_is_declared_and_can_be_had() -> None:
+    asked = planned([gpu(0), gpu(1)], standby=True)
+    assert (asked.standby, asked.release.standby) == ("", True)
+    assert "--enable-sleep-mode" in asked.release.argv and "--port" not in asked.release.argv
+    assert any("not tried it on a GPU yet" in warning for warning in asked.warnings)
+    plain = planned([gpu(0), gpu(1)])
+    assert (plain.standby, plain.release.standby) == (None, False)
+    assert not any("standby" in warning for warning in plain.warnings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "because"),
+    [
+        ({"flags": {"--api-server-count": 2}}, "--api-server-count 2 has several processes"),
+        ({"gpu_sharing_reason": "both are small"}, "gpu_sharing_reason: a wake needs memory"),
+    ],
+)
+def test_where_standby_cant_be_had_the_release_is_the_usual_one(
+    settings: dict[str, Any], because: str
+) -> None:
+    asked = planned([gpu(0), gpu(1)], standby=True, **settings)
+    assert str(asked.standby).startswith(because)
+    assert asked.release == planned([gpu(0), gpu(1)], **settings).release
+    assert any(warning.startswith(f"standby: no, because {because}") for warning in asked.warnings)

@@ -278,3 +278,12 @@ def test_neither_pyinfra_nor_the_hub_nor_rich_is_imported_for_json() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
     )
     assert done.stderr.strip() == "[]"
+
+
+def test_whether_the_servers_can_sleep_is_said_where_it_is_asked() -> None:
+    assert "standby" not in json.loads(run(*ASKED, "--json").stdout)
+    answer = json.loads(run(*ASKED, "--standby", "--json").stdout)
+    assert answer["standby"] == {"possible": True, "because": ""}
+    several = run(*ASKED, "--standby", "--flag", "api-server-count=2").stdout
+    assert "Standby: no, because --api-server-count 2 has several processes" in several
+    assert "has not tried it on a GPU yet" in several

@@ -212,3 +212,17 @@ def test_a_slip_on_the_command_line_gets_the_nearest_right_one(
     told = run(*words)
     assert told.code == 2
     assert says in told.err
+
+
+def test_standby_is_warned_of_as_untried_and_where_it_cant_be_had() -> None:
+    assert not any("standby" in warning for warning in examine("inventory/mine.py", at=NOW).warnings)
+    declare(standby=True)
+    (untried,) = (text for text in examine("inventory/mine.py", at=NOW).warnings if "standby" in text)
+    assert untried.startswith("chat: standby: this project has not tried it on a GPU yet")
+    declare(standby=True, flags={"api-server-count": 2})
+    warnings = examine("inventory/mine.py", at=NOW).warnings
+    assert any("standby: no, because --api-server-count 2" in text for text in warnings)
+    declare(standby="yes")
+    (problem,) = examine("inventory/mine.py", at=NOW).problems
+    assert problem.key == "services.chat.standby"
+    assert problem.fix.startswith("must be true or false")

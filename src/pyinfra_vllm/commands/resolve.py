@@ -23,7 +23,7 @@ from pyinfra_vllm.commands.gate_file import criteria_of
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.fit import Fit
 from pyinfra_vllm.trades import Trade
-from pyinfra_vllm.tuning import Resolution
+from pyinfra_vllm.tuning import Resolution, standby
 
 if TYPE_CHECKING:
     from pyinfra_vllm.config.profiles import MeasuredProfile
@@ -76,6 +76,7 @@ T = TypeVar("T")
     type=click.Path(path_type=Path),
     help="The gate's settings, YAML or JSON: whether they let a known trade pass. Left out: the defaults.",
 )
+@click.option("--standby", "wants_standby", is_flag=True, help="Also say whether `standby: true` can be had.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def resolve(
     model: str,
@@ -90,6 +91,7 @@ def resolve(
     flags: tuple[str, ...],
     variables: tuple[str, ...],
     gate_file: Path | None,
+    wants_standby: bool,
     as_json: bool,
 ) -> int:
     """Show the vLLM flags for a model on a GPU, each with its reason, and what memory they leave.
@@ -98,9 +100,11 @@ def resolve(
     """
     criteria = criteria_of(gate_file)
     locked = _locked(model)  # wins over the catalog: it is what will be served
+    shape = _shape(locked) if locked else model
+    card = _card(gpu, gpu_memory, compute_capability)
     resolution = tuning.resolve(
-        model=_shape(locked) if locked else model,
-        gpu=_card(gpu, gpu_memory, compute_capability),
+        model=shape,
+        gpu=card,
         runtime_version=runtime,
         gpu_count=gpu_count,
         objective=objective,
@@ -111,12 +115,15 @@ def resolve(
         profiles=_measured_profiles(),
     )
     known = trades.towards(resolution.trades, resolution.kernel, criteria)
+    sleeps = _standby(shape, card, runtime, resolution) if wants_standby else None
     if as_json:
         answer = resolution.as_dict()
+        if wants_standby:
+            answer["standby"] = standby.as_dict(sleeps)
         answer["warnings"] += [f"known trade {trade}" for trade in known if not trade.passes]
         click.echo(json.dumps(answer, indent=2))
     else:
-        _show(resolution, known, locked)
+        _show(resolution, known, locked, sleeps)
     if not resolution.understood:
         return DeclarationError.exit_code
     return 1 if resolution.errors else 0
@@ -250,7 +257,18 @@ def _shown(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _show(resolution: Resolution, known: list[Trade], locked: Checkpoint | None) -> None:
+def _standby(shape: Shape | str, card: Gpu, version: str, resolution: Resolution) -> str:
+    """Why the servers of such a service can't sleep; empty where they can."""
+    known = shapes.find(shape) if isinstance(shape, str) else shape
+    cards = () if card.platform == "cpu" else ({"name": card.title},)
+    flags = {flag.flag: flag.value for flag in resolution.flags}
+    hybrid = known.hybrid if known else False
+    return "; ".join(standby.hindrances(version, cards, flags, resolution.environment, hybrid))
+
+
+def _show(
+    resolution: Resolution, known: list[Trade], locked: Checkpoint | None, sleeps: str | None = None
+) -> None:
     from rich.console import Console  # a tenth of a second that --json does not need
     from rich.table import Table
     from rich.text import Text
@@ -277,6 +295,9 @@ def _show(resolution: Resolution, known: list[Trade], locked: Checkpoint | None)
         console.print(f"Measured profile: {resolution.measured}", markup=False, highlight=False)
     for line in _facts(resolution):
         console.print(line, markup=False, highlight=False)
+    if sleeps is not None:
+        console.print(f"Standby: {standby.told(sleeps)}", markup=False, highlight=False)
+        console.print(f"Warning: {standby.UNTRIED}", style="yellow", markup=False, highlight=False)
     for trade in known:
         console.print(f"Known trade {trade}", markup=False, highlight=False)
     for text in resolution.warnings:

@@ -252,6 +252,10 @@ class Service(Declaration):
     )
     gate: Gate = Field(default_factory=Gate, description="a map of the gate's settings")
     hooks: Hooks = Field(default_factory=Hooks, description="a map of hooks")
+    standby: Annotated[bool, Field(strict=True)] = Field(
+        default=False,
+        description="true or false: whether the old release sleeps on its card while the new one is judged",
+    )
     ready_timeout_s: Annotated[float, Field(gt=0, le=86400)] = Field(
         default=1800.0, description="seconds, more than 0 and at most 86400"
     )

@@ -29,7 +29,7 @@ from .server.release import NotReady, Release
 from .server.service import Foreign, PortTaken, Service
 from .state import cgroup, journal, lock, manifest, observe
 from .state.paths import UNITS, ServicePaths, services
-from .switch import recovery
+from .switch import recovery, standby
 
 MEMINFO, PROC = Path("/proc/meminfo"), Path("/proc")
 # An estimate, not measured on every vLLM: its own memory while it starts, without weights on a GPU.
@@ -216,6 +216,7 @@ def _of_service(paths: ServicePaths, deep: bool) -> Iterator[tuple[str, Probe]]:
     if current is not None:
         yield from _of_release(paths, "current", current, deep)
         yield "port", lambda: _port(service, releases.load(paths, current))
+        yield "standby", lambda: _standby(releases.load(paths, current))
     yield "rollback", lambda: _rollback(paths, previous)
     if previous not in (None, current):
         yield from _of_release(paths, "rollback", str(previous), deep)
@@ -327,6 +328,18 @@ def _runtime(release: Release, deep: bool) -> str:
         )
     _no("; ".join(inspect_packages.problems(path, deep)), "Install it again")
     return f"vLLM {found['version']}"
+
+
+def _standby(release: Release) -> str:
+    """Whether the next switch to a release with standby has it. Where it can't, it is a plain restart, so
+    this is no failure.
+    """
+    if release.sockets is None:
+        return "no: the current release has none, so the next switch stops it"
+    problem = standby.host_problem(release, release)
+    if problem:
+        return f"no, because {problem}: the next switch stops the current release"
+    return "yes: the next switch lets the current release sleep"
 
 
 def _port(service: Service, release: Release) -> str:

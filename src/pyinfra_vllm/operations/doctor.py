@@ -24,6 +24,9 @@ from pyinfra_vllm.operations.disk import MARGIN_BYTES
 from pyinfra_vllm.operations.util.planning import runtime_path
 from pyinfra_vllm.operations.util.remote import Remote
 from pyinfra_vllm.rollout import estimate
+from pyinfra_vllm.tuning import devices
+from pyinfra_vllm.tuning.declared import spelled
+from pyinfra_vllm.tuning.standby import hindrances, told
 
 # A switch begins only before its last start, which the control machine computes and the host's clock decides.
 CLOCK_S = 10.0
@@ -41,6 +44,8 @@ def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = Fa
     checks = [clock(told["now"], began, time.time()), *told["checks"]]
     for service in declared.services if declared else ():
         checks += [_gpu(host, root, service), reachable(service, datetime.now(UTC))]
+        if service.standby:
+            checks.append(_standby(host, root, service))
     if declared and declared.metrics:
         checks.append(_as_metrics(host, declared.metrics, checks))
     return checks
@@ -82,6 +87,22 @@ def _gpu(host: Host, root: str, service: Service) -> DoctorCheck:
         return _check(name, told["problem"] or "no vLLM is installed to ask for")
     build = versions.build(version, found.get("torch") if found else None)
     return _check(name, "; ".join(tuning.preflight(told["gpus"], service, build)))
+
+
+def _standby(host: Host, root: str, service: Service) -> DoctorCheck:
+    """Whether its declared flags, its vLLM and its cards allow it. No failure: without it a switch is a plain
+    restart.
+    """
+    name = f"{service.name}: standby declared"
+    try:
+        found = asked(host, Runtime, path=runtime_path(root, service))
+        cards = devices.chosen(service.gpus, asked(host, Gpus)["gpus"])
+    except HostError as error:
+        return _check(name, str(error))
+    version = found["version"] if found else service.runtime.version
+    flags = {spelled(flag): value for flag, value in service.flags.items()}
+    problems = hindrances(version or "0", cards, flags, service.environment)
+    return {"name": name, "ok": True, "detail": told("; ".join(problems))}
 
 
 def reachable(service: Service, at: datetime) -> DoctorCheck:

@@ -40,6 +40,7 @@ from pyinfra_vllm.rollout.progress import (
     Wanted,
 )
 from pyinfra_vllm.rollout.story import ending
+from pyinfra_vllm.tuning import standby
 
 ROLLBACK_ALL = "rollback_all"
 IDEMPOTENT_NOTICE = "A switch restarts a service; a host that runs the declared release is left alone."
@@ -240,6 +241,8 @@ def preview(item: Wanted, overrides: Overrides) -> str:
     kernel = old.get("kernel") if old else None
     trade = trades.foreseen(item.trades, kernel, new.kernel, item.service.gate.criteria())
     changed += f"; known trade {trade}" if trade else ""
+    sleeps = standby.told(item.standby)
+    changed += f"; standby: {sleeps}" if sleeps else ""
     when = explain(item.service, overrides, item.observed["history"])
     return f"{name}: release {new.id} would {replaces}{changed}; {when}"
 

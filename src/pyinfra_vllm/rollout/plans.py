@@ -14,6 +14,7 @@ from pyinfra_vllm.catalog.gpus import GIB
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.release import Pair
 from pyinfra_vllm.text import counted, in_units, wrapped
+from pyinfra_vllm.tuning import standby
 
 INSTALL, SWITCH, UNCHANGED, DEFERRED, REFUSED = "install", "switch", "unchanged", "deferred", "refused"
 # Each action in the order of the plan: its heading, and how it is counted in the first line.
@@ -38,6 +39,7 @@ class ServicePlan:
     shared: whether the hosts that lack the checkpoint fetch it from each other
     installs: the runtime that would be installed; "" where it is there
     memory: the fit of one GPU, as `resolve --json` tells it
+    standby: why it can't be had; "": it can; None: it is not asked for
     """
 
     service: str
@@ -54,6 +56,7 @@ class ServicePlan:
     installs: str = ""
     window: str = ""
     memory: Mapping[str, Any] = field(default_factory=dict)
+    standby: str | None = None
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -75,6 +78,7 @@ class ServicePlan:
             "installs": self.installs,
             "window": self.window,
             "memory": dict(self.memory),
+            "standby": standby.as_dict(self.standby),
             "reasons": [*host_reasons, *self.reasons],
             "warnings": list(self.warnings),
         }
@@ -211,6 +215,8 @@ def _details(item: ServicePlan, olds: Sequence[str]) -> Iterator[tuple[str, str 
         yield "install", item.installs
     if item.memory:
         yield "memory", memory(item.memory)
+    if item.standby is not None:
+        yield "standby", standby.told(item.standby)
     if item.window:
         yield "window", item.window
 

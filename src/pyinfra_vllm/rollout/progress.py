@@ -38,6 +38,7 @@ class Wanted:
     observed: Observed
     gpu: str
     warnings: tuple[str, ...] = ()
+    standby: str | None = None  # why it can't be had; "": it can; None: it is not asked for
     trades: Mapping[str, Any] | None = None  # known speeds of kernels on this GPU (trades.py)
 
     @property

@@ -6,10 +6,14 @@ Only the conditions that are known beforehand. The host adds its own (on_host/sw
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyinfra_vllm.catalog import versions
 from pyinfra_vllm.on_host.inspect.gpus import UNIFIED
+from pyinfra_vllm.tuning.resolution import Resolution
+
+if TYPE_CHECKING:
+    from pyinfra_vllm.config import Service
 
 FROM = "0.25"  # before, sleeping under load kills the engine (vLLM pull request 45520)
 LORA_FROM = "0.33"  # until 0.32 LoRA's buffers lie among the weights (53888)
@@ -18,6 +22,43 @@ FP8_CACHE_FROM = "0.27"  # until 0.26 a wake fails with Mamba layers and an FP8 
 SEVERAL_PROCESSES = ("--api-server-count", "--data-parallel-size")
 CONNECTORS = ("--kv-transfer-config", "--kv-offloading-size", "--kv-offloading-backend")
 RUST = "VLLM_USE_RUST_FRONTEND"
+UNTRIED = (
+    "standby: this project has not tried it on a GPU yet, only on servers without one (docs/standby.md,"
+    " State): try it on a host that may fail"
+)
+
+
+def of_service(
+    service: Service,
+    version: str,
+    gpus: Sequence[Mapping[str, Any]],
+    resolution: Resolution,
+    has_state_layers: bool,
+) -> str | None:
+    """Why a declared service can't have it on this host; empty where it can, None where it is not asked for.
+
+    + gpus: those that the service uses
+    """
+    if not service.standby:
+        return None
+    flags = {flag.flag: flag.value for flag in resolution.flags}
+    shared = ("gpu_sharing_reason: a wake needs memory that the other service may have taken",)
+    found = hindrances(version, gpus, flags, resolution.environment, has_state_layers)
+    return "; ".join((*(shared if service.gpu_sharing_reason else ()), *found))
+
+
+def told(problem: str | None) -> str:
+    """The answer of `of_service` for a person; empty where nobody asked for it."""
+    if problem is None:
+        return ""
+    if problem:
+        return f"no, because {problem}: the old release is stopped, as without it"
+    return "the old release sleeps while the new one is judged, from the second switch on"
+
+
+def as_dict(problem: str | None) -> dict[str, object] | None:
+    """The same as JSON: {"possible": bool, "because": text}."""
+    return None if problem is None else {"possible": not problem, "because": problem}
 
 
 def hindrances(

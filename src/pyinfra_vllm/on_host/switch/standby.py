@@ -53,6 +53,11 @@ def refusal(paths: ServicePaths, old: Release | None, new: Release) -> str | Non
         return "the old release and the new one are the same"
     if _front(paths, old) != _front(paths, new):
         return "clients are to ask at another address"
+    return host_problem(old, new)
+
+
+def host_problem(old: Release, new: Release) -> str:
+    """Why no server of this host may sleep: its systemd, or its memory for the weights of both releases."""
     return _old_systemd() or _short_of_memory(old, new)
 
 

@@ -126,6 +126,7 @@ def service_plan(
         installs=installs,
         window=explain(wanted.service, overrides, observed["history"]),
         memory=new.fit,
+        standby=wanted.standby,
         warnings=(*wanted.warnings, *_unnamed(missing)),
     )
     criteria = wanted.service.gate.criteria().as_dict()

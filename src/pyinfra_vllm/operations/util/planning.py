@@ -12,7 +12,7 @@ from pyinfra.api import Host
 
 from pyinfra_vllm import tuning
 from pyinfra_vllm.answers import Gpu
-from pyinfra_vllm.catalog import table, versions
+from pyinfra_vllm.catalog import shapes, table, versions
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Declared, Service
 from pyinfra_vllm.config.models import API_KEY
@@ -28,7 +28,7 @@ from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.release import ASK_FOR_KEY, OBEY_ROOT, STOP_MARGIN_S, Release, base_environment
 from pyinfra_vllm.rollout.progress import Wanted
 from pyinfra_vllm.text import sentence
-from pyinfra_vllm.tuning import devices
+from pyinfra_vllm.tuning import devices, standby
 
 VARIABLES_KEPT_OFF_FROM = "0.29"
 MOSTLY_COMPILED = 0.9
@@ -101,7 +101,9 @@ def plan(
         used = devices.chosen(service.gpus, gpus)
         values = _secrets(service) if secrets is None else secrets
         _keep_off_the_disk(service, resolution.environment, version)
-        release = _release(root, service, checkpoint, resolution, version, gpus, values)
+        asleep = standby.of_service(service, version, used, resolution, _has_state(service, checkpoint))
+        can_sleep = asleep == ""
+        release = _release(root, service, checkpoint, resolution, version, gpus, values, can_sleep)
     except HostError:
         raise
     except RolloutError as error:
@@ -121,7 +123,9 @@ def plan(
             *_bytecode(service, compiled),
             *devices.warnings(service.gpus, gpus),
             *_code(service),
+            *_standby(asleep),
         ),
+        standby=asleep,
         trades=resolution.trades,
     )
 
@@ -146,6 +150,16 @@ def _resolved(
     if problems or resolution.errors:
         raise Refused(service, list(dict.fromkeys((*problems, *resolution.errors))))
     return resolution
+
+
+def _has_state(service: Service, checkpoint: Checkpoint) -> bool:
+    return shapes.from_config(service.model, checkpoint.config, checkpoint.weights_bytes).hybrid
+
+
+def _standby(problem: str | None) -> list[str]:
+    if problem is None:
+        return []
+    return [f"standby: {standby.told(problem)}" if problem else standby.UNTRIED]
 
 
 def _code(service: Service) -> list[str]:
@@ -233,22 +247,22 @@ def _release(
     version: str,
     gpus: list[Gpu],
     secrets: Mapping[str, str],
-    standby: bool = False,
+    can_sleep: bool = False,
 ) -> Release:
     path = runtime_path(root, service)
     directory = checkpoint.directory(root)
     environment = {**base_environment(f"{root}/{service.name}", path), **resolution.environment}
     environment |= devices.environment(service.gpus, gpus, version)
     # With standby the key is asked for before a request may wait, and so not by vLLM.
-    asked_for = API_KEY in service.secrets and (standby or _writes_variables(version))
+    asked_for = API_KEY in service.secrets and (can_sleep or _writes_variables(version))
     argv = [
         *(f"{path}/bin/vllm", "serve", directory),
         *("--served-model-name", *service.served_names),
-        *(() if standby else ("--host", service.bind, "--port", str(service.port))),
+        *(() if can_sleep else ("--host", service.bind, "--port", str(service.port))),
         *(["--trust-remote-code"] if service.allow_code else []),
-        *(OBEY_ROOT if standby else []),
+        *(OBEY_ROOT if can_sleep else []),
         *(ASK_FOR_KEY if asked_for else []),
-        *(["--enable-sleep-mode"] if standby else []),
+        *(["--enable-sleep-mode"] if can_sleep else []),
         *resolution.argv(),
     ]
     return Release(
@@ -271,7 +285,7 @@ def _release(
         gpus=service.gpus,
         gpu_count=len(devices.chosen(service.gpus, gpus)),
         kernel=resolution.kernel,
-        standby=standby,
+        standby=can_sleep,
         key_is_asked_for=asked_for,
         allow_code=service.allow_code,
         secrets=secrets,

@@ -16,7 +16,13 @@ from .history import Switch
 from .status import CHANGING, DOWN, DRIFT, OK, STOPPED, UNPROVEN, Row, severity, word
 
 COLOURS = {OK: "green", CHANGING: "cyan", DRIFT: "yellow", DOWN: "red", STOPPED: "red", UNPROVEN: "red"}
-OUTCOMES = {"committed": "green", "calibrated": "green", "deferred": "yellow", "under way": "cyan"}
+OUTCOMES = {
+    "committed": "green",
+    "calibrated": "green",
+    "tried": "cyan",
+    "deferred": "yellow",
+    "under way": "cyan",
+}
 # Not a terminal: never fold a row, so that grep and cut see it whole.
 UNFOLDED = 2000
 # In the order in which they are left out, the last one first, where a screen is too narrow for all.

@@ -15,14 +15,14 @@ from datetime import datetime, timedelta
 
 from pyinfra_vllm.answers import Transaction
 from pyinfra_vllm.config import Service
-from pyinfra_vllm.on_host.switch.order import ROLLOUT
+from pyinfra_vllm.on_host.switch.order import ROLLOUT, TRIAL
 from pyinfra_vllm.text import counted
 
 NEWEST = 5
 # On the largest of so few: a switch that takes half as long again as any before it must still be undone in
 # time.
 FACTOR = 1.5
-COUNTED = ("committed", "rolled_back")
+COUNTED = ("committed", "rolled_back", "tried")
 
 History = Sequence[Transaction]  # the host's record of one service, oldest first
 
@@ -87,7 +87,7 @@ def _whole(history: History) -> list[Transaction]:
         switch
         for switch in history
         if switch["outcome"] in COUNTED
-        and switch.get("purpose") == ROLLOUT
+        and switch.get("purpose") in (ROLLOUT, TRIAL)
         and switch["from"]  # a first release has no baseline to measure
         and not switch.get("recovered")
     ][-NEWEST:]

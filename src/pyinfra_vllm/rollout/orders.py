@@ -10,7 +10,7 @@ from typing import Any
 from pyinfra_vllm.config import Overrides, Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.bench.criteria import Criteria
-from pyinfra_vllm.on_host.switch.order import CALIBRATION, ROLLBACK, ROLLOUT, Order
+from pyinfra_vllm.on_host.switch.order import CALIBRATION, ROLLBACK, ROLLOUT, TRIAL, Order
 from pyinfra_vllm.rollout.estimate import History
 from pyinfra_vllm.rollout.opening import explain, measure_until, opening, shut
 
@@ -38,6 +38,16 @@ def rollout(
     """
     return _measured(
         root, service, release, overrides, history, purpose=ROLLOUT, hooks=service.hooks.document()
+    )
+
+
+def trial(root: str, service: Service, release: str, overrides: Overrides, history: History = ()) -> Prepared:
+    """The trial of a staged release: the same measurements as a rollout, and always the way back.
+
+    Raises HostError where its quality prompts can't be read.
+    """
+    return _measured(
+        root, service, release, overrides, history, purpose=TRIAL, hooks=service.hooks.document()
     )
 
 

@@ -25,9 +25,9 @@ from ..state.lock import exclusive
 from ..state.paths import ServicePaths
 from . import recovery, rollback
 from .order import Order
-from .transaction import DEFERRED, REFUSED, RESTORE_FAILED, Transaction
+from .transaction import DEFERRED, FAILED, REFUSED, RESTORE_FAILED, Transaction
 
-CALIBRATED, FAILED = "calibrated", "failed"
+CALIBRATED = "calibrated"
 EXIT_CODES = {CALIBRATED: 0, FAILED: 1, REFUSED: 1, DEFERRED: 4, RESTORE_FAILED: 5}
 
 

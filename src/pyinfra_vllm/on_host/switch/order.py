@@ -1,4 +1,4 @@
-"""The order by which the control machine has a host switch or calibrate one service; read from a file."""
+"""The order by which the control machine has a host switch, try or calibrate a service; from a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ..state import durable
 ROLLOUT = "rollout"
 ROLLBACK = "rollback"
 CALIBRATION = "calibration"
-PURPOSES = (ROLLOUT, ROLLBACK, CALIBRATION)
+TRIAL = "trial"
+PURPOSES = (ROLLOUT, ROLLBACK, CALIBRATION, TRIAL)
 
 
 class BadOrder(Exception):
@@ -25,7 +26,7 @@ class Order:
 
     release: the id of a staged release; of the current one for a calibration
     purpose: `rollout` judges the new release; `rollback` asks only that its tokens flow; `calibration`
-        changes nothing
+        changes nothing; `trial` judges the new release as a rollout does, and always goes back
     runs: how often a calibration measures; it restarts the service once less
     operator, reason: who asked and why, for the record
     last_start: Unix time after which the switch must not begin; None where there is no window or it is

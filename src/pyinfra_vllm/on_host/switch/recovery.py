@@ -25,7 +25,7 @@ from ..state.journal import Entry, Journal
 from ..state.lock import LOOK_S, Held, exclusive
 from ..state.paths import UNITS, ServicePaths, services
 from . import outcomes, rollback
-from .order import ROLLBACK
+from .order import ROLLBACK, TRIAL
 from .rollback import RESTORE_FAILED, GoingDown
 
 FIRST_PAUSE_S = 2.0  # between the tries of `insist`, doubled after each
@@ -33,6 +33,7 @@ LONGEST_PAUSE_S = 60.0
 # Another try takes down the new release that serves because the old one would not start: at most a sixth of
 # the time.
 REST = 5
+TRIED, INTERRUPTED = "tried", "interrupted"
 
 
 class Unfinished(Exception):
@@ -242,6 +243,11 @@ class Left:
         return judged.get("criteria") if judged and judged.get("verdict") == "fail" else None
 
     @property
+    def trial(self) -> bool:
+        """Whether it was a trial: it goes back whatever it found, and rejects nothing."""
+        return self.begin.get("purpose") == TRIAL
+
+    @property
     def soak_cut_short(self) -> bool:
         """Whether the committed release was to be watched under real traffic and nobody watched
         to the end.
@@ -262,9 +268,9 @@ class Left:
             self.paths, self.activated["from"], self.activated["to"], given_up, self.log.tx
         )
 
-    def end(self, outcome: str, reason: str) -> str:
+    def end(self, outcome: str, reason: str, **more: object) -> str:
         rollback.release_reserve(self.paths)
-        self.log.try_write("end", "done", outcome=outcome, reason=reason, recovered=True)
+        self.log.try_write("end", "done", outcome=outcome, reason=reason, **more, recovered=True)
         self.seal()
         return outcome
 
@@ -355,7 +361,7 @@ def _end_untouched(left: Left, service: Service) -> str | None:
         rollback.mend_links(service)
     purpose = left.begin.get("purpose", "switch")
     return left.end(
-        "interrupted", f"the {purpose} was interrupted{left.interrupted} before anything was touched"
+        INTERRUPTED, f"the {purpose} was interrupted{left.interrupted} before anything was touched"
     )
 
 
@@ -363,6 +369,8 @@ def _end_restored(left: Left, service: Service) -> str:
     """Go back, and end the transaction where that worked: `restore_failed` is no end."""
     assert left.activated is not None
     old_id, new_id = left.activated["from"], left.activated["to"]
+    if left.trial:
+        return _end_trial(left, service, old_id, new_id)
     reason = _why_restored(left)
     kept = _reject_worse(left, new_id)
     outcome = rollback.restore(service, left.log, old_id, new_id, left.start_limit_s)
@@ -370,6 +378,21 @@ def _end_restored(left: Left, service: Service) -> str:
         return outcome  # without an end, so that a later recovery writes both
     rollback.mend_links(service)
     return left.end(outcome, reason)
+
+
+def _end_trial(left: Left, service: Service, old_id: str | None, new_id: str) -> str:
+    """A trial that was interrupted after its verdict has its answer."""
+    outcome = rollback.restore(service, left.log, old_id, new_id, left.start_limit_s)
+    if outcome == RESTORE_FAILED:
+        return outcome
+    rollback.mend_links(service)
+    given, judged = left.find("restore", "intended") or {}, left.find("judge", "done")
+    if given.get("verdict"):
+        return left.end(TRIED, str(given.get("reason", "")), verdict=given["verdict"])
+    if judged:
+        verdict = Verdict.read(judged, "the verdict")
+        return left.end(TRIED, verdict.conclusion(), verdict=verdict.verdict)
+    return left.end(INTERRUPTED, _why_restored(left))
 
 
 def _reject_worse(left: Left, new_id: str) -> bool:
@@ -468,4 +491,4 @@ def _end_calibration(left: Left, service: Service) -> str:
             left.log, f"the calibration was interrupted, and {release_id} does not serve: {problem}", None
         )
         return RESTORE_FAILED
-    return left.end("interrupted", f"the calibration was interrupted; release {release_id} serves as before")
+    return left.end(INTERRUPTED, f"the calibration was interrupted; release {release_id} serves as before")

@@ -74,6 +74,7 @@ def restore(
     limit_s: float,
     reason: str = "",
     rejects: bool = False,
+    verdict: str | None = None,
 ) -> str:
     """Have the old release serve until its tokens flow; returns the outcome, `rolled_back` or
     `restore_failed`.
@@ -83,6 +84,7 @@ def restore(
 
     limit_s: how long each start may take
     reason, rejects: why it goes back, and whether that rejects the new release; for whoever finishes it
+    verdict: of a trial, for the same
 
     Raises GoingDown where the host shuts down.
     """
@@ -90,7 +92,8 @@ def restore(
         raise GoingDown
     began = time.monotonic()
     if not _has(log, "restore", "intended"):
-        why = {"reason": reason, "rejects": rejects} if reason else {}
+        why: Entry = {"reason": reason, "rejects": rejects} if reason else {}
+        why |= {"verdict": verdict} if verdict else {}
         log.try_write("restore", "intended", release=old_id, limit_s=limit_s, **why)
     if old_id:
         standby.back(service, log, old_id, new_id, limit_s)

@@ -30,13 +30,23 @@ from ..state.journal import Journal
 from ..state.lock import exclusive
 from ..state.paths import ServicePaths
 from . import outcomes, pair, recovery, rollback, saturation, standby
-from .order import ROLLBACK, ROLLOUT, Order
+from .order import ROLLBACK, ROLLOUT, TRIAL, Order
 from .two_servers import Failed
 
 COMMITTED, ROLLED_BACK, DEFERRED, REFUSED = "committed", "rolled_back", "deferred", "refused"
-INTERRUPTED, RESTORE_FAILED = "interrupted", rollback.RESTORE_FAILED
+INTERRUPTED, RESTORE_FAILED = recovery.INTERRUPTED, rollback.RESTORE_FAILED
+TRIED, FAILED = recovery.TRIED, "failed"  # a trial: with a verdict, and without one
 SERVING, SILENT, DOWN = "serving", "silent", "down"  # what the old release did when the transaction began
-EXIT_CODES = {COMMITTED: 0, ROLLED_BACK: 1, REFUSED: 1, INTERRUPTED: 1, DEFERRED: 4, RESTORE_FAILED: 5}
+EXIT_CODES = {
+    COMMITTED: 0,
+    TRIED: 0,
+    ROLLED_BACK: 1,
+    REFUSED: 1,
+    INTERRUPTED: 1,
+    FAILED: 1,
+    DEFERRED: 4,
+    RESTORE_FAILED: 5,
+}
 
 
 class Worse(Exception):
@@ -44,6 +54,14 @@ class Worse(Exception):
 
     def __init__(self, message: str, verdict: Verdict | None = None) -> None:
         super().__init__(message)
+        self.verdict = verdict
+
+
+class TrialOver(Exception):
+    """The trial has its verdict. Whatever that is, the old release comes back."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.conclusion())
         self.verdict = verdict
 
 
@@ -183,6 +201,8 @@ class Switch(Transaction):
             return self._end(REFUSED, str(reason) or type(reason).__name__)
         try:
             verdict = self._go_forward(new)
+            if self.order.purpose == TRIAL:
+                raise TrialOver(verdict)
             self._point(new)
             self.journal.write("commit", "done", release=new.id, verdict=verdict.verdict)
         except Exception as reason:  # whatever it is: from `activate` on the only other way is back
@@ -200,6 +220,8 @@ class Switch(Transaction):
         with self.journal.step("prove-way-back", release=self.old_id) as result:
             if self.old_id is not None:
                 result.update(self._prove_way_back(self.old_id))
+            if self.order.purpose == TRIAL and not (self.old and self.service.serves(self.old)):
+                raise NotReady("no release serves that this one could be compared with, so nothing is tried")
         with self.journal.step("prove-way-forward", release=self.order.release) as result:
             new = releases.load(self.paths, self.order.release)
             if new.allow_code:
@@ -504,11 +526,13 @@ class Switch(Transaction):
         goes on trying.
         """
         text = str(reason) or type(reason).__name__
-        verdict = reason.verdict if isinstance(reason, Worse) else None
+        verdict = reason.verdict if isinstance(reason, (Worse, TrialOver)) else None
         limit_s = rollback.start_limit_s(self.order.ready_timeout_s)
         silent = isinstance(reason, NotServing) and not isinstance(reason, (PortTaken, Stopped))
         if silent:
             self.last_words = root_cause.explain(self.log)
+        if self.order.purpose == TRIAL:
+            return self._end_trial(new, text, _of_trial(reason, verdict, silent))
         rejects = silent or bool(verdict and verdict.verdict == FAIL)
         outcome = rollback.restore(self.service, self.journal, self.old_id, new.id, limit_s, text, rejects)
         if rejects:
@@ -520,6 +544,29 @@ class Switch(Transaction):
             recovery.settle(self.paths, self.evidence.say, outcome)
             return outcome
         return self._end(outcome, text, verdict)
+
+    def _end_trial(self, new: Release, text: str, verdict: Verdict | None) -> str:
+        """The old release comes back, and nothing is rejected: what a trial finds out is for people."""
+        limit_s = rollback.start_limit_s(self.order.ready_timeout_s)
+        word = verdict.verdict if verdict else None
+        outcome = rollback.restore(
+            self.service, self.journal, self.old_id, new.id, limit_s, text, verdict=word
+        )
+        if verdict:
+            self._tell(verdict)
+        if outcome == RESTORE_FAILED:
+            recovery.settle(self.paths, self.evidence.say, outcome)
+            return outcome
+        return self._end(TRIED if verdict else FAILED, text, verdict)
+
+
+def _of_trial(reason: Exception, verdict: Verdict | None, silent: bool) -> Verdict | None:
+    """The answer of a trial; None where something else ended it. One that does not start, or does not serve
+    to the end, fails.
+    """
+    if silent or (isinstance(reason, Worse) and verdict and verdict.verdict == PASS):
+        return Verdict(FAIL, verdict.metrics if verdict else (), (str(reason),))
+    return verdict
 
 
 def _until(moment: float | None) -> float:

@@ -199,7 +199,7 @@ services = {
         # {"url_env": NAME} for a URL that is one of the `secrets`. Left out: nobody.
         "hooks": {
             "drain": ["/usr/local/bin/lb", "drain"],  # before anything is touched
-            "undrain": ["/usr/local/bin/lb", "undrain"],  # once tokens flow again
+            "undrain": ["/usr/local/bin/lb", "undrain"],  # once tokens are generated again
             "notify": "http://chat.example.net:8065/hooks/vllm",  # begin, verdict, end, failure
             "timeout_s": 30,  # of each call
             "check": False,  # True: the programs take `--check` as a last word, for `pyinfra-vllm doctor`
@@ -212,7 +212,7 @@ services = {
         # closing. Where a host's own record of its switches says longer, that counts. Left out: the record
         # alone; 45m where there is none.
         "switch_estimate": "45m",
-        "ready_timeout_s": 1800,  # from start until tokens flow; a cold compile cache needs minutes
+        "ready_timeout_s": 1800,  # from start until the first tokens; a cold compile cache needs minutes
         "shutdown_timeout_s": 30,  # for requests still running when the server stops
         # `window` and `gate` may stand here too, for this service alone.
     },

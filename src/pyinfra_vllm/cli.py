@@ -107,9 +107,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with its code; a last net keeps every surprise from being taken for an
-    outcome.
-    """
+    """Runs one command and exits with its code; an unexpected exception never has the code of an outcome."""
     try:
         result = cli.main(args=arguments, prog_name="pyinfra-vllm", standalone_mode=False)
     except RolloutError as error:

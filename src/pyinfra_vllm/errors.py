@@ -49,6 +49,6 @@ class HostError(RolloutError):
 def one_line(error: Exception | str) -> str:
     """The text of another program or a file on one line, to be part of a message.
 
-    Short, and safe on any terminal: what is hostile is shown, never carried out, and can always be encoded.
+    Short, and safe on any terminal: control characters are written out, and the text can always be encoded.
     """
     return printable(" ".join(str(error).split())[:300])

@@ -24,7 +24,7 @@ CHUNK = 1 << 16
 
 
 class TooMuch(OSError):
-    """A host's answer has no end: it is given up. pyinfra takes an OSError for a failure of that host."""
+    """A host's answer is longer than allowed. pyinfra takes an OSError for a failure of that host."""
 
 
 class Heard:
@@ -110,7 +110,7 @@ class _Echo:
 def guard() -> None:
     """From now on no host can say too much, and whatever pyinfra shows of it is printable.
 
-    Twice does no more.
+    A second call changes nothing.
     """
     ssh.read_output_buffers = _read_bounded
     logger = logging.getLogger("pyinfra")

@@ -1,7 +1,7 @@
 """Reads the closed days and hours of an iCalendar file: events that are all-day or timed, once or repeating.
 
 `icalendar` reads and `recurring-ical-events` repeats. Events that can't be read for certain are an error that
-names the file and the event, never a day silently left open.
+names the file and the event, never a day left open without a word.
 """
 
 from __future__ import annotations

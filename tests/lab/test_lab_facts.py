@@ -226,8 +226,8 @@ def test_who_listens_on_a_port_is_the_service_or_a_stranger(serving: Host) -> No
     listen = "import socket, time; a = socket.create_server(('127.0.0.1', 8471)); time.sleep(600)"
     serving.ssh(f"systemd-run --unit=listener python3 -c {shlex.quote(listen)}; sleep 1")
     asked = (
-        f"sockets.strangers(8000, '{UNIT}'), sockets.strangers(8471, '{UNIT}'), sockets.strangers(8471,"
-        " 'listener.service')"
+        f"sockets.foreign_listeners(8000, '{UNIT}'), sockets.foreign_listeners(8471, '{UNIT}'),"
+        " sockets.foreign_listeners(8471, 'listener.service')"
     )
     own, stranger, listener = inside(serving, f"json.dump([{asked}], sys.stdout)")
     assert own == listener == []

@@ -226,8 +226,8 @@ def test_only_root_can_change_what_is_served(guarded: Host) -> None:
     ]  # fmt: skip
     writable = f"find {ROOT} /run/pyinfra-vllm /etc/systemd/system ! -type l -perm /022 -o -perm /6000"
     assert guarded.ssh(writable).stdout == ""
-    strangers = f"find {ROOT} -path '{ROOT}/tiny/releases/*/cache' -prune -o ! -user root -print"
-    assert guarded.ssh(strangers).stdout == ""
+    foreign_files = f"find {ROOT} -path '{ROOT}/tiny/releases/*/cache' -prune -o ! -user root -print"
+    assert guarded.ssh(foreign_files).stdout == ""
     assert guarded.ssh("getent passwd vllm").stdout.strip().endswith(":/nonexistent:/usr/sbin/nologin")
 
 

@@ -117,9 +117,9 @@ def test_those_who_wait_are_answered_by_the_server_that_is_awake(seen: dict[str,
 
 
 def test_nobody_but_root_commands_it_and_no_development_endpoint_is_there(seen: dict[str, Any]) -> None:
-    assert "PermissionError" in seen["strangers"]["nobody"]
+    assert "PermissionError" in seen["other_users"]["nobody"]
     unanswered = ("b''", "ConnectionResetError", "BrokenPipeError")
-    assert seen["strangers"]["chat"].startswith(unanswered)  # of the servers' own user
+    assert seen["other_users"]["chat"].startswith(unanswered)  # of the servers' own user
     assert seen["state"]["state"] == "serving"
     assert set(seen["development endpoints"].values()) == {404}
 

@@ -36,7 +36,7 @@ def pid(host: Host) -> str:
 
 
 def serves(host: Host, repository: str) -> bool:
-    """Whether tokens of that checkpoint flow: the process has it on its command line, and the
+    """Whether that checkpoint generates tokens: the process has it on its command line, and the
     server answers.
     """
     command = host.ssh(f"tr '\\0' ' ' < /proc/{pid(host)}/cmdline").stdout

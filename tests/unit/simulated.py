@@ -153,8 +153,8 @@ class SimulatedHost:
             (systemd, "log_since", lambda unit, cursor: self.crashing.get(self.running or "", LOG)),
             (
                 service.Service,
-                "_flow_problem",
-                lambda this, release, timeout_s=60.0: self._flow_problem(release.id),
+                "_generation_problem",
+                lambda this, release, timeout_s=60.0: self._generation_problem(release.id),
             ),
             (service.Service, "kv_cache", lambda this, release, log: {"tokens": 4096}),
             (probe, "measure", self._measure),
@@ -239,7 +239,7 @@ class SimulatedHost:
             "ExecMainStatus": "2",
         }
 
-    def _flow_problem(self, release_id: str) -> str:
+    def _generation_problem(self, release_id: str) -> str:
         serves = self.running == release_id and release_id not in {*self.broken, *self.crashing}
         return "" if serves else "connection refused"
 

@@ -147,7 +147,7 @@ class StandbyHost(SimulatedHost):
         state = "inactive" if here is None else "failed" if release_id in self.broken else "active"
         return {"ActiveState": state, "NRestarts": "0", "Result": "exit-code", "ExecMainStatus": "2"}
 
-    def _flow_problem(self, release_id: str) -> str:
+    def _generation_problem(self, release_id: str) -> str:
         serves = self.servers.get(release_id) == "serving" and release_id not in self.broken
         return "" if serves else "connection refused"
 

@@ -105,7 +105,7 @@ def read_by_all(found: Look) -> None:
             story.tell(switch["entries"], [service["progress"]])
 
 
-def test_what_an_honest_host_tells_is_taken(told: dict[str, Any]) -> None:
+def test_valid_answer_is_accepted(told: dict[str, Any]) -> None:
     found = look(told)
     assert found.record, "else nothing is read"
     read_by_all(found)
@@ -132,7 +132,7 @@ def test_whatever_is_changed_in_an_answer_is_refused_or_can_be_read(
     [DEEP, '{"a":' * 50_000, "", "nonsense", "[[]]", "{}", "[null]", "NaN", '"text"', "1" * 5000, "[{}]",
     "\x1b[2J", "[1e999]", "true"],
 )  # fmt: skip
-def test_nonsense_is_one_error_for_every_fact(fact: Any, answer: str) -> None:
+def test_invalid_answer_is_a_host_error_for_every_fact(fact: Any, answer: str) -> None:
     with pytest.raises(HostError, match="answered nonsense"):
         fact().process([answer])
 
@@ -148,7 +148,7 @@ def test_no_json_is_another_error(value: Any) -> None:
 
 
 @given(st.lists(st.text()))
-def test_folders_that_are_none_are_an_error(lines: list[str]) -> None:
+def test_invalid_folders_are_an_error(lines: list[str]) -> None:
     try:
         assert all("/" not in name for name in Services().process(lines))
     except HostError:
@@ -187,7 +187,7 @@ def test_keys_that_a_type_does_not_name_are_allowed() -> None:
     assert found["bytes"] == 1
 
 
-def test_evidence_that_is_none_costs_no_other(told: dict[str, Any], tmp_path: Path) -> None:
+def test_invalid_evidence_does_not_hide_other_evidence(told: dict[str, Any], tmp_path: Path) -> None:
     lie = copy.deepcopy(dict(told))
     (switch,) = lie["record"][0]["transactions"]
     switch["evidence"]["verdict"] = {"metrics": [{"name": 5}]}

@@ -176,7 +176,7 @@ def test_a_cache_that_is_itself_a_link_is_not_looked_through(cache: Path) -> Non
     assert "cache/vllm: " in problem and left(cache / "other")
 
 
-def test_whoever_digs_deep_or_wide_holds_up_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deep_or_wide_caches_are_searched_only_in_part(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = cache / "vllm" / "/".join("d" * 200)
     deep.mkdir(parents=True)
     (cache / "vllm/x" / compile_cache.FACTORS / "folder").mkdir(parents=True)

@@ -40,7 +40,7 @@ def test_the_same_sources_make_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("python", interpreters())
-def test_it_runs_alone(tmp_path: Path, python: str) -> None:
+def test_archive_runs_without_the_checkout(tmp_path: Path, python: str) -> None:
     program = tmp_path / "on-host.pyz"
     program.write_bytes(archive())
     command = [python, "-I", str(program), "--root", str(tmp_path / "root"), "status"]

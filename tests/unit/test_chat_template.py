@@ -131,7 +131,7 @@ def test_the_declared_template_and_its_defaults_are_rendered(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("answer", ["", "nonsense", "[]", '{"problems": 1}'])
-def test_what_can_not_be_looked_at_stops_nothing(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+def test_unchecked_template_does_not_stop_the_switch(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     answering(monkeypatch, answer, "Traceback\nOSError: no tokenizer")
     assert chat_template.check(release()) == {"chat_template": ["not checked: OSError: no tokenizer"]}
 

@@ -184,7 +184,7 @@ def test_expected_failures_end_with_their_own_code(
     assert code == 130 or "told" in ended.err
 
 
-def test_a_surprise_is_one_line_and_no_outcome(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_is_one_line_with_own_exit_code(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command()
     def failing() -> None:
         raise RecursionError("too\ndeep")

@@ -26,9 +26,9 @@ def free_port() -> int:
         return port
 
 
-def test_tokens_flow_returns_what_it_measured() -> None:
+def test_generation_check_returns_its_measurement() -> None:
     with serving() as server:
-        flow = Client(server.url, "m").tokens_flow(5)
+        flow = Client(server.url, "m").check_generation(5)
     assert flow.output_tokens == 8 and 0 < flow.ttft_s <= flow.e2e_s
 
 
@@ -48,7 +48,7 @@ def test_tokens_come_from_usage_when_an_event_carries_several() -> None:
 
 def test_nothing_listening_is_refused() -> None:
     with pytest.raises(clients.Refused, match="no connection to"):
-        Client(f"http://127.0.0.1:{free_port()}", "m").tokens_flow(5)
+        Client(f"http://127.0.0.1:{free_port()}", "m").check_generation(5)
 
 
 def test_an_http_error_carries_its_status_and_words() -> None:
@@ -56,7 +56,7 @@ def test_an_http_error_carries_its_status_and_words() -> None:
         serving(status=500) as server,
         pytest.raises(clients.HttpError, match="told to fail") as error,
     ):
-        Client(server.url, "m").tokens_flow(5)
+        Client(server.url, "m").check_generation(5)
     assert error.value.status == 500 and error.value.kind == "http_500"
 
 
@@ -67,7 +67,7 @@ def test_a_server_that_never_answers_costs_the_time_limit_and_no_more(way: str) 
         client = Client(server.url, "m")
         assert client.health()
         with pytest.raises(clients.ClientError):
-            client.tokens_flow(0.5)
+            client.check_generation(0.5)
         assert time.monotonic() - began < 3
 
 
@@ -84,9 +84,9 @@ def test_each_broken_stream_has_its_own_error(behaviour: dict[str, bool], expect
         Client(server.url, "m").stream("x", 8, 5)
 
 
-def test_tokens_flow_without_usage_counts_what_came() -> None:
+def test_generation_check_without_usage_counts_events() -> None:
     with serving(usage=False) as server:
-        assert Client(server.url, "m").tokens_flow(5).output_tokens == 8
+        assert Client(server.url, "m").check_generation(5).output_tokens == 8
 
 
 @pytest.mark.parametrize("name", ["cache_salt", "ignore_eos", "stream_options"])
@@ -110,10 +110,10 @@ def test_chat_takes_over_where_there_are_no_completions() -> None:
 def test_the_api_key_is_sent_and_never_shown() -> None:
     with serving(api_key="sesame") as server:
         client = Client(server.url, "m", api_key="sesame")
-        assert client.tokens_flow(5).output_tokens == 8
+        assert client.check_generation(5).output_tokens == 8
         assert "sesame" not in repr(client)
         with pytest.raises(clients.HttpError, match="HTTP 401") as error:
-            Client(server.url, "m", api_key="wrong-key").tokens_flow(5)
+            Client(server.url, "m", api_key="wrong-key").check_generation(5)
         assert "wrong-key" not in str(error.value)
 
 
@@ -135,7 +135,7 @@ def test_a_trailing_v1_is_accepted() -> None:
         assert Client(server.url + "/v1/", "m").models()[0]["id"] == "m"
 
 
-def test_a_server_on_a_unix_socket_is_asked_there_and_nothing_is_sent_to_a_stranger(tmp_path: Path) -> None:
+def test_unix_socket_requests_are_sent_only_to_the_proven_server(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     seen = []
 
@@ -145,14 +145,14 @@ def test_a_server_on_a_unix_socket_is_asked_there_and_nothing_is_sent_to_a_stran
     with serving() as server, forwarded(path, server.server_address[1]):
         headers = {"X-Pass": "secret"}
         asking = Client("http://127.0.0.1:1", "m", unix=path, prove=seen.append, headers=headers)
-        assert asking.tokens_flow(5).output_tokens == 8 and len(seen) == 2
+        assert asking.check_generation(5).output_tokens == 8 and len(seen) == 2
         assert server.headers[-1]["X-Pass"] == "secret" and str(path) in repr(asking)
         count = len(server.requests)
         with pytest.raises(clients.Refused, match="another unit's"):
-            Client("http://127.0.0.1:1", "m", unix=path, prove=stranger).tokens_flow(5)
+            Client("http://127.0.0.1:1", "m", unix=path, prove=stranger).check_generation(5)
         assert len(server.requests) == count
     with pytest.raises(clients.Refused, match=f"no connection to {path}"):
-        Client("http://127.0.0.1:1", "m", unix=path).tokens_flow(5)
+        Client("http://127.0.0.1:1", "m", unix=path).check_generation(5)
 
 
 @contextmanager

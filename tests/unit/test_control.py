@@ -71,19 +71,19 @@ def test_a_server_is_told_to_sleep_and_to_wake(control: Control) -> None:
     assert control.tell("serve").state == "serving"
 
 
-def test_what_it_refuses_it_says(control: Control) -> None:
+def test_refusal_carries_the_servers_reason(control: Control) -> None:
     with pytest.raises(Refused, match="the server is serving"):
         control.tell("relay", to="/b")
 
 
-def test_a_listener_of_another_unit_is_not_believed(control: Control) -> None:
+def test_listener_of_another_unit_is_refused(control: Control) -> None:
     with pytest.raises(Mute, match=r"control.sock belongs to vllm-chat.*, not to vllm-other.service"):
         Control(control.path, "vllm-other.service").tell("sleep")
     assert control.state().state == "serving"
 
 
 @pytest.mark.parametrize("answer", [b"", b"{}\n", b"[]\n", b"\xff\n", b'{"ok": true}\n', b"x" * (1 << 17)])
-def test_a_damaged_answer_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+def test_damaged_answer_is_mute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
     monkeypatch.setattr(cgroup, "unit_of", lambda process: UNIT)
     path = tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as server:
@@ -103,6 +103,6 @@ def test_a_damaged_answer_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         saying.join()
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_missing_socket_is_mute(tmp_path: Path) -> None:
     with pytest.raises(Mute, match="No such file"):
         Control(tmp_path / "control.sock", UNIT).state()

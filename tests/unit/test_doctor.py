@@ -232,11 +232,11 @@ def wrong(host: SimulatedHost, spare_bytes: int = 0) -> dict[str, str]:
     return {check["name"]: check["detail"] for check in checks if not check["ok"]}
 
 
-def test_a_healthy_host_has_nothing_to_tell(healthy: SimulatedHost) -> None:
+def test_all_checks_pass_on_a_healthy_host(healthy: SimulatedHost) -> None:
     assert wrong(healthy) == {}
 
 
-def test_the_first_release_has_nothing_to_go_back_to_and_that_is_well(healthy: SimulatedHost) -> None:
+def test_missing_rollback_target_of_a_first_release_passes(healthy: SimulatedHost) -> None:
     healthy.paths.previous.unlink()
     assert set(wrong(healthy)) == {"chat: rollback"}, "another one served before"
     healthy.paths.journal.unlink()
@@ -277,7 +277,7 @@ def test_a_link_that_somebody_made_a_folder_is_told(healthy: SimulatedHost) -> N
     assert "Invalid argument" in wrong(healthy)["chat: links"]
 
 
-def test_a_mistake_of_a_probe_does_not_hide_the_others(
+def test_exception_in_one_check_does_not_hide_the_others(
     healthy: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "_driver", lambda: {}["nothing"])

@@ -105,7 +105,7 @@ def test_only_the_newest_count() -> None:
         {"recovered": True},
     ],
 )
-def test_what_says_nothing_about_a_whole_switch_does_not_count(other: dict[str, Any]) -> None:
+def test_recovered_and_unjudged_switches_do_not_count(other: dict[str, Any]) -> None:
     assert estimate(service(), [committed(8, **other)]).source == "the default"
 
 
@@ -140,7 +140,7 @@ def test_the_operator_is_told_which_one_was_used() -> None:
     assert early.last_start - late.last_start == 18 * MINUTE
 
 
-def test_too_late_in_a_window_is_as_good_as_closed() -> None:
+def test_window_past_its_last_start_counts_as_closed() -> None:
     earlier = datetime.now(UTC) - timedelta(hours=1)
     window = {"cron": f"0 {earlier.hour} * * *", "duration": "9h", "timezone": "UTC"}
 

@@ -125,7 +125,7 @@ def test_results_become_scores(tmp_path: Path) -> None:
         '{"results": {"ifeval": {"acc,none": 1' + "0" * 400 + "}}}",
     ],
 )
-def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
+def test_file_without_results_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(DeclarationError, match=r"results\.json"):
         lm_eval.read(tmp_path / "results.json")
@@ -174,7 +174,7 @@ def test_with_a_tokenizer_likelihoods_can_be_asked_for_too(installed: Path) -> N
     assert given["tokenizer"] == "/srv/checkpoint"
 
 
-def test_its_failure_is_ours(installed: Path) -> None:
+def test_failure_of_lm_eval_fails_the_command(installed: Path) -> None:
     with pytest.raises(HostError, match="exited with 1"):
         lm_eval.run("http://gpu1:8000", "chat", "broken")
 

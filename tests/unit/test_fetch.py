@@ -119,7 +119,7 @@ def test_a_checkpoint_is_fetched_verified_and_readable_by_all(lab: Lab) -> None:
     }  # fmt: skip
 
 
-def test_again_fetches_nothing(lab: Lab) -> None:
+def test_complete_checkpoint_is_not_fetched_again(lab: Lab) -> None:
     lab.fetch()
     before = len(lab.server.served)
     stamp = (lab.directory / "manifest.json").stat().st_mtime_ns
@@ -344,7 +344,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_hub_that_lies_twice_is_an_error_and_what_it_sent_is_removed(lab: Lab, lie: str) -> None:
+def test_wrong_content_twice_is_an_error_and_is_removed(lab: Lab, lie: str) -> None:
     lab.server.faults["model-1.safetensors"] = LIES[lie]
     assert "model-1.safetensors" in (error := lab.error())
     assert "twice" in error
@@ -352,13 +352,13 @@ def test_a_hub_that_lies_twice_is_an_error_and_what_it_sent_is_removed(lab: Lab,
     assert lab.server.sent("model-1.safetensors") < 8 * len(WEIGHTS)
 
 
-def test_a_hub_that_lies_about_everything_leaves_the_disk_as_it_was(lab: Lab) -> None:
+def test_wrong_content_of_every_file_leaves_the_disk_as_it_was(lab: Lab) -> None:
     lab.server.faults = {path: Fault(content=b"x" * len(content)) for path, content in FILES.items()}
     lab.error()
     lab.assert_as_it_was()
 
 
-def test_a_slow_drip_ends(lab: Lab) -> None:
+def test_trickling_download_is_given_up(lab: Lab) -> None:
     lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=1000)
     began = time.monotonic()
     error = lab.error(stall_s=2.0, min_bytes_per_s=100_000)

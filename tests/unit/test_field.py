@@ -206,7 +206,7 @@ def test_what_a_config_leaves_out_is_its_class_s() -> None:
     assert not resolved("gemma-3-27b-it-w4a16-short", "RTX 5090", max_model_len=8192).errors
 
 
-def test_a_null_is_no_gap() -> None:
+def test_null_in_a_config_is_kept() -> None:
     config = {"model_type": "mistral", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4}
     assert shapes.from_config("a/b", config).caches[0].window == 4096
     assert shapes.from_config("a/b", {**config, "sliding_window": None}).caches[0].window == 0
@@ -321,7 +321,7 @@ def test_a_flag_gone_long_ago_has_advice(flag: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["enable-thinking", "max-tokens", "quantize", "enable-cuda-graphs"])
-def test_only_a_true_neighbour_is_meant(flag: str) -> None:
+def test_only_a_close_misspelling_is_suggested(flag: str) -> None:
     assert "did you mean" not in str(resolved("Qwen/Qwen3-14B-AWQ", "L40S", flags={flag: True}).errors)
 
 

@@ -392,7 +392,7 @@ def go_back(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("--limit", "small", "--no-wait"), "--no-wait hides failed hosts"),
     ],
 )
-def test_a_slip_ends_the_way_back_before_it_contacts_a_host(
+def test_invalid_rollback_arguments_end_it_before_a_host_is_contacted(
     way_back: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     ended = go_back(*arguments)

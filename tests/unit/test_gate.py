@@ -203,7 +203,7 @@ def wants_more(verdict: dict[str, Any], before: Any, after: Any, criteria: Crite
     return gate.wants_more(Verdict.read(verdict, "verdict"), first, Record.read(after, "after"), criteria)
 
 
-def test_what_may_stay() -> None:
+def test_which_verdicts_keep_the_release() -> None:
     keep = Criteria(on_inconclusive="keep")
     passed, failed, unclear = (Verdict(word, (), ()) for word in ("pass", "fail", "inconclusive"))
     assert gate.may_stay(passed, CRITERIA) and not gate.may_stay(failed, keep)
@@ -232,7 +232,7 @@ def test_a_run_that_is_not_clear_wants_more_while_there_is_time() -> None:
         ({"on_inconclusive": "keep"}, 119.5, False),  # doubt alone takes nothing back
     ],
 )
-def test_doubt_is_measured_away_up_to_the_longest_budget(
+def test_undecided_comparison_is_measured_up_to_the_longest_budget(
     criteria: dict[str, Any], spent_s: float, wants: bool
 ) -> None:
     before = record(rounds([100] * 6), plan={"rounds": 6})
@@ -250,7 +250,7 @@ def test_a_window_that_closes_ends_the_measuring_beyond_its_budget_and_never_wit
     assert precision.left_s(criteria, late, until_s=500) < 0
 
 
-def test_what_no_round_can_tell_is_not_measured_further() -> None:
+def test_undecidable_criteria_are_not_measured_further() -> None:
     before = record(rounds([100] * 6), plan={"rounds": 6}, quality=GRADED)
     after = record(rounds([100, 60, 130]), spent_s=50.0, quality=[])
     verdict = judge(before, after)

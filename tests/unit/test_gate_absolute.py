@@ -107,7 +107,7 @@ def test_lost_answers(before: int, after: int, total: int, expected: str) -> Non
     assert quality(before, after, total)["verdict"] == expected
 
 
-def test_a_score_of_zero_on_both_sides_says_that_there_was_nothing_to_lose() -> None:
+def test_score_of_zero_on_both_sides_is_noted() -> None:
     assert "too few to lose" in row(quality(0, 0), "quality_points", None)["note"]
 
 
@@ -173,7 +173,7 @@ def test_a_first_installation_that_answers_no_question_is_inconclusive() -> None
     assert judge(None, record(phase(1)))["verdict"] == "pass"
 
 
-def test_mostly_insane_answers_fail_a_first_installation() -> None:
+def test_mostly_degenerate_answers_fail_a_first_installation() -> None:
     answers = [{**item, "sane": number < 20} for number, item in enumerate(graded(0, 100))]
     verdict = judge(None, record(phase(1), quality=answers))
-    assert verdict["verdict"] == "fail" and "20 of 100 answers are sane" in verdict["reasons"][0]
+    assert verdict["verdict"] == "fail" and "20 of 100 answers are not degenerate" in verdict["reasons"][0]

@@ -49,7 +49,7 @@ def test_a_phase_that_nothing_answers_any_more_decides_however_many_errors_are_a
     assert said(verdict, "phase c8: 20 requests answered before and none after")
 
 
-def test_a_phase_that_was_silent_before_too_is_no_comparison() -> None:
+def test_phase_unanswered_on_both_sides_is_not_compared() -> None:
     verdict = judge(record(phase(1), silent(8, "timeout")), record(phase(1), silent(8, "timeout")), LENIENT)
     assert verdict["verdict"] == "pass"
 
@@ -224,7 +224,7 @@ def ending(ended: int, total: int = 100) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("before", "after", "expected"), [(100, 100, "pass"), (100, 20, "fail"), (0, 0, "pass"), (0, 100, "pass")]
 )
-def test_answers_that_no_longer_end_are_not_sane(before: int, after: int, expected: str) -> None:
+def test_answers_that_no_longer_end_are_degenerate(before: int, after: int, expected: str) -> None:
     verdict = judge(record(quality=ending(before)), record(quality=ending(after)))
     assert verdict["verdict"] == row(verdict, "sane_share", None)["verdict"] == expected
     assert said(verdict, "80 ran on until they were cut") == (expected == "fail")

@@ -67,7 +67,7 @@ def test_an_answer_without_end_is_given_up(
     assert channel.closed
 
 
-def test_a_drip_ends_with_the_time_limit() -> None:
+def test_trickling_output_ends_at_the_time_limit() -> None:
     def drip() -> Iterator[bytes]:
         while True:
             gevent.sleep(0.05)

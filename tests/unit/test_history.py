@@ -118,7 +118,7 @@ def test_evidence_that_is_too_large_is_named_not_cut(eventful: Teller) -> None:
     assert "more than this request allows" in first["left_out"]["before"]
 
 
-def test_a_torn_line_and_a_missing_journal_are_no_news(eventful: Teller, tmp_path: Path) -> None:
+def test_torn_line_and_missing_journal_are_skipped(eventful: Teller, tmp_path: Path) -> None:
     journal = eventful.host.paths.journal
     journal.write_bytes(journal.read_bytes() + b'{"tx": "torn')
     assert len(switches([eventful.answer()])) == 2

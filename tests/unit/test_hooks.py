@@ -153,7 +153,7 @@ def test_what_was_not_touched_is_undrained_even_where_nothing_served_before(
     assert balancer.told() == ["begin", "drain", "undrain", "failed"]
 
 
-def test_a_deferred_switch_gives_the_traffic_back(both: tuple[SimulatedHost, Balancer]) -> None:
+def test_deferred_switch_undrains(both: tuple[SimulatedHost, Balancer]) -> None:
     host, balancer = both
     assert host.switch(hooks=DECLARED, last_start=time.time() - 1) == "deferred"
     assert balancer.told() == ["begin", "drain", "undrain", "end"] and not balancer.drained
@@ -239,7 +239,7 @@ def test_where_nothing_serves_the_service_stays_drained_until_something_does(
     assert not balancer.drained
 
 
-def test_after_a_boot_it_waits_until_tokens_flow(
+def test_after_a_boot_undrain_waits_for_the_generation_check(
     both: tuple[SimulatedHost, Balancer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, balancer = both
@@ -285,7 +285,7 @@ def test_real_traffic_is_there_when_the_soak_watches_it(
     assert drained == [False]
 
 
-def test_no_hooks_leave_no_trace(both: tuple[SimulatedHost, Balancer]) -> None:
+def test_service_without_hooks_has_no_hook_entries(both: tuple[SimulatedHost, Balancer]) -> None:
     host, balancer = both
     assert host.switch(hooks={}) == "committed"
     assert balancer.events == [] and not host.paths.hooks.exists()
@@ -294,7 +294,7 @@ def test_no_hooks_leave_no_trace(both: tuple[SimulatedHost, Balancer]) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
 @pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
-def test_death_at_any_call_leaves_no_host_drained_and_nobody_untold(
+def test_death_at_any_call_leaves_no_host_drained_and_no_event_unsent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, boot: bool
 ) -> None:
     def died(root: Path, patch: pytest.MonkeyPatch, moment: int | None) -> tuple[SimulatedHost, Balancer]:

@@ -37,7 +37,7 @@ def test_packages_on_the_host_import_from_those_before_them() -> None:
     assert wrong == []
 
 
-def test_no_circle_is_in_the_whole_house() -> None:
+def test_imports_have_no_cycle() -> None:
     rooms: dict[str, set[str]] = {}
     for module, told in imports(SOURCE):
         if module[0] != told[0] and not module[0].startswith("__"):

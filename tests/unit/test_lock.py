@@ -46,7 +46,9 @@ def test_a_live_holder_is_named_with_its_time_and_purpose(
     assert seen is not None and (seen["holder"], seen["pid"]) == ("alice@control", held_elsewhere.pid)
 
 
-def test_a_dead_holder_never_blocks(tmp_path: Path, held_elsewhere: subprocess.Popen[str]) -> None:
+def test_lock_of_an_ended_process_does_not_block(
+    tmp_path: Path, held_elsewhere: subprocess.Popen[str]
+) -> None:
     os.kill(held_elsewhere.pid, signal.SIGKILL)
     held_elsewhere.wait()
     assert observe.holder(tmp_path / "lock") is None

@@ -274,7 +274,7 @@ def test_code_of_the_repository_is_locked_only_with_a_reason(server: HubServer) 
     assert Lock.load(LOCK_FILE).get(REPO).brings_code
 
 
-def test_a_reason_for_code_is_none_for_pickles(server: HubServer) -> None:
+def test_reason_for_code_does_not_allow_pickles(server: HubServer) -> None:
     server.repositories[REPO] = {**repository(), **CODE, "pytorch_model.bin": b"x"}
     del server.repositories[REPO]["model.safetensors"]
     allowing_code()

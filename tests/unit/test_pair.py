@@ -164,7 +164,7 @@ def test_a_turn() -> None:
     ]  # fmt: skip
 
 
-def test_the_way_back_after_a_worse_verdict() -> None:
+def test_rollback_after_a_worse_verdict() -> None:
     seen = Seen(old=Server(ASLEEP, relays=True), new=Server(SERVING), front=NEW)
     assert story(BACK, seen) == [
         "lead old", "sleep new", "memory old", "wake old", "canary old", "serve old",
@@ -196,7 +196,7 @@ def test_after_the_commit_the_old_one_is_stopped_when_nobody_waits_for_it() -> N
     assert story(KEEP, seen) == []
 
 
-def test_a_turn_waits_for_requests_and_a_way_back_does_not_wait_for_ever() -> None:
+def test_turn_waits_for_requests_and_a_rollback_only_up_to_its_limit() -> None:
     seen = Seen(old=Server(ASLEEP), new=Server(SERVING, busy=True), front=OLD)
     with pytest.raises(Busy, match="of the new release do not end in time"):
         pair.next_act(TURN_TO_OLD, seen)

@@ -340,7 +340,7 @@ def test_a_card_outside_the_catalog_may_be_declared_by_its_own_name(card: dict[s
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, ZeroDivisionError, OverflowError, AttributeError])
-def test_what_nobody_thought_of_is_a_sentence_too(
+def test_unexpected_exception_is_a_problem_of_that_host(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*arguments: Any) -> None:

@@ -44,7 +44,7 @@ def phase(rounds: int, spread: float = 0.0, concurrency: int = 1, speed: float =
 
 
 @pytest.mark.parametrize(("rounds", "expected"), [(1, False), (4, False), (5, True), (12, True)])
-def test_a_quiet_machine_needs_five_rounds(rounds: int, expected: bool) -> None:
+def test_low_variance_needs_five_rounds(rounds: int, expected: bool) -> None:
     assert precision.settled([phase(rounds)], CRITERIA) is expected
 
 

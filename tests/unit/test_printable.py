@@ -37,7 +37,7 @@ def steers(text: str) -> list[str]:
 
 
 @given(st.text(st.characters()))
-def test_nothing_of_any_text_steers(text: str) -> None:
+def test_any_text_is_printable(text: str) -> None:
     assert steers(printable(text)) == []
     assert set(steers(printable_lines(text))) <= {"\n"}
     assert steers(one_line(text)) == []
@@ -45,7 +45,7 @@ def test_nothing_of_any_text_steers(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_what_would_steer_is_written_out(text: str) -> None:
+def test_control_characters_are_written_out(text: str) -> None:
     assert steers(printable(f"before{text}after")) == []
     assert printable(f"before{text}after").startswith("before")
     assert len(printable(text)) > len(text.strip("\n")) or text == "\u2028"

@@ -260,7 +260,7 @@ def test_a_failure_before_the_warm_up_is_tried_again_and_counted(number: int) ->
     assert found["verdict"] == "fail" and "1 http_500" in found["reasons"][0]
 
 
-def test_a_server_that_falls_silent_before_the_warm_up_is_a_record_of_failures() -> None:
+def test_server_that_stops_answering_before_the_warm_up_gives_a_record_of_failures() -> None:
     record = measured(fails=tuple(range(3, 100)))
     assert {item["kind"] for phase in record["phases"] for item in phase["requests"]} == {"http_500"}
     assert verdict(record)["verdict"] == "fail"

@@ -60,7 +60,7 @@ def test_the_innermost_mount_is_taken_and_its_name_unescaped(tmp_path: Path) -> 
     assert inspect_disk.mounted_at("/var", str(mounts)) == ("/", "/dev/sda1", "ext4")
 
 
-def test_no_runtime_is_none(tmp_path: Path) -> None:
+def test_missing_runtime_is_not_found(tmp_path: Path) -> None:
     assert run(Runtime(), tmp_path) is None
 
 

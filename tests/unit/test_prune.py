@@ -206,7 +206,7 @@ def test_a_release_that_can_not_be_read_stops_everything(storage: Storage) -> No
 
 
 @pytest.mark.parametrize("held", ["service", "storage"])
-def test_it_waits_for_nobody_and_disturbs_nobody(storage: Storage, held: str) -> None:
+def test_prune_is_refused_while_a_lock_is_held(storage: Storage, held: str) -> None:
     before = storage.everything()
     run = storage.root / "run"
     path = storage.chat.lock if held == "service" else lock.storage(run)

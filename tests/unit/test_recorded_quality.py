@@ -80,7 +80,7 @@ def test_the_reasons_of_a_wrong_template_and_a_wrong_end_name_them() -> None:
 
 
 @pytest.mark.parametrize("name", WORD_SALAD)
-def test_word_salad_fails_as_a_first_installation(name: str) -> None:
+def test_random_text_fails_as_a_first_installation(name: str) -> None:
     assert table.judged(None, table.record(kept()[name]))[0] == "fail"
 
 

@@ -199,7 +199,7 @@ def test_a_boot_into_an_old_release_that_will_not_start_is_no_rollback(serving: 
     assert (serving.current, serving.running) == (NEW, NEW)
 
 
-def test_a_boot_leaves_the_old_release_to_systemd_and_ends_when_its_tokens_flow(
+def test_boot_lets_systemd_start_the_old_release_and_ends_after_the_generation_check(
     serving: SimulatedHost,
 ) -> None:
     activated(serving)
@@ -209,7 +209,7 @@ def test_a_boot_leaves_the_old_release_to_systemd_and_ends_when_its_tokens_flow(
     assert "the host went down before the verdict" in serving.journal()[-1]["reason"]
 
 
-def test_a_damaged_new_release_does_not_stand_in_the_way_back(serving: SimulatedHost) -> None:
+def test_damaged_new_release_does_not_block_the_rollback(serving: SimulatedHost) -> None:
     activated(serving)
     (serving.paths.release(NEW) / "release.json").write_text("{")
     assert serving.recover() == ["chat: rolled_back"]
@@ -250,7 +250,7 @@ def test_a_rollback_by_hand_that_was_killed_after_its_commit_still_rejects_what_
 
 
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
-def test_a_release_judged_worse_is_rejected_by_whoever_finishes_the_way_back(
+def test_recovery_rejects_the_release_that_was_judged_worse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: bool
 ) -> None:
     host = prepared(tmp_path, monkeypatch, 50.0)
@@ -290,11 +290,11 @@ def test_an_old_release_that_hangs_in_its_start_is_not_waited_for_three_times(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving.rates[NEW] = 50.0
-    flows = serving._flow_problem
+    flows = serving._generation_problem
     stopped = serving.starts  # after the first start it never answers again
     monkeypatch.setattr(
         serving,
-        "_flow_problem",
+        "_generation_problem",
         lambda release: "no answer" if release == OLD and stopped else flows(release),
     )
     assert serving.switch(ready_timeout_s=0.1) == "restore_failed"
@@ -366,7 +366,7 @@ def test_a_unit_between_a_crash_and_its_next_start_is_not_down(
     assert not Service(serving.paths, serving.said.append).down
 
 
-def test_a_way_back_whose_child_processes_are_killed_is_tried_again(
+def test_rollback_whose_child_processes_are_killed_is_tried_again(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     activated(serving)
@@ -382,7 +382,7 @@ def test_a_way_back_whose_child_processes_are_killed_is_tried_again(
 
     monkeypatch.setattr(systemd, "daemon_reload", once)
     monkeypatch.setattr(releases, "_readable", by_a_child)
-    monkeypatch.setattr(serving, "_flow_problem", lambda release: "")
+    monkeypatch.setattr(serving, "_generation_problem", lambda release: "")
     assert serving.recover() == ["chat: rolled_back"]
     assert serving.running == serving.current == OLD
 

@@ -141,7 +141,7 @@ def test_an_answer_is_read(tmp_path: Path) -> None:
         {**ACCEPTS, "reason": "x" * 100_000, "asked": False},
     ],
 )
-def test_nonsense_is_no_answer(tmp_path: Path, content: Any) -> None:
+def test_invalid_answer_counts_as_not_asked(tmp_path: Path, content: Any) -> None:
     assert answered(tmp_path, content) is None
 
 

@@ -41,6 +41,6 @@ def test_a_unit_that_runs_nothing_runs_no_release(tmp_path: Path) -> None:
     assert running.release(UNIT, {**SHOWN, "MainPID": "0"}, tmp_path) is None
 
 
-def test_a_start_without_an_id_is_nobodys(tmp_path: Path) -> None:
+def test_start_without_an_invocation_id_counts_as_unknown(tmp_path: Path) -> None:
     (tmp_path / UNIT).write_text(" aaaaaaaaaaaa\n")
     assert running.written_down(UNIT, {**SHOWN, "InvocationID": ""}, tmp_path) is None

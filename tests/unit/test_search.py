@@ -130,7 +130,7 @@ def test_gain_is_reported_from_the_pairs_alone() -> None:
     assert done.interval and done.interval[0] < done.ratio < done.interval[1] < 1.13
 
 
-def test_gain_that_is_not_beyond_doubt_is_none() -> None:
+def test_insignificant_gain_is_not_taken() -> None:
     logs = [math.log(each) for each in (1.02, 1.2, 0.99, 1.1)]
     assert search.verdict("one", logs).winner is None
     assert search.verdict("one", [math.log(1.005)] * 3 + [math.log(1.0051)]).winner is None

@@ -208,17 +208,17 @@ def test_a_key_that_is_declared_no_more_is_gone_with_the_release_that_had_it(hos
     assert not host.paths.secrets(NEW).exists()
 
 
-def test_the_way_back_asks_with_the_old_key(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollback_uses_the_old_key(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
     host.install(OLD, KEY)
     host.stage(NEW, ROTATED)
     host.rates[NEW] = 10.0
-    flow, asked = HostService._flow_problem, []
+    flow, asked = HostService._generation_problem, []
 
     def noted(this: HostService, release: Any, timeout_s: float = 60.0) -> str:
         asked.append((release.id, this.client(release)._api_key))
         return flow(this, release, timeout_s)
 
-    monkeypatch.setattr(HostService, "_flow_problem", noted)
+    monkeypatch.setattr(HostService, "_generation_problem", noted)
     assert host.switch() == "rolled_back"
     assert asked[-1] == (OLD, "hunter2") and (NEW, "hunter3") in asked
 

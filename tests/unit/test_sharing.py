@@ -91,7 +91,7 @@ def test_two_hosts_of_one_address_do_not_share() -> None:
 
 
 @pytest.mark.parametrize("nonsense", ["", "ab" * 20, "zz" * 20 * 11])
-def test_nonsense_for_hashes_is_no_part(nonsense: str) -> None:
+def test_invalid_hashes_are_refused(nonsense: str) -> None:
     made = sharing(member(1), member(2), from_hub=1)
     part = made.sources["h1"]
     assert not made.bring(part, nonsense)

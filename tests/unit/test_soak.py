@@ -48,7 +48,7 @@ class Server:
     def health(self) -> bool:
         return self.now < self.silent_from
 
-    def tokens_flow(self, timeout_s: float) -> dict[str, Any]:
+    def check_generation(self, timeout_s: float) -> dict[str, Any]:
         """One that has requests and makes no tokens of them makes none for the watch either."""
         self.asked.append(self.now)
         stuck = self.counters["vllm:num_requests_running"](self.now) > 0 and not self._makes_tokens()

@@ -52,23 +52,23 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.usefixtures("way")
-def test_a_listener_of_another_user_or_control_group_is_a_stranger(
+def test_listener_of_another_user_or_control_group_is_foreign(
     server: socket.socket, unit: dict[str, str]
 ) -> None:
     unit["ControlGroup"] = f"/user.slice/{UNIT}"
-    (found,) = sockets.strangers(port(server), UNIT)
+    (found,) = sockets.foreign_listeners(port(server), UNIT)
     assert found.endswith(f"(process {os.getpid()})")
     unit["ControlGroup"] = ""
-    assert len(sockets.strangers(port(server), UNIT)) == 1
+    assert len(sockets.foreign_listeners(port(server), UNIT)) == 1
 
 
 @pytest.mark.usefixtures("way")
 def test_the_units_own_listener_is_none_but_for_another_user(
     server: socket.socket, unit: dict[str, str]
 ) -> None:
-    assert sockets.strangers(port(server), UNIT) == []
+    assert sockets.foreign_listeners(port(server), UNIT) == []
     unit["UID"] = "12345"
-    assert len(sockets.strangers(port(server), UNIT)) == 1
+    assert len(sockets.foreign_listeners(port(server), UNIT)) == 1
 
 
 @pytest.mark.usefixtures("unit", "way")
@@ -76,7 +76,7 @@ def test_nobody_listens_on_a_closed_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         number = port(server)
     assert sockets.listeners(number) == frozenset()
-    assert sockets.strangers(number, UNIT) == []
+    assert sockets.foreign_listeners(number, UNIT) == []
 
 
 @pytest.mark.usefixtures("way")
@@ -86,17 +86,17 @@ def test_a_client_of_the_port_is_no_listener(unit: dict[str, str]) -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6) as server,
         socket.create_connection(("::1", port(server))) as client,
     ):
-        assert sockets.strangers(client.getsockname()[1], UNIT) == []
-        assert len(sockets.strangers(port(server), UNIT)) == 1
+        assert sockets.foreign_listeners(client.getsockname()[1], UNIT) == []
+        assert len(sockets.foreign_listeners(port(server), UNIT)) == 1
 
 
-def test_a_socket_that_nobody_can_be_seen_to_hold_is_a_stranger(
+def test_socket_without_a_known_process_is_foreign(
     unit: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden = sockets.Listener(inode=1, user=os.getuid())
-    assert sockets.strangers(1, UNIT, [hidden]) == [], "it is gone already"
+    assert sockets.foreign_listeners(1, UNIT, [hidden]) == [], "it is gone already"
     monkeypatch.setattr(sockets, "listeners", lambda port: frozenset([hidden]))
-    assert sockets.strangers(1, UNIT, [hidden]) == [
+    assert sockets.foreign_listeners(1, UNIT, [hidden]) == [
         f"a hidden program of the user with the number {os.getuid()}"
     ]
 
@@ -121,9 +121,9 @@ def test_nothing_is_sent_where_the_server_was_replaced_meanwhile(server: socket.
         assert taken.recv(1000) == b""
 
 
-def test_nothing_is_connected_to_where_a_stranger_listens(server: socket.socket) -> None:
+def test_no_request_is_sent_to_a_foreign_listener(server: socket.socket) -> None:
     def strange() -> None:
-        raise Refused("held by a stranger")
+        raise Refused("held by another program")
 
-    with pytest.raises(Refused, match="stranger"):
+    with pytest.raises(Refused, match="another program"):
         Client(f"http://127.0.0.1:{port(server)}", "m", api_key="hunter2", listener=strange).get("/health", 5)

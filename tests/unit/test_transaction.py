@@ -293,8 +293,8 @@ def test_a_baseline_is_waited_for_while_the_old_release_starts(
 ) -> None:
     """Systemd has restarted it a moment ago: silent, and not dead."""
     silences = iter(["loading weights"] * 3)
-    flows = serving._flow_problem
-    monkeypatch.setattr(serving, "_flow_problem", lambda release: next(silences, "") or flows(release))
+    flows = serving._generation_problem
+    monkeypatch.setattr(serving, "_generation_problem", lambda release: next(silences, "") or flows(release))
     serving.rates[NEW] = 10.0
     assert serving.switch() == "rolled_back"
     assert serving.running == OLD
@@ -319,10 +319,13 @@ def test_a_dead_release_that_lost_its_files_can_be_left(
     assert "could not be started again" in proof["nothing_to_lose"]
 
 
-def test_a_port_that_a_stranger_took_is_no_fault_of_the_release(
+def test_a_port_taken_by_another_program_does_not_reject_the_release(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "strangers", lambda port, unit: ["nc (9)"] if serving.running == NEW else [])
+    taken = ["nc (9)"]
+    monkeypatch.setattr(
+        sockets, "foreign_listeners", lambda port, unit: taken if serving.running == NEW else []
+    )
     assert serving.switch() == "rolled_back"
     assert serving.running == OLD
     assert not durable.read_json(serving.paths.rejected, {})

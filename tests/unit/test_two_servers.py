@@ -177,7 +177,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(middleware, "ROOT", os.getuid())
     monkeypatch.setenv(middleware.CONTROL, "")
     # This process has both servers, and is of neither's unit.
-    monkeypatch.setattr(control.Control, "_no_stranger", lambda *_: None)
+    monkeypatch.setattr(control.Control, "_no_foreign_listener", lambda *_: None)
     for name in ("start", "stop", "show"):
         monkeypatch.setattr(systemd, name, getattr(world, name))
     assert world.reach(BACK) == ["start old", "lead old"]
@@ -253,13 +253,13 @@ def test_a_sleeper_that_keeps_its_memory_is_stopped(world: World) -> None:
     assert set(world.servers) == {"b"}
 
 
-def test_memory_that_nobody_is_known_to_use_is_waited_for_and_then_said(
+def test_memory_in_use_by_an_unknown_process_is_waited_for_and_reported(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.reach(TURN_TO_NEW)
     monkeypatch.setattr(world.two, "room", lambda _: False)
     world.stop("vllm-chat.b.service", 0)
-    with pytest.raises(Stuck, match="nobody is known to use it"):
+    with pytest.raises(Stuck, match="by an unknown process"):
         world.reach(BACK)
     assert set(world.servers) == {"a"}
 

@@ -215,7 +215,7 @@ class Standby:
             await self._engine_does(self.engine.wake_up(), limit_s, asleep=False)
 
     async def _engine_does(self, act: Awaitable[object], limit_s: float, asleep: bool) -> None:
-        """Where it fails nobody knows what is mapped (vLLM up to 0.27 can't even try again)."""
+        """Sleep or wake the engine. A failure leaves its memory in an unknown state: `failed`."""
         try:
             await asyncio.wait_for(act, limit_s)
             if await asyncio.wait_for(self.engine.is_sleeping(), limit_s) is not asleep:

@@ -1,6 +1,6 @@
-"""Could this host start its services again, and go back, right now? It asks what a switch asks first.
+"""Checks whether this host could start its services again and roll back right now: a switch's pre-checks.
 
-Each check is one question with one answer, in words: why not, and where it helps, what to do. It only reads.
+Each check passes, or fails with a message that says why and what to do. Nothing is changed.
 The control machine sends this with the modules that it needs and installs nothing.
 """
 
@@ -42,7 +42,7 @@ Probe = Callable[[], str]
 
 
 class Wrong(Exception):
-    """The answer is no; the message says why, and what to do."""
+    """The check failed; the message says why, and what to do."""
 
 
 FOUND = (Wrong, NotReady, PortTaken, Foreign, systemd.SystemdError, lock.Held, OSError)
@@ -197,7 +197,9 @@ def _driver() -> str:
 
 
 def _of_service(paths: ServicePaths, deep: bool) -> Iterator[tuple[str, Probe]]:
-    """While a switch runs, it makes these checks itself, and half of them would see a state that passes."""
+    """Skip a service that is switched now: the switch makes these checks itself, and they would see an
+    intermediate state.
+    """
     if observe.holder(paths.lock) is not None:
         yield (
             "switch",
@@ -228,8 +230,8 @@ def _to_nobody(line: str) -> None:
     """Discard a message that a switch would show."""
 
 
-def _silent(check: Callable[[], None]) -> Probe:
-    """A check that has nothing to say where all is well."""
+def _plain(check: Callable[[], None]) -> Probe:
+    """A check without a detail where it passes."""
 
     def probe() -> str:
         check()
@@ -293,10 +295,10 @@ def _of_release(paths: ServicePaths, which: str, release_id: str, deep: bool) ->
         return releases.load(paths, release_id)
 
     for name, part in releases.PARTS.items():
-        yield f"{which} {name}", _silent(lambda part=part: part(paths, loaded()))  # type: ignore[misc]
+        yield f"{which} {name}", _plain(lambda part=part: part(paths, loaded()))  # type: ignore[misc]
     yield f"{which} content", lambda: _content(loaded(), deep)
     yield f"{which} runtime", lambda: _runtime(loaded(), deep)
-    yield f"{which} permissions", _silent(lambda: _out_of_reach(loaded()))
+    yield f"{which} permissions", _plain(lambda: _out_of_reach(loaded()))
 
 
 def _out_of_reach(release: Release) -> None:
@@ -343,7 +345,7 @@ def _standby(release: Release) -> str:
 
 
 def _port(service: Service, release: Release) -> str:
-    service.no_stranger(release)
+    service.no_foreign_listener(release)
     address = dict(zip(release.argv, release.argv[1:])).get("--host", "127.0.0.1")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as trial:

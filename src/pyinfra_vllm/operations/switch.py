@@ -166,13 +166,13 @@ def back(
     root: str, service: str, overrides: Overrides, release: str | None = None, ready_timeout_s: float = 1800.0
 ) -> Generator[PyinfraCommand, None, None]:
     """
-    Go back to a service's previous release, or to a named one. No window, and no gate but that tokens flow.
+    Go back to a service's previous release, or to a named one. No window; the gate is the generation check.
 
     + root: where pyinfra-vllm keeps its files on the host
     + service: the service's name
     + overrides: operator and reason, for the record
     + release: the id of a staged release; left out: the previous one
-    + ready_timeout_s: seconds until tokens must flow
+    + ready_timeout_s: seconds until it must generate tokens
 
     **Example:**
 

@@ -23,7 +23,7 @@ TAKEN_BACK = "taken back"
 UNDER_WAY = "under way"  # the run was ended while the host switched: it goes on by itself
 GOOD = frozenset({COMMITTED, UNCHANGED})
 HARMLESS = GOOD | {DEFERRED}
-# Ends after which nobody knows whether the host serves anything.
+# Outcomes that leave it unknown whether the host serves anything.
 AWAY = frozenset({"failed", "restore_failed", "unknown"})
 
 
@@ -138,9 +138,7 @@ class Progress:
         return (HELD, crowded) if crowded else None
 
     def _away(self, lost: Iterable[str]) -> set[str]:
-        """Hosts that may serve nothing: never reached, given up before their wave, or ended without a good
-        word.
-        """
+        """Hosts that may serve nothing: never reached, given up before their wave, or ended in AWAY."""
         told = {outcome.host for outcome in self.outcomes.values()}
         ended = {outcome.host for outcome in self.outcomes.values() if outcome.status in AWAY}
         return (set(lost) - told) | ended

@@ -22,7 +22,7 @@ class Night:
 
 def nights(windows: Sequence[Window], at: datetime, lengths: Sequence[timedelta]) -> list[Night]:
     """The openings after `at` (aware) that trials of these lengths take, each begun no later than at the last
-    start for its length, which has its way back in it.
+    start for its length, which leaves time for the rollback.
 
     The order is kept: a shorter one never overtakes. Those that fit into none of MOST_NIGHTS are left out.
     """

@@ -1,3 +1,1 @@
-"""Unattended rollouts from the control machine: a timer that asks often, and a decision that
-seldom says yes.
-"""
+"""Unattended rollouts from the control machine: a timer, and the decision whether a rollout is due."""

@@ -52,14 +52,15 @@ KINDS = {
     "at another address": ("AF_INET", "127.0.0.2", "600", "hidden"),
     "in IPv6": ("AF_INET6", "::", "600", "hidden"),
 }
-STRANGERS = (
-    f"from pyinfra_vllm.on_host.server import sockets\nprint(json.dumps(sockets.strangers({PORT}, '{UNIT}')))"
+FOREIGN_LISTENERS = (
+    "from pyinfra_vllm.on_host.server import sockets\n"
+    f"print(json.dumps(sockets.foreign_listeners({PORT}, '{UNIT}')))"
 )
-WITHOUT_SOCK_DIAG = STRANGERS.replace("\n", "\ndef no(*_): raise OSError\nsockets._asked = no\n", 1)
+WITHOUT_SOCK_DIAG = FOREIGN_LISTENERS.replace("\n", "\ndef no(*_): raise OSError\nsockets._asked = no\n", 1)
 
 
-@pytest.fixture(params=[STRANGERS, WITHOUT_SOCK_DIAG], ids=["sock_diag", "proc"])
-def strangers(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=[FOREIGN_LISTENERS, WITHOUT_SOCK_DIAG], ids=["sock_diag", "proc"])
+def listening(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -77,25 +78,25 @@ def words(kind: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whoever_listens_while_the_unit_does_not_is_a_stranger(
-    stopped: Attacked, strangers: str, kind: str
+    stopped: Attacked, listening: str, kind: str
 ) -> None:
     with stopped.running("listener", LISTENER, *words(kind), wait_for="listens"):
-        assert len(stopped.on_host(strangers)) == 1
+        assert len(stopped.on_host(listening)) == 1
 
 
 @pytest.mark.parametrize("user", [MALLORY, "vllm"])
 def test_whoever_listens_beside_the_unit_is_a_stranger_and_the_unit_is_none(
-    serving: Attacked, strangers: str, user: str
+    serving: Attacked, listening: str, user: str
 ) -> None:
-    assert serving.on_host(strangers) == []
+    assert serving.on_host(listening) == []
     with serving.running("listener", LISTENER, *words("at another address"), user=user, wait_for="listens"):
-        assert len(serving.on_host(strangers)) == 1
-    assert serving.on_host(strangers) == []
+        assert len(serving.on_host(listening)) == 1
+    assert serving.on_host(listening) == []
 
 
 @pytest.mark.parametrize("user", [MALLORY, "vllm"])
 def test_a_control_group_with_the_units_name_elsewhere_is_not_the_units(
-    stopped: Attacked, strangers: str, user: str
+    stopped: Attacked, listening: str, user: str
 ) -> None:
     """As a user's own systemd makes it for a unit of that name."""
     with stopped.running("listener", LISTENER, *words("in sight"), user=user, wait_for="listens"):
@@ -106,7 +107,7 @@ def test_a_control_group_with_the_units_name_elsewhere_is_not_the_units(
         )
         stopped.sh(move)
         assert UNIT in stopped.sh("cat /proc/$(systemctl show -P MainPID attack-listener)/cgroup")
-        assert len(stopped.on_host(strangers)) == 1
+        assert len(stopped.on_host(listening)) == 1
 
 
 def test_who_takes_the_port_between_stop_and_start_is_neither_kept_nor_given_the_key(

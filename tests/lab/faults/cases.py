@@ -39,7 +39,7 @@ class Result:
 
     silent_s: without tokens of the old or the new release, from the fault on; the switch's own restart
         included
-    flowing_s: from the cause's end until tokens flowed for good
+    recovery_s: from the cause's end until tokens were generated without a further interruption
     over_s: from the cause's end until the switch, its recovery included, had ended
     missed: the second fault's point was never reached: the host had nothing to do there
     """
@@ -49,7 +49,7 @@ class Result:
     outcome: str = ""
     violations: list[str] = field(default_factory=list)
     silent_s: float = 0.0
-    flowing_s: float = 0.0
+    recovery_s: float = 0.0
     over_s: float = 0.0
     missed: bool = False
 
@@ -135,7 +135,7 @@ def _make_good(ground: Ground, result: Result, scenes: Sequence[Scene]) -> None:
 
 
 def _mend(ground: Ground, faults: Sequence[Fault], scenes: Sequence[Scene]) -> None:
-    """What keeps the host from acting goes first: the other's mending may need that."""
+    """Undo the faults, first those that keep the host from acting: undoing the others may need it."""
     for fault, scene in sorted(zip(faults, scenes, strict=False), key=lambda pair: not pair[0].lasting):
         fault.mend(ground, scene)
 
@@ -359,11 +359,11 @@ class _Run:
         """A case that waits for somebody's hand is measured as long as it had to wait."""
         gaps = self.ground.witness.gaps(struck, time.monotonic())
         self.result.silent_s = round(sum(end - begin for begin, end in gaps), 1)
-        self.result.flowing_s = round(max(0.0, gaps[-1][1] - ended), 1) if gaps else 0.0
+        self.result.recovery_s = round(max(0.0, gaps[-1][1] - ended), 1) if gaps else 0.0
         self.result.over_s = round(max(0.0, time.monotonic() - REST_S - ended), 1)
-        if self.result.flowing_s > self.limit_s:
+        if self.result.recovery_s > self.limit_s:
             self.result.violations.append(
-                f"tokens flowed again after {self.result.flowing_s} s; {self.limit_s:.0f} s is the limit"
+                f"tokens came again after {self.result.recovery_s} s; {self.limit_s:.0f} s is the limit"
             )
 
     def _judge(self, which: tuple[Any, ...], when: str = "") -> dict[str, Any]:

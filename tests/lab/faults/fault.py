@@ -55,7 +55,7 @@ class Fault:
     goes_on: whether the cause is still there, where it passes by itself
     deadly: the process at the fault point is gone
     lasting: the host can't write down how it ended, or can't act, until it is mended
-    limit_s: within so long after the cause's end tokens of the old or the proven new release flow and the
+    limit_s: within so long after the cause's end the old or the proven new release generates tokens and the
         switch has ended
     spares_new: it breaks what the old release needs, and nothing of the new one's, so they must not share it
     clock_s: seconds by which the process's clock steps at the fault point, instead of stopping there

@@ -91,7 +91,7 @@ def serves(look: Look, seen: Answers, case: Expected) -> list[str]:
     """A healthy server answers with the tokens of the old or the new release."""
     running = look["service"]["running"]
     if seen.last is None:
-        return ["no tokens flow"]
+        return ["no tokens are generated"]
     if running not in (case.old, case.new):
         return [f"release {running} runs, which is neither the old one {case.old} nor the new one {case.new}"]
     if running not in speakers(seen.last, case):

@@ -175,7 +175,7 @@ def test_what_is_wrong_is_found(breaks: Callable[[dict[str, Any]], object], says
 
 
 HEARD: dict[str, tuple[list[Heard], str]] = {
-    "silence": ([heard(second, None) for second in range(24, 30)], "no tokens flow"),
+    "silence": ([heard(second, None) for second in range(24, 30)], "no tokens are generated"),
     "the old one": ([heard(30, "one two", OLD)], f"{NEW} runs, and {OLD} answers"),
     "the other's words": ([heard(30, "one two", NEW)], f"{NEW} runs, and {NEW} answers 'one two'"),
     "a stranger": ([heard(30, "red blue", "c" * 12), heard(31, "sun moon", NEW)], "answered 'red blue'"),

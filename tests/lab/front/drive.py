@@ -88,7 +88,7 @@ def until(what, limit_s=60):
         time.sleep(0.02)
 
 
-def stranger(user):
+def as_other_user(user):
     """What another user gets at the control socket."""
     code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect('{FOLDER}/a/control.sock')"
     code += '; s.sendall(b\'{"do": "sleep"}\\n\'); print(s.recv(100))'
@@ -114,7 +114,7 @@ if sys.argv[3:] == ["end"]:
 seen = {}
 before = text(ask("a", CANARY))
 seen["canary"] = before
-seen["strangers"] = {user: stranger(user) for user in ("nobody", "chat")}
+seen["other_users"] = {user: as_other_user(user) for user in ("nobody", "chat")}
 seen["state"] = command("a", do="state")
 dev = ("/sleep", "/wake_up", "/collective_rpc", "/server_info", "/reset_prefix_cache", "/is_sleeping")
 seen["development endpoints"] = {path: ask("a", {}, path)[0] for path in dev}

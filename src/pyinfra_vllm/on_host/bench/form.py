@@ -1,5 +1,4 @@
-"""Whether an answer has the form of an answer: not blank, no loop, no noise, no part of a chat template in
-it.
+"""Finds degenerate output: blank answers, loops, noise, and parts of a chat template in an answer.
 
 Judges one text at a time and needs no expected answer; whether a model got worse is judged in ladder.py.
 """
@@ -37,7 +36,7 @@ COMPRESSIBLE, COMPRESSIBLE_BYTES = 0.25, 200
 
 
 def defects(text: str) -> list[str]:
-    """Everything that is wrong with the form of this answer; an empty list where nothing is."""
+    """The defects of this answer's form; an empty list where there are none."""
     if not text.strip():
         return [BLANK]
     found = []

@@ -101,10 +101,7 @@ class _Workers:
             self.under_way.pop(name, None)
 
     def results(self) -> list[Request]:
-        """Every request that ended.
-
-        Answers are read only now: between requests, reading would hold the others up.
-        """
+        """Every request that ended. Answers are parsed here: earlier, that would delay other requests."""
         found = [*self.failed, *(_read(*one) for one in list(self.received))]
         return sorted(found, key=lambda request: request.prompt)
 

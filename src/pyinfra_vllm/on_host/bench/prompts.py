@@ -1,7 +1,7 @@
 """The probe's own prompts: seeded, distinct, of three lengths, the same before and after a switch.
 
-Plain words, so that any server with any tokenizer can take them. What the model makes of them does not
-matter: they measure speed. What it answers is judged with the prompts of quality.json.
+Plain words, so that any server with any tokenizer can take them. They measure speed; answers are judged with
+the prompts of quality.json.
 """
 
 from __future__ import annotations

@@ -73,9 +73,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def chance(lost: int, gained: int) -> float:
-    """McNemar's exact one-sided p: how often pure chance would lose so many of the answers that changed
-    sides.
-    """
+    """McNemar's exact one-sided p-value, from the numbers of answers lost and gained."""
     changed = lost + gained
     if changed == 0:
         return 1.0

@@ -48,9 +48,7 @@ class Watch:
         self._after = self._counters()
 
     def _beat(self) -> None:
-        """How much later than asked a sleeping thread of this process runs again: a reader is as late as
-        that.
-        """
+        """Measures how much later than asked a sleeping thread wakes up: the probe's readers are as late."""
         while not self._stop.is_set():
             asleep = time.perf_counter()
             time.sleep(BEAT_S)

@@ -63,9 +63,7 @@ def _phase_rows(before: Phase | None, phase: Phase, criteria: Criteria) -> list[
 
 
 def _under_other_traffic(item: Row, after: Record) -> Row:
-    """A speed that misses its limit by no more than what others asked of the server may take
-    shows nothing.
-    """
+    """Undecided where other traffic on the server explains why a speed misses its limit."""
     share = after.other_share or 0.0
     if item.name not in SPEEDS or item.verdict != FAIL or share <= OTHER_TRAFFIC:
         return item

@@ -37,7 +37,7 @@ def _at_least(name: str, then: Scores, now: Scores, limit: float) -> Row:
 
 
 def _drop(name: str, then: Scores, now: Scores, limit: float) -> Row:
-    """Worse by more than allowed fails, unless chance alone could have done it."""
+    """Fail where the drop is larger than allowed and significant."""
     if name not in then or name not in now:
         return _missing(name, then, now, -limit)
     before, after = then[name]["value"], now[name]["value"]
@@ -53,7 +53,7 @@ def _drop(name: str, then: Scores, now: Scores, limit: float) -> Row:
 
 
 def _missing(name: str, then: Scores, now: Scores, limit: float) -> Row:
-    """Undecided where evaluations were made and this one was not; only shown where none were,
+    """Undecided where evaluations were made and this one was not; informational where none were,
     as in a switch.
     """
     made = (

@@ -121,9 +121,7 @@ def _sure(row: Row) -> bool:
 
 
 def may_stay(verdict: Verdict, criteria: Criteria) -> bool:
-    """Whether the new release is kept: it passed, or nobody can tell and the operator said to
-    keep it then.
-    """
+    """Whether the new release is kept: it passed, or is undecided and `on_inconclusive` keeps it then."""
     if verdict.verdict == INCONCLUSIVE:
         return criteria.on_inconclusive == "keep"
     return verdict.verdict == PASS
@@ -132,7 +130,7 @@ def may_stay(verdict: Verdict, criteria: Criteria) -> bool:
 def _relative_rows(
     before: Record, after: Record, criteria: Criteria, noise: Noise | None, doubts: list[str]
 ) -> list[Row]:
-    """Every relative metric; where there is doubt about a run, none of them decides for or against."""
+    """Every relative metric; where a confounder was seen in a run, none of them decides."""
     phases = {phase.name: phase for phase in after.phases}
     late_s = max(record.client.late_mean_s if record.client else 0.0 for record in (before, after))
     rows = []
@@ -173,7 +171,7 @@ def _traffic_gap(before: Record, after: Record) -> float:
 
 
 def _doubted(row: Row, gap: float) -> Row:
-    """Undecided, unless it is so much worse that other traffic of that size can't be the reason."""
+    """Undecided, unless it is worse by more than other traffic of that size explains."""
     if row.ratio is None or row.limit is None or not row.decides:
         return row
     more_is_better = row.name == "tokens_per_s"

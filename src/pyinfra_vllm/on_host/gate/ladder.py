@@ -45,7 +45,7 @@ def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
     sane, passed = _answers_of(after, "sane"), _answers_of(after, "passed")
     early = _answers_of(before, "passed")
     if sane:
-        found.append(_sanity(sane, _answers_of(before, "ended"), _answers_of(after, "ended")))
+        found.append(_degenerate(sane, _answers_of(before, "ended"), _answers_of(after, "ended")))
     elif before is None and not passed and after.quality_unanswered:
         found.append(_nothing_answered(after.quality_unanswered))
     found += _form(before, after)
@@ -92,7 +92,7 @@ def _nothing_answered(unanswered: int) -> Row:
 
 
 def _chat_lost(asked_over: AskedOver) -> Row:
-    """Plain completions may all be right: whoever uses this service over chat gets nothing."""
+    """Fail where chat gets no answers although plain completions do."""
     refusal = asked_over.refusal or "no reason given"
     note = (
         f"the chat endpoint answered before and refuses now ({refusal}); the questions were asked as plain"
@@ -104,17 +104,17 @@ def _chat_lost(asked_over: AskedOver) -> Row:
 # Form
 
 
-def _sanity(sane: dict[str, bool], ended_before: dict[str, bool], ended: dict[str, bool]) -> Row:
-    """Needs no baseline: a model that mostly says nothing, repeats itself or writes noise is broken.
+def _degenerate(sane: dict[str, bool], ended_before: dict[str, bool], ended: dict[str, bool]) -> Row:
+    """Fail a model whose answers are mostly degenerate: blank, repeating or noise. Needs no baseline.
 
-    With one, an answer that ended by itself and now runs on until it is cut is not sane either. Some models
-    never end, so that alone says nothing.
+    With a baseline, an answer that ended by itself before and now runs into the token limit counts, too;
+    without one it does not, since some models never end an answer.
     """
     runaway = {prompt for prompt, good in ended.items() if not good and ended_before.get(prompt)}
     good = sum(1 for prompt, is_sane in sane.items() if is_sane and prompt not in runaway)
     share = good / len(sane)
     verdict = PASS if share >= SANE_SHARE else FAIL
-    note = f"{good} of {len(sane)} answers are sane (not blank, no loops, no noise)"
+    note = f"{good} of {len(sane)} answers are not degenerate (not blank, no loops, no noise)"
     if runaway:
         note += f"; {len(runaway)} ran on until they were cut, and ended by themselves before"
     if verdict == FAIL:
@@ -162,9 +162,7 @@ def _more_defects(kind: str, pairs: list[tuple[set[str], set[str]]]) -> str:
 
 
 def _least_right(passed: dict[str, bool], least: float) -> list[Row]:
-    """A first installation has no baseline: a model that answers next to nothing right is no model of any
-    use.
-    """
+    """First installation, without a baseline: fail where next to no answer is right."""
     if len(passed) < ENOUGH:
         return []
     right = sum(passed.values())
@@ -174,9 +172,7 @@ def _least_right(passed: dict[str, bool], least: float) -> list[Row]:
 
 
 def _answers(before: dict[str, bool], after: dict[str, bool], limit: float, bits_agree: bool) -> Row:
-    """McNemar in pairs: only answers that changed sides say anything, and only of questions that both sides
-    answered.
-    """
+    """McNemar's test over the questions that both sides answered: it counts the answers that changed."""
     asked = [prompt for prompt in before if not prompt.startswith(FURTHER)]
     common = sorted(set(before) & set(after))
     if not common:

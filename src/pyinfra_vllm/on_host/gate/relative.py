@@ -56,7 +56,7 @@ def compare(
         never = {request.kind for request in before.requests} == {"not_asked"}
         return [_unknown(before, after, margin)] if never else []
     if not after.answered:
-        return [_silent(before, after, margin)]
+        return [_unanswered(before, after, margin)]
     rows = [_throughput(before, after, criteria, noise.get("tokens_per_s"), late_s)]
     for name in LATENCIES:
         found = _latency(name, before, after, criteria, noise.get(name), late_s)
@@ -77,14 +77,14 @@ def _in_one_piece(before: Phase, after: Phase) -> bool:
 
 
 def _unknown(before: Phase, after: Phase, margin: float) -> Row:
-    """A phase for which the time ran out before: nobody knows whether it is worse now."""
+    """A phase that the baseline had no time for: undecided."""
     reason = before.requests[0].error or "not asked"
     note = f"phase {before.name}: {reason}, so there is nothing to compare with"
     limit = round(1 - margin, 6)
     return row("tokens_per_s", before.name, None, after.tokens_per_s, limit, INCONCLUSIVE, note)
 
 
-def _silent(before: Phase, after: Phase, margin: float) -> Row:
+def _unanswered(before: Phase, after: Phase, margin: float) -> Row:
     """A phase that was answered before and of which nothing was answered after: however many errors are
     allowed, it is worse.
     """
@@ -194,7 +194,7 @@ def _slump(metric: str, before: Phase, after: Phase) -> float:
     """By how much the slowest stretch of the old release's rounds is worse than those that are compared, as a
     logarithm.
 
-    A machine's speed changes over minutes: rounds that follow each other agree, and tell nothing about that.
+    A machine's speed changes over minutes, and the spread of consecutive rounds does not show that.
     """
     worse = -1 if metric == "tokens_per_s" else 1
     rounds = {number: worse * found for number, found in by_round(before, metric).items()}

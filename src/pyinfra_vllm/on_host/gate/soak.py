@@ -1,9 +1,7 @@
-"""Watches a committed release under its real traffic: do tokens still flow, and do errors or preemptions pile
-up.
+"""Watches a committed release under its real traffic: generation, errors and preemptions.
 
-Looks and reports; rolling back or alerting is the caller's. `/health` answering 200 proves nothing here, and
-neither do counters that stand still: nobody may be asking, or nobody may be answered. So the watch asks for a
-token itself then.
+Looks and reports; rolling back or alerting is the caller's. A 200 from `/health` does not show generation,
+and counters that stand still have two causes: no requests, or no answers. The watch then sends a request.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from .verdict import FAIL, INCONCLUSIVE, PASS
 EVERY_S = 5.0
 ASK_S = 30.0  # how long a token may take that the watch asks for itself
 LEAST_BUSY_S = 30.0  # busy time over which a throughput is worth comparing
-SILENT_TRIES = 3  # reads of /metrics that may fail in a row
+UNANSWERED_TRIES = 3  # reads of /metrics that may fail in a row
 TOKENS = "vllm:generation_tokens_total"
 PROMPTS = "vllm:prompt_tokens_total"
 RUNNING = "vllm:num_requests_running"
@@ -117,7 +115,7 @@ class _Watch:
             self.sleep(self.every_s)
             found = self._read()
             if found is None:
-                return self._ended(FAIL, [f"/metrics did not answer {SILENT_TRIES} times in a row"])
+                return self._ended(FAIL, [f"/metrics did not answer {UNANSWERED_TRIES} times in a row"])
             _take(seen, found, self.clock())
             seen.problems += self._problems(seen)
             if seen.problems:
@@ -126,9 +124,9 @@ class _Watch:
                 f"soak: {seen.moved(TOKENS):.0f} tokens in {self.clock() - self.began:.0f} s,"
                 f" {seen.most_running:.0f} at once"
             )
-        silence = "" if seen.moved(TOKENS) else self._silence(seen)
-        if silence:
-            return self._ended(FAIL, [silence])
+        stalled = "" if seen.moved(TOKENS) else self._stalled(seen)
+        if stalled:
+            return self._ended(FAIL, [stalled])
         return self._ended(PASS, [f"nothing wrong in {self.criteria.soak_s:.0f} s"])
 
     def _read(self) -> Metrics | None:
@@ -136,7 +134,7 @@ class _Watch:
 
         Raises NoMetrics for an answer without vLLM's.
         """
-        for tries in range(SILENT_TRIES):
+        for tries in range(UNANSWERED_TRIES):
             if tries:
                 self.sleep(self.every_s)
             try:
@@ -155,7 +153,7 @@ class _Watch:
     def _problems(self, seen: Seen) -> list[str]:
         found = []
         if self.clock() - seen.progress_at >= self.criteria.soak_stall_s:
-            found.append(self._silence(seen))
+            found.append(self._stalled(seen))
         errors = _errors(seen)
         if errors > self.criteria.soak_max_errors:
             found.append(
@@ -170,14 +168,14 @@ class _Watch:
         found.append(self.single.too_slow(seen, 1 - self.criteria.soak_throughput_drop))
         return [problem for problem in found if problem]
 
-    def _silence(self, seen: Seen) -> str:
+    def _stalled(self, seen: Seen) -> str:
         """Ask for a token where none was counted for a while.
 
         Why the server counts as dead; empty where a token came.
         """
         stalled = self.clock() - seen.progress_at
         try:
-            self.client.tokens_flow(min(ASK_S, self.criteria.soak_stall_s))
+            self.client.check_generation(min(ASK_S, self.criteria.soak_stall_s))
         except ClientError as error:
             state = "while /health says 200" if self.client.health() else "and /health fails too"
             whose = "requests were under way" if seen.busy_now else "nobody asked"

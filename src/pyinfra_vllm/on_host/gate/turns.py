@@ -66,7 +66,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finding:
-    """The loss with its standard error, and what it amounts to.
+    """The loss with its standard error and the verdict.
 
     by_starts: the share of the error's square that only more starts can make smaller
     """
@@ -79,12 +79,12 @@ class Finding:
     verdict: str = INCONCLUSIVE
 
     def bound(self, chance: float) -> float:
-        """How far the loss may be off, to one side, except by this chance."""
+        """One-sided error bound of the loss at this error probability."""
         return t_quantile(1 - chance, self.degrees) * self.error
 
 
 def orders(blocks: int, seed: str) -> list[str]:
-    """Who is awake in each round of each block; a seed that is kept shows that chance chose."""
+    """Which side is awake in each round of each block, drawn at random from a seed that the record keeps."""
     chosen = random.Random(seed)
     return [chosen.choice(ORDERS) for _ in range(blocks)]
 
@@ -100,7 +100,7 @@ def settled(blocks: Sequence[Block], limits: Limits) -> bool:
 def judge(
     blocks: Sequence[Block], limits: Limits, spread: float = START_SPREAD, known: int = STARTS_KNOWN
 ) -> Finding:
-    """Decides once, when all blocks are there: every look before would be one more chance for a false alarm.
+    """Decides once, when all blocks are measured: interim looks raise the false-positive rate.
 
     + spread, known: standard deviation between starts of one release, and how many starts it was seen in
     """

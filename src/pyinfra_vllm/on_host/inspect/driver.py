@@ -1,4 +1,4 @@
-"""The NVIDIA driver of this host in its two halves: the module in the kernel, the libraries in programs.
+"""The NVIDIA driver of this host in its two halves: the kernel module and the user-space libraries.
 
 Reads only. An update replaces the libraries under a running server, which goes on; the next start gets no GPU
 until the host is booted.

@@ -1,4 +1,4 @@
-"""Asks nvidia-smi, and never longer than it may take: a driver that hangs makes it hang, too."""
+"""Runs nvidia-smi with a time limit, since it hangs with a driver that hangs."""
 
 from __future__ import annotations
 

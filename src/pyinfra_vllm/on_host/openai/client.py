@@ -126,7 +126,7 @@ class Client:
     # What a server says about itself
 
     def health(self, timeout_s: float = 5.0) -> bool:
-        """Whether `/health` answers 200. Says nothing about tokens: see `tokens_flow`."""
+        """Whether `/health` answers 200. That does not show generation: see `check_generation`."""
         try:
             self.get("/health", timeout_s)
         except ClientError:
@@ -158,8 +158,8 @@ class Client:
 
     # Asking for tokens
 
-    def tokens_flow(self, timeout_s: float) -> Streamed:
-        """Show that real tokens come: one short streamed answer with at least two of them.
+    def check_generation(self, timeout_s: float) -> Streamed:
+        """Generation check: ask for one short streamed answer, which must have at least two tokens.
 
         Raises Refused, HttpError, NoTokens or another ClientError.
         """

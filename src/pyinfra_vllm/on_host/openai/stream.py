@@ -13,7 +13,7 @@ from typing import Any
 
 from ..state.values import shown
 
-MOST_TOKENS = 10**9  # where nobody knows what was asked
+MOST_TOKENS = 10**9  # where the number asked for is unknown
 
 
 class ClientError(Exception):

@@ -3,7 +3,7 @@ there later.
 
 Compiling takes a GPU server a minute or two at the first start of each release. But a cache belongs to its
 server, and one that was taken over could leave code in it for the next release. So root notes what is in a
-cache when the first tokens of its release have flowed, and only files that still are what was noted are
+cache when its release has generated its first tokens, and only files that still are what was noted are
 copied; never one that Python could import.
 
 The server may be at work in its cache all the while. So each folder on the way to a file is opened in its

@@ -20,11 +20,11 @@ LARGEST = 1 << 16
 
 
 class Mute(Exception):
-    """Nobody answers, or somebody else would."""
+    """No answer, or the listener is not the service's own server."""
 
 
 class Refused(Exception):
-    """The server did not do it, and says why."""
+    """The server refused the command; the message has its reason."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Control:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
                 asking.settimeout(timeout_s)
                 asking.connect(str(self.path))
-                self._no_stranger(asking)
+                self._no_foreign_listener(asking)
                 asking.sendall(json.dumps(words).encode() + b"\n")
                 with asking.makefile("rb") as answer:
                     return _read(answer.readline(LARGEST))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Mute(f"{self.path}: {str(error) or type(error).__name__}") from error
 
-    def _no_stranger(self, asking: socket.socket) -> None:
+    def _no_foreign_listener(self, asking: socket.socket) -> None:
         found = sockets.unit_behind(asking)
         if found != self.unit:
             raise Mute(f"{self.path} belongs to {found or 'no unit'}, not to {self.unit}")

@@ -1,9 +1,9 @@
 """Hooks: what a load balancer and people are told about a switch, by the host itself (docs/hooks.md).
 
-`drain` comes before anything is touched, `undrain` once tokens flow again, `notify` at each turn. A failing
-notify is noted and changes nothing; a failing drain ends the switch before it begins. Which hooks there are
-is kept in `hooks.json` beside the journal, so that a recovery finds them without a control machine. It never
-decides anything.
+`drain` comes before anything is touched, `undrain` once tokens are generated again, `notify` at each event. A
+failing notify is noted and changes nothing; a failing drain ends the switch before it begins. Which hooks
+there are is kept in `hooks.json` beside the journal, so that a recovery finds them without a control machine.
+It never decides anything.
 """
 
 from __future__ import annotations

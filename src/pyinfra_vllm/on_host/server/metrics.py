@@ -93,7 +93,7 @@ def _exposed(metrics: Mapping[str, str], samples: list[Sample]) -> str:
 
 
 def _samples(found: Found) -> Iterator[Sample]:
-    """Of one service. A time or a state that nobody knows is left out, never made up."""
+    """The metrics of one service. An unknown time or state is left out."""
     service = {"service": _text(found, "service")}
     current, running = found.get("current"), found.get("running")
     last, rejected = found.get("last") or {}, found.get("rejected")
@@ -142,7 +142,7 @@ def _since(found: Found) -> float | None:
 
 def without_service(record: Found) -> float | None:
     """How many seconds a switch that ended left no release serving: from the stop of the old one until the
-    new one's tokens flowed, and from there back likewise.
+    new one generated tokens, and likewise for the rollback.
 
     0 where nothing was touched, or nothing served before; None while it has no end, and for a calibration,
     whose restarts `observe` does not tell.

@@ -19,7 +19,7 @@ from .control import Refused as NotDone
 from .release import Release
 
 POLL_S = 1.0
-FLOW_TIMEOUT_S = 60.0
+GENERATION_TIMEOUT_S = 60.0
 CRASHES_ALLOWED = (
     1  # a second crash in a row is a loop; one can be GPU memory that the old process still held
 )
@@ -37,7 +37,7 @@ STOP_LIMIT_S = 3600.0  # of a release whose own limit can't be read; systemd kno
 
 
 class NotServing(Exception):
-    """The release was started and no tokens flowed from it."""
+    """The release was started and did not pass the generation check."""
 
 
 class PortTaken(NotServing):
@@ -49,7 +49,7 @@ class Stopped(NotServing):
 
 
 class TooSlow(NotServing):
-    """The release was still trying when its time was up: the same again would take as long."""
+    """The release was still starting when its time was up: another try would take as long."""
 
 
 class Foreign(Exception):
@@ -282,7 +282,7 @@ class Service:
     def client(
         self,
         release: Release,
-        timeout_s: float = FLOW_TIMEOUT_S,
+        timeout_s: float = GENERATION_TIMEOUT_S,
         headers: Mapping[str, str] | None = None,
     ) -> Client:
         """Sends nothing, and so no key, to anybody but the unit's own server.
@@ -321,9 +321,9 @@ class Service:
         if not found:
             raise Refused(f"nothing listens on port {port}")
         if not found <= self._known:
-            strangers = sockets.strangers(port, self.unit, found - self._known)
-            if strangers:
-                raise Refused(f"port {port} is held by {', '.join(strangers)}, not by {self.unit}")
+            foreign_listeners = sockets.foreign_listeners(port, self.unit, found - self._known)
+            if foreign_listeners:
+                raise Refused(f"port {port} is held by {', '.join(foreign_listeners)}, not by {self.unit}")
             self._known |= found
         return found
 
@@ -332,13 +332,13 @@ class Service:
         return secrets_file.read(self.paths.secrets(release.id)).get("VLLM_API_KEY") or None
 
     def serves(self, release: Release) -> bool:
-        """Whether this very release runs now and its tokens flow."""
-        return self.running_release() == release.id and not self._flow_problem(release)
+        """Whether this very release runs now and generates tokens."""
+        return self.running_release() == release.id and not self._generation_problem(release)
 
     def wait_until_serving(
         self, release: Release, timeout_s: float, crashes_before: int = 0, unproven_since: str | None = None
     ) -> float:
-        """Seconds until tokens flowed from this release. Raises NotServing when they don't.
+        """Seconds until this release generated tokens. Raises NotServing when it does not.
 
         crashes_before: how often systemd had restarted the unit before; 0 after a start of ours
         unproven_since: the log's mark at its start, of a release that never served yet: that is given up at
@@ -347,11 +347,11 @@ class Service:
         began = time.monotonic()
         problem = "it has not started"
         while time.monotonic() - began < timeout_s:
-            self.no_stranger(release)
+            self.no_foreign_listener(release)
             self._no_crash_loop(crashes_before, unproven_since)
             if self.running_release() == release.id:
                 left = timeout_s - (time.monotonic() - began)
-                problem = self._flow_problem(release, min(FLOW_TIMEOUT_S, max(1.0, left)))
+                problem = self._generation_problem(release, min(GENERATION_TIMEOUT_S, max(1.0, left)))
                 if not problem:
                     return time.monotonic() - began
             time.sleep(POLL_S)
@@ -361,11 +361,11 @@ class Service:
     def crashes(self) -> int:
         return int(systemd.show(self.unit, "NRestarts").get("NRestarts") or 0)
 
-    def no_stranger(self, release: Release) -> None:
+    def no_foreign_listener(self, release: Release) -> None:
         """Raises PortTaken where another program has the release's port: it would answer in its place."""
-        found = sockets.strangers(release.port, self.unit)
+        found = sockets.foreign_listeners(release.port, self.unit)
         if found and self._has_front:
-            found = [name for name in sockets.strangers(release.port, SYSTEMD) if name in found]
+            found = [name for name in sockets.foreign_listeners(release.port, SYSTEMD) if name in found]
         if found:
             raise PortTaken(f"port {release.port} is held by {', '.join(found)}, not by {self.unit}")
 
@@ -378,11 +378,11 @@ class Service:
             systemd.show(self.paths.front_unit(FRONT_FILES[0]), "ActiveState").get("ActiveState") == "active"
         )
 
-    def _flow_problem(self, release: Release, timeout_s: float = FLOW_TIMEOUT_S) -> str:
+    def _generation_problem(self, release: Release, timeout_s: float = GENERATION_TIMEOUT_S) -> str:
         try:
             if release.sockets and (state := self.control(release.id).state().state) != SERVING:
                 return f"it is {state}"
-            self.client(release).tokens_flow(timeout_s)
+            self.client(release).check_generation(timeout_s)
         except Mute as error:
             return str(error)
         except ClientError as error:

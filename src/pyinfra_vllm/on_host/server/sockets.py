@@ -1,5 +1,4 @@
-"""Finds who listens on a port of this host: a server that answers there need not be the one that was
-started.
+"""Finds the listeners on a port of this host: another server than the one that was started may answer there.
 
 Asked of the kernel. A process can hide its descriptors from /proc, and call its control group as it likes
 below one that is its own; it can't choose the user of its sockets, nor the control group in which it made
@@ -67,7 +66,7 @@ def unit_behind(connected: socket.socket) -> str | None:
     return cgroup.unit_of(cgroup.PROC / str(process))
 
 
-def strangers(port: int, unit: str, found: Iterable[Listener] | None = None) -> list[str]:
+def foreign_listeners(port: int, unit: str, found: Iterable[Listener] | None = None) -> list[str]:
     """Listeners on the port that are not shown to be the unit's, as `name (process N)`; [] where there are
     none.
     """

@@ -15,7 +15,7 @@ from typing import Any
 from ..server.release import NotReady, Release
 
 TIMEOUT_S = 120
-# As little as possible: the checkpoint is read, nothing is written, nobody is reached.
+# The sandbox of the child: it may read the checkpoint; no writing, no network.
 PROPERTIES = (
     "DynamicUser=yes",
     "ProtectSystem=strict",
@@ -98,5 +98,5 @@ def _run(release: Release, order: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _not_checked(reason: str) -> dict[str, list[str]]:
-    """Not to be able to look is no reason to stay: the gate asks the questions over chat all the same."""
+    """Note why the template could not be checked. The switch goes on, since the gate asks over chat."""
     return {"problems": [], "notes": [f"not checked: {reason[:300]}"]}

@@ -1,4 +1,4 @@
-"""One transaction at a time per service, held by the kernel: a dead holder's lock is no lock."""
+"""One transaction at a time per service, by flock: the kernel drops the lock of a process that has ended."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 state.
 
 What the service runs never changes: its current release is restarted inside the window, as often as the order
-says, and whatever happens tokens flow again at the end, or the outcome says that they don't. recovery.py ends
+says. At the end it generates tokens again, or the outcome says that it does not. recovery.py ends
 a killed one.
 """
 
@@ -58,7 +58,7 @@ class Calibrating(Transaction):
             return self._serve_again(release, str(reason) or type(reason).__name__)
 
     def _prove(self) -> Release:
-        """The release that the order names runs now, and would start again."""
+        """Check that the order's release runs now and could be started again."""
         current = self.paths.linked(self.paths.current)
         with self.journal.step("prove-way-back", release=current):
             if current is None or current != self.order.release:

@@ -7,7 +7,8 @@ recovery after its death and a recovery after a power cut all ask the same quest
 - the front leads to whoever accepts connections, and to the next server before the last one sleeps, so that
   requests wait there instead of being refused;
 - whoever was woken answers the canary questions before any client;
-- where a sleep or a wake failed, or a canary was wrong, nobody knows what is mapped: that server is stopped.
+- where a sleep or a wake failed, or a canary answer was wrong, the server's memory is in an unknown state: it
+  is stopped.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def _is_held(paths: ServicePaths) -> bool:
 def insist(paths: ServicePaths, say: Say, tries: float = math.inf) -> bool:
     """Finish the newest transaction and what it owes, however often that has to be tried.
 
-    It holds the lock only while it tries. What this process lacks and another would have ends it.
+    It holds the lock only while it tries. An error that only a new process can get rid of ends it.
 
     Returns whether nothing is left to do; it gives up after so many `tries`, or where the host shuts down.
     """
@@ -462,8 +462,8 @@ def settle(paths: ServicePaths, say: Say, ended: str | None = None) -> bool:
         owed.alert(RESTORE_FAILED, str(failed.get("error", "the old release does not serve")))
     if owed.drained:
         touched = left.activated or left.restarted
-        problem = give_back(owed, Service(paths, say), untouched=not touched)
-        say(problem or f"{paths.name} gets its traffic again")
+        problem = undrain_if_serving(owed, Service(paths, say), untouched=not touched)
+        say(problem or f"{paths.name} is undrained")
     if ended == RESTORE_FAILED:
         return False
     end = left.ended or {"outcome": ended, "reason": "the disk is full, so this is on no record"}
@@ -471,14 +471,12 @@ def settle(paths: ServicePaths, say: Say, ended: str | None = None) -> bool:
     return not owed.drained
 
 
-def give_back(owed: Hooks, service: Service, untouched: bool) -> str:
-    """Let a drained service have its traffic again, unless it serves nothing; returns what
-    stands against it.
-    """
+def undrain_if_serving(owed: Hooks, service: Service, untouched: bool) -> str:
+    """Undrain a drained service if it serves; returns the problem, empty where there is none."""
     current = service.paths.linked(service.paths.current)
     if untouched or (current and service.serves(releases.load(service.paths, current))):
         return owed.undrain()
-    return "it gets no traffic: nothing serves"
+    return "it stays drained: nothing serves"
 
 
 def _end_calibration(left: Left, service: Service) -> str:

@@ -76,7 +76,7 @@ def restore(
     rejects: bool = False,
     verdict: str | None = None,
 ) -> str:
-    """Have the old release serve until its tokens flow; returns the outcome, `rolled_back` or
+    """Start the old release and wait until it generates tokens; returns the outcome, `rolled_back` or
     `restore_failed`.
 
     Where it won't start, the new one is tried again, because serving something beats serving nothing. The
@@ -127,7 +127,7 @@ def note_failure(
 
 
 def _take_away(service: Service, new_id: str) -> str:
-    """Before the first release nothing served, and nothing is what to go back to."""
+    """Roll back a first release: nothing served before it, so the service is stopped."""
     try:
         service.stop(loaded(service.paths, new_id))
         service.point_at(None)
@@ -137,9 +137,7 @@ def _take_away(service: Service, new_id: str) -> str:
 
 
 def _keep_for_reference(paths: ServicePaths, old_id: str, new_id: str) -> None:
-    """After a commit `previous` is the old release, which is current again: it means the one
-    that was left.
-    """
+    """Let `previous` name the release that was rolled back, not the old one, which is current again."""
     if paths.linked(paths.previous) == old_id:
         try:
             durable.point(paths.previous, paths.release(new_id))
@@ -148,7 +146,7 @@ def _keep_for_reference(paths: ServicePaths, old_id: str, new_id: str) -> None:
 
 
 def bring_up(service: Service, release_id: str, limit_s: float, attempts: int = RESTORE_ATTEMPTS) -> str:
-    """Have the release serve: an empty text once tokens flow, else what went wrong the last time."""
+    """Start the release: an empty text once it generates tokens, else why the last attempt failed."""
     problem = ""
     for attempt in range(1, attempts + 1):
         try:
@@ -187,9 +185,9 @@ def _serve(service: Service, release_id: str, limit_s: float) -> None:
 
 
 def _may_start(paths: ServicePaths, release_id: str) -> bool:
-    """Whether trying again is worth the silence: not for a release that has lost what it needs.
+    """Whether another start could succeed: not where the release has lost files that it needs.
 
-    Looks at files only: a proof by another process may fail for what made the start fail.
+    Only files are checked: a full pre-check may fail for the same reason as the start.
     """
     release = loaded(paths, release_id)
     return (
@@ -231,10 +229,10 @@ def loaded(paths: ServicePaths, release_id: str) -> Release | None:
 
 
 def mend_links(service: Service) -> None:
-    """The last thing before an end: somebody may have disabled, masked or edited the unit meanwhile, and no
-    server but the current release's runs on.
+    """Before a transaction ends: repair the unit's links, which somebody may have changed meanwhile, and stop
+    every server but the current release's.
 
-    What serves is right. Where the links can't be mended, the next switch says why.
+    A failure is only reported: the right release serves, and the next switch refuses with the reason.
     """
     try:
         if service.paths.linked(service.paths.current) is not None:

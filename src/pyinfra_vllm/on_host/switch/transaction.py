@@ -160,7 +160,9 @@ class Transaction:
         untouched = outcome in (DEFERRED, REFUSED)
         if not untouched:
             rollback.mend_links(self.service)
-        still_drained = recovery.give_back(self.hooks, self.service, untouched) if self.hooks.drained else ""
+        still_drained = ""
+        if self.hooks.drained:
+            still_drained = recovery.undrain_if_serving(self.hooks, self.service, untouched)
         reason = "; ".join(filter(None, (reason, still_drained)))
         fields: dict[str, Any] = {"outcome": outcome, "reason": reason}
         if verdict:
@@ -228,7 +230,7 @@ class Switch(Transaction):
                 result["allow_code"] = new.allow_code
             releases.prove(self.paths, new)
             releases.out_of_reach(new)
-            self.service.no_stranger(new)
+            self.service.no_foreign_listener(new)
             self.service.no_foreign_unit()
             if self.order.purpose != ROLLBACK:
                 result.update(chat_template.check(new))
@@ -366,7 +368,7 @@ class Switch(Transaction):
             problem = self.service.refused()
             if problem:
                 raise NotReady(f"{problem}. Nothing was touched.")
-            self.service.no_stranger(new)
+            self.service.no_foreign_listener(new)
             self.service.no_foreign_unit()
             rollback.reserve(self.paths, self.old_id, new.id)
             if self.turns:

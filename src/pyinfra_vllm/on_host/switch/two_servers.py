@@ -229,7 +229,7 @@ class TwoServers:
             return
         other = NEW if who == OLD else OLD
         if self._server(other).state != pair.ASLEEP:
-            raise Stuck(f"the card's memory is still in use, and nobody is known to use it: {self.look(who)}")
+            raise Stuck(f"the card's memory is still in use, by an unknown process: {self.look(who)}")
         self._stop(other)  # it sleeps and keeps its memory
 
     @contextmanager

@@ -83,7 +83,8 @@ def planned(service: Service, checkpoint: Checkpoint, at: datetime) -> Plan | No
     question = validation.asked(service, checkpoint)
     if question is None:
         return None
-    found = space.pruned(**question, gpu_count=validation.gpu_count(service, question))
+    count = validation.gpu_count(service, question)
+    found = space.pruned(**question, gpu_count=count, draft_head=service.tune.draft_head)
     criteria = service.gate.criteria()
     deviation = search.UNKNOWN_DEVIATION  # a calibration is on the host, which a plan doesn't ask
     looks_s = search.looks(criteria.budget_s, deviation)

@@ -177,7 +177,7 @@ def test_configuration_that_failed_never_comes_back() -> None:
         {"trial": "one", "ratio": 1.0},
         {"trial": "one", "rung": 0, "ratio": 0},
         {"trial": "one", "rung": 0, "ratio": True},
-        {"pair": "one", "failed": "x"},
+        {"pair": "one", "failed": 1},
         {"pair": "one", "trial": "one", "rung": 0, "ratio": 1.0},
         {"pair": "one", "ratio": math.inf},
     ],

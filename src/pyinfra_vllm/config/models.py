@@ -190,6 +190,20 @@ else:
     Gate = create_model("Gate", __base__=_Gate, **_gate_fields())
 
 
+class Tune(Declaration):
+    """What `pyinfra-vllm tune` looks for. A release doesn't depend on it."""
+
+    max_ttft_s: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="seconds until the first token, more than 0, or None"
+    )
+    max_tpot_s: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="seconds for each further token, more than 0, or None"
+    )
+    draft_head: AbsolutePath | None = Field(
+        default=None, description="the absolute path of an EAGLE3 head's folder on the host, or None"
+    )
+
+
 class Service(Declaration):
     """One vLLM server on one host."""
 
@@ -256,6 +270,7 @@ class Service(Declaration):
         default=False,
         description="true or false: whether the old release sleeps on its card while the new one is judged",
     )
+    tune: Tune = Field(default_factory=Tune, description="a map with max_ttft_s, max_tpot_s and draft_head")
     ready_timeout_s: Annotated[float, Field(gt=0, le=86400)] = Field(
         default=1800.0, description="seconds, more than 0 and at most 86400"
     )

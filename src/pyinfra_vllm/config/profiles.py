@@ -2,8 +2,8 @@
 
 One file holds the flags that were found best on one card, for one model and one runtime, with the evidence.
 All of them are a layer below all group data with the one key `profiles`, so every service has them; the
-resolver uses the one that was measured for exactly its card, model, runtime and objective. Reads files only;
-decides nothing.
+resolver uses the one that was measured for exactly its card, model, runtime and objective. Reads and writes
+files only; decides nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ..errors import one_line
+from ..errors import DeclarationError, one_line
 from .base import Declaration
 from .fields import Environment, Flags, Repository, Text, Version, as_tuple
 from .layers import Layer, dotted, merge
@@ -31,6 +31,7 @@ PHASE = re.compile(r"max|c[1-9]\d{0,4}")
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Metric = Literal["tokens_per_s", "ttft_s", "tpot_s", "e2e_s"]
 
 
 def _phase(text: str) -> str:
@@ -47,9 +48,7 @@ class Compared(Declaration):
     phase: Annotated[Text, AfterValidator(_phase)] = Field(
         description='a phase of the gate, such as "c1" or "max"'
     )
-    metric: Literal["tokens_per_s", "ttft_s", "tpot_s", "e2e_s"] = Field(
-        description='"tokens_per_s", "ttft_s", "tpot_s" or "e2e_s"'
-    )
+    metric: Metric = Field(description='"tokens_per_s", "ttft_s", "tpot_s" or "e2e_s"')
     before: Positive = Field(description="a number above 0, in the metric's unit")
     after: Positive = Field(description="a number above 0, in the metric's unit")
     ratio: Positive = Field(description="after / before, a number above 0")
@@ -158,6 +157,46 @@ def own() -> tuple[MeasuredProfile, ...]:
     found = _read(problems)
     problems.raise_if_any()
     return found
+
+
+def keep(profile: MeasuredProfile) -> Path:
+    """Write a profile to its file, whole or not at all. What the file says of other objectives stays; its
+    comments don't. Raises DeclarationError where it can't be read or written.
+    """
+    before = next((each for each in own() if each.file == profile.file), None)
+    if before:
+        objectives = {**before.objectives, **profile.objectives}
+        profile = profile.model_copy(update={"objectives": objectives})
+    file = Path(profile.file)
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        FOLDER.mkdir(exist_ok=True)
+        partial.write_text(text(profile), encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise DeclarationError(f"{file} can't be written: {one_line(error)}") from error
+    return file
+
+
+def text(profile: MeasuredProfile) -> str:
+    """The profile as its file has it."""
+    document = _without_none(profile.model_dump(by_alias=True))
+    for tuned in document["objectives"].values():
+        tuned["flags"] = {name.removeprefix("--"): value for name, value in tuned["flags"].items()}
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110))
+
+
+def _without_none(value: Any) -> Any:
+    """Left-out keys instead of null, but among flags, where it takes one out."""
+    if isinstance(value, list | tuple):
+        return [_without_none(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: each if key == "flags" else _without_none(each)
+        for key, each in value.items()
+        if each is not None
+    }
 
 
 def _read(problems: Problems) -> tuple[MeasuredProfile, ...]:

@@ -107,7 +107,12 @@ def decisive(found: Speeds, objective: str) -> Speed:
     if not found:
         raise ValueError("no phase was measured")
     ordered = sorted(found, key=lambda speed: speed.concurrency)
-    return ordered[{"latency": 0, "throughput": -1}.get(objective, len(ordered) // 2)]
+    return ordered[place(len(ordered), objective)]
+
+
+def place(count: int, objective: str) -> int:
+    """The index of the objective's phase among so many, by requests at a time."""
+    return {"latency": 0, "throughput": count - 1}.get(objective, count // 2)
 
 
 def front(tried: Mapping[str, Speeds], objective: str, slo: Slo) -> Front:

@@ -11,6 +11,7 @@ was:
     {"trial": NAME, "rung": 0, "ratio": 1.19}                   a look, against one at the current
     {"trial": NAME, "rung": 0, "failed": "did not start: ..."}  it never comes back
     {"pair": NAME, "ratio": 1.21}                               one pair of the confirmation
+    {"pair": NAME, "failed": "did not start: ..."}              it can't be confirmed
 
 A ratio above 1 is better than the current configuration, in the metric of the objective.
 """
@@ -159,7 +160,11 @@ class Search:
         }
 
     def _confirmed(self, name: str, journal: Sequence[Record]) -> Pair | Done:
-        logs = [math.log(record["ratio"]) for record in journal if record.get("pair") == name]
+        pairs = [record for record in journal if record.get("pair") == name]
+        for record in pairs:
+            if "failed" in record:
+                return Done(None, None, None, f"{name}: best in the looks, not confirmed: {record['failed']}")
+        logs = [math.log(record["ratio"]) for record in pairs]
         if len(logs) < self.pairs:
             return Pair(name, len(logs) + 1, self.pairs)
         return verdict(name, logs[: self.pairs])
@@ -236,10 +241,10 @@ def _check(record: Record) -> None:
     kind = [key for key in ("trial", "pair") if isinstance(record.get(key), str)]
     ratio, failed = record.get("ratio"), record.get("failed")
     measured = isinstance(ratio, int | float) and not isinstance(ratio, bool) and 0 < ratio < math.inf
-    if len(kind) != 1 or not (measured or (kind == ["trial"] and isinstance(failed, str))):
+    if len(kind) != 1 or not (measured or isinstance(failed, str)):
         raise ValueError(
-            f"no record of a search: {dict(record)!r}: it has `trial` or `pair`, and a `ratio` above 0 or, of"
-            " a trial, `failed`"
+            f"no record of a search: {dict(record)!r}: it has `trial` or `pair`, and a `ratio` above 0 or"
+            " `failed`"
         )
     if kind == ["trial"] and not isinstance(record.get("rung"), int):
         raise ValueError(f"no record of a search: {dict(record)!r}: a trial has its `rung`, a whole number")

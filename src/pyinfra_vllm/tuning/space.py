@@ -7,23 +7,27 @@ change, and has been resolved, so its flags exist, agree with the rules and fit 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyinfra_vllm import tuning
+from pyinfra_vllm.catalog import gpus, shapes
 from pyinfra_vllm.catalog import space as catalog
 from pyinfra_vllm.catalog.conditions import holds
 from pyinfra_vllm.catalog.gpus import Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.catalog.space import Entry
-from pyinfra_vllm.tuning import declared, measured
+from pyinfra_vllm.tuning import declared, devices, measured
 from pyinfra_vllm.tuning.facts import Facts, of_request
 from pyinfra_vllm.tuning.measured import Settings
 from pyinfra_vllm.tuning.profile import Profile
 from pyinfra_vllm.tuning.resolution import Resolution
+from pyinfra_vllm.tuning.search import JOIN
 
 if TYPE_CHECKING:
+    from pyinfra_vllm.checkpoint import Checkpoint
+    from pyinfra_vllm.config import Service
     from pyinfra_vllm.config.profiles import MeasuredProfile
 
 STOCK = Entry(
@@ -35,6 +39,7 @@ STOCK = Entry(
 )
 SOURCE = "catalog/space.yaml"
 KERNEL_CHOICES = ("--linear-backend", "VLLM_DISABLED_KERNELS")
+DRAFT_HEAD = "$draft_head"  # in an entry's variants: the declared one
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,32 @@ class RuledOut:
 
 @dataclass(frozen=True)
 class Space:
-    """The current configuration, those that are tried against it, and those that are not."""
+    """The current configuration, those that are tried against it, and those that are not.
+
+    + stock: vLLM's own choices, with what the operator declares
+    + resolved: an entry on top of the current configuration
+    """
 
     current: Resolution
     candidates: tuple[Candidate, ...]
     ruled_out: tuple[RuledOut, ...]
+    stock: Resolution
+    resolved: Callable[[Entry], Candidate] = field(compare=False, repr=False)
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate of that name: one of `candidates`, or several of them together (search.JOIN).
+
+        Its flags may contradict each other: then its resolution has errors. Raises KeyError for a name that
+        is not in the space.
+        """
+        known = {each.name: each for each in self.candidates}
+        if name in known:
+            return known[name]
+        return self.resolved(_together(name, [known[part].entry for part in name.split(JOIN)]))
+
+    def settings(self, candidate: Candidate) -> Settings:
+        """What a measured profile would have to say for this candidate to be resolved from it."""
+        return _difference(candidate.resolution, self.stock)
 
 
 def pruned(
@@ -89,11 +115,13 @@ def pruned(
     environment: Mapping[str, str] | None = None,
     runtime_flags: Collection[str] | None = None,
     profiles: Sequence[MeasuredProfile] = (),
+    draft_head: str | None = None,
     **more: Any,
 ) -> Space:
     """The space for one service; the arguments are those of `tuning.resolve`.
 
     + profiles: measured ones; where one is in use, it is what the others are tried against
+    + draft_head: the folder of an EAGLE3 head of this model, on the host
     """
     ask = partial(
         tuning.resolve,
@@ -121,25 +149,59 @@ def pruned(
         {declared.spelled(name) for name in flags or {}} | set(environment or {}) | measured.touched(variants)
     )
     beneath = _difference(current, stock)
+    resolved = partial(_candidate, beneath=beneath, variants=tuple(variants), ask=ask)
     seen = {_identity(current): "the current configuration"}
     candidates: list[Candidate] = []
     ruled_out: list[RuledOut] = []
     for entry in (STOCK, *catalog.entries()):
-        because = _ruled_out(entry, objective, facts, own)
+        because = _ruled_out(entry, objective, facts, own, draft_head)
         if because is None:
-            candidate = _candidate(entry, beneath, tuple(variants), ask)
+            candidate = resolved(_with_head(entry, draft_head))
             because = _refused(candidate.resolution, current) or _same(candidate.resolution, seen)
         if because is None:
             seen[_identity(candidate.resolution)] = entry.name
             candidates.append(candidate)
         else:
             ruled_out.append(RuledOut(entry.name, because))
-    return Space(current, tuple(_most_promising_first(candidates)), tuple(ruled_out))
+    return Space(current, tuple(_most_promising_first(candidates)), tuple(ruled_out), stock, resolved)
 
 
-def _ruled_out(entry: Entry, objective: str, facts: Facts, own: Collection[str]) -> str | None:
+def for_service(
+    service: Service,
+    checkpoint: Checkpoint,
+    gpu_facts: Sequence[Mapping[str, Any]],
+    runtime_version: str,
+    runtime_flags: Collection[str] | None,
+) -> Space:
+    """The space for a declared service on a host; the arguments are those of `tuning.for_service`."""
+    used = devices.chosen(service.gpus, gpu_facts)
+    return pruned(
+        model=shapes.from_config(service.model, checkpoint.config, checkpoint.weights_bytes),
+        gpu=devices.smallest(used, service.own_cards) if used else gpus.CPU,
+        gpu_count=len(used),
+        runtime_version=runtime_version,
+        objective=service.objective,
+        max_model_len=service.max_model_len,
+        variants=service.variants,
+        flags=service.flags,
+        environment=service.environment,
+        runtime_flags=runtime_flags,
+        profiles=service.profiles,
+        draft_head=service.tune.draft_head,
+        exposed=service.open_to_network,
+        reason=service.runtime.reason,
+        shutdown_timeout_s=service.shutdown_timeout_s,
+        ready_timeout_s=service.ready_timeout_s,
+    )
+
+
+def _ruled_out(
+    entry: Entry, objective: str, facts: Facts, own: Collection[str], draft_head: str | None
+) -> str | None:
     if objective not in entry.objectives:
         return f"not tried for {objective}"
+    if draft_head is None and DRAFT_HEAD in str(entry.variants):
+        return "you declare no draft head for this model (`tune: {draft_head: DIR}`)"
     for row in entry.rules_out:
         if holds(row["when"], facts):
             return str(row["because"])
@@ -152,6 +214,36 @@ def _touches(entry: Entry) -> set[str]:
     return set(entry.flags) | set(entry.environment) | measured.touched(entry.variants)
 
 
+def _with_head(entry: Entry, draft_head: str | None) -> Entry:
+    """The entry with the declared draft head in its place."""
+    if DRAFT_HEAD not in str(entry.variants):
+        return entry
+    variants = tuple(
+        each
+        if isinstance(each, str)
+        else {
+            name: {key: draft_head if item == DRAFT_HEAD else item for key, item in value.items()}
+            for name, value in each.items()
+        }
+        for each in entry.variants
+    )
+    return replace(entry, variants=variants)
+
+
+def _together(name: str, parts: Sequence[Entry]) -> Entry:
+    """Entries of different groups as one."""
+    return Entry(
+        name=name,
+        group=JOIN.join(each.group for each in parts),
+        about="; ".join(each.about for each in parts),
+        answers=next((each.answers for each in parts if each.changes_answers), "same"),
+        source=SOURCE,
+        variants=tuple(variant for each in parts for variant in each.variants),
+        flags={name: value for each in parts for name, value in each.flags.items()},
+        environment={name: value for each in parts for name, value in each.environment.items()},
+    )
+
+
 def _candidate(
     entry: Entry,
     beneath: Settings,
@@ -159,8 +251,9 @@ def _candidate(
     ask: Callable[..., Resolution],
 ) -> Candidate:
     """An entry on top of what is tuned now; `stock` is nothing at all."""
-    replaced = {name for each in catalog.entries() if each.group == entry.group for name in _touches(each)}
-    kept = entry is not STOCK
+    groups = entry.group.split(JOIN)
+    replaced = {name for each in catalog.entries() if each.group in groups for name in _touches(each)}
+    kept = STOCK.group not in groups
     settings = _settings(
         {name: value for name, value in beneath.flags.items() if kept and name not in replaced}
         | dict(entry.flags),

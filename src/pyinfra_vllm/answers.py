@@ -185,7 +185,7 @@ class Rejection(TypedDict, total=False):
     criteria: Document | None
 
 
-class Transaction(_From, total=False):
+class Summary(_From, total=False):
     """A switch as on_host/state/observe.py sums it up from the journal; `outcome` None: it has not ended."""
 
     tx: Required[str]
@@ -219,8 +219,8 @@ class Observed(TypedDict, total=False):
     rehearsed: list[str]
     rejected: Required[dict[str, Rejection]]
     lock: Required[Lock | None]
-    last: Required[Transaction | None]
-    history: Required[list[Transaction]]
+    last: Required[Summary | None]
+    history: Required[list[Summary]]
 
 
 class Newest(TypedDict, total=False):

@@ -10,7 +10,7 @@ import pytest
 from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm.config import Overrides, Runtime, Service
-from pyinfra_vllm.on_host.state import observe
+from pyinfra_vllm.on_host.state.transactions import transactions
 from pyinfra_vllm.rollout import opening
 from pyinfra_vllm.rollout.estimate import FACTOR, Estimate, estimate
 from pyinfra_vllm.window import WindowState
@@ -122,7 +122,7 @@ def test_a_host_s_own_record_has_what_is_needed(tmp_path: Path, monkeypatch: pyt
     host.switch()
     host.rates[OLD] = 1.0
     host.switch(OLD)
-    (first, second) = observe.ends(host.journal())
+    (first, second) = [each.as_dict() for each in transactions(host.journal())]
     assert {"activate intended", "ready done"} <= set(first["turns"])
     assert {"restore intended", "restore done"} <= set(second["turns"])
     assert estimate(service(), [first, second]).source == "measured here in 2 switches"

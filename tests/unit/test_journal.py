@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pyinfra_vllm.on_host.state import journal
 from pyinfra_vllm.on_host.state.journal import Journal
+from pyinfra_vllm.on_host.state.transactions import newest, transactions
 
 
 def test_a_step_is_written_before_its_body_runs(tmp_path: Path) -> None:
@@ -38,15 +39,15 @@ def test_a_failing_step_is_recorded_and_raised(tmp_path: Path) -> None:
 
 def test_no_journal_is_an_empty_one(tmp_path: Path) -> None:
     assert journal.read(tmp_path / "none") == []
-    assert journal.last_transaction(tmp_path / "none") is None
+    assert newest(journal.read(tmp_path / "none")) is None
 
 
-def test_the_last_transaction_is_the_newest_that_began(tmp_path: Path) -> None:
+def test_newest_transaction_is_the_last_that_began(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     for tx in ("t1", "t2"):
         Journal(path, tx).write("begin", "done")
     Journal(path, "t1").write("reported", "done")
-    assert [entry["tx"] for entry in journal.last_transaction(path) or []] == ["t2"]
+    assert [found.tx for found in transactions(journal.read(path))][-1] == "t2"
 
 
 @given(cut=st.integers(min_value=0, max_value=400), text=st.text(max_size=40))
@@ -73,4 +74,4 @@ def test_any_bytes_are_read_without_an_error(
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
     path.write_bytes(content)
     assert isinstance(journal.read(path), list)
-    assert journal.last_transaction(path) is None or content
+    assert newest(journal.read(path)) is None or content

@@ -19,9 +19,9 @@ import yaml
 from pyinfra_vllm.on_host import __main__ as on_host
 from pyinfra_vllm.on_host.server import hooks, metrics, systemd
 from pyinfra_vllm.on_host.state import observe, running
+from pyinfra_vllm.on_host.state.transactions import transactions, without_service_s
 from pyinfra_vllm.on_host.switch import order, transaction
 from pyinfra_vllm.operations import program
-from pyinfra_vllm.report import evidence
 
 DOCS = Path(__file__).parents[2] / "docs"
 OLD, NEW = "0ddba11c0de5", "4c0ffee4c0de"
@@ -213,9 +213,10 @@ def test_rejected_releases_are_counted(host: AHost) -> None:
     ],
 )
 def test_seconds_without_service(entries: list[dict[str, Any]], seconds: float | None) -> None:
-    (record,) = observe.ends(entries)
+    (found,) = transactions(entries)
+    record = found.as_dict()
     assert metrics.without_service(record) == seconds
-    if seconds and (told := evidence.away_s(entries)) is not None:
+    if seconds and (told := without_service_s(found.turns)) is not None:
         assert told == seconds, "the report says another number"
 
 

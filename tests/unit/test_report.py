@@ -26,6 +26,7 @@ from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.commands.report import report
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.bench.record import Graded, Record
+from pyinfra_vllm.on_host.state.transactions import Transaction, without_service_s
 from pyinfra_vllm.report import evidence, plots
 from pyinfra_vllm.report.history import local
 from pyinfra_vllm.report.looking import Look
@@ -117,16 +118,16 @@ def test_steps_take_the_time_that_the_journal_says() -> None:
         {"at": "2026-11-21T02:00:44.000+00:00", "tx": "t", "step": "restore", "state": "intended"},
         {"at": "2026-11-21T02:01:14.000+00:00", "tx": "t", "step": "restore", "state": "done"},
     ]
-    found = evidence.spans(entries)
+    found = evidence.spans(Transaction(entries))
     assert [(span.label, span.began_s, span.took_s, span.state) for span in found] == [
         ("switch and restart", 1.0, 2.0, "done"),
         ("wait for tokens", 3.0, 40.0, "done"),
         ("verdict", 43.5, 30.5, "cut"),
         ("bring the old release back", 44.0, 30.0, "done"),
     ]
-    assert evidence.away_s(entries) == 42.0 + 30.0
-    assert evidence.away_s(entries[:5]) == 42.0
-    assert evidence.away_s(entries[:1]) is None
+    assert without_service_s(Transaction(entries).turns) == 42.0 + 30.0
+    assert without_service_s(Transaction(entries[:5]).turns) == 42.0
+    assert without_service_s(Transaction(entries[:1]).turns) is None
 
 
 def test_samples_are_the_measured_values(teller: Teller) -> None:

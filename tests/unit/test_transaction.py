@@ -19,6 +19,7 @@ from pyinfra_vllm.on_host.bench.record import Record, Round
 from pyinfra_vllm.on_host.gate import soak
 from pyinfra_vllm.on_host.server import service, sockets
 from pyinfra_vllm.on_host.state import durable, lock, manifest, observe
+from pyinfra_vllm.on_host.state.transactions import transactions
 from pyinfra_vllm.on_host.switch import rollback, transaction
 from pyinfra_vllm.on_host.switch.order import ROLLBACK
 
@@ -235,7 +236,7 @@ def test_two_switches_to_one_release_within_one_second_keep_their_own_records(
     begun = [entry["tx"] for entry in serving.journal() if entry["step"] == "begin"]
     assert begun == [f"20261121T030000Z-{NEW}{again}" for again in ("", "-2", "-3")]
     assert [entry.name for entry in sorted(serving.paths.evidence.iterdir())] == begun
-    assert len(observe.ends(serving.journal())) == 3
+    assert len(transactions(serving.journal())) == 3
 
 
 def soak_of(monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:

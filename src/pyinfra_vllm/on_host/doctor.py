@@ -29,6 +29,7 @@ from .server.release import NotReady, Release
 from .server.service import Foreign, PortTaken, Service
 from .state import cgroup, journal, lock, manifest, observe
 from .state.paths import UNITS, ServicePaths, services
+from .state.transactions import newest, transactions
 from .switch import recovery, standby
 
 MEMINFO, PROC = Path("/proc/meminfo"), Path("/proc")
@@ -242,7 +243,8 @@ def _plain(check: Callable[[], None]) -> Probe:
 
 def _ended(paths: ServicePaths) -> str:
     if recovery.owes(paths):
-        why = journal.failing(journal.last_transaction(paths.journal) or [])
+        last = newest(journal.read(paths.journal))
+        why = last.failing if last else None
         said = f"the newest switch has no end, or left the service drained{f': {why}' if why else ''}"
         raise Wrong(f"{said}. The host tries by itself; now: `systemctl start {paths.recovery_unit}`")
     return ""
@@ -277,8 +279,8 @@ def _process(paths: ServicePaths) -> str:
 
 def _rollback(paths: ServicePaths, previous: str | None) -> str:
     """Whether there is something to go back to."""
-    committed = [end for end in observe.ends(journal.read(paths.journal)) if end["outcome"] == "committed"]
-    served = {str(end[key]) for end in committed for key in ("from", "to") if end.get(key)}
+    committed = [each for each in transactions(journal.read(paths.journal)) if each.outcome == "committed"]
+    served = {release for each in committed for release in (each.old, each.new) if release}
     served -= {paths.linked(paths.current)}
     if previous is None and served:
         raise Wrong(

@@ -14,11 +14,12 @@ from pyinfra_vllm.rollout.story import STEPS, tell
 
 from ..answers import Entry, Metric, StagedRelease, ToldSwitch, Verdict
 from ..on_host.bench.record import Phase, Record
+from ..on_host.state.transactions import Transaction, seconds_between, without_service_s
 from ..on_host.state.values import RecordError
 from ..text import duration
 from .changes import Change, changes, checkpoint, runtime
 from .criteria import Criterion, criteria, title
-from .history import Switch, moment, seconds_between
+from .history import Switch, moment
 from .plots import Interval, Span
 from .status import brief
 
@@ -125,7 +126,7 @@ class Shown:
 
 def show(switch: Switch, told: ToldSwitch) -> Shown:
     """The page's view of one switch."""
-    entries, files = told["entries"], told["evidence"]
+    found, files = Transaction(told["entries"]), told["evidence"]
     missing = [f"{FILES.get(name, f'{name}.json')}: {why}" for name, why in told["left_out"].items()]
     before = _record(files.get("before"), "before", missing)
     after = _record(files.get("after"), "after", missing)
@@ -134,13 +135,13 @@ def show(switch: Switch, told: ToldSwitch) -> Shown:
     judged = criteria(metrics)
     order = [item.key for item in judged]
     lost, gained, graded = flips(before, after)
-    last = entries[-1]
+    away_s = without_service_s(found.turns)
     old, new = files.get("old"), files.get("release")
     return Shown(
         switch=switch,
-        spans=tuple(spans(entries)),
-        story=tuple(story(entries)),
-        away_s=away_s(entries),
+        spans=tuple(spans(found)),
+        story=tuple(story(told["entries"])),
+        away_s=None if away_s is None else round(away_s, 1),
         changes=changes(old, new) if old and new else None,
         samples=tuple(_in_order(samples(before, after), order)),
         criteria=tuple(judged),
@@ -151,7 +152,7 @@ def show(switch: Switch, told: ToldSwitch) -> Shown:
         graded=graded,
         release=new,
         memory_mib=next((row["after"] for row in metrics if row["name"] == "gpu_memory_mib"), None),
-        log=tuple(last.get("log", ())) if last["step"] == "end" else (),
+        log=found.log,
         missing=tuple(missing),
     )
 
@@ -241,30 +242,22 @@ def flips(
     return tuple(flipped[True]), tuple(flipped[False]), len(common)
 
 
-def spans(entries: Sequence[Entry]) -> list[Span]:
+def spans(found: Transaction) -> list[Span]:
     """Each step that took a visible time, from its `intended` to its `done` or `failed`, else to the last
     entry.
     """
-    start, last = moment(entries[0]["at"]), moment(entries[-1]["at"])
-    found: list[Span] = []
-    for place, entry in enumerate(entries):
-        if entry["state"] != "intended":
-            continue
-        closing = next(
-            (
-                item
-                for item in entries[place + 1 :]
-                if item["step"] == entry["step"] and item["state"] != "intended"
-            ),
-            None,
+    last = found.entries[-1]["at"]
+    whole = seconds_between(found.began, last)
+    drawn = [
+        Span(
+            STEPS.get(step.name, step.name),
+            seconds_between(found.began, step.began),
+            seconds_between(step.began, step.ended or last),
+            step.state or "cut",
         )
-        began = moment(entry["at"])
-        ended = moment(closing["at"]) if closing else last
-        state = closing["state"] if closing else "cut"
-        label = STEPS.get(entry["step"], str(entry["step"]))
-        found.append(Span(label, (began - start).total_seconds(), (ended - began).total_seconds(), state))
-    visible = (last - start).total_seconds() * VISIBLE
-    return [span for span in found if span.took_s >= visible or span.state != "done"]
+        for step in found.steps
+    ]
+    return [span for span in drawn if span.took_s >= whole * VISIBLE or span.state != "done"]
 
 
 def story(entries: Sequence[Entry]) -> list[tuple[str, str]]:
@@ -284,24 +277,3 @@ def _told(entry: Entry) -> list[str]:
     if entry["step"] == "judge":  # its metrics and reasons stand with the evidence
         entry = {**entry, "metrics": [], "reasons": []}
     return tell([entry], [])
-
-
-def away_s(entries: Sequence[Entry]) -> float | None:
-    """Seconds without service: from the stop of the old release to the next generated token.
-
-    None where no release was stopped, or none came back.
-    """
-    stopped = next(
-        (entry for entry in entries if (entry["step"], entry["state"]) == ("activate", "intended")), None
-    )
-    if stopped is None:
-        return None
-    back = [entry for entry in entries if entry["state"] == "done" and entry["step"] in ("ready", "restore")]
-    restored = [entry for entry in back if entry["step"] == "restore"]
-    begun = [entry for entry in entries if (entry["step"], entry["state"]) == ("restore", "intended")]
-    if not back:
-        return None
-    ready = [entry for entry in back if entry["step"] == "ready"]
-    if ready and restored and begun:  # it served in between, while it was measured
-        return seconds_between(stopped, ready[0]) + seconds_between(begun[0], restored[-1])
-    return seconds_between(stopped, back[-1])

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, tzinfo
 
 from ..answers import Entry, ToldService
 from ..asking import Answer
+from ..on_host.state.transactions import Transaction, seconds_between
 from .looking import Look
 
 UNDER_WAY = "under way"
@@ -80,25 +81,24 @@ def problems(answers: Iterable[Answer[Look]]) -> dict[str, str]:
 
 def switch(host: str, service: str, tx: str, entries: list[Entry]) -> Switch:
     """One transaction from its journal entries, of which the first is its `begin`."""
-    begin = entries[0]
-    end = next((entry for entry in reversed(entries) if entry["step"] == "end"), None)
+    found = Transaction(entries)
     return Switch(
-        began=begin["at"],
+        began=found.began,
         host=host,
         service=service,
         tx=tx,
-        operator=begin.get("operator", ""),
-        purpose=begin.get("purpose", "rollout"),
-        old=begin.get("from"),
-        new=begin.get("to", ""),
-        outcome=end.get("outcome", "unknown") if end else UNDER_WAY,
-        verdict=end.get("verdict", "") if end else "",
-        reason=end.get("reason", "") if end else "",
-        why=begin.get("reason", ""),
-        overrides=tuple(begin.get("overrides", ())),
-        ended=end["at"] if end else "",
-        took_s=seconds_between(begin, end) if end else None,
-        recovered=bool(end and end.get("recovered")),
+        operator=found.operator,
+        purpose=found.purpose,
+        old=found.old,
+        new=found.new,
+        outcome=str(found.outcome) if found.ended else UNDER_WAY,
+        verdict=found.verdict,
+        reason=found.reason if found.ended else "",
+        why=found.why,
+        overrides=found.overrides,
+        ended=found.ended or "",
+        took_s=round(seconds_between(found.began, found.ended), 1) if found.ended else None,
+        recovered=found.recovered,
     )
 
 
@@ -118,8 +118,3 @@ def local(at: str | datetime, zone: tzinfo | None = None) -> str:
         return f"{found.astimezone(zone):%Y-%m-%d %H:%M %Z}"
     except (ValueError, OverflowError):
         return str(at)
-
-
-def seconds_between(first: Entry, last: Entry) -> float:
-    """Seconds between two entries of a journal, to a tenth."""
-    return round((moment(last["at"]) - moment(first["at"])).total_seconds(), 1)

@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from ..answers import CheckpointPlace, Gpu, Lock, Observed, RuntimePlace, ToldService, Transaction
+from ..answers import CheckpointPlace, Gpu, Lock, Observed, RuntimePlace, Summary, ToldService
 from ..asking import Answer
+from ..on_host.state.transactions import RESTORE_FAILED
 from ..text import gpu_memory
 from .looking import Look, Wish
 
@@ -186,7 +187,7 @@ def _state(observed: Observed, switching: str, different: tuple[str, ...]) -> st
 def _failing(observed: Observed) -> str:
     """Why the release that was to serve again does not; empty where the newest switch came to its end."""
     last = observed.get("last")
-    if last is None or last["outcome"] != "restore_failed" or observed["running"] == observed.get("proven"):
+    if last is None or last["outcome"] != RESTORE_FAILED or observed["running"] == observed.get("proven"):
         return ""
     return f"the switch to {last['to']} could not be taken back: {brief(last['reason'])}"
 
@@ -262,7 +263,7 @@ def _kernel(observed: Observed, record: ToldService | None) -> str:
     return f"unchecked, expected {', '.join(expected)}" if expected else ""
 
 
-def _verdict(last: Transaction | None) -> str:
+def _verdict(last: Summary | None) -> str:
     if last is None:
         return ""
     outcome = last["outcome"] or "under way"

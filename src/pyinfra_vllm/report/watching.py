@@ -16,10 +16,11 @@ from pyinfra_vllm.config import Rollout
 from pyinfra_vllm.rollout import waves
 from pyinfra_vllm.rollout.story import STEPS
 
-from ..answers import Entry, Observed
+from ..answers import Observed
 from ..asking import Answer
 from ..on_host.state import observe
 from ..on_host.state.evidence import HOW_FAR
+from ..on_host.state.transactions import Transaction
 from ..printable import printable
 from ..text import duration
 from .history import moment
@@ -103,17 +104,15 @@ def sentence(item: Live) -> str:
 
 def _live(host: str, look: Look, wish: Wish, wave: int | None, now: datetime) -> Live:
     observed = look.observed(wish.service)
-    entries = _newest(look, wish.service)
-    last = entries[-1] if entries else None
+    found = _newest(look, wish.service)
+    last = found.entries[-1] if found else None
     if observed and observed["lock"] is not None and last and last["step"] not in ("end", "reported"):
-        step = STEPS.get(last["step"], last["step"])
+        step = STEPS.get(last["step"], str(last["step"]))
         since = max(0.0, (now - moment(last["at"])).total_seconds())
         said = look.record[wish.service]["progress"].partition(" ")[2].removeprefix(HOW_FAR)
         return Live(host, wish.service, SWITCHING, wave, step, since, said)
-    ended = next((entry for entry in reversed(entries) if entry["step"] == "end"), None)
-    if ended and _recent(entries, wish, now):
-        outcome, reason = ended.get("outcome", "unknown"), ended.get("reason", "")
-        return Live(host, wish.service, outcome, wave, said=brief(reason))
+    if found and found.end and _recent(found, wish, now):
+        return Live(host, wish.service, str(found.outcome), wave, said=brief(found.reason))
     if _runs(observed, wish):
         return Live(host, wish.service, RUNS, wave, said=f"release {wish.release}")
     return Live(host, wish.service, WAITING, wave, said=wish.problem or f"for release {wish.release}")
@@ -145,11 +144,11 @@ def _runs(observed: Observed | None, wish: Wish) -> bool:
     return observed is not None and observe.runs(observed, wish.release)
 
 
-def _recent(entries: Sequence[Entry], wish: Wish, now: datetime) -> bool:
+def _recent(found: Transaction | None, wish: Wish, now: datetime) -> bool:
     """Whether the newest switch was to the declared release, and not long ago."""
-    return bool(entries) and entries[0].get("to") == wish.release and now - moment(entries[0]["at"]) < RECENT
+    return found is not None and found.new == wish.release and now - moment(found.began) < RECENT
 
 
-def _newest(look: Look, service: str) -> list[Entry]:
+def _newest(look: Look, service: str) -> Transaction | None:
     told = look.record[service]["transactions"] if service in look.record else []
-    return told[-1]["entries"] if told else []
+    return Transaction(told[-1]["entries"]) if told else None

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from pyinfra_vllm.answers import Transaction
+from pyinfra_vllm.answers import Summary
 from pyinfra_vllm.config import Service
+from pyinfra_vllm.on_host.state.transactions import seconds_between, took_s
 from pyinfra_vllm.on_host.switch.order import ROLLOUT, TRIAL
 from pyinfra_vllm.text import counted
 
@@ -24,7 +25,7 @@ NEWEST = 5
 FACTOR = 1.5
 COUNTED = ("committed", "rolled_back", "tried")
 
-History = Sequence[Transaction]  # the host's record of one service, oldest first
+History = Sequence[Summary]  # the host's record of one service, oldest first
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _measured(service: Service, history: History) -> Estimate | None:
     return Estimate((there + back) * FACTOR + measuring, source)
 
 
-def _whole(history: History) -> list[Transaction]:
+def _whole(history: History) -> list[Summary]:
     """The newest switches that were judged, without recovery."""
     return [
         switch
@@ -93,28 +94,21 @@ def _whole(history: History) -> list[Transaction]:
     ][-NEWEST:]
 
 
-def _there(switch: Transaction) -> timedelta:
+def _there(switch: Summary) -> timedelta:
     """From the beginning to the decision, to the end or to where it turned back, less the measuring."""
-    whole = _moment(switch["turns"].get("restore intended", switch["ended"])) - _moment(switch["began"])
+    decided = switch["turns"].get("restore intended", switch["ended"])
+    whole = timedelta(seconds=seconds_between(switch["began"], decided))
     return whole - _between(switch, "measure-before") - _between(switch, "measure-after")
 
 
-def _between(switch: Transaction, step: str) -> timedelta:
+def _between(switch: Summary, step: str) -> timedelta:
     """Duration of a step; zero where it did not begin or end."""
-    turns = switch["turns"]
-    if f"{step} done" not in turns:
-        return timedelta(0)
-    return _moment(turns[f"{step} done"]) - _moment(turns[f"{step} intended"])
+    return timedelta(seconds=took_s(switch["turns"], f"{step} intended", f"{step} done"))
 
 
-def _back(switch: Transaction) -> timedelta:
+def _back(switch: Summary) -> timedelta:
     """The rollback's time; where there was none, the new release's own start, which an old one's is like."""
     turns = switch["turns"]
-    for begins, ends in (("restore intended", "restore done"), ("activate intended", "ready done")):
-        if begins in turns and ends in turns:
-            return _moment(turns[ends]) - _moment(turns[begins])
-    return timedelta(0)
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    went_back = {"restore intended", "restore done"} <= turns.keys()
+    first, last = ("restore intended", "restore done") if went_back else ("activate intended", "ready done")
+    return timedelta(seconds=took_s(turns, first, last))

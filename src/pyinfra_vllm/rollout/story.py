@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pyinfra_vllm.answers import Entry, Metric, Transaction
+from pyinfra_vllm.answers import Entry, Metric, Summary
 from pyinfra_vllm.on_host.gate.verdict import FAIL, INCONCLUSIVE, PASS, Row, Verdict
 from pyinfra_vllm.on_host.state.evidence import HOW_FAR
 from pyinfra_vllm.on_host.switch.order import CALIBRATION
@@ -204,7 +204,7 @@ def _measured(name: str, value: Any) -> str:
     return f"{name} {value['tokens_per_s']} tokens/s{ttft} ({value['requests']} requests{errors})"
 
 
-def ending(last: Transaction) -> str:
+def ending(last: Summary) -> str:
     """One sentence about a finished transaction."""
     by = (
         f"{last.get('purpose', 'rollout')} of release {last['to']} by {last['operator']}, begun"

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from pyinfra_vllm.rollout.estimate import History, estimate
 
-from ..answers import Observed, Transaction
+from ..answers import Observed, Summary
 from ..asking import Answer
 from ..config import Fleet, Service
 from ..on_host.state import observe
@@ -158,7 +158,7 @@ def _need(wish: Wish, observed: Observed | None, opening: Opening) -> tuple[str,
     return DUE, f"{release} is declared, {(observed and observed['running']) or 'nothing'} runs"
 
 
-def _last_failure(release: str, history: History, opening: Opening) -> Transaction | None:
+def _last_failure(release: str, history: History, opening: Opening) -> Summary | None:
     tried = [
         switch
         for switch in history

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ..state import observe
 from ..state.paths import UNITS
+from ..state.transactions import without_service_s
 from . import systemd
 
 FILE, DOCTORS_FILE = "pyinfra-vllm.prom", "pyinfra-vllm-doctor.prom"
@@ -149,20 +150,9 @@ def without_service(record: Found) -> float | None:
     """
     if record.get("ended") is None or record.get("purpose") == observe.CALIBRATION:
         return None
-    turns = record.get("turns", {})
-    stopped, ready = turns.get("activate intended"), turns.get("ready done")
-    if stopped is None or record.get("from") is None:
+    if record.get("from") is None:
         return 0.0
-    back = turns.get("restore done", record["ended"])
-    if ready is None:
-        return _between(stopped, back)
-    returned = turns.get("restore intended")
-    return _between(stopped, ready) + (_between(returned, back) if returned else 0.0)
-
-
-def _between(first: str, last: str) -> float:
-    began, ended = _seconds(first), _seconds(last)
-    return 0.0 if began is None or ended is None else max(0.0, round(ended - began, 3))
+    return round(without_service_s(record.get("turns", {}), record["ended"]) or 0.0, 3)
 
 
 def _seconds(at: object) -> float | None:

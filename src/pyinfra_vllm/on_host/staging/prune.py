@@ -24,6 +24,7 @@ from ..server.hooks import RELEASE
 from ..state import durable, journal, lock
 from ..state.paths import ServicePaths, services
 from ..state.status import RUN
+from ..state.transactions import newest as newest_transaction
 
 GONE = ".pruned"  # what is on its way out is called `.NAME.pruned`, beside where it was
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -92,9 +93,9 @@ def _stays(paths: ServicePaths, keep: Keep) -> set[str | None]:
     the one whose secrets its hooks take, waiting, pinned.
     """
     stays = {paths.linked(paths.current), paths.linked(paths.previous)}
-    last = journal.last_transaction(paths.journal) or []
-    if not any(entry["step"] == "end" for entry in last):
-        stays |= {entry.get(name) for entry in last for name in ("from", "to")}
+    last = newest_transaction(journal.read(paths.journal))
+    if last is not None and last.end is None:
+        stays |= {entry.get(name) for entry in last.entries for name in ("from", "to")}
     stays.add(_named_by_hooks(paths))
     staged = [path for path in _folders(paths.releases) if not path.name.startswith(".")]
     newest = max(staged, key=lambda path: path.stat().st_mtime_ns, default=None)

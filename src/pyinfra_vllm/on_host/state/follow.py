@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from . import journal
 from .journal import Journal
 from .paths import ServicePaths
+from .transactions import Transaction, newest, seconds_between
 
 
 @dataclass(frozen=True)
@@ -28,45 +28,31 @@ def follow(paths: ServicePaths, after_tx: str | None, seen: Position, unit: str)
     `active` says whether the transaction's own unit or its recovery still runs, `end` is the closing entry or
     None. `failing` says why the old release does not serve again, while the recovery goes on trying.
     """
-    entries = journal.last_transaction(paths.journal) or []
+    found = newest(journal.read(paths.journal))
     active = _active(unit) or _active(paths.recovery_unit)
-    if not entries or entries[0]["tx"] == after_tx:
+    if found is None or found.tx == after_tx:
         nothing = dict.fromkeys(("tx", "step", "failing", "end"))
         return {**nothing, "entries": [], "progress": [], "active": _active(unit)}
-    tx = entries[0]["tx"]
-    progress = _lines(paths.evidence / tx / "progress.log")
-    end = [entry for entry in entries if entry["step"] == "end"]
+    progress = _lines(paths.evidence / found.tx / "progress.log")
     return {
-        "tx": tx,
-        "entries": entries[seen.entries :],
+        "tx": found.tx,
+        "entries": found.entries[seen.entries :],
         "progress": progress[seen.lines :],
-        "step": under_way(entries, journal.now()),
+        "step": under_way(found, journal.now()),
         "active": active,
-        "failing": None if end or _active(unit) else journal.failing(entries),
-        "end": end[-1] if end else None,
+        "failing": None if _active(unit) else found.failing,
+        "end": found.end,
     }
 
 
-def under_way(entries: list[journal.Entry], now: str) -> dict[str, Any] | None:
+def under_way(found: Transaction, now: str) -> dict[str, Any] | None:
     """The step that was begun last and has not ended: {"name", "elapsed_s", "limit_s"}, the limit None where
     it has none.
     """
-    open_steps: dict[str, journal.Entry] = {}
-    for entry in entries:
-        if entry["state"] == "intended":
-            open_steps[entry["step"]] = entry
-        else:
-            open_steps.pop(entry["step"], None)
-    if not open_steps:
+    step = found.under_way
+    if step is None:
         return None
-    begun = list(open_steps.values())[-1]
-    elapsed_s = (datetime.fromisoformat(now) - datetime.fromisoformat(begun["at"])).total_seconds()
-    limit_s = begun.get("limit_s")
-    return {
-        "name": begun["step"],
-        "elapsed_s": max(0.0, elapsed_s),
-        "limit_s": limit_s if isinstance(limit_s, (int, float)) else None,
-    }
+    return {"name": step.name, "elapsed_s": seconds_between(step.began, now), "limit_s": step.limit_s}
 
 
 def acknowledge(paths: ServicePaths, tx: str) -> None:

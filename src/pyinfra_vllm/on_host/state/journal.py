@@ -128,24 +128,3 @@ def is_whole(entry: Any) -> bool:
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def failing(entries: list[Entry]) -> str | None:
-    """Of one transaction: why its old release does not serve again, as it was found last; None where nothing
-    was found.
-    """
-    if any(
-        (entry["step"], entry["state"]) == ("restore", "done") or entry["step"] == "end" for entry in entries
-    ):
-        return None
-    failed = [entry for entry in entries if (entry["step"], entry["state"]) == ("restore", "failed")]
-    return str(failed[-1].get("error", "")) if failed else None
-
-
-def last_transaction(path: Path) -> list[Entry] | None:
-    """The entries of the newest transaction; None where nothing was ever begun."""
-    entries = read(path)
-    begun = [entry["tx"] for entry in entries if entry["step"] == "begin"]
-    if not begun:
-        return None
-    return [entry for entry in entries if entry["tx"] == begun[-1]]

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from . import journal, running
+from .transactions import RESTORE_FAILED, Transaction, transactions
 
-RESTORE_FAILED = "restore_failed"
 CALIBRATION = "calibration"
-# The steps that show how long the switch and its rollback took, and how much of it was measuring.
-TURNS = ("measure-before", "activate", "ready", "measure-after", "restore")
 
 
 def linked(link: Path) -> str | None:
@@ -61,51 +59,24 @@ def holder(path: Path) -> dict[str, Any] | None:
         os.close(descriptor)
 
 
-def ends(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record for each transaction, oldest first: what began, when its `turns` came ("restore intended"),
-    and how it ended (`outcome` None: it has not).
-    """
-    records: dict[str, dict[str, Any]] = {}
-    for entry in entries:
-        tx, step = entry.get("tx", ""), entry.get("step")
-        if step == "begin":
-            records[tx] = {
-                **entry,
-                "began": entry["at"],
-                "outcome": None,
-                "reported": False,
-                "kept": False,
-                "turns": {},
-            }
-        elif tx in records and step == "end":
-            records[tx].update(entry, ended=entry["at"], reported=False)
-        elif tx in records and step == "restore" and entry["state"] == "failed":
-            records[tx].update(outcome=RESTORE_FAILED, reason=entry.get("error", ""))
-        elif tx in records and step in TURNS:
-            records[tx]["turns"][f"{step} {entry['state']}"] = entry["at"]
-        elif tx in records and step == "commit":
-            records[tx]["kept"] = True
-        elif tx in records and step == "reported":
-            records[tx]["reported"] = True
-    return list(records.values())
-
-
-def proven(transactions: list[dict[str, Any]], live: bool) -> str | None:
+def proven(history: list[Transaction], live: bool) -> str | None:
     """The release that was committed last, and not taken back since; None while that is still being found
     out.
 
     A transaction without an end that touched the service may yet go back, and one that is live may yet touch
     it.
     """
-    last = transactions[-1] if transactions else {}
-    touches = live or "activate intended" in last.get("turns", ())
-    if touches and last.get("ended") is None and last.get("purpose") != CALIBRATION:
+    last = history[-1] if history else None
+    if last is None:
+        return None
+    touches = live or last.find("activate", "intended")
+    if touches and last.end is None and last.purpose != CALIBRATION:
         return None
     found = None
-    for record in transactions:
-        if record["outcome"] == "committed":
-            found = record.get("to")
-        if record["outcome"] == RESTORE_FAILED:  # given up: what serves was never proven
+    for each in history:
+        if each.outcome == "committed":
+            found = each.new
+        if each.outcome == RESTORE_FAILED:  # given up: what serves was never proven
             found = None
     return found
 
@@ -136,7 +107,8 @@ def service(root: Path, name: str) -> dict[str, Any]:
     unit = f"vllm-{name}.service"
     state = unit_state(unit)
     current = linked(directory / "current")
-    transactions = ends(journal.read(directory / "journal.jsonl"))
+    history = transactions(journal.read(directory / "journal.jsonl"))
+    told = [each.as_dict() for each in history]
     releases = directory / "releases"
     held = holder(directory / "lock")
     return {
@@ -158,9 +130,9 @@ def service(root: Path, name: str) -> dict[str, Any]:
         ),
         "rejected": read_json(directory / "rejected.json") or {},
         "lock": held,
-        "proven": proven(transactions, live=held is not None),
-        "last": transactions[-1] if transactions else None,
-        "history": transactions,
+        "proven": proven(history, live=held is not None),
+        "last": told[-1] if told else None,
+        "history": told,
     }
 
 

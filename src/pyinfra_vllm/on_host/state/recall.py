@@ -14,19 +14,9 @@ from typing import Any
 
 from . import journal
 from .journal import Entry
+from .transactions import transactions
 
 EVIDENCE = ("verdict", "before", "after", "release")
-
-
-def transactions(entries: list[Entry]) -> dict[str, list[Entry]]:
-    """The entries of each transaction that began, oldest first."""
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if entry.get("step") == "begin":
-            found.setdefault(entry["tx"], [])
-        if entry["tx"] in found:
-            found[entry["tx"]].append(entry)
-    return found
 
 
 def kernels(entries: list[Entry]) -> dict[str, Any]:
@@ -80,15 +70,15 @@ def service(directory: Path, newest: int, max_bytes: int) -> dict[str, Any]:
     entries = journal.read(directory / "journal.jsonl")
     told: list[dict[str, Any]] = []
     left = max_bytes
-    known = list(transactions(entries).items())
+    known = transactions(entries)
     older = max(0, len(known) - newest) if newest else 0
-    for tx, own in reversed(known[older:]):
-        old = str(own[0].get("from"))
-        place = directory / "evidence" / tx
-        files, left_out, used = evidence(place, old, left) if max_bytes else ({}, {}, 0)
+    for each in reversed(known[older:]):
+        place = directory / "evidence" / each.tx
+        files, left_out, used = evidence(place, str(each.old), left) if max_bytes else ({}, {}, 0)
         left -= used
+        own = each.entries
         kept = own if max_bytes else [{k: v for k, v in entry.items() if k != "log"} for entry in own]
-        told.append({"tx": tx, "entries": kept, "evidence": files, "left_out": left_out})
+        told.append({"tx": each.tx, "entries": kept, "evidence": files, "left_out": left_out})
     last = progress(directory / "evidence" / told[0]["tx"]) if told else ""
     return {
         "service": directory.name,

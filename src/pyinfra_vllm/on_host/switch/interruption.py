@@ -16,6 +16,7 @@ from ..server import systemd
 from ..state import durable, journal
 from ..state.journal import Journal
 from ..state.paths import ServicePaths
+from ..state.transactions import newest
 
 
 def note_in(paths: ServicePaths, status: int) -> None:
@@ -36,10 +37,10 @@ def note(paths: ServicePaths) -> None:
     """Write down that the newest transaction was interrupted, where it is this process's and
     has no end yet.
     """
-    entries = journal.last_transaction(paths.journal)
+    last = newest(journal.read(paths.journal))
     holder = durable.read_json(paths.lock, {})
-    if not entries or not isinstance(holder, dict) or holder.get("pid") != os.getpid():
+    if last is None or not isinstance(holder, dict) or holder.get("pid") != os.getpid():
         return
-    if not any(entry["step"] == "end" for entry in entries):
+    if last.end is None:
         by = "a shutdown" if systemd.stopping() else "`systemctl stop`"
-        Journal(paths.journal, entries[0]["tx"]).try_write("interrupted", "note", by=by)
+        Journal(paths.journal, last.tx).try_write("interrupted", "note", by=by)

@@ -21,12 +21,13 @@ from ..server import systemd
 from ..server.hooks import Hooks
 from ..server.service import Foreign, Say, Service
 from ..state import evidence, journal
-from ..state.journal import Entry, Journal
+from ..state.journal import Journal
 from ..state.lock import LOOK_S, Held, exclusive
 from ..state.paths import UNITS, ServicePaths, services
+from ..state.transactions import RESTORE_FAILED, Transaction, newest
 from . import outcomes, rollback
 from .order import ROLLBACK, TRIAL
-from .rollback import RESTORE_FAILED, GoingDown
+from .rollback import GoingDown
 
 FIRST_PAUSE_S = 2.0  # between the tries of `insist`, doubled after each
 LONGEST_PAUSE_S = 60.0
@@ -199,18 +200,14 @@ def _took_service_down(paths: ServicePaths) -> bool:
 class Left:
     """The newest transaction of a service, and what it left to do. The caller holds the lock."""
 
-    def __init__(self, paths: ServicePaths, entries: list[Entry]) -> None:
+    def __init__(self, paths: ServicePaths, found: Transaction) -> None:
         self.paths = paths
-        self.entries = entries
-        self.begin = entries[0]
-        self.log = Journal(paths.journal, self.begin["tx"])
-        self.ended = self.find("end", "done")
+        self.find = found.find
+        self.begin = found.begin
+        self.log = Journal(paths.journal, found.tx)
+        self.ended = found.end
         self.activated = self.find("activate", "intended")
         self.restarted = self.find("restart", "intended")
-
-    def find(self, step: str, state: str) -> Entry | None:
-        found = [entry for entry in self.entries if entry["step"] == step and entry["state"] == state]
-        return found[-1] if found else None
 
     @property
     def committed(self) -> bool:
@@ -291,8 +288,8 @@ class Left:
 
 
 def _left(paths: ServicePaths) -> Left | None:
-    entries = journal.last_transaction(paths.journal)
-    return Left(paths, entries) if entries else None
+    found = newest(journal.read(paths.journal))
+    return Left(paths, found) if found else None
 
 
 def unended(paths: ServicePaths) -> bool:
@@ -450,10 +447,9 @@ def settle(paths: ServicePaths, say: Say, ended: str | None = None) -> bool:
     `ended` is how a recovery has just ended it, which a full disk may have kept out of the journal. Returns
     whether nothing is owed any more. The caller holds the lock.
     """
-    entries = journal.last_transaction(paths.journal) or []
-    if not entries:
+    left = _left(paths)
+    if left is None:
         return True
-    left = Left(paths, entries)
     if left.ended is None and ended is None:
         return True
     owed = Hooks(paths, left.log)

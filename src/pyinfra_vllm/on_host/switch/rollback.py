@@ -17,12 +17,12 @@ from ..server.service import NotServing, Service, TooSlow
 from ..state import durable, manifest
 from ..state.journal import Entry, Journal
 from ..state.paths import ServicePaths
+from ..state.transactions import RESTORE_FAILED
 from . import standby
 
 RESTORE_ATTEMPTS = 3  # where a start fails at once; one that takes too long is not tried again
 RESTORE_LEAST_S = 1800.0  # least time limit of a start during a rollback, whatever the new release had
 PAUSE_S = 5.0
-RESTORE_FAILED = "restore_failed"
 JOURNAL_BYTES = 1 << 18  # of disk space reserved for what follows `activate`
 REJECTED_BYTES = 1 << 16
 TROUBLE = (NotServing, NotReady, systemd.SystemdError, OSError)

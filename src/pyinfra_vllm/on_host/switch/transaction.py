@@ -24,7 +24,7 @@ from ..server import release as releases
 from ..server.release import NotReady, Release
 from ..server.service import NotServing, PortTaken, Service, Stopped
 from ..staging import chat_template
-from ..state import durable
+from ..state import durable, transactions
 from ..state.evidence import Evidence
 from ..state.journal import Journal
 from ..state.lock import exclusive
@@ -34,7 +34,7 @@ from .order import ROLLBACK, ROLLOUT, TRIAL, Order
 from .two_servers import Failed
 
 COMMITTED, ROLLED_BACK, DEFERRED, REFUSED = "committed", "rolled_back", "deferred", "refused"
-INTERRUPTED, RESTORE_FAILED = recovery.INTERRUPTED, rollback.RESTORE_FAILED
+INTERRUPTED, RESTORE_FAILED = recovery.INTERRUPTED, transactions.RESTORE_FAILED
 TRIED, FAILED = recovery.TRIED, "failed"  # a trial: with a verdict, and without one
 SERVING, SILENT, DOWN = "serving", "silent", "down"  # what the old release did when the transaction began
 EXIT_CODES = {

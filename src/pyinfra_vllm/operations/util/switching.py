@@ -15,7 +15,8 @@ from pyinfra.api import Host
 from pyinfra_vllm import answers
 from pyinfra_vllm.answers import End, Entry, News, Observed, Readiness, T
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.on_host.state.observe import RESTORE_FAILED, rejection
+from pyinfra_vllm.on_host.state.observe import rejection
+from pyinfra_vllm.on_host.state.transactions import RESTORE_FAILED
 from pyinfra_vllm.on_host.switch.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.operations.util.remote import LOST, Remote, never_ask
 from pyinfra_vllm.operations.util.screen import SCREEN, Working

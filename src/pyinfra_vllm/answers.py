@@ -8,7 +8,6 @@ is made printable where it is printed (printable.py).
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from functools import cache
 from types import UnionType
 from typing import (
@@ -28,6 +27,7 @@ from typing import (
 
 from .errors import HostError, one_line
 from .on_host.state import journal
+from .on_host.state.observed import Observed
 from .on_host.state.values import (
     Check,
     RecordError,
@@ -35,12 +35,14 @@ from .on_host.state.values import (
     count,
     flag,
     list_of,
+    map_of,
     mapping,
     number,
     or_null,
     share,
     shown,
     text,
+    timestamp,
 )
 
 T = TypeVar("T")
@@ -99,32 +101,11 @@ def check_of(kind: Any) -> Check:
     return mapping(known, needed)
 
 
-def moment(value: Any, where: str) -> None:
-    """A time as the journal writes it: ISO 8601 with its offset."""
-    text(value, where)
-    try:
-        at = datetime.fromisoformat(value)
-    except ValueError:
-        at = datetime.min
-    if at.tzinfo is None or not 1970 <= at.year <= 2999:
-        raise RecordError(f"{where} must be a time, not {shown(value)}")
-
-
 def entry(value: Any, where: str) -> None:
     """One line of a journal, as its own reader takes it."""
-    mapping({"at": moment})(value, where)
+    mapping({"at": timestamp})(value, where)
     if not journal.is_whole(value):
         raise RecordError(f"{where} must be a journal's entry, not {shown(value)}")
-
-
-def map_of(item: Check) -> Check:
-    def check(value: Any, where: str) -> None:
-        mapping()(value, where)
-        for name, one in value.items():
-            text(name, f"a name in {where}")
-            item(one, f"{where}.{shown(name)}")
-
-    return check
 
 
 def pair(value: Any, where: str) -> None:
@@ -133,7 +114,6 @@ def pair(value: Any, where: str) -> None:
         raise RecordError(f"{where} must be two numbers, not {len(value)}")
 
 
-Moment = Annotated[str, moment]
 Amount = Annotated[float, amount]
 Document = Annotated[dict[str, Any], mapping()]  # its content is checked by whoever reads it
 # The journal has a key that Python can't name as an attribute.
@@ -167,79 +147,6 @@ class StagedRelease(TypedDict, total=False):
     checkpoint: Required[CheckpointPlace]
     secrets: list[str]
     kernel: list[str] | None
-
-
-class Lock(TypedDict, total=False):
-    """The holder of a service's lock."""
-
-    holder: str
-    since: str
-    purpose: str
-
-
-class Rejection(TypedDict, total=False):
-    """The reason why a release is not tried again, and the gate that it failed."""
-
-    at: Required[str]
-    reason: Required[str]
-    criteria: Document | None
-
-
-class Summary(_From, total=False):
-    """A switch as on_host/state/observe.py sums it up from the journal; `outcome` None: it has not ended."""
-
-    tx: Required[str]
-    began: Required[Moment]
-    ended: Moment
-    to: str
-    operator: str
-    purpose: str
-    outcome: Required[str | None]
-    reason: str
-    verdict: str | None
-    reported: Required[bool]
-    kept: bool
-    turns: Required[dict[str, Moment]]
-    recovered: bool
-
-
-class Observed(TypedDict, total=False):
-    """One service of a host (on_host/state/observe.py)."""
-
-    service: Required[str]
-    active: str | None
-    since: str | None
-    restarts: int
-    current: Required[str | None]
-    previous: str | None
-    running: Required[str | None]
-    proven: str | None
-    release: StagedRelease | None
-    staged: Required[list[str]]
-    rehearsed: list[str]
-    rejected: Required[dict[str, Rejection]]
-    lock: Required[Lock | None]
-    last: Required[Summary | None]
-    history: Required[list[Summary]]
-
-
-class Newest(TypedDict, total=False):
-    """A transaction, as far as it decides whether another may begin."""
-
-    tx: Required[str]
-    to: str
-    purpose: str
-    ended: str
-    kept: bool
-
-
-class Readiness(TypedDict, total=False):
-    """The part of `Observed` that decides whether a switch may begin."""
-
-    lock: Required[Lock | None]
-    rejected: Required[dict[str, Rejection]]
-    last: Required[Newest | None]
-    history: list[Newest]
 
 
 class Metric(TypedDict, total=False):
@@ -530,6 +437,19 @@ DOCUMENTS: tuple[tuple[Literal["verdict", "release", "old"], Any], ...] = (
     ("release", StagedRelease),
     ("old", StagedRelease),
 )
+
+
+def observed(value: Any) -> list[Observed]:
+    """The services of a host, from the JSON of on_host/state/observe.py. Raises HostError."""
+    release = or_null(check_of(StagedRelease))
+    found = []
+    try:
+        list_of(mapping({"release": release}))(value, "its answer")
+        for place, one in enumerate(value):
+            found.append(Observed.read(one, f"its answer[{place}]"))
+    except RecordError as error:
+        raise HostError(f"answered nonsense: {one_line(error)}. {ADVICE}") from error
+    return found
 
 
 def evidence(told: list[ToldService]) -> list[ToldService]:

@@ -86,19 +86,19 @@ def test_services_and_what_they_run(serving: Host) -> None:
     assert told(serving, Services(), ROOT) == ["tiny"]
     assert told(serving, Services(), "/srv/nothing") == []
     found = told(serving, Service(), ROOT, "tiny")
-    assert (found["active"], found["sub"], found["restarts"]) == ("active", "running", 0)
-    assert found["running"] == found["current"] == found["release"]["id"] and found["previous"] is None
-    assert found["staged"] == [found["current"]] and found["lock"] is None
-    (switch,) = found["history"]
-    assert (switch["outcome"], switch["to"]) == ("committed", found["current"])
+    assert (found.active, found.sub, found.restarts) == ("active", "running", 0)
+    assert found.running == found.current == found.release["id"] and found.previous is None
+    assert found.staged == (found.current,) and found.lock is None
+    (switch,) = found.history
+    assert (switch.outcome, switch.new) == ("committed", found.current)
     assert told(serving, Running(), ROOT) == [found]
     (record,) = told(serving, Record(), ROOT, 5, 10**7)
-    assert record["service"] == "tiny" and [each["tx"] for each in record["transactions"]] == [switch["tx"]]
+    assert record["service"] == "tiny" and [each["tx"] for each in record["transactions"]] == [switch.tx]
 
 
 def test_what_is_on_its_disk(serving: Host) -> None:
     (checkpoint,) = told(serving, Checkpoints(), ROOT)
-    current = told(serving, Service(), ROOT, "tiny")["current"]
+    current = told(serving, Service(), ROOT, "tiny").current
     assert (checkpoint["state"], checkpoint["referenced_by"]) == ("complete", [f"tiny/{current}"])
     assert checkpoint["bytes"] > 300_000
     filesystem = told(serving, Filesystem(), f"{ROOT}/not/there")
@@ -204,7 +204,7 @@ def test_a_command_that_systemd_refuses_is_told_in_its_words(serving: Host) -> N
 
 
 def test_the_running_release_is_what_root_wrote_down_at_its_start(serving: Host) -> None:
-    current = told(serving, Service(), ROOT, "tiny")["current"]
+    current = told(serving, Service(), ROOT, "tiny").current
     asked = (
         f"systemd.running_release('{UNIT}'), systemd.running_release('ssh.service'),"
         " systemd.running_release('no.service')"

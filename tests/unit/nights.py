@@ -18,6 +18,7 @@ from unittest.mock import patch
 import pytest
 from simulated import SimulatedHost
 
+from pyinfra_vllm import answers
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.server import release as releases
@@ -130,7 +131,7 @@ class NightHost(SimulatedHost):
         told = recall.recall(root, 50, 10**8, [])
         with patch.object(running, "release", lambda unit, shown: self.running):
             observed = observe.observe(root, [])
-        return Look(observed, {item["service"]: item for item in told}, wishes)
+        return Look(answers.observed(observed), {item["service"]: item for item in told}, wishes)
 
 
 def measured(source: random.Random, speed: Speed, rounds: int = 10) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def fleet_of_24(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Answer[Look
     went_back, kept, down = fleet(root, monkeypatch)
     assert went_back.value is not None and kept.value is not None
     stopped = copy.deepcopy(kept.value)
-    stopped.running[0].update(running=None, active="failed")
+    stopped.running[0] = replace(stopped.running[0], running=None, active="failed")
     others = {
         3: Answer("", went_back.value),
         9: down,

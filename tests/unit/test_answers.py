@@ -61,7 +61,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
         teller.host.rates[NEW] = 50.0
         teller.host.switch()
         look = teller.look()
-    return Told(json.loads(json.dumps({"running": look.running, "record": list(look.record.values())})))
+    running = [observed.document for observed in look.running]
+    return Told(json.loads(json.dumps({"running": running, "record": list(look.record.values())})))
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

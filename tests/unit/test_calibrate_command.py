@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from seen import seen
 
 from pyinfra_vllm.asking import Hosts
 from pyinfra_vllm.config import Overrides, Service
@@ -61,7 +62,7 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
         def outcome(self, status: str, message: str) -> Outcome:
             return Outcome(self.host.name, self.order.service, status, message, self.order.release)
 
-    running = [{"service": "chat", "current": "aaaa"}, {"service": "code", "current": None}]
+    running = [seen(service="chat", current="aaaa"), seen(service="code")]
     monkeypatch.setattr(calibration, "Switching", Switching)
     monkeypatch.setattr(calibration, "fact", lambda host, what, root: running)
     return given

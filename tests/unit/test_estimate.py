@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from seen import summary
 from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm.config import Overrides, Runtime, Service
+from pyinfra_vllm.on_host.state.observed import Summary
 from pyinfra_vllm.on_host.state.transactions import transactions
 from pyinfra_vllm.rollout import opening
 from pyinfra_vllm.rollout.estimate import FACTOR, Estimate, estimate
@@ -29,14 +31,14 @@ def at(minutes: float) -> str:
     return (BEGAN + minutes * MINUTE).isoformat()
 
 
-def committed(minutes: float, **values: Any) -> dict[str, Any]:
+def committed(minutes: float, **values: Any) -> Summary:
     """A switch whose new release needed two minutes to start."""
     turns = {"activate intended": at(1), "ready done": at(3)}
     known = {"purpose": "rollout", "outcome": "committed", "from": OLD, "began": at(0), "ended": at(minutes)}
-    return {**known, "turns": turns, **values}
+    return summary(**{**known, "turns": turns, **values})
 
 
-def rolled_back(there: float, back: float) -> dict[str, Any]:
+def rolled_back(there: float, back: float) -> Summary:
     turns = {"restore intended": at(there), "restore done": at(there + back)}
     return committed(there + back + 1, outcome="rolled_back", turns=turns)
 
@@ -64,10 +66,9 @@ def test_where_nothing_ever_went_back_the_start_of_the_new_release_stands_for_it
 
 
 def test_measuring_counts_with_the_most_that_the_gate_allows_however_soon_it_ended() -> None:
-    short = committed(8)
     measured = {"measure-before intended": at(0), "measure-before done": at(1)}
     measured |= {"measure-after intended": at(3), "measure-after done": at(5)}
-    short["turns"].update(measured)
+    short = committed(8, turns={**committed(8).turns, **measured})
     gate = {"budget_s": 60, "max_budget_s": 90}
     assert minutes(estimate(service(gate=gate), [short])) == pytest.approx((8 - 3 + 2) * FACTOR + 3)
     kept = {**gate, "on_inconclusive": "keep"}  # doubt alone takes nothing back, so it is not measured away
@@ -78,7 +79,7 @@ def test_measuring_ends_early_enough_to_go_back_before_the_window_closes() -> No
     closes = datetime(2026, 11, 20, 5, 0, tzinfo=UTC)
     found = WindowState(True, closes, closes - 45 * MINUTE, (), "open")
 
-    def left(history: list[dict[str, Any]]) -> float:
+    def left(history: list[Summary]) -> float:
         until = opening.measure_until(service(), found, history)
         assert until is not None
         return (closes.timestamp() - until) / 60
@@ -122,9 +123,9 @@ def test_a_host_s_own_record_has_what_is_needed(tmp_path: Path, monkeypatch: pyt
     host.switch()
     host.rates[OLD] = 1.0
     host.switch(OLD)
-    (first, second) = [each.as_dict() for each in transactions(host.journal())]
-    assert {"activate intended", "ready done"} <= set(first["turns"])
-    assert {"restore intended", "restore done"} <= set(second["turns"])
+    (first, second) = [Summary.of(each.as_dict()) for each in transactions(host.journal())]
+    assert {"activate intended", "ready done"} <= set(first.turns)
+    assert {"restore intended", "restore done"} <= set(second.turns)
     assert estimate(service(), [first, second]).source == "measured here in 2 switches"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from seen import seen
 from test_planning import ROOT, STRANGER, gpu, locked, service
 
 from pyinfra_vllm.checkpoint import Lock
@@ -18,6 +19,7 @@ from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime as RuntimeFact
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.on_host.gate.gate import Criteria
+from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.operations import program
 from pyinfra_vllm.operations.util.foreseen import host_plan, service_plan
 from pyinfra_vllm.operations.util.planning import plan
@@ -36,10 +38,6 @@ DISK = {
     "free_bytes": 10**12,
     "free_inodes": 10**7,
 }
-OBSERVED: dict[str, Any] = {
-    "service": "chat", "current": None, "running": None, "proven": None, "release": None, "staged": [],
-    "rejected": {}, "lock": None, "last": None, "history": [],
-}  # fmt: skip
 
 
 class Host:
@@ -58,7 +56,7 @@ class Host:
             RuntimeFact: ("runtime", None),
             Gpus: ("gpus", [gpu()]),
         }
-        name, default = known.get(fact, ("observed", OBSERVED))
+        name, default = known.get(fact, ("observed", seen()))
         found = self.facts.get(name, default)
         return {"gpus": found, "problem": self.facts.get("problem")} if fact is Gpus else found
 
@@ -80,22 +78,14 @@ def one(*services: Service, **facts: Any) -> ServicePlan:
     return found.services[0]
 
 
-def of_release(wanted: Wanted, **changes: Any) -> dict[str, Any]:
+def of_release(wanted: Wanted, **changes: Any) -> Observed:
     """The facts of a host that runs this release."""
     id_ = wanted.release.id
     release = {
         "id": id_, "argv": list(wanted.release.argv), "environment": dict(wanted.release.environment),
         "checkpoint": dict(wanted.release.checkpoint), "runtime": dict(wanted.release.runtime), "secrets": [],
     }  # fmt: skip
-    return {
-        **OBSERVED,
-        "current": id_,
-        "running": id_,
-        "proven": id_,
-        "staged": [id_],
-        "release": release,
-        **changes,
-    }
+    return seen(current=id_, running=id_, proven=id_, staged=[id_], release={**release, **changes})
 
 
 def wanted(**settings: Any) -> Wanted:
@@ -131,7 +121,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "holds vllm 0.31.0, declared is vllm 0.33.0",
     ),
     "held by somebody": (
-        {"observed": OBSERVED | {"lock": {"holder": "ann@desk", "since": "02:00", "purpose": "a rollout"}}},
+        {"observed": seen(lock={"holder": "ann@desk", "since": "02:00", "purpose": "a rollout"})},
         {},
         "ann@desk has held it since",
     ),
@@ -218,20 +208,20 @@ def test_outside_its_window_a_switch_is_deferred_and_at_once_on_demand() -> None
 
 def test_a_rejected_release_is_refused_until_somebody_says_otherwise() -> None:
     new = wanted()
-    seen = OBSERVED | {"rejected": {new.release.id: {"at": "2026-11-27", "reason": "slower"}}}
-    assert "was found worse at 2026-11-27 (slower)" in one(observed=seen).reasons[0]
-    assert one(observed=seen, overrides=Overrides(retry_rejected=True)).action == plans.INSTALL
+    worse = seen(rejected={new.release.id: {"at": "2026-11-27", "reason": "slower"}})
+    assert "was found worse at 2026-11-27 (slower)" in one(observed=worse).reasons[0]
+    assert one(observed=worse, overrides=Overrides(retry_rejected=True)).action == plans.INSTALL
 
 
 def test_a_release_that_failed_its_gate_may_be_tried_again_under_another_one() -> None:
     new = wanted()
     failed = {"at": "2026-11-27", "reason": "slower", "criteria": Criteria().as_dict()}
-    assert one(observed=OBSERVED | {"rejected": {new.release.id: failed}}).action == plans.REFUSED
+    assert one(observed=seen(rejected={new.release.id: failed})).action == plans.REFUSED
     elsewhere = {**failed["criteria"], "quality_prompts": "/srv/pyinfra-vllm/chat/prompts.jsonl"}
     same = {**failed, "criteria": elsewhere}
-    assert one(observed=OBSERVED | {"rejected": {new.release.id: same}}).action == plans.REFUSED
+    assert one(observed=seen(rejected={new.release.id: same})).action == plans.REFUSED
     stricter = {**failed, "criteria": Criteria(throughput_margin=0.01).as_dict()}
-    assert one(observed=OBSERVED | {"rejected": {new.release.id: stricter}}).action == plans.INSTALL
+    assert one(observed=seen(rejected={new.release.id: stricter})).action == plans.INSTALL
 
 
 def test_who_only_looks_needs_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,9 +229,8 @@ def test_who_only_looks_needs_no_secret(monkeypatch: pytest.MonkeyPatch) -> None
     secret = service(secrets={"VLLM_API_KEY": "CHAT_KEY"})
     monkeypatch.setenv("CHAT_KEY", "hunter2")
     release = plan(Host(), ROOT, secret, locked())  # type: ignore[arg-type]
-    now = of_release(release)
     unit = release.release._started_from()["unit"]
-    now["release"] |= {"secrets": ["VLLM_API_KEY"], "unit": unit}
+    now = of_release(release, secrets=["VLLM_API_KEY"], unit=unit)
     assert one(secret, observed=now).action == plans.UNCHANGED
     monkeypatch.delenv("CHAT_KEY")
     assert one(secret, observed=now).action == plans.UNCHANGED

@@ -21,15 +21,17 @@ from bench_records import graded, phase, record
 from huggingface_hub.hf_api import ModelInfo
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from seen import seen
 from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm import tuning
+from pyinfra_vllm.answers import observed
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.catalog import table
 from pyinfra_vllm.checkpoint import Checkpoint, File, parse, render
 from pyinfra_vllm.commands import compare
 from pyinfra_vllm.config import Layer, Problems, declare, merge
-from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError, RolloutError
+from pyinfra_vllm.errors import CheckpointRefused, HostError, HubError, LockError, RolloutError
 from pyinfra_vllm.hub import Hub
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.record import Record
@@ -38,6 +40,7 @@ from pyinfra_vllm.on_host.gate.verdict import Verdict
 from pyinfra_vllm.on_host.server import hooks
 from pyinfra_vllm.on_host.staging import fetch
 from pyinfra_vllm.on_host.state import durable, follow, journal, manifest, observe, recall
+from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.paths import ServicePaths
 from pyinfra_vllm.on_host.state.status import RUN
 from pyinfra_vllm.on_host.switch import recovery
@@ -437,6 +440,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServicePaths]:
 
 @many("journals")
 @given(content=journals())
+def _observed(service: ServicePaths) -> list[Observed]:
+    """What the fact makes of it; a text that no terminal takes is an error of the host."""
+    told = observe.observe(service.root, [])
+    try:
+        return observed(told)
+    except HostError:
+        return [seen(service=one["service"]) for one in told]
+
+
 def test_a_journal_is_read_and_shown_as_far_as_it_makes_sense(service: ServicePaths, content: bytes) -> None:
     TRIED["journals"] += 1
     service.journal.write_bytes(content)
@@ -445,7 +457,7 @@ def test_a_journal_is_read_and_shown_as_far_as_it_makes_sense(service: ServicePa
     assert all(isinstance(entry[key], str) for entry in entries for key in ("at", "tx", "step", "state"))
     follow.follow(service, None, follow.Position(), "vllm-chat.service")
     told = {each["service"]: each for each in recall.recall(service.root, 50, 10**6, [])}
-    answer = Answer("gpu-1", Look(observe.observe(service.root, []), told))
+    answer = Answer("gpu-1", Look(_observed(service), told))
     assert len(status.rows([answer])) == 1
     assert len(history.switches([answer])) == len(told["chat"]["transactions"])
     assert len(page.shown_switches([answer])) == len(told["chat"]["transactions"])

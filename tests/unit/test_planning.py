@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from seen import seen
 
 from pyinfra_vllm import tuning
 from pyinfra_vllm.catalog import shapes, table
@@ -27,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import nvidia_smi
 
 ROOT = "/srv/pyinfra-vllm"
-OBSERVED = {"current": None, "running": None, "rejected": {}, "release": None, "staged": []}
 CONFIG = {
     **table("models.yaml")["models"]["Qwen/Qwen3-32B"]["config"],
     "quantization_config": shapes.AWQ,
@@ -56,7 +56,7 @@ class Host:
         self.gpus, self.runtime = {"gpus": gpus, "problem": problem}, runtime
 
     def get_fact(self, fact: Any, **asked: Any) -> Any:
-        return {Gpus: self.gpus, RuntimeFact: self.runtime}.get(fact, OBSERVED)
+        return {Gpus: self.gpus, RuntimeFact: self.runtime}.get(fact, seen())
 
 
 def locked(config: Any = None, size: int = SIZE) -> Checkpoint:

@@ -25,7 +25,7 @@ def with_service(answer: Answer[Look], name: str) -> Answer[Look]:
     """The same host with a second service that looks like its first."""
     look = copy.deepcopy(answer.value)
     assert look is not None
-    running = [*look.running, {**look.running[0], "service": name}]
+    running = [*look.running, replace(look.running[0], service=name)]
     record = {**look.record, name: {**look.record["chat"], "service": name}}
     return replace(answer, value=replace(look, running=running, record=record))
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from seen import seen
 from test_release import make
 
 from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
@@ -30,9 +31,8 @@ from pyinfra_vllm.rollout.progress import (
 
 def wanted(host: str, **observed: Any) -> Wanted:
     service = Service(name="chat", model="org/model", runtime=Runtime(version="0.33.0"), port=8000)
-    found = {"current": None, "running": None, "rejected": {}, "release": None, **observed}
-    found.setdefault("proven", found["current"])
-    return Wanted(host, "/srv/pyinfra-vllm", service, make(), found, "cpu")
+    observed.setdefault("proven", observed.get("current"))
+    return Wanted(host, "/srv/pyinfra-vllm", service, make(), seen(**observed), "cpu")
 
 
 def progress(*hosts: str, **settings: Any) -> Progress:

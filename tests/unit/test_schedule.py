@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from seen import seen, switched
 
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.commands.schedule import schedule
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.gate.gate import Criteria
+from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.report.looking import Look, Wish
 from pyinfra_vllm.schedule import due
 from pyinfra_vllm.schedule import tick as ticking
@@ -55,9 +57,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def observed(**values: Any) -> dict[str, Any]:
-    known = {"service": "chat", "current": OLD, "running": OLD, "lock": None, "rejected": {}, "history": []}
-    return {**known, "proven": values.get("current", OLD), **values}
+def observed(**values: Any) -> Observed:
+    return seen(**{"current": OLD, "running": OLD, "proven": values.get("current", OLD), **values})
 
 
 def look(wish: Wish | None = None, **values: Any) -> Look:
@@ -116,10 +117,8 @@ def test_too_late_for_a_switch_and_its_rollback_is_closed(fleet: Fleet) -> None:
 
 
 def test_a_host_that_is_known_to_be_quick_is_not_too_late(fleet: Fleet) -> None:
-    quick = {
-        "purpose": "rollout", "outcome": "committed", "from": "x", "to": "y", "turns": {},
-        "began": "2026-11-20T01:00:00+00:00", "ended": "2026-11-20T01:10:00+00:00",
-    }  # fmt: skip
+    times = {"began": "2026-11-20T01:00:00+00:00", "ended": "2026-11-20T01:10:00+00:00"}
+    quick = switched(**times, purpose="rollout", outcome="committed", to="y", **{"from": "x"})
     fleet.answers["two"] = Answer("two", look(history=[quick]))
     fleet.tick(LATE)
     assert limits(fleet.ran[0]) == ["two"]
@@ -152,22 +151,42 @@ def test_a_limit_is_kept(fleet: Fleet) -> None:
 # For whom
 
 
+def rejected(**values: Any) -> dict[str, Any]:
+    return {"rejected": {NEW: {"at": "", "reason": "worse", **values}}}
+
+
+def tried(release: str, began: str, outcome: str) -> dict[str, Any]:
+    return {"history": [switched(to=release, began=began, outcome=outcome)]}
+
+
 @pytest.mark.parametrize(
     ("values", "kind"),
     [
         ({"current": NEW, "running": NEW}, due.RUNS),
         ({"current": NEW, "running": OLD}, due.DUE),
         ({"lock": {"holder": "alice"}}, due.BUSY),
-        ({"rejected": {NEW: {"reason": "worse"}}}, due.REJECTED),
-        ({"rejected": {NEW: {"reason": "worse", "criteria": Criteria().as_dict()}}}, due.REJECTED),
-        ({"rejected": {NEW: {"reason": "worse", "criteria": Criteria(soak_s=1).as_dict()}}}, due.DUE),
+        (rejected(), due.REJECTED),
+        (rejected(criteria=Criteria().as_dict()), due.REJECTED),
         (
-            {"history": [{"to": NEW, "began": "2026-11-21T01:05:00+00:00", "outcome": "rolled_back"}]},
+            rejected(criteria=Criteria(soak_s=1).as_dict()),
+            due.DUE,
+        ),
+        (
+            tried(NEW, "2026-11-21T01:05:00+00:00", "rolled_back"),
             due.TRIED,
         ),
-        ({"history": [{"to": NEW, "began": "2026-11-20T01:05:00+00:00", "outcome": "rolled_back"}]}, due.DUE),
-        ({"history": [{"to": OLD, "began": "2026-11-21T01:05:00+00:00", "outcome": "rolled_back"}]}, due.DUE),
-        ({"history": [{"to": NEW, "began": "2026-11-21T01:05:00+00:00", "outcome": "interrupted"}]}, due.DUE),
+        (
+            tried(NEW, "2026-11-20T01:05:00+00:00", "rolled_back"),
+            due.DUE,
+        ),
+        (
+            tried(OLD, "2026-11-21T01:05:00+00:00", "rolled_back"),
+            due.DUE,
+        ),
+        (
+            tried(NEW, "2026-11-21T01:05:00+00:00", "interrupted"),
+            due.DUE,
+        ),
         ({}, due.DUE),
     ],
 )
@@ -186,14 +205,14 @@ def test_where_everything_runs_nothing_is_run(fleet: Fleet) -> None:
 
 
 def test_after_a_rejection_the_rest_is_left_alone(fleet: Fleet) -> None:
-    fleet.answers["one"] = Answer("one", look(rejected={NEW: {"reason": "worse"}}))
+    fleet.answers["one"] = Answer("one", look(rejected={NEW: {"at": "", "reason": "worse"}}))
     done = fleet.tick()
     assert (done.exit_code, done.said, fleet.ran) == (0, "the rollout stopped at one", [])
 
 
 def test_as_many_failures_as_were_allowed_do_not_stop_the_rest(fleet: Fleet) -> None:
     Path("group_data/all.py").write_text(ALL + "rollout = {'max_failures': 1}\n")
-    fleet.answers["one"] = Answer("one", look(rejected={NEW: {"reason": "worse"}}))
+    fleet.answers["one"] = Answer("one", look(rejected={NEW: {"at": "", "reason": "worse"}}))
     assert limits((fleet.tick(), fleet.ran[0])[1]) == ["two"]
 
 
@@ -214,7 +233,7 @@ def test_a_service_that_cannot_be_planned_is_told(fleet: Fleet) -> None:
 def test_without_a_window_a_release_is_tried_once_a_day(fleet: Fleet) -> None:
     Path("group_data/all.py").write_text(ALL.replace("window = {", "unused = {"))
     began = (DAY - timedelta(hours=2)).isoformat()
-    history = [{"to": NEW, "began": began, "outcome": "rolled_back"}]
+    history = [switched(to=NEW, began=began, outcome="rolled_back")]
     fleet.answers["one"] = Answer("one", look(history=history))
     assert fleet.tick(DAY, ["one"]).decision.findings[0].kind == due.TRIED
     assert fleet.tick(DAY + timedelta(days=1), ["one"]).decision.findings[0].kind == due.DUE

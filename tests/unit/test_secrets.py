@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from seen import seen
 from simulated import NEW, OLD, SimulatedHost
 from test_release import make
 from test_unit import FakeHost
@@ -107,7 +108,7 @@ def test_a_release_of_before_releases_had_secrets_is_read_as_one_without() -> No
 def test_a_dry_run_tells_it_in_its_one_line() -> None:
     service = Service(name="chat", model="org/model", runtime=Runtime(version="0.33.0"), port=8000)
     old = json.loads(make(secrets=KEY).files()["release.json"])
-    observed = {"release": old, "rejected": {}, "history": []}
+    observed = seen(release=old)
     item = Wanted("gpu-1", "/srv/pyinfra-vllm", service, make(secrets=ROTATED), observed, "cpu")
     line = switch.preview(item, Overrides())
     assert f"replace release {old['id']}; secrets: another value of VLLM_API_KEY;" in line
@@ -124,7 +125,7 @@ def test_a_dry_run_tells_which_variables_change() -> None:
         "/srv/pyinfra-vllm",
         service,
         new,
-        {"release": old, "rejected": {}, "history": []},
+        seen(release=old),
         "NVIDIA H200",
     )
     changes = "- CUDA_VISIBLE_DEVICES=0, + CUDA_DEVICE_ORDER=PCI_BUS_ID, + CUDA_VISIBLE_DEVICES=GPU-1"
@@ -158,7 +159,7 @@ def test_who_only_looks_needs_no_values(
 
     def plan(host: Any, root: str, service: Service, checkpoint: Any, secrets: Any = None) -> Wanted:
         values = planning._secrets(service) if secrets is None else secrets
-        return Wanted("gpu-1", root, service, make(secrets=values), {"release": current}, "cpu")
+        return Wanted("gpu-1", root, service, make(secrets=values), seen(release=current), "cpu")
 
     monkeypatch.setattr(planning, "plan", plan)
     monkeypatch.setattr(

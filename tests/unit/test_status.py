@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from seen import seen
 from simulated import NEW, OLD
 from told import Teller, teller
 
@@ -34,7 +35,7 @@ def test_a_host_that_runs_what_is_declared_has_no_drift(teller: Teller) -> None:
     assert (row.state, row.drift, row.release, row.declared) == ("ok", (), NEW, NEW)
     assert row.verdict == "committed (pass)"
     assert row.kernel == "Marlin"
-    assert row.since == teller.look().running[0]["history"][-1]["ended"]
+    assert row.since == teller.look().running[0].history[-1].ended
     assert row.previous == OLD
 
 
@@ -61,8 +62,7 @@ def test_a_staged_release_and_a_rejected_one_are_told_apart(teller: Teller) -> N
     ],
 )
 def test_each_kind_of_drift_has_its_sentence(observed: dict[str, Any], expected: list[str]) -> None:
-    known = {"active": "failed", "staged": [], "rejected": {}, "release": None, **observed}
-    assert drift(known, Wish("chat", "org/model", "x")) == expected
+    assert drift(seen(active="failed", **observed), Wish("chat", "org/model", "x")) == expected
 
 
 def test_an_undeclared_service_is_drift_and_an_unreadable_declaration_is_not(teller: Teller) -> None:

@@ -12,6 +12,8 @@ from paramiko import SSHException
 from pyinfra.api import StringCommand
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.connectors import util
+from seen import document
+from seen import switched as a_switch
 
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.gate.verdict import Row, Verdict
@@ -72,7 +74,7 @@ class FarHost:
 def switched(monkeypatch: pytest.MonkeyPatch, **answers: list[Any]) -> tuple[FarHost, Any]:
     monkeypatch.setattr(unit, "POLL_S", 0.0)
     monkeypatch.setattr(switching, "POLL_S", 0.0)
-    host = FarHost({"status": [[{"lock": None, "rejected": {}, "last": None}]], "reported": [{}], **answers})
+    host = FarHost({"status": [[document()]], "reported": [{}], **answers})
     fake: Any = host
     return host, Switching(fake, "/srv/x", Prepared(ORDER)).run()
 
@@ -284,25 +286,21 @@ def test_a_connection_lost_before_the_switch_was_followed_says_that_the_host_goe
     )
 
 
-UNDER_WAY = {
-    "lock": {"holder": "bob"},
-    "rejected": {},
-    "last": {"tx": "t", "to": ORDER.release, "purpose": "rollout", "kept": False},
-    "history": [{"tx": "s"}, {"tx": "t"}],
-}
+def under_way(release: str) -> dict[str, Any]:
+    newest = a_switch(tx="t", to=release, purpose="rollout", kept=False)
+    return document(lock={"holder": "bob"}, history=[a_switch(tx="s"), newest])
 
 
 def test_a_switch_that_is_under_way_is_followed_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rollout, started again while the first is unjudged: neither unchanged nor begun twice."""
     launched: list[Order] = []
     monkeypatch.setattr(switching, "launch", lambda remote, root, order: launched.append(order))
-    _, outcome = switched(monkeypatch, status=[[UNDER_WAY]], follow=[ENDED])
+    _, outcome = switched(monkeypatch, status=[[under_way(ORDER.release)]], follow=[ENDED])
     assert outcome.status == "committed" and launched == []
 
 
 def test_a_switch_to_another_release_is_refused_with_who_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = {**UNDER_WAY, "last": {**UNDER_WAY["last"], "to": "b" * 12}}
-    _, outcome = switched(monkeypatch, status=[[other]], follow=[ENDED])
+    _, outcome = switched(monkeypatch, status=[[under_way("b" * 12)]], follow=[ENDED])
     assert outcome.status == "refused" and "bob has held it" in outcome.message
 
 

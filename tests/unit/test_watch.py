@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from told import Teller, teller
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.commands.watch import watch
 from pyinfra_vllm.config import Rollout
+from pyinfra_vllm.on_host.state.observed import Holder
 from pyinfra_vllm.report.looking import Look, Wish
 from pyinfra_vllm.report.watching import lives, sentence, table
 
@@ -53,7 +55,7 @@ def test_a_switch_under_way_shows_its_step_and_what_it_says(staged: Teller) -> N
     )
     told["transactions"][0]["entries"] = entries[: place + 1]
     told["progress"] = "2026-11-21T02:00:00+00:00 waiting for tokens: 12 s of 240 s"
-    look.running[0]["lock"] = {"holder": "alice"}
+    look.running[0] = replace(look.running[0], lock=Holder("alice"))
     later = datetime.fromisoformat(entries[place]["at"]) + timedelta(seconds=12)
     (item,) = lives([Answer("a", look)], ROLLOUT, later)
     assert (item.state, item.step, item.since_s, item.wave) == (

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from simulated import OLD, SimulatedHost
 
+from pyinfra_vllm.answers import observed
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.on_host.state import observe, recall, running
 from pyinfra_vllm.report.looking import Look, Wish
@@ -28,7 +29,8 @@ class Teller:
     def look(self, wishes: tuple[Wish, ...] | None = None, max_bytes: int = 10**7, newest: int = 50) -> Look:
         root = self.host.paths.root
         told = recall.recall(root, newest, max_bytes, [])
-        return Look(observe.observe(root, []), {service["service"]: service for service in told}, wishes)
+        running = observed(observe.observe(root, []))
+        return Look(running, {service["service"]: service for service in told}, wishes)
 
     def answer(self, name: str = "gpu1", **how: Any) -> Answer[Look]:
         return Answer(name, self.look(**how))

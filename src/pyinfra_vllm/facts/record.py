@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyinfra.api import StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
 from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
+from pyinfra_vllm.on_host.state.observed import Observed
 
 
-class Running(Told[list[answers.Observed] | None]):
+class Running(Told[list[Observed] | None]):
     """The release that each service of a host runs (see on_host/state/observe.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     """
 
-    kind = list[answers.Observed]
+    kind = Any
+
+    @override
+    def taken(self, value: Any) -> list[Observed]:
+        return answers.observed(value)
 
     @override
     def command(self, root: str) -> StringCommand:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 from typing_extensions import override
@@ -11,23 +12,24 @@ from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
+from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.values import shown
 
 SERVICE = re.compile(r"/.*/[a-z0-9][a-z0-9._-]*/releases")
 
 
-class Service(Told[answers.Observed | None]):
+class Service(Told[Observed | None]):
     """Release, process, lock, journal and rejected releases of one service (see on_host/state/observe.py).
 
     + root: where pyinfra-vllm keeps its files on the host
     + service: the service's name
     """
 
-    kind = list[answers.Observed]
+    kind = Any
 
     @override
-    def taken(self, value: list[answers.Observed]) -> answers.Observed:
-        return answers.only(value)
+    def taken(self, value: Any) -> Observed:
+        return answers.only(answers.observed(value))
 
     @override
     def command(self, root: str, service: str) -> StringCommand:

@@ -28,6 +28,7 @@ from .server import release as releases
 from .server.release import NotReady, Release
 from .server.service import Foreign, PortTaken, Service
 from .state import cgroup, journal, lock, manifest, observe
+from .state.observed import Observed
 from .state.paths import UNITS, ServicePaths, services
 from .state.transactions import newest, transactions
 from .switch import recovery, standby
@@ -266,14 +267,14 @@ def _unit(service: Service) -> str:
 
 
 def _process(paths: ServicePaths) -> str:
-    seen = observe.service(paths.root, paths.name)
-    current, running = seen["current"], seen["running"]
+    seen = Observed.read(observe.service(paths.root, paths.name), paths.name)
+    current, running = seen.current, seen.running
     if current is None:
         raise Wrong("no release is current")
     if running is None:
-        raise Wrong(f"not running ({seen['active'] or 'unknown to systemd'})")
-    if not observe.runs(seen, current):
-        raise Wrong(f"runs release {running}, current is {current}, proven was {seen['proven'] or 'none'}")
+        raise Wrong(f"not running ({seen.active or 'unknown to systemd'})")
+    if not seen.runs(current):
+        raise Wrong(f"runs release {running}, current is {current}, proven was {seen.proven or 'none'}")
     return f"release {running}"
 
 

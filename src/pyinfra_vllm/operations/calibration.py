@@ -18,7 +18,7 @@ def calibrate(host: Host, root: str, service: Service, overrides: Overrides, run
 
     It is measured with the settings of the service's gate. Raises HostError.
     """
-    current = {item["service"]: item["current"] for item in fact(host, Running, root=root)}.get(service.name)
+    current = {item.service: item.current for item in fact(host, Running, root=root)}.get(service.name)
     if current is None:
         raise HostError(f"{service.name} has no release here yet: roll it out first. Nothing was touched.")
     prepared = orders.calibration(root, service, current, overrides, runs)

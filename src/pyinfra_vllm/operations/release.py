@@ -48,7 +48,7 @@ def staged(root: str, service: Service, checkpoint: Checkpoint) -> Generator[Pyi
         yield refuse(str(error))
         return
     PROGRESS.want(wanted)
-    if wanted.release.id in wanted.observed["staged"]:
+    if wanted.release.id in wanted.observed.staged:
         host.noop(f"{service.name}: release {wanted.release.id} is staged")
         return
     yield FunctionCommand(stage, (root, wanted.release), {})
@@ -95,7 +95,7 @@ def rehearsed(service: Service) -> Generator[PyinfraCommand, None, None]:
     wanted = PROGRESS.wanted.get((host.name, service.name))
     if wanted is None:  # only in a dry run: staging was refused, which was said there
         host.noop(f"{service.name}: no release was staged")
-    elif wanted.runs or wanted.release.id in wanted.observed.get("rehearsed", ()):
+    elif wanted.runs or wanted.release.id in wanted.observed.rehearsed:
         host.noop(f"{service.name}: nothing to ask about release {wanted.release.id}")
     else:
         yield FunctionCommand(rehearse, (wanted.root, wanted.release), {})

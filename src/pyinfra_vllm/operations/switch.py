@@ -15,12 +15,11 @@ from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm import release as releases
 from pyinfra_vllm import trades
-from pyinfra_vllm.answers import Observed
 from pyinfra_vllm.config import Overrides, Rollout
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.service import Service, Services
 from pyinfra_vllm.facts.told import asked, fact
-from pyinfra_vllm.on_host.state import observe
+from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.operations.util import diff, summary
 from pyinfra_vllm.operations.util.refuse import alone, foretell, refuse
 from pyinfra_vllm.operations.util.remote import Remote
@@ -183,30 +182,30 @@ def back(
     summary.install(state)
     observed = fact(host, Service, root=root, service=service)
     yield from _tell_unseen(root, observed)
-    target = release or observed.get("previous")
+    target = release or observed.previous
     if target is None:
         yield refuse(f"{service} has no previous release to go back to. Nothing was touched.")
         return
-    if target not in observed["staged"]:
-        staged = ", ".join(observed["staged"]) or "none"
+    if target not in observed.staged:
+        staged = ", ".join(observed.staged) or "none"
         yield refuse(f"{service} has no release {target}; staged are {staged}. Nothing was touched.")
         return
-    if observe.runs(observed, target):
+    if observed.runs(target):
         host.noop(f"{service} runs release {target}")
         return
     if not state.is_executing:
-        logger.info(f"{host.print_prefix}{service}: release {target} would replace {observed['current']}")
+        logger.info(f"{host.print_prefix}{service}: release {target} would replace {observed.current}")
     prepared = orders.rollback(service, target, overrides, overrides.reason or "", ready_timeout_s)
     yield FunctionCommand(carry_out, (root, prepared), {})
 
 
 def _tell_unseen(root: str, observed: Observed) -> Generator[PyinfraCommand, None, None]:
     """Reports, once, the end of a switch whose operator was gone."""
-    last = observed["last"]
-    if last and last["outcome"] and not last["reported"]:
-        text = f"{host.print_prefix}{observed['service']}: since the last run: {ending(last)}"
+    last = observed.last
+    if last and last.outcome and not last.reported:
+        text = f"{host.print_prefix}{observed.service}: since the last run: {ending(last)}"
         if state.is_executing:
-            yield FunctionCommand(report, (root, observed["service"], last["tx"], text), {})
+            yield FunctionCommand(report, (root, observed.service, last.tx, text), {})
         else:
             logger.info(text)
 
@@ -227,8 +226,8 @@ def preview(item: Wanted, overrides: Overrides) -> str:
     """One line for a dry run: which release would replace which, what changes, and whether it
     may begin now.
     """
-    old, new, name = item.observed.get("release"), item.release, item.service.name
-    rejected = observe.rejection(item.observed, new.id, item.service.gate.criteria().as_dict())
+    old, new, name = item.observed.release, item.release, item.service.name
+    rejected = item.observed.rejection(new.id, item.service.gate.criteria().as_dict())
     if rejected and not overrides.retry_rejected:
         return f"{name}: release {new.id} was rejected and would not be tried again"
     replaces = f"replace release {old['id']}" if old else "be the first release"
@@ -243,7 +242,7 @@ def preview(item: Wanted, overrides: Overrides) -> str:
     changed += f"; known trade {trade}" if trade else ""
     sleeps = standby.told(item.standby)
     changed += f"; standby: {sleeps}" if sleeps else ""
-    when = explain(item.service, overrides, item.observed["history"])
+    when = explain(item.service, overrides, item.observed.history)
     return f"{name}: release {new.id} would {replaces}{changed}; {when}"
 
 
@@ -297,7 +296,7 @@ def take_back(state: State, host: Host, reason: str, overrides: Overrides) -> bo
 
 
 def _take_back(host: Host, item: Wanted, reason: str, overrides: Overrides) -> Outcome:
-    service, before = item.service, item.observed["current"]
+    service, before = item.service, item.observed.current
     if before is None:
         message = f"stays, though {reason}: it is the first release here, with nothing to go back to"
         outcome = Outcome(host.name, service.name, COMMITTED, message, item.release.id)
@@ -313,7 +312,7 @@ def _take_back(host: Host, item: Wanted, reason: str, overrides: Overrides) -> O
 
 
 def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
-    service, release, history = item.service, item.release.id, item.observed["history"]
+    service, release, history = item.service, item.release.id, item.observed.history
     try:
         prepared = orders.rollout(item.root, service, release, overrides, history)
     except HostError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyinfra_vllm.facts.told import asked
 
-from ..answers import Gpu, Observed, ToldService
+from ..answers import Gpu, ToldService
 from ..asking import Host, fact
 from ..checkpoint import LOCK_FILE, Lock
 from ..config import Fleet, Service
@@ -16,6 +16,7 @@ from ..errors import RolloutError
 from ..facts.gpu import Gpus
 from ..facts.record import Record, Running
 from ..inventory import root_of
+from ..on_host.state.observed import Observed
 from ..release import same_but_for_values
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Look:
 
     def observed(self, service: str) -> Observed | None:
         """The state of one service; None where the host has none of that name."""
-        return next((item for item in self.running if item["service"] == service), None)
+        return next((item for item in self.running if item.service == service), None)
 
 
 Question = Callable[[Host], Look]
@@ -116,7 +117,7 @@ def _wish_without_values(wanted: Wanted, missing: list[str]) -> Wish:
     """The wish of a service whose secrets are not set here: the current release counts as declared where all
     but their values agrees.
     """
-    service, current = wanted.service, wanted.observed.get("release")
+    service, current = wanted.service, wanted.observed.release
     if current and same_but_for_values(current, wanted.release):
         return Wish(service.name, service.model, current["id"], gpu=wanted.gpu)
     problem = f"it depends on {', '.join(missing)}, not set in the environment here"

@@ -95,10 +95,10 @@ def _marks(found: Sequence[Row], back: set[str]) -> dict[str, list[str]]:
 def _memory(answers: Sequence[Answer[Look]]) -> dict[tuple[str, str], str]:
     """(host, service) -> the GPU memory in use."""
     return {
-        (answer.host, service["service"]): memory_of(service["service"], answer.value.gpus)
+        (answer.host, observed.service): memory_of(observed.service, answer.value.gpus)
         for answer in answers
         if answer.value is not None
-        for service in answer.value.running
+        for observed in answer.value.running
     }
 
 

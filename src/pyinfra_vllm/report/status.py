@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from ..answers import CheckpointPlace, Gpu, Lock, Observed, RuntimePlace, Summary, ToldService
+from ..answers import CheckpointPlace, Gpu, RuntimePlace, ToldService
 from ..asking import Answer
+from ..on_host.state.observed import Holder, Observed, Summary
 from ..on_host.state.transactions import RESTORE_FAILED
 from ..text import gpu_memory
 from .looking import Look, Wish
@@ -113,13 +114,13 @@ def flags_hash(argv: Sequence[str]) -> str:
 
 def _host_rows(host: str, look: Look) -> list[Row]:
     wishes = {wish.service: wish for wish in look.wishes or ()}
-    present = {observed["service"] for observed in look.running}
+    present = {observed.service for observed in look.running}
     found = [
         _row(
             host,
             observed,
-            look.record.get(observed["service"]),
-            wishes.get(observed["service"]),
+            look.record.get(observed.service),
+            wishes.get(observed.service),
             look.wishes is not None,
         )
         for observed in look.running
@@ -147,31 +148,31 @@ def _unplanned(wish: Wish | None) -> str:
 def _row(
     host: str, observed: Observed, record: ToldService | None, wish: Wish | None, declaration: bool
 ) -> Row:
-    release = observed.get("release")
+    release = observed.release
     checkpoint: CheckpointPlace = release["checkpoint"] if release else {}
     runtime: RuntimePlace = release.get("runtime", {}) if release else {}
     different = tuple(drift(observed, wish, declaration))
-    switching = _switching(observed["lock"])
+    switching = _switching(observed.lock)
     return Row(
         host=host,
-        service=observed["service"],
+        service=observed.service,
         state=_state(observed, switching, different),
-        release=observed["running"] or observed["current"],
+        release=observed.running or observed.current,
         since=_since(observed),
         model=checkpoint.get("repo", ""),
         commit=checkpoint.get("commit", ""),
         runtime=runtime.get("version", ""),
         flags=flags_hash(release["argv"]) if release and release["argv"] else "",
         kernel=_kernel(observed, record),
-        verdict=_verdict(observed["last"]),
+        verdict=_verdict(observed.last),
         drift=different,
         switching=switching,
         declared=wish.release if wish else None,
-        current=observed["current"],
-        running=observed["running"],
-        previous=observed.get("previous"),
-        staged=tuple(observed["staged"]),
-        rejected=tuple(sorted(observed["rejected"])),
+        current=observed.current,
+        running=observed.running,
+        previous=observed.previous,
+        staged=tuple(observed.staged),
+        rejected=tuple(sorted(observed.rejected)),
         note=_unplanned(wish),
     )
 
@@ -186,10 +187,10 @@ def _state(observed: Observed, switching: str, different: tuple[str, ...]) -> st
 
 def _failing(observed: Observed) -> str:
     """Why the release that was to serve again does not; empty where the newest switch came to its end."""
-    last = observed.get("last")
-    if last is None or last["outcome"] != RESTORE_FAILED or observed["running"] == observed.get("proven"):
+    last = observed.last
+    if last is None or last.outcome != RESTORE_FAILED or observed.running == observed.proven:
         return ""
-    return f"the switch to {last['to']} could not be taken back: {brief(last['reason'])}"
+    return f"the switch to {last.new} could not be taken back: {brief(last.reason)}"
 
 
 def drift(observed: Observed, wish: Wish | None, declaration: bool = True) -> list[str]:
@@ -198,12 +199,12 @@ def drift(observed: Observed, wish: Wish | None, declaration: bool = True) -> li
     + wish: the declaration of the service; None: it is not declared
     + declaration: whether the declaration could be read at all
     """
-    current, running = observed["current"], observed["running"]
+    current, running = observed.current, observed.running
     found = list(filter(None, [_failing(observed)]))
     if current is None:
         found.append("no release is current")
     if current is not None and running is None:
-        found.append(f"not running ({observed.get('active') or 'unknown to systemd'})")
+        found.append(f"not running ({observed.active or 'unknown to systemd'})")
     elif running is not None and running != current:
         found.append(f"the process was started from {running}, current is {current}")
     if wish is None:
@@ -216,9 +217,9 @@ def drift(observed: Observed, wish: Wish | None, declaration: bool = True) -> li
 
 
 def _not_current(release: str, observed: Observed) -> str:
-    if release in observed["rejected"]:
-        return f"declared {release} was rejected: {brief(observed['rejected'][release]['reason'])}"
-    if release in observed["staged"]:
+    if release in observed.rejected:
+        return f"declared {release} was rejected: {brief(observed.rejected[release].reason)}"
+    if release in observed.staged:
         return f"declared {release} is staged, not yet switched to"
     return f"declared {release} is not staged"
 
@@ -231,34 +232,35 @@ def brief(reason: str) -> str:
 
 def _visible_drift(observed: Observed, wish: Wish) -> list[str]:
     """The state where the declared release's id can't be computed."""
-    release = observed.get("release")
+    release = observed.release
     model = release["checkpoint"].get("repo") if release else None
     if model is not None and model != wish.model:
         return [f"declared is {wish.model}, current is {model}"]
     return []
 
 
-def _switching(lock: Lock | None) -> str:
+def _switching(lock: Holder | None) -> str:
     if lock is None:
         return ""
-    since = lock.get("since", "an unknown time")
-    return f"{lock.get('purpose', 'a switch')} by {lock.get('holder', 'someone')} since {since}"
+    return (
+        f"{lock.purpose or 'a switch'} by {lock.holder or 'someone'} since {lock.since or 'an unknown time'}"
+    )
 
 
 def _since(observed: Observed) -> str:
     committed = [
-        switch["ended"]
-        for switch in observed["history"]
-        if switch["outcome"] == "committed" and switch.get("to") == observed["current"]
+        switch.ended or ""
+        for switch in observed.history
+        if switch.outcome == "committed" and switch.new == observed.current
     ]
-    return committed[-1] if committed else observed.get("since") or ""
+    return committed[-1] if committed else observed.since or ""
 
 
 def _kernel(observed: Observed, record: ToldService | None) -> str:
-    checked = record["kernels"].get(observed["current"] or "") if record else None
+    checked = record["kernels"].get(observed.current or "") if record else None
     if kernels := checked.get("kernels") if checked else None:
         return ", ".join(kernels)
-    release = observed.get("release")
+    release = observed.release
     expected = release.get("kernel") if release else None
     return f"unchecked, expected {', '.join(expected)}" if expected else ""
 
@@ -266,5 +268,5 @@ def _kernel(observed: Observed, record: ToldService | None) -> str:
 def _verdict(last: Summary | None) -> str:
     if last is None:
         return ""
-    outcome = last["outcome"] or "under way"
-    return f"{outcome} ({last['verdict']})" if last.get("verdict") else outcome
+    outcome = last.outcome or "under way"
+    return f"{outcome} ({last.verdict})" if last.verdict else outcome

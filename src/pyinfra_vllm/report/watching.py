@@ -16,10 +16,9 @@ from pyinfra_vllm.config import Rollout
 from pyinfra_vllm.rollout import waves
 from pyinfra_vllm.rollout.story import STEPS
 
-from ..answers import Observed
 from ..asking import Answer
-from ..on_host.state import observe
 from ..on_host.state.evidence import HOW_FAR
+from ..on_host.state.observed import Observed
 from ..on_host.state.transactions import Transaction
 from ..printable import printable
 from ..text import duration
@@ -106,7 +105,7 @@ def _live(host: str, look: Look, wish: Wish, wave: int | None, now: datetime) ->
     observed = look.observed(wish.service)
     found = _newest(look, wish.service)
     last = found.entries[-1] if found else None
-    if observed and observed["lock"] is not None and last and last["step"] not in ("end", "reported"):
+    if observed and observed.lock is not None and last and last["step"] not in ("end", "reported"):
         step = STEPS.get(last["step"], str(last["step"]))
         since = max(0.0, (now - moment(last["at"])).total_seconds())
         said = look.record[wish.service]["progress"].partition(" ")[2].removeprefix(HOW_FAR)
@@ -141,7 +140,7 @@ def _concerned(look: Look, wish: Wish, now: datetime) -> bool:
 
 
 def _runs(observed: Observed | None, wish: Wish) -> bool:
-    return observed is not None and observe.runs(observed, wish.release)
+    return observed is not None and observed.runs(wish.release)
 
 
 def _recent(found: Transaction | None, wish: Wish, now: datetime) -> bool:

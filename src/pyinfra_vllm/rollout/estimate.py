@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from pyinfra_vllm.answers import Summary
 from pyinfra_vllm.config import Service
+from pyinfra_vllm.on_host.state.observed import Summary
 from pyinfra_vllm.on_host.state.transactions import seconds_between, took_s
 from pyinfra_vllm.on_host.switch.order import ROLLOUT, TRIAL
 from pyinfra_vllm.text import counted
@@ -87,28 +87,28 @@ def _whole(history: History) -> list[Summary]:
     return [
         switch
         for switch in history
-        if switch["outcome"] in COUNTED
-        and switch.get("purpose") in (ROLLOUT, TRIAL)
-        and switch["from"]  # a first release has no baseline to measure
-        and not switch.get("recovered")
+        if switch.outcome in COUNTED
+        and switch.purpose in (ROLLOUT, TRIAL)
+        and switch.old  # a first release has no baseline to measure
+        and not switch.recovered
     ][-NEWEST:]
 
 
 def _there(switch: Summary) -> timedelta:
     """From the beginning to the decision, to the end or to where it turned back, less the measuring."""
-    decided = switch["turns"].get("restore intended", switch["ended"])
-    whole = timedelta(seconds=seconds_between(switch["began"], decided))
+    decided = switch.turns.get("restore intended") or switch.ended or switch.began
+    whole = timedelta(seconds=seconds_between(switch.began, decided))
     return whole - _between(switch, "measure-before") - _between(switch, "measure-after")
 
 
 def _between(switch: Summary, step: str) -> timedelta:
     """Duration of a step; zero where it did not begin or end."""
-    return timedelta(seconds=took_s(switch["turns"], f"{step} intended", f"{step} done"))
+    return timedelta(seconds=took_s(switch.turns, f"{step} intended", f"{step} done"))
 
 
 def _back(switch: Summary) -> timedelta:
     """The rollback's time; where there was none, the new release's own start, which an old one's is like."""
-    turns = switch["turns"]
+    turns = switch.turns
     went_back = {"restore intended", "restore done"} <= turns.keys()
     first, last = ("restore intended", "restore done") if went_back else ("activate intended", "ready done")
     return timedelta(seconds=took_s(turns, first, last))

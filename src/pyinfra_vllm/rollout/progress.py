@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyinfra_vllm.answers import Observed
 from pyinfra_vllm.config import Rollout as Settings
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.inventory import command
-from pyinfra_vllm.on_host.state import observe
+from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.release import Release
 from pyinfra_vllm.rollout import waves
 
@@ -46,7 +45,7 @@ class Wanted:
         """Whether this very release is current, the running process was started from it, and it
         was proven.
         """
-        return observe.runs(self.observed, self.release.id)
+        return self.observed.runs(self.release.id)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pyinfra_vllm.answers import Entry, Metric, Summary
+from pyinfra_vllm.answers import Entry, Metric
 from pyinfra_vllm.on_host.gate.verdict import FAIL, INCONCLUSIVE, PASS, Row, Verdict
 from pyinfra_vllm.on_host.state.evidence import HOW_FAR
+from pyinfra_vllm.on_host.state.observed import Summary
 from pyinfra_vllm.on_host.switch.order import CALIBRATION
 from pyinfra_vllm.text import counted, four_digits
 
@@ -206,8 +207,5 @@ def _measured(name: str, value: Any) -> str:
 
 def ending(last: Summary) -> str:
     """One sentence about a finished transaction."""
-    by = (
-        f"{last.get('purpose', 'rollout')} of release {last['to']} by {last['operator']}, begun"
-        f" {last['began']}"
-    )
-    return f"{by}: {last['outcome']} ({last['reason']})"
+    by = f"{last.purpose} of release {last.new} by {last.operator}, begun {last.began}"
+    return f"{by}: {last.outcome} ({last.reason})"

@@ -13,10 +13,9 @@ from datetime import datetime, timedelta
 
 from pyinfra_vllm.rollout.estimate import History, estimate
 
-from ..answers import Observed, Summary
 from ..asking import Answer
 from ..config import Fleet, Service
-from ..on_host.state import observe
+from ..on_host.state.observed import Observed, Summary
 from ..report.history import moment
 from ..report.looking import Look, Wish
 from ..window import LONGEST_DURATION, WindowState, open_between, state
@@ -132,11 +131,11 @@ def _finding(opening: Opening, answer: Answer[Look]) -> Finding:
 
 def _need(wish: Wish, observed: Observed | None, opening: Opening) -> tuple[str, str]:
     release = str(wish.release)
-    if observed and observe.runs(observed, release):
+    if observed and observed.runs(release):
         return RUNS, f"runs {release}"
-    if observed and observed["lock"] is not None:
-        return BUSY, f"{observed['lock'].get('holder', 'someone')} switches it now"
-    if observed and observe.rejection(observed, release, opening.service.gate.criteria().as_dict()):
+    if observed and observed.lock is not None:
+        return BUSY, f"{observed.lock.holder or 'someone'} switches it now"
+    if observed and observed.rejection(release, opening.service.gate.criteria().as_dict()):
         return (
             REJECTED,
             f"{release} was rejected: change the declaration or its gate, or run with --data"
@@ -144,7 +143,7 @@ def _need(wish: Wish, observed: Observed | None, opening: Opening) -> tuple[str,
         )
     if not opening.open:
         return CLOSED, opening.state.reason
-    history = observed["history"] if observed else []
+    history = observed.history if observed else []
     needed = estimate(opening.service, history)
     left = state(opening.service.window, opening.at, needed.length, needed.source)
     if left.last_start and opening.at > left.last_start:
@@ -153,18 +152,18 @@ def _need(wish: Wish, observed: Observed | None, opening: Opening) -> tuple[str,
     if last:
         return (
             TRIED,
-            f"{release} was tried at {last['began']} and ended {last['outcome']}; again in the next window",
+            f"{release} was tried at {last.began} and ended {last.outcome}; again in the next window",
         )
-    return DUE, f"{release} is declared, {(observed and observed['running']) or 'nothing'} runs"
+    return DUE, f"{release} is declared, {(observed and observed.running) or 'nothing'} runs"
 
 
 def _last_failure(release: str, history: History, opening: Opening) -> Summary | None:
     tried = [
         switch
         for switch in history
-        if switch["to"] == release
-        and switch["outcome"] in FAILED_ENDS
+        if switch.new == release
+        and switch.outcome in FAILED_ENDS
         and opening.since is not None
-        and moment(switch["began"]) >= opening.since
+        and moment(switch.began) >= opening.since
     ]
     return tried[-1] if tried else None

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..state import observe
+from ..state.observed import CALIBRATION
 from ..state.paths import UNITS
 from ..state.transactions import without_service_s
 from . import systemd
@@ -99,7 +99,7 @@ def _samples(found: Found) -> Iterator[Sample]:
     current, running = found.get("current"), found.get("running")
     last, rejected = found.get("last") or {}, found.get("rejected")
     states: dict[str, float] = {
-        "release_proven": float(observe.runs(found, current)),
+        "release_proven": float(_runs(found, current)),
         "release_differs": float(None not in (current, running) and current != running),
         "service_running": float(running is not None),
     }
@@ -120,6 +120,10 @@ def _samples(found: Found) -> Iterator[Sample]:
     for name, value in values.items():
         if value is not None:
             yield Sample(f"pyinfra_vllm_{name}", service, value)
+
+
+def _runs(found: Found, current: object) -> bool:
+    return current is not None and current == found.get("running") == found.get("proven")
 
 
 def _release(found: Found) -> dict[str, str]:
@@ -148,7 +152,7 @@ def without_service(record: Found) -> float | None:
     0 where nothing was touched, or nothing served before; None while it has no end, and for a calibration,
     whose restarts `observe` does not tell.
     """
-    if record.get("ended") is None or record.get("purpose") == observe.CALIBRATION:
+    if record.get("ended") is None or record.get("purpose") == CALIBRATION:
         return None
     if record.get("from") is None:
         return 0.0

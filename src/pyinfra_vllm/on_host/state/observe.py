@@ -10,14 +10,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from . import journal, running
+from .observed import CALIBRATION
 from .transactions import RESTORE_FAILED, Transaction, transactions
-
-CALIBRATION = "calibration"
 
 
 def linked(link: Path) -> str | None:
@@ -81,28 +79,8 @@ def proven(history: list[Transaction], live: bool) -> str | None:
     return found
 
 
-def runs(observed: Mapping[str, Any], release_id: str | None) -> bool:
-    """Whether that very release is current, the running process was started from it, and it was proven."""
-    return release_id is not None and all(
-        observed.get(key) == release_id for key in ("current", "running", "proven")
-    )
-
-
-def rejection(
-    observed: Mapping[str, Any], release_id: str, criteria: Mapping[str, Any]
-) -> Mapping[str, Any] | None:
-    """Why the release is not tried again; None where it may be, also because its gate is another one now.
-
-    + criteria: what is declared now (`Criteria.as_dict`)
-    """
-    found: Mapping[str, Any] | None = observed.get("rejected", {}).get(release_id)
-    judged_by = (found or {}).get("criteria") or {}
-    # A file has another name on the host; settings that the gate did not have then say nothing.
-    changed = any(criteria.get(key) != value for key, value in judged_by.items() if key != "quality_prompts")
-    return None if changed else found
-
-
 def service(root: Path, name: str) -> dict[str, Any]:
+    """One service, as JSON: `observed.Observed` reads it."""
     directory = root / name
     unit = f"vllm-{name}.service"
     state = unit_state(unit)

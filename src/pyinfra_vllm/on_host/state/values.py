@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 # Beyond these a number is damage, and ratios of such numbers leave what a float can hold.
@@ -115,6 +116,27 @@ def mapping(known: dict[str, Check] | None = None, needed: tuple[str, ...] = ())
         for key in needed:
             required(value, key, where)
         optional(value, where, known or {})
+
+    return check
+
+
+def timestamp(value: Any, where: str) -> None:
+    """A time as the journal writes it: ISO 8601 with its offset."""
+    text(value, where)
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        at = datetime.min
+    if at.tzinfo is None or not 1970 <= at.year <= 2999:
+        raise RecordError(f"{where} must be a time, not {shown(value)}")
+
+
+def map_of(item: Check) -> Check:
+    def check(value: Any, where: str) -> None:
+        mapping()(value, where)
+        for name, one in value.items():
+            text(name, f"a name in {where}")
+            item(one, f"{where}.{shown(name)}")
 
     return check
 

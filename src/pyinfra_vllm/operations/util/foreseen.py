@@ -18,7 +18,6 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.told import asked
-from pyinfra_vllm.on_host.state import observe
 from pyinfra_vllm.operations import checkpoint, disk, program, runtime
 from pyinfra_vllm.operations.util.planning import Refused, missing_secrets, plan, runtime_path
 from pyinfra_vllm.operations.util.switching import hindrance, under_way
@@ -103,19 +102,19 @@ def service_plan(
 
     + missing: variables that would hold its secrets, and aren't set here: then its release can't be named
     """
-    old, new, observed = wanted.observed.get("release"), wanted.release, wanted.observed
+    old, new, observed = wanted.observed.release, wanted.release, wanted.observed
     name = None if missing else new.id
-    serves = observe.runs(observed, observed["current"])
+    serves = observed.runs(observed.current)
     if wanted.runs or (missing and old and same_but_for_values(old, new) and serves):
-        return ServicePlan(wanted.service.name, UNCHANGED, observed["current"], observed["current"])
-    found = opening(wanted.service, overrides, observed["history"])
+        return ServicePlan(wanted.service.name, UNCHANGED, observed.current, observed.current)
+    found = opening(wanted.service, overrides, observed.history)
     action = INSTALL if old is None else SWITCH
     if shut(found) and not under_way(observed, new.id):
         action = DEFERRED
     made = ServicePlan(
         service=wanted.service.name,
         action=action,
-        old=observed["current"],
+        old=observed.current,
         new=name,
         flags=changed_flags(old["argv"] if old else (), new.argv),
         environment=changed_environment(old.get("environment", {}), new.environment) if old else {},
@@ -124,7 +123,7 @@ def service_plan(
         runtime=(old.get("runtime", {}).get("version", "unknown") if old else None, new.runtime["version"]),
         download_bytes=download_bytes,
         installs=installs,
-        window=explain(wanted.service, overrides, observed["history"]),
+        window=explain(wanted.service, overrides, observed.history),
         memory=new.fit,
         standby=wanted.standby,
         warnings=(*wanted.warnings, *_unnamed(missing)),

@@ -13,9 +13,9 @@ from pyinfra import logger
 from pyinfra.api import Host
 
 from pyinfra_vllm import answers
-from pyinfra_vllm.answers import End, Entry, News, Observed, Readiness, T
+from pyinfra_vllm.answers import End, Entry, News, T
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.on_host.state.observe import rejection
+from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.transactions import RESTORE_FAILED
 from pyinfra_vllm.on_host.switch.order import ROLLBACK, ROLLOUT, Order
 from pyinfra_vllm.operations.util.remote import LOST, Remote, never_ask
@@ -68,17 +68,17 @@ class Switching:
             words = f"internal error (bug in pyinfra-vllm): {type(error).__name__}: {error}"
             return self.outcome("unknown", f"{words}. If the switch had begun, {BY_ITSELF}")
 
-    def _under_way(self, observed: Readiness) -> str | None:
+    def _under_way(self, observed: Observed) -> str | None:
         """The transaction before this switch ("" where there is none), if the host carries it out now."""
-        last = observed["last"]
+        last = observed.last
         if not under_way(observed, self.order.release) or not last:
             return None
-        if last.get("purpose") != self.order.purpose:
+        if last.purpose != self.order.purpose:
             return None
-        earlier = [record["tx"] for record in observed.get("history", [])[:-1]]
+        earlier = [record.tx for record in observed.history[:-1]]
         return earlier[-1] if earlier else ""
 
-    def _end_soak(self) -> Readiness:
+    def _end_soak(self) -> Observed:
         """End the soak of the release that an operator leaves by hand: its outcome has been decided."""
         self._say("ends the soak of the release that is to be left")
         self.remote.run("systemctl", "stop", self.unit)
@@ -86,8 +86,8 @@ class Switching:
         self.remote.run(*program, "recover", "--wait", str(ANSWER_S), self.order.service)
         return self._observe()
 
-    def _observe(self) -> Readiness:
-        return answers.only(self._host_program(list[Readiness], "status", self.order.service))
+    def _observe(self) -> Observed:
+        return answers.only(answers.observed(self._host_program(Any, "status", self.order.service)))
 
     def _host_program(self, kind: type[T], *words: str) -> T:
         """The answer of the host's program, within a time limit."""
@@ -95,13 +95,13 @@ class Switching:
             kind, "python3", "-I", self.program, "--root", self.root, *words, timeout_s=ANSWER_S
         )
 
-    def _start(self, observed: Readiness) -> str | None:
+    def _start(self, observed: Observed) -> str | None:
         """Hand the order to systemd on the host; returns the transaction that was the newest before."""
         if self.prompts is not None:
             self.remote.write(str(self.order.criteria["quality_prompts"]), self.prompts)
         launch(self.remote, self.root, self.order)
-        last = observed["last"]
-        return last["tx"] if last else None
+        last = observed.last
+        return last.tx if last else None
 
     def _follow(self, after_tx: str | None) -> Outcome:
         never_ask()
@@ -190,41 +190,41 @@ class Switching:
 
 
 def hindrance(
-    observed: Readiness | Observed, release_id: str, criteria: Mapping[str, Any], *, retry: bool
+    observed: Observed, release_id: str, criteria: Mapping[str, Any], *, retry: bool
 ) -> tuple[str, str] | None:
     """Why a switch to a release must not begin: (`refused` or `rejected`, reason); None where it may.
 
     + criteria: of the gate that would judge it
     + retry: whether a rejected release may be tried again
     """
-    held = observed["lock"]
+    held = observed.lock
     if held is not None:
         return (
             "refused",
-            f"{held.get('holder', 'someone')} has held it since {held.get('since', 'an unknown time')} for"
-            f" {held.get('purpose', 'an unknown purpose')}. Nothing was touched; try again when it has"
+            f"{held.holder or 'someone'} has held it since {held.since or 'an unknown time'} for"
+            f" {held.purpose or 'an unknown purpose'}. Nothing was touched; try again when it has"
             " ended.",
         )
-    rejected = rejection(observed, release_id, criteria)
+    rejected = observed.rejection(release_id, criteria)
     if rejected and not retry:
         return (
             "rejected",
-            f"release {release_id} was found worse at {rejected['at']} ({rejected['reason']}) and is not"
+            f"release {release_id} was found worse at {rejected.at} ({rejected.reason}) and is not"
             f" tried again. Change the declaration or its gate, or pass --data {RETRY}=true.",
         )
     return None
 
 
-def under_way(observed: Readiness | Observed, release_id: str) -> bool:
+def under_way(observed: Observed, release_id: str) -> bool:
     """Whether a live process on the host switches to that release at this moment."""
-    last = observed["last"]
-    return bool(observed["lock"] and last and not last.get("ended") and last.get("to") == release_id)
+    last = observed.last
+    return bool(observed.lock and last and not last.ended and last.new == release_id)
 
 
-def soaks(observed: Readiness) -> bool:
+def soaks(observed: Observed) -> bool:
     """Whether a live process watches a release that was committed."""
-    last = observed["last"]
-    return bool(observed["lock"] and last and not last.get("ended") and last.get("kept"))
+    last = observed.last
+    return bool(observed.lock and last and not last.ended and last.kept)
 
 
 # The unit removes its order when it ends; where it never began, nobody else would.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from pyinfra import host, logger, state
@@ -90,98 +90,6 @@ def joined(declared: Fleet, checkpoint: Checkpoint) -> Commands:
     yield FunctionCommand(_ask, (sharing, mine.root, python, checkpoint.repo), {})
 
 
-@operation()
-@alone
-def parts(declared: Fleet, checkpoint: Checkpoint) -> Commands:
-    """
-    Have the few hosts that bring a checkpoint in fetch their parts of it; they alone get the Hub's token.
-
-    + declared: the fleet
-    + checkpoint: one of its `shared`
-
-    **Example:**
-
-    .. code:: python
-
-        share.parts(name="fetch its parts on a few hosts", declared=declared, checkpoint=locked)
-    """
-    yield from _step(_fetch_part, declared, checkpoint)
-
-
-@operation()
-@alone
-def parts_again(declared: Fleet, checkpoint: Checkpoint) -> Commands:
-    """
-    Have other hosts fetch the parts that a source failed to bring.
-
-    + declared: the fleet
-    + checkpoint: one of its `shared`
-
-    **Example:**
-
-    .. code:: python
-
-        share.parts_again(name="fetch what a source failed to", declared=declared, checkpoint=locked)
-    """
-    yield from _step(_fetch_part_again, declared, checkpoint)
-
-
-@operation()
-@alone
-def begun(declared: Fleet, checkpoint: Checkpoint) -> Commands:
-    """
-    Begin to share a checkpoint, where its parts are on some hosts.
-
-    + declared: the fleet
-    + checkpoint: one of its `shared`
-
-    **Example:**
-
-    .. code:: python
-
-        share.begun(name="begin to share it", declared=declared, checkpoint=locked)
-    """
-    yield from _step(_begin, declared, checkpoint)
-
-
-@operation()
-@alone
-def ended(declared: Fleet, checkpoint: Checkpoint) -> Commands:
-    """
-    Follow the host until it has the checkpoint and no other host lacks any of it.
-
-    + declared: the fleet
-    + checkpoint: one of its `shared`
-
-    **Example:**
-
-    .. code:: python
-
-        share.ended(name="share it until all have it", declared=declared, checkpoint=locked)
-    """
-    yield from _step(_follow, declared, checkpoint)
-
-
-# In this order, each on all hosts before the next: what one records of a host, the next one needs of all.
-STEPS = (
-    (joined, "ask who can share it"),
-    (parts, "fetch its parts on a few hosts"),
-    (parts_again, "fetch parts that failed on other hosts"),
-    (begun, "begin to share it"),
-    (ended, "share it until all have it"),
-)
-
-
-def _step(callback: Any, declared: Fleet, checkpoint: Checkpoint) -> Commands:
-    service = declared.served_by(host.name, checkpoint)
-    mine = declared.hosts[host.name]
-    if service is None or mine.sources.swarm is None:
-        host.noop(f"does not share {checkpoint.repo}")
-        return
-    asks = request(mine.root, runtime_path(mine.root, service), checkpoint)
-    yield FunctionCommand(callback, (_sharing(declared, checkpoint), mine.root, asks), {})
-
-
 def _address(host: Host, settings: Swarm) -> tuple[str, str]:
     """Where other hosts reach this one, and why they can't."""
     if settings.address is not None:
@@ -201,7 +109,7 @@ def _tell(host: Host, line: str) -> None:
 
 
 def _ask(state: State, host: Host, sharing: Sharing, root: str, python: str, repo: str) -> bool:
-    """Ask the host for a Python with libtorrent. Runs when the operation is executed, as all below."""
+    """Ask the host for a Python with libtorrent. Runs when the operation is executed."""
     if not sharing.somebody_lacks_it:
         return True
     words = ("python3", "-I", f"{root}/bin/on-host.pyz", "libtorrent", python)
@@ -221,13 +129,18 @@ def _ask(state: State, host: Host, sharing: Sharing, root: str, python: str, rep
     return True
 
 
+# Each of these runs when its operation is executed, on every host that shares.
+
+
 def _fetch_part(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[str, Any]) -> bool:
+    """On the few sources: fetch their parts. They alone get the Hub's token."""
     if part := sharing.sources.get(host.name):
         _fetch(host, sharing, part, root, asks)
     return True
 
 
 def _fetch_part_again(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[str, Any]) -> bool:
+    """On other hosts: fetch the parts that a source failed to bring."""
     if part := sharing.substitutes.get(host.name):
         _fetch(host, sharing, part, root, asks)
     return True
@@ -249,6 +162,7 @@ def _fetch(host: Host, sharing: Sharing, part: Part, root: str, asks: Mapping[st
 
 
 def _begin(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[str, Any]) -> bool:
+    """Begin to share, where all parts are on some hosts."""
     if not sharing.takes_part(host.name):
         if sharing.missing:
             _tell(host, f"{_named(asks)} is not shared: a part of it could not be fetched on any host")
@@ -263,6 +177,7 @@ def _begin(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[
 
 
 def _follow(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[str, Any]) -> bool:
+    """Follow the host until it has the checkpoint and no other host lacks any of it."""
     if not sharing.takes_part(host.name):
         return True
     try:
@@ -297,3 +212,29 @@ def order(sharing: Sharing, name: str) -> dict[str, object]:
         "peers": sharing.peers(name),
         "bytes_per_s": member.bytes_per_s,
     }
+
+
+def _step(callback: Callable[..., bool]) -> Any:
+    """The operation in which each host that shares a checkpoint does one thing."""
+
+    @operation()
+    @alone
+    def step(declared: Fleet, checkpoint: Checkpoint) -> Commands:
+        service, mine = declared.served_by(host.name, checkpoint), declared.hosts[host.name]
+        if service is None or mine.sources.swarm is None:
+            host.noop(f"does not share {checkpoint.repo}")
+            return
+        asks = request(mine.root, runtime_path(mine.root, service), checkpoint)
+        yield FunctionCommand(callback, (_sharing(declared, checkpoint), mine.root, asks), {})
+
+    return step
+
+
+# In this order, each on all hosts before the next: what one records of a host, the next one needs of all.
+STEPS = (
+    (joined, "ask who can share it"),
+    (_step(_fetch_part), "fetch its parts on a few hosts"),
+    (_step(_fetch_part_again), "fetch parts that failed on other hosts"),
+    (_step(_begin), "begin to share it"),
+    (_step(_follow), "share it until all have it"),
+)

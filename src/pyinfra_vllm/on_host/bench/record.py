@@ -5,35 +5,15 @@ Read strictly and once: a key that is missing or impossible is named, keys that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
-from ..state.values import (
-    LEAST_S,
-    Check,
-    RecordError,
-    amount,
-    at_least_one,
-    count,
-    counts,
-    flag,
-    list_of,
-    mapping,
-    number_at,
-    optional,
-    or_null,
-    reasons,
-    required,
-    share,
-    shown,
-    text,
-    word,
-)
+from ..state.values import mapping, required
 from .plan import Plan, phase_name
+from .record_form import PLAN, SCHEMA, check
 
-SCHEMA = "pyinfra-vllm/bench/1"
 T = TypeVar("T")
 Scores = Mapping[str, Mapping[str, float]]  # TASK/METRIC -> value, and stderr where it has one
 
@@ -247,7 +227,7 @@ class Record:
 
         Raises RecordError.
         """
-        _check(value, name)
+        check(value, name)
         parts: dict[str, Any] = {
             "server": value.get("server", {}),
             "phases": tuple(map(Phase.of, value["phases"])),
@@ -297,92 +277,6 @@ def _written(value: object, *keys: str) -> dict[str, object]:
     return {key: list(one) if isinstance(one, tuple) else one for key, one in found if one is not None}
 
 
-# Checks
-
-
-def _check(record: Any, name: str) -> None:
-    if not isinstance(record, dict):
-        raise RecordError(f"{name}: not a benchmark record but {type(record).__name__}")
-    if required(record, "schema", name) != SCHEMA:
-        raise RecordError(f"{name}.schema is {shown(record['schema'])}: this program reads {SCHEMA!r}")
-    text(required(record, "model", name), f"{name}.model")
-    optional(record, name, RECORD)
-    phases = required(record, "phases", name)
-    if not isinstance(phases, list) or not phases:
-        raise RecordError(f"{name}.phases is empty: nothing was measured")
-    seen = set()
-    for number, phase in enumerate(phases):
-        _check_phase(phase, f"{name}.phases[{number}]")
-        if phase["name"] in seen:
-            raise RecordError(f"{name}.phases[{number}].name: {phase['name']!r} is there twice")
-        seen.add(phase["name"])
-    _check_quality(record.get("quality", []), f"{name}.quality")
-    _check_evaluations(record.get("evaluations", {}), f"{name}.evaluations")
-
-
-def _check_phase(phase: Any, where: str) -> None:
-    if not isinstance(phase, dict):
-        raise RecordError(f"{where} is not a mapping")
-    name = required(phase, "name", where)
-    word(name, f"{where}.name")
-    where = f"{where} ({name})"
-    concurrency = number_at(phase, "concurrency", where)
-    if concurrency < 1:
-        raise RecordError(f"{where}.concurrency is {concurrency:g}: at least 1 is needed")
-    if number_at(phase, "duration_s", where) < LEAST_S:
-        raise RecordError(f"{where}.duration_s is {phase['duration_s']}: a phase takes time")
-    optional(phase, where, PHASE)
-    requests = required(phase, "requests", where)
-    if not isinstance(requests, list) or not requests:
-        raise RecordError(f"{where}.requests is empty: nothing was measured in this phase")
-    for number, request in enumerate(requests):
-        _check_request(request, f"{where}.requests[{number}]")
-
-
-def _check_request(request: Any, where: str) -> None:
-    if not isinstance(request, dict):
-        raise RecordError(f"{where} is not a mapping")
-    text(required(request, "prompt", where), f"{where}.prompt")
-    flag(required(request, "ok", where), f"{where}.ok")
-    optional(request, where, REQUEST)
-    if not request["ok"]:
-        return
-    ttft, e2e = number_at(request, "ttft_s", where), number_at(request, "e2e_s", where)
-    if ttft < LEAST_S:
-        raise RecordError(f"{where}.ttft_s is {ttft:g}: a first token takes time")
-    if e2e < ttft:
-        raise RecordError(f"{where}.e2e_s is {e2e:g}, less than its ttft_s of {ttft:g}")
-    if number_at(request, "input_tokens", where) < 0:
-        raise RecordError(f"{where}.input_tokens is {request['input_tokens']}")
-    if number_at(request, "output_tokens", where) < 1:
-        raise RecordError(
-            f"{where}.output_tokens is {request['output_tokens']}: an answer with zero tokens is not ok"
-        )
-
-
-def _check_quality(quality: Any, where: str) -> None:
-    if not isinstance(quality, list):
-        raise RecordError(f"{where} is not a list")
-    for number, item in enumerate(quality):
-        place = f"{where}[{number}]"
-        if not isinstance(item, dict):
-            raise RecordError(f"{place} is not a mapping")
-        text(required(item, "prompt", place), f"{place}.prompt")
-        flag(required(item, "passed", place), f"{place}.passed")
-        optional(item, place, QUESTION)
-
-
-def _check_evaluations(evaluations: Any, where: str) -> None:
-    if not isinstance(evaluations, dict):
-        raise RecordError(f"{where} is not a mapping")
-    for name, score in evaluations.items():
-        word(name, f"a name in {where}")
-        if not isinstance(score, dict):
-            raise RecordError(f"{where}.{name} is not a mapping")
-        for key in ("value", *(key for key in ("stderr",) if key in score)):
-            number_at(score, key, f"{where}.{name}")
-
-
 def read_with_plan(value: Any, name: str) -> Record:
     """The record, once it is shown to be one that another can be measured like. Raises RecordError."""
     record = Record.read(value, name)
@@ -391,111 +285,3 @@ def read_with_plan(value: Any, name: str) -> Record:
     for phase in record.phases:
         required(plan["requests"], phase_name(phase.concurrency), f"{name}.plan.requests")
     return record
-
-
-def check_pair(before: Record, after: Record) -> None:
-    """Show that two records measured the same things. Raises RecordError naming what differs.
-
-    One side may have done fewer of the same prompts: a slower server gets through fewer in its budget.
-    """
-    phases = {phase.name: phase for phase in before.phases}
-    others = {phase.name: phase for phase in after.phases}
-    for name, here, there in (
-        *((name, "before", "after") for name in phases if name not in others),
-        *((name, "after", "before") for name in others if name not in phases),
-    ):
-        raise RecordError(f"phase {name!r} is in the {here} record and not in the {there} record")
-    same_texts = before.plan is not None and after.plan is not None and _same_texts(before.plan, after.plan)
-    for name, phase in phases.items():
-        if phase.concurrency != others[name].concurrency:
-            raise RecordError(
-                f"phase {name!r} has concurrency {phase.concurrency} before and"
-                f" {others[name].concurrency} after"
-            )
-        _check_prompts(phase, others[name], same_texts)
-
-
-def _same_texts(before: Plan, after: Plan) -> bool:
-    """Where both records agree on the setting for the probe's texts, prompts of one name are equal."""
-    return bool(before.words) and before.words == after.words
-
-
-def _check_prompts(before: Phase, after: Phase, same_texts: bool) -> None:
-    inputs_before, inputs_after = (
-        {request.prompt: request.input_tokens for request in phase.answered} for phase in (before, after)
-    )
-    if not inputs_before or not inputs_after:  # one side never answered: there is nothing to pair
-        return
-    names_before, names_after = ({request.prompt for request in phase.requests} for phase in (before, after))
-    only_before, only_after = sorted(names_before - names_after), sorted(names_after - names_before)
-    if only_before and only_after:
-        raise RecordError(
-            f"phase {before.name!r}: mismatched prompts: {_listed(only_before)} only before,"
-            f" {_listed(only_after)} only after"
-        )
-    if same_texts:
-        return
-    for prompt in sorted(set(inputs_before) & set(inputs_after)):
-        if inputs_before[prompt] != inputs_after[prompt]:
-            raise RecordError(
-                f"phase {before.name!r}: mismatched prompts: {prompt!r} has {inputs_before[prompt]:g} input"
-                f" tokens before and {inputs_after[prompt]:g} after"
-            )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:3]) + (
-        f" and {len(names) - 3} more" if len(names) > 3 else ""
-    )
-
-
-def _round(value: Any, where: str) -> None:
-    """A whole round with tokens is divided by its time."""
-    known: dict[str, Check] = {
-        "round": count,
-        "duration_s": amount,
-        "output_tokens": amount,
-        "complete": flag,
-    }
-    mapping(known, needed=tuple(known))(value, where)
-    if value["complete"] and value["output_tokens"] and value["duration_s"] < LEAST_S:
-        raise RecordError(f"{where}.duration_s is {value['duration_s']}: a round takes time")
-
-
-# The optional keys that somebody reads: the gate, the calibration, `bench --like`, the report.
-
-FAILURE: dict[str, Check] = {"kind": text, "error": text}
-REQUEST: dict[str, Check] = {"round": count, **FAILURE}
-QUESTION: dict[str, Check] = {
-    "sane": flag,
-    "form": list_of(text),
-    "ended": flag,
-    "error": text,
-    "error_kind": text,
-}
-LIKELIHOOD: dict[str, Check] = {
-    "text": text,
-    "bits_per_byte": amount,
-    "language": text,
-    "tokens": count,
-    "pieces": list_of(amount),
-}
-PHASE: dict[str, Check] = {"rounds": list_of(_round), "cut": flag}
-PLAN: dict[str, Check] = {
-    "words": counts,
-    "output_tokens": at_least_one,
-    "rounds": at_least_one,
-    "requests": counts,
-}
-RECORD: dict[str, Check] = {
-    "server": mapping(),
-    "plan": mapping(PLAN),
-    "warm_up": mapping({"requests": count, "errors": list_of(mapping(FAILURE)), "steady": flag}),
-    "client": mapping({"late_mean_s": amount}),
-    "traffic": mapping({"other_share": share, "running_at_start": amount}),
-    "likelihood": or_null(list_of(mapping(LIKELIHOOD, needed=("text", "bits_per_byte")))),
-    "likelihood_missing": reasons,
-    "asked_over": mapping({"endpoint": text, "refusal": text}),
-    "quality_unanswered": count,
-    "spent_s": amount,
-}

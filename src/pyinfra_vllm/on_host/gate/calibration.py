@@ -10,11 +10,12 @@ import statistics
 from collections.abc import Sequence
 
 from ..bench.criteria import Criteria
-from ..bench.record import Phase, Record, check_pair
+from ..bench.record import Phase, Record
 from ..bench.stats import T99, t_value
 from ..state.values import RecordError
 from .gate import incomparable
 from .noise import Noise
+from .pairing import check_pair
 from .relative import compare
 
 LEAST_RUNS = 3

@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..bench.criteria import CHOICES, MAX, Criteria, CriteriaError
-from ..bench.record import Record, check_pair
+from ..bench.record import Record
 from ..state.values import RecordError
 from . import absolute, evaluations, ladder, notes, precision, relative
 from .absolute import OTHER_TRAFFIC, TRAFFIC_FACTOR
 from .noise import Noise, of_phase
+from .pairing import check_pair
 from .verdict import FAIL, INCONCLUSIVE, PASS, Row, Verdict, concluded
 
 __all__ = [

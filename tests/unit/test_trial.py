@@ -54,7 +54,7 @@ def test_a_trial_goes_back_whatever_it_finds(host: SimulatedHost, rate: float, v
     assert not any(entry["step"] in ("commit", "point") for entry in host.journal())
     kept = {path.name for path in (host.paths.evidence / host.journal()[0]["tx"]).iterdir()}
     assert {"before.json", "after.json", "verdict.json", "release.json", "journal.jsonl"} <= kept
-    assert observe.service(host.paths.root, "chat")["proven"] is None  # it proves nothing
+    assert observe.service(host.paths)["proven"] is None  # it proves nothing
     assert host.switch() == ("committed" if verdict == "pass" else "rolled_back")
 
 

@@ -17,7 +17,7 @@ import click
 
 from pyinfra_vllm import lm_eval
 from pyinfra_vllm.commands import options
-from pyinfra_vllm.commands.records import read
+from pyinfra_vllm.commands.files import record_in
 from pyinfra_vllm.errors import DeclarationError, HostError
 from pyinfra_vllm.on_host.bench import probe
 from pyinfra_vllm.on_host.bench.quality import QuestionsError
@@ -85,7 +85,7 @@ def _client(url: str, model: str, api_key: str | None) -> Client:
 
 def _baseline(path: Path) -> Record:
     try:
-        return read_with_plan(read(path), "record")
+        return read_with_plan(record_in(path), "record")
     except RecordError as error:
         raise DeclarationError(
             f"--like {path}: {error}. Nothing was measured: give a record that `bench` wrote"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pyinfra_vllm.commands import options
-from pyinfra_vllm.commands.records import read
+from pyinfra_vllm.commands.files import record_in
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate.calibration import LEAST_RUNS, calibration
@@ -37,7 +37,7 @@ def run(records: list[Path], out: Path | None = None) -> Noise:
     Raises DeclarationError.
     """
     try:
-        found = enumerate(map(read, records), 1)
+        found = enumerate(map(record_in, records), 1)
         noise = calibration([Record.read(value, f"record {number}") for number, value in found])
     except RecordError as error:
         names = ", ".join(str(path) for path in records)

@@ -9,8 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from pyinfra_vllm.commands.gate_file import criteria_of
-from pyinfra_vllm.commands.records import read
+from pyinfra_vllm.commands.files import criteria_of, record_in
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import gate
@@ -33,7 +32,7 @@ def run(
     criteria = criteria_of(gate_file)
     noise = _noise(noise_file) if noise_file else None
     try:
-        early, late = read(before), read(after)
+        early, late = record_in(before), record_in(after)
         second, first = Record.read(late, "after"), Record.read(early, "before")
         verdict = gate.judge(first, second, criteria, noise=noise, asks_gpus=False)
     except gate.RecordError as error:
@@ -43,7 +42,7 @@ def run(
 
 def _noise(path: Path) -> Noise:
     try:
-        return Noise.read(read(path), "noise")
+        return Noise.read(record_in(path), "noise")
     except gate.RecordError as error:
         raise DeclarationError(f"--noise {path}: {error}") from error
 

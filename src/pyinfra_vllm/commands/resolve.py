@@ -19,7 +19,7 @@ from pyinfra_vllm.catalog import gpus, shapes
 from pyinfra_vllm.catalog.gpus import GIB, Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, Lock
-from pyinfra_vllm.commands.gate_file import criteria_of
+from pyinfra_vllm.commands.files import criteria_of
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.fit import Fit
 from pyinfra_vllm.trades import Trade

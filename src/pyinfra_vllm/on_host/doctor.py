@@ -267,7 +267,7 @@ def _unit(service: Service) -> str:
 
 
 def _process(paths: ServicePaths) -> str:
-    seen = Observed.read(observe.service(paths.root, paths.name), paths.name)
+    seen = Observed.read(observe.service(paths), paths.name)
     current, running = seen.current, seen.running
     if current is None:
         raise Wrong("no release is current")

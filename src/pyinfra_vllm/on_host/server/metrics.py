@@ -18,9 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..state.observed import CALIBRATION
 from ..state.paths import UNITS
-from ..state.transactions import without_service_s
+from ..state.transactions import CALIBRATION, without_service_s
 from . import systemd
 
 FILE, DOCTORS_FILE = "pyinfra-vllm.prom", "pyinfra-vllm-doctor.prom"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from . import journal, running
-from .observed import CALIBRATION
-from .transactions import RESTORE_FAILED, Transaction, transactions
+from .paths import ServicePaths, services
+from .transactions import CALIBRATION, RESTORE_FAILED, Transaction, transactions
 
 
 def linked(link: Path) -> str | None:
@@ -79,34 +79,30 @@ def proven(history: list[Transaction], live: bool) -> str | None:
     return found
 
 
-def service(root: Path, name: str) -> dict[str, Any]:
+def service(paths: ServicePaths) -> dict[str, Any]:
     """One service, as JSON: `observed.Observed` reads it."""
-    directory = root / name
-    unit = f"vllm-{name}.service"
-    state = unit_state(unit)
-    current = linked(directory / "current")
-    history = transactions(journal.read(directory / "journal.jsonl"))
+    state = unit_state(paths.unit)
+    history = transactions(journal.read(paths.journal))
     told = [each.as_dict() for each in history]
-    releases = directory / "releases"
-    held = holder(directory / "lock")
+    releases, held = paths.releases, holder(paths.lock)
     return {
-        "service": name,
-        "unit": unit,
+        "service": paths.name,
+        "unit": paths.unit,
         "active": state.get("ActiveState"),
         "sub": state.get("SubState"),
         "since": state.get("ActiveEnterTimestamp"),
         "restarts": int(state.get("NRestarts") or 0),
-        "current": current,
-        "previous": linked(directory / "previous"),
-        "running": running.release(unit, state),
-        "release": read_json(directory / "current" / "release.json"),
+        "current": linked(paths.current),
+        "previous": linked(paths.previous),
+        "running": running.release(paths.unit, state),
+        "release": read_json(paths.current / "release.json"),
         "staged": sorted(e.name for e in releases.iterdir() if not e.name.startswith("."))
         if releases.is_dir()
         else [],
         "rehearsed": sorted(
             path.parent.name for path in releases.glob("[!.]*/rehearsal.json") if accepted(path)
         ),
-        "rejected": read_json(directory / "rejected.json") or {},
+        "rejected": read_json(paths.rejected) or {},
         "lock": held,
         "proven": proven(history, live=held is not None),
         "last": told[-1] if told else None,
@@ -115,9 +111,9 @@ def service(root: Path, name: str) -> dict[str, Any]:
 
 
 def observe(root: Path, names: list[str]) -> list[dict[str, Any]]:
-    if not names and root.is_dir():
-        names = sorted(entry.name for entry in root.iterdir() if (entry / "releases").is_dir())
-    return [service(root, name) for name in names]
+    """The services named (none named: all)."""
+    named = [ServicePaths(root, name) for name in names]
+    return [service(paths) for paths in named or services(root)]
 
 
 def main(argv: list[str]) -> int:

@@ -11,8 +11,6 @@ from typing import Any
 
 from .values import count, flag, list_of, map_of, mapping, or_null, text, timestamp
 
-CALIBRATION = "calibration"
-
 
 @dataclass(frozen=True)
 class Holder:

@@ -14,6 +14,7 @@ from typing import Any
 
 from . import journal
 from .journal import Entry
+from .paths import ServicePaths, services
 from .transactions import transactions
 
 EVIDENCE = ("verdict", "before", "after", "release")
@@ -66,22 +67,22 @@ def progress(directory: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")[-1]
 
 
-def service(directory: Path, newest: int, max_bytes: int) -> dict[str, Any]:
-    entries = journal.read(directory / "journal.jsonl")
+def service(paths: ServicePaths, newest: int, max_bytes: int) -> dict[str, Any]:
+    entries = journal.read(paths.journal)
     told: list[dict[str, Any]] = []
     left = max_bytes
     known = transactions(entries)
     older = max(0, len(known) - newest) if newest else 0
     for each in reversed(known[older:]):
-        place = directory / "evidence" / each.tx
+        place = paths.evidence / each.tx
         files, left_out, used = evidence(place, str(each.old), left) if max_bytes else ({}, {}, 0)
         left -= used
         own = each.entries
         kept = own if max_bytes else [{k: v for k, v in entry.items() if k != "log"} for entry in own]
         told.append({"tx": each.tx, "entries": kept, "evidence": files, "left_out": left_out})
-    last = progress(directory / "evidence" / told[0]["tx"]) if told else ""
+    last = progress(paths.evidence / told[0]["tx"]) if told else ""
     return {
-        "service": directory.name,
+        "service": paths.name,
         "kernels": kernels(entries),
         "progress": last,
         "older": older,
@@ -90,9 +91,9 @@ def service(directory: Path, newest: int, max_bytes: int) -> dict[str, Any]:
 
 
 def recall(root: Path, newest: int, max_bytes: int, names: list[str]) -> list[dict[str, Any]]:
-    if not names and root.is_dir():
-        names = sorted(entry.name for entry in root.iterdir() if (entry / "releases").is_dir())
-    return [service(root / name, newest, max_bytes) for name in names]
+    """The switches of the services named (none named: of all)."""
+    named = [ServicePaths(root, name) for name in names]
+    return [service(paths, newest, max_bytes) for paths in named or services(root)]
 
 
 def main(argv: list[str]) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 Entry = Mapping[str, Any]
 
 RESTORE_FAILED = "restore_failed"
-ROLLOUT = "rollout"
+ROLLOUT, CALIBRATION = "rollout", "calibration"
 # The steps that show how long a switch and its rollback took, and how much of it was measuring.
 TURNS = ("measure-before", "activate", "ready", "measure-after", "restore")
 

@@ -17,7 +17,7 @@ from ..server.service import NotServing, Service, TooSlow
 from ..state import durable, manifest
 from ..state.journal import Entry, Journal
 from ..state.paths import ServicePaths
-from ..state.transactions import RESTORE_FAILED
+from ..state.transactions import RESTORE_FAILED, Transaction
 from . import standby
 
 RESTORE_ATTEMPTS = 3  # where a start fails at once; one that takes too long is not tried again
@@ -91,7 +91,7 @@ def restore(
     if systemd.stopping():
         raise GoingDown
     began = time.monotonic()
-    if not _has(log, "restore", "intended"):
+    if not Transaction(log.entries()).find("restore", "intended"):
         why: Entry = {"reason": reason, "rejects": rejects} if reason else {}
         why |= {"verdict": verdict} if verdict else {}
         log.try_write("restore", "intended", release=old_id, limit_s=limit_s, **why)
@@ -108,10 +108,6 @@ def restore(
     return "rolled_back"
 
 
-def _has(log: Journal, step: str, state: str) -> bool:
-    return any(entry["step"] == step and entry["state"] == state for entry in log.entries())
-
-
 def note_failure(
     log: Journal, problem: str, serving: str | None, restarted: bool = False, words: Sequence[str] = ()
 ) -> None:
@@ -121,8 +117,8 @@ def note_failure(
     words: why the start failed, as its log says it
     """
     found: Entry = {"error": problem, "serving": serving, "restarted": restarted}
-    failed = [entry for entry in log.entries() if (entry["step"], entry["state"]) == ("restore", "failed")]
-    if not failed or any(failed[-1].get(key) != value for key, value in found.items()):
+    failed = Transaction(log.entries()).find("restore", "failed")
+    if failed is None or any(failed.get(key) != value for key, value in found.items()):
         log.try_write("restore", "failed", **found, **({"log": list(words)} if words else {}))
 
 

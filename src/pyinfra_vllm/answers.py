@@ -62,9 +62,9 @@ def read(answer: str, kind: type[T]) -> T:
         value = json.loads(answer, parse_constant=_refused)
         check_of(cast(Any, kind))(value, "its answer")
     except RecordError as error:
-        raise HostError(f"answered nonsense: {one_line(error)}. {ADVICE}") from error
+        raise HostError(f"sent an invalid answer: {one_line(error)}. {ADVICE}") from error
     except (ValueError, RecursionError) as error:
-        raise HostError(f"answered nonsense: no JSON, but {shown(answer)}. {ADVICE}") from error
+        raise HostError(f"sent an invalid answer: no JSON, but {shown(answer)}. {ADVICE}") from error
     found: T = value
     return found
 
@@ -72,7 +72,7 @@ def read(answer: str, kind: type[T]) -> T:
 def only(found: list[T]) -> T:
     """The answer about the one service that was asked for."""
     if len(found) != 1:
-        raise HostError(f"answered nonsense: {len(found)} services instead of one. {ADVICE}")
+        raise HostError(f"sent an invalid answer: {len(found)} services instead of one. {ADVICE}")
     return found[0]
 
 
@@ -448,7 +448,7 @@ def observed(value: Any) -> list[Observed]:
         for place, one in enumerate(value):
             found.append(Observed.read(one, f"its answer[{place}]"))
     except RecordError as error:
-        raise HostError(f"answered nonsense: {one_line(error)}. {ADVICE}") from error
+        raise HostError(f"sent an invalid answer: {one_line(error)}. {ADVICE}") from error
     return found
 
 
@@ -459,7 +459,7 @@ def evidence(told: list[ToldService]) -> list[ToldService]:
     for service in told:
         for switch in service["transactions"]:
             if not switch["entries"]:
-                raise HostError(f"answered nonsense: a switch without an entry. {ADVICE}")
+                raise HostError(f"sent an invalid answer: a switch without an entry. {ADVICE}")
             for name, kind in DOCUMENTS:
                 try:
                     or_null(check_of(kind))(switch["evidence"].get(name), name)

@@ -350,9 +350,7 @@ def test_a_config_without_layers_is_an_error_that_names_the_key() -> None:
         ({"text_config": [1]}, "`text_config` in its config.json is no map"),
     ],
 )
-def test_a_config_that_says_nonsense_is_an_error_that_names_the_key(
-    change: dict[str, Any], message: str
-) -> None:
+def test_invalid_config_is_an_error_that_names_the_key(change: dict[str, Any], message: str) -> None:
     config = {"hidden_size": 64, "num_attention_heads": 2, "vocab_size": 10, "num_hidden_layers": 2, **change}
     with pytest.raises(DeclarationError) as refused:
         shapes.from_config("a/b", config)

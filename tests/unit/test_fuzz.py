@@ -602,7 +602,7 @@ def test_a_damaged_record_is_named_or_judged(damage: tuple[bool, tuple[Any, ...]
     TRIED["records"] += 1
 
 
-def test_enough_was_tried() -> None:
+def test_fuzzing_covered_enough_cases() -> None:
     if set(TRIED) != set(INPUTS):
         pytest.skip("only some of the inputs were asked for")
     assert sum(TRIED.values()) >= 10_000, TRIED

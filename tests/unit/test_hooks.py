@@ -215,7 +215,7 @@ def test_an_undrain_that_fails_is_tried_again_then_and_by_every_later_recovery(
     balancer.fails["undrain"] = 99
     assert host.switch(OLD, hooks=DECLARED) == "committed"
     assert balancer.drained
-    assert "it still gets no traffic: the undrain hook failed" in host.journal()[-1]["reason"]
+    assert "it is still drained: the undrain hook failed" in host.journal()[-1]["reason"]
     balancer.fails.clear()
     host.recover()
     assert not balancer.drained

@@ -218,7 +218,7 @@ def test_a_unit_stopped_before_the_baseline_leaves_nothing_to_judge_by(
     assert judged["verdict"] == "inconclusive" and "served when the switch began" in judged["reasons"][0]
 
 
-def test_a_unit_stopped_while_its_tokens_are_waited_for_is_noticed_at_once(
+def test_unit_stopped_during_the_generation_check_is_noticed_at_once(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at(serving, monkeypatch, "ready intended", lambda: setattr(serving, "running", None))
@@ -227,7 +227,7 @@ def test_a_unit_stopped_while_its_tokens_are_waited_for_is_noticed_at_once(
     assert not durable.read_json(serving.paths.rejected, {})
 
 
-def test_an_obstacle_that_passes_is_never_permanent(
+def test_temporary_error_of_a_rollback_is_retried(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No start succeeds for a while, of neither release; then nobody has to come."""

@@ -141,7 +141,7 @@ def test_bench_hands_it_the_key_of_the_environment(
     assert "sesame" not in (tmp_path / "out.json").read_text() + ended.out + ended.err
 
 
-def test_a_result_of_its_that_can_not_be_read_is_an_error_of_its(tmp_path: Path) -> None:
+def test_unreadable_result_of_vllm_bench_is_an_error(tmp_path: Path) -> None:
     damaged = BENCH_SERVE.replace(
         'result["max_concurrency"]', 'result["ttfts"][0] = "x"\nresult["max_concurrency"]'
     )

@@ -173,7 +173,7 @@ def test_readings_missed_now_and_then_are_forgiven_at_any_time(missed: set[int])
     assert watched(server)["verdict"] == "pass"
 
 
-def test_a_server_without_the_counters_of_vllm_is_no_worse_and_somebody_must_know() -> None:
+def test_server_without_vllm_counters_is_inconclusive_and_alerts() -> None:
     server = Server()
     server.counters = {"python_info": lambda t: 1}
     found = watched(server)

@@ -165,7 +165,7 @@ def test_a_disk_that_fills_at_any_write_keeps_no_unproven_release(
                 ends_right(host, NEW if host.outcome() == "committed" else OLD, f"full at {moment}")
 
 
-def test_the_first_switch_to_standby_is_todays_and_so_is_the_last(
+def test_first_and_last_switch_of_standby_restart_plainly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = StandbyHost(tmp_path, monkeypatch)
@@ -184,7 +184,7 @@ def test_the_first_switch_to_standby_is_todays_and_so_is_the_last(
     assert not any(link.is_symlink() for link in host.paths.front_links)
 
 
-def test_where_clients_are_to_ask_elsewhere_the_switch_is_todays(host: StandbyHost) -> None:
+def test_switch_to_another_address_restarts_plainly(host: StandbyHost) -> None:
     (host.paths.release(NEW) / "front.socket").write_text("ListenStream=127.0.0.1:2\n")
     assert host.switch() == "committed"
     assert host.acts() == [] and host.servers == {NEW: "serving"}

@@ -318,7 +318,7 @@ def test_file_with_a_second_name_and_no_file_are_not_taken(tmp_path: Path, name:
         {"error": {"deep": 1}},
     ],
 )
-def test_nonsense_of_the_child_is_no_error_of_root(
+def test_invalid_output_of_the_child_raises_no_unexpected_error(
     event: dict[str, Any], fleet: Fleet, tmp_path: Path
 ) -> None:
     python = tmp_path / "python"

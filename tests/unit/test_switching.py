@@ -79,7 +79,7 @@ def switched(monkeypatch: pytest.MonkeyPatch, **answers: list[Any]) -> tuple[Far
     return host, Switching(fake, "/srv/x", Prepared(ORDER)).run()
 
 
-def test_a_cable_that_is_out_for_long_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_network_outage_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = [TimeoutError("no answer in 30 s"), SSHException("SSH session not active"), ENDED]
     host, outcome = switched(monkeypatch, follow=lost)
     assert (outcome.status, outcome.message) == ("committed", "no worse")

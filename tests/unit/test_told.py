@@ -129,7 +129,7 @@ def test_a_host_that_can_answer_nothing_together_is_asked_one_by_one(tmp_path: P
     assert host.ran == ["Together", "Filesystem"]
 
 
-def test_nonsense_in_one_answer_names_its_fact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_answer_names_its_fact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host: Any = Host()
     monkeypatch.setattr(Together, "process", lambda self, output: ['{"path": 1}', "[]"])
     known(host, tmp_path)
@@ -138,7 +138,7 @@ def test_nonsense_in_one_answer_names_its_fact(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("answer", ["", "no JSON", "[1]", "{}", "[" * 100_000])
-def test_nonsense_for_an_answer_stops_no_run(
+def test_invalid_answer_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     host: Any = Host()

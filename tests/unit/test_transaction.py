@@ -168,7 +168,9 @@ def test_an_unknown_release_is_refused(serving: SimulatedHost) -> None:
     assert serving.running == OLD
 
 
-def test_a_dead_old_release_gives_no_baseline_but_is_still_the_way_back(serving: SimulatedHost) -> None:
+def test_old_release_that_is_down_stays_the_rollback_target(
+    serving: SimulatedHost,
+) -> None:
     serving.running = None
     assert serving.switch() == "committed"
     assert "baseline" in next(
@@ -245,7 +247,7 @@ def soak_of(monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:
     monkeypatch.setattr(soak, "soak", lambda *args, **kwargs: found)
 
 
-def test_a_release_that_falls_off_after_its_commit_is_rolled_back(
+def test_release_that_fails_its_soak_is_rolled_back(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     soak_of(monkeypatch, "fail")
@@ -309,7 +311,7 @@ def test_a_lost_link_is_not_a_first_installation(serving: SimulatedHost) -> None
 
 
 @pytest.mark.parametrize("purpose", ["rollout", ROLLBACK])
-def test_a_dead_release_that_lost_its_files_can_be_left(
+def test_missing_rollback_target_does_not_block_when_the_old_release_is_down(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, purpose: str
 ) -> None:
     monkeypatch.setattr(manifest, "quick_check", lambda path: ["it is gone"] if path.name == OLD else [])
@@ -391,7 +393,7 @@ def measured_by(
         ({"last_start": 0.5}, 1, 3),
     ],
 )
-def test_doubt_is_measured_away_on_both_sides_while_the_window_leaves_room(
+def test_undecided_comparison_measures_both_sides_further_within_the_window(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, order: dict[str, Any], old: int, new: int
 ) -> None:
     calls = measured_by(serving, monkeypatch, each_s=120.0)

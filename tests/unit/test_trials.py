@@ -79,7 +79,7 @@ def test_every_trial_is_over_before_its_window_closes(
         assert len(starts) == len(lengths)
 
 
-def test_restarts_are_a_switch_and_its_way_back_without_the_measuring() -> None:
+def test_restarts_are_a_switch_and_its_rollback_without_the_measuring() -> None:
     known = restarts(service(), [committed(10), rolled_back(6, 4)])
     assert known.source == "measured here in 2 switches"
     assert known.length < estimate(service(), [committed(10), rolled_back(6, 4)]).length

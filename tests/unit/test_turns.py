@@ -69,7 +69,7 @@ def test_what_is_linear_in_a_block_cancels(sides: str, level: float, slope: floa
 
 
 @given(BLOCKS)
-def test_who_is_called_old_changes_the_sign_and_nothing_else(given_blocks: list[Block]) -> None:
+def test_swapping_the_sides_only_changes_the_sign(given_blocks: list[Block]) -> None:
     there, back = (
         turns.judge(each, LIMITS) for each in (given_blocks, [swapped(block) for block in given_blocks])
     )
@@ -89,7 +89,7 @@ def test_a_unit_of_measure_changes_nothing(given_blocks: list[Block], scale: flo
 
 
 @given(BLOCKS, st.floats(0, 0.5))
-def test_being_slower_never_helps(given_blocks: list[Block], more: float) -> None:
+def test_slower_candidate_never_gets_a_better_verdict(given_blocks: list[Block], more: float) -> None:
     worse = [shifted(block, lambda side, _: more if side == "B" else 0.0) for block in given_blocks]
     before, after = turns.judge(given_blocks, LIMITS), turns.judge(worse, LIMITS)
     assume(abs(before.loss - LIMITS.detect / 2) > 1e-9 and abs(after.loss - LIMITS.detect / 2) > 1e-9)

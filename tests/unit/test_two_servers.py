@@ -197,7 +197,7 @@ def test_a_start_turns_and_both_ends(world: World) -> None:
     assert set(world.servers) == {"b"}
 
 
-def test_the_way_back(world: World) -> None:
+def test_rollback_to_the_sleeping_release(world: World) -> None:
     world.reach(TURN_TO_NEW)
     old = world.servers["a"]
     assert world.reach(BACK)[-1] == "stop new"
@@ -299,7 +299,7 @@ def test_a_lost_symlink_is_laid_again(world: World) -> None:
     assert world.reach(BACK) == ["lead old"]
 
 
-def test_a_process_that_knows_nothing_goes_on_where_another_was_killed(world: World) -> None:
+def test_new_process_continues_after_another_was_killed(world: World) -> None:
     world.reach(TURN_TO_NEW)
     world.two.members["old"].control.tell("wake", 1)  # as far as the other one came, against all rules
     world.begin()

@@ -106,7 +106,7 @@ def test_a_dropped_connection_is_made_again_and_the_work_followed() -> None:
     assert host.reconnected == 4
 
 
-def test_after_a_long_silence_the_operator_is_told_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_contact_tells_the_operator_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unit, "LOST_CONTACT_S", -1.0)
     with pytest.raises(HostError, match=r"fetch-x\.service goes on by itself; run the same command again"):
         run(FakeHost([({}, "inactive"), EOFError("gone")]))

@@ -57,7 +57,7 @@ class Services(FactBase[list[str]]):
         found = [SERVICE.fullmatch(path) for path in output]
         if not all(found):
             raise HostError(
-                f"answered nonsense: no folders of services, but {shown(output)}. {answers.ADVICE}"
+                f"sent an invalid answer: no folders of services, but {shown(output)}. {answers.ADVICE}"
             )
         return sorted(path.split("/")[-2] for path in output)
 

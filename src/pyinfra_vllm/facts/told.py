@@ -18,7 +18,7 @@ from pyinfra_vllm.facts.script import Question, Words
 T = TypeVar("T")
 
 LIMIT_S = 120  # a host that has not answered by then is given up
-NONSENSE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # of an answer's reader
+INVALID = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # of an answer's reader
 MAX_AGE_S = 30.0  # an answer that was given together with others counts for so long
 
 
@@ -97,7 +97,7 @@ def _ask(host: Host) -> _Answers:
     questions = _expected[host.name]
     try:
         told = host.get_fact(Together, questions=questions, _ignore_errors=True, _timeout=LIMIT_S)
-    except (HostError, *NONSENSE):  # then each is asked alone, and the operation that does so refuses
+    except (HostError, *INVALID):  # then each is asked alone, and the operation that does so refuses
         told = []
     found = _answers[host.name] = _Answers(dict(zip(questions, told, strict=False)), time.monotonic())
     return found
@@ -121,7 +121,7 @@ def _question(what: type[FactBase[Any]], arguments: Mapping[str, Any]) -> Words 
 
 
 def fact(host: Host, what: type[FactBase[T | None]], **arguments: Any) -> T:
-    """A fact that has to be there. Raises HostError where the host could not tell it, or told nonsense."""
+    """A fact that has to be there. Raises HostError where it is missing, or its answer is invalid."""
     found = asked(host, what, _ignore_errors=True, **arguments)
     if found is None:
         raise HostError(
@@ -134,14 +134,16 @@ def fact(host: Host, what: type[FactBase[T | None]], **arguments: Any) -> T:
 def asked(host: Host, what: type[FactBase[T]], **arguments: Any) -> T:
     """A fact, or its default where pyinfra gave the host up.
 
-    Raises HostError where the host told nonsense.
+    Raises HostError where the host sent an invalid answer.
     """
     try:
         together = _answered(host, what, arguments)
         if together is not None:
             return what().process([together])
         found: T = host.get_fact(what, _timeout=LIMIT_S, **arguments)
-    except NONSENSE as error:
+    except INVALID as error:
         words = f"{type(error).__name__}: {one_line(error)}"
-        raise HostError(f"{what.__name__.lower()}: answered nonsense ({words}). {answers.ADVICE}") from error
+        raise HostError(
+            f"{what.__name__.lower()}: sent an invalid answer ({words}). {answers.ADVICE}"
+        ) from error
     return found

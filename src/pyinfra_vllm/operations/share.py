@@ -156,7 +156,7 @@ def _fetch(host: Host, sharing: Sharing, part: Part, root: str, asks: Mapping[st
     try:
         unit.run(f"{root}/bin/on-host.pyz", "fetch", asks, root, **secret)
         if not sharing.bring(part, unit.told.get("pieces", "")):
-            _tell(host, f"answered nonsense about its part of {_named(asks)}")
+            _tell(host, f"sent invalid hashes of its part of {_named(asks)}")
     except LOST as error:
         _tell(host, f"has not its part of {_named(asks)}: {error}")
 

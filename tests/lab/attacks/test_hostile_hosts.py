@@ -113,7 +113,7 @@ def asked(command: str, *more: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_a_host_that_answers_nonsense_is_one_line_and_the_others_are_shown(
+def test_invalid_answer_of_a_host_is_one_line_and_the_others_are_shown(
     hosts: dict[str, Host], honest_again: None, name: str, tmp_path: Path
 ) -> None:
     lie(hosts[LIAR], "python3", LIES[name])
@@ -138,9 +138,7 @@ def test_a_host_that_answers_nonsense_is_one_line_and_the_others_are_shown(
     assert f"{LIAR} tiny: unknown" in told
 
 
-def test_a_rollout_goes_on_past_a_host_that_answers_nonsense(
-    hosts: dict[str, Host], honest_again: None
-) -> None:
+def test_rollout_goes_on_past_a_host_with_invalid_answers(hosts: dict[str, Host], honest_again: None) -> None:
     """Three kinds of lies, in one rollout each; the honest hosts serve the new release after the first."""
     for number, name in enumerate(("mistyped", "deep", "escapes")):
         lie(hosts[LIAR], "python3", LIES[name])

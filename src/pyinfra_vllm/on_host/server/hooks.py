@@ -93,9 +93,9 @@ class Hooks:
             return ""
         try:
             with self.log.step(UNDRAIN, must=False):
-                self._insist(UNDRAIN, "may have its traffic back")
+                self._insist(UNDRAIN, "may get requests again")
         except HookFailed as error:
-            return f"it still gets no traffic: {error}"
+            return f"it is still drained: {error}"
         return ""
 
     @property

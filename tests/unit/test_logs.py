@@ -50,6 +50,13 @@ def test_systemds_lines_belong_to_the_start_before_them() -> None:
     assert found is not None and (found.at, found.process) == (1.0, "systemd")
 
 
+def test_a_start_that_systemd_could_not_begin_is_no_part_of_the_one_that_served_before() -> None:
+    """On a busy host journald reads the child's own line when the child is gone: only systemd's is left."""
+    exited = "vllm-chat.service: Main process exited, code=exited, status=203/EXEC"
+    found = logs.failed_start([Line(READY, "1", 1.0), Line(exited, "2", 2.0)])
+    assert found is not None and (found.at, found.process) == (2.0, "systemd")
+
+
 def test_the_units_are_merged_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "chat" / "releases").mkdir(parents=True)
     said = {

@@ -54,6 +54,12 @@ def test_lines_of_another_start_and_of_systemd_do_not_count() -> None:
     assert unit_log.before_requests(log, START) == [FAST]
 
 
+def test_a_line_of_systemd_belongs_to_the_start_of_which_it_tells() -> None:
+    of_systemd = entry("x", _PID="1", INVOCATION_ID=EARLIER, _SYSTEMD_INVOCATION_ID=None)
+    of_the_service = entry("x", _PID="7", INVOCATION_ID=EARLIER)
+    assert [line.start for line in journal([of_systemd, of_the_service])] == [EARLIER, START]
+
+
 @pytest.mark.parametrize(
     "line_break", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
 )

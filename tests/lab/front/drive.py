@@ -31,10 +31,10 @@ class Connection(http.client.HTTPConnection):
 
 
 def ask(name, body, path="/v1/completions", method="POST", **headers):
-    """Status, headers and text of an answer."""
+    """Status, headers and text of an answer. A GET has no body: a server that closes may not wait for one."""
     connection = Connection(f"{FOLDER}/{name}/api.sock")
     told = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}", **headers}
-    connection.request(method, path, json.dumps(body), told)
+    connection.request(method, path, json.dumps(body) if method == "POST" else None, told)
     answer = connection.getresponse()
     text = answer.read().decode()
     connection.close()

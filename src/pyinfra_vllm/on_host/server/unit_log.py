@@ -14,6 +14,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -23,7 +24,9 @@ LONGEST_LINE = 16_384  # characters; vLLM's own longest, its configuration, has 
 HEAD_BYTES, TAIL_BYTES = 1 << 20, 3 << 20  # of a log that is kept: how it began and how it ended
 LONGEST_ENTRY = 1 << 20  # bytes of JSON; an entry beyond that is no line of a log
 LIMIT_S = 120.0
-FIELDS = "MESSAGE,_PID,_SYSTEMD_INVOCATION_ID"
+FIELDS = "MESSAGE,_PID,_SYSTEMD_INVOCATION_ID,INVOCATION_ID"
+SYSTEMD_PID = "1"
+SYNC_S = 10.0
 # uvicorn's and vLLM's words, all of them after the engine has started and before a request is read.
 ACCEPTS = re.compile(
     r"Started server process \[\d+\]|Waiting for application startup|Application startup complete|Uvicorn"
@@ -37,8 +40,8 @@ _BREAKS = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 class Line:
     """One entry of the journal.
 
-    `start` is systemd's name for the start whose process wrote it; empty for systemd itself. `at` is its
-    Unix time; None where the entry has none.
+    `start` is systemd's name for the start whose process wrote it, or of which systemd itself tells; empty
+    where the entry has none. `at` is its Unix time; None where the entry has none.
     """
 
     text: str
@@ -64,6 +67,7 @@ def lines(unit: str, cursor: str | None, newest: int | None = None) -> Iterator[
         "--output=json",
     ]
     command += [f"--output-fields={FIELDS}", *some, *after]
+    _sync()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         overdue = threading.Timer(LIMIT_S, child.kill)
         overdue.start()
@@ -80,6 +84,12 @@ def lines(unit: str, cursor: str | None, newest: int | None = None) -> Iterator[
         finally:
             overdue.cancel()
             child.kill()
+
+
+def _sync() -> None:
+    """Have journald write what it was told before now. Where it does not answer, what it wrote is read."""
+    with suppress(subprocess.TimeoutExpired):
+        subprocess.run(["journalctl", "--sync"], capture_output=True, timeout=SYNC_S, check=False)
 
 
 def _entries(stream: IO[bytes]) -> Iterator[bytes]:
@@ -101,7 +111,7 @@ def parsed(entry: bytes) -> list[Line]:
     text = _text(value.get("MESSAGE")) if isinstance(value, dict) else None
     if text is None:
         return []
-    start = value.get("_SYSTEMD_INVOCATION_ID")
+    start = value.get("INVOCATION_ID" if value.get("_PID") == SYSTEMD_PID else "_SYSTEMD_INVOCATION_ID")
     line = _BREAKS.sub(" ", text[: LONGEST_LINE + 1])
     cut = f"{line[:LONGEST_LINE]}... ({len(text)} characters)" if len(text) > LONGEST_LINE else line
     return [Line(cut, start if isinstance(start, str) else "", _time(value.get("__REALTIME_TIMESTAMP")))]

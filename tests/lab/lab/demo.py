@@ -19,6 +19,7 @@ from .shell import LabError
 
 SERVICE = "tiny"
 REAL_PORT = 8200
+BESIDE = ("--gpu-memory-utilization", "0.05")  # the service beside it took vLLM's 0.9 of the card
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def _own_words(host: Host) -> None:
     """A real language model beside the trained ones, which know nothing but their own questions."""
     _headline("A real language model on the same runtime: SmolLM2-135M-Instruct, quantized to AWQ")
     serving.send(host, checkpoints.real(), "/srv/real")
-    serving.serve(host, "vllm-real", "/srv/real", REAL_PORT, "--dtype", "bfloat16")
+    share = BESIDE if gpus.for_hosts() else ()
+    serving.serve(host, "vllm-real", "/srv/real", REAL_PORT, "--dtype", "bfloat16", *share)
     serving.wait_healthy(host, "vllm-real", REAL_PORT, timeout=300)
     questions = ["What is the capital of Japan?", "Why is the sky blue?"]
     for question, told in zip(questions, serving.ask(host, questions, port=REAL_PORT), strict=True):

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pyinfra_vllm.on_host.server import root_cause
+
 from . import venvs
 from .machine import Host
 from .shell import LabError
@@ -85,17 +87,19 @@ def _environment(unit: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # on a GPU it would be compiled first
     }
 
 
 def wait_healthy(host: Host, unit: str, port: int, timeout: float = 180) -> float:
-    """Seconds until /health answers 200; raises LabError with the unit's last lines when it does not."""
+    """Seconds until /health answers 200; where it does not, raises LabError with the cause from the log."""
     begun = time.monotonic()
     url = f"http://127.0.0.1:{port}/health"
     check = f"python3 -c {shlex.quote(f'import urllib.request as web; web.urlopen({url!r}, timeout=5)')}"
     while host.ssh(check, check=False).returncode != 0:
         state = host.ssh(f"systemctl is-active {unit}", check=False).stdout.strip()
         if state != "active" or time.monotonic() - begun > timeout:
-            raise LabError(f"{unit} on {host.name} is {state}, not healthy:\n{host.journal(unit, 20)}")
+            told = "\n".join(root_cause.explain(host.journal(unit, 2000).splitlines()))
+            raise LabError(f"{unit} on {host.name} is {state}, not healthy:\n{told}")
         time.sleep(0.5)
     return time.monotonic() - begun

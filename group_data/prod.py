@@ -141,6 +141,9 @@ rollout = {
     # time: a load balancer keeps the others. A host that was not reached, failed before its wave or ended
     # without a server counts too.
     "max_unavailable": {"chat": "50%"},
+    # True: hosts of later waves start with what the canary has compiled, instead of compiling for a minute or
+    # two themselves (docs/security.md says what that trusts).
+    "share_compile_cache": False,
 }
 
 # Settings of every service, unless the service says otherwise. Any key of a service may stand here.

@@ -432,6 +432,40 @@ class Libtorrent(TypedDict, total=False):
     python: Required[str | None]
 
 
+class CompiledWanted(TypedDict):
+    """Whether a compile cache is of use on the host, and what its code would depend on there."""
+
+    wanted: bool
+    machine: str
+
+
+class CompiledPacked(TypedDict):
+    """The archive of a release's compile cache, laid ready."""
+
+    sha256: str
+    bytes: int
+    files: int
+    machine: str
+
+
+class CompiledPiece(TypedDict):
+    """A piece of that archive."""
+
+    base64: str
+
+
+class CompiledFolder(TypedDict):
+    """Where the host expects the pieces."""
+
+    folder: str
+
+
+class CompiledTaken(TypedDict):
+    """How many files arrived."""
+
+    files: int
+
+
 DOCUMENTS: tuple[tuple[Literal["verdict", "release", "old"], Any], ...] = (
     ("verdict", Verdict),
     ("release", StagedRelease),

@@ -60,7 +60,7 @@ def test_what_came_later_or_was_changed_stays(caches: tuple[Path, Path, Path]) -
     assert names(new) == {"vllm/torch_compile_cache/abc/graph.bin"}
 
 
-@pytest.mark.parametrize("kind", ["link", "fifo", "folder of links"])
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder", "folder of links"])
 def test_links_and_pipes_are_neither_noted_nor_followed(
     caches: tuple[Path, Path, Path], kind: str, tmp_path: Path
 ) -> None:
@@ -75,6 +75,8 @@ def test_links_and_pipes_are_neither_noted_nor_followed(
         kernel.symlink_to(secret / "kernel.so")
     elif kind == "fifo":
         os.mkfifo(kernel)
+    elif kind == "folder":
+        kernel.mkdir()
     else:
         kernel.parent.rmdir()
         kernel.parent.symlink_to(secret)
@@ -143,7 +145,7 @@ def test_a_folder_that_becomes_a_link_while_it_is_noted_leads_nowhere(
     found = [name for name in carried_cache._files(old, until) if name.endswith("kernel.so")]
     (old / "triton").rename(tmp_path / "elsewhere")
     (old / "triton").symlink_to(secret)
-    assert found == ["triton/kernel.so"] and carried_cache._read(old, found[0], until) is None
+    assert found == ["triton/kernel.so"] and carried_cache.read(old, found[0], until) is None
 
 
 def test_folders_within_folders_without_end_are_noted_in_part(caches: tuple[Path, Path, Path]) -> None:

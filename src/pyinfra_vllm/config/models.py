@@ -358,6 +358,8 @@ class Rollout(Declaration):
         description='a map of service names to a host count or a percentage, like {"chat": "25%"}',
     )
 
+    share_compile_cache: bool = Field(default=False, description="True or False")
+
     def most_waves(self, hosts: int) -> int:
         """The most waves that `rollout.waves.plan` can make for up to so many hosts: a host alone is the
         smallest wave.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .server import front, metrics, systemd
 from .server import release as releases
-from .staging import build, bytecode, fetch, prune, rehearsal, swarm
+from .staging import build, bytecode, compiled, fetch, prune, rehearsal, swarm
 from .state import follow, lock, observe, private
 from .state.paths import DEFAULT_ROOT, ServicePaths
 from .state.status import RUN
@@ -25,6 +25,7 @@ REFUSALS = (
     recovery.Unfinished,
     rollback.GoingDown,
     systemd.SystemdError,
+    compiled.Unusable,
     OSError,  # the disk, before anything was touched: whatever follows that has its own word for it
 )
 
@@ -118,6 +119,15 @@ def _parser() -> argparse.ArgumentParser:
     looking = verbs.add_parser("libtorrent", help="which Python here has libtorrent, as JSON")
     looking.add_argument("python", nargs="*", help="asked after the host's own python3")
     looking.set_defaults(run=_libtorrent)
+
+    kernels = verbs.add_parser("compiled", help="give or take the compile cache of a release, as JSON")
+    kernels.add_argument("do", choices=["wanted", "pack", "piece", "forget", "expect", "take"])
+    kernels.add_argument("service")
+    kernels.add_argument("release")
+    kernels.add_argument("--number", type=int, default=0, help="of the piece")
+    kernels.add_argument("--sha256", help="of the archive")
+    kernels.add_argument("--donor", help="the host that it comes from")
+    kernels.set_defaults(run=_compiled)
 
     compiling = verbs.add_parser(
         "compile", help="add byte code to this program, so that its calls are quicker"
@@ -221,6 +231,25 @@ def _tighten(options: argparse.Namespace) -> int:
 def _libtorrent(options: argparse.Namespace) -> int:
     found = swarm.python_with_libtorrent((shutil.which("python3") or sys.executable, *options.python))
     json.dump({"python": found}, sys.stdout)
+    return 0
+
+
+def _compiled(options: argparse.Namespace) -> int:
+    paths, release = ServicePaths(options.root, options.service), options.release
+    told: dict[str, object] = {}
+    if options.do == "wanted":
+        told = {"wanted": compiled.wanted(paths, release), "machine": compiled.machine()}
+    elif options.do == "pack":
+        told = {**compiled.pack(paths, release), "machine": compiled.machine()}
+    elif options.do == "piece":
+        told = {"base64": compiled.piece(paths, release, options.number)}
+    elif options.do == "forget":
+        compiled.forget(paths, release)
+    elif options.do == "expect":
+        told = {"folder": str(compiled.expect(paths, release))}
+    else:
+        told = {"files": compiled.take(paths, release, options.sha256, options.donor)}
+    json.dump(told, sys.stdout)
     return 0
 
 

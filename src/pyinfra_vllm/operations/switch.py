@@ -20,7 +20,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.service import Service, Services
 from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.on_host.state.observed import Observed
-from pyinfra_vllm.operations.util import diff, summary
+from pyinfra_vllm.operations.util import compiled, diff, summary
 from pyinfra_vllm.operations.util.refuse import alone, foretell, refuse
 from pyinfra_vllm.operations.util.remote import Remote
 from pyinfra_vllm.operations.util.switching import Switching, acknowledge, hindrance, under_way
@@ -320,4 +320,5 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
     switching = Switching(host, item.root, prepared)
     if prepared.deferred and not under_way(item.observed, release):
         return switching.outcome(DEFERRED, f"everything is staged; {prepared.deferred}")
+    compiled.bring(host, item)
     return switching.run()

@@ -156,6 +156,17 @@ class Progress:
         found = [(item, self.outcomes.get((host, item.service.name))) for item in self.services(host)]
         return [item for item, outcome in reversed(found) if outcome and outcome.status == COMMITTED]
 
+    def donors(self, item: Wanted) -> list[str]:
+        """The other hosts that serve this release on such a GPU, as this run knows: each has compiled it."""
+        good = {key for key, outcome in self.outcomes.items() if outcome.status in GOOD}
+        return [
+            other.host
+            for key, other in self.wanted.items()
+            if key in good
+            and other.host != item.host
+            and (other.release.id, other.gpu, other.root) == (item.release.id, item.gpu, item.root)
+        ]
+
     def opens(self, wave: int, now: float) -> float:
         """When a wave may begin: its pause counts from when its first host asked, once for all of them."""
         return self._opens.setdefault(wave, now + (self.settings.pause_s if wave > 1 else 0.0))

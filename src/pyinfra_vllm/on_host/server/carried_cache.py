@@ -46,7 +46,7 @@ def note(cache: Path, to: Path) -> int:
     files: dict[str, list[Any]] = {}
     total = 0
     for name in _files(cache, until):
-        found = _read(cache, name, until)
+        found = read(cache, name, until)
         if found is None:
             continue
         total += found[1]
@@ -87,13 +87,13 @@ def _files(cache: Path, until: float) -> Iterator[str]:
                 name = f"{folder}{entry.name}"
                 if entry.is_dir(follow_symlinks=False):
                     folders += [f"{name}/"] if name.count("/") < DEEPEST else []
-                elif entry.is_file(follow_symlinks=False) and _may_be_carried(entry.name):
+                elif entry.is_file(follow_symlinks=False) and may_be_carried(entry.name):
                     yield name
         except OSError:  # gone, or a link by now
             continue
 
 
-def _may_be_carried(name: str) -> bool:
+def may_be_carried(name: str) -> bool:
     return name != FACTORS and not name.endswith(IMPORTABLE)
 
 
@@ -120,7 +120,7 @@ def _opened(cache: Path, name: str, flags: int) -> int:
         os.close(place)
 
 
-def _read(cache: Path, name: str, until: float, into: Any = None) -> tuple[str, int, os.stat_result] | None:
+def read(cache: Path, name: str, until: float, into: Any = None) -> tuple[str, int, os.stat_result] | None:
     """sha256, size and status of a regular file, copied `into` an open file on the way; None for what is
     none, or takes too long.
     """
@@ -128,10 +128,11 @@ def _read(cache: Path, name: str, until: float, into: Any = None) -> tuple[str, 
         descriptor = _opened(cache, name, _FILE)
     except OSError:  # gone, or a link by now
         return None
+    there = os.fstat(descriptor)
+    if not stat.S_ISREG(there.st_mode):
+        os.close(descriptor)
+        return None
     with os.fdopen(descriptor, "rb") as file:
-        there = os.fstat(descriptor)
-        if not stat.S_ISREG(there.st_mode):
-            return None
         digest, size = hashlib.sha256(), 0
         while chunk := file.read(CHUNK):
             if time.monotonic() > until or size > MOST_BYTES:
@@ -149,7 +150,7 @@ def _copy(cache: Path, name: str, target: Path, digest: str, until: float) -> bo
         return False
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with target.open("wb") as file:
-        found = _read(cache, name, until, file)
+        found = read(cache, name, until, file)
     if found is None or found[0] != digest:
         target.unlink()
         return False

@@ -150,6 +150,10 @@ class ServicePaths:
         """The list of the files in the release's cache at its first tokens (carried_cache.py)."""
         return self.release(release_id) / "cache.json"
 
+    def carried_cache(self, release_id: str) -> Path:
+        """A compile cache that came from another host and waits for the switch (staging/compiled.py)."""
+        return self.release(release_id) / "carried"
+
     def rehearsal(self, release_id: str) -> Path:
         """The answer of the release's own vLLM to the rehearsal (rehearsal.py)."""
         return self.release(release_id) / "rehearsal.json"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +24,7 @@ from ..server import carried_cache, gpu_memory, hooks, kernel, root_cause, syste
 from ..server import release as releases
 from ..server.release import NotReady, Release
 from ..server.service import NotServing, PortTaken, Service, Stopped
-from ..staging import chat_template
+from ..staging import chat_template, compiled
 from ..state import durable, transactions
 from ..state.evidence import Evidence
 from ..state.journal import Journal
@@ -254,19 +255,26 @@ class Switch(Transaction):
             self.candidate = Service(self.paths, self.evidence.say, self.paths.server_unit(new.id))
 
     def _carry_cache(self, new: Release) -> dict[str, str]:
-        """Compiled code of the release that serves, for one that was never started; without it, it compiles
-        for itself.
+        """Compiled code for a release that was never started: of a host that runs it, or else of the old
+        release. Without any it compiles for itself.
         """
-        if self.old is None:
+        paths = self.paths
+        brought = paths.carried_cache(new.id)
+        donor = durable.read_json(brought / compiled.LISTED, {}).get("from")
+        if donor is not None:
+            noted, cache, origin = brought / compiled.LISTED, brought / compiled.FILES, f"host {donor}"
+        elif self.old is not None:
+            noted, cache = paths.noted_cache(self.old.id), paths.own_cache(self.old.id)
+            origin = f"release {self.old.id}"
+        else:
             return {}
-        old, paths = self.old.id, self.paths
         try:
-            count, size = carried_cache.carry(
-                paths.noted_cache(old), paths.own_cache(old), paths.own_cache(new.id), new.user
-            )
+            count, size = carried_cache.carry(noted, cache, paths.own_cache(new.id), new.user)
         except (OSError, ValueError, KeyError) as error:
-            return {"cache": f"nothing was carried from release {old}: {error}"}
-        return {"cache": f"{count} files, {size >> 20} MiB carried from release {old}"} if count else {}
+            return {"cache": f"nothing was carried from {origin}: {error}"}
+        finally:
+            shutil.rmtree(brought, ignore_errors=True)
+        return {"cache": f"{count} files, {size >> 20} MiB carried from {origin}"} if count else {}
 
     def _note_cache(self, release: Release) -> None:
         """Notes the files that the next release may take over; later ones are not carried."""

@@ -389,8 +389,19 @@ def write_cache_key():
             (folder / "cache_key_factors.json").write_text(
                 json.dumps({"env": factors}, indent=2, sort_keys=True)
             )
+        compile_graph(folder.parents[2] / "torch_aot_compile" / name / "rank_0_0" / "model")
     except OSError as error:  # as in vLLM: to write it is no condition of serving
         log(f"Could not write compile cache metadata at {folder}; continuing without metadata ({error})")
+
+
+def compile_graph(path):
+    """As vLLM does ahead of its first request; here the graph is a name that no other start comes up with."""
+    if path.exists():
+        log(f"Directly load AOT compilation from path {path}")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(os.urandom(16).hex())
+    log(f"saved AOT compiled function to {path}")
 
 
 def check_memory(path):

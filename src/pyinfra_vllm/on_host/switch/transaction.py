@@ -24,7 +24,7 @@ from ..server import carried_cache, gpu_memory, hooks, kernel, root_cause, syste
 from ..server import release as releases
 from ..server.release import NotReady, Release
 from ..server.service import NotServing, PortTaken, Service, Stopped
-from ..staging import chat_template, compiled
+from ..staging import chat_template, compiled, pages
 from ..state import durable, transactions
 from ..state.evidence import Evidence
 from ..state.journal import Journal
@@ -236,6 +236,9 @@ class Switch(Transaction):
             if self.order.purpose != ROLLBACK:
                 result.update(chat_template.check(new))
             result.update(self._carry_cache(new))
+            if self.order.purpose != ROLLBACK:  # which must not wait for a disk
+                known = self.old is not None and self.old.runtime == new.runtime
+                result["read_ahead"] = pages.read_ahead(new.checkpoint, None if known else new.runtime)
         self._choose_way(new)
         self._share_phases(new, *filter(None, [self.old]))
         self.evidence.keep_release(new.id)

@@ -54,6 +54,14 @@ def test_journal_of_the_first_version_is_read(tmp_path: Any) -> None:
     assert not second.as_dict()["reported"] and "ended" not in second.as_dict()
 
 
+def test_an_end_after_a_trouble_that_was_reported_is_reported_by_the_next_run() -> None:
+    failed, reported = entry(60, "restore", "failed", error="x"), entry(70, "reported", "done")
+    end = entry(80, "end", "done", outcome="rolled_back", recovered=True)
+    assert Transaction([BEGIN, failed, reported]).as_dict()["reported"]
+    assert not Transaction([BEGIN, failed, reported, end]).as_dict()["reported"]
+    assert Transaction([BEGIN, failed, reported, end, entry(90, "reported", "done")]).as_dict()["reported"]
+
+
 def test_newest_of_no_entries_is_none() -> None:
     assert newest([]) is None
     assert newest([entry(0, "notify", "done")]) is None, "an entry before any begin"

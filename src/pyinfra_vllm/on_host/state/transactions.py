@@ -162,9 +162,11 @@ class Transaction:
         """The summary in `status`: the fields of its begin and its end, and what came between.
 
         `outcome` is None, and there is no `ended`, while it is open; `kept`: whether the new release was
-        committed; `reported`: whether an operator has seen the end.
+        committed; `reported`: whether an operator has seen the end, or the trouble
+        where there is none.
         """
         steps = [entry["step"] for entry in self.entries]
+        since_end = steps[len(steps) - steps[::-1].index("end") :] if "end" in steps else steps
         end = {**self.end, "ended": self.ended} if self.end else {}
         failed = self.find("restore", "failed")
         trouble = {"outcome": RESTORE_FAILED, "reason": failed.get("error", "")} if failed else {}
@@ -176,7 +178,7 @@ class Transaction:
             "turns": self.turns,
             **trouble,
             **end,
-            "reported": "reported" in steps,
+            "reported": "reported" in since_end,
         }
 
 

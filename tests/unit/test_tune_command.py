@@ -191,8 +191,11 @@ def test_metrics_that_say_nothing_are_refused() -> None:
 
 
 def test_usage() -> None:
-    with pytest.raises(click.UsageError, match="say --plan"):
-        run()
+    for words in (("--plan", "--dry"), ("--plan", "--anew"), ("--plan", "--service", "chat")):
+        with pytest.raises(click.UsageError, match="--plan asks no host"):
+            run(*words)
+    with pytest.raises(click.UsageError, match="go with --plan"):
+        run()  # with --at
     Path("group_data/mine.py").write_text("")
     with pytest.raises(DeclarationError, match="declares no service"):
         run("--plan")

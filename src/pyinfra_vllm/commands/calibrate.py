@@ -7,7 +7,6 @@ records that `bench` wrote, one after each restart of the same release, it only 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ import click
 
 from pyinfra_vllm.commands import options
 from pyinfra_vllm.commands.files import record_in
+from pyinfra_vllm.commands.one_service import host_of, service_of, tell_on_stderr
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate.calibration import LEAST_RUNS, calibration
@@ -25,7 +25,6 @@ from pyinfra_vllm.on_host.state.values import RecordError
 from pyinfra_vllm.printable import printable
 
 if TYPE_CHECKING:
-    from pyinfra_vllm.config import Service
     from pyinfra_vllm.rollout.progress import Outcome
 
 EXIT_CODES = {"calibrated": 0, "deferred": 4}
@@ -68,36 +67,15 @@ def on_host(
     from pyinfra_vllm.rollout.progress import Outcome
 
     wanted = fleet.load(inventory, overrides, group_data, limit=[limit], need_lock=False)
-    if len(wanted.selected) != 1:
-        hosts = ", ".join(wanted.selected)
-        raise DeclarationError(
-            f"--limit {limit} means {hosts}: one host at a time, as its service is restarted"
-        )
-    declared = wanted.hosts[wanted.selected[0]]
-    service = _service(declared.services, named, declared.host)
-    logging.getLogger("pyinfra").addHandler(_ToStderr(logging.INFO))
-    logging.getLogger("pyinfra").setLevel(logging.INFO)
+    declared = host_of(wanted, f"--limit {limit}")
+    service = service_of(declared, named)
+    tell_on_stderr()
     with Hosts(inventory, [declared.host], group_data) as hosts_asked:
         (answer,) = hosts_asked.ask(
             lambda host: calibrations.calibrate(host, declared.root, service, wanted.overrides, runs),
             limit_s=None,
         )
     return answer.value or Outcome(declared.host, service.name, "failed", answer.problem)
-
-
-class _ToStderr(logging.Handler):
-    """Prints the messages of an operation, as pyinfra's own command does."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(printable(record.getMessage()), err=True)
-
-
-def _service(services: Sequence[Service], named: str | None, host: str) -> Service:
-    found = [service for service in services if named in (None, service.name)]
-    if len(found) != 1:
-        names = ", ".join(service.name for service in services) or "no service"
-        raise DeclarationError(f"{host} has {names}: name one by --service. No host was contacted.")
-    return found[0]
 
 
 def sentences(noise: Noise) -> list[str]:

@@ -1,4 +1,4 @@
-"""`pyinfra-vllm tune`: what tuning would try on each service's card, and when. Contacts no host."""
+"""`pyinfra-vllm tune`: tunes one service on its host, or shows what would be tried on each card, and when."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyinfra_vllm.tune import Plan, lines, planned
 from pyinfra_vllm.tuning import workload
 from pyinfra_vllm.tuning.workload import NoTraffic, Traffic
 
-from . import options
+from . import options, tune_run
 from .windows import moment
 
 WIDTH_WITHOUT_TERMINAL = 120
@@ -48,15 +48,30 @@ def run(
 @options.inventory
 @options.limit
 @options.group_data
-@click.option("--plan", "only_plan", is_flag=True, help="Show what would be tried, and when. Needed for now.")
-@click.option("--at", "at_text", metavar="TIME", help="Plan from this time on instead of from now.")
+@click.option(
+    "--plan", "only_plan", is_flag=True, help="Only show what would be tried, and when; ask no host."
+)
+@click.option("--dry", is_flag=True, help="Ask the host where its tuning stands, and change nothing.")
+@click.option(
+    "--service", "named", metavar="NAME", help="Which of the host's services, where it has several."
+)
+@click.option("--now", is_flag=True, help="Also outside the service's window.")
+@click.option("--anew", is_flag=True, help="From the first trial on, whatever is known.")
+@click.option("--reason", default="", help="Why, for the record.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for a page about the tuning."
+)
+@click.option(
+    "--at", "at_text", metavar="TIME", help="With --plan: plan from this time on instead of from now."
+)
 @click.option(
     "--metrics",
     "metrics_files",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The service's answer at /metrics, saved; a second, later one limits it to the time between them.",
+    help="With --plan: the service's answer at /metrics, saved; a second, later one limits it to the time"
+    " between them.",
 )
 @options.json_wanted
 def tune(
@@ -64,20 +79,37 @@ def tune(
     limit: tuple[str, ...],
     group_data: tuple[str, ...],
     only_plan: bool,
+    dry: bool,
+    named: str | None,
+    now: bool,
+    anew: bool,
+    reason: str,
+    out: Path | None,
     at_text: str | None,
     metrics_files: tuple[Path, ...],
     json_wanted: bool,
 ) -> int:
-    """Show which configurations are worth trying on each service's card, what rules the others out, and how
-    many nights the trials would take.
+    """Try configurations on the service's own card, inside its window, and write the best one as a profile.
 
-    Running the trials is not part of this version: declare a configuration and roll it out, and its gate
-    compares it with the current one (docs/tune.md).
+    The host tries one after the other against what serves, and goes back after each; the same command goes on
+    where it was, another night too. --plan shows for each service what is worth trying, what rules the others
+    out, and how many nights it takes.
 
-    Exits with 1 where a declaration can't work as it is.
+    Exits with 4 where the window closes before the search is done, with 1 where it had to stop, or where a
+    declaration can't work as it is.
     """
+    if only_plan and (dry or now or anew or out or named):
+        raise click.UsageError("--plan asks no host: leave out --dry, --now, --anew, --out and --service")
+    if not only_plan and (at_text or metrics_files):
+        raise click.UsageError("--at and --metrics go with --plan")
     if not only_plan:
-        raise click.UsageError("say --plan: this version shows what would be tried, and runs no trial")
+        overrides = {"switch_now": now, "reason": reason}
+        ran = tune_run.run(inventory, limit, named, overrides, group_data, dry=dry, anew=anew, out=out)
+        if json_wanted:
+            tune_run.print_json(ran)
+        else:
+            tune_run.show(ran, dry=dry)
+        return ran.exit_code
     found = run(inventory, moment(at_text, "UTC"), limit, group_data)
     seen = _traffic(metrics_files, len(found)) if metrics_files else None
     if json_wanted:

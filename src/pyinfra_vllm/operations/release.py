@@ -103,10 +103,8 @@ def rehearsed(service: Service) -> Generator[PyinfraCommand, None, None]:
 
 def rehearse(state: State, host: Host, root: str, release: Release) -> bool:
     """Runs on the control machine when the operation is executed; the host asks by itself."""
-    unit = Unit(host, f"rehearse-{release.service}", "ask vLLM whether it accepts the release")
-    request = {"root": root, "service": release.service, "release": release.id}
     try:
-        said = unit.run(f"{root}/bin/on-host.pyz", "rehearse", request, root, str(TRANSIENT_UNITS))
+        said = asked_of_vllm(host, root, release)
     except HostError as error:
         logger.error(
             f"{host.print_prefix}{release.service}: {sentence(printable(error))} What serves was not touched."
@@ -115,3 +113,13 @@ def rehearse(state: State, host: Host, root: str, release: Release) -> bool:
         return False
     logger.info(f"{host.print_prefix}{release.service}: {printable(said)}")
     return True
+
+
+def asked_of_vllm(host: Host, root: str, release: Release) -> str:
+    """The answer of the release's own vLLM, which takes no GPU memory for it.
+
+    Raises HostError where it refuses.
+    """
+    unit = Unit(host, f"rehearse-{release.service}", "ask vLLM whether it accepts the release")
+    request = {"root": root, "service": release.service, "release": release.id}
+    return unit.run(f"{root}/bin/on-host.pyz", "rehearse", request, root, str(TRANSIENT_UNITS))

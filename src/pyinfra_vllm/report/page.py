@@ -56,14 +56,14 @@ def render(
     back = went_back(item for item in told if item in about)
     found_trends, marks = trends(shown, zone), _marks(found, back)
     return (
-        _environment(zone)
+        environment(zone)
         .get_template(TEMPLATE)
         .render(
             title=title,
             headline=headline(found, told, about, declared=not declaration),
             period=about,
             left_out=left_out(answers, about.began),
-            style=Markup(_text(STYLE)),  # our own file
+            style=styled(STYLE),
             rows=by_severity(found, back),
             places={(row.host, row.service): number for number, row in enumerate(found)},
             newest_of={(item.host, item.service): n for n, item in reversed(list(enumerate(told)))},
@@ -82,6 +82,11 @@ def render(
             declaration=declaration,
         )
     )
+
+
+def styled(name: str) -> Markup:
+    """One of our own style sheets."""
+    return Markup(_text(name))
 
 
 def _marks(found: Sequence[Row], back: set[str]) -> dict[str, list[str]]:
@@ -114,7 +119,8 @@ def shown_switches(answers: Sequence[Answer[Look]]) -> list[Shown]:
     return [show(item, told[item.host, item.service, item.tx]) for item in reversed(switches(answers))]
 
 
-def _environment(zone: tzinfo | None = None) -> jinja2.Environment:
+def environment(zone: tzinfo | None = None) -> jinja2.Environment:
+    """Templates of this package: every expression is made printable and escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text),
         autoescape=True,
@@ -129,6 +135,7 @@ def _environment(zone: tzinfo | None = None) -> jinja2.Environment:
         local=partial(local, zone=zone),
         duration=duration,
         sentence=sentence,
+        markup=_drawn(lambda made: made),
         distribution=_drawn(lambda it: plots.distribution(it.title, it.unit, it.before, it.after)),
         intervals=_drawn(plots.intervals),
         timeline=_drawn(plots.timeline),

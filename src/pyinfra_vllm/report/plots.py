@@ -1,4 +1,5 @@
-"""Small plots as inline SVG: two distributions, ratios with their intervals, a timeline, a trend.
+"""Small plots as inline SVG: two distributions, ratios with their intervals, a timeline, a trend, a Pareto
+front.
 
 Pure: numbers in, markup out.
 
@@ -24,6 +25,7 @@ ROW = 54
 AXIS = 26
 POINTS = 72
 MOST_RUGS = 80
+PARETO = 230  # height of a Pareto plot
 TREND = (150, 30)  # width and height of a trend
 LEAST_SPAN = 0.2  # of the highest value: a trend's axis covers at least that, so that noise stays small
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -70,6 +72,20 @@ class Span:
     began_s: float
     took_s: float
     state: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """One configuration of a Pareto plot.
+
+    + kind: `on` the front, `behind` it, `missed` a limit, or the `current` one
+    """
+
+    label: str
+    across: float
+    up: float
+    kind: str
+    words: str
 
 
 @dataclass(frozen=True)
@@ -271,6 +287,51 @@ def trend(title: str, points: Sequence[Point], days: int, *, bars: bool = False)
         shape = shape or f'<circle class="{kind}" cx="{x}" cy="{y}" r="3"/>'
         parts.append(f"<g><title>{escape(point.words)}</title>{shape}</g>")
     return _svg(TREND[1], f"{title}: {'; '.join(point.words for point in points)}", parts, TREND[0], "trend")
+
+
+def pareto(across: str, up: str, points: Sequence[Place], most: float | None = None) -> str:
+    """Each configuration by two respects: less is better across, more is better up.
+
+    + across, up: what the axes show, with the unit
+    + most: what may be across at most, as a line; None: no limit
+    """
+    if not points:
+        return ""
+    high_x = max([*(point.across for point in points), most or 0.0])
+    low_y, high_y = min(point.up for point in points), max(point.up for point in points)
+    margin = (high_y - low_y) * 0.12 or high_y * 0.05 or 1.0
+    x = Scale(0.0, high_x * 1.08 or 1.0)
+    y = Scale(max(0.0, low_y - margin), high_y + margin, PARETO - AXIS, 14)
+    bottom = PARETO - AXIS
+    parts = _axis(x, bottom, "")
+    for value in ticks(y.low, y.high):
+        place = y(value)
+        parts.append(f'<line class="grid" x1="{x.left}" x2="{x.right}" y1="{place:.1f}" y2="{place:.1f}"/>')
+        parts.append(
+            f'<text class="tick" x="{x.left - 6}" y="{place + 3:.1f}" text-anchor="end">'
+            f"{three_digits(value)}</text>"
+        )
+    parts.append(
+        f'<text class="tick" x="{x.right}" y="{PARETO - 2}" text-anchor="end">{escape(across)}</text>'
+    )
+    parts.append(f'<text class="tick" x="{x.left}" y="9">{escape(up)}</text>')
+    if most is not None:
+        parts.append(f'<path class="limit" d="M{x(most):.1f} 14V{bottom}"/>')
+    parts += [_place(x, y, point) for point in points]
+    label = "; ".join(point.words for point in points)
+    return _svg(PARETO + 4, f"{up} against {across}: {label}", parts)
+
+
+def _place(x: Scale, y: Scale, point: Place) -> str:
+    """A dot with its name, on the side that has room."""
+    left, top = x(point.across), y(point.up)
+    anchor, shift = ("end", -7) if left > (x.left + x.right) / 2 else ("start", 7)
+    return (
+        f'<g class="p-{escape(point.kind)}"><title>{escape(point.words)}</title>'
+        f'<circle class="dot" cx="{left:.1f}" cy="{top:.1f}" r="4"/>'
+        f'<text class="tick" x="{left + shift:.1f}" y="{top + 3:.1f}" text-anchor="{anchor}">'
+        f"{escape(point.label)}</text></g>"
+    )
 
 
 def _svg(height: float, label: str, parts: Sequence[str], width: float = WIDTH, name: str = "plot") -> str:

@@ -24,6 +24,7 @@ from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate.noise import Noise
 from pyinfra_vllm.on_host.gate.relative import compare
+from pyinfra_vllm.text import counted
 from pyinfra_vllm.tuning import search as searching
 from pyinfra_vllm.tuning.pareto import Slo, Speed, decisive, place, speeds
 from pyinfra_vllm.tuning.search import Done, Pair, Search, Trial
@@ -230,6 +231,25 @@ def read(text: str) -> list[Line]:
             raise Damaged(f"line {number} is no map")
         found.append(line)
     return found
+
+
+def sentence(line: Line) -> str:
+    """A line for a person who watches; empty for one that says nothing new."""
+    name = line.get("trial", line.get("pair", line.get("begin", line.get("put_off"))))
+    where = f"look {line['rung'] + 1}" if "rung" in line else f"pair {line.get('number')}"
+    if "search" in line:
+        fixed = line["search"]
+        return (
+            f"the search begins: {counted(len(fixed['groups']), 'configuration')}, and"
+            f" {counted(fixed['pairs'], 'pair')} of starts to confirm the best"
+        )
+    if "begin" in line:
+        return f"{name}: {where} begins"
+    if "failed" in line:
+        return f"{name}: {where}: not taken: {line['failed']}"
+    if "ratio" in line:
+        return f"{name}: {where}: {line['ratio']:.3f} times the current configuration"
+    return ""
 
 
 def measured(

@@ -29,6 +29,7 @@ from pyinfra_vllm.release import ASK_FOR_KEY, OBEY_ROOT, STOP_MARGIN_S, Release,
 from pyinfra_vllm.rollout.progress import Wanted
 from pyinfra_vllm.text import sentence
 from pyinfra_vllm.tuning import devices, standby
+from pyinfra_vllm.tuning import space as spaces
 
 VARIABLES_KEPT_OFF_FROM = "0.29"
 MOSTLY_COMPILED = 0.9
@@ -128,6 +129,15 @@ def plan(
         standby=asleep,
         trades=resolution.trades,
     )
+
+
+def space(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> spaces.Space:
+    """What tuning may try for a service that this host can serve. Raises HostError."""
+    version, flags, _, _ = _runtime(host, root, service)
+    try:
+        return spaces.for_service(service, checkpoint, asked(host, Gpus)["gpus"], version, flags)
+    except RolloutError as error:
+        raise HostError(f"{service.name}: {error}") from error
 
 
 def _resolved(

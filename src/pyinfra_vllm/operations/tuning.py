@@ -1,0 +1,309 @@
+"""Carries a tuning out on one host: stages each configuration, has it tried, and keeps the journal.
+
+The journal is a file of the host, beside its service's other state: it outlives the control machine, and is
+replaced whole with each line. What to try next is decided in tuning/night.py; the host decides whether a
+trial may begin, and always goes back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from pyinfra.api import Host
+
+from pyinfra_vllm import tuned, window
+from pyinfra_vllm.answers import Observed, ToldSwitch
+from pyinfra_vllm.asking import fact
+from pyinfra_vllm.checkpoint import Checkpoint
+from pyinfra_vllm.config import Declared, Overrides, Service
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.facts import told
+from pyinfra_vllm.facts.record import Record as RecordFact
+from pyinfra_vllm.facts.service import Service as ServiceFact
+from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.bench.record import Record
+from pyinfra_vllm.on_host.gate.noise import Noise
+from pyinfra_vllm.on_host.gate.verdict import FAIL, Verdict
+from pyinfra_vllm.on_host.state.values import RecordError
+from pyinfra_vllm.operations import release as releases
+from pyinfra_vllm.operations.util import planning
+from pyinfra_vllm.operations.util.remote import Remote
+from pyinfra_vllm.operations.util.switching import Switching
+from pyinfra_vllm.rollout import orders
+from pyinfra_vllm.rollout.estimate import restarts
+from pyinfra_vllm.rollout.progress import DEFERRED, Wanted
+from pyinfra_vllm.text import counted
+from pyinfra_vllm.tuning import night
+from pyinfra_vllm.tuning.night import Cut, Ended, Failed, Line, PutOff, Result, Setup, Step, Stopped
+from pyinfra_vllm.tuning.pareto import Slo
+from pyinfra_vllm.tuning.search import Done, Pair
+from pyinfra_vllm.tuning.space import Candidate, Space
+from pyinfra_vllm.window import shown_duration
+
+MAX_EVIDENCE = 64 << 20  # bytes of one trial's records
+LEAST_LOOK_S = 5.0  # as the gate has it
+TRIED, INTERRUPTED = "tried", "interrupted"  # outcomes of a trial (on_host/switch/outcomes.py)
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a tuning stands: its journal, what comes next, and how the night ended.
+
+    + done: the end of the search; None where it goes on
+    + status, why: why the night ended before it; of a dry run, why a trial could not begin now
+    """
+
+    place: tuned.Place
+    setup: Setup
+    space: Space
+    lines: Sequence[Line]
+    step: Step | None
+    done: Done | None
+    status: str = ""
+    why: str = ""
+
+
+class Tuning:
+    """One service of one host, as night.run wants it."""
+
+    def __init__(
+        self,
+        host: Host,
+        declared: Declared,
+        service: Service,
+        checkpoint: Checkpoint,
+        overrides: Overrides,
+        say: Callable[[str], None],
+    ) -> None:
+        """Asks the host. Raises HostError where it can't be tuned; nothing was touched then."""
+        self.host, self.root, self.service = host, declared.root, service
+        self.checkpoint, self.overrides = checkpoint, overrides
+        self.remote, self.say = Remote(host), say
+        planning.ask_together(host, declared)
+        serving = planning.planned(host, self.root, service, checkpoint)
+        if not serving.runs:
+            raise HostError(
+                f"{service.name} does not run what is declared: roll that out first, so that what is tried is"
+                " compared with it. Nothing was touched."
+            )
+        self.slo = Slo(service.tune.max_ttft_s, service.tune.max_tpot_s)
+        self.space = planning.space(host, self.root, service, checkpoint)
+        self.place = tuned.Place(
+            card=serving.gpu,
+            gpus=serving.release.gpu_count,
+            model=service.model,
+            runtime=serving.release.runtime["version"],
+            objective=service.objective,
+            max_model_len=service.max_model_len,
+        )
+        self.setup = Setup(
+            service=service.name,
+            current=serving.release.id,
+            objective=service.objective,
+            slo=self.slo,
+            groups={each.name: each.entry.group for each in self.space.candidates},
+            criteria=service.gate.criteria().as_dict(),
+        )
+        self.file = f"{self.root}/{service.name}/tuning/{self.setup.id}.jsonl"
+
+    def run(self, anew: bool = False) -> Found:
+        """Go on with the search, or begin it. `anew`: from the first trial, whatever is known.
+
+        Raises HostError where the host can't keep the journal, or says what can't be.
+        """
+        lines = self.lines()
+        if anew or not lines:
+            self.note(self.setup.header(self._noise(), SEED + len(lines), self.now()))
+        ended = night.run(self)
+        return self._found(ended)
+
+    def look(self, anew: bool = False) -> Found:
+        """Where the search stands, and what would be tried next. Changes nothing."""
+        lines = self.lines()
+        if anew or not lines:
+            lines = [*lines, self.setup.header(self._noise(), SEED + len(lines), self.now())]
+        step = night.next_step(lines)
+        if isinstance(step, Done):
+            return self._found(Ended(step), lines)
+        why = self.no_room(step)
+        return self._found(Ended(None, DEFERRED if why else "", why), lines)
+
+    def _found(self, ended: Ended, lines: Sequence[Line] | None = None) -> Found:
+        lines = self.lines() if lines is None else lines
+        step = night.next_step(lines)
+        return Found(
+            place=self.place,
+            setup=self.setup,
+            space=self.space,
+            lines=lines,
+            step=None if isinstance(step, Done) else step,
+            done=ended.done,
+            status=ended.status,
+            why=ended.why,
+        )
+
+    # As night.Host
+
+    def lines(self) -> Sequence[Line]:
+        try:
+            return night.read(self._text(self.file))
+        except night.Damaged as error:
+            raise HostError(f"{self.file}: {error}. Move it away to begin anew.") from error
+
+    def note(self, line: Line) -> None:
+        self.remote.run("install", "-d", "-m", "700", self.file.rpartition("/")[0])
+        self.remote.write(self.file, f"{self._text(self.file)}{json.dumps(line)}\n")
+        if text := night.sentence(line):
+            self.say(text)
+
+    def no_room(self, step: Step) -> str:
+        if not self.service.window or self.overrides.switch_now:
+            return ""
+        length = self._length(step)
+        found = window.state(self.service.window, datetime.now(UTC), length, "a trial")
+        needs = f"a trial takes up to {shown_duration(length)}, its way back included"
+        if not found.open:
+            following = f"{found.next[0]:%Y-%m-%d %H:%M %Z}" if found.next else "none"
+            return f"the window is closed: {found.reason}; next opening {following}"
+        if found.last_start is not None and datetime.now(UTC) > found.last_start:
+            return f"the window closes at {found.closes:%H:%M %Z}, and {needs}"
+        return ""
+
+    def carry_out(self, step: Step) -> Result:
+        candidate = self.space.candidate(step.candidate)
+        refused = [each for each in candidate.resolution.errors if each not in self.space.current.errors]
+        if refused:
+            return Failed(refused[0])
+        try:
+            wanted = self._wanted(candidate)
+        except HostError as error:
+            return Failed(str(error))
+        if wanted.release.id == self.setup.current:
+            return Failed("comes to the same release as the current configuration")
+        staged = wanted.release.id in wanted.observed["staged"]
+        if not staged and not releases.stage(self.host.state, self.host, self.root, wanted.release):
+            return Stopped(f"{step.candidate} could not be staged")
+        if wanted.release.id not in wanted.observed.get("rehearsed", ()):
+            try:
+                self.say(f"{step.candidate}: {releases.asked_of_vllm(self.host, self.root, wanted.release)}")
+            except HostError as error:
+                return Failed(f"its vLLM was asked: {error}")
+        return self._try(step, candidate, wanted)
+
+    def now(self) -> str:
+        return datetime.now(UTC).isoformat(timespec="seconds")
+
+    # Its parts
+
+    def _try(self, step: Step, candidate: Candidate, wanted: Wanted) -> Result:
+        judged = self._judged(step, candidate)
+        history = self._observed()["history"]
+        prepared = orders.trial(self.root, judged, wanted.release.id, self.overrides, history)
+        order = dataclasses.replace(prepared.order, last_start=self._last_start(step))
+        outcome = Switching(self.host, self.root, dataclasses.replace(prepared, order=order)).run()
+        if outcome.status == TRIED:
+            return self._read(judged.gate.criteria(), wanted.release.id, outcome.message)
+        if outcome.status == INTERRUPTED:
+            return Cut(outcome.message)
+        if outcome.status == DEFERRED:
+            return PutOff(outcome.message)
+        return Stopped(f"{step.candidate}: {outcome.status}: {outcome.message}")
+
+    def _wanted(self, candidate: Candidate) -> Wanted:
+        """The release of a candidate: the very one that its profile would roll out. Raises HostError."""
+        made = tuned.unproven(self.place, self.space.settings(candidate))
+        kept = tuple(each for each in self.service.profiles if each.file != made.file)
+        told.forget(self.host)  # what is staged and rehearsed has changed
+        service = self.service.model_copy(update={"profiles": (*kept, made)})
+        return planning.plan(self.host, self.root, service, self.checkpoint)
+
+    def _judged(self, step: Step, candidate: Candidate) -> Service:
+        """The service with the gate of this look: answers are judged where they may change, and in each
+        pair.
+        """
+        look_s = self._look_s(step)
+        gate = {"budget_s": look_s, "max_budget_s": look_s, "soak_s": 0.0}
+        if not isinstance(step, Pair) and not candidate.entry.changes_answers:
+            gate["quality"] = False
+        return self.service.model_copy(update={"gate": self.service.gate.model_copy(update=gate)})
+
+    def _look_s(self, step: Step) -> float:
+        budget_s = self.service.gate.criteria().budget_s
+        return budget_s if isinstance(step, Pair) else max(LEAST_LOOK_S, step.look_s)
+
+    def _length(self, step: Step) -> timedelta:
+        """How long a trial may take: both restarts, and both looks."""
+        beside = restarts(self.service, self._observed()["history"]).length
+        return beside + 2 * timedelta(seconds=self._look_s(step))
+
+    def _last_start(self, step: Step) -> float | None:
+        if not self.service.window or self.overrides.switch_now:
+            return None
+        found = window.state(self.service.window, datetime.now(UTC), self._length(step), "a trial")
+        return found.last_start.timestamp() if found.last_start else None
+
+    def _read(self, criteria: Criteria, release: str, message: str) -> Result:
+        """The result of the trial that has just ended. Raises HostError."""
+        switch = self._newest(release)
+        evidence = switch["evidence"]
+        try:
+            verdict = Verdict.read(evidence["verdict"], "verdict") if evidence.get("verdict") else None
+            if "after" not in evidence or "before" not in evidence:
+                left = "; ".join(f"{name}: {why}" for name, why in switch["left_out"].items())
+                return Failed(left or message)
+            before, after = (Record.read(evidence[name], name) for name in ("before", "after"))
+        except RecordError as error:
+            return Failed(f"what was measured can't be read: {error}")
+        failed = verdict is not None and verdict.verdict == FAIL
+        worse = f"the gate would not keep it: {verdict.conclusion()}" if verdict and failed else ""
+        return night.measured(
+            before,
+            after,
+            self.service.objective,
+            self.slo,
+            criteria,
+            verdict=verdict.verdict if verdict else "",
+            worse=worse,
+            tx=switch["tx"],
+        )
+
+    def _newest(self, release: str) -> ToldSwitch:
+        record = fact(self.host, RecordFact, root=self.root, newest=1, max_bytes=MAX_EVIDENCE)
+        own = next((each for each in record if each["service"] == self.service.name), None)
+        newest = own["transactions"][-1] if own and own["transactions"] else None
+        if newest is None or not any(entry.get("to") == release for entry in newest["entries"]):
+            raise HostError(f"the trial of release {release} ended, and its record is not there")
+        return newest
+
+    def _observed(self) -> Observed:
+        told.forget(self.host)
+        return fact(self.host, ServiceFact, root=self.root, service=self.service.name)
+
+    def _noise(self) -> Noise | None:
+        text = self._text(f"{self.root}/{self.service.name}/noise.json")
+        if not text:
+            return None
+        try:
+            return Noise.read(json.loads(text), "noise.json")
+        except (RecordError, ValueError) as error:
+            raise HostError(f"its calibration can't be read: {error}. Calibrate anew.") from error
+
+    def _text(self, path: str) -> str:
+        """The file's text; empty where there is none."""
+        return self.remote.run("sh", "-c", '[ ! -e "$1" ] || cat -- "$1"', "sh", path)
+
+
+def begins(found: Found) -> str:
+    """What comes next, in words."""
+    if found.step is None:
+        return ""
+    if isinstance(found.step, Pair):
+        return f"pair {found.step.number} of {found.step.of} of {found.step.candidate}"
+    return (
+        f"{found.step.candidate}, look {found.step.rung + 1}, {counted(round(found.step.look_s), 'second')}"
+    )

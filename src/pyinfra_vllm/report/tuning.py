@@ -1,0 +1,193 @@
+"""The page of a tuning: what was tried, the Pareto front, the winner's proof, and what it costs elsewhere.
+
+Renders a journal (tuning/night.py); it asks no host and judges nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from typing import Any
+
+from .. import tuned
+from ..config.profiles import Compared
+from ..tuning import night
+from ..tuning.night import Line
+from ..tuning.pareto import Front, Slo, Speed, decisive, front
+from ..tuning.search import Done
+from ..tuning.space import RuledOut
+from . import plots
+from .page import STYLE, environment, styled
+from .plots import Interval, Place
+
+TEMPLATE = "tuning.html.j2"
+CURRENT = "current configuration"
+LESS_IS_BETTER = ("ttft_s", "tpot_s", "e2e_s")
+WORDS = {
+    "tokens_per_s": "tokens/s",
+    "ttft_s": "first token",
+    "tpot_s": "time per token",
+    "e2e_s": "whole answer",
+}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """All that a page is made of.
+
+    + changes: name -> the change of each candidate, as a person would declare it
+    + done: the end of the search; None while it goes on, and `waits` says for what
+    """
+
+    host: str
+    place: tuned.Place
+    slo: Slo
+    changes: Mapping[str, str]
+    ruled_out: Sequence[RuledOut]
+    lines: Sequence[Line]
+    done: Done | None
+    waits: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tried configuration; a speed is None where it was never measured."""
+
+    name: str
+    changes: str
+    looks: tuple[float, ...]
+    own: Speed | None
+    most: Speed | None
+    place: str
+
+
+def render(found: Tuned, at: datetime, zone: tzinfo | None = None) -> str:
+    """The page.
+
+    + at: when the journal was read (aware)
+    + zone: of every time on the page; None: this machine's
+
+    Raises night.Damaged for a journal that can't be read.
+    """
+    measured = speeds_of(found.lines)
+    shown = front(measured, found.place.objective, found.slo)
+    pairs = tuned.pairs_of(found.lines, _confirmed(found.lines))
+    compared = tuned.comparisons(pairs) if len(pairs) > 1 else []
+    return (
+        environment(zone)
+        .get_template(TEMPLATE)
+        .render(
+            style=styled(STYLE),
+            found=found,
+            at=at,
+            headline=headline(found),
+            rows=rows(found, measured, shown),
+            picture=picture(found, measured, shown),
+            proof=[_interval(each) for each in compared],
+            pairs=[line for line in night.results(found.lines) if "pair" in line],
+            costs=[each for each in compared if _is_worse(each)],
+            words=WORDS,
+        )
+    )
+
+
+def headline(found: Tuned) -> str:
+    """The end in one sentence."""
+    if found.done is None:
+        return f"The search goes on: {found.waits}" if found.waits else "The search goes on"
+    if found.done.winner and found.done.ratio and found.done.interval:
+        low, high = found.done.interval
+        return (
+            f"{found.done.winner} is {found.done.ratio:.3f} times the current configuration"
+            f" [{low:.3f}, {high:.3f}]"
+        )
+    return f"The current configuration stays: {found.done.why}"
+
+
+def speeds_of(lines: Sequence[Line]) -> dict[str, list[Speed]]:
+    """The speeds of each configuration that was measured, in its last look or pair; the current one's among
+    them. Raises night.Damaged.
+    """
+    found: dict[str, list[Speed]] = {}
+    try:
+        for line in night.results(lines):
+            for name, side in ((CURRENT, "before"), (line.get("trial", line.get("pair")), "after")):
+                if line.get(side):
+                    found[str(name)] = [Speed.read(each) for each in line[side]]
+    except (TypeError, ValueError) as error:
+        raise night.Damaged(f"a result can't be read: {error}") from error
+    return found
+
+
+def rows(found: Tuned, measured: Mapping[str, Sequence[Speed]], shown: Front) -> list[Row]:
+    """What was tried, in the order of the first look."""
+    results = night.results(found.lines)
+    names = list(dict.fromkeys(str(line.get("trial", line.get("pair"))) for line in results))
+    made = []
+    for name in [CURRENT, *names] if results else []:
+        own = [line for line in results if name in (line.get("trial"), line.get("pair"))]
+        speeds = measured.get(name)
+        made.append(
+            Row(
+                name=name,
+                changes="" if name == CURRENT else found.changes.get(name, "several together"),
+                looks=tuple(line.get("ratio", line.get("seen", 0.0)) for line in own if "trial" in line),
+                own=decisive(speeds, found.place.objective) if speeds else None,
+                most=decisive(speeds, "throughput") if speeds else None,
+                place=_place(name, own, shown),
+            )
+        )
+    return made
+
+
+def picture(found: Tuned, measured: Mapping[str, Sequence[Speed]], shown: Front) -> str:
+    """First token in the phase of the objective against tokens/s with the most requests at a time."""
+    failed = {line.get("trial") for line in night.results(found.lines) if "failed" in line}
+    points = []
+    for name, speeds in measured.items():
+        own, most = decisive(speeds, found.place.objective), decisive(speeds, "throughput")
+        kind = "current" if name == CURRENT else "on" if name in shown.on else "behind"
+        kind = "missed" if name in shown.missed or name in failed else kind
+        words = f"{name}: first token after {own.ttft_s:.3g} s, {most.tokens_per_s:.4g} tokens/s"
+        points.append(Place(name, own.ttft_s, most.tokens_per_s, kind, words))
+    some = next(iter(measured.values()), None)
+    if some is None:
+        return ""
+    own, most = decisive(some, found.place.objective), decisive(some, "throughput")
+    return plots.pareto(
+        f"first token at {own.phase}, seconds", f"tokens/s at {most.phase}", points, found.slo.max_ttft_s
+    )
+
+
+def _place(name: str, own: Sequence[Line], shown: Front) -> str:
+    failed = [str(line["failed"]) for line in own if "failed" in line]
+    if failed:
+        return failed[-1]
+    if name in shown.missed:
+        return shown.missed[name]
+    if name in shown.behind:
+        return f"behind {shown.behind[name]}"
+    return "on the front" if name in shown.on else ""
+
+
+def _confirmed(lines: Sequence[Line]) -> str:
+    return next((str(line["pair"]) for line in night.results(lines) if "pair" in line), "")
+
+
+def _interval(each: Compared) -> Interval:
+    low, high = each.interval
+    verdict = "inconclusive"
+    if low > 1 or high < 1:
+        better = (low > 1) != (each.metric in LESS_IS_BETTER)
+        verdict = "pass" if better else "fail"
+    return Interval(f"{each.phase} {WORDS[each.metric]}", each.ratio, low, high, 1.0, verdict)
+
+
+def _is_worse(each: Compared) -> bool:
+    return _interval(each).verdict == "fail"
+
+
+def changes(candidates: Sequence[Any]) -> dict[str, str]:
+    """Name -> change of each candidate of a space."""
+    return {each.name: each.changes for each in candidates}

@@ -1,0 +1,406 @@
+"""A tuning on a simulated host: the real transaction tries the real space's configurations, and is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from simulated import Killed, SimulatedHost
+from test_space import pruned
+
+from pyinfra_vllm import tuned
+from pyinfra_vllm.config import Overrides, Service
+from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.bench.record import Record
+from pyinfra_vllm.on_host.state import durable, observe, recall
+from pyinfra_vllm.on_host.switch import transaction
+from pyinfra_vllm.on_host.switch.order import TRIAL
+from pyinfra_vllm.operations import tuning
+from pyinfra_vllm.operations.tuning import Found, Tuning
+from pyinfra_vllm.rollout.orders import Prepared
+from pyinfra_vllm.rollout.progress import Outcome
+from pyinfra_vllm.tuning import night
+
+NOW = datetime(2026, 11, 30, 2, 30, tzinfo=UTC)
+ANY = Service.model_validate(
+    {
+        "name": "chat",
+        "model": "Qwen/Qwen3-32B-AWQ",
+        "runtime": {"version": "0.25.1"},
+        "port": 8000,
+        "objective": "latency",
+        "gate": {"budget_s": 5.0, "quality": False, "concurrency": (1, 8)},
+    }
+)
+GAINS = {"stock": 0.8, "humming": 1.2, "interactivity": 1.05, "graphs-8": 0.9}
+CURRENT = "current"
+
+
+class SimulatedNight:
+    """A simulated host that answers as operations/tuning.py asks, and dies when it is told to.
+
+    + kills: after how many calls of the host's program it dies next, and whether by a power cut
+    """
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, service: Service = ANY) -> None:
+        self.host = SimulatedHost(root, monkeypatch)
+        self.service = service
+        whole = pruned(objective=service.objective)
+        self.space = replace(whole, candidates=tuple(each for each in whole.candidates if each.name in GAINS))
+        self.names: dict[str, str] = {}  # release -> candidate
+        self.kills: list[tuple[int, bool]] = []
+        self.killed = 0
+        self.statuses: list[str] = []
+        self.orders: list[Any] = []
+        self.refused: dict[str, str] = {}  # candidate -> its vLLM's reason
+        self.tries: list[str] = []
+        self.runs = True
+        self.old = self._release(CURRENT)
+        self.host.install(self.old)
+        for owner, name, stub in (
+            (tuning, "Remote", self._remote),
+            (tuning, "Switching", self._switching),
+            (tuning, "fact", self._fact),
+            (tuning.told, "forget", lambda host: None),
+            (tuning.planning, "ask_together", lambda host, declared: None),
+            (tuning.planning, "planned", self._planned),
+            (tuning.planning, "space", lambda *_: self.space),
+            (tuning.planning, "plan", self._plan),
+            (tuning.releases, "stage", self._stage),
+            (tuning.releases, "asked_of_vllm", self._rehearse),
+        ):
+            monkeypatch.setattr(owner, name, stub)
+
+    def tuning(self) -> Tuning:
+        declared = SimpleNamespace(root=str(self.host.paths.root))
+        overrides = Overrides(operator="alice")
+        host = SimpleNamespace(name="gpu-1", state=None)
+        checkpoint: Any = None
+        return Tuning(host, declared, self.service, checkpoint, overrides, lambda text: None)  # type: ignore[arg-type]
+
+    def run(self, anew: bool = False) -> Found:
+        return self.tuning().run(anew)
+
+    def until_done(self) -> Found:
+        """Run again and again, as an operator would, also after the control machine was killed."""
+        for _ in range(40):
+            try:
+                found = self.run()
+            except Killed:
+                self.recover(boot=False)
+                continue
+            if found.done:
+                return found
+            assert found.status == night.STOPPED, found
+        raise AssertionError("the search never ends")
+
+    def serves(self) -> bool:
+        return self.host.running == self.host.current == self.old
+
+    def recover(self, boot: bool) -> None:
+        self.host.recover(boot)
+        if boot:
+            self.host.running = self.host.current  # systemd starts it at boot
+
+    # What is simulated
+
+    def _release(self, name: str) -> str:
+        found = hashlib.sha256(name.encode()).hexdigest()[:12]
+        self.names[found] = name
+        gain = 1.0
+        for part in name.split(" + "):
+            gain *= GAINS.get(part, 0.97)
+        self.host.rates[found] = 100.0 * (1.0 if name == CURRENT else gain)
+        return found
+
+    def _planned(self, *_: Any) -> Any:
+        release = SimpleNamespace(id=self.old, gpu_count=1, runtime={"version": "0.25.1"})
+        return SimpleNamespace(runs=self.runs, release=release, gpu="NVIDIA H200")
+
+    def _plan(self, host: Any, root: str, service: Service, checkpoint: Any) -> Any:
+        """A candidate is known again by its flags, as its profile has them."""
+        settings = service.profiles[-1].objectives[service.objective]
+        found = [
+            name
+            for name in [each.name for each in self.space.candidates] + self._stacks()
+            if dict(self.space.settings(self.space.candidate(name)).flags) == dict(settings.flags)
+            and dict(self.space.settings(self.space.candidate(name)).environment) == settings.environment
+        ]
+        release = SimpleNamespace(id=self._release(found[0]))
+        observed = {"staged": [path.name for path in self.host.paths.releases.iterdir()], "rehearsed": []}
+        return SimpleNamespace(release=release, observed=observed)
+
+    def _stacks(self) -> list[str]:
+        return [self.tries[-1]] if self.tries and " + " in self.tries[-1] else []
+
+    def _stage(self, state: Any, host: Any, root: str, release: Any) -> bool:
+        self.host.stage(release.id)
+        return True
+
+    def _rehearse(self, host: Any, root: str, release: Any) -> str:
+        if why := self.refused.get(self.names[release.id]):
+            raise HostError(why)
+        return "accepted"
+
+    def _fact(self, host: Any, what: Any, root: str, **more: Any) -> Any:
+        if what is tuning.RecordFact:
+            return recall.recall(Path(root), more["newest"], more["max_bytes"], ["chat"])
+        return {"history": observe.service(Path(root), "chat")["history"]}
+
+    def _remote(self, host: Any) -> Any:
+        night_itself = self
+
+        class Remote:
+            def run(self, *words: str) -> str:
+                path = Path(words[-1])
+                if words[0] == "install":
+                    path.mkdir(mode=0o700, exist_ok=True)
+                    return ""
+                return path.read_text() if path.exists() else ""
+
+            def write(self, path: str, content: str) -> None:
+                line = night.read(content)[-1]
+                if "begin" in line:
+                    night_itself.tries.append(str(line["begin"]))
+                durable.write_text(Path(path), content)
+
+        return Remote()
+
+    def _switching(self, host: Any, root: str, prepared: Prepared) -> Any:
+        return SimpleNamespace(run=lambda: self._switch(prepared))
+
+    def _switch(self, prepared: Prepared) -> Outcome:
+        """The control machine sees the end, whoever wrote it: the transaction, or the recovery."""
+        order = prepared.order
+        assert order.purpose == TRIAL and order.hooks is not None
+        self.orders.append(order)
+        boot, begun = False, self._begun()
+        if self.kills:
+            calls, boot = self.kills.pop(0)
+            self.host.die_at = len(self.host.calls) + calls
+        try:
+            transaction.switch(order, self.host.paths)
+            self.host.die_at = None
+        except Killed:
+            self.killed += 1
+            self.recover(boot)
+        assert self.serves(), "the old release does not serve after a trial"
+        status = str(self.host.outcome()) if self._begun() > begun else "failed"
+        self.statuses.append(status)
+        return Outcome("gpu-1", "chat", status, "as the journal says", order.release)
+
+    def _begun(self) -> int:
+        return sum(entry["step"] == "begin" for entry in self.host.journal())
+
+
+@pytest.fixture
+def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedNight:
+    return SimulatedNight(tmp_path, monkeypatch)
+
+
+def test_the_best_one_is_found_proven_and_written(simulated: SimulatedNight) -> None:
+    found = simulated.run()
+    assert found.done is not None and found.done.winner == "humming + interactivity"
+    assert found.done.ratio == pytest.approx(1.26, rel=1e-3)
+    assert simulated.serves()
+    looks = [line for line in night.results(found.lines) if line.get("rung") == 0]
+    assert {line["trial"] for line in looks} == {each.name for each in simulated.space.candidates}
+    pairs = [line for line in night.results(found.lines) if "pair" in line]
+    assert len(pairs) == night.header(found.lines)["pairs"] == 9
+    settings = found.space.settings(found.space.candidate(found.done.winner))
+    made = tuned.proven(found.place, settings, found.lines, found.done)
+    assert made.file == "profiles/NVIDIA-H200--Qwen--Qwen3-32B-AWQ--0.25.1.yaml"
+    assert made.objectives["latency"].gain.after == pytest.approx(
+        1.26 * made.objectives["latency"].gain.before
+    )
+    assert "--performance-mode" in settings.flags and "--linear-backend" in settings.flags
+
+
+def test_nothing_is_committed_or_rejected(simulated: SimulatedNight) -> None:
+    simulated.run()
+    assert {entry["outcome"] for entry in simulated.host.journal() if entry["step"] == "end"} == {"tried"}
+    assert not any(entry["step"] == "commit" for entry in simulated.host.journal())
+    assert durable.read_json(simulated.host.paths.rejected, {}) == {}
+
+
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough)]
+)
+def test_killed_at_ten_random_moments_and_two_power_cuts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    source = random.Random(seed)
+    simulated = SimulatedNight(tmp_path, monkeypatch)
+    boots = [True, True] + [False] * 10
+    source.shuffle(boots)
+    simulated.kills = [(source.randrange(1, 60), boot) for boot in boots]
+    # Kills in a row must not hit one configuration so often that it is given up: that is its own test.
+    monkeypatch.setattr(night, "MOST_ATTEMPTS", 20)
+    found = simulated.until_done()
+    assert simulated.killed >= 9, "a moment after the end of a trial kills nobody"
+    assert "interrupted" in simulated.statuses
+    assert found.done is not None and found.done.winner == "humming + interactivity"
+    assert simulated.serves()
+    keys = [
+        (line.get("trial"), line.get("pair"), line.get("rung"), line.get("number"))
+        for line in night.results(found.lines)
+    ]
+    assert len(keys) == len(set(keys)), "nothing that had its end was tried again"
+
+
+def test_kill_of_the_control_machine_at_every_line_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        lines = len(SimulatedNight(tmp_path / "dry", patch).run().lines)
+    for moment in range(0, lines, 11):
+        with monkeypatch.context() as patch:
+            simulated = SimulatedNight(tmp_path / f"{moment}", patch)
+            left = [moment]
+            note = Tuning.note
+
+            def dying(self: Tuning, line: Any, left: list[int] = left, note: Any = note) -> None:
+                left[0] -= 1
+                if left[0] == -1:
+                    raise Killed
+                note(self, line)
+
+            patch.setattr(Tuning, "note", dying)
+            with pytest.raises(Killed):
+                simulated.run()
+            assert simulated.serves()
+            found = simulated.run()
+            assert found.done is not None and found.done.winner == "humming + interactivity", moment
+
+
+def test_what_the_gate_would_not_keep_does_not_win(
+    simulated: SimulatedNight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One stream gains 24 %, eight lose half: the gate of the service says no, so it is not proposed."""
+    measure = simulated.host._measure
+    marlin = simulated._release("humming")
+
+    def slow_at_eight(client: Any, settings: Any, **how: Any) -> Record:
+        made = measure(client, settings, **how)
+        if simulated.host.running != marlin:
+            return made
+        one, eight = made.phases
+        slower = tuple(
+            type(each)(each.prompt, True, each.ttft_s * 3, each.e2e_s * 3, 64, 32) for each in eight.requests
+        )
+        phases = (one, type(eight)("c8", 8, eight.duration_s * 3, slower))
+        return type(made)("m", {}, phases, spent_s=999.0)
+
+    monkeypatch.setattr(probe, "measure", slow_at_eight)
+    found = simulated.run()
+    line = next(line for line in night.results(found.lines) if line.get("trial") == "humming")
+    assert line["failed"].startswith("the gate would not keep it: c8")
+    assert line["seen"] == pytest.approx(1.2, rel=1e-3)
+    assert found.done is not None and found.done.winner == "interactivity"
+
+
+def test_limit_that_is_missed_does_not_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = ANY.model_copy(update={"tune": ANY.tune.model_copy(update={"max_ttft_s": 0.042})})
+    found = SimulatedNight(tmp_path, monkeypatch, service).run()
+    failed = {line["trial"]: line["failed"] for line in night.results(found.lines) if "failed" in line}
+    assert "first token after" in failed["interactivity"] and "humming" not in failed
+
+
+def test_what_its_vllm_refuses_is_never_tried(simulated: SimulatedNight) -> None:
+    simulated.refused["humming"] = "vLLM: unrecognized arguments: --linear-backend"
+    found = simulated.run()
+    (line,) = [line for line in night.results(found.lines) if line.get("trial") == "humming"]
+    assert line["failed"] == "its vLLM was asked: vLLM: unrecognized arguments: --linear-backend"
+    assert simulated._release("humming") not in {order.release for order in simulated.orders}
+
+
+def test_one_that_does_not_start_never_comes_back(simulated: SimulatedNight) -> None:
+    simulated.host.broken.add(simulated._release("humming"))
+    found = simulated.run()
+    assert found.done is not None and found.done.winner == "interactivity"
+    assert simulated.tries.count("humming") == 1 and simulated.serves()
+
+
+def test_looks_are_the_gates_budget_and_pairs_all_of_it(simulated: SimulatedNight) -> None:
+    simulated.service = ANY.model_copy(update={"gate": ANY.gate.model_copy(update={"budget_s": 120.0})})
+    noise = {"schema": "pyinfra-vllm/noise/1", "runs": 5, "phases": {"c1": {"tokens_per_s": 0.004}}}
+    durable.write_json(simulated.host.paths.noise, noise)
+    found = simulated.run()
+    budgets = [order.criteria["budget_s"] for order in simulated.orders]
+    assert budgets[0] == 20.0 and budgets[-4:] == [120.0] * 4
+    assert all(order.criteria["max_budget_s"] == order.criteria["budget_s"] for order in simulated.orders)
+    assert night.header(found.lines)["pairs"] == 4
+
+
+def at(moment: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return moment
+
+    monkeypatch.setattr(tuning, "datetime", Clock)
+
+
+def windowed(closes: timedelta) -> Service:
+    window = {"cron": "0 2 * * *", "duration": f"{int(closes.total_seconds() / 60)}m", "timezone": "UTC"}
+    return Service.model_validate(
+        {**ANY.model_dump(exclude_unset=True, exclude={"gate"}), "gate": {"budget_s": 5.0, "quality": False,
+         "concurrency": (1, 8)}, "window": [window], "switch_estimate": "30m"}
+    )  # fmt: skip
+
+
+def test_trials_begin_only_where_their_way_back_is_over_before_the_window_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated = SimulatedNight(tmp_path, monkeypatch, windowed(timedelta(minutes=45)))
+    at(NOW, monkeypatch)  # 02:30 of 02:00 to 02:45: 20 minutes of restarts have no room
+    found = simulated.run()
+    assert (found.done, found.status) == (None, night.DEFERRED)
+    assert found.why.startswith("the window closes at 02:45 UTC, and a trial takes up to 20")
+    assert simulated.orders == [] and simulated.tries == []
+    at(NOW.replace(hour=5), monkeypatch)
+    assert simulated.run().why.startswith("the window is closed")
+    at(NOW.replace(hour=2, minute=1), monkeypatch)
+    monkeypatch.setattr(
+        transaction, "time", SimpleNamespace(time=lambda: NOW.timestamp(), monotonic=lambda: 0.0)
+    )
+    found = simulated.run()
+    latest = {order.last_start for order in simulated.orders}
+    assert latest and all(moment <= NOW.replace(minute=45).timestamp() - 10 for moment in latest)
+
+
+def test_service_that_does_not_run_what_is_declared_is_not_tuned(simulated: SimulatedNight) -> None:
+    simulated.runs = False
+    with pytest.raises(HostError, match="roll that out first"):
+        simulated.run()
+
+
+def test_a_dry_run_changes_nothing(simulated: SimulatedNight) -> None:
+    before = sorted(simulated.host.paths.directory.rglob("*"))
+    found = simulated.tuning().look()
+    assert sorted(simulated.host.paths.directory.rglob("*")) == before
+    assert found.step is not None and tuning.begins(found).endswith("look 1, 5 seconds")
+
+
+def test_anew_begins_from_the_first_trial(simulated: SimulatedNight) -> None:
+    first = simulated.run()
+    again = simulated.run(anew=True)
+    assert first.done is not None and again.done is not None
+    assert sum("search" in line for line in again.lines) == 2
+    assert len(night.results(again.lines)) == len(night.results(first.lines))
+
+
+def test_damaged_journal_is_a_host_error(simulated: SimulatedNight) -> None:
+    found = simulated.tuning()
+    path = Path(found.file)
+    path.parent.mkdir()
+    path.write_text('{"search"')
+    with pytest.raises(HostError, match="line 1 is no JSON"):
+        found.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +133,51 @@ def test_other_changes_come_on_top_of_the_objective_s_and_kernels_in_their_place
     assert found["humming"].resolution.kernel == ("Humming",)
     assert "VLLM_DISABLED_KERNELS" not in found["humming"].resolution.environment
     assert found["stock"].resolution.kernel == ("Machete",)
+
+
+def test_founding_cases_of_the_documentation_are_what_the_space_has() -> None:
+    text = (Path(__file__).parents[2] / "docs/tune.md").read_text().partition("### The founding cases")[2]
+    cases = [
+        line.split(" | ")
+        for line in text.splitlines()
+        if (line.startswith("| ") and "RTX" in line) or "A10G," in line
+    ]
+    assert len(cases) == 4
+    for _, what, kernel, tried in cases:
+        gpu, model, context = what.split(", ")
+        found = pruned(model, gpu, "0.33.0", "latency", max_model_len=int(context))
+        assert ", ".join(names(found)) == tried.rstrip(" |"), what
+        assert ", ".join(found.current.kernel) == kernel.replace("none", "")
+        assert not found.current.errors and "--speculative-config" not in {
+            f.flag for f in found.current.flags
+        }
+
+
+def test_draft_head_is_tried_where_it_is_declared() -> None:
+    without, found = pruned(), pruned(draft_head="/srv/heads/x")
+    assert "you declare no draft head" in reasons(without)["eagle3-3"]
+    heads = {each.name: each for each in found.candidates if each.name.startswith("eagle3")}
+    assert set(heads) == {"eagle3-2", "eagle3-3", "eagle3-5"}
+    (value,) = [
+        flag.value for flag in heads["eagle3-3"].resolution.flags if flag.flag == "--speculative-config"
+    ]
+    assert value == {"method": "eagle3", "model": "/srv/heads/x", "num_speculative_tokens": 3}
+    assert "eagle3-5" not in names(pruned(objective="throughput", draft_head="/srv/heads/x"))
+    own = reasons(pruned(draft_head="/srv/heads/x", flags={"speculative-config": {"method": "ngram"}}))
+    assert own["eagle3-3"] == "you declare --speculative-config yourself"
+
+
+def test_stack_has_the_changes_of_all_its_parts() -> None:
+    found = pruned(draft_head="/srv/heads/x")
+    stack = found.candidate("humming + fp8-kv-cache + eagle3-3")
+    flags = {flag.flag: flag.value for flag in stack.resolution.flags}
+    assert flags["--linear-backend"] == "humming" and flags["--kv-cache-dtype"] == "fp8"
+    assert "--speculative-config" in flags and stack.resolution.kernel == ("Humming",)
+    assert "VLLM_DISABLED_KERNELS" not in stack.resolution.environment, "one kernel replaces the other"
+    assert stack.entry.changes_answers
+    assert found.candidate("humming") is next(each for each in found.candidates if each.name == "humming")
+    with pytest.raises(KeyError):
+        found.candidate("humming + nothing")
 
 
 def test_what_changes_answers_is_marked() -> None:

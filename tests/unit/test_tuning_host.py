@@ -163,7 +163,7 @@ class SimulatedNight:
                 if words[0] == "install":
                     path.mkdir(mode=0o700, exist_ok=True)
                     return ""
-                return path.read_text() if path.exists() else ""
+                return path.read_text().rstrip("\n") if path.exists() else ""  # as pyinfra returns it
 
             def write(self, path: str, content: str) -> None:
                 line = night.read(content)[-1]

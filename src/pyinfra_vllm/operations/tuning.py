@@ -157,7 +157,8 @@ class Tuning:
 
     def note(self, line: Line) -> None:
         self.remote.run("install", "-d", "-m", "700", self.file.rpartition("/")[0])
-        self.remote.write(self.file, f"{self._text(self.file)}{json.dumps(line)}\n")
+        before = self._text(self.file).splitlines()  # whose last newline doesn't come along
+        self.remote.write(self.file, "".join(f"{each}\n" for each in (*before, json.dumps(line))))
         if text := night.sentence(line):
             self.say(text)
 

@@ -4,7 +4,7 @@ answering.
 The commands that only look go through here. With operations/, facts/, fleet.py, spoken.py and inventory.py it
 is what imports pyinfra: hosts are reached exactly as `pyinfra INVENTORY deploy.py` reaches them (ssh_*,
 `_sudo` and host keys of the inventory). It runs no operation, and changes nothing unless the question does:
-only `calibrate` and `prune --yes` ask for something to be done.
+only `calibrate`, `tune` and `prune --yes` ask for something to be done.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def test_what_is_cut_off_again_and_again_is_given_up() -> None:
     assert ended.done is not None and ended.done.winner == "marlin"
     assert [step.candidate for step in host.tried].count("humming") == night.MOST_ATTEMPTS
     (line,) = [line for line in night.results(host.lines()) if line.get("trial") == "humming"]
-    assert line["failed"] == "cut off 3 times"
+    assert line["failed"] == "ended without a result 3 times"
 
 
 def test_what_is_cut_off_once_is_tried_again() -> None:
@@ -180,6 +180,14 @@ def test_host_that_must_be_looked_at_stops_the_search() -> None:
     assert (ended.done, ended.status) == (None, "stopped")
     tried = len(host.tried)
     assert night.run(host).done is not None and len(host.tried) > tried
+
+
+def test_refusal_that_is_about_the_host_costs_no_attempt() -> None:
+    host = FakeHost()
+    host.results["marlin"] = [Stopped("refused: bob has held it", begun=False)] * 5
+    assert [night.run(host).status for _ in range(5)] == ["stopped"] * 5
+    ended = night.run(host)
+    assert ended.done is not None and ended.done.winner == "marlin"
 
 
 def test_failed_one_never_comes_back() -> None:
@@ -267,10 +275,11 @@ def test_missed_slo_is_worse_and_the_gates_reason_comes_first() -> None:
     assert isinstance(said, Measured) and said.worse == "it is worse"
 
 
-@pytest.mark.parametrize("sides", [(False, True), (True, False)])
-def test_side_that_answered_nothing_is_a_failure(sides: tuple[bool, bool]) -> None:
+@pytest.mark.parametrize(("sides", "kind"), [((False, True), Stopped), ((True, False), Failed)])
+def test_side_that_answered_nothing_is_no_measurement(sides: tuple[bool, bool], kind: type) -> None:
+    """Where it is the current configuration, that says nothing about the one that was tried."""
     before, after = (record(100.0, ok=ok) for ok in sides)
-    assert isinstance(night.measured(before, after, "latency", Slo(), Criteria()), Failed)
+    assert isinstance(night.measured(before, after, "latency", Slo(), Criteria()), kind)
 
 
 def test_phase_that_only_one_side_has_is_a_failure() -> None:

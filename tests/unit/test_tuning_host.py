@@ -24,6 +24,8 @@ from pyinfra_vllm.on_host.switch import transaction
 from pyinfra_vllm.on_host.switch.order import TRIAL
 from pyinfra_vllm.operations import tuning
 from pyinfra_vllm.operations.tuning import Found, Tuning
+from pyinfra_vllm.operations.util import planning
+from pyinfra_vllm.operations.util.unit import NoContact
 from pyinfra_vllm.rollout.orders import Prepared
 from pyinfra_vllm.rollout.progress import Outcome
 from pyinfra_vllm.tuning import night
@@ -62,6 +64,8 @@ class SimulatedNight:
         self.refused: dict[str, str] = {}  # candidate -> its vLLM's reason
         self.tries: list[str] = []
         self.runs = True
+        self.held: dict[str, str] | None = None
+        self.no_plan: set[str] = set()  # candidates, and the current one, that can't be worked out
         self.old = self._release(CURRENT)
         self.host.install(self.old)
         for owner, name, stub in (
@@ -122,10 +126,13 @@ class SimulatedNight:
 
     def _planned(self, *_: Any) -> Any:
         release = SimpleNamespace(id=self.old, gpu_count=1, runtime={"version": "0.25.1"})
-        return SimpleNamespace(runs=self.runs, release=release, gpu="NVIDIA H200")
+        observed = {"lock": self.held}
+        return SimpleNamespace(runs=self.runs, release=release, gpu="NVIDIA H200", observed=observed)
 
     def _plan(self, host: Any, root: str, service: Service, checkpoint: Any) -> Any:
         """A candidate is known again by its flags, as its profile has them."""
+        if not service.profiles:
+            return self._worked_out(CURRENT)
         settings = service.profiles[-1].objectives[service.objective]
         found = [
             name
@@ -133,7 +140,12 @@ class SimulatedNight:
             if dict(self.space.settings(self.space.candidate(name)).flags) == dict(settings.flags)
             and dict(self.space.settings(self.space.candidate(name)).environment) == settings.environment
         ]
-        release = SimpleNamespace(id=self._release(found[0]))
+        return self._worked_out(found[0])
+
+    def _worked_out(self, name: str) -> Any:
+        if name in self.no_plan:
+            raise planning.Refused(self.service, [f"{name} can't be served here"])
+        release = SimpleNamespace(id=self._release(name))
         observed = {"staged": [path.name for path in self.host.paths.releases.iterdir()], "rehearsed": []}
         return SimpleNamespace(release=release, observed=observed)
 
@@ -146,7 +158,7 @@ class SimulatedNight:
 
     def _rehearse(self, host: Any, root: str, release: Any) -> str:
         if why := self.refused.get(self.names[release.id]):
-            raise HostError(why)
+            raise NoContact(why) if "contact" in why else HostError(why)
         return "accepted"
 
     def _fact(self, host: Any, what: Any, root: str, **more: Any) -> Any:
@@ -319,6 +331,57 @@ def test_what_its_vllm_refuses_is_never_tried(simulated: SimulatedNight) -> None
     (line,) = [line for line in night.results(found.lines) if line.get("trial") == "humming"]
     assert line["failed"] == "its vLLM was asked: vLLM: unrecognized arguments: --linear-backend"
     assert simulated._release("humming") not in {order.release for order in simulated.orders}
+
+
+def test_candidate_that_can_t_be_served_fails_alone(simulated: SimulatedNight) -> None:
+    simulated.no_plan = {"humming"}
+    found = simulated.run()
+    (line,) = [line for line in night.results(found.lines) if line.get("trial") == "humming"]
+    assert "humming can't be served here" in line["failed"]
+    assert found.done is not None and found.done.winner == "interactivity"
+
+
+@pytest.mark.parametrize("trouble", ["no plan", "no contact"])
+def test_host_in_trouble_stops_the_search_and_blames_no_candidate(
+    simulated: SimulatedNight, trouble: str
+) -> None:
+    """As where its driver has died in the night: every candidate would fail one after the other."""
+    names = {each.name for each in simulated.space.candidates}
+    if trouble == "no plan":
+        simulated.no_plan = {CURRENT, *names}
+    else:
+        simulated.refused = dict.fromkeys(names, "no contact for 900 s")
+    for _ in range(5):
+        found = simulated.run()
+        assert found.status == night.STOPPED and night.results(found.lines) == []
+    simulated.no_plan, simulated.refused = set(), {}
+    found = simulated.run()
+    assert found.done is not None and found.done.winner == "humming + interactivity"
+
+
+def test_trial_without_a_baseline_says_nothing_about_its_configuration(
+    simulated: SimulatedNight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_by = recall.recall
+
+    def without(*arguments: Any) -> Any:
+        (service,) = told_by(*arguments)
+        del service["transactions"][-1]["evidence"]["before"]
+        return [service]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recall, "recall", without)
+        found = simulated.run()
+    assert (found.status, found.why) == ("stopped", "what serves could not be measured before the trial")
+    assert night.results(found.lines) == []
+
+
+def test_trial_that_is_under_way_is_waited_for(simulated: SimulatedNight) -> None:
+    simulated.held = {"holder": "alice", "since": "02:31", "purpose": "the trial of release x"}
+    with pytest.raises(
+        HostError, match=r"alice has held chat since 02:31 for the trial .* run the same command"
+    ):
+        simulated.run()
 
 
 def test_one_that_does_not_start_never_comes_back(simulated: SimulatedNight) -> None:

@@ -33,6 +33,7 @@ from pyinfra_vllm.operations import release as releases
 from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.operations.util.remote import Remote
 from pyinfra_vllm.operations.util.switching import Switching
+from pyinfra_vllm.operations.util.unit import NoContact
 from pyinfra_vllm.rollout import orders
 from pyinfra_vllm.rollout.estimate import restarts
 from pyinfra_vllm.rollout.progress import DEFERRED, Wanted
@@ -46,7 +47,8 @@ from pyinfra_vllm.window import shown_duration
 
 MAX_EVIDENCE = 64 << 20  # bytes of one trial's records
 LEAST_LOOK_S = 5.0  # as the gate has it
-TRIED, INTERRUPTED = "tried", "interrupted"  # outcomes of a trial (on_host/switch/outcomes.py)
+TRIED, INTERRUPTED, REFUSED = "tried", "interrupted", "refused"  # outcomes of a trial (switch/transaction.py)
+SIDES = ("before", "after")
 SEED = 0
 
 
@@ -86,6 +88,13 @@ class Tuning:
         self.remote, self.say = Remote(host), say
         planning.ask_together(host, declared)
         serving = planning.planned(host, self.root, service, checkpoint)
+        if held := serving.observed["lock"]:
+            who, since = held.get("holder", "someone"), held.get("since", "an unknown time")
+            purpose = held.get("purpose", "an unknown purpose")
+            raise HostError(
+                f"{who} has held {service.name} since {since} for {purpose}. A trial of an earlier run is"
+                " finished by the host itself: run the same command again when it has ended."
+            )
         if not serving.runs:
             raise HostError(
                 f"{service.name} does not run what is declared: roll that out first, so that what is tried is"
@@ -182,17 +191,20 @@ class Tuning:
             return Failed(refused[0])
         try:
             wanted = self._wanted(candidate)
-        except HostError as error:
-            return Failed(str(error))
+        except planning.Refused as error:
+            return self._refused(error)
         if wanted.release.id == self.setup.current:
             return Failed("comes to the same release as the current configuration")
         staged = wanted.release.id in wanted.observed["staged"]
         if not staged and not releases.stage(self.host.state, self.host, self.root, wanted.release):
-            return Stopped(f"{step.candidate} could not be staged")
+            return Stopped(f"{step.candidate} could not be staged", begun=False)
         if wanted.release.id not in wanted.observed.get("rehearsed", ()):
             try:
                 self.say(f"{step.candidate}: {releases.asked_of_vllm(self.host, self.root, wanted.release)}")
+            except NoContact as error:
+                return Stopped(str(error), begun=False)
             except HostError as error:
+                self._observed()  # raises where it is the host that doesn't answer
                 return Failed(f"its vLLM was asked: {error}")
         return self._try(step, candidate, wanted)
 
@@ -213,7 +225,8 @@ class Tuning:
             return Cut(outcome.message)
         if outcome.status == DEFERRED:
             return PutOff(outcome.message)
-        return Stopped(f"{step.candidate}: {outcome.status}: {outcome.message}")
+        why = f"{step.candidate}: {outcome.status}: {outcome.message}"
+        return Stopped(why, begun=outcome.status != REFUSED)
 
     def _wanted(self, candidate: Candidate) -> Wanted:
         """The release of a candidate: the very one that its profile would roll out. Raises HostError."""
@@ -222,6 +235,16 @@ class Tuning:
         told.forget(self.host)  # what is staged and rehearsed has changed
         service = self.service.model_copy(update={"profiles": (*kept, made)})
         return planning.plan(self.host, self.root, service, self.checkpoint)
+
+    def _refused(self, error: planning.Refused) -> Result:
+        """A release that can't be worked out: the fault of the candidate, unless that of the current one
+        can't either.
+        """
+        try:
+            planning.plan(self.host, self.root, self.service, self.checkpoint)
+        except HostError as also:
+            return Stopped(str(also), begun=False)
+        return Failed(str(error))
 
     def _judged(self, step: Step, candidate: Candidate) -> Service:
         """The service with the gate of this look: answers are judged where they may change, and in each
@@ -254,10 +277,13 @@ class Tuning:
         evidence = switch["evidence"]
         try:
             verdict = Verdict.read(evidence["verdict"], "verdict") if evidence.get("verdict") else None
-            if "after" not in evidence or "before" not in evidence:
-                left = "; ".join(f"{name}: {why}" for name, why in switch["left_out"].items())
-                return Failed(left or message)
-            before, after = (Record.read(evidence[name], name) for name in ("before", "after"))
+            left = [f"{name}: {why}" for name, why in switch["left_out"].items() if name in SIDES]
+            if left or "before" not in evidence:
+                return Stopped("; ".join(left) or "what serves could not be measured before the trial")
+            if "after" not in evidence:
+                return Failed(message)
+            before = Record.read(evidence["before"], "before")
+            after = Record.read(evidence["after"], "after")
         except RecordError as error:
             return Failed(f"what was measured can't be read: {error}")
         failed = verdict is not None and verdict.verdict == FAIL

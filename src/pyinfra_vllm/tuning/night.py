@@ -124,9 +124,13 @@ class PutOff:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Nothing further may be tried before a person has looked, or before the host has finished."""
+    """Nothing further may be tried before a person has looked, or before the host has finished.
+
+    + begun: false where it says nothing about the configuration, which did not begin
+    """
 
     why: str
+    begun: bool = True
 
 
 Result = Measured | Failed | Cut | PutOff | Stopped
@@ -171,17 +175,16 @@ def run(host: Host) -> Ended:
         if isinstance(step, Done):
             return Ended(step)
         if _attempts(lines, step) >= MOST_ATTEMPTS:
-            host.note(_failed(step, f"cut off {MOST_ATTEMPTS} times", host.now()))
+            host.note(_failed(step, f"ended without a result {MOST_ATTEMPTS} times", host.now()))
             continue
         if why := host.no_room(step):
             return Ended(None, DEFERRED, why)
         host.note({"begin": step.candidate, **_which(step), "at": host.now()})
         result = host.carry_out(step)
-        if isinstance(result, Stopped):
-            return Ended(None, STOPPED, result.why)
-        if isinstance(result, PutOff):
+        if isinstance(result, PutOff) or (isinstance(result, Stopped) and not result.begun):
             host.note({"put_off": step.candidate, **_which(step), "why": result.why, "at": host.now()})
-            return Ended(None, DEFERRED, result.why)
+        if isinstance(result, PutOff | Stopped):
+            return Ended(None, DEFERRED if isinstance(result, PutOff) else STOPPED, result.why)
         if isinstance(result, Failed):
             host.note(_failed(step, result.why, host.now()))
         elif isinstance(result, Measured):
@@ -261,7 +264,7 @@ def measured(
     verdict: str = "",
     worse: str = "",
     tx: str = "",
-) -> Measured | Failed:
+) -> Measured | Failed | Stopped:
     """The result of a trial, from what was measured on both sides.
 
     The ratio is the gate's own, of the rounds that both sides have.
@@ -270,9 +273,10 @@ def measured(
     + verdict, worse: of the gate, and why it would not keep this
     """
     then, now = speeds(before), speeds(after)
-    if not then or not now:
-        side = "current configuration" if not then else "it"
-        return Failed(f"nothing was answered when {side} was measured")
+    if not then:
+        return Stopped("nothing was answered when the current configuration was measured")
+    if not now:
+        return Failed("nothing was answered when it was measured")
     phase = decisive(then, objective).phase
     pairs = [
         (one, other) for one in before.phases for other in after.phases if one.name == other.name == phase

@@ -267,6 +267,12 @@ def test_the_ratio_is_that_of_the_objectives_phase() -> None:
     assert found.workload == {"input_tokens": 76, "output_tokens": 32, "streams": [1, 8]}
 
 
+def test_margin_that_never_decides_leaves_the_ratio() -> None:
+    criteria = Criteria(margins={"c1": {"tokens_per_s": None, "e2e_s": None}})
+    found = night.measured(record(100.0), record(120.0), "latency", Slo(), criteria)
+    assert isinstance(found, Measured) and found.ratio == pytest.approx(1.2)
+
+
 def test_missed_slo_is_worse_and_the_gates_reason_comes_first() -> None:
     before, after = record(100.0), record(120.0)
     late = night.measured(before, after, "latency", Slo(max_ttft_s=0.01), Criteria())

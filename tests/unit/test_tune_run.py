@@ -37,7 +37,7 @@ from pyinfra_vllm.tuning.search import Done, Trial
 EVIL = "\"'><script>alert(1)</script><img src=x>"
 SPACE = pruned()
 SETUP = Setup("chat", "a" * 12, "latency", Slo(), {"humming": "kernel"}, Criteria().as_dict())
-WON = Found(H200, SETUP, SPACE, journal(), None, done())
+WON = Found(H200, SETUP, SPACE, journal(), None, done(), night.speeds_of(journal()))
 NOTHING = Done(None, None, None, "nothing was better than the current configuration")
 LATE = "the window closes at 05:00 CET, and a trial takes up to 24 min, its way back included"
 WAITS = replace(
@@ -120,6 +120,13 @@ def test_json_has_all_of_it(host: Answering) -> None:
     assert found["results"] == night.results(journal())
     assert found["candidates"]["humming"] == "--linear-backend humming"
     assert found["profile"].startswith("profiles/") and found["page"] is None
+
+
+def test_journal_of_which_no_profile_can_be_made_is_said(host: Answering) -> None:
+    damaged = [{**line, "workload": {"input_tokens": "many"}} for line in journal()]
+    host.answer = replace(WON, lines=damaged)
+    with pytest.raises(DeclarationError, match="makes no profile"):
+        tune()
 
 
 def test_nothing_better_is_done_and_writes_nothing(host: Answering) -> None:

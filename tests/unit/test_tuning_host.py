@@ -460,10 +460,19 @@ def test_anew_begins_from_the_first_trial(simulated: SimulatedNight) -> None:
     assert len(night.results(again.lines)) == len(night.results(first.lines))
 
 
-def test_damaged_journal_is_a_host_error(simulated: SimulatedNight) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"search"', "line 1 is no JSON"),
+        ('{"trial": "x"}', "no line that says what is searched"),
+        ('{"search": {"groups": {}, "seed": 0, "pairs": 3, "looks_s": [5]}}\n{"pair": 1}', "no record of a"),
+    ],
+)
+def test_damaged_journal_is_a_host_error(simulated: SimulatedNight, text: str, said: str) -> None:
     found = simulated.tuning()
     path = Path(found.file)
     path.parent.mkdir()
-    path.write_text('{"search"')
-    with pytest.raises(HostError, match="line 1 is no JSON"):
-        found.run()
+    path.write_text(text)
+    for begin in (found.run, found.look):
+        with pytest.raises(HostError, match=said):
+            begin()

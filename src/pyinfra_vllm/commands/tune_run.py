@@ -15,7 +15,7 @@ import click
 from pyinfra_vllm import fleet, tuned
 from pyinfra_vllm.commands.one_service import host_of, service_of, tell_on_stderr
 from pyinfra_vllm.config import profiles
-from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.errors import DeclarationError, one_line
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.tuning import night, search
 from pyinfra_vllm.tuning.pareto import front
@@ -119,7 +119,7 @@ def lines(ran: Ran, *, dry: bool) -> list[str]:
         told.append(f"Next: {begins(found)}")
     if found.done is not None:
         told.append(f"Done: {found.done.why}")
-        on = front(_measured(found), found.setup.objective, found.setup.slo).on
+        on = front(found.measured, found.setup.objective, found.setup.slo).on
         told += [f"On the Pareto front: {', '.join(on)}"] if on else []
     else:
         told += [f"{found.status or 'could begin now'}{': ' if found.why else ''}{found.why}"]
@@ -136,8 +136,7 @@ def as_dict(ran: Ran) -> dict[str, Any]:
     answer: dict[str, Any] = {"host": ran.host, "service": ran.service}
     if found is None:
         return {**answer, "status": FAILED, "why": ran.problem}
-    measured = _measured(found)
-    shown = front(measured, found.setup.objective, found.setup.slo)
+    shown = front(found.measured, found.setup.objective, found.setup.slo)
     step = found.step
     answer |= {
         "status": "done" if found.done else found.status,
@@ -164,12 +163,6 @@ def _step(step: night.Step) -> dict[str, Any]:
     return {"trial": step.candidate, "rung": step.rung, "look_s": step.look_s}
 
 
-def _measured(found: Found) -> dict[str, Any]:
-    from pyinfra_vllm.report.tuning import speeds_of
-
-    return dict(speeds_of(found.lines))
-
-
 def _changes(found: Found) -> dict[str, str]:
     return {each.name: each.changes for each in found.space.candidates}
 
@@ -179,7 +172,11 @@ def _kept(found: Found) -> str | None:
     if found.done is None or found.done.winner is None:
         return None
     settings = found.space.settings(found.space.candidate(found.done.winner))
-    return str(profiles.keep(tuned.proven(found.place, settings, found.lines, found.done)))
+    try:
+        made = tuned.proven(found.place, settings, found.lines, found.done)
+    except (LookupError, TypeError, ValueError) as error:
+        raise DeclarationError(f"the host's journal makes no profile: {one_line(error)}") from error
+    return str(profiles.keep(made))
 
 
 def _page(out: Path, host: str, found: Found) -> str:

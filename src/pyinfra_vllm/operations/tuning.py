@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from pyinfra.api import Host
@@ -40,7 +41,7 @@ from pyinfra_vllm.rollout.progress import DEFERRED, Wanted
 from pyinfra_vllm.text import counted
 from pyinfra_vllm.tuning import night
 from pyinfra_vllm.tuning.night import Cut, Ended, Failed, Line, PutOff, Result, Setup, Step, Stopped
-from pyinfra_vllm.tuning.pareto import Slo
+from pyinfra_vllm.tuning.pareto import Slo, Speed
 from pyinfra_vllm.tuning.search import Done, Pair
 from pyinfra_vllm.tuning.space import Candidate, Space
 from pyinfra_vllm.window import shown_duration
@@ -56,6 +57,7 @@ SEED = 0
 class Found:
     """Where a tuning stands: its journal, what comes next, and how the night ended.
 
+    + measured: the speeds of each configuration (night.speeds_of)
     + done: the end of the search; None where it goes on
     + status, why: why the night ended before it; of a dry run, why a trial could not begin now
     """
@@ -66,6 +68,7 @@ class Found:
     lines: Sequence[Line]
     step: Step | None
     done: Done | None
+    measured: Mapping[str, Sequence[Speed]] = field(default_factory=dict)
     status: str = ""
     why: str = ""
 
@@ -128,19 +131,20 @@ class Tuning:
         lines = self.lines()
         if anew or not lines:
             self.note(self.setup.header(self._noise(), SEED + len(lines), self.now()))
-        ended = night.run(self)
-        return self._found(ended)
+        with self._readable():
+            return self._found(night.run(self))
 
     def look(self, anew: bool = False) -> Found:
         """Where the search stands, and what would be tried next. Changes nothing."""
         lines = self.lines()
         if anew or not lines:
             lines = [*lines, self.setup.header(self._noise(), SEED + len(lines), self.now())]
-        step = night.next_step(lines)
-        if isinstance(step, Done):
-            return self._found(Ended(step), lines)
-        why = self.no_room(step)
-        return self._found(Ended(None, DEFERRED if why else "", why), lines)
+        with self._readable():
+            step = night.next_step(lines)
+            if isinstance(step, Done):
+                return self._found(Ended(step), lines)
+            why = self.no_room(step)
+            return self._found(Ended(None, DEFERRED if why else "", why), lines)
 
     def _found(self, ended: Ended, lines: Sequence[Line] | None = None) -> Found:
         lines = self.lines() if lines is None else lines
@@ -152,17 +156,23 @@ class Tuning:
             lines=lines,
             step=None if isinstance(step, Done) else step,
             done=ended.done,
+            measured=night.speeds_of(lines),
             status=ended.status,
             why=ended.why,
         )
 
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except night.Damaged as error:
+            raise HostError(f"{self.file}: {error}. Move it away to begin anew.") from error
+
     # As night.Host
 
     def lines(self) -> Sequence[Line]:
-        try:
+        with self._readable():
             return night.read(self._text(self.file))
-        except night.Damaged as error:
-            raise HostError(f"{self.file}: {error}. Move it away to begin anew.") from error
 
     def note(self, line: Line) -> None:
         self.remote.run("install", "-d", "-m", "700", self.file.rpartition("/")[0])

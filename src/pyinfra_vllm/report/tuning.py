@@ -13,7 +13,7 @@ from typing import Any
 from .. import tuned
 from ..config.profiles import Compared
 from ..tuning import night
-from ..tuning.night import Line
+from ..tuning.night import CURRENT, Line
 from ..tuning.pareto import Front, Slo, Speed, decisive, front
 from ..tuning.search import Done
 from ..tuning.space import RuledOut
@@ -22,7 +22,6 @@ from .page import STYLE, environment, styled
 from .plots import Interval, Place
 
 TEMPLATE = "tuning.html.j2"
-CURRENT = "current configuration"
 LESS_IS_BETTER = ("ttft_s", "tpot_s", "e2e_s")
 WORDS = {
     "tokens_per_s": "tokens/s",
@@ -70,7 +69,7 @@ def render(found: Tuned, at: datetime, zone: tzinfo | None = None) -> str:
 
     Raises night.Damaged for a journal that can't be read.
     """
-    measured = speeds_of(found.lines)
+    measured = night.speeds_of(found.lines)
     shown = front(measured, found.place.objective, found.slo)
     pairs = tuned.pairs_of(found.lines, _confirmed(found.lines))
     compared = tuned.comparisons(pairs) if len(pairs) > 1 else []
@@ -103,21 +102,6 @@ def headline(found: Tuned) -> str:
             f" [{low:.3f}, {high:.3f}]"
         )
     return f"The current configuration stays: {found.done.why}"
-
-
-def speeds_of(lines: Sequence[Line]) -> dict[str, list[Speed]]:
-    """The speeds of each configuration that was measured, in its last look or pair; the current one's among
-    them. Raises night.Damaged.
-    """
-    found: dict[str, list[Speed]] = {}
-    try:
-        for line in night.results(lines):
-            for name, side in ((CURRENT, "before"), (line.get("trial", line.get("pair")), "after")):
-                if line.get(side):
-                    found[str(name)] = [Speed.read(each) for each in line[side]]
-    except (TypeError, ValueError) as error:
-        raise night.Damaged(f"a result can't be read: {error}") from error
-    return found
 
 
 def rows(found: Tuned, measured: Mapping[str, Sequence[Speed]], shown: Front) -> list[Row]:

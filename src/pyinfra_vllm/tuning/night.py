@@ -31,6 +31,7 @@ from pyinfra_vllm.tuning.search import Done, Pair, Search, Trial
 
 METRIC = "tokens_per_s"  # in the phase of the objective: what a ratio of the search is about
 MOST_ATTEMPTS = 3
+CURRENT = "current configuration"  # its name beside those of the candidates
 DEFERRED, STOPPED = "deferred", "stopped"
 
 Line = Mapping[str, Any]
@@ -220,6 +221,21 @@ def header(lines: Sequence[Line]) -> Mapping[str, Any]:
 def results(lines: Sequence[Line]) -> list[Line]:
     """The ends of trials and pairs of the newest search, as search.py reads them."""
     return [line for line in _newest(lines) if "trial" in line or "pair" in line]
+
+
+def speeds_of(lines: Sequence[Line]) -> dict[str, list[Speed]]:
+    """The speeds of each configuration that was measured, in its last look or pair; the current one's among
+    them. Raises Damaged.
+    """
+    found: dict[str, list[Speed]] = {}
+    try:
+        for line in results(lines):
+            for name, side in ((CURRENT, "before"), (line.get("trial", line.get("pair")), "after")):
+                if line.get(side):
+                    found[str(name)] = [Speed.read(each) for each in line[side]]
+    except (TypeError, ValueError) as error:
+        raise Damaged(f"a result can't be read: {error}") from error
+    return found
 
 
 def read(text: str) -> list[Line]:

@@ -23,12 +23,13 @@ CLOSED = {"cron": "0 3 1 1 *", "duration": "1h", "timezone": "Asia/Tokyo"}
 STATE = "/srv/pyinfra-vllm/tiny"
 # As `calibrate` would leave it on a quiet machine, so that four pairs are enough for a test.
 NOISE = {"schema": "pyinfra-vllm/noise/1", "runs": 5, "phases": {"c8": {"tokens_per_s": 0.02}}}
-# The search is to find the winner, whatever else this machine does meanwhile: no speed decides for the gate.
-NEVER = {"tokens_per_s": None, "ttft_s": None, "tpot_s": None, "e2e_s": None}
+# The search is to find the winner, whatever else this machine does meanwhile: the gate lets nearly all pass.
 GATE = {
     "budget_s": 5,
     "concurrency": [1, 8],
-    "margins": {"c1": NEVER, "c8": {"tokens_per_s": None, "e2e_s": None}},
+    "throughput_margin": 0.97,
+    "tpot_margin": None,
+    "ttft_margin": None,
     "quality": False,
     "on_inconclusive": "keep",
 }
@@ -154,7 +155,6 @@ def test_whatever_is_killed_the_old_release_serves_and_the_search_goes_on(stub: 
     assert watched.returncode == 0, said
     assert "interrupted" in said and "Done: " in said
     found = ends(stub)
-    assert not any("failed" in line for line in found), found
     assert state(stub)["running"] == release == state(stub)["current"]
     assert "committed" not in {each["outcome"] for each in state(stub)["history"][1:]}
 

@@ -17,7 +17,7 @@ from pyinfra_vllm import hearing
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.errors import one_line
 from pyinfra_vllm.printable import LONGEST, printable, printable_but_coloured, printable_lines
-from pyinfra_vllm.report.page import _environment
+from pyinfra_vllm.report.page import environment
 from pyinfra_vllm.report.plots import Span, timeline
 from pyinfra_vllm.report.status import Row, rows
 from pyinfra_vllm.report.tables import show_status
@@ -100,7 +100,7 @@ def test_tables_and_the_page_show_what_a_host_said(text: str) -> None:
     screen = io.StringIO()
     show_status(Console(file=screen, width=300, force_terminal=True, color_system=None), [row])
     assert set(steers(screen.getvalue())) <= {"\n"}
-    page = _environment().from_string("<p>{{ it }}</p>{{ spans | timeline }}")
+    page = environment().from_string("<p>{{ it }}</p>{{ spans | timeline }}")
     drawn = page.render(it=f"<b>{text}", spans=[Span(f"<b>{text}", 0.0, 1.0, text)])
     assert set(steers(drawn)) <= {"\n"} and "<b>" not in drawn
     assert steers(timeline([Span(text, 0.0, 1.0, "done")])) == []

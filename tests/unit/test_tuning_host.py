@@ -20,6 +20,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.bench import probe
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.state import durable, observe, recall
+from pyinfra_vllm.on_host.state.observed import Holder, Observed
 from pyinfra_vllm.on_host.switch import transaction
 from pyinfra_vllm.on_host.switch.order import TRIAL
 from pyinfra_vllm.operations import tuning
@@ -64,7 +65,7 @@ class SimulatedNight:
         self.refused: dict[str, str] = {}  # candidate -> its vLLM's reason
         self.tries: list[str] = []
         self.runs = True
-        self.held: dict[str, str] | None = None
+        self.held: Holder | None = None
         self.no_plan: set[str] = set()  # candidates, and the current one, that can't be worked out
         self.old = self._release(CURRENT)
         self.host.install(self.old)
@@ -126,7 +127,7 @@ class SimulatedNight:
 
     def _planned(self, *_: Any) -> Any:
         release = SimpleNamespace(id=self.old, gpu_count=1, runtime={"version": "0.25.1"})
-        observed = {"lock": self.held}
+        observed = SimpleNamespace(lock=self.held)
         return SimpleNamespace(runs=self.runs, release=release, gpu="NVIDIA H200", observed=observed)
 
     def _plan(self, host: Any, root: str, service: Service, checkpoint: Any) -> Any:
@@ -146,7 +147,9 @@ class SimulatedNight:
         if name in self.no_plan:
             raise planning.Refused(self.service, [f"{name} can't be served here"])
         release = SimpleNamespace(id=self._release(name))
-        observed = {"staged": [path.name for path in self.host.paths.releases.iterdir()], "rehearsed": []}
+        observed = SimpleNamespace(
+            staged=[path.name for path in self.host.paths.releases.iterdir()], rehearsed=()
+        )
         return SimpleNamespace(release=release, observed=observed)
 
     def _stacks(self) -> list[str]:
@@ -164,7 +167,7 @@ class SimulatedNight:
     def _fact(self, host: Any, what: Any, root: str, **more: Any) -> Any:
         if what is tuning.RecordFact:
             return recall.recall(Path(root), more["newest"], more["max_bytes"], ["chat"])
-        return {"history": observe.service(Path(root), "chat")["history"]}
+        return Observed.read(observe.service(self.host.paths), "the host")
 
     def _remote(self, host: Any) -> Any:
         night_itself = self
@@ -377,7 +380,7 @@ def test_trial_without_a_baseline_says_nothing_about_its_configuration(
 
 
 def test_trial_that_is_under_way_is_waited_for(simulated: SimulatedNight) -> None:
-    simulated.held = {"holder": "alice", "since": "02:31", "purpose": "the trial of release x"}
+    simulated.held = Holder("alice", "02:31", "the trial of release x")
     with pytest.raises(
         HostError, match=r"alice has held chat since 02:31 for the trial .* run the same command"
     ):

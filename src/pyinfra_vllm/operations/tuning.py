@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pyinfra.api import Host
 
 from pyinfra_vllm import tuned, window
-from pyinfra_vllm.answers import Observed, ToldSwitch
+from pyinfra_vllm.answers import ToldSwitch
 from pyinfra_vllm.asking import fact
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Declared, Overrides, Service
@@ -29,6 +29,7 @@ from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate.noise import Noise
 from pyinfra_vllm.on_host.gate.verdict import FAIL, Verdict
+from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.values import RecordError
 from pyinfra_vllm.operations import release as releases
 from pyinfra_vllm.operations.util import planning
@@ -91,12 +92,12 @@ class Tuning:
         self.remote, self.say = Remote(host), say
         planning.ask_together(host, declared)
         serving = planning.planned(host, self.root, service, checkpoint)
-        if held := serving.observed["lock"]:
-            who, since = held.get("holder", "someone"), held.get("since", "an unknown time")
-            purpose = held.get("purpose", "an unknown purpose")
+        if held := serving.observed.lock:
+            who, since = held.holder or "someone", held.since or "an unknown time"
             raise HostError(
-                f"{who} has held {service.name} since {since} for {purpose}. A trial of an earlier run is"
-                " finished by the host itself: run the same command again when it has ended."
+                f"{who} has held {service.name} since {since} for {held.purpose or 'an unknown purpose'}. A"
+                " trial of an earlier run is finished by the host itself: run the same command again when it"
+                " has ended."
             )
         if not serving.runs:
             raise HostError(
@@ -205,10 +206,10 @@ class Tuning:
             return self._refused(error)
         if wanted.release.id == self.setup.current:
             return Failed("comes to the same release as the current configuration")
-        staged = wanted.release.id in wanted.observed["staged"]
+        staged = wanted.release.id in wanted.observed.staged
         if not staged and not releases.stage(self.host.state, self.host, self.root, wanted.release):
             return Stopped(f"{step.candidate} could not be staged", begun=False)
-        if wanted.release.id not in wanted.observed.get("rehearsed", ()):
+        if wanted.release.id not in wanted.observed.rehearsed:
             try:
                 self.say(f"{step.candidate}: {releases.asked_of_vllm(self.host, self.root, wanted.release)}")
             except NoContact as error:
@@ -225,7 +226,7 @@ class Tuning:
 
     def _try(self, step: Step, candidate: Candidate, wanted: Wanted) -> Result:
         judged = self._judged(step, candidate)
-        history = self._observed()["history"]
+        history = self._observed().history
         prepared = orders.trial(self.root, judged, wanted.release.id, self.overrides, history)
         order = dataclasses.replace(prepared.order, last_start=self._last_start(step))
         outcome = Switching(self.host, self.root, dataclasses.replace(prepared, order=order)).run()
@@ -272,7 +273,7 @@ class Tuning:
 
     def _length(self, step: Step) -> timedelta:
         """How long a trial may take: both restarts, and both looks."""
-        beside = restarts(self.service, self._observed()["history"]).length
+        beside = restarts(self.service, self._observed().history).length
         return beside + 2 * timedelta(seconds=self._look_s(step))
 
     def _last_start(self, step: Step) -> float | None:

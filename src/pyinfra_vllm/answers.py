@@ -104,8 +104,9 @@ def check_of(kind: Any) -> Check:
 def entry(value: Any, where: str) -> None:
     """One line of a journal, as its own reader takes it."""
     mapping({"at": timestamp})(value, where)
-    if not journal.is_whole(value):
-        raise RecordError(f"{where} must be a journal's entry, not {shown(value)}")
+    wrong = journal.wrong_key(value)
+    if wrong is not None:
+        raise RecordError(f"{where}.{wrong} is not that of a journal's entry: {shown(value.get(wrong))}")
 
 
 def pair(value: Any, where: str) -> None:

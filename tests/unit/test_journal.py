@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -75,3 +77,28 @@ def test_any_bytes_are_read_without_an_error(
     path.write_bytes(content)
     assert isinstance(journal.read(path), list)
     assert newest(journal.read(path)) is None or content
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({}, None),
+        ({"news": [1]}, None),
+        ({"from": None, "log": ["x"]}, None),
+        ({"at": "2026-11-20T02:00:00"}, "at"),
+        ({"at": "yesterday"}, "at"),
+        ({"tx": "../other"}, "tx"),
+        ({"step": None}, "step"),
+        ({"step": "activate", "state": "intended", "from": None}, "to"),
+        ({"reason": 5}, "reason"),
+        ({"verdict": []}, "verdict"),
+        ({"log": ["x", 1]}, "log"),
+    ],
+)
+def test_the_wrong_key_of_an_entry_is_named_and_the_line_is_skipped(
+    tmp_path: Path, change: dict[str, Any], key: str | None
+) -> None:
+    entry = {"at": "2026-11-20T02:00:00+00:00", "tx": "t", "step": "end", "state": "done", **change}
+    assert journal.wrong_key(entry) == key
+    (tmp_path / "j").write_text(json.dumps(entry) + "\n")
+    assert journal.read(tmp_path / "j") == ([entry] if key is None else [])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,9 +20,6 @@ from . import durable
 Entry = dict[str, Any]
 
 ALWAYS = ("at", "tx", "step", "state")
-TEXTS = ("step", "state", "to", "operator", "purpose", "outcome", "reason", "error")
-TEXTS_OR_NONE = ("from", "release", "verdict")
-LISTS_OF_TEXT = ("overrides", "kernels", "reasons", "log")
 # What a recovery acts on: an entry without it promised nothing.
 NEEDED = {"activate": ("from", "to"), "restart": ("release",)}
 
@@ -101,30 +98,55 @@ def read(path: Path) -> list[Entry]:
 def _parsed(line: bytes) -> list[Entry]:
     try:
         entry = json.loads(line)
-        return [entry] if is_whole(entry) else []
     except (ValueError, RecursionError):  # torn, or the empty text behind the last newline
         return []
+    return [entry] if wrong_key(entry) is None else []
 
 
-def is_whole(entry: Any) -> bool:
-    """Whether it is an entry whose fields are what their readers take them for.
+def wrong_key(entry: Any) -> str | None:
+    """The first key that is missing, or that has another value than its readers take; None for an entry.
 
-    Raises ValueError for a time that is none.
+    Empty for what is no mapping.
     """
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ALWAYS):
-        return False
-    aware = datetime.fromisoformat(entry["at"]).tzinfo is not None
-    plain_name = entry["tx"] == Path(entry["tx"]).name  # it names the folder of the evidence
+    if not isinstance(entry, dict):
+        return ""
+    missing = [key for key in ALWAYS if not isinstance(entry.get(key), str)]
+    if missing:
+        return missing[0]
     needed = NEEDED.get(entry["step"], ()) if entry["state"] == "intended" else ()
-    return (
-        aware
-        and plain_name
-        and all(key in entry for key in needed)
-        and all(isinstance(entry[key], str) for key in TEXTS if key in entry)
-        and all(isinstance(entry[key], (str, type(None))) for key in TEXTS_OR_NONE if key in entry)
-        and all(_are_texts(entry[key]) for key in LISTS_OF_TEXT if key in entry)
-    )
+    wrong = [key for key in needed if key not in entry]
+    wrong += [key for key, is_right in KINDS.items() if key in entry and not is_right(entry[key])]
+    return wrong[0] if wrong else None
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _is_name(text: str) -> bool:
+    """Whether it can name a folder, as `tx` does that of the evidence."""
+    return text == Path(text).name
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "at": _is_time,
+    "tx": _is_name,
+    **dict.fromkeys(("to", "operator", "purpose", "outcome", "reason", "error"), _is_text),
+    **dict.fromkeys(("from", "release", "verdict"), _is_text_or_none),
+    **dict.fromkeys(("overrides", "kernels", "reasons", "log"), _are_texts),
+}

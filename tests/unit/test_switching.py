@@ -208,9 +208,9 @@ def test_a_verdict_begins_with_what_decided_it(
 
 def test_a_reason_that_no_criterion_gave_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     judging, over = ended(judged("fail", FEWER), "rolled_back")
-    over["end"]["reason"] = "its tokens stopped flowing after the measurement"
+    over["end"]["reason"] = "it stopped generating tokens after the measurement"
     _, outcome = switched(monkeypatch, follow=[judging, over])
-    assert outcome.message == "its tokens stopped flowing after the measurement"
+    assert outcome.message == "it stopped generating tokens after the measurement"
 
 
 def test_a_damaged_verdict_leaves_the_reason_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ CRITERIA: dict[str, tuple[str, Unit, str]] = {
     "chat": ("Chat endpoint", three_digits, ""),
     "quality_points": ("Right answers", _of_100, ""),
     "right_share": ("Right answers", percent, AT_LEAST),
-    "sane_share": ("Sane answers", percent, AT_LEAST),
+    "sane_share": ("Answers without degenerate output", percent, AT_LEAST),
     "form": ("Answers without a defect of form", _of_100, ""),
     "bits_per_byte": ("Bits per byte of fixed texts", three_digits, AT_MOST),
     "bits_per_byte_en": ("Bits per byte of English texts", three_digits, AT_MOST),

@@ -25,7 +25,7 @@ class Order:
     """One switch of one service, or one calibration.
 
     release: the id of a staged release; of the current one for a calibration
-    purpose: `rollout` judges the new release; `rollback` asks only that its tokens flow; `calibration`
+    purpose: `rollout` judges the new release; `rollback` asks only for the generation check; `calibration`
         changes nothing; `trial` judges the new release as a rollout does, and always goes back
     runs: how often a calibration measures; it restarts the service once less
     operator, reason: who asked and why, for the record
@@ -36,7 +36,7 @@ class Order:
     overrides: what the operator overrode (`switch_now`, `retry_rejected`), for the record
     criteria: the gate's limits (on_host.gate.Criteria)
     hooks: whom to tell (on_host.hooks); None keeps what the last order said
-    ready_timeout_s: how long a release may take from its start until tokens flow
+    ready_timeout_s: how long a release may take from its start to its first tokens
     """
 
     service: str

@@ -349,7 +349,7 @@ class Switch(Transaction):
         return None if found is None else Noise.read(found, self.paths.noise.name)
 
     def _silence_of(self, old: Release) -> str:
-        """Why nothing can be measured of the old release; empty where its tokens flow, if only after a while.
+        """Why the old release can't be measured; empty where it generates tokens, if only after a while.
 
         One that systemd has just restarted is silent for minutes, and as good as ever afterwards.
         """
@@ -396,7 +396,7 @@ class Switch(Transaction):
                 self.turns.keep_canary(pair.NEW)
             self._note_cache(new)
             if self.order.purpose == ROLLBACK:
-                return Verdict(PASS, (), ("a rollback asks only that tokens flow",))
+                return Verdict(PASS, (), ("a rollback is judged by the generation check alone",))
             checked = self._check_kernel(new, cursor)
             return self._judge(new, checked)
         finally:
@@ -474,7 +474,7 @@ class Switch(Transaction):
         if not gate.may_stay(verdict, self.criteria):
             raise Worse(verdict.conclusion(), verdict)
         if not self.candidate.serves(new):
-            raise Worse("its tokens stopped flowing after the measurement", verdict)
+            raise Worse("it stopped generating tokens after the measurement", verdict)
         self._tell(verdict)
         return verdict
 

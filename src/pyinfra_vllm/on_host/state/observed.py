@@ -43,7 +43,6 @@ class Summary:
     turns: when each of transactions.TURNS began and ended, such as "restore intended"
     kept: whether the new release was committed
     reported: whether an operator has seen the end
-    document: all of it, as `status` prints it
     """
 
     tx: str
@@ -60,14 +59,13 @@ class Summary:
     kept: bool = False
     reported: bool = False
     recovered: bool = False
-    document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Summary:
         """Of a checked mapping."""
         names = {"old": "from", "new": "to"}
-        known = {name: names.get(name, name) for name in cls.__dataclass_fields__ if name != "document"}
-        return cls(**{name: value[key] for name, key in known.items() if key in value}, document=value)
+        known = {name: names.get(name, name) for name in cls.__dataclass_fields__}
+        return cls(**{name: value[key] for name, key in known.items() if key in value})
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def test_each_run_of_the_story_ends_as_it_must(
 
 
 @pytest.mark.parametrize("suite", NAMES)
-def test_the_way_back_is_one_command(afterwards: dict[str, Told], suite: str) -> None:
+def test_rollback_is_one_command(afterwards: dict[str, Told], suite: str) -> None:
     told = afterwards[suite]
     assert told.code == 0, told.words[-3000:]
     assert told.switch["outcome"] == "committed"

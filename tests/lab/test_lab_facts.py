@@ -222,7 +222,7 @@ def test_processes_belong_to_the_units_that_systemd_started(serving: Host) -> No
     assert units == [UNIT, "beside.service", "init.scope", None]
 
 
-def test_who_listens_on_a_port_is_the_service_or_a_stranger(serving: Host) -> None:
+def test_foreign_listeners_are_told_from_the_services_own(serving: Host) -> None:
     listen = "import socket, time; a = socket.create_server(('127.0.0.1', 8471)); time.sleep(600)"
     serving.ssh(f"systemd-run --unit=listener python3 -c {shlex.quote(listen)}; sleep 1")
     asked = (

@@ -77,7 +77,7 @@ def refused(done: subprocess.CompletedProcess[str], *reasons: str) -> bool:
     return done.returncode == 1 and all(reason in said for reason in reasons)
 
 
-def test_a_service_s_own_process_on_its_gpu_is_no_stranger(host: Host) -> None:
+def test_own_process_on_its_gpu_is_not_foreign(host: Host) -> None:
     for release in ("a", "b"):
         done = deploy(release=release)
         assert done.returncode == 0 and "committed" in done.stderr, done.stderr[-4000:]

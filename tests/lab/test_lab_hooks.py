@@ -164,9 +164,7 @@ def test_a_killed_switch_gets_its_host_back_into_the_balancer(host: Host, webhoo
     assert Webhook.told[-1]["event"] == "failed"
 
 
-def test_after_a_power_cut_the_host_comes_back_into_the_balancer_once_tokens_flow(
-    host: Host, webhook: str
-) -> None:
+def test_after_a_power_cut_undrain_follows_the_generation_check(host: Host, webhook: str) -> None:
     old = observed(host)["running"]
     process = in_the_middle(host, environment(webhook, "b", LIGHT_START_S="80"))
     process.kill()

@@ -302,7 +302,7 @@ def test_a_killed_control_machine_does_not_stop_the_host_and_the_next_run_report
     assert "since the last run" not in once.stderr
 
 
-def test_a_committed_release_that_falls_silent_while_it_is_watched_goes_back(host: Host) -> None:
+def test_release_that_stops_answering_during_its_soak_is_rolled_back(host: Host) -> None:
     """Nobody asks it anything and /health says 200 all along: the watch has to ask for a token itself."""
     old, told = observed(host)["current"], "/run/light-silent"
     watched = {**GATE, "soak_s": 30, "soak_stall_s": 2}

@@ -48,7 +48,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_without_end_sense_or_truth_ends_its_release(serving: Attacked, name: str) -> None:
+def test_endless_invalid_or_false_answers_fail_the_release(serving: Attacked, name: str) -> None:
     old = serving.status()["current"]
     began = serving.sh("date +%s")
     server = serving.put("server.py", ANSWERS[name])
@@ -85,7 +85,7 @@ while True:
 FORGED = "so forcing awq"
 
 
-def test_a_clients_words_in_the_log_reject_no_release(serving: Attacked) -> None:
+def test_client_text_in_the_log_does_not_reject_a_release(serving: Attacked) -> None:
     with serving.running("client", CLIENT, KEY, wait_for="asked"):
         done = serving.deploy("b")
     this = f"_SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {UNIT})"

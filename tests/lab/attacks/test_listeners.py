@@ -77,15 +77,13 @@ def words(kind: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whoever_listens_while_the_unit_does_not_is_a_stranger(
-    stopped: Attacked, listening: str, kind: str
-) -> None:
+def test_listener_while_the_unit_is_stopped_is_foreign(stopped: Attacked, listening: str, kind: str) -> None:
     with stopped.running("listener", LISTENER, *words(kind), wait_for="listens"):
         assert len(stopped.on_host(listening)) == 1
 
 
 @pytest.mark.parametrize("user", [MALLORY, "vllm"])
-def test_whoever_listens_beside_the_unit_is_a_stranger_and_the_unit_is_none(
+def test_listener_beside_the_unit_is_foreign_and_its_own_is_not(
     serving: Attacked, listening: str, user: str
 ) -> None:
     assert serving.on_host(listening) == []

@@ -69,7 +69,7 @@ def test_a_rejected_release_that_says_it_is_the_old_one_is_gone(serving: Attacke
     assert serving.status()["running"] == old
 
 
-def test_bytes_that_are_no_text_stop_no_way_back(serving: Attacked) -> None:
+def test_invalid_utf8_does_not_block_the_rollback(serving: Attacked) -> None:
     old = serving.status()["current"]
     liar = serving.put("liar.py", LIAR)
     done = serving.deploy("b", LIGHT_RUN=liar, LIE="ff", LIGHT_KERNEL="slow")
@@ -78,7 +78,7 @@ def test_bytes_that_are_no_text_stop_no_way_back(serving: Attacked) -> None:
     assert serving.status()["running"] == old
 
 
-def test_a_server_can_stop_no_proof(serving: Attacked) -> None:
+def test_server_cannot_block_a_pre_check(serving: Attacked) -> None:
     """The old release can be left, and gone back to, whatever its process does to others of its user."""
     killer = serving.put("killer.py", KILLER)
     serving.deployed("b", LIGHT_RUN=killer)

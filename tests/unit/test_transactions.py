@@ -109,6 +109,7 @@ def test_steps_have_their_times_state_and_limit() -> None:
         ({"activate intended": 10, "ready done": 40, "restore intended": 60, "restore done": 65}, None, 35.0),
         ({"activate intended": 10, "ready done": 40, "restore intended": 60}, None, 30.0),
         ({"activate intended": 10, "ready done": 40, "restore intended": 60}, 70, 40.0),
+        ({"activate intended": 10, "ready done": 40, "restore done": 65}, None, 55.0),
         ({"activate intended": 10, "ready done": 5}, None, 0.0),
     ],
 )

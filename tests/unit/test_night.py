@@ -291,3 +291,13 @@ def test_side_that_answered_nothing_is_no_measurement(sides: tuple[bool, bool], 
 def test_phase_that_only_one_side_has_is_a_failure() -> None:
     found = night.measured(record(100.0, (1, 8)), record(100.0, (2, 8)), "latency", Slo(), Criteria())
     assert found == Failed("nothing was answered at c1")
+
+
+@pytest.mark.parametrize(("sides", "kind"), [((False, True), Stopped), ((True, False), Failed)])
+def test_another_phase_never_stands_in_for_the_objectives(sides: tuple[bool, bool], kind: type) -> None:
+    """As where a slow server used the whole budget up at one stream, and eight were not asked for."""
+    before, after = (
+        Record("m", {}, (record(100.0, (1,)).phases[0], record(100.0, (8,), ok=ok).phases[0])) for ok in sides
+    )
+    found = night.measured(before, after, "throughput", Slo(), Criteria())
+    assert isinstance(found, kind) and "nothing was answered at c8" in str(found)

@@ -26,7 +26,7 @@ from pyinfra_vllm.on_host.gate.noise import Noise
 from pyinfra_vllm.on_host.gate.relative import compare
 from pyinfra_vllm.text import counted
 from pyinfra_vllm.tuning import search as searching
-from pyinfra_vllm.tuning.pareto import Slo, Speed, decisive, place, speeds
+from pyinfra_vllm.tuning.pareto import Slo, Speed, place, speeds
 from pyinfra_vllm.tuning.search import Done, Pair, Search, Trial
 
 METRIC = "tokens_per_s"  # in the phase of the objective: what a ratio of the search is about
@@ -288,19 +288,21 @@ def measured(
     + criteria: that it was measured with
     + verdict, worse: of the gate, and why it would not keep this
     """
+    phases = sorted(before.phases, key=lambda each: each.concurrency)
+    phase = phases[place(len(phases), objective)].name  # also where the time ran out before it was measured
     then, now = speeds(before), speeds(after)
-    if not then:
-        return Stopped("nothing was answered when the current configuration was measured")
-    if not now:
-        return Failed("nothing was answered when it was measured")
-    phase = decisive(then, objective).phase
-    pairs = [
-        (one, other) for one in before.phases for other in after.phases if one.name == other.name == phase
-    ]
-    rows = [row for one, other in pairs for row in compare(one, other, criteria, {}, 0.0)]
+    if phase not in {speed.phase for speed in then}:
+        return Stopped(
+            f"nothing was answered at {phase} when the current configuration was measured: `gate.budget_s`"
+            " may be too short for it"
+        )
+    if phase not in {speed.phase for speed in now}:
+        return Failed(f"nothing was answered at {phase}")
+    (one,), (other,) = ([each for each in side.phases if each.name == phase] for side in (before, after))
+    rows = compare(one, other, criteria, {}, 0.0)
     ratio = next((row.ratio for row in rows if row.name == METRIC), None)
     if ratio is None or not 0 < ratio < math.inf:
-        return Failed(f"nothing was answered at {phase}")
+        return Failed(f"its tokens/s at {phase} can't be compared")
     own = next(speed for speed in now if speed.phase == phase)
     return Measured(ratio, then, now, verdict, worse or slo.missed(own), _workload(after), tx)
 

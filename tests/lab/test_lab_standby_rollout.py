@@ -1,0 +1,187 @@
+"""Rollouts of a service with `standby: true`, as an operator types them: the old release sleeps while the new
+one is judged, clients notice nothing, and what is no better goes back by a wake.
+
+The host's card is a stand-in for nvidia-smi, and the server the stub of vLLM, which sleeps and wakes at once.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import control, light_runtime, serving
+from lab.machine import Host
+from lab.session import Lab
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import nvidia_smi
+
+NAME, STATE, PORT = "sleeper", "/srv/pyinfra-vllm/tiny", 8000
+ENVIRONMENT = {"LIGHT_KERNEL": "Machete", "NCCL_NVLS_ENABLE": "0"}
+GATE = {
+    "budget_s": 5,
+    "concurrency": [1],
+    "throughput_margin": 0.5,
+    "tpot_margin": None,
+    "ttft_margin": None,
+    "quality": False,
+    "on_inconclusive": "keep",
+}
+
+
+def run(
+    *command: str, release: str, how: dict[str, str] | None = None, **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    stub = {
+        **light_runtime.SETTINGS,
+        "gate": GATE,
+        "environment": {**ENVIRONMENT, **(how or {})},
+        "gpus": [0],
+        "standby": True,
+        **settings,
+    }
+    return control.run(*command, env=control.declared(release, **stub))
+
+
+def deploy(release: str, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    words = ("pyinfra", control.INVENTORY, "deploy.py", "-y", "--limit", NAME, *arguments)
+    return run(*words, release=release, **settings)
+
+
+def has(host: Host, used_mib: int = 0) -> None:
+    card = nvidia_smi.card(0, **{"memory.used": used_mib})
+    command = "cat > /usr/local/bin/nvidia-smi; chmod 755 /usr/local/bin/nvidia-smi"
+    host.ssh(command, stdin=nvidia_smi.program(card))
+
+
+@pytest.fixture(scope="module")
+def host(lab: Lab) -> Iterator[Host]:
+    with control.own_lock_file():
+        (added,) = lab.add(NAME)
+        has(added)
+        serving.send(added, Path(__file__).parent / "front", "/srv/front")
+        for release in ("a", "b"):
+            done = run("pyinfra-vllm", "lock", control.INVENTORY, release=release)
+            assert done.returncode == 0, done.stderr
+        yield added
+        lab.remove(NAME)
+
+
+@pytest.fixture
+def serves_a(host: Host) -> str:
+    """Release a serves, with standby; its id."""
+    done = deploy("a", "--data", "retry_rejected=true")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return str(status(host)["current"])
+
+
+def status(host: Host) -> dict[str, Any]:
+    (found,) = json.loads(host.ssh("python3 /srv/pyinfra-vllm/bin/on-host.pyz status tiny").stdout)
+    return dict(found)
+
+
+def entries(host: Host) -> list[dict[str, Any]]:
+    """The newest transaction."""
+    found = [json.loads(line) for line in host.ssh(f"cat {STATE}/journal.jsonl").stdout.splitlines()]
+    return [entry for entry in found if entry["tx"] == found[-1]["tx"]]
+
+
+def acts(host: Host) -> list[str]:
+    return [f"{entry['act']} {entry['who']}" for entry in entries(host) if entry["step"] == "turn"]
+
+
+def pid(host: Host) -> str:
+    return host.ssh("systemctl show -P MainPID vllm-tiny").stdout.strip()
+
+
+def units(host: Host) -> list[str]:
+    """The servers that run."""
+    told = host.ssh("systemctl list-units --plain --no-legend --state=active 'vllm-tiny.*.service'").stdout
+    return [line.split()[0] for line in told.splitlines()]
+
+
+@contextmanager
+def client(host: Host) -> Iterator[dict[str, Any]]:
+    """Asks ten times a second meanwhile; what it found is there afterwards."""
+    found: dict[str, Any] = {}
+    command = [*host.ssh_argv(), f"python3 /srv/front/ten.py {PORT}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:
+        yield found
+        found.update(json.loads(asking.communicate("\n", timeout=120)[0]))
+    print(json.dumps(found))
+
+
+def test_the_first_release_is_behind_its_front(host: Host, serves_a: str) -> None:
+    assert units(host) == [f"vllm-tiny.{serves_a}.service"]
+    assert host.ssh("readlink /run/vllm-tiny/awake").stdout.strip() == f"{serves_a}/api.sock"
+    assert f"127.0.0.1:{PORT}" in host.ssh("systemctl show -P Listen vllm-tiny-front.socket").stdout
+    again = deploy("a")
+    assert again.returncode == 0 and "unchanged" in again.stderr
+
+
+def test_a_good_release_is_kept_and_no_client_is_refused(host: Host, serves_a: str) -> None:
+    with client(host) as found:
+        done = deploy("b")
+    assert done.returncode == 0 and "committed" in done.stderr, done.stderr[-4000:]
+    assert "standby: the old release sleeps meanwhile" in done.stderr
+    now = status(host)
+    assert now["current"] == now["running"] == now["proven"] != serves_a and now["previous"] == serves_a
+    assert acts(host)[:2] == ["sleep old", "start new"] and acts(host)[-1] == "stop old"
+    assert units(host) == [f"vllm-tiny.{now['current']}.service"]
+    assert found["lost"] == {} and set(found["answered"]) == {serves_a, now["current"]}, found
+
+
+def test_a_worse_release_goes_back_by_a_wake(host: Host, serves_a: str) -> None:
+    server = pid(host)
+    with client(host) as found:
+        done = deploy("b", how={"LIGHT_TOKEN_S": "0.05"})
+    assert done.returncode == 1 and "rolled_back" in done.stderr, done.stderr[-4000:]
+    assert (pid(host), status(host)["running"]) == (server, serves_a)
+    assert "wake old" in acts(host) and "start old" not in acts(host)
+    assert units(host) == [f"vllm-tiny.{serves_a}.service"]
+    assert found["lost"] == {} and serves_a in found["answered"], found
+    (back,) = [entry for entry in entries(host) if (entry["step"], entry["state"]) == ("restore", "done")]
+    assert back["after_s"] < 10
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"LIGHT_SLEEP": "fails"}, "start old"),
+        ({"LIGHT_WAKE": "fails"}, "start old"),
+        ({"LIGHT_WAKE": "wrong"}, "start old"),
+    ],
+    ids=["sleep fails", "wake fails", "wrong canary"],
+)
+def test_an_old_release_that_fails_is_started_plainly(
+    host: Host, serves_a: str, how: dict[str, str], says: str
+) -> None:
+    """The release that fails is the one that has to come back."""
+    done = deploy("a", how=how)
+    assert done.returncode == 0, done.stderr[-4000:]
+    old = status(host)["current"]
+    done = deploy("b", "--data", "retry_rejected=true", how={"LIGHT_TOKEN_S": "0.05"})
+    assert done.returncode == 1 and "rolled_back" in done.stderr, done.stderr[-4000:]
+    assert status(host)["running"] == old and units(host) == [f"vllm-tiny.{old}.service"]
+    plain = [
+        entry for entry in entries(host) if entry.get("act") in ("wake", "sleep") and entry["who"] == "old"
+    ]
+    assert plain and says in acts(host), acts(host)
+
+
+def test_memory_that_is_not_freed_ends_where_it_began(host: Host, serves_a: str) -> None:
+    """Somebody holds the card's memory, and nobody is known to use it: the new release can't start."""
+    try:
+        has(host, used_mib=140_000)
+        done = deploy("b", "--data", "retry_rejected=true")
+    finally:
+        has(host)
+    assert done.returncode == 1, done.stderr[-4000:]
+    assert "memory new" in acts(host)
+    assert status(host)["running"] == serves_a and units(host) == [f"vllm-tiny.{serves_a}.service"]

@@ -55,7 +55,7 @@ def deploy(release: str, *arguments: str, **settings: Any) -> subprocess.Complet
 
 
 def has(host: Host, used_mib: int = 0) -> None:
-    card = nvidia_smi.card(0, **{"memory.used": used_mib})
+    card = nvidia_smi.card(0, (), **{"memory.used": used_mib})
     command = "cat > /usr/local/bin/nvidia-smi; chmod 755 /usr/local/bin/nvidia-smi"
     host.ssh(command, stdin=nvidia_smi.program(card))
 

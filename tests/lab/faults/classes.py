@@ -7,5 +7,6 @@ from .fault import Fault
 from .obstacles import OBSTACLES
 from .people import PEOPLE
 from .shortages import SHORTAGES
+from .sleepers import SLEEPERS
 
-FAULTS: dict[str, Fault] = {**BROKEN, **SHORTAGES, **PEOPLE, **OBSTACLES}
+FAULTS: dict[str, Fault] = {**BROKEN, **SHORTAGES, **PEOPLE, **OBSTACLES, **SLEEPERS}

@@ -18,7 +18,7 @@ from lab.session import Lab
 from lab.shell import LabError, run, say
 
 from .breaking import RUNTIMES
-from .ground import NO_START, ROOT, STATE, Ground
+from .ground import ENGINE, NO_START, ROOT, STATE, Ground
 
 STOP_S = 1  # before the unit's own 30 s for what hangs in its stop
 COMMON = {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_TOKEN_S": "0.02", "LIGHT_NO_START_FILE": NO_START}
@@ -28,6 +28,8 @@ REAL = {
     "flags": {"enforce-eager": True, "distributed-executor-backend": "uni"},
     "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
 }
+# The first card of the host: a stand-in.
+STANDBY = {"LIGHT_KERNEL": "Machete", "NCCL_NVLS_ENABLE": "0", "LIGHT_ENGINE_FILE": ENGINE}
 CLOSED = [{"cron": "0 3 1 1 *", "duration": "1h", "timezone": "Asia/Tokyo"}]
 ACCOUNTS = ("passwd", "shadow", "group", "gshadow")
 # What a test calls a release -> the checkpoint, and how the stub misbehaves.
@@ -55,7 +57,10 @@ def declared(name: str, ground: Ground, **settings: Any) -> dict[str, str]:
         "gate": ground.gate,
         **settings,
     }
-    values |= REAL if ground.real else {"ready_timeout_s": 60, "environment": {**COMMON, **how}}
+    asleep = STANDBY if ground.standby else {}
+    stub = {"ready_timeout_s": 60, "environment": {**COMMON, **asleep, **how}}
+    values |= REAL if ground.real else stub
+    values |= {"standby": True, "gpus": [0]} if ground.standby else {}
     return {"PYINFRA_VLLM_LAB_RELEASE": checkpoint, "PYINFRA_VLLM_LAB_SETTINGS": json.dumps(values)}
 
 
@@ -69,19 +74,28 @@ def deploy(name: str, ground: Ground, **settings: Any) -> None:
 
 @contextmanager
 def fleet(
-    lab: Lab, plain: int, small: int, names: tuple[str, ...], real: bool = False
+    lab: Lab,
+    plain: int,
+    small: int,
+    names: tuple[str, ...],
+    real: bool = False,
+    standby: bool = False,
 ) -> Iterator[list[Ground]]:
     """So many hosts, and so many more whose root is a small disk of its own, with these releases staged,
     watched.
     """
     disk = Disk(ROOT, 1024 if real else 64, journal=True)
-    hosts = [f"f{number}" for number in range(plain)]
-    others = [f"d{number}" for number in range(small)]
+    letters = "st" if standby else "fd"
+    hosts = [f"{letters[0]}{number}" for number in range(plain)]
+    others = [f"{letters[1]}{number}" for number in range(small)]
     grounds = [Ground(host) for host in lab.add(*hosts)] + [
         Ground(host, disk) for host in lab.add(*others, disks=[disk])
     ]
     for ground in grounds if real else ():
         ground.real, ground.ready_timeout_s = True, 120.0
+    for ground in grounds if standby else ():
+        ground.standby = True
+        ground.card()
     try:
         with control.own_lock_file(), ThreadPoolExecutor(len(grounds)) as pool:
             list(pool.map(_prepare, grounds))
@@ -140,7 +154,8 @@ def _copy(seed: Ground, ground: Ground) -> None:
     run("cp", "-a", f"{seed.host.root}/etc/systemd/system/.", ground.host.root / "etc/systemd/system")
     ground.releases = dict(seed.releases)
     ground.inside("systemctl", "daemon-reload")
-    ground.inside("systemctl", "start", "vllm-tiny.service", "pyinfra-vllm-recover-due.timer")
+    front = ("vllm-tiny-front.socket",) if ground.standby else ()
+    ground.inside("systemctl", "start", *front, "vllm-tiny.service", "pyinfra-vllm-recover-due.timer")
 
 
 def _made(path: Path) -> Path:

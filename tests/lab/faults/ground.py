@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,9 @@ from pyinfra_vllm.operations.util.switching import launch
 
 from .witness import Witness
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import nvidia_smi
+
 HERE = Path(__file__).parent
 ROOT = "/srv/pyinfra-vllm"
 STATE = f"{ROOT}/tiny"
@@ -37,6 +41,7 @@ ENDS = ("committed", "rolled_back", "refused", "deferred", "interrupted", "calib
 HOOK = "usr/local/lib/python3.11/dist-packages"
 FOLDER = "var/lib/faults"
 NO_START = f"/{FOLDER}/no-start"  # no start of the stub succeeds before the Unix time in it
+ENGINE = f"/{FOLDER}/engine"  # what fails of the stub's engine: `RELEASE SLEEP fails`, `RELEASE WAKE wrong`
 GATE = {
     "budget_s": 5.0,
     "concurrency": [1],
@@ -69,6 +74,7 @@ class Ground:
     mounts: list[str] = field(default_factory=list)
     ready_timeout_s: float = 15.0 * SLOWNESS
     real: bool = False  # the real vLLM serves, which takes its time for everything
+    standby: bool = False  # every release can sleep; the card is a stand-in for nvidia-smi
 
     def __post_init__(self) -> None:
         self.witness = Witness(lambda: self.host.place / "witness.jsonl")
@@ -197,12 +203,15 @@ class Ground:
         (self.host.root / FOLDER).mkdir(parents=True, exist_ok=True)
 
     def arm(self, point: str, **how: Any) -> None:
-        """A point is an entry like `activate.done`, or `+3` for the third entry from now on, whoever writes
-        it.
+        """A point is an entry like `activate.done`, `turn.note#3` for the third such entry, or `+3` for the
+        third entry from now on, whoever writes it.
         """
         folder = self.host.root / FOLDER
         (folder / "reached").unlink(missing_ok=True)
-        where = {"point": "any", "skip": int(point) - 1} if point.startswith("+") else {"point": point}
+        name, _, nth = point.partition("#")
+        where: dict[str, Any] = {"point": name, "nth": int(nth or 1)}
+        if point.startswith("+"):
+            where = {"point": "any", "skip": int(point) - 1}
         (folder / "armed.partial").write_text(json.dumps({**where, **how}))
         (folder / "armed.partial").rename(folder / "armed")
 
@@ -333,6 +342,14 @@ class Ground:
         """No process has the number 0: `kill` would take it for all of ours."""
         if all(pids):
             self.inside("kill", f"-{number}", *map(str, pids), check=False)
+
+    def card(self, used_mib: int = 0) -> None:
+        """What the stand-in for nvidia-smi says of the host's one card from now on."""
+        text = nvidia_smi.program(nvidia_smi.card(0, (), **{"memory.used": used_mib}))
+        path = self.host.root / "usr/local/bin/nvidia-smi"
+        path.with_suffix(".partial").write_text(text)
+        path.with_suffix(".partial").chmod(0o755)
+        path.with_suffix(".partial").rename(path)
 
     def server(self) -> int:
         return int(self.inside("systemctl", "show", "--value", "--property", "MainPID", UNIT).strip() or 0)

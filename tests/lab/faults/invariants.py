@@ -138,22 +138,25 @@ def no_orphans(look: Look, seen: Answers, case: Expected) -> list[str]:
     found = [
         f"process {item['pid']} is left ({item['state']}): {item['command'][:120]}"
         for item in look["processes"]
-        if _is_left(item)
+        if _is_left(item, look["service"]["running"])
     ]
     found += [f"mount {path} is left" for path in sorted(set(look["mounts"]) - set(case.mounts))]
     units = [line.split()[0] for line in look["units"]]
     return found + [f"unit {name} is left" for name in units if not name.startswith(RECOVERY_UNITS)]
 
 
-def _is_left(process: dict[str, Any]) -> bool:
-    """Ours and not one of a running service; the look itself and what systemd starts are neither."""
+def _is_left(process: dict[str, Any], running: str | None) -> bool:
+    """Ours and not one of a running service, whose unit has its release in its name with standby; the look
+    itself and what systemd starts are neither.
+    """
     if process["state"] in "Tt":
         return True
     if process["cgroup"].endswith("/pyinfra-vllm-recover-due.service"):
         return False
     if "on-host.pyz" in process["command"] or "pyinfra-vllm" in process["cgroup"]:
         return True
-    return "vllm serve" in process["command"] and not process["cgroup"].endswith("/vllm-tiny.service")
+    own = ("/vllm-tiny.service", f"/vllm-tiny.{running}.service")
+    return "vllm serve" in process["command"] and not process["cgroup"].endswith(own)
 
 
 def no_strange_files(look: Look, seen: Answers, case: Expected) -> list[str]:

@@ -31,7 +31,11 @@ RELEASES = {
     **OWN_FAULTS,
 }
 
-OTHERS = ("On the real vLLM", "From the verdict to tokens")  # chapters of other tests, in their order
+OTHERS = (
+    "On the real vLLM",
+    "From the verdict to tokens",
+    "With standby",
+)  # chapters of other tests, in their order
 
 SUMMARY = """# Fault tests: what was broken, and how it ended
 
@@ -106,9 +110,10 @@ def _alone() -> Iterator[None]:
 
 
 def real(results: Sequence[Result]) -> str:
-    """How the cases on the real vLLM ended: a row for each fault and step."""
+    """How the cases of another chapter ended: a row for each fault and step."""
     violated = [result for result in results if result.violations]
-    summary = f"{len(results)} cases, {len(violated)} with violations, three hosts at a time.\n"
+    hosts = len({result.host for result in results})
+    summary = f"{len(results)} cases, {len(violated)} with violations, {hosts} hosts at a time.\n"
     lines = ["\n| fault | step | outcome | unresponsive | in order after |", "|---|---|---|--:|--:|"]
     rows = [f"| {_title(result.case.fault)} {_row(result)}" for result in results]
     return "\n".join([summary + _violations(violated), *lines, *rows]) + "\n"

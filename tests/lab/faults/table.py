@@ -314,5 +314,69 @@ SAMPLE: list[Case] = [
     *_each("second-run", "measure-after.intended", **_back, by="pyinfra"),
     *_each("rollback-now", SOAK[0], to=WATCHED, by="pyinfra"),
 ]
+# With standby, where the old release sleeps while the new one is judged. The acts of a turn are notes: the
+# first are sleep old, start new, await new, lead new, relay old.
+TURN = tuple(f"turn.note#{number}" for number in range(1, 6))
+STANDBY_KEPT = (
+    "begin.done",
+    "canary.done",
+    "reserve-rollback.done",
+    "activate.intended",
+    *TURN,
+    "activate.done",
+    "ready.done",
+    "canary.done#2",
+    "kernel.done",
+    "measure-after.intended",
+    "judge.done",
+    "point.intended",
+    "point.done",
+    "commit.done",
+    "end.done",
+)
+# What follows `judge.done` on the way back: lead old, sleep new, wake old, canary old, serve old, relay new.
+STANDBY_BACK = (
+    "restore.intended",
+    *(f"turn.note#{number}" for number in range(6, 12)),
+    "restore.done",
+)
+STANDBY: list[Case] = [
+    *_each("nothing", LIFE),
+    *_each("nothing", LIFE, **_back),
+    *_each("kill", *STANDBY_KEPT),
+    *_each("kill", *STANDBY_BACK, **_back),
+    *_each("power", *STANDBY_KEPT),
+    *_each("power", *STANDBY_BACK, **_back),
+    *_each("torn", "activate.intended", "turn.note#2", "point.intended"),
+    *_each(
+        "full", "begin.done", "canary.done", "activate.intended", *TURN[:3], "judge.done", "point.intended"
+    ),
+    *_each("full", "restore.intended", "turn.note#8", **_back),
+    *_each("front", "begin.done", "activate.intended", *TURN, "ready.done", "judge.done", "commit.done"),
+    *_each("front", *STANDBY_BACK[:4], **_back),
+    *_each("symlink", "activate.intended", *TURN[:3], "ready.done", "judge.done"),
+    *_each("symlink", *STANDBY_BACK[:3], **_back),
+    *_each("no-sleep-old", "begin.done", "activate.intended"),
+    *_each("no-sleep-old", "activate.intended", **_back),
+    *_each("no-sleep-new", "ready.done", "judge.done", "restore.intended", **_back),
+    *_each("no-wake-old", "activate.intended", "judge.done", "restore.intended", "turn.note#7", **_back),
+    *_each("wrong-old", "activate.intended", "judge.done", "restore.intended", "turn.note#7", **_back),
+    *_each("memory-held", "activate.intended", "turn.note#1"),
+    *_each("memory-held", "restore.intended", **_back),
+    *_each("crash-old", "begin.done", "activate.intended", *TURN, "ready.done", "judge.done", "commit.done"),
+    *_each("crash-old", *STANDBY_BACK[:5], **_back),
+    *_each("crash-new", "turn.note#3", "turn.note#4", "ready.done", "measure-after.intended", "judge.done"),
+    *_each("crash-new", *STANDBY_BACK[:3], **_back),
+]
+STANDBY_SAMPLE: list[Case] = [
+    *_each("kill", "turn.note#1", "point.done"),
+    *_each("kill", "turn.note#8", **_back),
+    *_each("power", "turn.note#2"),
+    *_each("front", "turn.note#2"),
+    *_each("symlink", "judge.done"),
+    *_each("no-sleep-old", "activate.intended"),
+    *_each("no-wake-old", "judge.done", **_back),
+    *_each("wrong-old", "judge.done", **_back),
+]
 CASES: list[Case] = list(dict.fromkeys([*BY_STEP, *AMONG_OTHERS, *TWICE, *BY_OPERATORS, *SAMPLE]))
 NEEDS_DISK = ("full", "read-only", "inodes")

@@ -2,9 +2,9 @@
 
 Python loads it at its start (`fault_points.pth`), so the product runs unchanged, from the command line it
 always has. An entry counts as written once the journal was fsynced, as it does for the product. Armed is one
-point: the entry of a step, or the entry that comes after so many others. A test may ask for the process's
-    clock to step there instead: hosts of the
-lab share this machine's clock, so it can't be the host's own.
+point: the entry of a step (the first or a later one), or the entry that comes after so many others. A test
+may ask for the process's clock to step there instead: hosts of the lab share this machine's clock, so it
+can't be the host's own.
 """
 
 import datetime
@@ -37,6 +37,9 @@ def _look_at(entry):
         (FOLDER / "armed").write_text(json.dumps({**armed, "skip": armed["skip"] - 1}))
         return
     if armed["point"] not in ("any", f"{entry['step']}.{entry['state']}"):
+        return
+    if armed.get("nth", 1) > 1:
+        (FOLDER / "armed").write_text(json.dumps({**armed, "nth": armed["nth"] - 1}))
         return
     (FOLDER / "armed").unlink()
     if armed.get("clock_s"):

@@ -24,6 +24,7 @@ GPU memory
 
 LIGHT_SLEEP=fails|hangs  sending it to sleep fails; it never sleeps
 LIGHT_WAKE=fails|wrong   waking it fails; it says other words afterwards
+LIGHT_ENGINE_FILE=PATH   lines of that file say the same of a release while they are there: `RELEASE SLEEP fails`
 LIGHT_REFUSES_SLEEP=1    does not know --enable-sleep-mode
 With --uds it listens there. A middleware that serves commands gets an engine that sleeps and wakes at once.
 
@@ -119,7 +120,7 @@ class Engine:
     slept = asleep = False
 
     async def sleep(self, level, mode):
-        how = os.environ.get("LIGHT_SLEEP")
+        how = engine_setting("SLEEP")
         if how == "hangs":
             await asyncio.sleep(86400)
         if how == "fails":
@@ -127,7 +128,7 @@ class Engine:
         self.slept = self.asleep = True
 
     async def wake_up(self):
-        if os.environ.get("LIGHT_WAKE") == "fails":
+        if engine_setting("WAKE") == "fails":
             raise RuntimeError("CUDA out of memory")
         self.asleep = False
 
@@ -136,7 +137,18 @@ class Engine:
 
     @property
     def wrong(self):
-        return self.slept and os.environ.get("LIGHT_WAKE") == "wrong"
+        return self.slept and engine_setting("WAKE") == "wrong"
+
+
+def engine_setting(name):
+    """LIGHT_SLEEP or LIGHT_WAKE, as the environment or a line about this release says it."""
+    try:
+        lines = Path(os.environ.get("LIGHT_ENGINE_FILE", "/nonexistent")).read_text().splitlines()
+    except OSError:
+        lines = []
+    wanted = [os.environ.get("PYINFRA_VLLM_RELEASE"), name]
+    told = [line.split()[2] for line in lines if line.split()[:2] == wanted]
+    return told[-1] if told else os.environ.get(f"LIGHT_{name}")
 
 
 ENGINE = Engine()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
+from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.bench.plan import Plan
+from pyinfra_vllm.on_host.bench.record import Phase, Record, Request, Round
 from pyinfra_vllm.on_host.server import control, front, service, systemd
 from pyinfra_vllm.on_host.server import release as releases
 from pyinfra_vllm.on_host.server.control import Mute, Refused, State
@@ -30,6 +34,9 @@ class StandbyHost(SimulatedHost):
         self.faults: set[tuple[str, str]] = set()
         self.wrong: set[str] = set()  # answers otherwise after a wake
         self.listening = False  # systemd, for the front
+        self.takes_turns = False  # its measurements have a plan, which rounds in turns share
+        self.drift = 1.0  # of the machine's speed, from each round to the next
+        self.rounds: list[tuple[str, int]] = []  # who was asked, and the round's number
         self.violations: list[str] = []
         super().__init__(root, monkeypatch)
         (root / "run").mkdir()
@@ -44,6 +51,7 @@ class StandbyHost(SimulatedHost):
             (control.Control, "tell", self._tell),
             (front, "accepts", lambda path: self.servers.get(path.parent.name) in (*HAS_MEMORY, "asleep")),
             (front, "lead", functools.partial(front.lead)),
+            (probe, "one_round", self._one_round),
             (standby.Turns, "_answers", self._answers),
             (standby.Turns, "_room", lambda this, who: self._has_room(this.releases[who].id)),
         ]
@@ -179,6 +187,25 @@ class StandbyHost(SimulatedHost):
         self.servers[release_id] = "failed" if failed else state
         if failed:
             raise Refused(f"the engine failed to {act}")
+
+    def _measure(self, client: Any, settings: Any, **how: Any) -> Record:
+        found = super()._measure(client, settings, **how)
+        plan = Plan({"short": 5}, 32, 4, {"c1": 3, "c8": 24})
+        return replace(found, plan=plan) if self.takes_turns else found
+
+    def _one_round(
+        self, client: Any, settings: Any, like: Record, number: int, deadline: float, progress: Any = None
+    ) -> tuple[Phase, ...]:
+        """Whoever serves is as fast as its rate says, but for the machine's drift and a little noise."""
+        assert self.running is not None
+        self.rounds.append((self.running, number))
+        speed = self.rates[self.running] * self.drift ** len(self.rounds)
+        speed *= 1 + 0.001 * (len(self.rounds) * 7 % 5 - 2)
+        requests = tuple(
+            Request(f"p{n}", True, 5 / speed, 320 / speed, 64, 32, round=number) for n in range(3)
+        )
+        whole = (Round(number, 3 * 32 / speed, 3 * 32, True),)
+        return tuple(Phase(f"c{c}", c, 3 * 32 / speed, requests, whole) for c in (1, 8))
 
     def _answers(self, this: standby.Turns, who: str, key: str) -> str:
         release_id = this.releases[who].id

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from standby_host import NEW, OLD, Killed, StandbyHost
@@ -16,6 +17,7 @@ from standby_host import NEW, OLD, Killed, StandbyHost
 from pyinfra_vllm.on_host.server import control, systemd
 from pyinfra_vllm.on_host.state import durable
 from pyinfra_vllm.on_host.switch import standby
+from pyinfra_vllm.on_host.switch.order import TRIAL
 
 TO_NEW = ["sleep old", "start new", "lead new", "relay old"]
 BACK = ["lead old", "sleep new", "wake old", "canary old", "serve old", "relay new", "stop new"]
@@ -105,9 +107,95 @@ def test_an_old_release_that_answers_otherwise_after_its_wake_is_started_anew(ho
     ends_right(host, OLD)
 
 
-def count_calls(root: Path, monkeypatch: pytest.MonkeyPatch, rate: float) -> int:
+def verdict(host: StandbyHost) -> dict[str, Any]:
+    (found,) = [entry for entry in host.journal() if entry["step"] == "judge"]
+    return found
+
+
+def in_turns(host: StandbyHost) -> dict[str, Any]:
+    (found,) = [e for e in host.journal() if e["step"] == "turns" and e["state"] == "done"]
+    return found
+
+
+def test_both_are_measured_in_turns_and_the_verdict_says_how_many(host: StandbyHost) -> None:
+    host.takes_turns = True
+    assert host.switch() == "committed"
+    ends_right(host, NEW)
+    assert in_turns(host)["blocks"] == 6 and 12 <= in_turns(host)["turns"] <= 19
+    assert any(
+        text.startswith(f"measured in {in_turns(host)['turns']} turns") for text in verdict(host)["reasons"]
+    )
+    for block in range(6):
+        asked = host.rounds[4 * block : 4 * block + 4]
+        assert [who for who, _ in asked] in ([OLD, NEW, NEW, OLD], [NEW, OLD, OLD, NEW])
+        assert sorted(number for _, number in asked) == [2 * block, 2 * block, 2 * block + 1, 2 * block + 1]
+    assert host.starts == [NEW]  # every turn is a sleep and a wake
+    kept = json.loads((host.paths.evidence / verdict(host)["tx"] / "turns.json").read_text())
+    assert len(kept["blocks"]) == 6 and kept["blocks"][0][0]["values"]["c1 tokens_per_s"] < 0
+
+
+@pytest.mark.parametrize(("rate", "outcome"), [(100.0, "committed"), (88.0, "rolled_back")])
+def test_a_machine_that_slows_down_is_no_difference_between_the_two(
+    host: StandbyHost, rate: float, outcome: str
+) -> None:
+    host.takes_turns, host.drift, host.rates[NEW] = True, 0.98, rate
+    assert host.switch() == outcome
+    ends_right(host, NEW if outcome == "committed" else OLD)
+    (row,) = [
+        row for row in verdict(host)["metrics"] if (row["phase"], row["name"]) == ("c8", "tokens_per_s")
+    ]
+    assert row["ratio"] == pytest.approx(rate / 100, abs=0.01) and row["by"] == "turns, 6 blocks"
+
+
+def test_where_requests_do_not_end_the_two_are_judged_one_after_the_other(host: StandbyHost) -> None:
+    host.takes_turns = True
+    host.faults.add((NEW, "busy"))
+    assert host.switch() == "committed"
+    ends_right(host, NEW)
+    assert in_turns(host)["blocks"] == 0 and "measured in" not in " ".join(verdict(host)["reasons"])
+
+
+@pytest.mark.parametrize("fault", ["sleep", "wake", "memory"])
+def test_a_new_release_that_fails_in_a_turn_goes_back(host: StandbyHost, fault: str) -> None:
+    host.takes_turns = True
+    host.faults.add((NEW, fault))
+    assert host.switch() == "rolled_back"
+    ends_right(host, OLD)
+
+
+def test_an_old_release_that_has_to_be_started_in_a_turn_is_another_start(host: StandbyHost) -> None:
+    host.takes_turns = True
+    host.wrong.add(OLD)
+    host.switch()
+    ends_right(host, NEW if host.outcome() == "committed" else OLD)
+
+
+def test_a_trial_takes_turns_too(host: StandbyHost) -> None:
+    host.takes_turns = True
+    assert host.switch(purpose=TRIAL) == "tried"
+    assert in_turns(host)["blocks"] == 6
+    ends_right(host, OLD)
+
+
+@pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
+def test_death_at_some_calls_of_a_measurement_in_turns_leaves_one_proven_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: bool
+) -> None:
+    die_at_every(29, tmp_path, monkeypatch, 50.0, boot, takes_turns=True)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
+def test_death_at_more_calls_of_a_measurement_in_turns_leaves_one_proven_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    die_at_every(11, tmp_path, monkeypatch, rate, boot=False, takes_turns=True)
+
+
+def count_calls(root: Path, monkeypatch: pytest.MonkeyPatch, rate: float, takes_turns: bool = False) -> int:
     with monkeypatch.context() as patch:
         host = prepared(root, patch, rate)
+        host.takes_turns = takes_turns
         host.switch()
         return len(host.calls)
 
@@ -127,18 +215,27 @@ def test_death_at_any_call_leaves_one_proven_release(
     die_at_every(1, tmp_path, monkeypatch, rate, boot)
 
 
-def die_at_every(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, boot: bool) -> None:
-    total = count_calls(tmp_path / "dry", monkeypatch, rate)
+def die_at_every(
+    step: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rate: float,
+    boot: bool,
+    takes_turns: bool = False,
+) -> None:
+    total = count_calls(tmp_path / "dry", monkeypatch, rate, takes_turns)
     assert total > 100
     for moment in range(0, total, step):
         with monkeypatch.context() as patch:
             host = prepared(tmp_path / f"{moment}", patch, rate)
-            host.die_at = moment
+            host.die_at, host.takes_turns = moment, takes_turns
             with contextlib.suppress(Killed):
                 host.switch()
             host.recover(boot)
             committed = any(entry["step"] == "commit" for entry in host.journal())
-            ends_right(host, NEW if committed else OLD, f"dead at {moment}: {host.calls[moment]}")
+            ends_right(
+                host, NEW if committed else OLD, f"dead at {moment}: {host.calls[moment : moment + 1]}"
+            )
             begun, ended = (
                 [entry for entry in host.journal() if entry["step"] == step] for step in ("begin", "end")
             )
@@ -152,11 +249,12 @@ def die_at_every(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rat
 def test_a_disk_that_fills_at_any_write_keeps_no_unproven_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for rate in (100.0, 50.0):
-        for moment in range(count_calls(tmp_path / f"dry-{rate}", monkeypatch, rate)):
+    for rate, takes_turns in ((100.0, False), (50.0, False), (100.0, True)):
+        total = count_calls(tmp_path / f"dry-{rate}-{takes_turns}", monkeypatch, rate, takes_turns)
+        for moment in range(0, total, 23 if takes_turns else 1):
             with monkeypatch.context() as patch:
-                host = prepared(tmp_path / f"{rate}-{moment}", patch, rate)
-                host.disk_full_at = moment
+                host = prepared(tmp_path / f"{rate}-{takes_turns}-{moment}", patch, rate)
+                host.disk_full_at, host.takes_turns = moment, takes_turns
                 with contextlib.suppress(OSError):
                     host.switch()
                 assert host.running is not None, f"full at {moment}: nobody serves"

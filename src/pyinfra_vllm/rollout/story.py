@@ -25,6 +25,7 @@ STEPS = {
     "ready": "wait for tokens",
     "kernel": "check the kernel",
     "measure-after": "measure the new release",
+    "turns": "measure both in turns",
     "judge": "verdict",
     "commit": "commit",
     "soak": "watch it under real traffic",

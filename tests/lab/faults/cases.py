@@ -385,5 +385,6 @@ class _Run:
         look = self._judge(invariants.PROMISE + invariants.ORDER, "afterwards: ")
         if look["service"]["running"] != wanted:
             self.result.violations.append(
-                f"afterwards: {wanted} was ordered, and {look['service']['running']} runs"
+                f"afterwards: {wanted} was ordered, and {look['service']['running']} runs:"
+                f" {look['service']['last']}"
             )

@@ -203,13 +203,15 @@ class Ground:
         (self.host.root / FOLDER).mkdir(parents=True, exist_ok=True)
 
     def arm(self, point: str, **how: Any) -> None:
-        """A point is an entry like `activate.done`, `turn.note#3` for the third such entry, or `+3` for the
-        third entry from now on, whoever writes it.
+        """A point is an entry like `activate.done`, `turn.note#3` for the third such entry,
+        `restore.intended+3` for the third entry after that one, or `+3` for the third from now on, whoever
+        writes it.
         """
         folder = self.host.root / FOLDER
         (folder / "reached").unlink(missing_ok=True)
-        name, _, nth = point.partition("#")
-        where: dict[str, Any] = {"point": name, "nth": int(nth or 1)}
+        entry, _, after = point.partition("+")
+        name, _, nth = entry.partition("#")
+        where: dict[str, Any] = {"point": name, "nth": int(nth or 1), "after": int(after or 0)}
         if point.startswith("+"):
             where = {"point": "any", "skip": int(point) - 1}
         (folder / "armed.partial").write_text(json.dumps({**where, **how}))

@@ -328,16 +328,20 @@ STANDBY_KEPT = (
     "canary.done#2",
     "kernel.done",
     "measure-after.intended",
+    # In turns: the servers change in each block.
+    "turns.intended",
+    *(f"turn.note#{number}" for number in (6, 8, 10, 12, 14)),
+    "turns.done",
     "judge.done",
     "point.intended",
     "point.done",
     "commit.done",
     "end.done",
 )
-# What follows `judge.done` on the way back: lead old, sleep new, wake old, canary old, serve old, relay new.
+# The way back: lead old, sleep new, wake old, canary old, serve old, relay new.
 STANDBY_BACK = (
     "restore.intended",
-    *(f"turn.note#{number}" for number in range(6, 12)),
+    *(f"restore.intended+{number}" for number in range(1, 7)),
     "restore.done",
 )
 STANDBY: list[Case] = [
@@ -351,7 +355,7 @@ STANDBY: list[Case] = [
     *_each(
         "full", "begin.done", "canary.done", "activate.intended", *TURN[:3], "judge.done", "point.intended"
     ),
-    *_each("full", "restore.intended", "turn.note#8", **_back),
+    *_each("full", "restore.intended", "restore.intended+3", **_back),
     *_each("front", "begin.done", "activate.intended", *TURN, "ready.done", "judge.done", "commit.done"),
     *_each("front", *STANDBY_BACK[:4], **_back),
     *_each("symlink", "activate.intended", *TURN[:3], "ready.done", "judge.done"),
@@ -359,8 +363,10 @@ STANDBY: list[Case] = [
     *_each("no-sleep-old", "begin.done", "activate.intended"),
     *_each("no-sleep-old", "activate.intended", **_back),
     *_each("no-sleep-new", "ready.done", "judge.done", "restore.intended", **_back),
-    *_each("no-wake-old", "activate.intended", "judge.done", "restore.intended", "turn.note#7", **_back),
-    *_each("wrong-old", "activate.intended", "judge.done", "restore.intended", "turn.note#7", **_back),
+    *_each(
+        "no-wake-old", "activate.intended", "judge.done", "restore.intended", "restore.intended+2", **_back
+    ),
+    *_each("wrong-old", "activate.intended", "judge.done", "restore.intended", "restore.intended+2", **_back),
     *_each("memory-held", "activate.intended", "turn.note#1"),
     *_each("memory-held", "restore.intended", **_back),
     *_each("crash-old", "begin.done", "activate.intended", *TURN, "ready.done", "judge.done", "commit.done"),
@@ -370,8 +376,9 @@ STANDBY: list[Case] = [
 ]
 STANDBY_SAMPLE: list[Case] = [
     *_each("kill", "turn.note#1", "point.done"),
-    *_each("kill", "turn.note#8", **_back),
+    *_each("kill", "restore.intended+3", **_back),
     *_each("power", "turn.note#2"),
+    *_each("kill", "turn.note#10"),
     *_each("front", "turn.note#2"),
     *_each("symlink", "judge.done"),
     *_each("no-sleep-old", "activate.intended"),

@@ -33,7 +33,7 @@ TRIES = 3  # of each request on which the measurement hangs
 REQUEST_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_FACTOR = 20.0  # an answer this many times slower than in the warm-up is stuck, not slow
 
-__all__ = ["Plan", "ProbeError", "Settings", "measure", "summary"]
+__all__ = ["Plan", "ProbeError", "Settings", "measure", "one_round", "summary"]
 
 Progress = Callable[[str], None]
 Enough = Callable[["Sequence[Phase]"], bool]
@@ -73,6 +73,24 @@ def measure(
     run = _Run(client, settings, limit, progress or (lambda line: None), enough or (lambda phases: False))
     record = run.extended(extend, like is not None) if extend else run.fresh(like)
     return replace(record, spent_s=round(spent + time.monotonic() - began, 3))
+
+
+def one_round(
+    client: Client,
+    settings: Settings,
+    like: Record,
+    number: int,
+    deadline: float,
+    progress: Progress | None = None,
+) -> tuple[Phase, ...]:
+    """One more round of every phase, of the prompts that this number means to either of two servers that take
+    turns. Nothing is warmed up: whoever was woken has answered its canary.
+
+    + like: the record whose plan both share, and whose answers say how long one takes
+    + deadline: on time.monotonic()'s clock; a round that it cuts is not whole
+    """
+    run = _Run(client, settings, deadline, progress or (lambda line: None), lambda phases: False)
+    return run.single(like, number)
 
 
 class _Silent(Exception):
@@ -126,16 +144,24 @@ class _Run:
         self.aside = 0.0  # the questions were asked the first time
         if "cache_salt" not in self.client.extensions:
             self.nonce = prompts.nonce(self.salt)
-        for phase in record.phases:
-            took = [request.e2e_s for request in phase.answered]
-            self.typical[phase.name] = statistics.median(took) if took else REQUEST_TIMEOUT_S
-            self._know_prompts(phase.requests)
+        self._know_times(record)
         done = _whole(record)
         with scheduling.first_in_line():
             if again:
                 return self._rounds(record, plan, done, done + max(1, plan.rounds // STEP), backwards=True)
             longer = self._rounds(record, replace(plan, rounds=MANY), done, MANY)
         return replace(longer, plan=replace(plan, rounds=max(1, _whole(longer))))
+
+    def single(self, like: Record, number: int) -> tuple[Phase, ...]:
+        """This round alone, of every phase."""
+        plan = like.plan or Plan()
+        self.aside = 0.0
+        if "cache_salt" not in self.client.extensions:
+            self.nonce = prompts.nonce(self.salt)
+        self._know_times(like)
+        with scheduling.first_in_line():
+            found = self._rounds(replace(like, phases=()), plan, number, number + 1)
+        return found.phases
 
     def _speed(self, record: Record, known: Plan | None) -> Record:
         """Warm up, then measure the rounds of the other side's plan, or of a new plan."""
@@ -387,6 +413,13 @@ class _Run:
             client=costs_of_both(record.client, watch.client()),
             traffic=traffic_of_both(record.traffic, watch.traffic(sent["input"], sent["output"])),
         )
+
+    def _know_times(self, record: Record) -> None:
+        """How long answers take, and how long prompts are, as an earlier record has it."""
+        for phase in record.phases:
+            took = [request.e2e_s for request in phase.answered]
+            self.typical[phase.name] = statistics.median(took) if took else REQUEST_TIMEOUT_S
+            self._know_prompts(phase.requests)
 
     def _know_prompts(self, requests: Iterable[Request]) -> None:
         known = (request.input_tokens for request in requests if request.ok)

@@ -12,8 +12,9 @@ from typing import Any
 from ..bench.criteria import CHOICES, MAX, Criteria, CriteriaError
 from ..bench.record import Record
 from ..state.values import RecordError
-from . import absolute, evaluations, ladder, notes, precision, relative
+from . import absolute, evaluations, in_turns, ladder, notes, precision, relative
 from .absolute import OTHER_TRAFFIC, TRAFFIC_FACTOR
+from .in_turns import InTurns
 from .noise import Noise, of_phase
 from .pairing import check_pair
 from .verdict import FAIL, INCONCLUSIVE, PASS, Row, Verdict, concluded
@@ -42,6 +43,7 @@ def judge(
     kernel: Mapping[str, Any] | None = None,
     gpu_memory_mib: int | None = None,
     asks_gpus: bool = True,
+    turns: InTurns | None = None,
 ) -> Verdict:
     """The verdict on `after`.
 
@@ -50,6 +52,7 @@ def judge(
     + kernel: the finding of server.kernel: a slow one fails, one that the log does not name is inconclusive
     + gpu_memory_mib: in use on the fullest GPU after the switch; None where nvidia-smi did not tell
     + asks_gpus: false where nobody asked them, as for two files: then a limit of their memory decides nothing
+    + turns: rounds in which both servers took turns: the speed is judged by those, all else as ever
 
     Raises RecordError where the two records do not belong together.
     """
@@ -71,8 +74,11 @@ def judge(
             "the release before answered nothing, so nothing can be worse: only the absolute criteria count"
         )
     else:
-        doubts = incomparable(before, after)
-        metrics += _relative_rows(before, after, criteria, noise, doubts)
+        # Others' traffic meets both sides of a block alike.
+        doubts = [] if turns else incomparable(before, after)
+        compared = _relative_rows(before, after, criteria, noise, doubts)
+        metrics += in_turns.rows(compared, turns, criteria, noise) if turns else compared
+        reasons += [turns.line()] if turns else []
         metrics = [_with_key(row, saturated) for row in metrics]
         reasons += notes.of_pair(before, after)
         reasons.append(_calibration_line(noise, [phase.name for phase in before.phases]))

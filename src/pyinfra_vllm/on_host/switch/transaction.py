@@ -10,14 +10,15 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
 from ..bench import probe
-from ..bench.record import Record
-from ..gate import gate, precision, soak
+from ..bench.record import Phase, Record
+from ..gate import gate, in_turns, precision, soak, turns
+from ..gate.in_turns import InTurns
 from ..gate.noise import Noise
 from ..gate.verdict import FAIL, INCONCLUSIVE, PASS, Verdict
 from ..server import carried_cache, gpu_memory, hooks, kernel, root_cause, systemd
@@ -30,7 +31,7 @@ from ..state.evidence import Evidence
 from ..state.journal import Journal
 from ..state.lock import exclusive
 from ..state.paths import ServicePaths
-from . import outcomes, pair, recovery, rollback, saturation, standby
+from . import outcomes, pair, recovery, rollback, rounds, saturation, standby
 from .order import ROLLBACK, ROLLOUT, TRIAL, Order
 from .two_servers import Failed
 
@@ -463,11 +464,16 @@ class Switch(Transaction):
             noise = self._noise()
             after = self._measure(new, "after", noise, like=self.before)
             verdict = self._verdict(new, after, checked, noise)
-            while gate.wants_more(verdict, self.before, after, self.criteria, self._left_s(after)):
+            while not self._takes_turns and gate.wants_more(
+                verdict, self.before, after, self.criteria, self._left_s(after)
+            ):
                 how = {"like": self.before, "deadline": time.monotonic() + self._left_s(after)}
                 after = self._measure(new, "after", noise, extend=after, **how)
                 verdict = self._verdict(new, after, checked, noise)
             result["summary"] = probe.summary(after)
+        measured = self._measure_in_turns(new)
+        if measured and measured.enough:
+            verdict = self._verdict(new, after, checked, noise, measured)
         self.after = after
         self.evidence.keep("verdict", verdict.as_dict())
         self.journal.write("judge", "done", **verdict.as_dict(), criteria=self.criteria.as_dict())
@@ -477,6 +483,43 @@ class Switch(Transaction):
             raise Worse("it stopped generating tokens after the measurement", verdict)
         self._tell(verdict)
         return verdict
+
+    @property
+    def _takes_turns(self) -> bool:
+        """Whether the two releases can be measured in turns."""
+        return bool(self.turns and self.before and self.before.plan and not self.lost_baseline)
+
+    def _measure_in_turns(self, new: Release) -> InTurns | None:
+        """Rounds in which the old and the new release take turns; None where they can't. Ends with the new
+        one awake.
+        """
+        if not self._takes_turns or self.turns is None or self.old is None:
+            return None
+        sides = {turns.OLD: self.old, turns.NEW: new}
+        budget_s = min(self.criteria.budget_s, _until(self.order.measure_until))
+        criteria = self.criteria.at(max(self.settings.concurrency))
+        with self.journal.step("turns", release=new.id, limit_s=budget_s) as result:
+            try:
+                found = rounds.measure(
+                    self.turns.reach,
+                    lambda side, number, until: self._one_round(sides[side], number, until),
+                    lambda measured: in_turns.settled(measured, criteria),
+                    budget_s,
+                    self.evidence.tx,
+                )
+            except Failed as problem:
+                raise NotServing(str(problem)) from problem
+            result.update(turns=found.turns, blocks=len(found.blocks))
+        self.evidence.keep("turns", found.as_dict())
+        return found
+
+    def _one_round(self, release: Release, number: int, until: float) -> Sequence[Phase]:
+        assert self.before is not None
+        say = self.evidence.say_how_far
+        client = self.service.client(release)
+        return probe.one_round(
+            client, self.settings, self.before, number, until, lambda line: say(f"turns: {line}")
+        )
 
     def _tell(self, verdict: Verdict) -> None:
         """People hear of a verdict when nothing waits for it any more: a slow webhook must not keep a worse
@@ -489,7 +532,12 @@ class Switch(Transaction):
         return precision.left_s(self.criteria, after, _until(self.order.measure_until))
 
     def _verdict(
-        self, new: Release, after: Record, checked: Mapping[str, Any], noise: Noise | None
+        self,
+        new: Release,
+        after: Record,
+        checked: Mapping[str, Any],
+        noise: Noise | None,
+        measured: InTurns | None = None,
     ) -> Verdict:
         verdict = gate.judge(
             self.before,
@@ -498,6 +546,7 @@ class Switch(Transaction):
             noise=noise,
             kernel=checked,
             gpu_memory_mib=gpu_memory.used_mib(new.gpus),
+            turns=measured,
         )
         if self.lost_baseline and verdict.verdict == PASS:
             reason = (

@@ -41,6 +41,11 @@ def _look_at(entry):
     if armed.get("nth", 1) > 1:
         (FOLDER / "armed").write_text(json.dumps({**armed, "nth": armed["nth"] - 1}))
         return
+    if armed.get("after"):
+        (FOLDER / "armed").write_text(
+            json.dumps({**armed, "point": "any", "skip": armed["after"] - 1, "after": 0})
+        )
+        return
     (FOLDER / "armed").unlink()
     if armed.get("clock_s"):
         _step_clock(armed["clock_s"])

@@ -24,7 +24,7 @@ GPU memory
 
 LIGHT_SLEEP=fails|hangs  sending it to sleep fails; it never sleeps
 LIGHT_WAKE=fails|wrong   waking it fails; it says other words afterwards
-LIGHT_ENGINE_FILE=PATH   lines of that file say the same of a release while they are there: `RELEASE SLEEP fails`
+LIGHT_ENGINE_FILE=PATH   lines of that file say the same of a release: `RELEASE SLEEP fails`
 LIGHT_REFUSES_SLEEP=1    does not know --enable-sleep-mode
 With --uds it listens there. A middleware that serves commands gets an engine that sleeps and wakes at once.
 

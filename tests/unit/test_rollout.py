@@ -13,7 +13,7 @@ from seen import seen
 from test_release import make
 
 from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
-from pyinfra_vllm.on_host.switch.order import Order
+from pyinfra_vllm.on_host.switch.order import TRIAL, Order
 from pyinfra_vllm.operations import switch
 from pyinfra_vllm.operations.util import refuse, summary
 from pyinfra_vllm.rollout.orders import Prepared
@@ -22,6 +22,7 @@ from pyinfra_vllm.rollout.progress import (
     DEFERRED,
     HELD,
     TAKEN_BACK,
+    TRIED,
     UNCHANGED,
     Outcome,
     Progress,
@@ -307,3 +308,35 @@ def test_brackets_in_what_a_host_said_are_no_markup(
     state: Any = SimpleNamespace(failed_hosts=())
     summary.print_summary(state)
     assert "said [/srv] and [red]" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("verdict", "good"), [("pass", True), ("fail", False), ("inconclusive", False)])
+def test_a_trial_asks_for_one_and_its_host_is_well_only_where_it_passed(
+    monkeypatch: pytest.MonkeyPatch, verdict: str, good: bool
+) -> None:
+    made = progress("a", "b")
+    made.plan("ab")
+    monkeypatch.setattr(switch, "PROGRESS", made)
+    monkeypatch.setattr(switch.compiled, "bring", lambda host, item: None)
+    asked: list[Order] = []
+
+    class Follower:
+        def __init__(self, host: Any, root: str, prepared: Prepared) -> None:
+            asked.append(prepared.order)
+
+        def run(self) -> Outcome:
+            return Outcome("a", "chat", TRIED, "its answer", "r", verdict)
+
+    monkeypatch.setattr(switch, "Switching", Follower)
+    host = SimpleNamespace(name="a", print_prefix="")
+    assert switch.switch_host(None, host, 1, Overrides(trial=True)) is good  # type: ignore[arg-type]
+    assert [order.purpose for order in asked] == [TRIAL]
+    assert made.switched("a") == []
+
+
+def test_a_dry_run_says_that_a_trial_goes_back() -> None:
+    item = wanted("a", current="old", release={"id": "old", "argv": ["vllm"]})
+    assert "would be tried, and release old serve again" in switch.preview(item, Overrides(trial=True))
+    rejected = wanted("a", rejected={item.release.id: {"at": "", "reason": "slow"}})
+    assert "rejected" in switch.preview(rejected, Overrides())
+    assert "not be tried: nothing serves" in switch.preview(rejected, Overrides(trial=True))

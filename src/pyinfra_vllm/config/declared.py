@@ -40,6 +40,7 @@ class Overrides(Declaration):
     switch_now: bool = Field(default=False, description="true or false")
     retry_rejected: bool = Field(default=False, description="true or false")
     verify: bool = Field(default=False, description="true or false")
+    trial: bool = Field(default=False, description="true or false")
     operator: Text | None = Field(default=None, description="text")
     reason: Text | None = Field(default=None, description="text")
 

@@ -83,11 +83,15 @@ def wave(
     if number > len(planned) or host.name not in planned[number - 1]:
         host.noop(f"nothing to switch here in wave {number}")
         return
+    if overrides.trial and number > 1:
+        host.noop("a trial is the canary's alone: to try it elsewhere, name the hosts with --limit")
+        return
     if not state.is_executing:
         for item in _todo(host):
             logger.info(f"{host.print_prefix}wave {number} of {len(planned)}: {preview(item, overrides)}")
             criteria = item.service.gate.criteria().as_dict()
-            found = hindrance(item.observed, item.release.id, criteria, retry=overrides.retry_rejected)
+            retry = overrides.retry_rejected or overrides.trial
+            found = hindrance(item.observed, item.release.id, criteria, retry=retry)
             if found and not under_way(item.observed, item.release.id):
                 foretell(f"{item.service.name}: {found[1]}")
             if state.config.DIFF:
@@ -228,9 +232,11 @@ def preview(item: Wanted, overrides: Overrides) -> str:
     """
     old, new, name = item.observed.release, item.release, item.service.name
     rejected = item.observed.rejection(new.id, item.service.gate.criteria().as_dict())
-    if rejected and not overrides.retry_rejected:
+    if rejected and not (overrides.retry_rejected or overrides.trial):
         return f"{name}: release {new.id} was rejected and would not be tried again"
     replaces = f"replace release {old['id']}" if old else "be the first release"
+    if overrides.trial:
+        replaces = f"be tried, and release {old['id']} serve again" if old else "not be tried: nothing serves"
     changes = releases.difference(old["argv"][1:], new.argv[1:]) if old else []
     changed = f"; command line: {', '.join(changes)}" if changes else ""
     variables = releases.difference_of_environment(old.get("environment", {}), new.environment) if old else []
@@ -280,7 +286,7 @@ def switch_host(state: State, host: Host, wave: int, overrides: Overrides) -> bo
     for item in _todo(host):
         outcome = _switch(host, item, overrides)
         PROGRESS.record(outcome)
-        if outcome.status not in HARMLESS:
+        if not outcome.good:
             if PROGRESS.settings.on_failure == ROLLBACK_ALL:
                 # pyinfra asks nothing more of a host that failed: what else it switched goes back now or
                 # never
@@ -314,7 +320,8 @@ def _take_back(host: Host, item: Wanted, reason: str, overrides: Overrides) -> O
 def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
     service, release, history = item.service, item.release.id, item.observed.history
     try:
-        prepared = orders.rollout(item.root, service, release, overrides, history)
+        make = orders.trial if overrides.trial else orders.rollout
+        prepared = make(item.root, service, release, overrides, history)
     except HostError as error:
         return Outcome(host.name, service.name, "refused", str(error), release)
     switching = Switching(host, item.root, prepared)

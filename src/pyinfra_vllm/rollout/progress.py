@@ -13,15 +13,17 @@ from typing import Any
 from pyinfra_vllm.config import Rollout as Settings
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.inventory import command
+from pyinfra_vllm.on_host.gate.verdict import PASS
 from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.release import Release
 from pyinfra_vllm.rollout import waves
 
 COMMITTED, UNCHANGED, DEFERRED, HELD = "committed", "unchanged", "deferred", "held"
 TAKEN_BACK = "taken back"
+TRIED = "tried"  # and gone back from, whatever the verdict
 UNDER_WAY = "under way"  # the run was ended while the host switched: it goes on by itself
 GOOD = frozenset({COMMITTED, UNCHANGED})
-HARMLESS = GOOD | {DEFERRED}
+HARMLESS = GOOD | {DEFERRED, TRIED}
 # Outcomes that leave it unknown whether the host serves anything.
 AWAY = frozenset({"failed", "restore_failed", "unknown"})
 
@@ -50,13 +52,24 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of one service of one host in this run."""
+    """Outcome of one service of one host in this run.
+
+    verdict: pass, fail or inconclusive, where its switch or its trial came to one
+    """
 
     host: str
     service: str
     status: str
     message: str
     release: str = ""
+    verdict: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether the run may go on, and ends well: a trial that did not pass is an answer, and no good
+        one.
+        """
+        return self.status in HARMLESS and (self.status != TRIED or self.verdict == PASS)
 
 
 class Progress:

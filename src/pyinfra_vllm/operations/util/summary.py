@@ -27,6 +27,7 @@ COLOURS = {
     "unchanged": "cyan",
     "deferred": "yellow",
     "taken back": "yellow",
+    "tried": "cyan",
     UNDER_WAY: "yellow",
 }
 

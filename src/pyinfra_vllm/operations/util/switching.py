@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -152,6 +153,7 @@ class Switching:
     def _ended(self, end: End, tx: str, judged: Entry | None) -> Outcome:
         reason = story.in_short(end.get("reason", "it gave no reason"), judged)
         outcome = self.outcome(end.get("outcome", "failed"), reason)
+        outcome = replace(outcome, verdict=end.get("verdict") or "")
         self._show_last_words(end, tx)
         try:
             acknowledge(self.remote, self.root, self.order.service, tx)

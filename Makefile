@@ -6,7 +6,7 @@ FAST := $(if $(wildcard /dev/shm/.),/dev/shm,/tmp)
 LOCK_OPTIONS := --extra build --extra test --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
 
-.PHONY: demo test test-fast test-thorough test-alone test-lab test-faults test-gpu lint bench-gate bench-quality bench-turns bench-accuracy bench bench-unchanged bench-away bench-scale bench-verification bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
+.PHONY: demo test test-fast test-thorough test-alone test-lab test-full test-faults test-gpu lint bench-gate bench-quality bench-turns bench-accuracy bench bench-unchanged bench-away bench-scale bench-verification bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
 
 demo: lab-cache
 	$(LAB) demo
@@ -30,8 +30,12 @@ test-alone: .venv/complete
 
 # What is measured has the cores for itself; everything else goes on in two labs side by side.
 test-lab: lab-cache
-	$(BIN)/python -m pytest -m alone tests/lab
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 -m "not alone and not gpu" tests/lab
+	$(BIN)/python -m pytest -m "alone and not full" tests/lab
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 60 -m "not alone and not full and not gpu" tests/lab
+
+# Beyond `make test`: what takes so long that a change would wait for it.
+test-full: lab-cache
+	$(BIN)/python -m pytest -m full tests/lab
 
 # The real vLLM's cases come after: two cores that carry the light hosts' table starve three real servers.
 test-faults: lab-cache

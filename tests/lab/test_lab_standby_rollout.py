@@ -150,6 +150,20 @@ def test_a_worse_release_goes_back_by_a_wake(host: Host, serves_a: str) -> None:
     assert back["after_s"] < 10
 
 
+def test_a_trial_measures_in_turns_and_leaves_the_old_release_where_it_was(host: Host, serves_a: str) -> None:
+    server = pid(host)
+    with client(host) as found:
+        done = deploy("b", "--data", "trial=true")
+    assert done.returncode == 0 and "tried" in done.stderr, done.stderr[-4000:]
+    assert (pid(host), status(host)["running"], status(host)["proven"]) == (server, serves_a, serves_a)
+    assert units(host) == [f"vllm-tiny.{serves_a}.service"] and status(host)["rejected"] == {}
+    (ended,) = [entry for entry in entries(host) if entry["step"] == "end"]
+    assert (ended["outcome"], ended["verdict"]) == ("tried", "pass")
+    (turns,) = [e for e in entries(host) if (e["step"], e["state"]) == ("turns", "done")]
+    print(turns)
+    assert turns["turns"] >= 2 and found["lost"] == {}
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [

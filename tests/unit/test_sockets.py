@@ -127,3 +127,14 @@ def test_no_request_is_sent_to_a_foreign_listener(server: socket.socket) -> None
 
     with pytest.raises(Refused, match="another program"):
         Client(f"http://127.0.0.1:{port(server)}", "m", api_key="hunter2", listener=strange).get("/health", 5)
+
+
+def test_a_descriptor_that_is_closed_meanwhile_hides_no_other(tmp_path: Path) -> None:
+    """The front's socket is systemd's own, which opens and closes others all the time."""
+    (tmp_path / "fd").mkdir()
+    for number in range(3, 40):
+        (tmp_path / "fd" / str(number)).touch()  # no link any more when it is read
+    assert not sockets._holds(tmp_path, sockets.Listener(7, 0))
+    (tmp_path / "fd" / "40").symlink_to("socket:[7]")
+    assert sockets._holds(tmp_path, sockets.Listener(7, 0))
+    assert not sockets._holds(tmp_path / "gone", sockets.Listener(7, 0))

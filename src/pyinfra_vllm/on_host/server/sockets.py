@@ -130,8 +130,19 @@ def _holds(task: Path, listener: Listener) -> bool:
     """Each thread may have descriptors of its own."""
     name = f"socket:[{listener.inode}]"
     try:
-        return any(str(link.readlink()) == name for link in (task / "fd").iterdir())
-    except OSError:  # it ended, or a descriptor was closed, while we looked
+        links = list((task / "fd").iterdir())
+    except OSError:  # it ended while we looked
+        return False
+    return any(_leads_to(link, name) for link in links)
+
+
+def _leads_to(link: Path, name: str) -> bool:
+    """One descriptor that was closed while we looked says nothing about the others: systemd opens and closes
+    them all the time.
+    """
+    try:
+        return str(link.readlink()) == name
+    except OSError:
         return False
 
 

@@ -117,7 +117,7 @@ class Server(ThreadingHTTPServer):
 class Engine:
     """What a middleware knows of vLLM's engine."""
 
-    slept = asleep = False
+    asleep = wrong = False
 
     async def sleep(self, level, mode):
         how = engine_setting("SLEEP")
@@ -125,19 +125,16 @@ class Engine:
             await asyncio.sleep(86400)
         if how == "fails":
             raise RuntimeError("Memory usage increased after sleeping.")
-        self.slept = self.asleep = True
+        self.asleep = True
 
     async def wake_up(self):
         if engine_setting("WAKE") == "fails":
             raise RuntimeError("CUDA out of memory")
         self.asleep = False
+        self.wrong = engine_setting("WAKE") == "wrong"  # as it is told then, not at an earlier wake
 
     async def is_sleeping(self):
         return self.asleep
-
-    @property
-    def wrong(self):
-        return self.slept and engine_setting("WAKE") == "wrong"
 
 
 def engine_setting(name):

@@ -69,7 +69,8 @@ def installed(host: str, **settings: Any) -> None:
 
 
 def tune(host: str, *words: str, **settings: Any) -> Any:
-    return control.pyinfra_vllm("tune", control.INVENTORY, "--limit", host, *words, env=declared(**settings))
+    argv = ("pyinfra-vllm", "tune", control.INVENTORY, "--limit", host, *words)
+    return control.run(*argv, env=declared(**settings), timeout=2100)
 
 
 def state(host: Host) -> dict[str, Any]:

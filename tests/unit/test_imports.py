@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -44,3 +46,10 @@ def test_imports_have_no_cycle() -> None:
             rooms.setdefault(module[0], set()).add(told[0])
     assert len(rooms) > 20
     TopologicalSorter(rooms).prepare()  # raises CycleError, which names the circle
+
+
+def test_packages_are_installed_by_the_lab_before_the_project_is_there() -> None:
+    """On a fresh machine `make test` begins with a Python that has nothing but its standard library."""
+    code = f"import sys; sys.path.insert(0, {str(SOURCE.parents[1] / 'tests/lab')!r}); import lab.__main__"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyinfra_vllm.on_host.server import root_cause
-
 from . import venvs
 from .machine import Host
 from .shell import LabError
@@ -99,6 +97,8 @@ def wait_healthy(host: Host, unit: str, port: int, timeout: float = 180) -> floa
     while host.ssh(check, check=False).returncode != 0:
         state = host.ssh(f"systemctl is-active {unit}", check=False).stdout.strip()
         if state != "active" or time.monotonic() - begun > timeout:
+            from pyinfra_vllm.on_host.server import root_cause  # `lab packages` runs without the project
+
             told = "\n".join(root_cause.explain(host.journal(unit, 2000).splitlines()))
             raise LabError(f"{unit} on {host.name} is {state}, not healthy:\n{told}")
         time.sleep(0.5)

@@ -438,8 +438,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServicePaths]:
         yield paths
 
 
-@many("journals")
-@given(content=journals())
 def _observed(service: ServicePaths) -> list[Observed]:
     """What the fact makes of it; a text that no terminal takes is an error of the host."""
     told = observe.observe(service.root, [])
@@ -449,6 +447,8 @@ def _observed(service: ServicePaths) -> list[Observed]:
         return [seen(service=one["service"]) for one in told]
 
 
+@many("journals")
+@given(content=journals())
 def test_a_journal_is_read_and_shown_as_far_as_it_makes_sense(service: ServicePaths, content: bytes) -> None:
     TRIED["journals"] += 1
     service.journal.write_bytes(content)

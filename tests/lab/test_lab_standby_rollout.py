@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import nvidia_smi
 
 NAME, STATE, PORT = "sleeper", "/srv/pyinfra-vllm/tiny", 8000
-ENVIRONMENT = {"LIGHT_KERNEL": "Machete", "NCCL_NVLS_ENABLE": "0"}
+ENGINE = "/srv/engine"  # what fails of the stub's engine: `RELEASE SLEEP fails`
+ENVIRONMENT = {"LIGHT_KERNEL": "Machete", "NCCL_NVLS_ENABLE": "0", "LIGHT_ENGINE_FILE": ENGINE}
 GATE = {
     "budget_s": 5,
     "concurrency": [1],
@@ -151,12 +152,12 @@ def test_a_worse_release_goes_back_by_a_wake(host: Host, serves_a: str) -> None:
 
 
 def test_a_trial_measures_in_turns_and_leaves_the_old_release_where_it_was(host: Host, serves_a: str) -> None:
-    server = pid(host)
+    server, rejected = pid(host), status(host)["rejected"]
     with client(host) as found:
         done = deploy("b", "--data", "trial=true")
     assert done.returncode == 0 and "tried" in done.stderr, done.stderr[-4000:]
     assert (pid(host), status(host)["running"], status(host)["proven"]) == (server, serves_a, serves_a)
-    assert units(host) == [f"vllm-tiny.{serves_a}.service"] and status(host)["rejected"] == {}
+    assert units(host) == [f"vllm-tiny.{serves_a}.service"] and status(host)["rejected"] == rejected
     (ended,) = [entry for entry in entries(host) if entry["step"] == "end"]
     assert (ended["outcome"], ended["verdict"]) == ("tried", "pass")
     (turns,) = [e for e in entries(host) if (e["step"], e["state"]) == ("turns", "done")]
@@ -164,29 +165,26 @@ def test_a_trial_measures_in_turns_and_leaves_the_old_release_where_it_was(host:
     assert turns["turns"] >= 2 and found["lost"] == {}
 
 
-@pytest.mark.parametrize(
-    ("how", "says"),
-    [
-        ({"LIGHT_SLEEP": "fails"}, "start old"),
-        ({"LIGHT_WAKE": "fails"}, "start old"),
-        ({"LIGHT_WAKE": "wrong"}, "start old"),
-    ],
-    ids=["sleep fails", "wake fails", "wrong canary"],
-)
-def test_an_old_release_that_fails_is_started_plainly(
-    host: Host, serves_a: str, how: dict[str, str], says: str
-) -> None:
-    """The release that fails is the one that has to come back."""
-    done = deploy("a", how=how)
-    assert done.returncode == 0, done.stderr[-4000:]
-    old = status(host)["current"]
-    done = deploy("b", "--data", "retry_rejected=true", how={"LIGHT_TOKEN_S": "0.05"})
+@pytest.mark.parametrize("fault", ["SLEEP fails", "WAKE fails", "WAKE wrong"])
+def test_an_old_release_that_fails_is_started_plainly(host: Host, serves_a: str, fault: str) -> None:
+    host.ssh(f"echo {serves_a} {fault} > {ENGINE}")
+    try:
+        done = deploy("b", "--data", "retry_rejected=true", how={"LIGHT_TOKEN_S": "0.05"})
+    finally:
+        host.ssh(f"rm {ENGINE}")
     assert done.returncode == 1 and "rolled_back" in done.stderr, done.stderr[-4000:]
-    assert status(host)["running"] == old and units(host) == [f"vllm-tiny.{old}.service"]
-    plain = [
-        entry for entry in entries(host) if entry.get("act") in ("wake", "sleep") and entry["who"] == "old"
-    ]
-    assert plain and says in acts(host), acts(host)
+    assert status(host)["running"] == serves_a and units(host) == [f"vllm-tiny.{serves_a}.service"]
+    assert "start old" in acts(host), acts(host)
+
+
+@pytest.mark.parametrize("fault", ["SLEEP fails", "WAKE fails", "WAKE wrong"])
+def test_a_new_release_that_can_not_take_turns_goes_back(host: Host, serves_a: str, fault: str) -> None:
+    how, _, what = fault.partition(" ")
+    done = deploy("b", how={f"LIGHT_{how}": what})
+    assert done.returncode == 1 and "rolled_back: the new release had to be stopped" in done.stderr, (
+        done.stderr
+    )
+    assert status(host)["running"] == serves_a and units(host) == [f"vllm-tiny.{serves_a}.service"]
 
 
 def test_memory_that_is_not_freed_ends_where_it_began(host: Host, serves_a: str) -> None:

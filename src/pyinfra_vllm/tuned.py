@@ -25,7 +25,7 @@ METRICS: Mapping[Metric, Callable[[Speed], float | None]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """What a profile is valid for, and for nothing else.
+    """The card, model, runtime and objective that a profile is valid for.
 
     + card: as nvidia-smi prints it, or "cpu"
     + runtime: vLLM's version; its build doesn't count
@@ -127,7 +127,7 @@ def comparisons(pairs: Sequence[tuple[Sequence[Speed], Sequence[Speed]]]) -> lis
 
 
 def others(lines: Sequence[Line], winner: str | None) -> list[Tried]:
-    """What was tried and not taken, the best first: by its last look, or by why it failed."""
+    """The configurations that were tried and not taken, the best last look first, then those that failed."""
     last: dict[str, Line] = {}
     failed: set[str] = set()
     for line in night.results(lines):

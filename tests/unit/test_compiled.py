@@ -16,6 +16,7 @@ import pytest
 from pyinfra_vllm.on_host.server import carried_cache
 from pyinfra_vllm.on_host.staging import compiled
 from pyinfra_vllm.on_host.state.paths import ServicePaths
+from pyinfra_vllm.operations.util import compiled as bringing
 
 USER, RELEASE = getpass.getuser(), "20261129-abc"
 
@@ -159,3 +160,12 @@ def test_the_machine_is_another_one_with_another_processor(
         monkeypatch.setattr(compiled, "CPUINFO", tmp_path / "cpuinfo")
         found.append(compiled.machine())
     assert found[0] == found[2] != found[1]
+
+
+def test_a_donor_can_not_fill_the_control_machine() -> None:
+    longest = base64.b64encode(bytes(bringing.PIECE)).decode()
+    assert len(bringing._decoded(longest)) == bringing.PIECE
+    with pytest.raises(ValueError, match="instead of at most"):
+        bringing._decoded(base64.b64encode(bytes(bringing.PIECE + 1)).decode())
+    with pytest.raises(ValueError):
+        bringing._decoded("no base64!")

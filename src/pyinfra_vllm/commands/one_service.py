@@ -1,4 +1,4 @@
-"""What the commands share that have one service of one host restarted, and follow that."""
+"""Shared by `calibrate` and `tune`, which restart one service of one host and follow that."""
 
 from __future__ import annotations
 

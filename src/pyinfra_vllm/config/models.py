@@ -191,7 +191,7 @@ else:
 
 
 class Tune(Declaration):
-    """What `pyinfra-vllm tune` looks for. A release doesn't depend on it."""
+    """The limits and the draft head of `pyinfra-vllm tune`. No part of a release's id."""
 
     max_ttft_s: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="seconds until the first token, more than 0, or None"

@@ -155,7 +155,7 @@ class Standby:
             path.unlink(missing_ok=True)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Whoever is not root is told nothing. A command goes on where its caller goes away."""
+        """Carry out one command of root's; nobody else is answered. A command goes on without its caller."""
         if peer(writer.get_extra_info("socket")) == ROOT:
             try:
                 command = json.loads(await asyncio.wait_for(reader.readline(), ASK_S))

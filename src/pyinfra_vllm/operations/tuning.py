@@ -337,7 +337,7 @@ class Tuning:
 
 
 def begins(found: Found) -> str:
-    """What comes next, in words."""
+    """The next trial or pair, in words; empty where the search is done."""
     if found.step is None:
         return ""
     if isinstance(found.step, Pair):

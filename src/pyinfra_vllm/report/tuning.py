@@ -105,7 +105,7 @@ def headline(found: Tuned) -> str:
 
 
 def rows(found: Tuned, measured: Mapping[str, Sequence[Speed]], shown: Front) -> list[Row]:
-    """What was tried, in the order of the first look."""
+    """One row for each configuration that was tried, in the order of the first look."""
     results = night.results(found.lines)
     names = list(dict.fromkeys(str(line.get("trial", line.get("pair"))) for line in results))
     made = []

@@ -44,7 +44,7 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a search is about: where any of it changes, another search begins.
+    """The settings of a search: where one of them changes, another search begins.
 
     + current: the release that serves, against which everything is tried
     + groups: name -> group of each candidate (search.Search)
@@ -138,7 +138,7 @@ Result = Measured | Failed | Cut | PutOff | Stopped
 
 
 class Host(Protocol):
-    """Whoever carries trials out, and keeps the journal."""
+    """Carries trials out and keeps the journal (operations/tuning.py; tests have one of their own)."""
 
     def lines(self) -> Sequence[Line]:
         """The journal, oldest first; empty where there is none."""

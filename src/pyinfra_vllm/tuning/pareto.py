@@ -53,7 +53,7 @@ Speeds = Sequence[Speed]  # of one configuration, by requests at a time
 
 @dataclass(frozen=True)
 class Slo:
-    """What users may wait at most, in seconds; None: no limit."""
+    """The longest waits that users accept, in seconds; None: no limit."""
 
     max_ttft_s: float | None = None
     max_tpot_s: float | None = None

@@ -98,7 +98,7 @@ class Space:
         return self.resolved(_together(name, [known[part].entry for part in name.split(JOIN)]))
 
     def settings(self, candidate: Candidate) -> Settings:
-        """What a measured profile would have to say for this candidate to be resolved from it."""
+        """The flags and variables of a measured profile from which this candidate is resolved."""
         return _difference(candidate.resolution, self.stock)
 
 

@@ -22,6 +22,8 @@ from lab import control, light_runtime
 from lab.machine import Host
 from lab.session import Lab
 
+from .people import GATE
+
 LIAR, OTHERS = "liar", ("honest1", "honest2")
 LIMIT = tuple(word for name in (*OTHERS, LIAR) for word in ("--limit", name))
 PLACE = "/usr/local/bin"
@@ -62,7 +64,7 @@ def honest_again(hosts: dict[str, Host]) -> Iterator[None]:
 
 
 def declared(release: str, **settings: object) -> dict[str, str]:
-    return control.declared(release, **{**light_runtime.SETTINGS, **settings})
+    return control.declared(release, **{**light_runtime.SETTINGS, "gate": GATE, **settings})
 
 
 def lie(host: Host, program: str, words: str) -> None:
@@ -101,7 +103,7 @@ def on_terminal(*argv: str, env: Mapping[str, str], timeout: float = 300) -> tup
 
 
 def steering(told: str) -> list[str]:
-    """What in a terminal's input does more than show itself: nothing but line ends and plain styles may."""
+    """The characters of a terminal's input that are neither text, line ends nor plain styles."""
     plain = STYLE.sub("", told).replace("\r\n", "").replace("\n", "").replace("\t", "")
     return sorted(
         {char for char in plain if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")}

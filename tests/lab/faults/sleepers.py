@@ -66,9 +66,8 @@ SLEEPERS: dict[str, Fault] = {
     "memory-held": Fault(
         "the card's memory is not given back", hold_memory, free_memory, limit_s=2 * RETRIED_S, lasts_s=120
     ),
-    # The switch goes on, with all its turns.
-    "front": Fault("SIGKILL of the front", kill_front, limit_s=60),
-    "symlink": Fault("the front's symlink is lost", lose_symlink, limit_s=60),
+    "front": Fault("SIGKILL of the front", kill_front),
+    "symlink": Fault("the front's symlink is lost", lose_symlink),
     "crash-old": Fault("SIGKILL of the old release's server", crash_own("old"), limit_s=60),
     "crash-new": Fault("SIGKILL of the new release's server", crash_own("new"), limit_s=60),
 }

@@ -30,7 +30,6 @@ SETTINGS: dict[str, Any] = {
         "budget_s": 5,
         "concurrency": [1, 8],
         "throughput_margin": 0.9,
-        "tpot_margin": None,  # whatever else this machine does meanwhile
         "quality": False,
         "on_inconclusive": "keep",
     },

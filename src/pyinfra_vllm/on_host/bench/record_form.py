@@ -1,4 +1,4 @@
-"""What the JSON of a benchmark record must have: each key with its check. Unknown keys are ignored."""
+"""The keys of a benchmark record's JSON, each with its check. Unknown keys are ignored."""
 
 from __future__ import annotations
 

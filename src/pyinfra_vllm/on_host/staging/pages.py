@@ -41,7 +41,7 @@ def read_ahead(checkpoint: Path, runtime: Path | None) -> str:
         if any(gpus.UNIFIED.search(card.name or "") for card in gpus.gpus()):
             return "not read ahead: the GPU has no memory but the host's"
     except nvidia.NoAnswer:
-        pass
+        pass  # a driver without an answer starts no server that could miss the memory
     try:
         libraries = sorted(runtime.rglob("*.so*")) if runtime else []
         files = [*libraries, *sorted(checkpoint.rglob("*"))]

@@ -1,4 +1,4 @@
-"""What a host was observed to have, as types: written by observe.py, read once on the control machine.
+"""The types of a host's `status`: written by observe.py, read once on the control machine.
 
 Pure, and shared by both sides. Keys that are not named here are kept as they are: newer programs tell more.
 """

@@ -1,4 +1,4 @@
-"""What the end of a transaction leaves on the disk: the link `previous` and the list of rejected releases."""
+"""Writes the end of a transaction to the disk: the link `previous` and the list of rejected releases."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ HEADERS = 64 << 20  # of an archive, beside its files
 
 @dataclass
 class Cache:
-    """What one host gave. `file` has nothing where it gave none, for the reason in `problem`."""
+    """The archive that a host gave, in `file`; or the reason why it gave none, in `problem`."""
 
     donor: str = ""
     machine: str = ""
@@ -109,11 +109,19 @@ def _fetch(donor: Host, item: Wanted) -> Cache:
         cache.machine, cache.sha256 = packed["machine"], packed["sha256"]
         for number in range(-(-packed["bytes"] // PIECE)):
             told = program.ask(answers.CompiledPiece, "piece", "--number", str(number))
-            cache.file.write(base64.b64decode(told["base64"], validate=True))
+            cache.file.write(_decoded(told["base64"]))
         program.ask(dict[str, str], "forget")
     except (*LOST, ValueError) as error:
         cache.problem = f"{donor.name} gave nothing: {error}"
     return cache
+
+
+def _decoded(piece: str) -> bytes:
+    """The bytes of a piece. Raises ValueError where it is no base64 or too long: all must fit here."""
+    found = base64.b64decode(piece, validate=True)
+    if len(found) > PIECE:
+        raise ValueError(f"a piece of its compile cache has {len(found)} bytes instead of at most {PIECE}")
+    return found
 
 
 def _send(program: _Program, cache: Cache) -> int:

@@ -132,7 +132,7 @@ def plan(
 
 
 def space(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> spaces.Space:
-    """What tuning may try for a service that this host can serve. Raises HostError."""
+    """The configurations that tuning may try for a service on this host. Raises HostError."""
     version, flags, _, _ = _runtime(host, root, service)
     try:
         return spaces.for_service(service, checkpoint, asked(host, Gpus)["gpus"], version, flags)

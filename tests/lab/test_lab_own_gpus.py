@@ -179,6 +179,19 @@ def test_silence_is_told_in_plain_restarts() -> None:
     assert text == "B: exit 1, rolled_back, fail, 90 s, 84.0 s without service (1.20 plain restarts). slower"
 
 
+def test_the_next_commit_of_a_model_differs_in_its_first_layer_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYINFRA_VLLM_LAB_CACHE", str(tmp_path))
+    monkeypatch.setitem(shapes.SHAPES, "lab/small", SMALL)
+    before, after = shapes.made("lab/small"), shapes.retrained("lab/small")
+    assert set(after) == {path.name for path in before.iterdir()}
+    changed = [name for name, path in after.items() if path.read_bytes() != (before / name).read_bytes()]
+    assert changed == ["model-000.safetensors"]
+    sizes = {(before / changed[0]).stat().st_size, after[changed[0]].stat().st_size}
+    assert len(sizes) == 1
+
+
 def test_seconds_without_an_answer_go_from_the_last_one_to_the_next() -> None:
     watched = pulse.Pulse(None, 8000)  # type: ignore[arg-type]  # nobody is asked
     watched.heard = [(1.0, True), (2.0, False), (3.0, False), (4.0, True), (5.0, True), (6.0, False)]
@@ -217,6 +230,11 @@ def test_the_page_has_a_row_for_each_step_and_the_reason_of_each_way_back() -> N
     assert "GPU 0: 133,633 MiB in use, 132,269 predicted (+1.0%)" in text
     assert "cut off" not in text and "cut off" in page.render([{**document, "ended": False}])
     assert "no whole run yet" in page.render([])
+    # A run of some stories leaves the others' chapters as they are, in the page's own order.
+    other = page.render([{**document, "story": "other-models"}])
+    both = page.render([document], before=other)
+    assert both.count("\n## ") == 3 and both.index(page.TITLES["one-gpu"]) < both.index("outside the catalog")
+    assert page.render([{**document, "steps": []}], before=both).count("| B | 1 |") == 1
 
 
 # A host with a device of this machine

@@ -49,13 +49,22 @@ TITLES = {
     "tensor-parallel": "Two GPUs, one service",
     "two-services": "Two GPUs, a service on each",
     "quality": "Answers, on the trained checkpoint",
+    "first-start": "The first start of a next checkpoint",
     "other-models": "A model outside the catalog: float16, FP8, GPTQ",
 }
 
 
-def render(stories: Sequence[Mapping[str, Any]]) -> str:
-    known = sorted(stories, key=lambda story: list(TITLES).index(story["story"]))
-    return HEAD + ("".join(map(_chapter, known)) or NONE)
+def render(stories: Sequence[Mapping[str, Any]], before: str = "") -> str:
+    """The page: these stories, and those that the page of before tells and these don't."""
+    told = {TITLES[story["story"]]: _chapter(story) for story in stories}
+    chapters = _chapters(before) | told
+    return HEAD + ("".join(chapters[title] for title in TITLES.values() if title in chapters) or NONE)
+
+
+def _chapters(page: str) -> dict[str, str]:
+    """The stories of a page, by their titles."""
+    _, *found = page.split("\n## ")
+    return {chapter.partition("\n")[0]: f"\n## {chapter.rstrip()}\n" for chapter in found}
 
 
 def _chapter(story: Mapping[str, Any]) -> str:
@@ -124,6 +133,8 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
             yield "verdicts: " + ", ".join(f"{value.count(word)} {word}" for word in dict.fromkeys(value))
         elif name == "kernels":
             yield "kernels: " + ", ".join(f"{model} {told}" for model, told in value.items())
+        elif name == "first_start":
+            yield f"without service in the switch, of that of a first start by hand: {value}"
         elif name == "right":
             yield f"{value:.0%} of the trained questions answered right"
         elif name in ("refused", "third"):
@@ -136,7 +147,9 @@ def main() -> int:
     if not found and len(sys.argv) < 2:
         print(f"no story left its JSON in {PLACE}", file=sys.stderr)
         return 1
-    Path(sys.argv[1] if len(sys.argv) > 1 else PAGE).write_text(render(found), encoding="utf-8")
+    page = Path(sys.argv[1] if len(sys.argv) > 1 else PAGE)
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
+    page.write_text(render(found, before), encoding="utf-8")
     return 0
 
 

@@ -155,6 +155,21 @@ class Story:
         silent = self.pulse.silent_s(begun, time.monotonic())
         return self._add(Step(title, time.monotonic() - begun, silent, 0, plain_s=silent))
 
+    def first_start_by_hand(self, title: str) -> Step:
+        """Stop the release that runs, take its compiled kernels away, and start it, as somebody does who
+        changes a model by hand. Its files are in memory all the same.
+        """
+        unit, release = f"vllm-{self.service}", looks.running(self.host, self.service)
+        cache = f"{looks.ROOT}/{self.service}/releases/{release}/cache"
+        begun = time.monotonic()
+        self.host.ssh(
+            f"systemctl stop {unit} && find {cache} -mindepth 1 -delete && systemctl start {unit}",
+            timeout=300,
+        )
+        self._until_healthy(begun)
+        silent = self.pulse.silent_s(begun, time.monotonic())
+        return self._add(Step(title, time.monotonic() - begun, silent, 0))
+
     def look(self, service: str | None = None) -> None:
         """Look at the serving unit: its exposure, the devices that it can open, its memory as predicted."""
         name = service or self.service

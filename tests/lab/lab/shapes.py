@@ -81,6 +81,24 @@ def made(repository: str) -> Path:
     )
 
 
+def retrained(repository: str) -> dict[str, Path]:
+    """The checkpoint's files by name, its first layer drawn anew: the next commit of the same model."""
+    name = "model-000.safetensors"
+    first = {f"model.layers.0.{tensor}": it for tensor, it in _layer(SHAPES[repository], seed=2)}
+    before = made(repository)
+    place = kept(
+        before.parent / f"{before.name}-first-layer-anew",
+        f"writing another first layer of {repository}",
+        lambda place: _one(place, name, first),
+    )
+    return {**{path.name: path for path in before.iterdir()}, name: place / name}
+
+
+def _one(place: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    place.mkdir(parents=True)
+    _safetensors(place / name, tensors)
+
+
 def write(shape: Shape, place: Path) -> None:
     place.mkdir(parents=True)
     layer = dict(_layer(shape))
@@ -122,8 +140,8 @@ class Tensor:
         yield whole[:rest]
 
 
-def _layer(shape: Shape) -> Iterator[tuple[str, Tensor]]:
-    chance = random.Random(0)
+def _layer(shape: Shape, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
+    chance = random.Random(seed)
     tensors, _ = LAYOUTS[shape.layout]
     for name, (inputs, outputs) in shape.projections().items():
         for part, tensor in tensors(inputs, outputs, chance).items():

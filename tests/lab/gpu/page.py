@@ -50,6 +50,7 @@ TITLES = {
     "two-services": "Two GPUs, a service on each",
     "quality": "Answers, on the trained checkpoint",
     "first-start": "The first start of a next checkpoint",
+    "standby": "The old release sleeps while the new one is judged",
     "other-models": "A model outside the catalog: float16, FP8, GPTQ",
 }
 
@@ -116,19 +117,13 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
                 f"`{path}` {told}" for path, told in value.items()
             )
         elif name == "neighbour":
-            for when, told in value.items():
-                yield (
-                    f"the other service, {when}: {told['tokens_per_s']} tokens/s at one stream, slowest"
-                    f" answer {told['longest_s']} s, {told['failed']} failed"
-                )
+            yield from (_load(f"the other service, {when}", told) for when, told in value.items())
+        elif name in ("kept", "went_back"):
+            words = name.replace("_", " ")
+            yield from (_load(f"the one that {words}, {when}", told) for when, told in value.items())
         elif name == "rehearsal":
             yield f"asking vLLM about D took {value['gpu_mib']} MiB of GPU memory"
-            for when in ("before", "meanwhile"):
-                told = value[when]
-                yield (
-                    f"the server, {when}: {told['tokens_per_s']} tokens/s at one stream, slowest answer"
-                    f" {told['longest_s']} s, {told['failed']} failed"
-                )
+            yield from (_load(f"the server, {when}", value[when]) for when in ("before", "meanwhile"))
         elif name == "verdicts":
             yield "verdicts: " + ", ".join(f"{value.count(word)} {word}" for word in dict.fromkeys(value))
         elif name == "kernels":
@@ -139,6 +134,13 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
             yield f"{value:.0%} of the trained questions answered right"
         elif name in ("refused", "third"):
             yield f"on the screen ({name}): " + " / ".join(f"`{line.strip()[:200]}`" for line in value[:5])
+
+
+def _load(title: str, told: Mapping[str, Any]) -> str:
+    return (
+        f"{title}: {told['tokens_per_s']} tokens/s at one stream, slowest answer {told['longest_s']} s,"
+        f" {told['failed']} failed"
+    )
 
 
 def main() -> int:

@@ -171,6 +171,13 @@ def test_four_hosts_get_a_checkpoint_that_two_fetched_half_each(fleet: Fleet) ->
     assert not list(fleet.path.rglob(".parts"))
 
 
+def test_sharing_ends_when_all_have_it_and_nobody_waits_for_who_has_gone(fleet: Fleet) -> None:
+    hashes = fleet.begin(0)
+    children = fleet.share([0, 1, 2, 3], hashes, quiet_s=600.0)
+    for host, child in children.items():
+        assert child.wait(60) == 0, fleet.log(host)
+
+
 @pytest.mark.thorough  # seconds to half a minute of real transfers
 def test_peer_that_sends_garbage_costs_time_only(fleet: Fleet) -> None:
     hosts = [0, 1, 2, 3]

@@ -20,6 +20,8 @@ from typing import Any, cast
 
 TICK_S = 0.5
 CONNECT_EVERY_S = 3.0
+# With all of them complete, sharing goes on for so long: whoever leaves at once may not have been seen to be.
+FAREWELL_S = 3.0
 MOST_CONNECTIONS = 200
 EVERYBODY = (("0.0.0.0", "255.255.255.255"), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
 BLOCKED, ALLOWED = 1, 0
@@ -40,6 +42,9 @@ SETTINGS = {
     "close_redundant_connections": False,  # a peer that has all is to be seen as such
     "peer_timeout": 30,  # seconds without a word: its link is cut, or its host is gone
     "connections_limit": MOST_CONNECTIONS,
+    # Hosts begin within seconds of each other: whoever wasn't there yet is asked again soon, and always.
+    "min_reconnect_time": 2,
+    "max_failcount": 1000,
     "file_pool_size": 64,
     "alert_mask": 0,
 }
@@ -154,7 +159,8 @@ def share(order: Mapping[str, Any]) -> None:
     made = session(order)
     handle = torrent(order, made)
     others = Others(handle, order["peers"])
-    since = quiet = time.monotonic()  # since: this host has all of it, or is still fetching
+    # since: this host has all of it, or is still fetching; lacked: somebody lacked something
+    since = quiet = lacked = time.monotonic()
     while True:
         others.look()
         now, state = time.monotonic(), handle.status()
@@ -175,7 +181,8 @@ def share(order: Mapping[str, Any]) -> None:
         )
         since = since if whole else now
         quiet = now if others.lacking or not whole else quiet
-        if whole and (others.all_complete or now - quiet > order["quiet_s"]):
+        lacked = lacked if whole and others.all_complete else now
+        if now - lacked > FAREWELL_S or (whole and now - quiet > order["quiet_s"]):
             return
         if now - since > order["longest_s"]:
             return

@@ -211,6 +211,10 @@ services = {
         # second and no request is refused (docs/standby.md has its conditions; where one fails, the old
         # release is stopped as usual, and the plan says why). Not yet tried on a GPU by this project.
         "standby": False,
+        # True: the server finds its checkpoint at a path that stays the same while only the weights change,
+        # and the next checkpoint of this architecture starts with what the last one compiled
+        # (docs/configuration.md, "Compile cache"). Left out: False.
+        "stable_paths": True,
         # The longest that a switch and its rollback may take: a switch never begins later than this before
         # closing. Where a host's own record of its switches says longer, that counts. Left out: the record
         # alone; 45m where there is none.

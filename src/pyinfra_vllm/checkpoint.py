@@ -7,6 +7,8 @@ file an error.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +27,15 @@ HEADER = """\
 # A rollout fetches exactly these bytes. To move a branch or a tag forward run `pyinfra-vllm lock`, then read the diff.
 # config: what config.json says (used for memory fit and tuning). weights_bytes: all safetensors files together.
 """  # noqa: E501
+
+# Files that shape the graph that vLLM compiles, beside Python code: the model's configuration, and the
+# quantization that vLLM 0.32 reads from a file beside it (`get_config_filenames` of its classes).
+SHAPES_THE_GRAPH = frozenset(
+    (
+        *("config.json", "params.json"),
+        *("quant_config.json", "quantize_config.json", "quantization_config.json", "hf_quant_config.json"),
+    )
+)
 
 MOST_FILES = 4096  # the largest public checkpoints have a few hundred shards
 MOST_BYTES = 8 * 1024**4  # 8 TiB: beyond any model that one host could serve
@@ -78,12 +89,26 @@ class Checkpoint:
         """Whether it has Python files: they are locked only for a service that declares `allow_code`."""
         return any(file.path.endswith(".py") for file in self.files)
 
+    @property
+    def graph(self) -> str:
+        """12 hex digits that stay the same while no file changes that shapes the compiled graph.
+
+        Where there is no such file, any may: then they are of all of them.
+        """
+        shaping = [file for file in self.files if _shapes_the_graph(file.path)] or self.files
+        content = sorted((file.path, file.sha256 or file.blob_sha1) for file in shaping)
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
     def directory(self, root: str) -> str:
         """Directory on a host.
 
         A repository's name can't hold ``--`` (checked), so no two share a directory.
         """
         return f"{root.rstrip('/')}/checkpoints/{self.repo.replace('/', '--')}/{self.commit}"
+
+
+def _shapes_the_graph(path: str) -> bool:
+    return path.endswith(".py") or path.rpartition("/")[2] in SHAPES_THE_GRAPH
 
 
 class Lock:

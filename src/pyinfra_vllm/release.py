@@ -46,6 +46,9 @@ Pair = tuple[Value, Value]  # before and after; None: there is none
 
 ASK_FOR_KEY = ("--middleware", f"{API_KEY_MODULE.removesuffix('.py')}.{api_key.ApiKey.__name__}")
 OBEY_ROOT = ("--middleware", f"{STANDBY_MODULE.removesuffix('.py')}.{standby.Standby.__name__}")
+# Below it a server with `stable_paths` sees its checkpoint. systemd makes the mount point; a reboot removes
+# it. No service may be called `checkpoints`, so it is none of theirs.
+STABLE_PATHS = "/run/vllm-checkpoints"
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
@@ -57,6 +60,8 @@ class Release:
     environment: variables of the unit, without secrets
     secrets: variables and their values; the id covers them, and nothing but their own file ever holds them
     checkpoint: {"repo", "revision", "commit", "directory"}
+    stable_path: where the server sees the checkpoint, the same while only the weights change; None: where it
+        is
     runtime: {"version", "path"}
     gpus: indexes or UUIDs, as declared; None: all
     kernel: kernels that the gate may find in the log; None where it must not look
@@ -86,6 +91,7 @@ class Release:
     standby: bool = False
     key_is_asked_for: bool = False
     allow_code: str | None = None
+    stable_path: str | None = None
     template: str = ""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -200,6 +206,8 @@ class Release:
             service=self.service,
             repo=self.checkpoint["repo"],
             commit=self.checkpoint["commit"],
+            checkpoint=self.checkpoint["directory"],
+            stable_path=self.stable_path,
             root=self.root,
             user=self.user,
             environment_file=f"{self.directory}/releases/{name}/env",
@@ -307,6 +315,17 @@ def difference_of_secrets(old: StagedRelease | None, new: Release) -> list[str]:
         elif old and not _has_values(old, {name: new.secrets[name] for name in before}):
             changes.append(f"another value of {common}")
     return changes
+
+
+def difference_of_checkpoint(old: StagedRelease, new: Release) -> str:
+    """`org/model@COMMIT -> org/model@COMMIT`; empty where both releases have the same checkpoint."""
+    before, after = named_checkpoint(old["checkpoint"]), named_checkpoint(new.checkpoint)
+    return f"{before} -> {after}" if before != after else ""
+
+
+def named_checkpoint(found: Mapping[str, Any]) -> str:
+    """`org/model@COMMIT`, the commit shortened."""
+    return f"{found.get('repo', '')}@{found.get('commit', '')[:12]}"
 
 
 def same_but_for_values(old: StagedRelease, new: Release) -> bool:

@@ -335,7 +335,7 @@ def test_a_trial_asks_for_one_and_its_host_is_well_only_where_it_passed(
 
 
 def test_a_dry_run_says_that_a_trial_goes_back() -> None:
-    item = wanted("a", current="old", release={"id": "old", "argv": ["vllm"]})
+    item = wanted("a", current="old", release={"id": "old", "argv": ["vllm"], "checkpoint": {}})
     assert "would be tried, and release old serve again" in switch.preview(item, Overrides(trial=True))
     rejected = wanted("a", rejected={item.release.id: {"at": "", "reason": "slow"}})
     assert "rejected" in switch.preview(rejected, Overrides())

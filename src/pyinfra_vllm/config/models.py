@@ -270,6 +270,11 @@ class Service(Declaration):
         default=False,
         description="true or false: whether the old release sleeps on its card while the new one is judged",
     )
+    stable_paths: Annotated[bool, Field(strict=True)] = Field(
+        default=False,
+        description="true or false: whether the server's path of its checkpoint stays the same while only the"
+        " weights change",
+    )
     tune: Tune = Field(default_factory=Tune, description="a map with max_ttft_s, max_tpot_s and draft_head")
     ready_timeout_s: Annotated[float, Field(gt=0, le=86400)] = Field(
         default=1800.0, description="seconds, more than 0 and at most 86400"

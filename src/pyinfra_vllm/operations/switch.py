@@ -237,8 +237,10 @@ def preview(item: Wanted, overrides: Overrides) -> str:
     replaces = f"replace release {old['id']}" if old else "be the first release"
     if overrides.trial:
         replaces = f"be tried, and release {old['id']} serve again" if old else "not be tried: nothing serves"
+    checkpoint = releases.difference_of_checkpoint(old, new) if old else ""
+    changed = f"; checkpoint: {checkpoint}" if checkpoint else ""
     changes = releases.difference(old["argv"][1:], new.argv[1:]) if old else []
-    changed = f"; command line: {', '.join(changes)}" if changes else ""
+    changed += f"; command line: {', '.join(changes)}" if changes else ""
     variables = releases.difference_of_environment(old.get("environment", {}), new.environment) if old else []
     changed += f"; environment: {', '.join(variables)}" if variables else ""
     secrets = releases.difference_of_secrets(old, new)

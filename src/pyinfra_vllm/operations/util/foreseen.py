@@ -5,9 +5,8 @@ Shown by `pyinfra-vllm plan`; a dry run tells the same refusals while it prepare
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from pyinfra.api import Host
 
@@ -25,6 +24,7 @@ from pyinfra_vllm.release import (
     changed_environment,
     changed_flags,
     difference_of_secrets,
+    named_checkpoint,
     same_but_for_values,
 )
 from pyinfra_vllm.rollout.opening import explain, opening, shut
@@ -119,7 +119,7 @@ def service_plan(
         flags=changed_flags(old["argv"] if old else (), new.argv),
         environment=changed_environment(old.get("environment", {}), new.environment) if old else {},
         secrets=() if missing else tuple(difference_of_secrets(old, new)),
-        model=(_checkpoint(old["checkpoint"]) if old else None, _checkpoint(new.checkpoint)),
+        model=(named_checkpoint(old["checkpoint"]) if old else None, named_checkpoint(new.checkpoint)),
         runtime=(old.get("runtime", {}).get("version", "unknown") if old else None, new.runtime["version"]),
         download_bytes=download_bytes,
         installs=installs,
@@ -131,10 +131,6 @@ def service_plan(
     criteria = wanted.service.gate.criteria().as_dict()
     reason = hindrance(observed, new.id, criteria, retry=overrides.retry_rejected)
     return _refused(made, reason[1]) if reason and not under_way(observed, new.id) else made
-
-
-def _checkpoint(found: Mapping[str, Any]) -> str:
-    return f"{found['repo']}@{found['commit'][:12]}"
 
 
 def _unnamed(missing: list[str] | None) -> list[str]:

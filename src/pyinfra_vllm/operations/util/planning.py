@@ -25,7 +25,16 @@ from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.facts.service import Service as ServiceFact
 from pyinfra_vllm.facts.told import asked, fact
-from pyinfra_vllm.release import ASK_FOR_KEY, OBEY_ROOT, STOP_MARGIN_S, Release, base_environment
+from pyinfra_vllm.release import (
+    ASK_FOR_KEY,
+    OBEY_ROOT,
+    STABLE_PATHS,
+    STOP_MARGIN_S,
+    TEMPLATE,
+    Release,
+    base_environment,
+    template_text,
+)
 from pyinfra_vllm.rollout.progress import Wanted
 from pyinfra_vllm.text import sentence
 from pyinfra_vllm.tuning import devices, standby
@@ -102,6 +111,7 @@ def plan(
         used = devices.chosen(service.gpus, gpus)
         values = _secrets(service) if secrets is None else secrets
         _keep_off_the_disk(service, resolution.environment, version)
+        _check_template(service)
         asleep = standby.of_service(service, version, used, resolution, _has_state(service, checkpoint))
         can_sleep = asleep == ""
         release = _release(root, service, checkpoint, resolution, version, gpus, values, can_sleep)
@@ -249,6 +259,19 @@ def _keep_off_the_disk(service: Service, environment: Mapping[str, str], version
         raise Refused(service, problems)
 
 
+def _check_template(service: Service) -> None:
+    """Raises Refused where the project's own template would leave the server without its checkpoint."""
+    if service.stable_paths and "stable_path" not in template_text():
+        raise Refused(
+            service,
+            [
+                f"stable_paths: {TEMPLATE} of this project does not mount the checkpoint there: take over"
+                " the lines about stable_path from the template that comes with pyinfra-vllm, or take the"
+                " key out"
+            ],
+        )
+
+
 def _release(
     root: str,
     service: Service,
@@ -261,12 +284,13 @@ def _release(
 ) -> Release:
     path = runtime_path(root, service)
     directory = checkpoint.directory(root)
+    stable_path = f"{STABLE_PATHS}/{checkpoint.graph}" if service.stable_paths else None
     environment = {**base_environment(f"{root}/{service.name}", path), **resolution.environment}
     environment |= devices.environment(service.gpus, gpus, version)
     # With standby the key is asked for before a request may wait, and so not by vLLM.
     asked_for = API_KEY in service.secrets and (can_sleep or _writes_variables(version))
     argv = [
-        *(f"{path}/bin/vllm", "serve", directory),
+        *(f"{path}/bin/vllm", "serve", stable_path or directory),
         *("--served-model-name", *service.served_names),
         *(() if can_sleep else ("--host", service.bind, "--port", str(service.port))),
         *(["--trust-remote-code"] if service.allow_code else []),
@@ -298,6 +322,7 @@ def _release(
         standby=can_sleep,
         key_is_asked_for=asked_for,
         allow_code=service.allow_code,
+        stable_path=stable_path,
         secrets=secrets,
         fit=resolution.fit.as_dict() if resolution.fit else {},
         predicted=resolution.predicted,

@@ -4,9 +4,11 @@ BIN := .venv/bin
 # Fast tests write and fsync a lot and wait now and then: memory for their files, more of them than cores.
 FAST := $(if $(wildcard /dev/shm/.),/dev/shm,/tmp)
 LOCK_OPTIONS := --extra build --extra test --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
+# Two labs side by side, a file in one of them; files in the order that tests/lab/conftest.py gives them.
+TWO_LABS := -n 2 --dist loadfile --no-loadscope-reorder --durations 60
 LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
 
-.PHONY: demo test test-fast test-thorough test-alone test-lab test-full test-faults test-gpu lint bench-gate bench-quality bench-turns bench-accuracy bench bench-unchanged bench-away bench-scale bench-verification bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
+.PHONY: demo test test-fast test-thorough test-alone test-lab test-full test-long test-faults test-gpu lint bench-gate bench-quality bench-turns bench-accuracy bench bench-unchanged bench-away bench-scale bench-verification bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean
 
 demo: lab-cache
 	$(LAB) demo
@@ -30,12 +32,17 @@ test-alone: .venv/complete
 
 # What is measured has the cores for itself; everything else goes on in two labs side by side.
 test-lab: lab-cache
-	$(BIN)/python -m pytest -m "alone and not full" tests/lab
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 60 -m "not alone and not full and not gpu" tests/lab
+	$(BIN)/python -m pytest -m "alone and not full and not long and not gpu" tests/lab
+	$(BIN)/python -m pytest $(TWO_LABS) -m "not alone and not full and not long and not gpu" tests/lab
 
-# Beyond `make test`: what takes so long that a change would wait for it.
+# The rest of the lab, an hour of it, which CI runs too: what takes long and is rarely red.
 test-full: lab-cache
-	$(BIN)/python -m pytest -m full tests/lab
+	$(BIN)/python -m pytest -m "alone and full" tests/lab
+	$(BIN)/python -m pytest $(TWO_LABS) -m "not alone and full" tests/lab
+
+# A tuning with the real vLLM, which nothing else runs: nobody has seen its end yet.
+test-long: lab-cache
+	$(BIN)/python -m pytest -m long tests/lab
 
 # The real vLLM's cases come after: two cores that carry the light hosts' table starve three real servers.
 test-faults: lab-cache

@@ -15,8 +15,28 @@ from lab import session
 from lab.machine import Host
 from lab.session import Lab
 
-# Minutes each; whoever runs two labs side by side begins with them, so that both end at about the same time.
-LONG = ("test_rollout.py", "test_lab_night.py", "test_lab_waves.py", "test_faults.py", "test_lab_security.py")
+# Minutes each, the longest first; whoever runs two labs side by side begins with them, so that both end at
+# about the same time.
+LONG = (
+    "test_lab_turns.py",
+    "test_rollout.py",
+    "test_lab_swarm.py",
+    "test_faults.py",
+    "test_lab_standby_rollout.py",
+    "test_lab_debian.py",
+    "test_lab_waves.py",
+    "test_lab_night.py",
+    "test_lab_runbook.py",
+    "test_lab_doctor.py",
+    "test_faults_standby.py",
+    "test_hostile_servers.py",
+    "test_real_quality.py",
+    "test_lab_security.py",
+    "test_lab_first_hour.py",
+    "test_lab_tune.py",
+    "test_lab_compile_cache.py",
+    "test_forged_log.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,6 +10,8 @@ import pytest
 from lab import awq_without_avx512, venvs
 from lab.shell import run
 
+pytestmark = pytest.mark.full
+
 COMPARE = Path(awq_without_avx512.__file__).parent / "in_vllm/compare_products.py"
 # One rounding of the result, relative to the largest of a few thousand products.
 ROUNDING = {"torch.float16": 2**-11, "torch.bfloat16": 2**-8}

@@ -13,6 +13,8 @@ from lab import control, light_runtime
 from lab.machine import Host
 from lab.session import Lab
 
+pytestmark = pytest.mark.full
+
 GATE = {
     "budget_s": 5,
     "concurrency": [1, 8],

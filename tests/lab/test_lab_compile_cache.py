@@ -17,6 +17,8 @@ from lab import control, light_runtime
 from lab.machine import Host
 from lab.session import Lab
 
+pytestmark = pytest.mark.full
+
 NAMES = ("c1", "c2", "c3")
 GATE = {"budget_s": 5, "concurrency": [1], "quality": False, "on_inconclusive": "keep", "ttft_margin": None}
 STUB: dict[str, Any] = {

@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 }
 OURS = ("pyinfra-vllm", "vllm-")
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from lab.session import Lab
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import nvidia_smi
 
+pytestmark = pytest.mark.full
+
 NAME, ROOT = "patient", "/srv/pyinfra-vllm"
 DISK = Disk(ROOT, 900, inodes=6000, journal=True)
 OWN = "/opt/own"  # a runtime of this host's own, which a test may break

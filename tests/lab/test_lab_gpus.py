@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import nvidia_smi
 from nvidia_smi import card, uuid
 
+pytestmark = pytest.mark.full
+
 OWN = {"unit": "vllm-tiny.service", "name": "VLLM::EngineCore", "used": 130000}
 NEIGHBOUR = {"unit": "vllm-other.service", "name": "VLLM::EngineCore", "used": 900}
 ENVIRONMENT = {"LIGHT_KERNEL": "Machete", "NCCL_NVLS_ENABLE": "0"}

@@ -16,7 +16,7 @@ from lab import runtime
 from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import shapes
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.full]
 SCRIPT = Path(__file__).parents[2] / "scripts/ask_kv_cache.py"
 RECORDED = json.loads((Path(__file__).parents[1] / "fixtures/field/kv_cache.json").read_text())
 LIMIT_S = 1800

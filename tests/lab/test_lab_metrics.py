@@ -12,6 +12,8 @@ from lab import control, light_runtime
 from lab.machine import Host
 from lab.session import Lab
 
+pytestmark = pytest.mark.full
+
 NAME, COLLECTOR = "measured", "/var/lib/collector"
 FILE = f"{COLLECTOR}/pyinfra-vllm.prom"
 UNIT = "pyinfra-vllm-recover-due.service"

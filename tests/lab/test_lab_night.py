@@ -23,6 +23,8 @@ from lab.session import Lab
 
 from pyinfra_vllm.schedule.units import units
 
+pytestmark = pytest.mark.full
+
 # The stub answers in milliseconds on a shared machine: only what nobody can miss decides, and doubt keeps.
 GATE = {
     "budget_s": 5,

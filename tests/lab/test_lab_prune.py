@@ -14,6 +14,8 @@ from lab import control, light_runtime
 from lab.machine import Host
 from lab.session import Lab
 
+pytestmark = pytest.mark.full
+
 ROOT = "/srv/pyinfra-vllm"
 
 

@@ -12,7 +12,8 @@ from lab import control, light_runtime, venvs
 from lab.machine import Host
 from lab.session import Lab
 
-pytestmark = pytest.mark.alone  # the real vLLM's imports take seconds of a whole core each time
+# the real vLLM's imports take seconds of a whole core each time
+pytestmark = [pytest.mark.alone, pytest.mark.full]
 NAME = "asked"
 STATE = "/srv/pyinfra-vllm/tiny"
 CLOSED = [{"cron": "0 3 1 1 *", "duration": "1h", "timezone": "Asia/Tokyo"}]

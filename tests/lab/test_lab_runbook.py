@@ -30,6 +30,8 @@ from lab.session import Lab
 
 from pyinfra_vllm.schedule.units import units
 
+pytestmark = pytest.mark.full
+
 PAGE = (control.CHECKOUT / "docs/runbook.md").read_text(encoding="utf-8")
 HOST = "gpu01"  # a lab's names have no dash
 INVENTORY = """

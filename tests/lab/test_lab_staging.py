@@ -24,6 +24,8 @@ from lab.layout import RUN
 from lab.machine import Host
 from lab.session import Lab
 
+pytestmark = pytest.mark.full
+
 MODEL = "staging/model"
 WEIGHTS = random.Random(7).randbytes(24_000_000)
 TOKEN = "hf_canaryOfTheStagingTest"

@@ -22,6 +22,8 @@ from lab.shell import LabError
 
 from pyinfra_vllm.in_runtime import api_key, standby
 
+pytestmark = pytest.mark.full
+
 FOLDER, KEY = "/run/vllm-chat", "k3y"
 UNIT = """
 [Service]

@@ -118,6 +118,7 @@ def client(host: Host) -> Iterator[dict[str, Any]]:
     print(json.dumps(found))
 
 
+@pytest.mark.full
 def test_the_first_release_is_behind_its_front(host: Host, serves_a: str) -> None:
     assert units(host) == [f"vllm-tiny.{serves_a}.service"]
     assert host.ssh("readlink /run/vllm-tiny/awake").stdout.strip() == f"{serves_a}/api.sock"
@@ -151,6 +152,7 @@ def test_a_worse_release_goes_back_by_a_wake(host: Host, serves_a: str) -> None:
     assert back["after_s"] < 10
 
 
+@pytest.mark.full
 def test_a_trial_measures_in_turns_and_leaves_the_old_release_where_it_was(host: Host, serves_a: str) -> None:
     server, rejected = pid(host), status(host)["rejected"]
     with client(host) as found:
@@ -165,6 +167,7 @@ def test_a_trial_measures_in_turns_and_leaves_the_old_release_where_it_was(host:
     assert turns["turns"] >= 2 and found["lost"] == {}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("fault", ["SLEEP fails", "WAKE fails", "WAKE wrong"])
 def test_an_old_release_that_fails_is_started_plainly(host: Host, serves_a: str, fault: str) -> None:
     host.ssh(f"echo {serves_a} {fault} > {ENGINE}")
@@ -177,6 +180,7 @@ def test_an_old_release_that_fails_is_started_plainly(host: Host, serves_a: str,
     assert "start old" in acts(host), acts(host)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("fault", ["SLEEP fails", "WAKE fails", "WAKE wrong"])
 def test_a_new_release_that_can_not_take_turns_goes_back(host: Host, serves_a: str, fault: str) -> None:
     how, _, what = fault.partition(" ")
@@ -187,6 +191,7 @@ def test_a_new_release_that_can_not_take_turns_goes_back(host: Host, serves_a: s
     assert status(host)["running"] == serves_a and units(host) == [f"vllm-tiny.{serves_a}.service"]
 
 
+@pytest.mark.full
 def test_memory_that_is_not_freed_ends_where_it_began(host: Host, serves_a: str) -> None:
     """Somebody holds the card's memory, and nobody is known to use it: the new release can't start."""
     try:

@@ -18,6 +18,8 @@ from lab.machine import Host
 from lab.peers import Project
 from lab.session import Lab
 
+pytestmark = pytest.mark.full
+
 WEIGHTS = {f"model-{number}.safetensors": random.Random(number).randbytes(12_000_000) for number in (1, 2)}
 FILES = {"config.json": b'{"model_type": "qwen3"}', "tokenizer.json": b"{}", **WEIGHTS}
 SIZE = sum(map(len, WEIGHTS.values()))

@@ -167,7 +167,7 @@ def test_whatever_is_killed_the_old_release_serves_and_the_search_goes_on(stub: 
 
 
 @pytest.mark.alone
-@pytest.mark.full
+@pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_the_real_vllm_is_tuned_out_of_its_throttle(solo: Host, tmp_path: Path) -> None:
     file = control.project() / f"profiles/cpu--lab--good-a--{VERSION}.yaml"

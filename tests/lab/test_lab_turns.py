@@ -24,6 +24,8 @@ from pyinfra_vllm import front
 from pyinfra_vllm.in_runtime import standby
 from pyinfra_vllm.operations.util import archive
 
+pytestmark = pytest.mark.full
+
 PORT, RUN, ROOT = 8000, "/run/vllm-chat", "/srv/pyinfra-vllm"
 SERVER = """
 [Unit]

@@ -118,6 +118,13 @@ def cure(host: Host) -> None:
     host.ssh(f"rm -r {DROP_INS} && systemctl daemon-reload && systemctl restart vllm-tiny")
 
 
+@pytest.fixture
+def serving_a(hosts: dict[str, Host]) -> None:
+    """All hosts serve release a, where the tests that bring them there were not chosen."""
+    done = deploy(declared("a"))
+    assert done.returncode == 0, done.stderr
+
+
 # The order at other numbers of hosts at a time is looked at in the runs that the story needs anyway.
 def test_hosts_switch_wave_by_wave_and_those_of_a_wave_side_by_side(hosts: dict[str, Host]) -> None:
     done = deploy(declared("a"))
@@ -150,6 +157,8 @@ def test_a_bad_release_stops_at_the_canary_and_no_other_host_is_restarted(hosts:
     assert outcomes(hosts) == {name: "committed" for name in NAMES} | {"w1": "rolled_back"}
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("serving_a")
 def test_a_failure_in_wave_two_leaves_wave_three_untouched(hosts: dict[str, Host]) -> None:
     slow_down(hosts["w3"])
     before = lives(hosts, THIRD)
@@ -170,6 +179,7 @@ def models(hosts: dict[str, Host]) -> dict[str, str]:
     return {name: item["release"]["checkpoint"]["repo"] for name, item in found.items()}
 
 
+@pytest.mark.full
 def test_after_a_killed_control_machine_the_next_run_goes_on_where_it_was(hosts: dict[str, Host]) -> None:
     done_before = lives(hosts, ("w1", "w2"))
     arguments = words({"pause_s": 600}, "--data", "retry_rejected=true")
@@ -196,6 +206,7 @@ def test_after_a_killed_control_machine_the_next_run_goes_on_where_it_was(hosts:
     )
 
 
+@pytest.mark.full
 def test_rollback_all_takes_back_what_this_run_switched_and_nothing_else(hosts: dict[str, Host]) -> None:
     slow_down(hosts["w2"])
     before = lives(hosts, THIRD)

@@ -14,6 +14,8 @@ from lab import checkpoints, control, runtime
 from lab.machine import Host
 from lab.session import Lab
 
+pytestmark = pytest.mark.full
+
 CHILD = control.CHECKOUT / "src/pyinfra_vllm/in_runtime/chat_template.py"
 DAMAGED = {
     "no-assistant-turn": "does not end where the answer begins",

@@ -19,6 +19,8 @@ from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import ladder
 from pyinfra_vllm.on_host.openai.client import Client
 
+pytestmark = pytest.mark.full
+
 TRAINED, _ = quality.load(Path(serving.__file__).parent / "training/questions.jsonl")
 RUNS = 20
 RUNGS = ("sane_share", "form", "quality_points")

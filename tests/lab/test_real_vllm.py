@@ -13,7 +13,8 @@ import pytest
 from lab import control, deciding, serving
 from lab.machine import Host
 
-pytestmark = pytest.mark.alone  # the gate measures what the real vLLM makes of two cores
+# the gate measures what the real vLLM makes of two cores
+pytestmark = [pytest.mark.alone, pytest.mark.full]
 QUESTION = "What is the capital of Japan?"
 
 

@@ -188,10 +188,14 @@ def test_running_it_again_changes_nothing_and_says_so(host: Host) -> None:
     ("how", "says"),
     [
         ({"LIGHT_CRASH_AFTER_S": "0.5", "LIGHT_START_S": "9"}, "vLLM ended by itself"),
-        ({"LIGHT_EXIT_AFTER_S": "0.5", "LIGHT_START_S": "9"}, "vLLM ended by itself"),
-        ({"LIGHT_HANG": "start"}, "no tokens from release"),
-        ({"LIGHT_SILENT": "1"}, "no tokens from release"),
-        ({"LIGHT_STATUS": "500"}, "no tokens from release"),
+        pytest.param(
+            {"LIGHT_EXIT_AFTER_S": "0.5", "LIGHT_START_S": "9"},
+            "vLLM ended by itself",
+            marks=pytest.mark.full,
+        ),
+        pytest.param({"LIGHT_HANG": "start"}, "no tokens from release", marks=pytest.mark.full),
+        pytest.param({"LIGHT_SILENT": "1"}, "no tokens from release", marks=pytest.mark.full),
+        pytest.param({"LIGHT_STATUS": "500"}, "no tokens from release", marks=pytest.mark.full),
         ({"LIGHT_KERNEL": "slow"}, "kernel"),
         ({"LIGHT_TOKEN_S": "0.02"}, "worse"),
     ],
@@ -217,6 +221,7 @@ def test_a_bad_release_is_rolled_back_with_its_reason_on_the_screen(
         assert observed(host)["last"]["tx"] == found["last"]["tx"]
 
 
+@pytest.mark.full
 def test_a_release_that_was_found_worse_is_tried_again_under_the_gate_that_its_reason_names(
     host: Host,
 ) -> None:
@@ -256,6 +261,7 @@ print(time.monotonic() - began)
 """  # noqa: E501
 
 
+@pytest.mark.full
 def test_engine_that_can_never_start_is_back_within_a_restart_and_says_why_first(host: Host) -> None:
     """The stub ends as the real vLLM did with half a file of weights, and starts about as slowly."""
     slow = {"VLLM_CPU_KVCACHE_SPACE": "1", "LIGHT_START_S": str(SLOW_START_S)}
@@ -302,6 +308,7 @@ def test_a_killed_control_machine_does_not_stop_the_host_and_the_next_run_report
     assert "since the last run" not in once.stderr
 
 
+@pytest.mark.full
 def test_release_that_stops_answering_during_its_soak_is_rolled_back(host: Host) -> None:
     """Nobody asks it anything and /health says 200 all along: the watch has to ask for a token itself."""
     old, told = observed(host)["current"], "/run/light-silent"
@@ -336,6 +343,7 @@ def test_a_second_run_of_another_release_is_refused_and_of_the_same_follows_the_
     assert "under way already: following it" in same.stderr or "unchanged" in same.stderr
 
 
+@pytest.mark.full
 def test_ctrl_c_during_a_switch_says_that_the_host_goes_on(host: Host) -> None:
     arguments = ("deploy.py", "-y", "--limit", "stub", "--data", "operator=alice@desk")
     another = declared("a", **misbehaving(LIGHT_START_S="12"))  # whatever serves now, this is another release
@@ -368,6 +376,7 @@ def test_a_closed_window_defers_after_staging_and_can_be_overridden(host: Host) 
     assert [entry["reason"] for entry in begin if entry["step"] == "begin"][-1] == "ticket 7"
 
 
+@pytest.mark.full
 def test_a_measured_profile_is_rolled_out_like_any_change_and_so_is_its_end(host: Host) -> None:
     """The flags of the host's own card, model and runtime come from profiles/, as `resolve` would say."""
     before = observed(host)["current"]
@@ -422,6 +431,7 @@ def test_a_stopped_service_is_started_again(host: Host) -> None:
     assert observed(host)["running"] == observed(host)["current"]
 
 
+@pytest.mark.full
 def test_trouble_on_one_host_is_that_host_s_alone(lab: Lab, host: Host) -> None:
     """A disk too small, a Hub that can't be reached: each stops its host and no other."""
     lab.add("full", disks=[Disk("/srv/pyinfra-vllm", 64)])
@@ -440,6 +450,7 @@ def test_trouble_on_one_host_is_that_host_s_alone(lab: Lab, host: Host) -> None:
         lab.remove("full", "alone")
 
 
+@pytest.mark.full
 def test_content_that_the_lock_does_not_know_is_refused_on_its_host_alone(
     lab: Lab, host: Host, empty: Host
 ) -> None:

@@ -15,6 +15,8 @@ from lab import control
 
 from .people import Attacked
 
+pytestmark = pytest.mark.full
+
 
 @pytest.mark.parametrize("kind", ["missing", "for all to write", "another user's", "a fifo", "a link to one"])
 def test_a_timers_secrets_come_from_no_file_that_others_decide_about(

@@ -13,6 +13,8 @@ from pyinfra_vllm.on_host.server import kernel
 
 from .people import MALLORY, PLACE, PORT, ROOT, UNIT, Attacked
 
+pytestmark = pytest.mark.full
+
 FORGED = "WARNING 11-28 02:13:31 [awq_marlin.py:1] You specified quantization=awq, so forcing awq. FORGED"
 GATE = {"budget_s": 5, "concurrency": [1], "quality": False, "on_inconclusive": "keep"}
 # Asks for it from before the server listens until the end.

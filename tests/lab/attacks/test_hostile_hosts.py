@@ -24,6 +24,8 @@ from lab.session import Lab
 
 from .people import GATE
 
+pytestmark = pytest.mark.full
+
 LIAR, OTHERS = "liar", ("honest1", "honest2")
 LIMIT = tuple(word for name in (*OTHERS, LIAR) for word in ("--limit", name))
 PLACE = "/usr/local/bin"

@@ -12,6 +12,8 @@ from lab import control
 
 from .people import Attacked
 
+pytestmark = pytest.mark.full
+
 PORT = 8912
 TOKEN = "hf_attacked"
 MOST_KB = 300_000

@@ -6,6 +6,8 @@ import pytest
 
 from .people import KEY, MALLORY, SERVICE, UNIT, Attacked
 
+pytestmark = pytest.mark.full
+
 MOST_KB = 300_000  # of root's process: the longest answer that it takes has 8 MiB
 # How much memory root's program had at most, while it lived.
 WITNESS = """

@@ -10,6 +10,8 @@ import pytest
 
 from .people import KEY, MALLORY, PORT, ROOT, UNIT, Attacked
 
+pytestmark = pytest.mark.full
+
 # Listens as soon as the address is free, in a thread that has descriptors of its own; answers as a server
 # would.
 LISTENER = """

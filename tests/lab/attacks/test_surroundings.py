@@ -14,6 +14,8 @@ from pyinfra_vllm.operations.util.archive import archive, digest
 
 from .people import MALLORY, PLACE, ROOT, SERVICE, UNIT, Attacked, sources
 
+pytestmark = pytest.mark.full
+
 BASHRC = "/home/ops/.bashrc"  # what a colleague left there; Debian's bash reads it for each command over SSH
 LOGINS = {
     "everybody may write": ("umask 0", "umask", "0000"),

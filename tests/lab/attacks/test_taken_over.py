@@ -4,7 +4,11 @@ release.
 
 from __future__ import annotations
 
+import pytest
+
 from .people import PLACE, SERVICE, UNIT, Attacked
+
+pytestmark = pytest.mark.full
 
 # Writes into its own environment, where an earlier version looked for the release: $LIE, or bytes that are no
 # text.

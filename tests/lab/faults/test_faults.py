@@ -1,7 +1,7 @@
 """Nothing is ever lost: hosts are broken at every step of a switch, and judged from outside.
 
-`make test` runs a part of the table, `make test-faults` all of it and hundreds of pairs of faults drawn by
-Hypothesis; the latter writes docs/faults.md. `-k` chooses cases.
+`make test` runs a few cases of the table, `make test-full` a part of it, `make test-faults` all of it and
+hundreds of pairs of faults drawn by Hypothesis; the latter writes docs/faults.md. `-k` chooses cases.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import matrix, pairs
 from .cases import Result, needs_disk, run_all
 from .fleet import RELEASES, declared, fleet
 from .ground import Ground
-from .table import CASES, RANDOM, SAMPLE, Case
+from .table import CASES, FEW, RANDOM, SAMPLE, Case
 
 EVERYTHING = os.environ.get("PYINFRA_VLLM_FAULTS") == "all"
 CHOSEN = CASES if EVERYTHING else SAMPLE
@@ -69,22 +69,31 @@ def two_faults(grounds: list[Ground], everything: list[Result]) -> tuple[list[Re
     return pairs.search(grounds, PAIRS)
 
 
-@pytest.mark.parametrize("case", CHOSEN, ids=str)
+@pytest.mark.parametrize(
+    "case", [case if case in FEW else pytest.param(case, marks=pytest.mark.full) for case in CHOSEN], ids=str
+)
 def test_nothing_is_lost(results: dict[str, Result], case: Case) -> None:
     assert results[str(case)].violations == []
 
 
+def test_the_few_are_of_the_sample_and_the_sample_is_of_the_table() -> None:
+    assert set(FEW) < set(SAMPLE) < set(CASES)
+
+
+@pytest.mark.full
 def test_nothing_is_lost_at_random_times(randoms: list[Result]) -> None:
     assert len(randoms) == len(RANDOM_KILLS)
     assert [str(result) for result in randoms if result.violations] == []
 
 
+@pytest.mark.full
 def test_nothing_is_lost_by_two_faults(two_faults: tuple[list[Result], list[str]]) -> None:
     results, failing = two_faults
     assert failing == []
     assert len(results) >= PAIRS
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not EVERYTHING, reason="the whole table writes docs/faults.md: make test-faults")
 def test_the_matrix_is_written(
     results: dict[str, Result], randoms: list[Result], two_faults: tuple[list[Result], list[str]]
@@ -94,6 +103,7 @@ def test_the_matrix_is_written(
     assert len(two_faults[0]) >= 300
 
 
+@pytest.mark.full
 def test_an_ordinary_run_over_all_hosts_ends_with_the_declared_release(
     grounds: list[Ground], everything: list[Result]
 ) -> None:

@@ -46,6 +46,7 @@ CASES = [
 ]
 
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.timeout(7200),
     pytest.mark.skipif(
         os.environ.get("PYINFRA_VLLM_FAULTS") != "all", reason="more than an hour: make test-faults"

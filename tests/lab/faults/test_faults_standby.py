@@ -21,7 +21,7 @@ EVERYTHING = os.environ.get("PYINFRA_VLLM_FAULTS") == "all"
 CHOSEN = STANDBY if EVERYTHING else STANDBY_SAMPLE
 HOSTS = 3  # a switch with its turns takes 17 s on a host of its own, and 30 s where six share two cores
 
-pytestmark = pytest.mark.timeout(6000 if EVERYTHING else 1800)
+pytestmark = [pytest.mark.full, pytest.mark.timeout(6000 if EVERYTHING else 1800)]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ import pytest
 from .invariants import Answers, Expected, violated
 from .witness import Heard
 
+pytestmark = pytest.mark.full
+
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 CASE = Expected(OLD, NEW, {OLD: "one two", NEW: "sun moon"}, ["/", "/srv"])
 BEGIN = {"tx": "t", "step": "begin", "state": "done", "from": OLD, "to": NEW, "purpose": "rollout"}

@@ -25,6 +25,7 @@ tokens {2}.
 """  # noqa: E501
 
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         os.environ.get("PYINFRA_VLLM_FAULTS") != "all", reason="minutes of starts: make test-faults"

@@ -339,6 +339,8 @@ def test_a_config_without_layers_is_an_error_that_names_the_key() -> None:
     ("change", "message"),
     [
         ({"num_attention_heads": 0}, "has no `num_attention_heads`"),
+        ({"num_attention_heads": 65}, "`num_attention_heads` in its config.json is 65, more than the 64"),
+        ({"num_hidden_layers": 10_001}, "and 10000 is the most that is counted"),
         ({"num_hidden_layers": True}, "`num_hidden_layers` in its config.json is 'True'"),
         ({"head_dim": "128"}, "`head_dim`"),
         ({"num_key_value_heads": [8, 4]}, "`num_key_value_heads`"),

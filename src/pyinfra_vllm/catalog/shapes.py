@@ -21,6 +21,7 @@ CT = "compressed-tensors"
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 QUANTIZED_NAME = re.compile(r"(.+?)[-_.](?:awq|int4|4bit|w4a16)\b.*", re.IGNORECASE)
 LARGEST = kept.LARGEST  # no model is near it, and arithmetic stays within floats
+MOST_LAYERS = 10_000
 # Other names that older architectures and repositories with code of their own have for a key; `a.b`: b in a.
 OTHER_NAMES = {
     "hidden_size": ("n_embd", "d_model"),
@@ -129,12 +130,13 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
     + config: the parsed config.json
     + weights_bytes: the sum of the checkpoint's tensors, where known
 
-    Raises DeclarationError naming a missing key.
+    Raises DeclarationError naming a missing or impossible key.
     """
     text = _text(config, name)
     heads = _need(text, "num_attention_heads", name)
     hidden = _need(text, "hidden_size", name)
     count = _need(text, "num_hidden_layers", name)
+    _refuse_the_impossible(name, heads, hidden, count)
 
     def number(*keys: str) -> int:
         return _number(text, keys, name)
@@ -184,6 +186,20 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         weights_bytes=weights_bytes,
         family=family_of(name),
     )
+
+
+def _refuse_the_impossible(name: str, heads: int, hidden: int, layers: int) -> None:
+    """What a Hub says is counted layer by layer and divided by its heads."""
+    if layers > MOST_LAYERS:
+        raise DeclarationError(
+            f"{name}: `num_hidden_layers` in its config.json is {layers}, and {MOST_LAYERS} is the most that"
+            " is counted"
+        )
+    if heads > hidden:
+        raise DeclarationError(
+            f"{name}: `num_attention_heads` in its config.json is {heads}, more than the {hidden} of"
+            " `hidden_size`"
+        )
 
 
 def _intermediate(number: Callable[..., int], text: Mapping[str, Any], count: int, hidden: int) -> int:

@@ -9,7 +9,7 @@ from lab.session import Lab
 
 from .story import Story, host, service
 
-MODEL = "Qwen/Qwen3-32B-AWQ"
+MODEL = "Qwen/Qwen3-8B-AWQ"
 MOST = 0.6  # of the seconds without service of a first start by hand
 GRAPHS = {"max-cudagraph-capture-size": 64}  # as many as the gate asks at once
 GATE = {"budget_s": 20, "quality": False}  # random weights have no answers to lose

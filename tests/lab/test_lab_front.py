@@ -127,6 +127,7 @@ def test_a_thousand_requests_a_second_lose_none_while_the_symlink_changes(host: 
     assert found["per_s"] > 900, "this machine is too slow to tell"
 
 
+@pytest.mark.full
 def test_connections_that_are_kept_lose_none_either(host: Host) -> None:
     begin(host, "a", "b")
     running = client(host, "keep", PORT, 32, 6)
@@ -135,6 +136,7 @@ def test_connections_that_are_kept_lose_none_either(host: Host) -> None:
     assert found["lost"] == {} and sum(found["answered"].values()) > 1000
 
 
+@pytest.mark.full
 def test_a_stream_stays_where_it_is(host: Host) -> None:
     begin(host, "a", "b")
     ask = f"exec 3<>/dev/tcp/127.0.0.1/{PORT}; printf 'GET /stream HTTP/1.1\\r\\n\\r\\n' >&3; cat <&3"
@@ -145,6 +147,7 @@ def test_a_stream_stays_where_it_is(host: Host) -> None:
     assert output.rpartition("\n")[2].strip() == 50 * "a"
 
 
+@pytest.mark.full
 def test_clients_of_a_missing_and_slowly_starting_server_wait(host: Host) -> None:
     begin(host)
     running = client(host, "hold", PORT, 300, 0)
@@ -166,6 +169,7 @@ def test_clients_of_a_server_that_crashed_wait_for_its_next_start(host: Host) ->
     assert found["answered"] == {"a": 100} and found["lost"] == {} and found["longest_s"] > 2
 
 
+@pytest.mark.full
 def test_a_killed_proxy_comes_back_and_new_connections_wait(host: Host) -> None:
     begin(host, "a")
     assert result(client(host, "hold", PORT, 1, 0))["answered"] == {"a": 1}
@@ -175,12 +179,14 @@ def test_a_killed_proxy_comes_back_and_new_connections_wait(host: Host) -> None:
     assert host.ssh("systemctl is-active vllm-chat-front.socket").stdout.strip() == "active"
 
 
+@pytest.mark.full
 def test_three_thousand_connections_at_once_are_not_too_many(host: Host) -> None:
     begin(host, "a")
     found = result(client(host, "hold", PORT, 3000, 5))
     assert found["answered"] == {"a": 3000} and found["lost"] == {}
 
 
+@pytest.mark.full
 def test_a_full_proxy_closes_connections_and_so_must_not_be_full(host: Host) -> None:
     """The behaviour of systemd-socket-proxyd that the unit's limit is there for."""
     begin(host, "a")
@@ -193,6 +199,7 @@ def test_a_full_proxy_closes_connections_and_so_must_not_be_full(host: Host) -> 
     assert 20 <= found["answered"]["a"] <= 22 and sum(found["lost"].values()) == 60 - found["answered"]["a"]
 
 
+@pytest.mark.full
 def test_what_a_request_costs(host: Host) -> None:
     """The same server asked at its own port, as today, and by way of the front."""
     begin(host, "a")

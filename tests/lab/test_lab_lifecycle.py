@@ -16,7 +16,7 @@ import pytest
 from lab import cgroups, leftovers
 from lab.layout import LOCK
 
-pytestmark = [pytest.mark.own_lab, pytest.mark.alone]
+pytestmark = [pytest.mark.own_lab, pytest.mark.alone, pytest.mark.full]
 
 # Ctrl-C reaches a program that a terminal started; what a script starts in the background has SIGINT ignored.
 HOLD = """

@@ -49,7 +49,8 @@ from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.report import history, page, status
 from pyinfra_vllm.report.looking import Look
 
-pytestmark = pytest.mark.thorough
+# in one process, which counts its inputs at the end
+pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("fuzz")]
 
 INPUTS = {
     "configs": 1500, "declarations": 1500, "strings": 1500, "lock files": 1000, "requests": 1500,

@@ -32,6 +32,7 @@ ZONES = (
     "Africa/Casablanca",  # backwards for Ramadan
     "Pacific/Apia",
 )
+ODD = ("America/Santiago", "Australia/Lord_Howe", "Africa/Casablanca")
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 BEGIN, END = datetime(2026, 1, 1, tzinfo=UTC), datetime(2031, 1, 1, tzinfo=UTC)
 
@@ -148,7 +149,9 @@ def test_agrees_with_the_reference_on_any_day(reference: Reference, minute: int)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize(
+    "zone", [zone if zone in ODD else pytest.param(zone, marks=pytest.mark.full) for zone in ZONES]
+)
 def test_agrees_with_the_reference_minute_by_minute_from_2026_to_2030(zone: str) -> None:
     references = [
         Reference(zone, minutes, hours, set(range(7)), length)

@@ -4,12 +4,14 @@ command.
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,19 @@ from .shell import LabError
 
 SERVICE = "tiny"
 REAL_PORT = 8200
+# Somebody waits for the story, so it measures one phase where the lab (group_data/lab.py) measures two, with
+# the same margins in about half the time: eight streams are what the throttle of release C holds up.
+SETTINGS = {
+    "gate": {
+        "budget_s": 12,
+        "concurrency": [8],
+        "throughput_margin": 0.4,
+        "tpot_margin": 0.6,
+        "ttft_margin": 0.8,
+        "quality_builtin": False,
+        "quality_prompts": "tests/lab/lab/training/questions.jsonl",
+    }
+}
 BESIDE = ("--gpu-memory-utilization", "0.05")  # the service beside it took vLLM's 0.9 of the card
 
 
@@ -57,9 +72,24 @@ def tell() -> int:
     with control.own_lock_file(), session.lab("solo") as lab:
         host = lab.hosts["solo"]
         _headline(_where(gpus.for_hosts(), gpus.mine()))
-        for chapter in CHAPTERS:
-            _lock(chapter)
+        print(f"$ export PYINFRA_VLLM_LAB_SETTINGS={shlex.quote(json.dumps(SETTINGS))}", flush=True)
+        on_gpus = bool(gpus.for_hosts())  # where the product refuses a card that somebody else uses
+        first, *others = CHAPTERS
+        # A first release is compared with nothing, so it doesn't matter to it what else two cores do.
+        with ThreadPoolExecutor() as pool:
+            real = None if on_gpus else pool.submit(_serve_real, host)
+            _lock(first)
+            _play(first, host)
+            if real:
+                real.result()
+        served = first.serves
+        for chapter in others:
+            if chapter.serves != served:
+                _lock(chapter)
             _play(chapter, host)
+            served = chapter.serves
+        if on_gpus:
+            _serve_real(host)
         _own_words(host)
         _headline(f"The story took {time.monotonic() - begun:.0f} s. `docs/runbook.md` goes on from here.")
     return 0
@@ -105,7 +135,7 @@ def _run(command: list[str], chapter: Chapter) -> int:
 
 
 def _declares(chapter: Chapter) -> dict[str, str]:
-    return {"PYINFRA_VLLM_LAB_RELEASE": chapter.release}
+    return control.declared(chapter.release, **SETTINGS)
 
 
 def _must_be_decided(chapter: Chapter, ended: dict[str, Any], switch_before: str | None) -> None:
@@ -128,13 +158,16 @@ def _must_serve(chapter: Chapter, host: Host) -> None:
         raise LabError(f"{chapter.title}: {chapter.serves} should be running, but this is: {running}")
 
 
-def _own_words(host: Host) -> None:
-    """A real language model beside the trained ones, which know nothing but their own questions."""
-    _headline("A real language model on the same runtime: SmolLM2-135M-Instruct, quantized to AWQ")
+def _serve_real(host: Host) -> None:
+    """Serve a real language model beside the trained ones, which know nothing but their own questions."""
     serving.send(host, checkpoints.real(), "/srv/real")
     share = BESIDE if gpus.for_hosts() else ()
     serving.serve(host, "vllm-real", "/srv/real", REAL_PORT, "--dtype", "bfloat16", *share)
     serving.wait_healthy(host, "vllm-real", REAL_PORT, timeout=300)
+
+
+def _own_words(host: Host) -> None:
+    _headline("A real language model on the same runtime: SmolLM2-135M-Instruct, quantized to AWQ")
     questions = ["What is the capital of Japan?", "Why is the sky blue?"]
     for question, told in zip(questions, serving.ask(host, questions, port=REAL_PORT), strict=True):
         print(f"asked {question!r} it says {told!r}", flush=True)

@@ -117,6 +117,7 @@ def test_a_value_of_this_run_wins_over_group_and_host(deployed: Path) -> None:
     assert done.stderr.count("+ --port 8200") == 2
 
 
+@pytest.mark.full
 def test_diff_shows_the_unit_line_by_line_and_only_when_asked(lab: Lab, deployed: Path) -> None:
     words = ("--dry", "--limit", "c2")
     changed = {"flags": {"enforce-eager": True, "max-num-seqs": 4}}
@@ -134,6 +135,7 @@ def test_diff_shows_the_unit_line_by_line_and_only_when_asked(lab: Lab, deployed
     assert files(lab.hosts["c2"]) == before
 
 
+@pytest.mark.full
 def test_a_limit_takes_names_globs_and_groups_and_leaves_the_others_alone(lab: Lab, deployed: Path) -> None:
     untouched = running(lab.hosts["c1"]), files(lab.hosts["c1"])
     done = deploy(deployed, "-y", "--limit", "b*g", release="b")
@@ -181,6 +183,7 @@ def test_the_exit_code_says_how_it_went(
     assert ("Connecting to hosts" in done.stderr) == (code != 2)
 
 
+@pytest.mark.full
 def test_our_own_commands_keep_to_the_same_codes(deployed: Path) -> None:
     def code(*words: str, **settings: Any) -> int:
         return control.pyinfra_vllm(*words, env=environment(**settings)).returncode

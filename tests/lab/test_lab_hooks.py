@@ -115,6 +115,13 @@ def until(reached: Callable[[], bool], what: str, timeout_s: float = 90) -> None
         time.sleep(0.5)
 
 
+@pytest.fixture(scope="module")
+def serving(host: Host, webhook: str) -> None:
+    """Release a serves, where the test that brings it there was not chosen."""
+    done = deploy(environment(webhook))
+    assert done.returncode == 0, done.stderr
+
+
 def in_the_middle(host: Host, env: dict[str, str]) -> Any:
     """A switch that waits for its new release: drained, and the old release is gone."""
     process = control.spawn("pyinfra", control.INVENTORY, "deploy.py", "-y", "--limit", NAME, env=env)
@@ -142,6 +149,8 @@ def test_the_host_tells_its_balancer_and_a_webhook_without_giving_a_secret_away(
     assert SECRET not in done.stdout + done.stderr + host.journal("pyinfra-vllm-switch-tiny")
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("serving")
 def test_a_drain_that_fails_stops_the_host_before_anything_is_touched(host: Host, webhook: str) -> None:
     life = host.ssh("systemctl show -p MainPID,ActiveEnterTimestampMonotonic vllm-tiny").stdout
     host.ssh("echo drain > /var/lib/lb/refuse")
@@ -153,6 +162,8 @@ def test_a_drain_that_fails_stops_the_host_before_anything_is_touched(host: Host
     assert Webhook.told[-1]["event"] == "failed" and Webhook.told[-1]["outcome"] == "refused"
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("serving")
 def test_a_killed_switch_gets_its_host_back_into_the_balancer(host: Host, webhook: str) -> None:
     old = observed(host)["running"]
     process = in_the_middle(host, environment(webhook, "b", LIGHT_START_S="80"))
@@ -164,6 +175,8 @@ def test_a_killed_switch_gets_its_host_back_into_the_balancer(host: Host, webhoo
     assert Webhook.told[-1]["event"] == "failed"
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("serving")
 def test_after_a_power_cut_undrain_follows_the_generation_check(host: Host, webhook: str) -> None:
     old = observed(host)["running"]
     process = in_the_middle(host, environment(webhook, "b", LIGHT_START_S="80"))

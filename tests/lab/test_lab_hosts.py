@@ -12,6 +12,8 @@ from lab.machine import Host
 from lab.session import Lab
 from lab.shell import LabError
 
+pytestmark = pytest.mark.full
+
 SMALL = Disk("/srv", 32)
 
 

@@ -47,6 +47,14 @@ def typed(
     return done
 
 
+@pytest.fixture(scope="module")
+def serving(lab: Lab, box: Host) -> Host:
+    """It serves, where the test that brings it there was not chosen."""
+    typed(lab, box, "pyinfra-vllm lock")
+    typed(lab, box, "pyinfra inventory/prod.py deploy.py -y")
+    return box
+
+
 def test_the_first_hour_needs_no_ssh(lab: Lab, box: Host) -> None:
     host_keys = box.ssh("ls /root/.ssh").stdout
     typed(lab, box, "pyinfra-vllm lock")
@@ -59,6 +67,8 @@ def test_the_first_hour_needs_no_ssh(lab: Lab, box: Host) -> None:
     assert box.ssh("ls /root/.ssh").stdout == host_keys, "no known_hosts, no key: nothing went over SSH"
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("serving")
 def test_a_change_is_switched_to_and_taken_back(lab: Lab, box: Host) -> None:
     typed(lab, box, 'sed -i \'s/"max_model_len": 2048/"max_model_len": 1024/\' group_data/prod.py')
     typed(lab, box, "pyinfra inventory/prod.py deploy.py -y")
@@ -71,6 +81,8 @@ def test_a_change_is_switched_to_and_taken_back(lab: Lab, box: Host) -> None:
     ]
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("serving")
 def test_it_is_examined_and_its_journal_is_read(lab: Lab, box: Host) -> None:
     (host,) = json.loads(typed(lab, box, "pyinfra-vllm doctor --json").stdout)["hosts"]
     assert host["ok"], host
@@ -79,6 +91,8 @@ def test_it_is_examined_and_its_journal_is_read(lab: Lab, box: Host) -> None:
     assert service["cause"] is None and {line["unit"] for line in service["lines"]} >= {"service", "switch"}
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("serving")
 def test_the_cause_of_a_start_that_failed_comes_first(lab: Lab, box: Host) -> None:
     box.ssh(
         f"mkdir -p {OVERRIDE} && printf '[Service]\\nExecStart=\\nExecStart=/no/such/vllm\\n'"

@@ -90,6 +90,7 @@ def test_the_plan_tells_every_refusal_as_data(hosts: Lab) -> None:
     assert files(hosts.hosts[GOOD]) == before
 
 
+@pytest.mark.full
 def test_the_plan_tells_every_refusal_to_a_person(hosts: Lab) -> None:
     done = control.pyinfra_vllm("plan", control.INVENTORY, *limit(), env=environment())
     assert done.returncode == 1, done.stderr
@@ -102,6 +103,7 @@ def test_the_plan_tells_every_refusal_to_a_person(hosts: Lab) -> None:
     assert max(map(len, lines)) <= 80, "nothing here is one long word"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("words", [["--dry"], ["--dry", "-y"]], ids=" ".join)
 def test_a_dry_run_tells_every_refusal_and_ends_with_1(hosts: Lab, words: list[str]) -> None:
     before = files(hosts.hosts[GOOD])

@@ -127,6 +127,7 @@ def test_the_first_release_is_behind_its_front(host: Host, serves_a: str) -> Non
     assert again.returncode == 0 and "unchanged" in again.stderr
 
 
+@pytest.mark.full
 def test_a_good_release_is_kept_and_no_client_is_refused(host: Host, serves_a: str) -> None:
     with client(host) as found:
         done = deploy("b")

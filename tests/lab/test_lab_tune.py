@@ -133,6 +133,7 @@ def wait_for(host: Host, step: str, seconds: float = 60) -> None:
     host.ssh(f"timeout {seconds:g} sh -c {json.dumps(look)}")
 
 
+@pytest.mark.full
 @pytest.mark.timeout(900)
 def test_whatever_is_killed_the_old_release_serves_and_the_search_goes_on(stub: Host) -> None:
     """The control machine in a trial, then the host's program in one, then the host itself."""

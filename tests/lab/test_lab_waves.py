@@ -40,8 +40,9 @@ STUB: dict[str, Any] = {
 }
 CANARY, SECOND, THIRD = ("w1",), ("w2", "w3"), ("w4", "w5", "w6")
 ROLLOUT = {"canary": 1, "waves": [2]}
-# Slow enough that no noise hides it; a drop-in makes one host slow from its service's next start on.
-SLOW = "0.05"
+# Slow enough that no noise hides it, and quick enough that several answers are finished in the budget: of a
+# single one the gate says nothing. A drop-in makes one host slow from its service's next start on.
+SLOW = "0.02"
 DROP_INS = "/run/systemd/system/vllm-tiny.service.d"
 
 

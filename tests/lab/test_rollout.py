@@ -398,6 +398,7 @@ def test_a_measured_profile_is_rolled_out_like_any_change_and_so_is_its_end(host
     assert done.returncode == 0 and observed(host)["current"] == before
 
 
+@pytest.mark.full
 def test_rolling_back_by_hand_returns_to_the_previous_release(host: Host) -> None:
     old = observed(host)["current"]
     assert deploy(release="b").returncode == 0
@@ -424,6 +425,7 @@ def test_a_damaged_checkpoint_is_found_and_mended(host: Host) -> None:
     assert pid(host) == running
 
 
+@pytest.mark.full
 def test_a_stopped_service_is_started_again(host: Host) -> None:
     host.ssh("systemctl stop vllm-tiny")
     done = deploy()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .people import MALLORY, ROOT, SERVICE, Attacked
+
+pytestmark = pytest.mark.full
 
 STORAGE = "/run/pyinfra-vllm/storage.lock"
 LOCK = f"{SERVICE}/lock"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
+import pytest
+
 from .people import PLACE, SERVICE, UNIT, Attacked
 
 LOG = f"journalctl --no-pager -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {UNIT})"
@@ -121,6 +123,7 @@ print("flips", flush=True)
 """
 
 
+@pytest.mark.full
 def test_root_copies_nothing_of_its_own_into_a_servers_cache(serving: Attacked) -> None:
     folder, name = f"{PLACE}/roots", "kernel.bin"
     serving.sh(f"install -d -m 700 {folder} && echo 'of root alone' > {folder}/{name}")
@@ -143,6 +146,7 @@ def test_root_copies_nothing_of_its_own_into_a_servers_cache(serving: Attacked) 
     serving.sh(f"systemctl stop {UNIT}; rm -rf {SERVICE}/current/cache/d; systemctl start {UNIT}")
 
 
+@pytest.mark.full
 def test_a_runtime_that_the_services_user_could_change_is_refused(serving: Attacked) -> None:
     """A server that was taken over would write the code of the next release."""
     old = serving.status()["current"]

@@ -76,6 +76,7 @@ def test_an_upload_goes_through_no_place_where_others_may_write(
     assert attacked.sources(PROGRAM) == sources(archive())
 
 
+@pytest.mark.full
 def test_the_uv_that_a_host_gets_goes_through_no_such_place_either(attacked: Attacked) -> None:
     """The index is nowhere, so that nothing is installed: uv comes before."""
     sent = f"{ROOT}/bin/uv"

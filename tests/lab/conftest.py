@@ -33,6 +33,7 @@ LONG = (
     "test_real_quality.py",
     "test_lab_security.py",
     "test_lab_first_hour.py",
+    "test_lab_upgrade.py",
     "test_lab_tune.py",
     "test_lab_compile_cache.py",
     "test_forged_log.py",

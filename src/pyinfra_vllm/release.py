@@ -46,9 +46,10 @@ Pair = tuple[Value, Value]  # before and after; None: there is none
 
 ASK_FOR_KEY = ("--middleware", f"{API_KEY_MODULE.removesuffix('.py')}.{api_key.ApiKey.__name__}")
 OBEY_ROOT = ("--middleware", f"{STANDBY_MODULE.removesuffix('.py')}.{standby.Standby.__name__}")
-# Below it a server with `stable_paths` sees its checkpoint. systemd makes the mount point; a reboot removes
-# it. No service may be called `checkpoints`, so it is none of theirs.
-STABLE_PATHS = "/run/vllm-checkpoints"
+# Begins the path at which a server with `stable_paths` sees its checkpoint. systemd makes the mount point; a
+# reboot removes it. It has no folder of its own: systemd 247 would make that by the unit's UMask=, and the
+# server could not enter it.
+STABLE_PATH = "/run/pyinfra-vllm-checkpoint-"
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 

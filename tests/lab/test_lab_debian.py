@@ -123,9 +123,10 @@ def tell(host: Host, command: Callable[[], CompletedProcess[str]]) -> Told:
 
 def checkpoint(host: Host, pid: int) -> str:
     """The directory mounted for reading at the path on the command line; empty where there is none."""
-    (path,) = host.ssh(
-        f"tr '\\0' '\\n' < /proc/{pid}/cmdline | grep '^/run/vllm-checkpoints/'"
-    ).stdout.split()
+    if not pid:
+        return ""
+    words = host.ssh(f"tr '\\0' ' ' < /proc/{pid}/cmdline").stdout.split()
+    (path,) = [word for word in words if word.startswith("/run/pyinfra-vllm-checkpoint-")]
     for line in host.ssh(f"cat /proc/{pid}/mountinfo").stdout.splitlines():
         _, _, _, source, point, options, *_ = line.split()
         if point == path and "ro" in options.split(","):

@@ -98,7 +98,7 @@ def test_only_weights_that_changed_need_no_compiling(lab: Lab, host: Host) -> No
     one, other = (lab.parts.checkpoints[f"lab/good-{name}"] for name in "ab")
 
     first = serve(lab, host, one, stable=True)
-    assert first.path.startswith("/run/vllm-checkpoints/")
+    assert first.path.startswith("/run/pyinfra-vllm-checkpoint-")
     assert first.loaded == [] and len(first.saved) == 1 and first.compiled > 0
 
     other_weights = serve(lab, host, other, stable=True)

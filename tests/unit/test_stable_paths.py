@@ -23,7 +23,7 @@ from pyinfra_vllm.on_host.server.release import Release as Staged
 from pyinfra_vllm.on_host.staging import rehearsal
 from pyinfra_vllm.operations import switch
 from pyinfra_vllm.operations.util import foreseen, planning
-from pyinfra_vllm.release import STABLE_PATHS, Release
+from pyinfra_vllm.release import STABLE_PATH, Release
 from pyinfra_vllm.report.changes import changes
 from pyinfra_vllm.rollout.progress import Wanted
 from pyinfra_vllm.tuning import Resolution
@@ -62,7 +62,7 @@ def test_two_commits_that_differ_in_weights_alone_have_one_command_line_and_two_
     old, new = (
         made(checkpoint(commit, **{"model.safetensors": commit * 64}), can_sleep=standby) for commit in "ab"
     )
-    assert old.argv == new.argv and old.argv[2].startswith(f"{STABLE_PATHS}/")
+    assert old.argv == new.argv and old.argv[2] == f"{STABLE_PATH}{checkpoint().graph}"
     assert old.id != new.id
     for release, commit in ((old, "a"), (new, "b")):
         directory = f"{ROOT}/checkpoints/org--model/{commit * 40}"

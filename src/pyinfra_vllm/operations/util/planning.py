@@ -28,7 +28,7 @@ from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.release import (
     ASK_FOR_KEY,
     OBEY_ROOT,
-    STABLE_PATHS,
+    STABLE_PATH,
     STOP_MARGIN_S,
     TEMPLATE,
     Release,
@@ -284,7 +284,7 @@ def _release(
 ) -> Release:
     path = runtime_path(root, service)
     directory = checkpoint.directory(root)
-    stable_path = f"{STABLE_PATHS}/{checkpoint.graph}" if service.stable_paths else None
+    stable_path = f"{STABLE_PATH}{checkpoint.graph}" if service.stable_paths else None
     environment = {**base_environment(f"{root}/{service.name}", path), **resolution.environment}
     environment |= devices.environment(service.gpus, gpus, version)
     # With standby the key is asked for before a request may wait, and so not by vLLM.

@@ -22,7 +22,7 @@ test:
 	@$(MAKE) --no-print-directory test-lab
 
 test-fast: .venv/complete
-	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 4 --dist worksteal -m "not alone and not thorough" tests --ignore tests/lab
+	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 4 --dist worksteal -m "not alone and not thorough and not full" tests --ignore tests/lab
 
 # More of them than cores, for the swarm's tests wait.
 test-thorough: .venv/complete

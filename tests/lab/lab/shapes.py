@@ -64,9 +64,9 @@ SHAPES = {
     "Qwen/Qwen3-8B-AWQ": Shape(4096, 12288, 36, 32, 8, False),
     "Qwen/Qwen3-32B-AWQ": Shape(5120, 25600, 64, 64, 8, False),
     # A model that the catalog doesn't know, as it is published in the other ways.
-    "acme/House-2B": Shape(3072, 8192, 16, 24, 8, True, "float16", llama=True),
-    "acme/House-2B-FP8": Shape(3072, 8192, 16, 24, 8, True, "fp8", llama=True),
-    "acme/House-2B-GPTQ-Int4": Shape(3072, 8192, 16, 24, 8, True, "gptq", llama=True),
+    "acme/House-8B": Shape(4096, 12288, 36, 32, 8, False, "float16", llama=True),
+    "acme/House-8B-FP8": Shape(4096, 12288, 36, 32, 8, False, "fp8", llama=True),
+    "acme/House-8B-GPTQ-Int4": Shape(4096, 12288, 36, 32, 8, False, "gptq", llama=True),
 }
 
 

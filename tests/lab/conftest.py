@@ -1,4 +1,4 @@
-"""What tests on real hosts share: the lab itself, and the command line as an operator uses it."""
+"""Shared by the tests on real hosts: the lab itself, and the command line as an operator uses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people who know Ansible expect of the command line, as docs/configuration.md promises it: through the
+"""The command line as people who know Ansible expect it, as docs/configuration.md promises it: through the
 real one.
 """
 

@@ -45,7 +45,7 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 @dataclass(frozen=True)
 class Told:
-    """What one run came to on one host: its exit code and words, the switch that it made, the server's
+    """The result of one run on one host: its exit code and words, the switch that it made, the server's
     process before and after, the checkpoint that it sees, and which units of ours are failed.
     """
 

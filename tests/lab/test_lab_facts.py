@@ -1,4 +1,4 @@
-"""What is asked of a host, each question asked for real: the facts' own commands, systemd, the journal,
+"""The questions asked of a host, each of them for real: the facts' own commands, systemd, the journal,
 /proc.
 
 A parsed answer typed in by hand shows how it is read, not that a host ever gives it. So every fact's command
@@ -58,14 +58,14 @@ def _deploy() -> tuple[str, ...]:
 
 
 def told(host: Host, fact: FactBase[Any], *arguments: Any) -> Any:
-    """What the fact makes of its own command, run by the host's shell as root."""
+    """The fact's value of its own command, run by the host's shell as root."""
     command = fact.command(*arguments)
     text = command if isinstance(command, str) else command.get_raw_value()
     return fact.process(host.ssh(f"sh -c {shlex.quote(text)}").stdout.splitlines())
 
 
 def inside(host: Host, *lines: str) -> Any:
-    """What a program of these lines prints as JSON, with our host's program to import from."""
+    """The JSON that a program of these lines prints, with our host's program to import from."""
     return json.loads(host.ssh("python3 -", stdin=PROGRAM + "\n".join(lines) + "\n").stdout)
 
 

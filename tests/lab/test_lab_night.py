@@ -195,7 +195,7 @@ def machine(lab: Lab, hosts: list[Host]) -> Iterator[Host]:
 
 
 def by_hand(machine: Host, *words: str) -> str:
-    """What a person types there, in the project's directory."""
+    """Run a command there in the project's directory, as a person types it."""
     given = [f"{key}={value}" for key, value in surroundings().items()]
     command = shlex.join(["env", *given, str(PROGRAM), *words])
     return machine.ssh(f"cd {shlex.quote(str(control.project()))} && {command}").stdout

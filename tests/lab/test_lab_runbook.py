@@ -244,7 +244,7 @@ def shows(*parts: str) -> Callable[[Story], None]:
 
 
 def settled(story: Story) -> None:
-    """What the page calls done, at once or when one looks again: a recovery may be looking, too."""
+    """Require what the page calls done, at once or at a second look: a recovery may be looking, too."""
     assert json.loads(story.said)[0]["current"]
     until(story, lambda found: found["current"] == found["running"] and found["lock"] is None, 30)
 

@@ -95,13 +95,13 @@ class Project:
         )
 
     def stage(self, *arguments: str, host: str | None = None) -> str:
-        """What the operator sees of a run that succeeds."""
+        """The output of a run, which must succeed."""
         done = self.run(*self.command("-y", *arguments, host=host))
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     def refused(self, *arguments: str, host: str | None = None) -> str:
-        """What the operator sees of a run that fails."""
+        """The output of a run, which must fail."""
         done = self.run(*self.command("-y", *arguments, host=host))
         assert done.returncode == 1, done.stdout + done.stderr
         return done.stdout + done.stderr

@@ -80,7 +80,7 @@ def outcomes(hosts: dict[str, Host]) -> dict[str, str]:
 
 
 def lives(hosts: dict[str, Host], names: Sequence[str] = NAMES) -> dict[str, str]:
-    """What changes with every restart of a service, whoever restarts it."""
+    """The id of each service's running start: another one after every restart."""
     asked = "systemctl show -p MainPID,NRestarts,ActiveEnterTimestampMonotonic vllm-tiny"
     return {name: hosts[name].ssh(asked).stdout for name in names}
 

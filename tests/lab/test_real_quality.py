@@ -62,7 +62,7 @@ def test_the_fast_kernel_serves_them(servers: Host) -> None:
 
 
 def asked(host: Host, repository: str) -> Record:
-    """What the probe records of quality, with the probe's own means; each run asks the same live server.
+    """The probe's record of quality, by the probe's own means; each run asks the same live server.
 
     Without the likelihood: vLLM would compile for it, and the lab's hosts have no compiler.
     """

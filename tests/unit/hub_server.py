@@ -21,7 +21,7 @@ LFS = (".safetensors", ".bin")
 
 @dataclass
 class Fault:
-    """What a file's download does: one or more of these."""
+    """Faults of a file's download: one or more of these."""
 
     bytes_per_s: float | None = None
     endless: bool = False

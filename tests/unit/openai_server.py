@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass
 class Behaviour:
-    """What the server does. `status` answers every request for tokens with that status instead."""
+    """The server's behaviour. `status` answers every request for tokens with that status instead."""
 
     ttft_s: float = 0.002
     tpot_s: float = 0.0002

@@ -1,4 +1,4 @@
-"""What a host is observed to have, for tests: only what matters to one has to be said."""
+"""The observed state of a host, for tests: only what matters to one has to be said."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ class StandbyHost(SimulatedHost):
     def _one_round(
         self, client: Any, settings: Any, like: Record, number: int, deadline: float, progress: Any = None
     ) -> tuple[Phase, ...]:
-        """Whoever serves is as fast as its rate says, but for the machine's drift and a little noise."""
+        """The awake server is as fast as its rate says, but for the machine's drift and a little noise."""
         assert self.running is not None
         self.rounds.append((self.running, number))
         speed = self.rates[self.running] * self.drift ** len(self.rounds)

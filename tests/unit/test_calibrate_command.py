@@ -48,7 +48,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
-    """What hosts would have been ordered to do; they say that it is done."""
+    """The orders that hosts would have been given; they say that it is done."""
     given: list[Order] = []
 
     class Switching:

@@ -1,4 +1,4 @@
-"""What a follower is told of the step that is under way, from the journal alone."""
+"""A follower's knowledge of the step that is under way, from the journal alone."""
 
 from __future__ import annotations
 

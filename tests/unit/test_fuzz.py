@@ -1,4 +1,4 @@
-"""Whatever is declared, locked, journalled or listed by a Hub: an answer or one of our own errors, never a
+"""Anything declared, locked, journalled or listed by a Hub: an answer or one of our own errors, never a
 traceback, and never a path outside of the root or a line of a unit that nobody wrote.
 
 Over 10,000 generated inputs, which take the better part of a minute.
@@ -245,8 +245,8 @@ NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 10**400, 0.5, 2*
 def test_a_checkpoint_and_a_card_are_refused_or_answered(
     config: Any, card: Any, value: Any, variant: str
 ) -> None:
-    """What a Hub and a driver say, and a variant's value: an answer or a sentence, and arguments that mean
-    something.
+    """Any words of a Hub and a driver, and any variant's value: an answer or a sentence, and arguments that
+    mean something.
     """
     TRIED["configs"] += 1
     service = SERVICE.model_copy(update={"variants": ({variant: value},), "flags": {"--max-num-seqs": value}})
@@ -307,8 +307,8 @@ def test_a_lock_file_is_refused_or_names_nothing_outside(text: str) -> None:
 
 
 def assert_inside(entry: Checkpoint) -> None:
-    """What a host would be asked to fetch stays in the checkpoint's own directory, as the host itself reads
-    it.
+    """Files that a host would be asked to fetch stay in the checkpoint's own directory, as the host itself
+    reads it.
     """
     directory = Path(entry.directory(ROOT))
     assert directory.parent.parent == Path(ROOT, "checkpoints") and ".." not in directory.parts
@@ -440,7 +440,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServicePaths]:
 
 
 def _observed(service: ServicePaths) -> list[Observed]:
-    """What the fact makes of it; a text that no terminal takes is an error of the host."""
+    """The fact's value; a text that no terminal takes is an error of the host."""
     told = observe.observe(service.root, [])
     try:
         return observed(told)

@@ -1,4 +1,4 @@
-"""What counts as worse: beyond the margin of its phase, beyond its floor, and not by a few slow requests
+"""Worse is: beyond the margin of its phase, beyond its floor, and not by a few slow requests
 alone.
 """
 
@@ -270,7 +270,7 @@ def test_a_difference_below_its_floor_is_never_worse(
 
 
 def test_repeated_rounds_of_the_same_prompts_count_with_their_mean() -> None:
-    """What a candidate that is measured further adds: its own noise shrinks, round by round."""
+    """A candidate that is measured further has less noise, round by round."""
     source = random.Random(4)
 
     def rounds(numbers: list[int], spread: float) -> dict[str, Any]:

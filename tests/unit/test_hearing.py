@@ -16,7 +16,7 @@ from pyinfra_vllm.hearing import TooMuch
 
 
 class Channel:
-    """What a host sends on both streams, piece by piece, until it was closed."""
+    """The pieces that a host sends on both streams, until it was closed."""
 
     def __init__(self, out: Iterator[bytes], err: Iterable[bytes] = (), ends: bool = True) -> None:
         self.streams = {"out": out, "err": iter(err)}

@@ -25,7 +25,7 @@ SHORT = Text("t", "en", ("one two three", "four five"))
 def measured(
     *texts: Text, compiler: str | None = "g++", **behaviour: Any
 ) -> tuple[list[Measured], dict[str, str], int]:
-    """What was found and what is missing on a machine with that compiler, and how often the
+    """The findings, and what is missing, on a machine with that compiler, and how often the
     server was asked.
     """
     with pytest.MonkeyPatch.context() as patch, serving(**behaviour) as server:

@@ -1,4 +1,4 @@
-"""What a host was observed to have: read once, with an error that names the key."""
+"""The observed state of a host: read once, with an error that names the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done next with two servers of one card, asked in every state in which they can be seen.
+"""The next act with two servers of one card, asked in every state in which they can be seen.
 
 Whatever a fault makes of them, it is one of these states; and from each the goal is reached.
 """
@@ -73,7 +73,7 @@ def act_for(goal: Goal, seen: Seen) -> Act | None:
 
 
 def done(act: Act, seen: Seen) -> Seen:
-    """What is seen after the act has done what it is for."""
+    """The state after the act has succeeded."""
     server = seen.of(act.who)
     after = {
         STOP: Server(DOWN),

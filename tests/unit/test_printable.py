@@ -1,4 +1,4 @@
-"""What a host or a server said, on its way to a terminal: every character shows, and none of them steers."""
+"""Words of a host or a server, on their way to a terminal: every character shows, and none of them steers."""
 
 from __future__ import annotations
 

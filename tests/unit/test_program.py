@@ -1,4 +1,4 @@
-"""What a host must have before anything is put on it."""
+"""The requirements of a host, checked before anything is put on it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.alone  # it has a time limit against a live server
 
 
 def model_answer(question: Question) -> str:
-    """What a model that knows everything might say."""
+    """An answer of a model that knows everything."""
     if question.kind == "json":
         return "```json\n" + json.dumps(question.expect, ensure_ascii=False) + "\n```"
     if question.kind == "code":

@@ -1,4 +1,4 @@
-"""What real tools said on real GPUs, given to the product again: nvidia-smi, and the server's log and
+"""Output of real tools on real GPUs, given to the product again: nvidia-smi, and the server's log and
 metrics.
 
 tests/fixtures/gpu has a folder for each machine, as the stories of tests/lab/gpu leave it, and beside it what

@@ -1,5 +1,5 @@
-"""What the control machine lays down on a host, by the real shell: on the disk before it counts, and gone
-once it was read.
+"""Files that the control machine lays down on a host, by the real shell: on the disk before it counts, and
+gone once it was read.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def test_a_pause_is_waited_for_once_by_all_hosts_of_a_wave_and_never_by_the_cana
 
 @pytest.fixture
 def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
-    """What is ordered of hosts, which do as told."""
+    """The orders given to hosts, which do as told."""
     given: list[Order] = []
 
     class Obeyed:

@@ -25,7 +25,7 @@ def server() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def unit(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What systemd says of the unit: that it is this very process, until a test changes it."""
+    """Systemd's account of the unit: that it is this very process, until a test changes it."""
     own = next(
         line
         for line in Path("/proc/self/cgroup").read_text().splitlines()

@@ -474,7 +474,7 @@ async def other(path: Path, head: bytes, *parts: bytes) -> tuple[asyncio.Abstrac
 
 
 def relayed(folder: Path, head: bytes, *parts: bytes) -> tuple[Told, list[bytes], BaseException | None]:
-    """What a client is told by the relay, what the other server was asked, and the error at the end."""
+    """The relay's answer to a client, the requests to the other server, and the error at the end."""
     told: Told = []
 
     async def send(message: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a run asks of a host comes in one answer: run for real by the python3 that is here."""
+"""All that a run asks of a host comes in one answer: run for real by the python3 that is here."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Server:
 
 
 class World:
-    """What systemd, the card and the front are asked and told."""
+    """Systemd, the card and the front, as they are asked and told."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

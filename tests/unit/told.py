@@ -1,4 +1,4 @@
-"""What hosts tell, recorded from the real journal of a simulated host: for tests of status, history and
+"""Answers of hosts, recorded from the real journal of a simulated host: for tests of status, history and
 report.
 """
 

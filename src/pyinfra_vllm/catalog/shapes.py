@@ -189,7 +189,7 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
 
 
 def _refuse_the_impossible(name: str, heads: int, hidden: int, layers: int) -> None:
-    """What a Hub says is counted layer by layer and divided by its heads."""
+    """Raise DeclarationError for numbers with which layers can't be counted or channels divided."""
     if layers > MOST_LAYERS:
         raise DeclarationError(
             f"{name}: `num_hidden_layers` in its config.json is {layers}, and {MOST_LAYERS} is the most that"

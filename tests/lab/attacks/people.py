@@ -71,7 +71,7 @@ class Attacked:
         return self.host.ssh(command, check=check).stdout.strip()
 
     def on_host(self, code: str) -> Any:
-        """What root's own modules there say: the code prints JSON."""
+        """The JSON that the code prints, run by root with our own modules there."""
         start = f"import json, sys; sys.path.insert(0, '{ROOT}/bin/on-host.pyz')\n"
         return json.loads(self.host.ssh("python3 -I -", stdin=start + code).stdout)
 
@@ -130,7 +130,7 @@ class Attacked:
             time.sleep(0.2)
 
     def inside(self, code: str, *words: str) -> str:
-        """What Python code prints that runs as the server's user in the unit's namespaces and
+        """The output of Python code that runs as the server's user in the unit's namespaces and
         control group.
         """
         script = self.put("inside.py", code)

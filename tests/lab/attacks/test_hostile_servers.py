@@ -1,4 +1,4 @@
-"""What a server writes to its log, and what clients and users have written there: root's process reads it."""
+"""Lines that a server, its clients and users put into its log, which root's process reads."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_the_uv_that_a_host_gets_goes_through_no_such_place_either(attacked: Att
 
 
 def test_a_program_that_came_otherwise_than_it_was_sent_is_not_installed(attacked: Attacked) -> None:
-    """What arrives is compared with what was sent before it gets its name."""
+    """An upload is compared with what was sent before it gets its name."""
     attacked.sh(
         "mv /usr/bin/base64 /usr/bin/base64.kept; printf '#!/bin/sh\\nbase64.kept \"$@\" | head -c 1000\\n'"
         " > /usr/bin/base64; chmod 755 /usr/bin/base64"

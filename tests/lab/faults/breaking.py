@@ -174,7 +174,7 @@ def empty(ground: Ground, scene: Scene) -> None:
 
 
 def make_read_only(ground: Ground, scene: Scene) -> None:
-    """What a file system does by itself after an error, whoever has files open on it."""
+    """A file system does this by itself after an error, whoever has files open on it."""
     assert ground.disk is not None
     disks.fail(ground.disk.mount(ground.host.place))
 

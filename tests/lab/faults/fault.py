@@ -1,4 +1,4 @@
-"""What a fault is: how it strikes, whether it passes by itself, and within what time the host must be in
+"""A fault: how it strikes, whether it passes by itself, and within what time the host must be in
 order after it.
 """
 
@@ -18,7 +18,7 @@ RETRIED_S = 150.0
 
 @dataclass(frozen=True)
 class Scene:
-    """What a fault may need to know, and what it may find.
+    """The situation in which a fault strikes, and where it notes what is wrong.
 
     pid: the process at the fault point; 0 where none stands there
     old, new: the two releases

@@ -164,7 +164,7 @@ def _made(path: Path) -> Path:
 
 
 def _learn(ground: Ground) -> None:
-    """What each checkpoint says, and what is mounted while nothing happens."""
+    """Note each checkpoint's answer, and the mounts while nothing happens."""
     ground.witness.begin(ground.supervisor)
     said = {"a": ground.witness.hear(20 * ground.patience)}
     ground.back(ground.releases["b"])

@@ -277,7 +277,7 @@ class Ground:
         return Order(service="tiny", release=release_id, **values)
 
     def run(self, *words: str, stdin: str | None = None, timeout_s: int | None = None) -> str:
-        """What operations.util.remote.Remote does over SSH."""
+        """The same as operations.util.remote.Remote does over SSH."""
         return self.inside(*words, stdin=stdin or "", timeout=timeout_s or 60)
 
     def write(self, path: str, text: str, mode: str = "600") -> None:
@@ -346,7 +346,7 @@ class Ground:
             self.inside("kill", f"-{number}", *map(str, pids), check=False)
 
     def card(self, used_mib: int = 0) -> None:
-        """What the stand-in for nvidia-smi says of the host's one card from now on."""
+        """Let the stand-in for nvidia-smi say this of the host's one card from now on."""
         text = nvidia_smi.program(nvidia_smi.card(0, (), **{"memory.used": used_mib}))
         path = self.host.root / "usr/local/bin/nvidia-smi"
         path.with_suffix(".partial").write_text(text)

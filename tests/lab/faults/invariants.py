@@ -1,11 +1,10 @@
-"""What must hold after any fault, judged from what `inside/look.py` saw of a host and from what its witness
+"""The invariants after any fault, judged from what `inside/look.py` saw of a host and from what its witness
 heard.
 
 Pure: it asks nobody, changes nothing and shares no code with the product. Each invariant is a function that
-    returns a
-sentence for everything that is wrong. `PROMISE` is about what serves and holds while the fault is still
-there; `ORDER` is about what is left behind and what the record says, and holds once the host had room to tidy
-up.
+returns a sentence for everything that is wrong. `PROMISE` is about what serves and holds while the fault is
+still there; `ORDER` is about what is left behind and what the record says, and holds once the host had room
+to tidy up.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ CLOCKS_S = 1.0  # between what the host writes down and what the witness hears
 
 @dataclass(frozen=True)
 class Expected:
-    """What the case began with.
+    """The state in which the case began.
 
     old, new: release ids; new is the one that was switched to
     voices: release id -> the tokens of its checkpoint
@@ -59,7 +58,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the witness heard since the order was given, oldest first; silences included."""
+    """The answers that the witness had since the order was given, oldest first; silences included."""
 
     heard: Sequence[Heard] = field(default_factory=tuple)
 
@@ -182,7 +181,7 @@ def units_are_in_place(look: Look, seen: Answers, case: Expected) -> list[str]:
 
 
 def no_failed_unit(look: Look, seen: Answers, case: Expected) -> list[str]:
-    """Whoever watches a fleet with `systemctl --failed` hears nothing of a host on which all is well."""
+    """`systemctl --failed` lists nothing on a host on which all is well."""
     names = [line.split()[0] for line in look["failed"]]
     return [f"unit {name} is failed" for name in names if name.startswith(("pyinfra-vllm", "vllm-"))]
 
@@ -233,8 +232,8 @@ def evidence_is_closed(look: Look, seen: Answers, case: Expected) -> list[str]:
 
 
 def verdict_is_kept(look: Look, seen: Answers, case: Expected) -> list[str]:
-    """What was found worse is rejected; what was committed was measured against a baseline, and watched as
-    was asked.
+    """A release found worse is rejected; one that was committed was measured against a baseline, and watched
+    as was asked.
     """
     last, found = look["service"]["last"], []
     if last is None:

@@ -105,7 +105,7 @@ class Operator:
         return Screen("pyinfra", control.INVENTORY, *arguments, env=environment)
 
     def strike(self) -> None:
-        """What this operator does at the fault point, where the host's process stands still."""
+        """Do it at the fault point, where the host's process stands still."""
 
     def wait(self, ground: Ground) -> None:
         """Until the command has ended, whatever the host does meanwhile."""
@@ -116,7 +116,7 @@ class Operator:
         self.screen.kill()
 
     def told(self, outcome: str | None, running: str | None) -> list[str]:
-        """What of the exit code and the last words did not come true. `outcome` is how the host ended."""
+        """What did not come true of the exit code and the last words. `outcome` is how the host ended."""
         last = "\n".join(self.screen.words.splitlines()[-LAST_LINES:])
         found = []
         if self.code is None:

@@ -89,7 +89,7 @@ def until(what, limit_s=60):
 
 
 def as_other_user(user):
-    """What another user gets at the control socket."""
+    """The answer to another user at the control socket."""
     code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect('{FOLDER}/a/control.sock')"
     code += '; s.sendall(b\'{"do": "sleep"}\\n\'); print(s.recv(100))'
     done = subprocess.run(

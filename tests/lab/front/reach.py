@@ -78,7 +78,7 @@ def note(act):
 
 
 def check(act):
-    """What must hold before each act, asked of the card itself."""
+    """Require before each act what must hold, asked of the card itself."""
     assert act.do not in ("wake", "start") or room(act.who), f"VIOLATION: {act.do} {act.who} without room"
 
 

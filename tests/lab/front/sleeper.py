@@ -38,7 +38,7 @@ def take(amount):
 
 
 class Engine:
-    """What the middleware knows of vLLM's engine."""
+    """vLLM's engine, as far as the middleware knows it."""
 
     asleep = False
 

@@ -1,4 +1,4 @@
-"""What is read off a host that serves: memory, KV cache, the unit's exposure and devices, and outputs worth
+"""Readings of a host that serves: memory, KV cache, the unit's exposure and devices, and outputs worth
 keeping.
 """
 
@@ -41,7 +41,7 @@ def exposure(host: Host, service: str) -> float:
 
 
 def opened(host: Host, service: str) -> dict[str, str]:
-    """What becomes of opening devices from inside the unit's control group: `open`, or the error's name."""
+    """The result of opening devices from inside the unit's control group: `open`, or the error's name."""
     nodes = ["/dev/nvidiactl", "/dev/null", *map(str, OTHER_DEVICES)]
     return device_policy.opened(host, nodes, f"vllm-{service}.service")
 
@@ -99,7 +99,7 @@ def running(host: Host, service: str) -> str | None:
 
 
 def machine(host: Host) -> dict[str, Any]:
-    """What the page's heading says of the host."""
+    """The host as the page's heading describes it."""
     rows = host.ssh(
         "nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader", check=False
     )

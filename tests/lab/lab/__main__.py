@@ -119,7 +119,7 @@ def carry(options: argparse.Namespace) -> int:
 
 
 def _state() -> dict[str, Any]:
-    """What the running lab wrote about itself; empty when there is none."""
+    """The state that the running lab wrote; empty when there is none."""
     state: dict[str, Any] = json.loads(STATE.read_text()) if STATE.exists() else {}
     return state
 

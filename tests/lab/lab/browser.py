@@ -63,7 +63,7 @@ class Page:
         return told["result"].get("value")
 
     def picture(self, path: Path) -> None:
-        """What the window shows, as PNG."""
+        """Save the window's content as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def call(self, method: str, **params: Any) -> Message:

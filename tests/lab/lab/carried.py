@@ -97,7 +97,7 @@ def _unpack(debs: list[Path], place: Path) -> None:
 
 
 def layers(configure: Callable[[Path], None]) -> tuple[Path, Path]:
-    """What hosts have above this machine's own root, and that root.
+    """The layer of hosts above this machine's own root, and that root.
 
     In memory, as what the hosts write: an overlay's upper layer can't lie on the file system that is below
     it.
@@ -124,7 +124,7 @@ def _add(deb: Path, root: Path) -> None:
 
 
 def _settle(root: Path) -> None:
-    """What the packages' scripts would have done, and what of this machine's is not for its hosts."""
+    """Do what the packages' scripts would have done, and hide what of this machine's is not for hosts."""
     for name, text in {"etc/sysusers.d/lab.conf": ACCOUNTS, "etc/ssh/sshd_config": SSHD}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)

@@ -1,4 +1,4 @@
-"""What an operator types, run from the checkout: `pyinfra` and `pyinfra-vllm`, as real processes."""
+"""An operator's commands, run from the checkout: `pyinfra` and `pyinfra-vllm`, as real processes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def run(
 
 @contextmanager
 def own_lock_file() -> Iterator[Path]:
-    """What is locked in the body is forgotten afterwards."""
+    """A lock file for the body, which is forgotten afterwards."""
     path = project() / "checkpoints.lock.yaml"
     kept = path.read_bytes() if path.exists() else None
     try:

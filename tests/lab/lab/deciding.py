@@ -29,7 +29,7 @@ def last(host: Host, service: str = "tiny") -> dict[str, Any]:
 
 
 def until_decided(rollout: Callable[[], Done], host: Host) -> Done:
-    """What the rollout returned when it came to a verdict, or the last of its tries."""
+    """The rollout's result when it came to a verdict, or that of its last try."""
     for _ in range(TRIES - 1):
         before = last(host).get("tx")
         done = rollout()

@@ -53,7 +53,7 @@ def _device(directory: Path) -> str:
 
 
 def repair(disk: Disk, place: Path) -> None:
-    """What a boot after such an error does; the host's power must be off.
+    """Repair it as a boot after such an error does; the host's power must be off.
 
     It works on a copy: hosts that were booted meanwhile keep the failed file system in the kernel (their
     first mount table had it), and the same image would come back as it was.

@@ -35,7 +35,7 @@ def mine(dev: Path = Path("/dev")) -> tuple[int, ...]:
 
 
 def for_hosts() -> tuple[int, ...]:
-    """What a host has where nobody says otherwise: every card of the lab, if its vLLM is one for GPUs, else
+    """The default cards of a host: every card of the lab, if its vLLM is one for GPUs, else
     none.
     """
     return mine() if venvs.named() else ()
@@ -48,7 +48,7 @@ def devices(numbers: Iterable[int], dev: Path = Path("/dev")) -> tuple[Path, ...
 
 
 def driver(numbers: Sequence[int]) -> dict[Path, str]:
-    """What of this machine's driver a host must see, and where; {} for a host without a card."""
+    """The parts of this machine's driver that a host must see, and where; {} for a host without a card."""
     if not numbers:
         return {}
     program = shutil.which("nvidia-smi")
@@ -64,7 +64,7 @@ def driver(numbers: Sequence[int]) -> dict[Path, str]:
 
 
 def missing() -> list[str]:
-    """What keeps this machine from serving on GPUs in a lab; [] where nothing does."""
+    """The reasons why this machine can't serve on GPUs in a lab; [] where nothing does."""
     if os.geteuid() != 0:
         return ["no root: the lab boots containers and makes network bridges"]
     here = (
@@ -81,7 +81,7 @@ def missing() -> list[str]:
 
 
 def names() -> list[str]:
-    """What nvidia-smi calls the cards of this machine, as in `GPU 0: NVIDIA H200 (UUID: GPU-...)`; [] without
+    """nvidia-smi's names of this machine's cards, as in `GPU 0: NVIDIA H200 (UUID: GPU-...)`; [] without
     it.
     """
     if shutil.which("nvidia-smi") is None:

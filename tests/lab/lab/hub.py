@@ -27,7 +27,7 @@ _CHUNK = 64 << 10
 
 @dataclass
 class Fault:
-    """What goes wrong with files whose path matches; `times` counts down for each request that it spoils."""
+    """A fault of files whose path matches; `times` counts down for each request that it spoils."""
 
     path: str = "*"
     drop_after: int | None = None  # close the connection after so many bytes of the body

@@ -1,5 +1,5 @@
-"""What the lab's Hub serves: repositories, their revisions, and files named by content as the real Hub names
-them.
+"""The content of the lab's Hub: repositories, their revisions, and files named by content as the real Hub
+names them.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def prepare() -> None:
 
 
 def layers() -> tuple[Path, ...]:
-    """What hosts have below what they write themselves, the uppermost first; the lab's working directory must
+    """The layers below what hosts write themselves, the uppermost first; the lab's working directory must
     be there.
     """
     return carried.layers(_configure) if carried.packages() else (base(),)

@@ -24,7 +24,7 @@ NOT_OURS = (errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES)
 
 
 def find() -> dict[str, list[str]]:
-    """What of a lab is on this machine, by kind; all empty when nothing is."""
+    """The parts of a lab that are on this machine, by kind; all empty when there are none."""
     found = {
         "processes": [str(pid) for pid in processes()],
         "mounts": [str(path) for path in mounts()],

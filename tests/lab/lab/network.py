@@ -52,7 +52,7 @@ def restore(name: str) -> None:
 
 
 def limit(name: str, rate_mbit: float | None) -> None:
-    """What the host may receive, in Mbit/s; None takes the limit away."""
+    """Limit what the host receives, in Mbit/s; None takes the limit away."""
     run("tc", "qdisc", "del", "dev", outer(name), "root", check=False)
     if rate_mbit is not None:
         shape = ["tbf", "rate", f"{rate_mbit}mbit", "burst", "64kb", "latency", "50ms"]

@@ -111,7 +111,7 @@ class Project:
         return control.environment(own)
 
     def run(self, *words: str, swarm: Mapping[str, object] | None = None, timeout: float = 300) -> str:
-        """What the operator sees of a command that succeeds."""
+        """The output of a command, which must succeed."""
         done = subprocess.run(
             words,
             cwd=self.folder,
@@ -164,7 +164,7 @@ class Project:
 
 
 def limit_both_ways(host: Host, rate_mbit: float) -> None:
-    """What the host receives and what it sends."""
+    """Limit what the host receives and what it sends."""
     host.limit_link(rate_mbit)
     shape = f"tbf rate {rate_mbit}mbit burst 64kb latency 50ms"
     host.ssh(f"tc qdisc replace dev {network.inner(host.name)} root {shape}")

@@ -1,4 +1,4 @@
-"""What this machine must have before the lab can start: Debian, root, and a few packages, installed when
+"""The prerequisites of the lab on this machine: Debian, root, and a few packages, installed when
 missing.
 
 A machine that packages were carried to (carried.py) need not be Debian, and nothing is installed there.

@@ -35,7 +35,7 @@ for line in sys.stdin:
 def ask(
     host: Host, questions: Sequence[str], model: str = "tiny", port: int = 8000, api_key: str | None = None
 ) -> list[str]:
-    """What the server on the host answers to each question, through its chat template, greedily."""
+    """The answers of the server on the host to each question, through its chat template, greedily."""
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     bodies = [
         {

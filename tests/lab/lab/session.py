@@ -37,7 +37,7 @@ from .watch import Watchman
 
 @dataclass(frozen=True)
 class Parts:
-    """What hosts are made of, all in the cache. A light lab has the stub of vLLM and stand-in checkpoints."""
+    """The parts of hosts, all in the cache. A light lab has the stub of vLLM and stand-in checkpoints."""
 
     light: Path | None  # None beside a runtime by path: a stub is not needed there, and comes from a registry
     runtime: Path | None = None
@@ -107,7 +107,7 @@ class Lab:
         self.write_state()
 
     def write_state(self) -> None:
-        """What inventory/lab.py reads; written whole or not at all."""
+        """Write what inventory/lab.py reads, whole or not at all."""
         with self._writing:
             state = {
                 "hosts": {host.name: host.address for host in self.hosts.values()},

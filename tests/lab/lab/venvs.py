@@ -33,8 +33,8 @@ def real() -> Path:
 
 
 def shared() -> dict[Path, str]:
-    """What every host sees of it, and where: a named venv in its own place, with the Python that it was made
-    with.
+    """Its places on this machine, and where every host sees them: a named venv in its own place,
+    with the Python that it was made with.
     """
     own = named()
     if own is None:

@@ -56,7 +56,7 @@ def _now() -> Iterator[str]:
 
 
 def told(host: Host) -> str:
-    """What anybody with the right to ask is told: the host's journal, and its units with all their
+    """Everything that a user with the right to ask is told: the host's journal, and its units with all their
     properties.
     """
     return host.ssh(f"set -e; {_TOLD}").stdout

@@ -71,7 +71,7 @@ def running(pid):
 
 
 def lock_holder():
-    """What the lock's file says, where a live process holds it."""
+    """The content of the lock's file, where a live process holds it."""
     try:
         descriptor = os.open(STATE / "lock", os.O_RDONLY)
     except OSError:
@@ -107,7 +107,7 @@ def evidence(tx):
 
 
 def status():
-    """What the product says of itself."""
+    """The product's own account of itself."""
     said = subprocess.run(
         ("python3", ROOT / "bin/on-host.pyz", "--root", ROOT, "status", "tiny"),
         capture_output=True,

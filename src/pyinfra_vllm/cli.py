@@ -31,6 +31,7 @@ COMMANDS = {
     "bench": "Measure a server with the gate's probe and write a record.",
     "compare": "Judge one record against another: pass, fail or inconclusive.",
     "calibrate": "Find how noisy an unchanged service is, across its restarts.",
+    "trial": "Measure the declared release on the canary, and go back: should it be rolled out?",
     "status": "Show what each host runs, and what differs from what is declared.",
     "doctor": "Find out whether each host could restart, and go back, right now.",
     "watch": "Follow a rollout wave by wave and host by host.",

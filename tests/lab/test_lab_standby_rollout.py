@@ -157,8 +157,11 @@ def test_a_worse_release_goes_back_by_a_wake(host: Host, serves_a: str) -> None:
 def test_a_trial_measures_in_turns_and_leaves_the_old_release_where_it_was(host: Host, serves_a: str) -> None:
     server, rejected = pid(host), status(host)["rejected"]
     with client(host) as found:
-        done = deploy("b", "--data", "trial=true")
+        done = run("pyinfra-vllm", "trial", control.INVENTORY, "--limit", NAME, "--json", release="b")
     assert done.returncode == 0 and "tried" in done.stderr, done.stderr[-4000:]
+    (told,) = json.loads(done.stdout)["trials"]
+    assert (told["host"], told["from"], told["verdict"]) == (NAME, serves_a, "pass")
+    assert "vLLM" not in {change["name"] for change in told["changes"]} and told["criteria"], told
     assert (pid(host), status(host)["running"], status(host)["proven"]) == (server, serves_a, serves_a)
     assert units(host) == [f"vllm-tiny.{serves_a}.service"] and status(host)["rejected"] == rejected
     (ended,) = [entry for entry in entries(host) if entry["step"] == "end"]

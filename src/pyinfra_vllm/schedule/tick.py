@@ -7,26 +7,20 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from .. import fleet
+from .. import deploying, fleet
 from ..asking import Hosts
-from ..errors import DeclarationError
 from ..report import looking
 from .due import CLOSED, RUNS, Decision, decide, next_opening, openings
 
-DEPLOY = "deploy.py"
 OPERATOR = "schedule"
 NOTHING = Decision()
 
-Run = Callable[[Sequence[str]], int]
 Say = Callable[[str], None]
 
 
@@ -56,7 +50,7 @@ def tick(
     limit: Sequence[str],
     at: datetime,
     say: Say,
-    run: Run | None = None,
+    run: deploying.Run = deploying.run,
     dry: bool = False,
     group_data: Sequence[str] = (),
 ) -> Tick:
@@ -64,7 +58,7 @@ def tick(
 
     + dry: decide, and do not run
     """
-    _need_deploy()
+    deploying.need_deploy()
     with alone(inventory) as first:
         if not first:
             return Tick(0, "another run for this inventory has not ended; nothing to do")
@@ -80,16 +74,14 @@ def tick(
         if dry:
             return Tick(found.exit_code, f"due: {', '.join(found.hosts)}", found, tuple(words))
         say(f"due: {', '.join(found.hosts)}")
-        code = (run or _run)(words)
+        code = run(words)
         return Tick(code or found.exit_code, f"pyinfra ended with {code}", found, tuple(words))
 
 
 def command(inventory: str, hosts: Sequence[str], group_data: Sequence[str] = ()) -> list[str]:
     """The rollout of those hosts, as a person would type it."""
-    limits = [word for host in hosts for word in ("--limit", host)]
-    data = ["--data", f"operator={OPERATOR}@{os.uname().nodename}", "--data", "reason=its window is open"]
-    beyond = [word for path in group_data for word in ("--group-data", path)]
-    return [_program("pyinfra"), inventory, DEPLOY, "-y", *limits, *beyond, *data]
+    data = {"operator": f"{OPERATOR}@{os.uname().nodename}", "reason": "its window is open"}
+    return deploying.command(inventory, hosts, group_data, data)
 
 
 @contextmanager
@@ -120,27 +112,8 @@ def _decision(
     return decide(found, answers, loaded.rollout.max_failures)
 
 
-def _need_deploy() -> None:
-    if not Path(DEPLOY).is_file():
-        raise DeclarationError(f"There is no {DEPLOY} in {Path.cwd()}: run in the project's directory.")
-
-
 def _lock_file(inventory: str) -> Path:
     """Private to this account: never a name in /tmp that others could take."""
     base = os.environ.get("XDG_RUNTIME_DIR") or str(Path.home() / ".cache")
     name = hashlib.sha256(str(Path(inventory).resolve()).encode()).hexdigest()[:16]
     return Path(base) / "pyinfra-vllm" / f"schedule-{name}.lock"
-
-
-def _program(name: str) -> str:
-    """The program of this very environment, else whatever PATH has."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if not found:
-        raise DeclarationError(f"{name} is neither beside {sys.executable} nor in PATH; install it there.")
-    return found
-
-
-def _run(words: Sequence[str]) -> int:
-    """Its output is progress, not our result: it goes to stderr, and under systemd to the journal."""
-    return subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode

@@ -19,6 +19,7 @@ from lab.session import Lab
 # about the same time.
 LONG = (
     "test_lab_turns.py",
+    "test_real_compile_cache.py",
     "test_rollout.py",
     "test_lab_swarm.py",
     "test_faults.py",

@@ -24,7 +24,7 @@ test:
 test-fast: .venv/complete
 	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 4 --dist worksteal -m "not alone and not thorough and not full" tests --ignore tests/lab
 
-# More of them than cores, for the swarm's tests wait.
+# Three processes for two cores: the swarm's tests mostly wait.
 test-thorough: .venv/complete
 	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 3 --dist loadgroup -m "thorough and not full" tests --ignore tests/lab
 
@@ -38,6 +38,7 @@ test-lab: lab-cache
 
 # The rest, an hour of it, which CI runs too: what takes long and is rarely red.
 test-full: lab-cache
+	@PYTHONPATH=tests/lab $(PYTHON) -m lab packages --browser
 	TMPDIR=$(FAST) $(BIN)/python -m pytest -n 2 --dist loadgroup -m full tests --ignore tests/lab
 	$(BIN)/python -m pytest -m "alone and full" tests/lab
 	$(BIN)/python -m pytest $(TWO_LABS) -m "not alone and full" tests/lab

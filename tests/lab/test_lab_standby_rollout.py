@@ -156,8 +156,13 @@ def test_a_worse_release_goes_back_by_a_wake(host: Host, serves_a: str) -> None:
 @pytest.mark.full
 def test_a_trial_measures_in_turns_and_leaves_the_old_release_where_it_was(host: Host, serves_a: str) -> None:
     server, rejected = pid(host), status(host)["rejected"]
+    words = ("pyinfra-vllm", "trial", control.INVENTORY, "--limit", NAME, "--json")
+    closed = {"cron": "0 3 1 1 *", "duration": "1h", "timezone": "Asia/Tokyo"}
+    done = run(*words, release="b", window=[closed])
+    put_off = json.loads(done.stdout)
+    assert (done.returncode, put_off["trials"], put_off["waiting"]) == (4, [], [f"{NAME} tiny"]), done.stderr
     with client(host) as found:
-        done = run("pyinfra-vllm", "trial", control.INVENTORY, "--limit", NAME, "--json", release="b")
+        done = run(*words, release="b")
     assert done.returncode == 0 and "tried" in done.stderr, done.stderr[-4000:]
     (told,) = json.loads(done.stdout)["trials"]
     assert (told["host"], told["from"], told["verdict"]) == (NAME, serves_a, "pass")

@@ -211,8 +211,9 @@ def test_a_caller_that_goes_away_changes_nothing(tmp_path: Path) -> None:
         await until(lambda: server.standby.state == DRAINING)
         writer.close()
         server.answers.set()
-        await running
+        assert status(await running) == 200
         await until(lambda: server.standby.state == ASLEEP)
+        assert server.standby.in_flight == 0
 
     run(story, tmp_path)
 

@@ -17,6 +17,7 @@ from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.commands import trial as command
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.switch.order import TRIAL
+from pyinfra_vllm.report.looking import Wish
 
 __all__ = ["teller"]  # a fixture
 
@@ -40,7 +41,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Fleet:
-    """Two hosts: gpu1 is simulated and carries out what deploy.py orders, gpu2 can't be reached."""
+    """Two hosts: gpu1 is simulated and carries out what deploy.py orders, gpu2 can't be reached.
+
+    deploy.py ends with 0 also where it put everything off.
+    """
+
+    declared, unreachable = NEW, False
 
     def __init__(self, teller: Teller, rate: float) -> None:
         self.teller, self.words = teller, list[list[str]]()
@@ -57,7 +63,8 @@ class Fleet:
         pass
 
     def ask(self, question: object) -> list[Answer[Any]]:
-        return [self.teller.answer("gpu1"), Answer("gpu2", None, "it can't be reached")]
+        told = [self.teller.answer("gpu1", wishes=(Wish("chat", release=self.declared),))]
+        return told + [Answer("gpu2", None, "it can't be reached")] * self.unreachable
 
     def deploy(self, words: Sequence[str]) -> int:
         self.words.append(list(words))
@@ -100,11 +107,11 @@ def test_what_was_tried_before_is_no_result_of_this_run(
 ) -> None:
     made = fleet(teller, monkeypatch, 50.0)
     assert teller.host.switch(purpose=TRIAL) == "tried"
-    monkeypatch.setattr(command.deploying, "run", lambda words: 4)  # its window is closed
+    monkeypatch.setattr(command.deploying, "run", lambda words: 0)  # its window is closed
     ended, screen = tried("--json")
     told = json.loads(screen)
     assert (ended, told["exit_code"], told["trials"]) == (4, 4, [])
-    assert told["missing"] == {"gpu2": "it can't be reached"}
+    assert told["waiting"] == ["gpu1 chat"]
     monkeypatch.setattr(command.deploying, "run", made.deploy)
     ended, screen = tried("--json")
     (found,) = json.loads(screen)["trials"]
@@ -113,13 +120,28 @@ def test_what_was_tried_before_is_no_result_of_this_run(
     assert {"title", "before", "after", "interval", "verdict"} <= set(found["criteria"][0])
 
 
-def test_a_host_that_is_missing_counts_where_nothing_was_tried(
+def test_where_nothing_was_tried_it_says_why(teller: Teller, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = fleet(teller, monkeypatch)
+    monkeypatch.setattr(command.deploying, "run", lambda words: 0)
+    waiting = command.run("prod.py")
+    assert waiting.exit_code == 4 and "put off gpu1 chat, which serve what they served" in waiting.nothing
+    made.declared = OLD
+    same = command.run("prod.py")
+    assert same.exit_code == 0 and "serves already" in same.nothing
+    made.unreachable = True
+    missing = command.run("prod.py")
+    assert missing.exit_code == 1 and missing.missing == {"gpu2": "it can't be reached"}
+    monkeypatch.setattr(command.deploying, "run", lambda words: 2)
+    assert command.run("prod.py").exit_code == 2
+
+
+def test_a_host_that_is_missing_is_named_beside_the_verdict(
     teller: Teller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fleet(teller, monkeypatch)
-    assert tried()[0] == 0
-    monkeypatch.setattr(command.deploying, "run", lambda words: 0)
-    assert tried()[0] == 1
+    made = fleet(teller, monkeypatch)
+    made.unreachable = True
+    ended, screen = tried("--json")
+    assert (ended, list(json.loads(screen)["missing"])) == (0, ["gpu2"])
 
 
 def test_outside_of_a_project_and_with_a_wrong_declaration_nobody_is_asked(

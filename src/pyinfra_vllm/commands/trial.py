@@ -20,9 +20,11 @@ from ..report import looking
 from ..report.evidence import Shown
 from ..report.history import problems, switches
 from ..report.page import shown_switches
+from ..report.status import rows
 from ..report.tables import console, escape
 from . import options
 
+PUT_OFF = 4
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow"}
 
 
@@ -31,20 +33,38 @@ class Tried:
     """The trials of this run, and why a host's are missing.
 
     deployed: the exit code of deploy.py
+    waiting: `host service` of each whose declared release is another than its current one
     """
 
     trials: list[Shown]
     deployed: int
     missing: dict[str, str]
+    waiting: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """1 for a fail, 3 for a doubt; else that of deploy.py, or 1 where nothing was tried and a host could
-        not be asked.
+        """1 for a fail, 3 for a doubt; else that of deploy.py. Where nothing was tried: 1 if a host could not
+        be asked, 4 if something waits for its trial.
         """
         found = [item.switch.verdict for item in self.trials]
         worst = next((verdict for verdict in (FAIL, INCONCLUSIVE) if verdict in found), None)
-        return EXIT_CODES[worst] if worst else self.deployed or int(bool(self.missing) and not found)
+        if worst:
+            return EXIT_CODES[worst]
+        if found or self.deployed:
+            return self.deployed
+        return 1 if self.missing else PUT_OFF if self.waiting else 0
+
+    @property
+    def nothing(self) -> str:
+        """Why there is no trial, for people."""
+        if self.deployed or self.missing:
+            return "Nothing was tried: what deploy.py said is above."
+        if self.waiting:
+            return (
+                f"Nothing was tried: deploy.py put off {', '.join(self.waiting)}, which serve what they"
+                " served. Wait for the window, or add --now."
+            )
+        return "There is nothing to try: what is declared serves already."
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -60,6 +80,7 @@ class Tried:
                 for item in self.trials
             ],
             "missing": self.missing,
+            "waiting": list(self.waiting),
         }
 
 
@@ -84,17 +105,19 @@ def run(
     if reason:
         data["reason"] = reason
     words = deploying.command(inventory, limit, group_data, data)
-    fleet.load(inventory, data, group_data, limit=limit)
+    wanted = fleet.load(inventory, data, group_data, limit=limit)
     with Hosts(inventory, limit, group_data) as hosts:
         known = {item.tx for item in switches(hosts.ask(looking.at_history(newest=1)))}
     code = deploying.run(words)
     with Hosts(inventory, limit, group_data) as hosts:
-        answers = hosts.ask(looking.at_report(None, newest=1))
+        answers = hosts.ask(looking.at_report(wanted, newest=1))
     new = [item for item in shown_switches(answers) if item.switch.tx not in known]
     trials = [item for item in new if item.switch.purpose == TRIAL]
-    return Tried(
-        sorted(trials, key=lambda item: (item.switch.host, item.switch.service)), code, problems(answers)
-    )
+    trials.sort(key=lambda item: (item.switch.host, item.switch.service))
+    waiting = [
+        f"{row.host} {row.service}" for row in rows(answers) if row.declared not in (None, row.current)
+    ]
+    return Tried(trials, code, problems(answers), tuple(waiting))
 
 
 @click.command()
@@ -115,7 +138,7 @@ def trial(
     """Measure the declared release on the canary's hosts, or on those of --limit, and go back whatever it is.
 
     Nothing is accepted or rejected by it. Without standby it costs two restarts. Exit code 0 where every
-    verdict is pass, 1 for a fail, 3 for a doubt, 4 where the window is closed.
+    verdict is pass or nothing is to be tried, 1 for a fail, 3 for a doubt, 4 where the window is closed.
     """
     tried = run(inventory, limit, group_data, now=now, reason=reason)
     if json_wanted:
@@ -125,7 +148,7 @@ def trial(
     for item in tried.trials:
         _show(screen, item)
     if not tried.trials:
-        click.echo("Nothing was tried: what deploy.py said is above.", err=True)
+        click.echo(printable(tried.nothing), err=True)
     for host, problem in tried.missing.items():
         click.echo(printable(f"{host}: {problem}"), err=True)
     return tried.exit_code

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 TICK_S = 0.5
 CONNECT_EVERY_S = 3.0
-# With all of them complete, sharing goes on for so long: whoever leaves at once may not have been seen to be.
+# Once all are complete, sharing goes on for so long: the others may not have seen yet that this host is.
 FAREWELL_S = 3.0
 MOST_CONNECTIONS = 200
 EVERYBODY = (("0.0.0.0", "255.255.255.255"), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
@@ -42,7 +42,7 @@ SETTINGS = {
     "close_redundant_connections": False,  # a peer that has all is to be seen as such
     "peer_timeout": 30,  # seconds without a word: its link is cut, or its host is gone
     "connections_limit": MOST_CONNECTIONS,
-    # Hosts begin within seconds of each other: whoever wasn't there yet is asked again soon, and always.
+    # Hosts begin within seconds of each other: one that is not there yet is asked again soon, however often.
     "min_reconnect_time": 2,
     "max_failcount": 1000,
     "file_pool_size": 64,
@@ -153,7 +153,7 @@ class Others:
 def share(order: Mapping[str, Any]) -> None:
     """Fetch what is missing, then share.
 
-    That ends when every peer has all; when no peer that lacks something was connected for `quiet_s`; and
+    That ends soon after every peer has all; when no peer that lacks something was connected for `quiet_s`; and
     `longest_s` after this host had all. How slowly it may come here is the parent's to judge.
     """
     made = session(order)

@@ -56,6 +56,7 @@ def test_a_lock_that_was_handed_to_a_root_program_blocks_nobody(serving: Attacke
     with serving.running("hand", HAND_TO_ROOT, LOCK, wait_for="holds 1"):
         serving.until("pgrep -u root -x su")
         serving.deployed("b")
+        assert serving.outcome()[0] == "committed"
 
 
 def test_a_user_can_hold_no_lock_of_ours(attacked: Attacked) -> None:

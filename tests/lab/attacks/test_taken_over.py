@@ -87,6 +87,7 @@ def test_server_cannot_block_a_pre_check(serving: Attacked) -> None:
     killer = serving.put("killer.py", KILLER)
     serving.deployed("b", LIGHT_RUN=killer)
     serving.deployed("a")
+    assert serving.outcome()[0] == "committed"
 
 
 def test_nothing_that_a_server_leaves_behind_is_run_by_the_next(serving: Attacked) -> None:

@@ -116,7 +116,7 @@ class Operator:
         self.screen.kill()
 
     def told(self, outcome: str | None, running: str | None) -> list[str]:
-        """What did not come true of the exit code and the last words. `outcome` is how the host ended."""
+        """A sentence for each wrong claim of exit code and last lines. `outcome`: how the host ended."""
         last = "\n".join(self.screen.words.splitlines()[-LAST_LINES:])
         found = []
         if self.code is None:

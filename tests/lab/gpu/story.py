@@ -128,6 +128,11 @@ class Story:
         assert locked.returncode == 0, locked.stdout + locked.stderr
         return self._step(title, name, "deploy.py", env)
 
+    def install(self, title: str) -> None:
+        """The first rollout to the empty host; without it the story can't go on."""
+        step = self.deploy(title)
+        assert (step.exit_code, step.outcome) == (0, "committed"), step.screen[-40:]
+
     def deploy_beside_load(self, title: str, port: int, **settings: Any) -> tuple[Step, dict[str, Any]]:
         """Roll out while somebody asks the server at `port`, one request after another.
 

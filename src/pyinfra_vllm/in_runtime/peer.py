@@ -153,8 +153,8 @@ class Others:
 def share(order: Mapping[str, Any]) -> None:
     """Fetch what is missing, then share.
 
-    That ends soon after every peer has all; when no peer that lacks something was connected for `quiet_s`; and
-    `longest_s` after this host had all. How slowly it may come here is the parent's to judge.
+    That ends soon after every peer has all; when no peer that lacks something was connected for `quiet_s`;
+    and `longest_s` after this host had all. How slowly it may come here is the parent's to judge.
     """
     made = session(order)
     handle = torrent(order, made)

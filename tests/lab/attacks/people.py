@@ -32,8 +32,6 @@ with zipfile.ZipFile(sys.argv[1]) as packed:
 """
 PLACE = "/opt/attack"  # what attackers run and write; anybody may read and write there
 MALLORY = "mallory"
-# Whoever attacks takes the stub's cores, too: how fast it is decides nothing here.
-GATE = {**light_runtime.SETTINGS["gate"], "tpot_margin": None, "ttft_margin": None}
 KEY = f"attacked{secrets.token_hex(12)}"
 
 
@@ -49,7 +47,6 @@ class Attacked:
     ) -> subprocess.CompletedProcess[str]:
         declared = {
             **light_runtime.SETTINGS,
-            "gate": GATE,
             **({"runtime": runtime} if runtime else {}),
             "secrets": {"VLLM_API_KEY": "ATTACKED_API_KEY"},
             "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", **environment},

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from lab import control
+from lab import control, light_runtime
 from lab.session import Lab
 
 from pyinfra_vllm.on_host.server import kernel
@@ -64,7 +64,7 @@ def checked_at(target: Attacked) -> float:
 
 @pytest.mark.timeout(600)
 def test_a_kernel_line_that_a_client_forges_does_not_count(target: Attacked) -> None:
-    env = control.declared("a", gate=GATE)
+    env = control.declared("a", gate=light_runtime.GATE)
     with control.own_lock_file(), target.running("forge", CLIENT, str(PORT), FORGED):
         locked = control.pyinfra_vllm("lock", control.INVENTORY, env=env)
         assert locked.returncode == 0, locked.stderr

@@ -22,8 +22,6 @@ from lab import control, light_runtime
 from lab.machine import Host
 from lab.session import Lab
 
-from .people import GATE
-
 pytestmark = pytest.mark.full
 
 LIAR, OTHERS = "liar", ("honest1", "honest2")
@@ -66,7 +64,7 @@ def honest_again(hosts: dict[str, Host]) -> Iterator[None]:
 
 
 def declared(release: str, **settings: object) -> dict[str, str]:
-    return control.declared(release, **{**light_runtime.SETTINGS, "gate": GATE, **settings})
+    return control.declared(release, **{**light_runtime.SETTINGS, **settings})
 
 
 def lie(host: Host, program: str, words: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import cgroups
+from lab import cgroups, light_runtime
 from lab.disk import Disk
 from lab.machine import Host
 from lab.shell import LabError
@@ -42,15 +42,7 @@ HOOK = "usr/local/lib/python3.11/dist-packages"
 FOLDER = "var/lib/faults"
 NO_START = f"/{FOLDER}/no-start"  # no start of the stub succeeds before the Unix time in it
 ENGINE = f"/{FOLDER}/engine"  # what fails of the stub's engine: `RELEASE SLEEP fails`, `RELEASE WAKE wrong`
-GATE = {
-    "budget_s": 5.0,
-    "concurrency": [1],
-    "throughput_margin": 0.9,
-    "tpot_margin": None,
-    "ttft_margin": None,
-    "quality": False,
-    "on_inconclusive": "keep",
-}
+GATE = {**light_runtime.GATE, "budget_s": 5.0, "concurrency": [1]}
 SLOWNESS = float(os.environ.get("PYINFRA_VLLM_LAB_SLOWNESS", "1"))  # of this machine, where others use it too
 REAL_BUDGET_S = 20.0  # three real servers share two cores: 10 s once ended before a round's first answer
 

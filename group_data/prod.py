@@ -77,6 +77,10 @@ gate = {
     # Requests at a time; the phases are named c1, c8 and so on. "max" is saturation: as many as both releases
     # admit, at most 64.
     "concurrency": [1, 8, "max"],
+    # How long the measured prompts and answers are, in tokens. None: prompts of about 32, 250 and 1000, and
+    # answers of 128 or fewer. `tune --plan --metrics` says what your clients ask.
+    "prompt_tokens": None,  # or lengths that take turns, such as [600, 3000]
+    "answer_tokens": None,
     "min_tokens_per_s": {"c1": 30, "max": 200},  # output tokens per second, at least
     "max_ttft_s": {"c1": 2},  # median seconds to the first token, at most
     "max_gpu_memory_mib": None,  # on the fullest of the service's GPUs, at most; None: no limit

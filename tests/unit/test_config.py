@@ -171,6 +171,15 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
             "hooks.notfy = 'https://x/y': unknown key; did you mean \"notify\"?",
         ),
         ({"hooks": {"timeout_s": 0}}, "hooks.timeout_s = 0: must be seconds"),
+        (
+            {"gate": {"prompt_tokens": 300}},
+            "gate.prompt_tokens = 300: must be a list of whole numbers or None",
+        ),
+        ({"gate": {"prompt_tokens": [0]}}, "one to 8 whole numbers of at least 1"),
+        (
+            {"gate": {"prompt_tokens": [300, 2000], "answer_tokens": 49}, "max_model_len": 2048},
+            "its longest prompt and an answer are 2049 tokens, and max_model_len is 2048",
+        ),
         ({"switch_estimate": "soon"}, "a duration is like"),
         ({"switch_estimate": "0s"}, "more than nothing"),
         ({"switch_estimate": "99999999999d"}, "at most 100 years"),

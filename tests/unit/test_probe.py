@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,6 +170,18 @@ def test_a_short_context_shortens_the_prompts() -> None:
     record = measured(Settings(concurrency=(1,), budget_s=1, quality=False, rounds=2), max_model_len=256)
     most = max(item["input_tokens"] for item in record["phases"][0]["requests"])
     assert most + record["plan"]["output_tokens"] <= 256
+
+
+@pytest.mark.parametrize("refuses", [(), ("cache_salt",)])
+def test_prompts_and_answers_have_the_declared_lengths(refuses: tuple[str, ...]) -> None:
+    """The server counts a word as a token, and what it refuses salts for has twelve digits more."""
+    gate = Criteria(concurrency=(1,), budget_s=5, prompt_tokens=(40, 300), answer_tokens=24, quality=False)
+    settings = replace(Settings.from_criteria(gate), budget_s=1, rounds=2)
+    record = measured(settings, refuses=refuses, max_model_len=400)
+    digits = 12 if refuses else 0
+    requests = record["phases"][0]["requests"]
+    assert {item["input_tokens"] - digits for item in requests} == {40, 300}
+    assert {item["output_tokens"] for item in requests} == {24}
 
 
 def test_others_on_the_server_are_noticed() -> None:

@@ -158,6 +158,11 @@ def test_traffic_is_that_of_the_time_between_two_answers() -> None:
     assert found["traffic"]["requests"] == 458
     assert found["traffic"]["streams"] == pytest.approx(754.364 / 60)
     assert found["doubt"].startswith("on average 12.6 requests are served at a time")
+    seen = found["traffic"]
+    assert found["gate"] == {
+        "prompt_tokens": [seen["input_tokens"], seen["input_tokens_p90"]],
+        "answer_tokens": seen["output_tokens"],
+    }
     told = " ".join(run("--plan", *files)[1].split())
     assert "Traffic: 458 requests: prompts of about" in told
     assert "and `latency` is for few: try `balanced` or `throughput`" in told

@@ -115,7 +115,8 @@ def tune(
     if json_wanted:
         answers = [_as_dict(hosts, service, plan) for hosts, service, plan in found]
         if seen:
-            answers[0] |= {"traffic": seen.as_dict(), "doubt": seen.doubt(found[0][1].objective)}
+            doubt = seen.doubt(found[0][1].objective)
+            answers[0] |= {"traffic": seen.as_dict(), "gate": seen.gate(), "doubt": doubt}
         click.echo(json.dumps({"services": answers}, indent=2))
     else:
         for hosts, service, plan in found:
@@ -146,6 +147,7 @@ def _traffic(files: Sequence[Path], services: int) -> Traffic:
 
 def _show_traffic(seen: Traffic, objective: str) -> None:
     click.echo(f"Traffic: {seen}")
+    click.echo(f'To be judged and tuned with such requests, declare "gate": {json.dumps(seen.gate())}')
     if doubt := seen.doubt(objective):
         click.echo(f"Warning: {doubt}")
 

@@ -129,6 +129,7 @@ _WORDS = {
     "float": "a finite number",
     "int": "a whole number",
     "str": "text",
+    "tuple[int, ...]": "a list of whole numbers",
     "tuple[int | str, ...]": 'a list of whole numbers and "max"',
     "dict[str, dict[str, float | None]]": (
         'a map of phases to metrics and shares, like {"c1": {"ttft_s": 0.8}}'
@@ -148,7 +149,7 @@ def _gate_fields() -> dict[str, Any]:
     made: dict[str, Any] = {}
     for item in dataclasses.fields(Criteria):
         hint = checked.get(hints[item.name], hints[item.name])
-        if typing.get_origin(hint) is tuple:
+        if any(typing.get_origin(each) is tuple for each in (hint, *typing.get_args(hint))):
             hint = Annotated[hint, BeforeValidator(as_tuple)]
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         made[item.name] = (hint, Field(default, description=_words(str(item.type))))
@@ -314,6 +315,17 @@ class Service(Declaration):
                         f" {needed}{default}; make them agree"
                     ),
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_of_the_gate_fit(self) -> Self:
+        longest = max(self.gate.criteria().prompt_tokens or (0,)) + (self.gate.criteria().answer_tokens or 0)
+        if self.max_model_len is not None and longest > self.max_model_len:
+            raise ItemError(
+                "gate",
+                f"its longest prompt and an answer are {longest} tokens, and max_model_len is"
+                f" {self.max_model_len}; make prompt_tokens and answer_tokens smaller",
+            )
         return self
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from pyinfra_vllm.on_host.openai.client import samples
 
@@ -44,6 +45,11 @@ class Traffic:
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
+
+    def gate(self) -> dict[str, Any]:
+        """Settings of a gate that measures with prompts and answers as long as these."""
+        lengths = sorted({self.input_tokens, self.input_tokens_p90})
+        return {"prompt_tokens": lengths, "answer_tokens": max(2, self.output_tokens)}
 
     def doubt(self, objective: str) -> str:
         """Why this traffic and a service's objective don't belong together; empty where they may."""

@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "soak_action": ("rollback", "alert"),
 }
 MAX = "max"  # in `concurrency`, and as a phase: saturation, as many requests at once as the server admits
+MOST_LENGTHS = 8  # of prompts that take turns
 MOST = 64  # requests at once that saturation means at most
 # What decides by comparison, and where: `ONE_STREAM` at one stream only (docs/gate.md says why).
 EVERY_PHASE, ONE_STREAM = ("tokens_per_s", "e2e_s"), ("tpot_s", "ttft_s")
@@ -70,6 +71,8 @@ class Criteria:
         None  # seconds before a release goes back for doubt alone; None is 3 x budget_s
     )
     concurrency: tuple[int | str, ...] = (1, 8, MAX)
+    prompt_tokens: tuple[int, ...] | None = None  # lengths that take turns; None is about 32, 250 and 1000
+    answer_tokens: int | None = None  # of each answer; None is 128, fewer where the budget is short
     min_tokens_per_s: dict[str, float] = field(default_factory=dict)  # phase -> output tokens/s, at least
     max_ttft_s: dict[str, float] = field(default_factory=dict)  # phase -> median seconds, at most
     max_gpu_memory_mib: int | None = None  # the largest of the service's GPUs
@@ -114,6 +117,7 @@ class Criteria:
             raise CriteriaError(_refusal("concurrency", self.concurrency, words))
         if len(set(self.concurrency)) != len(self.concurrency):
             raise CriteriaError(_refusal("concurrency", self.concurrency, "each number once"))
+        self._check_lengths()
         object.__setattr__(self, "languages", tuple(self.languages))
         unknown = [language for language in self.languages if language not in LANGUAGES]
         if unknown:
@@ -140,6 +144,17 @@ class Criteria:
         self._check_margins()
         for name in ("min_evaluation", "max_evaluation_drop"):
             self._check_scores(name, getattr(self, name))
+
+    def _check_lengths(self) -> None:
+        if self.prompt_tokens is not None:
+            object.__setattr__(self, "prompt_tokens", tuple(self.prompt_tokens))
+            few = 1 <= len(self.prompt_tokens) <= MOST_LENGTHS
+            if not few or any(not _is_count(item) for item in self.prompt_tokens):
+                words = f"one to {MOST_LENGTHS} whole numbers of at least 1, or null"
+                raise CriteriaError(_refusal("prompt_tokens", self.prompt_tokens, words))
+        if self.answer_tokens is not None and not (_is_count(self.answer_tokens) and self.answer_tokens >= 2):
+            words = "a whole number of at least 2, or null"
+            raise CriteriaError(_refusal("answer_tokens", self.answer_tokens, words))
 
     def _check_phase(self, key: str, phase: str, value: Any) -> None:
         measured = tuple(_phase(item) for item in self.concurrency)
@@ -268,7 +283,8 @@ class Criteria:
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "concurrency": list(self.concurrency), "languages": list(self.languages)}
+        lists = {name: list(value) for name, value in vars(self).items() if isinstance(value, tuple)}
+        return {**asdict(self), **lists}
 
 
 def _renamed(limits: Mapping[str, Limit], name: str) -> dict[str, Limit]:
@@ -301,6 +317,10 @@ _TYPES = {
     "tuple[str, ...]": (
         lambda value: isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value),
         "a list of texts",
+    ),
+    "tuple[int, ...] | None": (
+        lambda value: value is None or isinstance(value, (list, tuple)),
+        "a list of whole numbers, or null",
     ),
     "tuple[int | str, ...]": (
         lambda value: isinstance(value, (list, tuple)),

@@ -19,13 +19,16 @@ class Settings:
     concurrency: requests under way at once, one phase each
     budget_s: seconds for all of it: warm-up, speed, quality
     output_tokens: of each answer; 0 fits them to the budget
-    words: shape -> words of a prompt; None takes prompts.SHAPES, shortened where the model's context is short
+    prompt_tokens: of the prompts, which take turns, by the server's own count
+    words: the same as shape -> words of a prompt. Where neither is given, it is prompts.SHAPES, shortened
+        where the model's context is short
     """
 
     concurrency: tuple[int, ...] = (1, 8, MOST)
     budget_s: float = 120.0
     rounds: int = ROUNDS
     output_tokens: int = 0
+    prompt_tokens: tuple[int, ...] = ()
     words: dict[str, int] | None = None
     quality: bool = True
     quality_builtin: bool = True
@@ -39,6 +42,8 @@ class Settings:
         return cls(
             concurrency=criteria.streams(admitted),
             budget_s=criteria.budget_s,
+            output_tokens=criteria.answer_tokens or 0,
+            prompt_tokens=criteria.prompt_tokens or (),
             quality=criteria.quality,
             quality_builtin=criteria.quality_builtin,
             quality_prompts=criteria.quality_prompts,

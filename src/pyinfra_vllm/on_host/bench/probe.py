@@ -23,6 +23,7 @@ OUTPUT_TOKENS = (128, 64, 32, 16, 8)
 REQUESTS_AT_ONE_STREAM = 18  # at least so many fit the budget, else answers get shorter
 WARM_UP_SHARE, QUALITY_SHARE = 0.2, 0.25
 SLACK = 0.9  # of the time for rounds is planned; a round that the deadline cuts is lost
+FITTING_WORDS = 20  # of the prompt that tells how many tokens a word has, at least
 STEADY = 0.10  # two passes that agree within this share end the warm-up
 PASSES = 8  # of the warm-up, at most
 FEWEST_ROUNDS = 6  # that should fit the budget, else answers get shorter
@@ -282,13 +283,22 @@ class _Run:
 
     def _fitted_words(self) -> dict[str, int]:
         """The shapes that the model's context has room for, by its own tokenizer's count."""
+        wanted = self.settings.prompt_tokens
         words = dict(self.settings.words or prompts.SHAPES)
+        if not wanted and not isinstance(self.max_model_len, int):
+            return words
+        sample_words = max(FITTING_WORDS, min(wanted, default=0) // 2)
+        sample = prompts.prompt("fit", sample_words)
+        tokens_per_word = self._fitting("words", sample.text, 2).input_tokens / sample_words
+        if wanted:
+            words = prompts.shapes(wanted, tokens_per_word)
         if not isinstance(self.max_model_len, int):
             return words
-        sample = prompts.prompt("fit", 20, self.nonce)
-        answer = self._fitting("words", sample.text, 2)
-        tokens_per_word = answer.input_tokens / 20
         room = int((self.max_model_len - self.output_tokens - 32) * 0.9 / tokens_per_word)
+        if wanted and max(words.values()) > room:
+            self.say(
+                f"the longest prompts are shortened: the server takes {self.max_model_len} tokens in all"
+            )
         return {shape: max(1, min(count, room)) for shape, count in words.items()}
 
     def _fitting(self, name: str, text: str, tokens: int) -> Streamed:

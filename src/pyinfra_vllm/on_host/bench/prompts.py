@@ -7,10 +7,12 @@ the prompts of quality.json.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Words of each shape: about 32, 250 and 1000 tokens with the tokenizers of today's models.
 SHAPES: dict[str, int] = {"s": 24, "m": 190, "l": 760}
+LETTERS = "abcdefgh"  # names of the shapes where their lengths are declared
 SEED = "pyinfra-vllm/1"
 
 TEXT = """
@@ -60,6 +62,13 @@ def series(phase: str, first: int, count: int, words: dict[str, int], nonce: str
     shapes = list(words)
     chosen = [(index, shapes[index % len(shapes)]) for index in range(first, first + count)]
     return [prompt(f"{phase}-{index:04d}{shape}", words[shape], nonce) for index, shape in chosen]
+
+
+def shapes(tokens: Sequence[int], tokens_per_word: float) -> dict[str, int]:
+    """Words of a prompt of each of these lengths."""
+    return {
+        letter: max(1, round(count / tokens_per_word)) for letter, count in zip(LETTERS, tokens, strict=False)
+    }
 
 
 def nonce(run: str) -> str:

@@ -1,4 +1,4 @@
-"""What differs on the H200 hosts: a bigger model, checked to be on that GPU."""
+"""Settings of the H200 hosts alone: a bigger model, checked to be on that GPU."""
 
 services = {
     "chat": {

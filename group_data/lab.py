@@ -1,4 +1,4 @@
-"""What the lab's hosts serve: a tiny AWQ model on the real vLLM, for CPUs or GPUs, small enough for tests and
+"""The lab's service: a tiny AWQ model on the real vLLM, for CPUs or GPUs, small enough for tests and
 `make demo`.
 
 PYINFRA_VLLM_LAB_RELEASE chooses what is declared: `a`, `b` (another good checkpoint), `slow` (b with a flag

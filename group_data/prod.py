@@ -94,7 +94,7 @@ gate = {
     # you make a trade knowingly; None lets it never decide. The message of a rollback names the one that
     # would have allowed it.
     "margins": {"c1": {"ttft_s": 0.2}},
-    # A difference below its floor is nobody's loss: seconds, and output tokens per second.
+    # A difference below its floor never counts as worse: seconds, and output tokens per second.
     "ttft_floor_s": 0.05,
     "tpot_floor_s": 0,
     "e2e_floor_s": 0,

@@ -1,4 +1,4 @@
-"""What differs on the RTX 4090 hosts: 24 GB leave room for a shorter context."""
+"""Settings of the RTX 4090 hosts alone: 24 GB leave room for a shorter context."""
 
 services = {
     "chat": {

@@ -3,8 +3,8 @@
 The only module that imports libtorrent; it is run by the first Python of the host that has it. It gets one
 line of JSON on standard input and prints a line of JSON twice a second; when standard input closes, whoever
 started it is gone and it ends at once. It connects to the addresses that it was given and to no other: no
-tracker, no DHT, no local discovery, no peer exchange, no port mapping. What it writes is not believed: pieces
-are checked here to find out who sends garbage, files by their sha256 in `on_host/staging/fetch.py`.
+tracker, no DHT, no local discovery, no peer exchange, no port mapping. Its files are not trusted: it checks
+pieces to find out who sends garbage, and `on_host/staging/fetch.py` checks each file's sha256.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def _disk(root: Path, spare_bytes: int) -> str:
 
 
 def _memory(found: list[ServicePaths]) -> str:
-    """All services started anew, as after a boot. What they hold now comes back when they are stopped."""
+    """All services started anew, as after a boot. The memory that they hold now counts as free."""
     need = sum(SERVER_BYTES + _held_by_cpu(paths) for paths in found)
     units = {unit for paths in found for unit in (paths.unit, *paths.server_units().values())}
     lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)

@@ -1,7 +1,7 @@
 """Carries a tuning out on one host: stages each configuration, has it tried, and keeps the journal.
 
 The journal is a file of the host, beside its service's other state: it outlives the control machine, and is
-replaced whole with each line. What to try next is decided in tuning/night.py; the host decides whether a
+replaced whole with each line. tuning/night.py decides on the next trial; the host decides whether a
 trial may begin, and always goes back.
 """
 

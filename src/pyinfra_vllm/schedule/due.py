@@ -2,7 +2,7 @@
 
 Pure: a declaration, a moment and answers in.
 
-A release is tried once in each opening of its window. What was rejected waits for a person.
+A release is tried once in each opening of its window. A rejected release waits for a person.
 """
 
 from __future__ import annotations

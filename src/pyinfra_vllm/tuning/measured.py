@@ -1,7 +1,7 @@
 """Applies a measured profile (profiles/*.yaml) where it is valid: this card, model, runtime and objective.
 
-It stands in the place of the catalog's entries for the objective, which it was measured against. What the
-operator declares counts more, and so do the rules; a warning says where the two differ, because the file's
+It stands in the place of the catalog's entries for the objective, which it was measured against. The
+operator's declaration and the rules go before it; a warning says where the two differ, because the file's
 figures then hold no longer.
 """
 

@@ -82,7 +82,7 @@ class Criteria:
     ttft_margin: float | None = 0.10  # the same
     # phase -> metric -> its margin there instead; None shows it and lets it never decide
     margins: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    # A difference that is smaller than its floor is nobody's loss, however large its share.
+    # A difference that is smaller than its floor never counts as worse, however large its share.
     ttft_floor_s: float = 0.05
     tpot_floor_s: float = 0.0
     e2e_floor_s: float = 0.0

@@ -183,7 +183,7 @@ def _judged(
             return replace(found, doubt=found.doubt or doubt)
         return replace(found, verdict=FAIL)
     if noise is not None and noise > TOO_NOISY and bound > allowed:
-        # Within noise that wide nearly anything would pass, so nothing does. What is worse than even that has
+        # Within noise that wide nearly anything would pass, so nothing does. A loss beyond the noise has
         # failed above.
         doubt = f"too noisy to judge: one run of the unchanged service may be {noise:.0%} worse than another"
         return replace(found, doubt=doubt, hopeless=True)

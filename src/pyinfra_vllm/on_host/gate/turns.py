@@ -121,8 +121,8 @@ def _estimate(blocks: Sequence[Block], spread: float, known: int) -> Finding:
     loss = statistics.fmean(means)
     within, free = _within(blocks)
     by_blocks = within / len(blocks)
-    # The difference of two starts varies twice as much as one start. What blocks add to it is not taken away,
-    # so the interval is rather too wide.
+    # The difference of two starts varies twice as much as one start. The blocks' own part of it is not
+    # subtracted, so the interval is rather too wide.
     seen = sum((mean - loss) ** 2 for mean in means) / 2
     between, starts_free = (known * spread**2 + seen) / (known + len(means) - 1), known + len(means) - 1
     by_starts = between * sum(1 / len({block.pair[side] for block in blocks}) for side in (0, 1))

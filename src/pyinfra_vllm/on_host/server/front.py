@@ -39,8 +39,8 @@ def wait(path: Path) -> None:
 def lead(link: Path, target: Path) -> None:
     """Have the link lead to the target, by one rename(): a connection goes to one server or to the other.
 
-    Not made to last: what the link leads to is gone after a power cut as well. Whoever calls it holds the
-    service's lock, so what lies in the way was left by a process that was killed.
+    Not synced to disk: after a power cut the server's socket is gone, too. The caller holds the service's
+    lock, so a link in the way was left by a process that was killed.
     """
     ready = link.with_name(f".{link.name}.partial")
     ready.unlink(missing_ok=True)

@@ -179,8 +179,8 @@ def _line(sample: Sample) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A label's value as the format wants it. What is no plain text comes out as a replacement character: a
-    journal's words are foreign.
+    """A label's value as the format wants it, control characters replaced: texts of the journal come from
+    outside.
     """
     plain = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text[:LONGEST_LABEL])
     return "".join(_ESCAPES.get(character, character) for character in plain)

@@ -4,7 +4,7 @@ A GPU server compiles for a minute or two at the first start of a release. The h
 canary has compiled, so they can have its cache. Only what root noted at the canary's first tokens is given
 (carried_cache.py), and only to a host whose code would come out the same: `machine`.
 
-It travels as one archive, in pieces, by way of the control machine. What arrives waits in a folder of root's
+It travels as one archive, in pieces, by way of the control machine. It waits in a folder of root's
 until the switch fills the release's empty cache with it.
 """
 

@@ -94,7 +94,7 @@ class Download:
         self.watch = Watch(source)
 
     def run(self, files: list[Wanted]) -> None:
-        """Have every file verified, or raise FetchError. What is here already is not sent again."""
+        """Have every file verified, or raise FetchError. Bytes that are here already are not sent again."""
         todo = {file.path: file for file in files}
         fruitless = 0
         while todo:
@@ -292,5 +292,5 @@ class Watch:
         if now - since >= self.source.stall_s and came < self.source.min_bytes_per_s * self.source.stall_s:
             raise FetchError(
                 f"{self.source.endpoint} sent {came} bytes in {now - since:.0f} s: less than "
-                f"{self.source.min_bytes_per_s:.0f} bytes/s. What came is kept; run again to go on from there"
+                f"{self.source.min_bytes_per_s:.0f} bytes/s. Run again to go on from there"
             )

@@ -2,8 +2,8 @@
 service's user.
 
 Runs as root in a transient systemd unit, from a request file that holds no secret (the Hub's token comes as a
-systemd credential). What is right already is not fetched again: an interrupted download goes on, a damaged
-file alone is replaced. A directory without `.complete` is never served from, and nothing outside this
+systemd credential). Files that are right already are not fetched again: an interrupted download goes on, a
+damaged file alone is replaced. A directory without `.complete` is never served from, and nothing outside this
 checkpoint's own directory and its `.partial` neighbour is written.
 """
 
@@ -278,7 +278,7 @@ def _sources(request: Request, status: Progress) -> Iterator[Bring]:
 
 
 def _copy(request: Request, status: Progress, todo: list[Wanted], keep: Verified) -> None:
-    """From a file system that is shared: copied, then verified as a copy. What is not there or not right is
+    """From a file system that is shared: copied, then verified as a copy. Missing or wrong files are
     left to the next source.
     """
     folder = cast(Path, request.shared) / request.directory.parent.name / request.source.commit

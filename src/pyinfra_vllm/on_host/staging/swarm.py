@@ -1,8 +1,8 @@
 """Shares a checkpoint with the other hosts of a rollout: a child process with libtorrent, watched here.
 
 The child (`in_runtime/peer.py`) runs as a user of its own, who may write to one folder of the download and
-nowhere else. What it leaves there is taken over only when nobody has it open for writing any more, and is
-verified against the lock file like whatever else comes from outside. A file that is missing or wrong is left
+nowhere else. A file from there is taken over only when nobody has it open for writing any more, and is
+verified against the lock file like any other. A file that is missing or wrong is left
 to the next source.
 """
 

@@ -13,8 +13,8 @@ UNITS = (".service", ".scope", ".socket", ".mount", ".swap")  # those that have 
 def unit_of(process: Path) -> str | None:
     """The unit of the process with this folder of /proc: the one that this host's own systemd started it in.
 
-    None where it belongs to none, or has ended. What a unit's processes make below it counts for the unit: a
-    container's own `vllm-chat.service` is part of the unit that runs the container, and not this host's
+    None where it belongs to none, or has ended. Cgroups that its processes make below it count for the unit:
+    a container's own `vllm-chat.service` is part of the unit that runs the container, and not this host's
     service of that name.
     """
     try:

@@ -1,8 +1,8 @@
 """Prints a host's record of its switches as JSON: read-only, sent as text by a fact.
 
 NEWEST switches of each service are told (0: all), at most MAX_BYTES of evidence for each service, the newest
-first; with 0 bytes neither evidence nor the log that an end carries is sent. What was left out is named or
-counted, never cut.
+first; with 0 bytes neither evidence nor the log that an end carries is sent. Whole files are left out, and
+named or counted; none is cut.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Work that takes minutes runs on the host as a transient systemd unit; here it is started and followed.
 
-The unit goes on when SSH drops or the control machine dies. Whoever asks for the same work again while it
-runs is attached to it. The program in the unit tells how far it is in a small JSON status file (see
+The unit goes on when SSH drops or the control machine dies. A second request for the same work while it
+runs follows the first one's. The program in the unit tells how far it is in a small JSON status file (see
 on_host/state/status.py).
 """
 

@@ -38,7 +38,7 @@ each, several parts run side by side: `pytest -s -m gpu -k one_gpu tests/lab/gpu
 
 Where no registry is reached, carry the Debian packages that `python -m lab carry --into DIR` fetches and name them in
 `PYINFRA_VLLM_LAB_DEBS`: the hosts' system is then the machine's own under a layer with these, and nothing is installed.
-What real tools said (nvidia-smi, logs, metrics, journals) is kept in `build/gpu`, or where `PYINFRA_VLLM_LAB_RESULTS` says.
+The output of real tools (nvidia-smi, logs, metrics, journals) is kept in `build/gpu`, or where `PYINFRA_VLLM_LAB_RESULTS` says.
 """  # noqa: E501
 NONE = "\n## Results\n\nThere is no whole run yet.\n"
 TITLES = {

@@ -41,6 +41,7 @@ from .config import (
 from .config.checks import (
     check_swarm,
     common_rollout,
+    estimate_warnings,
     network_warnings,
     profile_warnings,
     window_warnings,
@@ -252,7 +253,12 @@ def warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
     """Return warnings: declarations that are valid and probably a mistake."""
     if not any(declared.services for declared in hosts.values()):
         return ("no service is declared for any host; is this the project's directory?",)
-    return (*network_warnings(hosts), *window_warnings(hosts), *profile_warnings(hosts))
+    return (
+        *network_warnings(hosts),
+        *window_warnings(hosts),
+        *estimate_warnings(hosts),
+        *profile_warnings(hosts),
+    )
 
 
 def _check_keys(inventory: Inventory, files: inventories.Files, problems: Problems) -> None:

@@ -14,7 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyinfra_vllm.config import Declared, Layer, Problems, Rollout, Service, declare, merge
-from pyinfra_vllm.config.checks import check_swarm, common_rollout, network_warnings, window_warnings
+from pyinfra_vllm.config.checks import (
+    check_swarm,
+    common_rollout,
+    estimate_warnings,
+    network_warnings,
+    window_warnings,
+)
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.window import Days
@@ -557,6 +563,26 @@ def test_windows_too_short_for_a_switch_are_a_warning() -> None:
     short = good(chat(window={**WINDOW, "duration": "30m"}))
     (warning,) = window_warnings({"gpu-1": short, "gpu-2": good(chat(window=WINDOW)), "gpu-3": good(chat())})
     assert warning.startswith("gpu-1: service chat") and "may take 45m" in warning
+
+
+def test_window_warning_knows_what_rounds_in_turns_add() -> None:
+    window = {**WINDOW, "duration": "46m"}
+    gate = {"max_budget_s": 120}
+    plain, turns = (good(chat(window=window, gate=gate, standby=standby)) for standby in (False, True))
+    assert window_warnings({"gpu-1": plain}) == ()
+    assert "may take 47m" in window_warnings({"gpu-1": turns})[0]
+
+
+def test_estimate_without_room_for_the_gate_is_a_warning() -> None:
+    def told(**settings: Any) -> tuple[str, ...]:
+        return estimate_warnings({"gpu-1": good(chat(window=WINDOW, gate={"max_budget_s": 120}, **settings))})
+
+    assert told(switch_estimate="5m") == told() == told(standby=True) == ()
+    (warning,) = told(switch_estimate="5m", standby=True)
+    assert warning == (
+        "gpu-1: service chat: its `switch_estimate` of 5m is less than the 6m for which its gate may measure"
+    )
+    assert estimate_warnings({"gpu-1": good(chat(switch_estimate="1m"))}) == ()  # no window closes on it
 
 
 def test_hooks_come_to_the_host_as_words_urls_and_names_of_secrets() -> None:

@@ -14,10 +14,10 @@ from pyinfra_vllm.config import Overrides, Runtime, Service
 from pyinfra_vllm.on_host.state.observed import Summary
 from pyinfra_vllm.on_host.state.transactions import transactions
 from pyinfra_vllm.rollout import opening
-from pyinfra_vllm.rollout.estimate import FACTOR, Estimate, estimate
+from pyinfra_vllm.rollout.estimate import FACTOR, Estimate, estimate, way_back
 from pyinfra_vllm.window import WindowState
 
-MINUTE = timedelta(minutes=1)
+MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 MEASURING = 12  # minutes: both sides up to three times the gate's default budget of 120 s
 BEGAN = datetime(2026, 11, 20, 2, 0, tzinfo=UTC)
 
@@ -73,6 +73,43 @@ def test_measuring_counts_with_the_most_that_the_gate_allows_however_soon_it_end
     assert minutes(estimate(service(gate=gate), [short])) == pytest.approx((8 - 3 + 2) * FACTOR + 3)
     kept = {**gate, "on_inconclusive": "keep"}  # doubt alone takes nothing back, so it is not measured away
     assert minutes(estimate(service(gate=kept), [short])) == pytest.approx((8 - 3 + 2) * FACTOR + 2)
+
+
+def test_standby_adds_rounds_in_turns_where_they_take_longer_than_doubt_about_the_new_release() -> None:
+    short = [committed(8)]
+    plain = (8 + 2) * FACTOR
+    assert minutes(estimate(service(standby=True), short)) == pytest.approx(plain + MEASURING)
+    tight = service(standby=True, gate={"budget_s": 120, "max_budget_s": 150})
+    assert minutes(estimate(tight, short)) == pytest.approx(plain + 6.5)  # 150 s, 120 s, 120 s in turns
+    assert estimate(tight) == Estimate(46.5 * MINUTE, "the default")
+    kept = service(standby=True, gate={"on_inconclusive": "keep"})
+    assert minutes(estimate(kept, short)) == pytest.approx(plain + 6)
+    assert estimate(kept) == Estimate(47 * MINUTE, "the default")
+
+
+def test_default_is_what_it_was_without_standby_and_where_turns_take_no_longer() -> None:
+    assert estimate(service(standby=True)) == estimate(service())
+    assert estimate(service(gate={"max_budget_s": 120})) == Estimate(45 * MINUTE, "the default")
+
+
+def test_a_declared_estimate_is_never_changed_by_standby() -> None:
+    tight = {"standby": True, "gate": {"max_budget_s": 120}}
+    assert estimate(service(switch_estimate="4m", **tight)) == Estimate(4 * MINUTE, "declared")
+
+
+def test_rounds_in_turns_of_the_record_are_measuring_and_get_no_margin() -> None:
+    turns = {"turns intended": at(3), "turns done": at(6)}
+    measured = committed(8, turns={**committed(8).turns, **turns})
+    assert minutes(estimate(service(standby=True), [measured])) == pytest.approx(7 * FACTOR + MEASURING)
+
+
+def test_with_standby_a_way_back_counts_as_a_start_since_the_old_release_may_not_wake() -> None:
+    turns = {**committed(8).turns, "restore intended": at(6), "restore done": at(6.05)}
+    woken = committed(7, outcome="rolled_back", turns=turns)
+    asleep = service(standby=True)
+    assert minutes(estimate(asleep, [woken])) == pytest.approx((6 + 2) * FACTOR + MEASURING)
+    assert way_back(asleep, [woken]) == 2 * FACTOR * MINUTE
+    assert way_back(service(), [woken]) == 3 * SECOND * FACTOR
 
 
 def test_measuring_ends_early_enough_to_go_back_before_the_window_closes() -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from ..window import never_begins
+from ..window import never_begins, shown_duration
 from .layers import Merged, located
 from .models import API_KEY, Rollout, Service
 from .problems import ON_HOSTS, Problems, unknown
@@ -115,13 +115,23 @@ def window_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
     now = datetime.now(UTC)
     known: dict[tuple[object, timedelta], str] = {}
     for _, service in _services(hosts):
-        needed = service.switch_estimate
+        needed = service.estimate
         if (service.window, needed) not in known:
             known[service.window, needed] = never_begins(service.window, now, needed)
     return tuple(
-        f"{host}: service {service.name}: its window {known[service.window, service.switch_estimate]}"
+        f"{host}: service {service.name}: its window {known[service.window, service.estimate]}"
         for host, service in _services(hosts)
-        if known[service.window, service.switch_estimate]
+        if known[service.window, service.estimate]
+    )
+
+
+def estimate_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
+    """Services whose declared estimate has no room for all the measuring that their gate may do."""
+    return tuple(
+        f"{host}: service {service.name}: its `switch_estimate` of {shown_duration(service.estimate)} is less"
+        f" than the {shown_duration(service.measuring)} for which its gate may measure"
+        for host, service in _services(hosts)
+        if service.window and service.estimate < service.measuring
     )
 
 

@@ -329,6 +329,21 @@ class Service(Declaration):
         return self
 
     @property
+    def measuring(self) -> timedelta:
+        """The longest that a switch may measure."""
+        return timedelta(seconds=self.gate.criteria().both_sides_s(self.standby))
+
+    @property
+    def estimate(self) -> timedelta:
+        """The longest a switch and its rollback may take where no host has measured it: as declared, else the
+        default and what rounds in turns add to it.
+        """
+        if "switch_estimate" in self.model_fields_set:
+            return self.switch_estimate
+        without = timedelta(seconds=self.gate.criteria().both_sides_s(in_turns=False))
+        return self.switch_estimate + self.measuring - without
+
+    @property
     def own_cards(self) -> tuple[Gpu, ...]:
         """The operator's own cards (cards.yaml)."""
         return as_gpus(self.cards)

@@ -23,6 +23,7 @@ NEWEST = 5
 # On the largest of so few: a switch that takes half as long again as any before it must still be undone in
 # time.
 FACTOR = 1.5
+MEASURING = ("measure-before", "measure-after", "turns")
 COUNTED = ("committed", "rolled_back", "tried")
 
 History = Sequence[Summary]  # the host's record of one service, oldest first
@@ -39,7 +40,7 @@ class Estimate:
 def estimate(service: Service, history: History = ()) -> Estimate:
     """The estimate that counts: measured, or declared where it is longer or nothing was measured."""
     by_operator = "switch_estimate" in service.model_fields_set
-    declared = Estimate(service.switch_estimate, "declared" if by_operator else "the default")
+    declared = Estimate(service.estimate, "declared" if by_operator else "the default")
     measured = _measured(service, history)
     if measured is None or (by_operator and declared.length >= measured.length):
         return declared
@@ -53,7 +54,7 @@ def way_back(service: Service, history: History = ()) -> timedelta:
     whole = _whole(history)
     if not whole:
         return service.switch_estimate / 3
-    return max(map(_back, whole)) * FACTOR
+    return _longest_back(service, whole) * FACTOR
 
 
 def restarts(service: Service, history: History = ()) -> Estimate:
@@ -64,7 +65,7 @@ def restarts(service: Service, history: History = ()) -> Estimate:
     if not whole:
         known = estimate(service, history)
         return Estimate(2 * known.length / 3, f"two thirds of the estimate of a switch, {known.source}")
-    length = (max(map(_there, whole)) + max(map(_back, whole))) * FACTOR
+    length = (max(map(_there, whole)) + _longest_back(service, whole)) * FACTOR
     return Estimate(length, f"measured here in {counted(len(whole), 'switch', 'switches')}")
 
 
@@ -76,10 +77,9 @@ def _measured(service: Service, history: History) -> Estimate | None:
     whole = _whole(history)
     if not whole:
         return None
-    there, back = max(map(_there, whole)), max(map(_back, whole))
-    measuring = 2 * timedelta(seconds=service.gate.criteria().longest_s)
+    there, back = max(map(_there, whole)), _longest_back(service, whole)
     source = f"measured here in {counted(len(whole), 'switch', 'switches')}"
-    return Estimate((there + back) * FACTOR + measuring, source)
+    return Estimate((there + back) * FACTOR + service.measuring, source)
 
 
 def _whole(history: History) -> list[Summary]:
@@ -98,7 +98,7 @@ def _there(switch: Summary) -> timedelta:
     """From the beginning to the decision, to the end or to where it turned back, less the measuring."""
     decided = switch.turns.get("restore intended") or switch.ended or switch.began
     whole = timedelta(seconds=seconds_between(switch.began, decided))
-    return whole - _between(switch, "measure-before") - _between(switch, "measure-after")
+    return whole - sum((_between(switch, step) for step in MEASURING), timedelta())
 
 
 def _between(switch: Summary, step: str) -> timedelta:
@@ -106,9 +106,18 @@ def _between(switch: Summary, step: str) -> timedelta:
     return timedelta(seconds=took_s(switch.turns, f"{step} intended", f"{step} done"))
 
 
+def _longest_back(service: Service, whole: Sequence[Summary]) -> timedelta:
+    """The longest rollback. With standby a start at least: the old release may fail to wake."""
+    return max(max(_back(switch), _start(switch) if service.standby else timedelta()) for switch in whole)
+
+
 def _back(switch: Summary) -> timedelta:
     """The rollback's time; where there was none, the new release's own start, which an old one's is like."""
-    turns = switch.turns
-    went_back = {"restore intended", "restore done"} <= turns.keys()
-    first, last = ("restore intended", "restore done") if went_back else ("activate intended", "ready done")
-    return timedelta(seconds=took_s(turns, first, last))
+    if {"restore intended", "restore done"} <= switch.turns.keys():
+        return timedelta(seconds=took_s(switch.turns, "restore intended", "restore done"))
+    return _start(switch)
+
+
+def _start(switch: Summary) -> timedelta:
+    """From the stop or the sleep of the old release to the new one's first tokens."""
+    return timedelta(seconds=took_s(switch.turns, "activate intended", "ready done"))

@@ -198,6 +198,15 @@ class Criteria:
             return self.budget_s
         return 3 * self.budget_s if self.max_budget_s is None else self.max_budget_s
 
+    def both_sides_s(self, in_turns: bool) -> float:
+        """Seconds of measuring on both sides at most.
+
+        + in_turns: the new release is measured for `budget_s`, and then both in turns for as long again;
+            where they can't take turns, it is as without
+        """
+        apart_s = 2 * self.longest_s
+        return max(apart_s, self.longest_s + 2 * self.budget_s) if in_turns else apart_s
+
     def streams(self, admitted: int) -> tuple[int, ...]:
         """How many requests at once, in each phase, of a server that admits so many.
 

@@ -16,7 +16,7 @@ Entry = Mapping[str, Any]
 RESTORE_FAILED = "restore_failed"
 ROLLOUT, CALIBRATION = "rollout", "calibration"
 # The steps that show how long a switch and its rollback took, and how much of it was measuring.
-TURNS = ("measure-before", "activate", "ready", "measure-after", "restore")
+TURNS = ("measure-before", "activate", "ready", "measure-after", "turns", "restore")
 
 
 @dataclass(frozen=True)

@@ -226,8 +226,9 @@ services = {
         "ready_timeout_s": 1800,  # from start until the first tokens; a cold compile cache needs minutes
         "shutdown_timeout_s": 30,  # for requests still running when the server stops
         # What `pyinfra-vllm tune` looks for (docs/tune.md): the longest that users may wait for the first
-        # token and for each further one, in the phase of the objective; and `draft_head`, the folder of an
-        # EAGLE3 head of this model on the host, which is then tried. Left out: no limit, and no head.
+        # token and for each further one, in the phase of the objective; `draft_head`, the folder of an EAGLE3
+        # head of this model on the host, which is then tried; and `only`, the configurations to try, by their
+        # names in `tune --plan`. Left out: no limit, no head, all that may be tried.
         "tune": {"max_ttft_s": 0.5, "max_tpot_s": 0.05},
         # `window` and `gate` may stand here too, for this service alone.
     },

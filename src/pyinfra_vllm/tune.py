@@ -84,7 +84,9 @@ def planned(service: Service, checkpoint: Checkpoint, at: datetime) -> Plan | No
     if question is None:
         return None
     count = validation.gpu_count(service, question)
-    found = space.pruned(**question, gpu_count=count, draft_head=service.tune.draft_head)
+    found = space.pruned(
+        **question, gpu_count=count, draft_head=service.tune.draft_head, only=service.tune.only
+    )
     criteria = service.gate.criteria()
     deviation = search.UNKNOWN_DEVIATION  # a calibration is on the host, which a plan doesn't ask
     looks_s = search.looks(criteria.budget_s, deviation)

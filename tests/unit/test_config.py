@@ -181,6 +181,12 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
             {"gate": {"prompt_tokens": 300}},
             "gate.prompt_tokens = 300: must be a list of whole numbers or None",
         ),
+        (
+            {"tune": {"only": ["marlin", "graph-8"]}},
+            "unknown configuration 'graph-8'; did you mean \"graphs-8\"?",
+        ),
+        ({"tune": {"only": "marlin"}}, "tune.only = 'marlin': must be a list of configurations"),
+        ({"tune": {"only": []}}, "names no configuration; leave it out to try all"),
         ({"gate": {"prompt_tokens": [0]}}, "one to 8 whole numbers of at least 1"),
         (
             {"gate": {"prompt_tokens": [300, 2000], "answer_tokens": 49}, "max_model_len": 2048},

@@ -153,6 +153,13 @@ def test_founding_cases_of_the_documentation_are_what_the_space_has() -> None:
         }
 
 
+def test_only_the_chosen_configurations_are_tried() -> None:
+    found = pruned(only=("marlin", "graphs-8", "throughput-mode"))
+    assert names(found) == [name for name in names(pruned()) if name in ("marlin", "graphs-8")] != []
+    assert reasons(found)["graphs-32"] == "you try others alone (`tune: {only: [...]}`)"
+    assert reasons(found)["throughput-mode"] == "not tried for latency"
+
+
 def test_draft_head_is_tried_where_it_is_declared() -> None:
     without, found = pruned(), pruned(draft_head="/srv/heads/x")
     assert "you declare no draft head" in reasons(without)["eagle3-3"]

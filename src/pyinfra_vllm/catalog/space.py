@@ -35,6 +35,20 @@ class Entry:
         return self.answers != "same"
 
 
+STOCK = Entry(
+    name="stock",
+    group="stock",
+    about="vLLM's own choices",
+    answers="same",
+    source="vllm serve without tuned flags",
+)
+
+
+def names() -> tuple[str, ...]:
+    """The names of all configurations that may be tried."""
+    return (STOCK.name, *(each.name for each in entries()))
+
+
 @cache
 def entries() -> tuple[Entry, ...]:
     """Every entry, in order. Raises ValueError for one that can't be right: a slip in the catalog."""

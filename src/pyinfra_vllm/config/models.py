@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..catalog import table
+from ..catalog import space, table
 from ..catalog.gpus import Gpu
 from ..on_host.bench.criteria import Criteria
 from ..on_host.bench.quality import QuestionsError, load
@@ -80,6 +80,16 @@ def _each_name_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _known_configurations(names: tuple[str, ...]) -> tuple[str, ...]:
+    known = space.names()
+    if not names:
+        raise ValueError("names no configuration; leave it out to try all")
+    for name in names:
+        if name not in known:
+            raise ValueError(unknown(f"configuration {name!r}", name, known))
+    return names
+
+
 def _known_variants(variants: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
     """Check their names; their values are checked where flags are resolved."""
     known = table("variants.yaml")
@@ -90,6 +100,7 @@ def _known_variants(variants: tuple[str | dict[str, Any], ...]) -> tuple[str | d
     return variants
 
 
+Configurations = Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_known_configurations)]
 ServedNames = Annotated[
     tuple[Annotated[Text, Field(min_length=1)], ...],
     BeforeValidator(as_list),
@@ -192,7 +203,7 @@ else:
 
 
 class Tune(Declaration):
-    """The limits and the draft head of `pyinfra-vllm tune`. No part of a release's id."""
+    """Limits, draft head and choice of configurations of `pyinfra-vllm tune`. No part of a release's id."""
 
     max_ttft_s: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="seconds until the first token, more than 0, or None"
@@ -202,6 +213,9 @@ class Tune(Declaration):
     )
     draft_head: AbsolutePath | None = Field(
         default=None, description="the absolute path of an EAGLE3 head's folder on the host, or None"
+    )
+    only: Configurations | None = Field(
+        default=None, description='a list of configurations of catalog/space.yaml, like ["marlin"], or None'
     )
 
 
@@ -276,7 +290,9 @@ class Service(Declaration):
         description="true or false: whether the server's path of its checkpoint stays the same while only the"
         " weights change",
     )
-    tune: Tune = Field(default_factory=Tune, description="a map with max_ttft_s, max_tpot_s and draft_head")
+    tune: Tune = Field(
+        default_factory=Tune, description="a map with max_ttft_s, max_tpot_s, draft_head and only"
+    )
     ready_timeout_s: Annotated[float, Field(gt=0, le=86400)] = Field(
         default=1800.0, description="seconds, more than 0 and at most 86400"
     )

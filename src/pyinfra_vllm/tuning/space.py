@@ -17,7 +17,7 @@ from pyinfra_vllm.catalog import space as catalog
 from pyinfra_vllm.catalog.conditions import holds
 from pyinfra_vllm.catalog.gpus import Gpu
 from pyinfra_vllm.catalog.shapes import Shape
-from pyinfra_vllm.catalog.space import Entry
+from pyinfra_vllm.catalog.space import STOCK, Entry
 from pyinfra_vllm.tuning import declared, devices, measured
 from pyinfra_vllm.tuning.facts import Facts, of_request
 from pyinfra_vllm.tuning.measured import Settings
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
     from pyinfra_vllm.config import Service
     from pyinfra_vllm.config.profiles import MeasuredProfile
 
-STOCK = Entry(
-    name="stock",
-    group="stock",
-    about="vLLM's own choices",
-    answers="same",
-    source="vllm serve without tuned flags",
-)
 SOURCE = "catalog/space.yaml"
 KERNEL_CHOICES = ("--linear-backend", "VLLM_DISABLED_KERNELS")
 DRAFT_HEAD = "$draft_head"  # in an entry's variants: the declared one
@@ -116,12 +109,14 @@ def pruned(
     runtime_flags: Collection[str] | None = None,
     profiles: Sequence[MeasuredProfile] = (),
     draft_head: str | None = None,
+    only: Collection[str] | None = None,
     **more: Any,
 ) -> Space:
     """The space for one service; the arguments are those of `tuning.resolve`.
 
     + profiles: measured ones; where one is in use, it is what the others are tried against
     + draft_head: the folder of an EAGLE3 head of this model, on the host
+    + only: the names of the configurations to try; None: all
     """
     ask = partial(
         tuning.resolve,
@@ -155,6 +150,8 @@ def pruned(
     ruled_out: list[RuledOut] = []
     for entry in (STOCK, *catalog.entries()):
         because = _ruled_out(entry, objective, facts, own, draft_head)
+        if because is None and only is not None and entry.name not in only:
+            because = "you try others alone (`tune: {only: [...]}`)"
         if because is None:
             candidate = resolved(_with_head(entry, draft_head))
             because = _refused(candidate.resolution, current) or _same(candidate.resolution, seen)
@@ -188,6 +185,7 @@ def for_service(
         runtime_flags=runtime_flags,
         profiles=service.profiles,
         draft_head=service.tune.draft_head,
+        only=service.tune.only,
         exposed=service.open_to_network,
         reason=service.runtime.reason,
         shutdown_timeout_s=service.shutdown_timeout_s,

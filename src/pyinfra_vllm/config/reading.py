@@ -4,6 +4,7 @@ is allowed.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -11,29 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from .base import Declaration
-from .cards import Card
-from .hooks import Hooks
 from .layers import ABSENT, Path, lookup
-from .models import Gate, Runtime, Sources, Swarm
 from .problems import MISSING, ItemError, Problems, unknown
-from .profiles import Compared, Tried, Tuned, Workload
-from .windows import DeclaredWindow
-
-# The model behind a key of the one above it.
-_INSIDE: dict[str, type[Declaration]] = {
-    "cards": Card,
-    "objectives": Tuned,
-    "gain": Compared,
-    "elsewhere": Compared,
-    "workload": Workload,
-    "tried": Tried,
-    "runtime": Runtime,
-    "window": DeclaredWindow,
-    "gate": Gate,
-    "hooks": Hooks,
-    "sources": Sources,
-    "swarm": Swarm,
-}
 
 Model = TypeVar("Model", bound=BaseModel)
 Locate = Callable[[Path], tuple[str, str]]
@@ -78,9 +58,7 @@ def _declared_path(loc: Path, values: Mapping[str, Any]) -> Path:
 
 def _message(model: type[BaseModel], complaint: Mapping[str, Any], path: Path) -> str:
     kind = complaint["type"]
-    owner = model
-    for step in path[:-1]:
-        owner = _INSIDE.get(str(step), owner) if isinstance(step, str) else owner
+    owner = _owner(model, path)
     if kind == "extra_forbidden":
         return unknown("key", str(path[-1]), _keys(owner))
     field = _field(owner, path)
@@ -93,13 +71,32 @@ def _message(model: type[BaseModel], complaint: Mapping[str, Any], path: Path) -
     return str(complaint["msg"]).lower()
 
 
+def _owner(model: type[BaseModel], path: Path) -> type[BaseModel]:
+    """The model that the last step of the path is a key of."""
+    for step in path[:-1]:
+        field = _by_key(model).get(step)
+        model = (_model_in(field.annotation) if field else None) or model
+    return model
+
+
+def _model_in(hint: Any) -> type[BaseModel] | None:
+    """The declaration that a type is, or has as its items or as one of its choices."""
+    if isinstance(hint, type) and issubclass(hint, Declaration):
+        return hint
+    return next(filter(None, map(_model_in, typing.get_args(hint))), None)
+
+
+def _by_key(model: type[BaseModel]) -> dict[int | str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
 def _keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items() if name != "name"]
 
 
 def _field(owner: type[BaseModel], path: Path) -> FieldInfo | None:
     """The field of `owner` that the path goes through last."""
-    by_key = {field.alias or name: field for name, field in owner.model_fields.items()}
+    by_key = _by_key(owner)
     for step in reversed(path):
         if isinstance(step, str) and step in by_key:
             return by_key[step]

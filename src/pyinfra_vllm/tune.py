@@ -83,10 +83,8 @@ def planned(service: Service, checkpoint: Checkpoint, at: datetime) -> Plan | No
     question = validation.asked(service, checkpoint)
     if question is None:
         return None
-    count = validation.gpu_count(service, question)
-    found = space.pruned(
-        **question, gpu_count=count, draft_head=service.tune.draft_head, only=service.tune.only
-    )
+    asked = validation.with_gpus(service, question)
+    found = space.pruned(asked, service.tune.draft_head, service.tune.only)
     criteria = service.gate.criteria()
     deviation = search.UNKNOWN_DEVIATION  # a calibration is on the host, which a plan doesn't ask
     looks_s = search.looks(criteria.budget_s, deviation)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from pyinfra_vllm.rollout.estimate import estimate
 
-from . import tuning, window
-from .catalog import gpus, shapes
+from . import window
+from .catalog import gpus
 from .checkpoint import Checkpoint
 from .config import Service, profiles
 from .config.layers import Path
 from .config.models import PARALLEL
 from .errors import DeclarationError
-from .tuning import standby
+from .tuning import declared, request, standby
 from .tuning.facts import GPUS_OF_A_HOST
+from .tuning.request import Request
+from .tuning.resolution import Resolution
+from .tuning.resolver import resolve
 
 Found = tuple[Path, str]  # below the service: a key, and what is wrong with it
 TIGHT = "it fits tightly, with {:.2f} GiB in reserve: less than the prediction may be off by"
@@ -55,10 +59,8 @@ def _of_standby(service: Service, checkpoint: Checkpoint | None) -> Iterator[str
         return  # which is a problem, and told as one
     if question is None or answer is None:
         return
-    card = question["gpu"]
-    cards = () if card.platform == "cpu" else ({"name": card.title},)
-    version = question["runtime_version"]
-    problem = standby.of_service(service, version, cards, answer, question["model"].hybrid)
+    cards = () if question.card.platform == "cpu" else ({"name": question.card.title},)
+    problem = standby.of_service(service, question.version, cards, answer, question.shape.hybrid)
     if problem:
         yield f"standby: {standby.told(problem)}"
 
@@ -87,7 +89,7 @@ def _flags(service: Service) -> Iterator[Found]:
     if service.runtime.version is None:
         return
     try:
-        for name, problem in tuning.flag_problems(service.flags, service.runtime.version):
+        for name, problem in declared.problems(service.flags, service.runtime.version):
             yield ("flags", name), problem.removeprefix("flags: ")
     except DeclarationError as error:
         yield ("runtime",), str(error)
@@ -108,13 +110,13 @@ def _profile(service: Service, checkpoint: Checkpoint) -> Iterator[Found]:
         return
     if answer is None or service.runtime.version is None:
         return
-    known = {problem for _, problem in tuning.flag_problems(service.flags, service.runtime.version)}
+    known = {problem for _, problem in declared.problems(service.flags, service.runtime.version)}
     for problem in answer.errors:
         if problem not in known:
             yield _located(problem, "model")
 
 
-def _best(service: Service, checkpoint: Checkpoint) -> tuning.Resolution | None:
+def _best(service: Service, checkpoint: Checkpoint) -> Resolution | None:
     """The resolver's answer for the declared card, None where card or version are only known on the host.
 
     A service that names no GPUs gets all of its host's: it is wrong where no number of them is enough.
@@ -123,39 +125,25 @@ def _best(service: Service, checkpoint: Checkpoint) -> tuning.Resolution | None:
     return _answered(service, question)[0] if question else None
 
 
-def asked(service: Service, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The resolver's arguments for the declared card, but for the number of GPUs; None where card or version
+def asked(service: Service, checkpoint: Checkpoint) -> Request | None:
+    """The resolver's request for the declared card, but for the number of GPUs; None where card or version
     are only known on the host. Raises DeclarationError for an unknown card.
     """
     card, version = _card(service), service.runtime.version
     if card is None or version is None:
         return None
-    return {
-        "model": shapes.from_config(service.model, checkpoint.config, checkpoint.weights_bytes),
-        "gpu": gpus.find(card, own=service.own_cards),
-        "runtime_version": version,
-        "objective": service.objective,
-        "max_model_len": service.max_model_len,
-        "variants": service.variants,
-        "flags": service.flags,
-        "environment": service.environment,
-        "exposed": service.open_to_network,
-        "reason": service.runtime.reason,
-        "shutdown_timeout_s": service.shutdown_timeout_s,
-        "ready_timeout_s": service.ready_timeout_s,
-        "profiles": service.profiles,
-    }
+    return request.of_service(service, checkpoint, gpus.find(card, own=service.own_cards), version)
 
 
-def gpu_count(service: Service, question: Mapping[str, Any]) -> int:
-    """How many GPUs a service has: declared, or the number with which it works best."""
+def with_gpus(service: Service, question: Request) -> Request:
+    """The request with the number of GPUs of the service: declared, or that with which it works best."""
     return _answered(service, question)[1]
 
 
-def _answered(service: Service, question: Mapping[str, Any]) -> tuple[tuning.Resolution, int]:
-    card = "cpu" if question["gpu"].platform == "cpu" else question["gpu"].title
-    answers = [(tuning.resolve(**question, gpu_count=count), count) for count in _counts(service, card)]
-    return min(answers, key=lambda answer: len(answer[0].errors))
+def _answered(service: Service, question: Request) -> tuple[Resolution, Request]:
+    card = "cpu" if question.card.platform == "cpu" else question.card.title
+    asked = [replace(question, gpu_count=count) for count in _counts(service, card)]
+    return min(((resolve(each), each) for each in asked), key=lambda answer: len(answer[0].errors))
 
 
 def _counts(service: Service, card: str) -> Iterable[int]:
@@ -163,8 +151,8 @@ def _counts(service: Service, card: str) -> Iterable[int]:
         return (0,)
     if service.gpus is not None:
         return (len(service.gpus),)
-    declared: list[Any] = [service.flags[flag] for flag in PARALLEL if service.flags.get(flag)]
-    sizes = [size for size in declared if isinstance(size, int)]
+    sizes_declared: list[Any] = [service.flags[flag] for flag in PARALLEL if service.flags.get(flag)]
+    sizes = [size for size in sizes_declared if isinstance(size, int)]
     return (functools.reduce(lambda one, other: one * other, sizes),) if sizes else GPUS_OF_A_HOST
 
 

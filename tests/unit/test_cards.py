@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from pyinfra_vllm import cli, fleet, inventory, tuning
+from pyinfra_vllm import cli, fleet, inventory
 from pyinfra_vllm.catalog import gpus, shapes, table
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.commands.validate import run as examine
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.config import cards as own_cards
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.tuning import request
+from pyinfra_vllm.tuning.preflight import preflight
+from pyinfra_vllm.tuning.resolver import resolve
 
 MODEL = "Qwen/Qwen3-32B-AWQ"
 CONFIG = {**table("models.yaml")["models"]["Qwen/Qwen3-32B"]["config"], "quantization_config": shapes.AWQ}
@@ -126,9 +129,9 @@ def test_every_command_knows_the_operator_s_own_card() -> None:
     assert answer["errors"] == []
     assert examine("inventory/mine.py").problems == ()
     chat = service()
-    assert tuning.preflight([told()], chat, "0.33.0") == []
+    assert preflight([told()], chat, "0.33.0") == []
     locked = Lock.load().get(MODEL, "main")
-    on_host = tuning.for_service(chat, locked, [told()], "0.33.0", None)
+    on_host = resolve(request.on_host(chat, locked, [told()], "0.33.0", None))
     assert on_host.fit and not on_host.errors
     assert on_host.fit.requested_bytes == pytest.approx(48 * 0.985 * gpus.GIB * 0.92)
     assert on_host.as_dict()["fit"]["kv_tokens"] == answer["fit"]["kv_tokens"]
@@ -160,9 +163,9 @@ def test_a_bandwidth_lets_unlike_cards_serve_together() -> None:
     """An L40S has 864 GB/s."""
     mixed = [told(), told("NVIDIA L40S", 1, memory_mib=46068)]
     declare(gpus=[0, 1], gpu=None)
-    assert "can't serve one model together" in str(tuning.preflight(mixed, service(), "0.33.0"))
+    assert "can't serve one model together" in str(preflight(mixed, service(), "0.33.0"))
     describe()
-    assert tuning.preflight(mixed, service(), "0.33.0") == []
+    assert preflight(mixed, service(), "0.33.0") == []
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from resolving import asked
 
 from pyinfra_vllm.catalog import conditions, flags, gpus, shapes, table, versions
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.tuning import preflight, values
-from pyinfra_vllm.tuning.facts import DERIVED, Facts, of_request
+from pyinfra_vllm.tuning import values
+from pyinfra_vllm.tuning.decision import fixed_facts
+from pyinfra_vllm.tuning.facts import DERIVED, Facts
+from pyinfra_vllm.tuning.preflight import preflight
 from pyinfra_vllm.tuning.profile import NAME, Profile
 
 ENTRY_KEYS = {"when", "flags", "environment", "drop", "reason", "source", "warning", "error", "rule"}
@@ -45,14 +48,9 @@ def test_every_entry_of_the_catalog(where: str, entry: dict[str, Any]) -> None:
         *(key for key in entry.get("when", {}) if key.startswith("--")),
     ]
     assert set(named) <= known
-    shape = shapes.find("Qwen/Qwen3-32B-AWQ")
-    assert shape is not None
-    fixed = {
-        **of_request(shape, gpus.find("H200"), "0.28.0"),
-        "gpu_count": 1, "objective": "balanced", "max_model_len": None, "shutdown_timeout_s": None,
-        "ready_timeout_s": None,
-    }  # fmt: skip
-    facts = Facts(fixed, Profile(), shape, gpus.find("H200"))
+    request = asked("Qwen/Qwen3-32B-AWQ", "H200", "0.28.0")
+    fixed = fixed_facts(request)
+    facts = Facts(fixed, Profile(), request.shape, request.card)
     conditions.holds(entry.get("when"), facts)  # a fact or a test that doesn't exist raises
     allowed = {*fixed, *DERIVED, *parameters(), *(f"{name}_parameter" for name in parameters())}
     for name in NAME.findall(str(entry)):

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from resolving import values
+from resolving import resolve, values
 
-from pyinfra_vllm import fit, tuning
+from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import gpus, shapes, versions
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.hub import facts_of
 from pyinfra_vllm.kv_layout import Layout
 from pyinfra_vllm.on_host.inspect import runtime as inspect_runtime
 from pyinfra_vllm.on_host.server import kernel
-from pyinfra_vllm.tuning import Resolution
+from pyinfra_vllm.tuning.resolution import Resolution
 
 FIELD = Path(__file__).parents[1] / "fixtures/field"
 LISTED = json.loads((FIELD / "models.json").read_text())
@@ -35,7 +35,7 @@ def shape(name: str) -> Shape:
 
 def resolved(model: str, gpu: str, runtime: str = "0.32.0", **asked: Any) -> Resolution:
     known = shape(model) if model in MODELS else model
-    return tuning.resolve(model=known, gpu=gpu, runtime_version=runtime, **asked)
+    return resolve(model=known, gpu=gpu, runtime=runtime, **asked)
 
 
 def layout_of(model: Shape) -> Layout:
@@ -96,9 +96,7 @@ def test_an_index_is_kept_beside_latent_attention() -> None:
     assert layout_of(every_fourth).request_bytes(4096) == (61 * 576 * 2 + with_index * 132) * 4096
     without = shapes.from_config("a/b", {**config, "model_type": "deepseek_v3", "index_topk": None})
     assert layout_of(without).request_bytes(4096) == 61 * 576 * 2 * 4096
-    fp8 = tuning.resolve(
-        model=model, gpu="B300", gpu_count=8, runtime_version="0.32.0", variants=["fp8_kv_cache"]
-    )
+    fp8 = resolve(model=model, gpu="B300", gpu_count=8, runtime="0.32.0", variants=["fp8_kv_cache"])
     assert "576 or 656 bytes for a token" in str(fp8.warnings)
 
 
@@ -136,7 +134,7 @@ def test_delta_attention_keeps_a_state_of_32_bits_beside_latent_attention() -> N
 def test_what_layers_keep_is_known_or_said_not_to_be(config: dict[str, Any], kinds: tuple[str, ...]) -> None:
     model = shapes.from_config("a/b", config, 10**9)
     assert model.uncounted == kinds
-    warnings = str(tuning.resolve(model=model, gpu="B300", runtime_version="0.32.0").warnings)
+    warnings = str(resolve(model=model, gpu="B300", runtime="0.32.0").warnings)
     assert ("whose size isn't known here" in warnings) is bool(kinds)
 
 
@@ -174,8 +172,8 @@ def test_a_reported_growth_of_gemma_4_is_predicted() -> None:
     row = next(row for row in REQUESTS if row["name"] == "gemma-4-31b")
     model = shapes.from_config(row["name"], row["config"])
     for runtime, gib in (("0.25.1", 45.79), ("0.26.0", 70.79)):
-        found = tuning.resolve(
-            model=model, gpu="B300", runtime_version=runtime, max_model_len=262144,
+        found = resolve(
+            model=model, gpu="B300", runtime=runtime, max_model_len=262144,
             flags={"max-num-batched-tokens": 32768},
         )  # fmt: skip
         assert request_gib(found) == pytest.approx(gib, rel=0.001)
@@ -395,7 +393,7 @@ def test_what_is_not_known_is_refused(method: str) -> None:
 
 
 def resolved_shape(model: Shape) -> Resolution:
-    return tuning.resolve(model=model, gpu="H100", runtime_version="0.32.0")
+    return resolve(model=model, gpu="H100", runtime="0.32.0")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from resolving import resolve
 
-from pyinfra_vllm import fleet, inventory, spoken, tuning
+from pyinfra_vllm import fleet, inventory, spoken
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock, render
 from pyinfra_vllm.config import Overrides
 from pyinfra_vllm.config.declared import KEYS
@@ -283,10 +284,10 @@ def test_the_worked_example_fits_its_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(PROJECT)
     for host in load(need_lock=False).hosts.values():
         for service in host.services:
-            answer = tuning.resolve(
+            answer = resolve(
                 model=service.model,
                 gpu=service.gpu or "",
-                runtime_version=service.runtime.version or "",
+                runtime=service.runtime.version or "",
                 objective=service.objective,
                 max_model_len=service.max_model_len,
                 flags=service.flags,

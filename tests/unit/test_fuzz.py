@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from seen import seen
 from simulated import NEW, OLD, SimulatedHost
 
-from pyinfra_vllm import tuning
 from pyinfra_vllm.answers import observed
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.catalog import table
@@ -48,6 +47,10 @@ from pyinfra_vllm.operations import checkpoint as operation
 from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.report import history, page, status
 from pyinfra_vllm.report.looking import Look
+from pyinfra_vllm.tuning import request as requests
+from pyinfra_vllm.tuning.preflight import preflight
+from pyinfra_vllm.tuning.resolution import Resolution
+from pyinfra_vllm.tuning.resolver import resolve
 
 # in one process, which counts its inputs at the end
 pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("fuzz")]
@@ -161,7 +164,7 @@ VARIANTS = list(table("variants.yaml"))
 # The directives of a unit that nobody has tampered with, less those whose value is the declaration's.
 KEYS = [(section, key) for section, key, _ in unit_syntax.directives(
     planning._release(ROOT, declare("h", merge([Layer("f", DECLARED)]), Problems()).services[0], LOCKED,
-                       tuning.Resolution(), "0.33.0", [], {"VLLM_API_KEY": "x"}).files()["vllm.service"]
+                       Resolution(), "0.33.0", [], {"VLLM_API_KEY": "x"}).files()["vllm.service"]
 )]  # fmt: skip
 NO_SECRETS = list(KEYS)
 NO_SECRETS.remove(("Service", "EnvironmentFile"))
@@ -205,7 +208,7 @@ def assert_rendered_as_declared(root: str, service: Any) -> list[str]:
     """The unit and its environment say what was declared and nothing else; returns what the server is started
     with.
     """
-    resolution = tuning.for_service(service, LOCKED, [], "0.33.0", None)
+    resolution = resolve(requests.on_host(service, LOCKED, [], "0.33.0", None))
     secrets = dict.fromkeys(service.secrets, 'a "$secret`\\')
     made = planning._release(root, service, LOCKED, resolution, "0.33.0", [], secrets)
     files = {name: text.encode().decode() for name, text in made.files().items()}
@@ -250,9 +253,10 @@ def test_a_checkpoint_and_a_card_are_refused_or_answered(
     """
     TRIED["configs"] += 1
     service = SERVICE.model_copy(update={"variants": ({variant: value},), "flags": {"--max-num-seqs": value}})
-    assert isinstance(tuning.preflight([{**CARD, **card_of(card)}], service, "0.33.0"), list)
+    assert isinstance(preflight([{**CARD, **card_of(card)}], service, "0.33.0"), list)
     try:
-        found = tuning.for_service(service, replace(LOCKED, config=config), [CARD], "0.33.0", None)
+        locked = replace(LOCKED, config=config)
+        found = resolve(requests.on_host(service, locked, [CARD], "0.33.0", None))
     except RolloutError as error:
         assert "\n" not in str(error)
         return

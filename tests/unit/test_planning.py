@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from seen import seen
 
-from pyinfra_vllm import tuning
 from pyinfra_vllm.catalog import shapes, table
 from pyinfra_vllm.checkpoint import Checkpoint, File
 from pyinfra_vllm.config import Runtime, Service
@@ -20,9 +19,12 @@ from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime as RuntimeFact
 from pyinfra_vllm.operations import preflight
 from pyinfra_vllm.operations import release as releases
+from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.operations.util.planning import plan
 from pyinfra_vllm.release import same_but_for_values
 from pyinfra_vllm.rollout.progress import Wanted
+from pyinfra_vllm.tuning import request
+from pyinfra_vllm.tuning.resolver import resolve
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import nvidia_smi
@@ -346,7 +348,7 @@ def test_unexpected_exception_is_a_problem_of_that_host(
     def fails(*arguments: Any) -> None:
         raise error("out of thin air")
 
-    monkeypatch.setattr(tuning, "for_service", fails)
+    monkeypatch.setattr(planning, "resolve", fails)
     with pytest.raises(HostError, match=f"{error.__name__}: out of thin air"):
         planned([gpu()])
 
@@ -371,10 +373,9 @@ def test_an_answer_for_a_service_is_the_resolver_s() -> None:
     """Errors are an answer, not an exception, and whatever is raised is one of ours."""
     for config, error in (({}, RolloutError), ({"hidden_size": "wide"}, RolloutError)):
         with pytest.raises(error):
-            tuning.for_service(
-                service(), locked({**CONFIG, **config} if config else {"a": 1}), [gpu()], "0.33.0", None
-            )
-    found = tuning.for_service(service(), locked(), [gpu(0), gpu(1), gpu(2)], "0.33.0", None)
+            locked_so = locked({**CONFIG, **config} if config else {"a": 1})
+            request.on_host(service(), locked_so, [gpu()], "0.33.0", None)
+    found = resolve(request.on_host(service(), locked(), [gpu(0), gpu(1), gpu(2)], "0.33.0", None))
     assert found.fit is None and "3 GPUs" in str(found.errors)
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from resolving import resolve, values
 
-from pyinfra_vllm import cli, fleet, inventory, tuning
+from pyinfra_vllm import cli, fleet, inventory
 from pyinfra_vllm.catalog import shapes, table
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.commands.validate import run as examine
@@ -24,6 +24,8 @@ from pyinfra_vllm.config import profiles as files
 from pyinfra_vllm.config.layers import normal_flag
 from pyinfra_vllm.config.profiles import MeasuredProfile
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.tuning import request, resolver
+from pyinfra_vllm.tuning.resolution import Resolution
 
 MODEL = "Qwen/Qwen3-32B-AWQ"
 CONFIG = {**table("models.yaml")["models"]["Qwen/Qwen3-32B"]["config"], "quantization_config": shapes.AWQ}
@@ -98,7 +100,7 @@ def profile(**settings: Any) -> MeasuredProfile:
     return MeasuredProfile.model_validate({**FILE, "objectives": {"latency": tuned}})
 
 
-def asked(*profiles: MeasuredProfile, **given: Any) -> tuning.Resolution:
+def asked(*profiles: MeasuredProfile, **given: Any) -> Resolution:
     kept = {"runtime": "0.25.1", "objective": "latency", "max_model_len": 4096, **given}
     return resolve(MODEL, profiles=profiles, **kept)
 
@@ -156,7 +158,7 @@ def test_host_and_offline_commands_resolve_alike() -> None:
     write()
     assert examine("inventory/mine.py").problems == ()
     locked = Lock.load().get(MODEL, "main")
-    on_host = tuning.for_service(service(), locked, [told()], "0.25.1", None)
+    on_host = resolver.resolve(request.on_host(service(), locked, [told()], "0.25.1", None))
     offline = ask("--objective", "latency")
     assert on_host.as_dict()["measured"] == offline["measured"]
     assert values(on_host)["--max-num-seqs"] == 128

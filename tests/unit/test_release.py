@@ -16,7 +16,7 @@ from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Layer, Problems, declare, merge
 from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.release import Release
-from pyinfra_vllm.tuning import Resolution
+from pyinfra_vllm.tuning.resolution import Resolution
 
 PRINTABLE = st.text(alphabet=st.characters(exclude_categories=("Cc", "Cs")), max_size=60)
 

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from resolving import asked
 
 from pyinfra_vllm.catalog import flags as flag_table
-from pyinfra_vllm.catalog import gpus, shapes, table
+from pyinfra_vllm.catalog import table
 from pyinfra_vllm.catalog.conditions import holds
 from pyinfra_vllm.catalog.space import OBJECTIVES, entries, entry
 from pyinfra_vllm.tuning import space
-from pyinfra_vllm.tuning.facts import Facts, of_request
+from pyinfra_vllm.tuning.decision import fixed_facts
+from pyinfra_vllm.tuning.facts import Facts
 from pyinfra_vllm.tuning.profile import Profile
 from pyinfra_vllm.tuning.space import Space
 
@@ -28,12 +30,11 @@ def pruned(
     gpu: str = "NVIDIA H200",
     version: str = "0.25.1",
     objective: str = "latency",
+    draft_head: str | None = None,
     **more: Any,
 ) -> Space:
-    shape, card = shapes.find(model), gpus.find(gpu)
-    assert shape is not None
-    asked = {"gpu_count": 0 if gpu == "cpu" else 1, "max_model_len": 4096, **more}
-    return space.pruned(model=shape, gpu=card, runtime_version=version, objective=objective, **asked)
+    settings = {"gpu_count": 0 if gpu == "cpu" else 1, "max_model_len": 4096, **more}
+    return space.pruned(asked(model, gpu, version, objective=objective, **settings), draft_head)
 
 
 def names(found: Space) -> list[str]:
@@ -58,15 +59,8 @@ def test_every_flag_and_variant_of_the_space_exists() -> None:
 
 def test_every_condition_of_the_space_can_be_asked() -> None:
     """A typing error in a `when` raises."""
-    shape = shapes.find("Qwen/Qwen3-32B-AWQ")
-    assert shape is not None
-    card = gpus.find("NVIDIA H200")
-    fixed = of_request(shape, card, "0.25.1") | {
-        "gpu_count": 1,
-        "objective": "latency",
-        "max_model_len": None,
-    }
-    facts = Facts(fixed, Profile(), shape, card)
+    request = asked("Qwen/Qwen3-32B-AWQ", "NVIDIA H200", "0.25.1", objective="latency")
+    facts = Facts(fixed_facts(request), Profile(), request.shape, request.card)
     for each in entries():
         for row in each.rules_out:
             holds(row["when"], facts)

@@ -26,7 +26,7 @@ from pyinfra_vllm.operations.util import foreseen, planning
 from pyinfra_vllm.release import STABLE_PATH, Release
 from pyinfra_vllm.report.changes import changes
 from pyinfra_vllm.rollout.progress import Wanted
-from pyinfra_vllm.tuning import Resolution
+from pyinfra_vllm.tuning.resolution import Resolution
 
 ROOT = "/srv/pyinfra-vllm"
 CONFIG, WEIGHTS = {"config.json": "c" * 40}, {"model.safetensors": "0" * 64}

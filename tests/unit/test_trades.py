@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from resolving import resolve
 
-from pyinfra_vllm import trades, tuning
-from pyinfra_vllm.catalog import gpus, table
+from pyinfra_vllm import trades
+from pyinfra_vllm.catalog import table
 from pyinfra_vllm.cli import cli
 from pyinfra_vllm.on_host.bench.criteria import EVERY_PHASE, ONE_STREAM, Criteria
+from pyinfra_vllm.tuning.decision import LINEAR_BACKENDS
 
 HOPPER = table("trades.yaml")[0]
 DOCS = Path(__file__).parents[2] / "docs/gate.md"
@@ -99,7 +101,7 @@ def test_the_catalog_s_figures_are_those_of_the_gate_s_metrics_with_a_source() -
     for entry in table("trades.yaml"):
         assert entry["source"] and entry["measured"] and entry["when"]
         for kernel, phases in entry["kernels"].items():
-            assert kernel in tuning.LINEAR_BACKENDS.values()
+            assert kernel in LINEAR_BACKENDS.values()
             for phase, metrics in phases.items():
                 known = {*EVERY_PHASE, *(ONE_STREAM if phase == "c1" else ())}
                 assert phase in ("c1", "c8", "max") and set(metrics) <= known
@@ -116,7 +118,7 @@ def test_the_catalog_s_figures_are_those_of_the_gate_s_metrics_with_a_source() -
     ],
 )
 def test_trades_are_known_where_they_were_measured(gpu: str, model: str, known: bool) -> None:
-    found = tuning.resolve(model=model, gpu=gpus.find(gpu), runtime_version="0.25.1", objective="latency")
+    found = resolve(model, gpu, runtime="0.25.1", objective="latency")
     assert (found.trades is not None) is known
 
 

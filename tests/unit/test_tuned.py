@@ -12,9 +12,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from resolving import resolve
 from test_space import CARDS, MODELS, pruned
 
-from pyinfra_vllm import tuned, tuning
+from pyinfra_vllm import tuned
 from pyinfra_vllm.catalog import gpus, shapes
 from pyinfra_vllm.config import profiles as files
 from pyinfra_vllm.config.problems import Problems
@@ -151,8 +152,8 @@ def test_each_candidate_is_resolved_from_its_profile_as_it_was_tried(gpu: str) -
             place = tuned.Place(title, count, shape.name, "0.33.0", objective, 4096)
             for candidate in found.candidates:
                 made = tuned.unproven(place, found.settings(candidate))
-                again = tuning.resolve(
-                    model=shape, gpu=card, gpu_count=count, runtime_version="0.33.0", objective=objective,
+                again = resolve(
+                    model=shape, gpu=card, gpu_count=count, runtime="0.33.0", objective=objective,
                     max_model_len=4096, profiles=(made,),
                 )  # fmt: skip
                 assert sorted(again.argv()) == sorted(candidate.resolution.argv()), candidate.name

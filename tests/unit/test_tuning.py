@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from resolving import resolve, values
 
-from pyinfra_vllm import tuning
 from pyinfra_vllm.catalog import flags as flag_table
 from pyinfra_vllm.catalog import gpus, shapes, table
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.tuning import resolver, room
+from pyinfra_vllm.tuning.request import OBJECTIVES
 
 VERSIONS = ("0.11.0", "0.18.0", "0.23.0", "0.24.0", "0.28.0", "0.32.0", "0.33.0")
 GPUS = (*table("gpus.yaml")["gpus"], "cpu")
@@ -46,7 +47,7 @@ def test_every_model_on_every_gpu(version: str) -> None:
     fitting = 0
     for gpu in GPUS:
         for index, model in enumerate(shapes.names()):
-            found = resolve(model, gpu, version, objective=tuning.OBJECTIVES[index % 3], max_model_len=4096)
+            found = resolve(model, gpu, version, objective=OBJECTIVES[index % 3], max_model_len=4096)
             assert {flag.flag for flag in found.flags} <= known, (gpu, model)
             assert "--quantization" not in values(found)
             assert all(flag.reason and flag.source for flag in (*found.flags, *found.settings))
@@ -73,13 +74,14 @@ def test_all_models_on_all_gpus_take_less_than_a_second() -> None:
 def test_no_setting_is_tried_where_the_weights_alone_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """One resolution for the question, and one for each number of GPUs that can hold the weights."""
     asked = []
-    decide = tuning._decide
+    decide = resolver.decide
 
     def counted(request: Any) -> Any:
         asked.append(request.gpu_count)
         return decide(request)
 
-    monkeypatch.setattr(tuning, "_decide", counted)
+    monkeypatch.setattr(resolver, "decide", counted)
+    monkeypatch.setattr(room, "decide", counted)
     (error,) = resolve("Qwen/Qwen3-32B", "RTX 3090", max_model_len=4096).errors
     assert "What would make it fit: 4 GPUs" in error  # 66 GB of weights
     assert asked == [1, 4, 3, 1]  # 3: as stages, too small for one step; 1: its AWQ checkpoint
@@ -351,11 +353,11 @@ def test_a_tiny_model_outside_the_catalog_on_a_cpu_host() -> None:
         "tie_word_embeddings": True, "max_position_embeddings": 2048, "torch_dtype": "float16",
         "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True},
     }  # fmt: skip
-    found = tuning.resolve(
+    found = resolve(
         model=shapes.from_config("lab/tiny", config, 300_000),
         gpu="cpu",
         gpu_count=0,
-        runtime_version="0.32.0",
+        runtime="0.32.0",
         max_model_len=512,
         shutdown_timeout_s=30,
     )

@@ -10,7 +10,7 @@ from resolving import resolve, values
 
 from pyinfra_vllm.catalog import gpus, shapes, table
 from pyinfra_vllm.catalog.layers import Cached
-from pyinfra_vllm.tuning import Resolution
+from pyinfra_vllm.tuning.resolution import Resolution
 
 GEMMA = shapes.from_config(
     "a/gemma",

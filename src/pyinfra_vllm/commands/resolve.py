@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pyinfra_vllm import trades, tuning
+from pyinfra_vllm import trades
 from pyinfra_vllm.catalog import gpus, shapes
 from pyinfra_vllm.catalog.gpus import GIB, Gpu
 from pyinfra_vllm.catalog.shapes import Shape
@@ -23,7 +23,11 @@ from pyinfra_vllm.commands.files import criteria_of
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.fit import Fit
 from pyinfra_vllm.trades import Trade
-from pyinfra_vllm.tuning import Resolution, standby
+from pyinfra_vllm.tuning import standby
+from pyinfra_vllm.tuning.request import MOST_GPUS, OBJECTIVES, Request, cataloged
+from pyinfra_vllm.tuning.resolution import Resolution, tokens
+from pyinfra_vllm.tuning.resolver import resolve as resolved
+from pyinfra_vllm.tuning.values import DEEPEST
 
 if TYPE_CHECKING:
     from pyinfra_vllm.config.profiles import MeasuredProfile
@@ -51,12 +55,12 @@ T = TypeVar("T")
 @click.option("--runtime", required=True, help='A vLLM version, such as "0.33.0".')
 @click.option(
     "--gpu-count",
-    type=click.IntRange(min=1, max=tuning.MOST_GPUS),
+    type=click.IntRange(min=1, max=MOST_GPUS),
     default=1,
     show_default=True,
     help="GPUs of the service.",
 )
-@click.option("--objective", type=click.Choice(tuning.OBJECTIVES), default="balanced", show_default=True)
+@click.option("--objective", type=click.Choice(OBJECTIVES), default="balanced", show_default=True)
 @click.option("--max-model-len", type=click.IntRange(min=1), help="Tokens. Left out: the model's own.")
 @click.option(
     "--variant", "variants", multiple=True, help="A variant: NAME, NAME=VALUE or a JSON map. May be repeated."
@@ -100,12 +104,10 @@ def resolve(
     """
     criteria = criteria_of(gate_file)
     locked = _locked(model)  # wins over the catalog: it is what will be served
-    shape = _shape(locked) if locked else model
-    card = _card(gpu, gpu_memory, compute_capability)
-    resolution = tuning.resolve(
-        model=shape,
-        gpu=card,
-        runtime_version=runtime,
+    request = Request(
+        shape=_shape(locked) if locked else cataloged(model),
+        card=_card(gpu, gpu_memory, compute_capability),
+        version=runtime,
         gpu_count=gpu_count,
         objective=objective,
         max_model_len=max_model_len,
@@ -114,8 +116,9 @@ def resolve(
         environment=dict(_variable(text) for text in variables),
         profiles=_measured_profiles(),
     )
+    resolution = resolved(request)
     known = trades.towards(resolution.trades, resolution.kernel, criteria)
-    sleeps = _standby(shape, card, runtime, resolution) if wants_standby else None
+    sleeps = _standby(request, resolution) if wants_standby else None
     if as_json:
         answer = resolution.as_dict()
         if wants_standby:
@@ -249,7 +252,7 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        deepest = f"allowed are {tuning.DEEPEST} levels"
+        deepest = f"allowed are {DEEPEST} levels"
         raise DeclarationError(f"{where}: {_shown(text)} is nested too deep; {deepest}") from None
 
 
@@ -257,13 +260,12 @@ def _shown(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _standby(shape: Shape | str, card: Gpu, version: str, resolution: Resolution) -> str:
+def _standby(request: Request, resolution: Resolution) -> str:
     """Why the servers of such a service can't sleep; empty where they can."""
-    known = shapes.find(shape) if isinstance(shape, str) else shape
-    cards = () if card.platform == "cpu" else ({"name": card.title},)
+    cards = () if request.card.platform == "cpu" else ({"name": request.card.title},)
     flags = {flag.flag: flag.value for flag in resolution.flags}
-    hybrid = known.hybrid if known else False
-    return "; ".join(standby.hindrances(version, cards, flags, resolution.environment, hybrid))
+    hybrid = request.shape.hybrid
+    return "; ".join(standby.hindrances(request.version, cards, flags, resolution.environment, hybrid))
 
 
 def _show(
@@ -282,7 +284,7 @@ def _show(
     table.add_column("Reason")
     table.add_column("Source")
     for flag in resolution.flags:
-        row = (" ".join(tuning.tokens(flag.flag, flag.value)), flag.reason, flag.source)
+        row = (" ".join(tokens(flag.flag, flag.value)), flag.reason, flag.source)
         table.add_row(*(Text(cell) for cell in row))
     for setting in resolution.settings:
         row = (f"{setting.flag}={setting.value}", setting.reason, setting.source)

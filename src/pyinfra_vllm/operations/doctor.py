@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from pyinfra.api import Host
 
-from pyinfra_vllm import tuning, window
+from pyinfra_vllm import window
 from pyinfra_vllm.answers import DoctorCheck, Examination
 from pyinfra_vllm.catalog import versions
 from pyinfra_vllm.config import Declared, Service
@@ -26,6 +26,7 @@ from pyinfra_vllm.operations.util.remote import Remote
 from pyinfra_vllm.rollout import estimate
 from pyinfra_vllm.tuning import devices
 from pyinfra_vllm.tuning.declared import spelled
+from pyinfra_vllm.tuning.preflight import preflight
 from pyinfra_vllm.tuning.standby import hindrances, told
 
 # A switch begins only before its last start, which the control machine computes and the host's clock decides.
@@ -86,7 +87,7 @@ def _gpu(host: Host, root: str, service: Service) -> DoctorCheck:
     if told["problem"] or version is None:
         return _check(name, told["problem"] or "no vLLM is installed to ask for")
     build = versions.build(version, found.get("torch") if found else None)
-    return _check(name, "; ".join(tuning.preflight(told["gpus"], service, build)))
+    return _check(name, "; ".join(preflight(told["gpus"], service, build)))
 
 
 def _standby(host: Host, root: str, service: Service) -> DoctorCheck:

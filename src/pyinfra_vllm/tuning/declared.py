@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pyinfra_vllm.catalog import flags as flag_table
-from pyinfra_vllm.catalog import table
+from pyinfra_vllm.catalog import table, versions
 from pyinfra_vllm.tuning import values
 from pyinfra_vllm.tuning.facts import Facts
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
@@ -18,6 +18,38 @@ NUMBER_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE",)
 LOADED_BY_NAME = ("--tokenizer", "--hf-config-path", "--lora-modules", "--default-mm-loras")
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 WHOLE_GIB = re.compile(r"0*[1-9][0-9]{0,5}")  # up to a pebibyte
+
+
+def problems(
+    declared: Mapping[str, Any], version: str, installed: Collection[str] | None = None
+) -> list[tuple[str, str]]:
+    """(flag, problem) of every declared flag that this runtime doesn't have or can't take, on whatever card.
+
+    + installed: the flags of the vLLM on a host; None: those of the catalog
+    """
+    found: list[tuple[str, str]] = []
+    for name, value in declared.items():
+        profile = Profile()
+        apply_flags({name: value}, known_flags(version, installed, Profile()), version, profile)
+        found += [(name, problem) for problem in profile.errors]
+    return found
+
+
+def known_flags(version: str, installed: Collection[str] | None, profile: Profile) -> Collection[str]:
+    """The flags of a runtime: those that it was asked for, else the catalog's, with a note on the profile
+    where the catalog doesn't know this version.
+    """
+    if installed is not None:
+        return installed
+    if versions.parse(version)[:2] > flag_table.newest()[:2]:
+        nearest = flag_table.nearest_scanned(version)
+        profile.warn(f"vLLM {version} is newer than the flag catalog; the flags of {nearest} are assumed")
+    try:
+        return flag_table.known(version)
+    except ValueError as error:
+        profile.fail(str(error))
+        # What is said of single flags is then true at least of those.
+        return flag_table.known(flag_table.oldest())
 
 
 def apply_variants(variants: Iterable[str | Mapping[str, Any]], facts: Facts, profile: Profile) -> None:

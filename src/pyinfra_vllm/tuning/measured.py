@@ -7,7 +7,7 @@ figures then hold no longer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from pyinfra_vllm.tuning.profile import Flag, Profile
 
 if TYPE_CHECKING:
     from pyinfra_vllm.config.profiles import MeasuredProfile, Tuned
+    from pyinfra_vllm.tuning.request import Request
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,13 @@ class Measured:
         return f"{self.file}, measured {self.tuned.measured}: {self.tuned.gain}"
 
 
-def valid(
-    profiles: Iterable[MeasuredProfile],
-    *,
-    model: str,
-    card: Gpu,
-    gpu_count: int,
-    version: versions.Version,
-    objective: str,
-) -> tuple[Measured | None, list[str]]:
+def valid(request: Request) -> tuple[Measured | None, list[str]]:
     """The profile that was measured for exactly this, and what is to be said of those of this model that
     were measured for another runtime or card and so are not used.
     """
-    ours = [each for each in profiles if each.model == model]
+    card, gpu_count, objective = request.card, request.gpu_count, request.objective
+    version = versions.parse(request.version)
+    ours = [each for each in request.profiles if each.model == request.shape.name]
     fitting = [each for each in ours if _same_card(each, card, gpu_count)]
     current = [each for each in fitting if versions.parse(each.runtime) == version]
     for each in current:
@@ -77,23 +72,13 @@ def valid(
     return None, []
 
 
-def apply(
-    given: Settings,
-    *,
-    flags: Mapping[str, Any],
-    environment: Mapping[str, str],
-    variants: Sequence[str | Mapping[str, Any]],
-    known: Collection[str],
-    version: str,
-    profile: Profile,
-) -> dict[str, Flag]:
+def apply(given: Settings, request: Request, known: Collection[str], profile: Profile) -> dict[str, Flag]:
     """Adds these settings, less those that the operator declares. Returns all of them.
 
-    + flags, environment, variants: the operator's own
     + known: the flags that the runtime has
     """
-    read = _read(given, known, version, profile)
-    own = {declared.spelled(name) for name in flags} | touched(variants) | set(environment)
+    read = _read(given, known, request.version, profile)
+    own = names_declared(request)
     for name, value in given.flags.items():
         if declared.spelled(name) not in own and value is None:
             profile.flags.pop(declared.spelled(name), None)
@@ -131,6 +116,12 @@ def _read(given: Settings, known: Collection[str], version: str, profile: Profil
         for name, flag in settings.items():
             settings[name] = replace(flag, reason=given.reason, source=given.source)
     return read
+
+
+def names_declared(request: Request) -> set[str]:
+    """The flags and variables that the operator declares, by whatever spelling or variant."""
+    flags = {declared.spelled(name) for name in request.flags}
+    return flags | touched(request.variants) | set(request.environment)
 
 
 def touched(variants: Sequence[str | Mapping[str, Any]]) -> set[str]:

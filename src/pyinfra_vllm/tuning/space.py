@@ -9,26 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pyinfra_vllm import tuning
-from pyinfra_vllm.catalog import gpus, shapes
 from pyinfra_vllm.catalog import space as catalog
 from pyinfra_vllm.catalog.conditions import holds
-from pyinfra_vllm.catalog.gpus import Gpu
-from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.catalog.space import STOCK, Entry
-from pyinfra_vllm.tuning import declared, devices, measured
-from pyinfra_vllm.tuning.facts import Facts, of_request
+from pyinfra_vllm.tuning import measured
+from pyinfra_vllm.tuning.decision import fixed_facts
+from pyinfra_vllm.tuning.facts import Facts
 from pyinfra_vllm.tuning.measured import Settings
 from pyinfra_vllm.tuning.profile import Profile
-from pyinfra_vllm.tuning.resolution import Resolution
+from pyinfra_vllm.tuning.request import Request
+from pyinfra_vllm.tuning.resolution import Resolution, tokens
+from pyinfra_vllm.tuning.resolver import resolve
 from pyinfra_vllm.tuning.search import JOIN
-
-if TYPE_CHECKING:
-    from pyinfra_vllm.checkpoint import Checkpoint
-    from pyinfra_vllm.config import Service
-    from pyinfra_vllm.config.profiles import MeasuredProfile
 
 SOURCE = "catalog/space.yaml"
 KERNEL_CHOICES = ("--linear-backend", "VLLM_DISABLED_KERNELS")
@@ -95,61 +89,24 @@ class Space:
         return _difference(candidate.resolution, self.stock)
 
 
-def pruned(
-    *,
-    model: Shape,
-    gpu: Gpu,
-    gpu_count: int,
-    runtime_version: str,
-    objective: str,
-    max_model_len: int | None = None,
-    variants: Sequence[str | Mapping[str, Any]] = (),
-    flags: Mapping[str, Any] | None = None,
-    environment: Mapping[str, str] | None = None,
-    runtime_flags: Collection[str] | None = None,
-    profiles: Sequence[MeasuredProfile] = (),
-    draft_head: str | None = None,
-    only: Collection[str] | None = None,
-    **more: Any,
-) -> Space:
-    """The space for one service; the arguments are those of `tuning.resolve`.
+def pruned(request: Request, draft_head: str | None = None, only: Collection[str] | None = None) -> Space:
+    """The space for one service.
 
-    + profiles: measured ones; where one is in use, it is what the others are tried against
+    + request: of the current configuration; where a measured profile of its is in use, that is what the
+        others are tried against
     + draft_head: the folder of an EAGLE3 head of this model, on the host
     + only: the names of the configurations to try; None: all
     """
-    ask = partial(
-        tuning.resolve,
-        model=model,
-        gpu=gpu,
-        gpu_count=gpu_count,
-        runtime_version=runtime_version,
-        objective=objective,
-        max_model_len=max_model_len,
-        flags=flags,
-        environment=environment,
-        runtime_flags=runtime_flags,
-        **more,
-    )
-    current = ask(variants=variants, profiles=profiles)
-    stock = ask(variants=variants, instead=_settings({}, {}))
-    facts = Facts(
-        of_request(model, gpu, runtime_version)
-        | {"gpu_count": gpu_count, "objective": objective, "max_model_len": max_model_len},
-        Profile(),
-        model,
-        gpu,
-    )
-    own = (
-        {declared.spelled(name) for name in flags or {}} | set(environment or {}) | measured.touched(variants)
-    )
-    beneath = _difference(current, stock)
-    resolved = partial(_candidate, beneath=beneath, variants=tuple(variants), ask=ask)
+    current = resolve(request)
+    stock = resolve(replace(request, instead=_settings({}, {})))
+    facts = Facts(fixed_facts(request), Profile(), request.shape, request.card)
+    own = measured.names_declared(request)
+    resolved = partial(_candidate, beneath=_difference(current, stock), request=request)
     seen = {_identity(current): "the current configuration"}
     candidates: list[Candidate] = []
     ruled_out: list[RuledOut] = []
     for entry in (STOCK, *catalog.entries()):
-        because = _ruled_out(entry, objective, facts, own, draft_head)
+        because = _ruled_out(entry, request.objective, facts, own, draft_head)
         if because is None and only is not None and entry.name not in only:
             because = "you try others alone (`tune: {only: [...]}`)"
         if because is None:
@@ -161,36 +118,6 @@ def pruned(
         else:
             ruled_out.append(RuledOut(entry.name, because))
     return Space(current, tuple(_most_promising_first(candidates)), tuple(ruled_out), stock, resolved)
-
-
-def for_service(
-    service: Service,
-    checkpoint: Checkpoint,
-    gpu_facts: Sequence[Mapping[str, Any]],
-    runtime_version: str,
-    runtime_flags: Collection[str] | None,
-) -> Space:
-    """The space for a declared service on a host; the arguments are those of `tuning.for_service`."""
-    used = devices.chosen(service.gpus, gpu_facts)
-    return pruned(
-        model=shapes.from_config(service.model, checkpoint.config, checkpoint.weights_bytes),
-        gpu=devices.smallest(used, service.own_cards) if used else gpus.CPU,
-        gpu_count=len(used),
-        runtime_version=runtime_version,
-        objective=service.objective,
-        max_model_len=service.max_model_len,
-        variants=service.variants,
-        flags=service.flags,
-        environment=service.environment,
-        runtime_flags=runtime_flags,
-        profiles=service.profiles,
-        draft_head=service.tune.draft_head,
-        only=service.tune.only,
-        exposed=service.open_to_network,
-        reason=service.runtime.reason,
-        shutdown_timeout_s=service.shutdown_timeout_s,
-        ready_timeout_s=service.ready_timeout_s,
-    )
 
 
 def _ruled_out(
@@ -242,12 +169,7 @@ def _together(name: str, parts: Sequence[Entry]) -> Entry:
     )
 
 
-def _candidate(
-    entry: Entry,
-    beneath: Settings,
-    variants: tuple[str | Mapping[str, Any], ...],
-    ask: Callable[..., Resolution],
-) -> Candidate:
+def _candidate(entry: Entry, beneath: Settings, request: Request) -> Candidate:
     """An entry on top of what is tuned now; `stock` is nothing at all."""
     groups = entry.group.split(JOIN)
     replaced = {name for each in catalog.entries() if each.group in groups for name in _touches(each)}
@@ -259,8 +181,9 @@ def _candidate(
         | dict(entry.environment),
         entry,
     )
-    tried = (*variants, *entry.variants)
-    return Candidate(entry, settings, tried, ask(variants=tried, instead=settings))
+    tried = (*request.variants, *entry.variants)
+    asked = replace(request, variants=tried, instead=settings)
+    return Candidate(entry, settings, tried, resolve(asked))
 
 
 def _settings(flags: Mapping[str, Any], environment: Mapping[str, str], entry: Entry = STOCK) -> Settings:
@@ -297,7 +220,7 @@ def _identity(found: Resolution) -> tuple[Any, ...]:
     variables = [
         each for each in found.environment.items() if not found.kernel or each[0] not in KERNEL_CHOICES
     ]
-    argv = [token for flag in flags for token in tuning.tokens(flag.flag, flag.value)]
+    argv = [token for flag in flags for token in tokens(flag.flag, flag.value)]
     return found.kernel, tuple(argv), tuple(sorted(variables))
 
 

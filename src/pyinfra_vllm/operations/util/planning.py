@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 from pyinfra.api import Host
 
-from pyinfra_vllm import tuning
 from pyinfra_vllm.answers import Gpu
 from pyinfra_vllm.catalog import shapes, table, versions
 from pyinfra_vllm.checkpoint import Checkpoint
@@ -37,8 +36,12 @@ from pyinfra_vllm.release import (
 )
 from pyinfra_vllm.rollout.progress import Wanted
 from pyinfra_vllm.text import sentence
-from pyinfra_vllm.tuning import devices, standby
+from pyinfra_vllm.tuning import declared as flags_declared
+from pyinfra_vllm.tuning import devices, request, standby
 from pyinfra_vllm.tuning import space as spaces
+from pyinfra_vllm.tuning.preflight import preflight
+from pyinfra_vllm.tuning.resolution import Resolution
+from pyinfra_vllm.tuning.resolver import resolve
 
 VARIABLES_KEPT_OFF_FROM = "0.29"
 MOSTLY_COMPILED = 0.9
@@ -145,7 +148,8 @@ def space(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> sp
     """The configurations that tuning may try for a service on this host. Raises HostError."""
     version, flags, _, _ = _runtime(host, root, service)
     try:
-        return spaces.for_service(service, checkpoint, asked(host, Gpus)["gpus"], version, flags)
+        wanted = request.on_host(service, checkpoint, asked(host, Gpus)["gpus"], version, flags)
+        return spaces.pruned(wanted, service.tune.draft_head, service.tune.only)
     except RolloutError as error:
         raise HostError(f"{service.name}: {error}") from error
 
@@ -157,14 +161,14 @@ def _resolved(
     version: str,
     flags: frozenset[str] | None,
     build: str,
-) -> tuning.Resolution:
+) -> Resolution:
     """The flags for this host. Raises Refused with everything that is wrong, not with the first problem."""
-    problems = tuning.preflight(gpus, service, build)
+    problems = preflight(gpus, service, build)
     if problems and not devices.chosen(service.gpus, gpus):  # no card to resolve for
-        misspelt = [problem for _, problem in tuning.flag_problems(service.flags, version, flags)]
+        misspelt = [problem for _, problem in flags_declared.problems(service.flags, version, flags)]
         raise Refused(service, [*problems, *misspelt])
     try:
-        resolution = tuning.for_service(service, checkpoint, gpus, version, flags)
+        resolution = resolve(request.on_host(service, checkpoint, gpus, version, flags))
     except RolloutError as error:
         raise Refused(service, problems or [str(error)]) from error
     if problems or resolution.errors:
@@ -276,7 +280,7 @@ def _release(
     root: str,
     service: Service,
     checkpoint: Checkpoint,
-    resolution: tuning.Resolution,
+    resolution: Resolution,
     version: str,
     gpus: list[Gpu],
     secrets: Mapping[str, str],

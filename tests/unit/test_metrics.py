@@ -312,7 +312,7 @@ def test_the_unit_writes_them_only_where_they_are_declared(tmp_path: Path) -> No
         (tmp_path / metrics.WRITER).write_text(texts[metrics.WRITER])
         assert metrics.written_here(tmp_path) is wanted
     words = shlex.split(command.partition('.pyz" ')[2])
-    assert on_host._parser().parse_args(words).to == Path("/var/lib/collector")
+    assert on_host.PARSER.parse_args(words).to == Path("/var/lib/collector")
 
 
 def test_a_host_gets_other_units_where_the_declaration_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,7 +457,7 @@ def test_every_metric_and_no_other_is_in_the_documentation() -> None:
 def test_the_commands_of_the_documentation_are_the_programs() -> None:
     lines = re.findall(r"^    (python3 .*|journalctl .*)$", (DOCS / "metrics.md").read_text(), re.M)
     asked, logged = sorted(map(shlex.split, lines), key=len, reverse=True)
-    assert on_host._parser().parse_args(logged[2:] if logged[0] == "python3" else asked[2:]).run
+    assert on_host.PARSER.parse_args(logged[2:] if logged[0] == "python3" else asked[2:]).run
     assert metrics.WRITER in (asked if logged[0] == "python3" else logged)
 
 

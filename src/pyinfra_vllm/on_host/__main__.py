@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any, Callable, Optional
 
 from .server import front, metrics, systemd
 from .server import release as releases
@@ -30,127 +31,64 @@ REFUSALS = (
 )
 
 
+# Programs of their own, with what the list of verbs says of them; they read their own arguments.
+PROGRAMS = {
+    "fetch": (fetch.main, "download and verify a checkpoint"),
+    "build": (build.main, "install a vLLM into a venv of its own"),
+    "rehearse": (rehearsal.main, "ask vLLM whether it accepts a release"),
+    "front-wait": (front.main, None),
+}
+Verb = Callable[[argparse.Namespace], Optional[int]]  # returns the exit code; None is 0
+Argument = Callable[[argparse.ArgumentParser], object]
+
+PARSER = argparse.ArgumentParser(prog="on-host.pyz", description="pyinfra-vllm on this host")
+PARSER.add_argument("--root", type=Path, default=DEFAULT_ROOT)
+_verbs = PARSER.add_subparsers(required=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     os.umask(0o022)  # not the caller's: nothing that is made here may be open to others by chance
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["fetch"]:
-        return fetch.main(arguments[1:])
-    if arguments[:1] == ["build"]:
-        return build.main(arguments[1:])
-    if arguments[:1] == ["rehearse"]:
-        return rehearsal.main(arguments[1:])
-    if arguments[:1] == ["front-wait"]:
-        return front.main(arguments[1:])
-    options = _parser().parse_args(arguments)
+    if arguments and arguments[0] in PROGRAMS:
+        return PROGRAMS[arguments[0]][0](arguments[1:])
+    options = PARSER.parse_args(arguments)
     try:
-        return int(options.run(options))
+        return options.run(options) or 0
     except REFUSALS as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="on-host.pyz", description="pyinfra-vllm on this host")
-    parser.add_argument("--root", type=Path, default=DEFAULT_ROOT)
-    verbs = parser.add_subparsers(required=True)
-
-    stage = verbs.add_parser("stage", help="lay a release down; the payload is removed")
-    stage.add_argument("service")
-    stage.add_argument("payload", type=Path)
-    stage.set_defaults(run=_stage)
-
-    switch = verbs.add_parser("switch", help="carry out the order in a file")
-    switch.add_argument("order", type=Path)
-    switch.set_defaults(run=_switch)
-
-    recover = verbs.add_parser("recover", help="finish what an interrupted switch left; safe at any time")
-    recover.add_argument("service", nargs="?")
-    recover.add_argument("--boot", action="store_true", help="before the services start")
-    recover.add_argument(
-        "--wait",
-        type=float,
-        default=lock.LOOK_S,
-        metavar="S",
-        help="seconds to wait for whoever holds a lock",
-    )
-    recover.add_argument(
-        "--insist", action="store_true", help="try again, with growing pauses, until the service is right"
-    )
-    recover.add_argument(
-        "--due", action="store_true", help="start the recovery unit of each service that needs it"
-    )
-    recover.set_defaults(run=_recover)
-
-    status = verbs.add_parser("status", help="what runs here, as JSON")
-    status.add_argument("service", nargs="*")
-    status.set_defaults(run=_status)
-
-    measuring = verbs.add_parser("metrics", help="the same as Prometheus metrics")
-    measuring.add_argument(
-        "--to", type=Path, metavar="DIR", help=f"write them to {metrics.FILE} in this directory"
-    )
-    measuring.set_defaults(run=_metrics)
-
-    following = verbs.add_parser("follow", help="what the newest transaction did since, as JSON")
-    following.add_argument("service")
-    following.add_argument("--unit", required=True)
-    following.add_argument("--after-tx")
-    following.add_argument("--entries", type=int, default=0)
-    following.add_argument("--lines", type=int, default=0)
-    following.set_defaults(run=_follow)
-
-    reported = verbs.add_parser("reported", help="note that an operator has seen a transaction's outcome")
-    reported.add_argument("service")
-    reported.add_argument("tx")
-    reported.set_defaults(run=_reported)
-
-    pruning = verbs.add_parser(
-        "prune", help="what nothing here needs, as JSON; standard input says what to keep"
-    )
-    pruning.add_argument("--delete", action="store_true", help="delete it, too")
-    pruning.add_argument("--operator", default="prune", help="who wants it, for whoever finds the locks held")
-    pruning.set_defaults(run=_prune)
-
-    tightening = verbs.add_parser(
-        "tighten", help="make private what an earlier version let others read or hold"
-    )
-    tightening.set_defaults(run=_tighten)
-
-    looking = verbs.add_parser("libtorrent", help="which Python here has libtorrent, as JSON")
-    looking.add_argument("python", nargs="*", help="asked after the host's own python3")
-    looking.set_defaults(run=_libtorrent)
-
-    kernels = verbs.add_parser("compiled", help="give or take the compile cache of a release, as JSON")
-    kernels.add_argument("do", choices=["wanted", "pack", "piece", "forget", "expect", "take"])
-    kernels.add_argument("service")
-    kernels.add_argument("release")
-    kernels.add_argument("--number", type=int, default=0, help="of the piece")
-    kernels.add_argument("--sha256", help="of the archive")
-    kernels.add_argument("--donor", help="the host that it comes from")
-    kernels.set_defaults(run=_compiled)
-
-    compiling = verbs.add_parser(
-        "compile", help="add byte code to this program, so that its calls are quicker"
-    )
-    compiling.set_defaults(run=_compile)
-
-    fetching = verbs.add_parser("fetch", help="download and verify a checkpoint", add_help=False)
-    fetching.set_defaults(run=lambda options: 2)
-
-    building = verbs.add_parser("build", help="install a vLLM into a venv of its own", add_help=False)
-    building.set_defaults(run=lambda options: 2)
-
-    rehearsing = verbs.add_parser("rehearse", help="ask vLLM whether it accepts a release", add_help=False)
-    rehearsing.set_defaults(run=lambda options: 2)
-    return parser
+def _argument(*names: str, **how: Any) -> Argument:
+    """An argument of a verb, as argparse's add_argument takes it."""
+    return lambda parser: parser.add_argument(*names, **how)
 
 
-def _stage(options: argparse.Namespace) -> int:
+def _verb(name: str, told: str, *arguments: Argument) -> Callable[[Verb], Verb]:
+    """Adds the function to the command line under this name, with its line of help and its arguments."""
+    parser = _verbs.add_parser(name, help=told)
+    for argument in arguments:
+        argument(parser)
+
+    def added(run: Verb) -> Verb:
+        parser.set_defaults(run=run)
+        return run
+
+    return added
+
+
+@_verb(
+    "stage",
+    "lay a release down; the payload is removed",
+    _argument("service"),
+    _argument("payload", type=Path),
+)
+def _stage(options: argparse.Namespace) -> None:
     with lock.shared(lock.storage(RUN), "stage", f"a release of {options.service}"):
         print(releases.stage(ServicePaths(options.root, options.service), options.payload))
-    return 0
 
 
+@_verb("switch", "carry out the order in a file", _argument("order", type=Path))
 def _switch(options: argparse.Namespace) -> int:
     wanted = order.load(options.order)
     paths = ServicePaths(options.root, wanted.service)
@@ -163,6 +101,23 @@ def _switch(options: argparse.Namespace) -> int:
         metrics.write_soon()
 
 
+@_verb(
+    "recover",
+    "finish what an interrupted switch left; safe at any time",
+    _argument("service", nargs="?"),
+    _argument("--boot", action="store_true", help="before the services start"),
+    _argument(
+        "--wait",
+        type=float,
+        default=lock.LOOK_S,
+        metavar="S",
+        help="seconds to wait for whoever holds a lock",
+    ),
+    _argument(
+        "--insist", action="store_true", help="try again, with growing pauses, until the service is right"
+    ),
+    _argument("--due", action="store_true", help="start the recovery unit of each service that needs it"),
+)
 def _recover(options: argparse.Namespace) -> int:
     if options.due:
         for name in recovery.start_due(options.root):
@@ -181,33 +136,56 @@ def _recover(options: argparse.Namespace) -> int:
     return transaction.EXIT_CODES[transaction.RESTORE_FAILED] if failed else 0
 
 
-def _status(options: argparse.Namespace) -> int:
+@_verb("status", "what runs here, as JSON", _argument("service", nargs="*"))
+def _status(options: argparse.Namespace) -> None:
     json.dump(observe.observe(options.root, options.service), sys.stdout)
-    return 0
 
 
-def _metrics(options: argparse.Namespace) -> int:
+@_verb(
+    "metrics",
+    "the same as Prometheus metrics",
+    _argument("--to", type=Path, metavar="DIR", help=f"write them to {metrics.FILE} in this directory"),
+)
+def _metrics(options: argparse.Namespace) -> None:
     text = metrics.render(observe.observe(options.root, []), time.time())
     if options.to:
         metrics.write(options.to, text)
     else:
         sys.stdout.write(text)
-    return 0
 
 
-def _follow(options: argparse.Namespace) -> int:
+@_verb(
+    "follow",
+    "what the newest transaction did since, as JSON",
+    _argument("service"),
+    _argument("--unit", required=True),
+    _argument("--after-tx"),
+    _argument("--entries", type=int, default=0),
+    _argument("--lines", type=int, default=0),
+)
+def _follow(options: argparse.Namespace) -> None:
     seen = follow.Position(options.entries, options.lines)
     paths = ServicePaths(options.root, options.service)
     json.dump(follow.follow(paths, options.after_tx, seen, options.unit), sys.stdout)
-    return 0
 
 
-def _reported(options: argparse.Namespace) -> int:
+@_verb(
+    "reported",
+    "note that an operator has seen a transaction's outcome",
+    _argument("service"),
+    _argument("tx"),
+)
+def _reported(options: argparse.Namespace) -> None:
     follow.acknowledge(ServicePaths(options.root, options.service), options.tx)
-    return 0
 
 
-def _prune(options: argparse.Namespace) -> int:
+@_verb(
+    "prune",
+    "what nothing here needs, as JSON; standard input says what to keep",
+    _argument("--delete", action="store_true", help="delete it, too"),
+    _argument("--operator", default="prune", help="who wants it, for whoever finds the locks held"),
+)
+def _prune(options: argparse.Namespace) -> None:
     """Remove what the lists on standard input don't keep.
 
     It is one JSON object: {"releases": [service/id], "checkpoints": [org--name/commit], "runtimes": [name]}.
@@ -220,21 +198,34 @@ def _prune(options: argparse.Namespace) -> int:
     json.dump(
         [{"kind": item.kind, "path": str(item.path), "bytes": item.bytes} for item in items], sys.stdout
     )
-    return 0
 
 
-def _tighten(options: argparse.Namespace) -> int:
+@_verb("tighten", "make private what an earlier version let others read or hold")
+def _tighten(options: argparse.Namespace) -> None:
     private.tighten(options.root)
-    return 0
 
 
-def _libtorrent(options: argparse.Namespace) -> int:
+@_verb(
+    "libtorrent",
+    "which Python here has libtorrent, as JSON",
+    _argument("python", nargs="*", help="asked after the host's own python3"),
+)
+def _libtorrent(options: argparse.Namespace) -> None:
     found = swarm.python_with_libtorrent((shutil.which("python3") or sys.executable, *options.python))
     json.dump({"python": found}, sys.stdout)
-    return 0
 
 
-def _compiled(options: argparse.Namespace) -> int:
+@_verb(
+    "compiled",
+    "give or take the compile cache of a release, as JSON",
+    _argument("do", choices=["wanted", "pack", "piece", "forget", "expect", "take"]),
+    _argument("service"),
+    _argument("release"),
+    _argument("--number", type=int, default=0, help="of the piece"),
+    _argument("--sha256", help="of the archive"),
+    _argument("--donor", help="the host that it comes from"),
+)
+def _compiled(options: argparse.Namespace) -> None:
     paths, release = ServicePaths(options.root, options.service), options.release
     told: dict[str, object] = {}
     if options.do == "wanted":
@@ -250,12 +241,16 @@ def _compiled(options: argparse.Namespace) -> int:
     else:
         told = {"files": compiled.take(paths, release, options.sha256, options.donor)}
     json.dump(told, sys.stdout)
-    return 0
 
 
-def _compile(options: argparse.Namespace) -> int:
+@_verb("compile", "add byte code to this program, so that its calls are quicker")
+def _compile(options: argparse.Namespace) -> None:
     bytecode.add(Path(sys.argv[0]).resolve())
-    return 0
+
+
+for _name, (_, _told) in PROGRAMS.items():
+    if _told:  # for the list alone: `main` starts them
+        _verbs.add_parser(_name, help=_told, add_help=False).set_defaults(run=lambda options: 2)
 
 
 def _say(line: str) -> None:

@@ -20,7 +20,7 @@ from pyinfra_vllm.on_host import __main__ as on_host
 from pyinfra_vllm.on_host.server import hooks, metrics, systemd
 from pyinfra_vllm.on_host.state import observe, running
 from pyinfra_vllm.on_host.state.transactions import transactions, without_service_s
-from pyinfra_vllm.on_host.switch import order, transaction
+from pyinfra_vllm.on_host.switch import base, order, transaction
 from pyinfra_vllm.operations import program
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -346,7 +346,7 @@ def test_a_failure_to_write_changes_no_outcome(
 
     wanted = order.Order(service="chat", release=NEW, operator="ann", purpose=purpose)
     monkeypatch.setattr(order, "load", lambda path: wanted)
-    monkeypatch.setattr(transaction, "switch", lambda wanted, paths: transaction.COMMITTED)
+    monkeypatch.setattr(transaction, "switch", lambda wanted, paths: base.COMMITTED)
     monkeypatch.setattr(on_host.calibrating, "calibrate", lambda wanted, paths: "calibrated")
     monkeypatch.setattr(on_host.interruption, "note_in", lambda paths, status: None)
     monkeypatch.setattr(systemd, "start_in_background", refuse)
@@ -465,7 +465,7 @@ def test_every_label_of_the_alerts_is_one_that_their_metric_has(host: AHost) -> 
     host.has(COMMITTED)
     text = host.text() + metrics.render_doctors(["disk"], 1.0)
     labels = {name: {*labels, "instance"} for name, labels, _ in parsed(text)}
-    outcomes = {transaction.COMMITTED, transaction.ROLLED_BACK, transaction.RESTORE_FAILED, *hooks.GOOD_ENDS}
+    outcomes = {base.COMMITTED, base.ROLLED_BACK, base.RESTORE_FAILED, *hooks.GOOD_ENDS}
     for rule in rules():
         first = NAME.findall(rule["expr"])[0]
         used = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))

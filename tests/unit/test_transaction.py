@@ -20,7 +20,7 @@ from pyinfra_vllm.on_host.gate import soak
 from pyinfra_vllm.on_host.server import service, sockets
 from pyinfra_vllm.on_host.state import durable, lock, manifest, observe
 from pyinfra_vllm.on_host.state.transactions import transactions
-from pyinfra_vllm.on_host.switch import rollback, transaction
+from pyinfra_vllm.on_host.switch import base, rollback
 from pyinfra_vllm.on_host.switch.order import ROLLBACK
 
 
@@ -232,7 +232,7 @@ def test_two_switches_to_one_release_within_one_second_keep_their_own_records(
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return datetime(2026, 11, 21, 3, 0, tzinfo=tz)
 
-    monkeypatch.setattr(transaction, "datetime", Stopped)
+    monkeypatch.setattr(base, "datetime", Stopped)
     for _ in range(3):
         assert serving.switch() == "committed"
     begun = [entry["tx"] for entry in serving.journal() if entry["step"] == "begin"]

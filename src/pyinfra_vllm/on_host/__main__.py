@@ -17,7 +17,7 @@ from .staging import build, bytecode, compiled, fetch, prune, rehearsal, swarm
 from .state import follow, lock, observe, private
 from .state.paths import DEFAULT_ROOT, ServicePaths
 from .state.status import RUN
-from .switch import calibrating, interruption, order, recovery, rollback, transaction
+from .switch import base, calibrating, interruption, order, recovery, rollback, transaction
 
 REFUSALS = (
     lock.Held,
@@ -132,8 +132,8 @@ def _recover(options: argparse.Namespace) -> int:
     outcomes = recovery.recover(options.root, options.service, _say, boot=options.boot, wait_s=options.wait)
     for outcome in outcomes:
         print(outcome)
-    failed = any(outcome.endswith(transaction.RESTORE_FAILED) for outcome in outcomes)
-    return transaction.EXIT_CODES[transaction.RESTORE_FAILED] if failed else 0
+    failed = any(outcome.endswith(base.RESTORE_FAILED) for outcome in outcomes)
+    return transaction.EXIT_CODES[base.RESTORE_FAILED] if failed else 0
 
 
 @_verb("status", "what runs here, as JSON", _argument("service", nargs="*"))

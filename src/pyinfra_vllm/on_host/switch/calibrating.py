@@ -24,8 +24,8 @@ from ..state.journal import now
 from ..state.lock import exclusive
 from ..state.paths import ServicePaths
 from . import recovery, rollback
+from .base import DEFERRED, FAILED, REFUSED, RESTORE_FAILED, Transaction
 from .order import Order
-from .transaction import DEFERRED, FAILED, REFUSED, RESTORE_FAILED, Transaction
 
 CALIBRATED = "calibrated"
 EXIT_CODES = {CALIBRATED: 0, FAILED: 1, REFUSED: 1, DEFERRED: 4, RESTORE_FAILED: 5}

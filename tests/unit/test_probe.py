@@ -14,7 +14,7 @@ import pytest
 from bench_records import judge
 from openai_server import Behaviour, serving
 
-from pyinfra_vllm.on_host.bench import load, probe, prompts, quality
+from pyinfra_vllm.on_host.bench import load, phases, probe, prompts, quality
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.probe import ProbeError, Settings
 from pyinfra_vllm.on_host.bench.record import Record, Request
@@ -67,7 +67,7 @@ def test_tokens_per_second_are_those_of_the_server() -> None:
     record = measured(
         Settings(concurrency=(1,), budget_s=2, quality=False, rounds=2, output_tokens=32), tpot_s=0.002
     )
-    summary: Any = probe.summary(Record.read(record, "record"))["c1"]
+    summary: Any = phases.summary(Record.read(record, "record"))["c1"]
     rate = summary["tokens_per_s"]
     assert 32 / (0.002 * 32 * 1.5 + 0.01) < rate < 32 / (0.002 * 31 + 0.002)
 

@@ -19,7 +19,7 @@ from pyinfra_vllm import lm_eval
 from pyinfra_vllm.commands import options
 from pyinfra_vllm.commands.files import record_in
 from pyinfra_vllm.errors import DeclarationError, HostError
-from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.bench import phases, probe
 from pyinfra_vllm.on_host.bench.quality import QuestionsError
 from pyinfra_vllm.on_host.bench.record import Record, Scores, read_with_plan
 from pyinfra_vllm.on_host.openai.client import Client
@@ -142,7 +142,7 @@ def written(record: Record, out: Path) -> Measured:
         raise DeclarationError(f"--out {out} can't be written: {error.strerror}") from error
     return Measured(
         out=str(out),
-        summary=probe.summary(record),
+        summary=phases.summary(record),
         client=vars(record.client) if record.client else None,
         evaluations=record.evaluations or {},
         answered=any(phase.answered for phase in record.phases),

@@ -6,7 +6,6 @@ deadline plus the few seconds that ending a hung request takes.
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import time
@@ -14,27 +13,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from ..openai.client import Client, ClientError, HttpError, Refused, Streamed, TimedOut
-from . import likelihood, load, prompts, quality, scheduling
+from . import likelihood, load, prompts, quality, scheduling, sizing
+from .phases import MANY, never_begun, round_line, whole, with_round
 from .plan import Plan, Settings, phase_name
-from .record import Graded, Phase, Record, Request, Round, WarmUp
+from .record import Graded, Phase, Record, Request, WarmUp
+from .sizing import REQUEST_TIMEOUT_S
 from .watch import Watch, costs_of_both, traffic_of_both
 
-OUTPUT_TOKENS = (128, 64, 32, 16, 8)
-REQUESTS_AT_ONE_STREAM = 18  # at least so many fit the budget, else answers get shorter
 WARM_UP_SHARE, QUALITY_SHARE = 0.2, 0.25
-SLACK = 0.9  # of the time for rounds is planned; a round that the deadline cuts is lost
 FITTING_WORDS = 20  # of the prompt that tells how many tokens a word has, at least
 STEADY = 0.10  # two passes that agree within this share end the warm-up
 PASSES = 8  # of the warm-up, at most
-FEWEST_ROUNDS = 6  # that should fit the budget, else answers get shorter
 STEP = 4  # a side that is measured further is measured for this part of its rounds, then judged again
-MANY = 1_000_000
 FIRST_ANSWER_S = 30.0
 TRIES = 3  # of each request on which the measurement hangs
-REQUEST_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_FACTOR = 20.0  # an answer this many times slower than in the warm-up is stuck, not slow
 
-__all__ = ["Plan", "ProbeError", "Settings", "measure", "one_round", "summary"]
+__all__ = ["Plan", "ProbeError", "Settings", "measure", "one_round"]
 
 Progress = Callable[[str], None]
 Enough = Callable[["Sequence[Phase]"], bool]
@@ -146,12 +141,12 @@ class _Run:
         if "cache_salt" not in self.client.extensions:
             self.nonce = prompts.nonce(self.salt)
         self._know_times(record)
-        done = _whole(record)
+        done = whole(record)
         with scheduling.first_in_line():
             if again:
                 return self._rounds(record, plan, done, done + max(1, plan.rounds // STEP), backwards=True)
             longer = self._rounds(record, replace(plan, rounds=MANY), done, MANY)
-        return replace(longer, plan=replace(plan, rounds=max(1, _whole(longer))))
+        return replace(longer, plan=replace(plan, rounds=max(1, whole(longer))))
 
     def single(self, like: Record, number: int) -> tuple[Phase, ...]:
         """This round alone, of every phase."""
@@ -167,11 +162,13 @@ class _Run:
     def _speed(self, record: Record, known: Plan | None) -> Record:
         """Warm up, then measure the rounds of the other side's plan, or of a new plan."""
         warm, steady = self._warm_up(known)
-        plan = known or self._plan()
+        plan = known or sizing.planned(
+            self.settings, self.words, self.output_tokens, self.typical, self._speed_s()
+        )
         errors = (*self.overcome, *(request for request in warm if not request.ok))
         warm_up = WarmUp(len(warm) + len(self.overcome), errors, steady)
         record = self._rounds(record, plan, 0, plan.rounds, backwards=known is not None)
-        plan = known or replace(plan, rounds=max(1, _whole(record)))
+        plan = known or replace(plan, rounds=max(1, whole(record)))
         return replace(record, warm_up=warm_up, plan=plan)
 
     # Before anything is measured
@@ -274,12 +271,7 @@ class _Run:
         if self.settings.output_tokens:
             return self.settings.output_tokens
         answer = self._fitting("fit", "Count to one hundred.", 16)
-        per_token = (answer.e2e_s - answer.ttft_s) / max(1, answer.output_tokens - 1)
-        share = self.budget * 0.55 / len(self.settings.concurrency)
-        for tokens in OUTPUT_TOKENS:
-            if (answer.ttft_s + tokens * per_token) * REQUESTS_AT_ONE_STREAM <= share:
-                return tokens
-        return OUTPUT_TOKENS[-1]
+        return sizing.output_tokens(answer, self.budget, len(self.settings.concurrency))
 
     def _fitted_words(self) -> dict[str, int]:
         """The shapes that the model's context has room for, by its own tokenizer's count."""
@@ -314,42 +306,14 @@ class _Run:
         asked = self.output_tokens
         if self.settings.output_tokens or asked < 2:
             return False
-        for tokens in (item for item in OUTPUT_TOKENS if item <= asked):
-            share = (tokens - 1) / (asked - 1)
-            shorter = {
-                name: first + share * (self.typical[name] - first) for name, first in first_tokens.items()
-            }
-            if self._round_s(shorter) * FEWEST_ROUNDS <= self._speed_s() * SLACK:
-                break
-        self.output_tokens = tokens
-        self.typical.update(shorter)
-        return tokens < asked
-
-    def _round_s(self, typical: dict[str, float]) -> float:
-        """Seconds of the shortest whole round: each phase with all of its streams, and with every shape."""
-        return sum(
-            self._least_batches(concurrency) * typical.get(phase_name(concurrency), REQUEST_TIMEOUT_S)
-            for concurrency in self.settings.concurrency
+        self.output_tokens, shorter = sizing.shorter(
+            self._least_batches(), asked, self.typical, first_tokens, self._speed_s()
         )
+        self.typical.update(shorter)
+        return self.output_tokens < asked
 
-    def _least_batches(self, concurrency: int) -> int:
-        return math.ceil(len(self.words) / concurrency)
-
-    def _plan(self) -> Plan:
-        """As many whole rounds as fit; where time is left over, more requests in each round, for each phase
-        alike.
-        """
-        speed_s = self._speed_s() * SLACK
-        rounds = max(1, min(self.settings.rounds, int(speed_s / self._round_s(self.typical))))
-        share = speed_s / rounds / len(self.settings.concurrency)
-        requests = {}
-        for concurrency in self.settings.concurrency:
-            name = phase_name(concurrency)
-            fit = int(share / self.typical.get(name, REQUEST_TIMEOUT_S))
-            least = self._least_batches(concurrency)
-            batches = max(least, fit if rounds == self.settings.rounds else least)
-            requests[name] = batches * concurrency
-        return Plan(words=self.words, output_tokens=self.output_tokens, rounds=rounds, requests=requests)
+    def _least_batches(self) -> dict[str, int]:
+        return sizing.least_batches(self.settings.concurrency, self.words)
 
     def _speed_s(self) -> float:
         """Seconds left for the rounds once those for quality are set aside."""
@@ -405,11 +369,11 @@ class _Run:
                 turn = plan.rounds - 1 - turn if backwards else turn
                 for name, concurrency in names.items():
                     done = self._one_round(name, concurrency, plan, turn, stop)
-                    phases[name] = _with_round(phases[name], done, turn)
+                    phases[name] = with_round(phases[name], done, turn)
                     complete = complete and done.complete
                     sent["input"] += self._input_tokens(done)
                     sent["output"] += done.output_tokens + len(done.unfinished) * plan.output_tokens // 2
-                    self.say(_round_line(name, number + 1, last, done))
+                    self.say(round_line(name, number + 1, last, done))
                 longest_s = max(longest_s, time.perf_counter() - began)
                 if not complete or self.enough(list(phases.values())):
                     break
@@ -417,7 +381,7 @@ class _Run:
         return replace(
             record,
             phases=tuple(
-                phases[name] if phases[name].requests else _never_begun(phases[name], elapsed_s)
+                phases[name] if phases[name].requests else never_begun(phases[name], elapsed_s)
                 for name in names
             ),
             client=costs_of_both(record.client, watch.client()),
@@ -469,72 +433,3 @@ def _questions(settings: Settings) -> tuple[list[quality.Question], list[likelih
         questions += quality.builtin(settings.languages)
         texts += likelihood.builtin(settings.languages)
     return questions, texts
-
-
-def _with_round(phase: Phase, done: load.Round, number: int) -> Phase:
-    """The phase with a round. One that the deadline cut counts only where there is no whole one."""
-    if not done.complete and phase.rounds:
-        failures = (request for request in done.requests if not request.ok)
-        return replace(phase, cut=True, requests=(*phase.requests, *failures))
-    requests = [replace(request, round=number) for request in done.requests]
-    if not done.complete and not done.answered:
-        requests += map(_unfinished, done.unfinished)
-    duration_s = round(done.duration_s, 6)
-    return replace(
-        phase,
-        duration_s=round(phase.duration_s + done.duration_s, 6),
-        requests=(*phase.requests, *requests),
-        rounds=(*phase.rounds, Round(number, duration_s, done.output_tokens, done.complete)),
-        cut=phase.cut if done.complete else True,
-    )
-
-
-def _unfinished(item: load.Unfinished) -> Request:
-    error = f"not answered after {item.waited_s:.1f} s, when the time for measuring was over"
-    return Request(item.prompt, ok=False, kind="unfinished", error=error)
-
-
-def _whole(record: Record) -> int:
-    """Rounds that every phase has finished."""
-    return min((sum(item.complete for item in phase.rounds) for phase in record.phases), default=0)
-
-
-def _never_begun(phase: Phase, elapsed_s: float) -> Phase:
-    """A phase for which no time was left, marked by a request that was not made."""
-    reason = f"not asked: after {elapsed_s:.1f} s the time for measuring was over"
-    never = Request("first", ok=False, kind="not_asked", error=reason)
-    return replace(phase, requests=(never,), duration_s=round(max(phase.duration_s, elapsed_s), 6), cut=True)
-
-
-def _round_line(name: str, number: int, last: int, done: load.Round) -> str:
-    failed = len(done.requests) - len(done.answered)
-    rate = done.output_tokens / done.duration_s if done.duration_s else 0.0
-    of = f" of {last}" if last < MANY else ""
-    return (
-        f"{name} round {number}{of}: {rate:.1f} tokens/s from {len(done.answered)} answers"
-        + (f", {failed} failed" if failed else "")
-        + ("" if done.complete else ", cut short by the budget")
-    )
-
-
-def summary(record: Record) -> dict[str, object]:
-    """The few numbers of a record that fit a line of the journal: per phase tokens/s, medians in seconds,
-    errors.
-    """
-    lines: dict[str, object] = {}
-    for phase in record.phases:
-        lines[phase.name] = {
-            "tokens_per_s": round(phase.tokens_per_s, 1) if phase.duration_s else None,
-            "ttft_s": _median(request.ttft_s for request in phase.answered),
-            "e2e_s": _median(request.e2e_s for request in phase.answered),
-            "requests": len(phase.answered),
-            "errors": len(phase.requests) - len(phase.answered),
-        }
-    if record.quality:
-        lines["quality"] = f"{sum(item.passed for item in record.quality)} of {len(record.quality)}"
-    return lines
-
-
-def _median(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return round(statistics.median(found), 5) if found else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..bench import probe
+from ..bench import phases
 from ..bench.record import Record
 from ..gate.calibration import LEAST_RUNS, calibration
 from ..gate.noise import Noise
@@ -88,7 +88,7 @@ class Calibrating(Transaction):
     def _measured(self, release: Release, number: int, **how: Any) -> Record:
         with self.journal.step("measure-run", run=number, of=self.order.runs) as result:
             record = self._measure(release, f"run-{number}", **how)
-            result["summary"] = probe.summary(record)
+            result["summary"] = phases.summary(record)
             return record
 
     def _restart(self, release: Release) -> None:

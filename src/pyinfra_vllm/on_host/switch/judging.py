@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..bench import probe
+from ..bench import phases, probe
 from ..bench.record import Phase, Record
 from ..gate import gate, in_turns, precision, turns
 from ..gate.in_turns import InTurns
@@ -64,7 +64,7 @@ class Judging(Transaction):
                 )
                 return
             self.before = self._measure_well(self.old)
-            result["summary"] = probe.summary(self.before)
+            result["summary"] = phases.summary(self.before)
             if self.service.down:
                 self.lost_baseline = f"{self.paths.unit} was stopped while it was measured"
                 result["baseline"] = self.lost_baseline
@@ -114,7 +114,7 @@ class Judging(Transaction):
                 how = {"like": self.before, "deadline": time.monotonic() + self._left_s(after)}
                 after = self._measure(new, "after", noise, extend=after, **how)
                 verdict = self._verdict(new, after, checked, noise)
-            result["summary"] = probe.summary(after)
+            result["summary"] = phases.summary(after)
         measured = self._measure_in_turns(new)
         if measured and measured.enough:
             verdict = self._verdict(new, after, checked, noise, measured)

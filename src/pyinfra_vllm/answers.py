@@ -116,7 +116,6 @@ def pair(value: Any, where: str) -> None:
 
 
 Amount = Annotated[float, amount]
-Document = Annotated[dict[str, Any], mapping()]  # its content is checked by whoever reads it
 # The journal has a key that Python can't name as an attribute.
 _From = TypedDict("_From", {"from": str | None}, total=False)
 

@@ -87,7 +87,6 @@ class Shape:
     head_dim: int  # of K; that of V is `value_dim` where it differs
     vocabulary: int
     tied: bool
-    max_position: int  # the longest context that may be declared, by the newest vLLM
     dtype: str = "float16"
     quantization: Quantization | None = None
     experts: int = 0
@@ -109,6 +108,11 @@ class Shape:
     state: kept.State | None = None
     uncounted: tuple[str, ...] = ()  # kinds of layers that keep something whose size isn't known here
     contexts: Contexts = field(default_factory=Contexts)
+
+    @property
+    def max_position(self) -> int:
+        """The longest context that may be declared, by the newest vLLM."""
+        return self.contexts.newer.longest
 
     @property
     def hybrid(self) -> bool:
@@ -141,18 +145,11 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
     def number(*keys: str) -> int:
         return _number(text, keys, name)
 
-    low_rank = number("kv_lora_rank")
-    latent = low_rank if str(text.get("model_type")).lower() in LATENT else 0
     kinds = kept.kinds(number, text, count)
     state = kept.state(number, text, kinds)
     attention_layers = sum(kind in kept.ATTENTION for kind in kinds)
-    latent_kv = latent + (number("qk_rope_head_dim") if latent else 0)
-    kv_heads = number("num_key_value_heads") or kept.most_kv_heads(number, text) or heads
-    head_dim = number("head_dim") or hidden // heads
-    wide = number("qk_nope_head_dim") + number("qk_rope_head_dim")
-    if low_rank and wide and not latent:
-        kv_heads, head_dim = heads, wide
-    lengths = derive(text, name)
+    latent_kv = _latent_values(number, text)
+    kv_heads, head_dim = _key_heads(number, text, heads, hidden, latent_kv)
     return Shape(
         name=name,
         model_type=str(config.get("model_type", "unknown")),
@@ -164,14 +161,13 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         kv_heads=kv_heads,
         head_dim=head_dim,
         value_dim=number("v_head_dim"),
-        attention_parameters=_latent_parameters(number, hidden, heads) if low_rank else 0,
+        attention_parameters=_latent_parameters(number, hidden, heads),
         kv_caches=_kv_caches(number, text, kinds, kv_heads, head_dim, latent_kv),
         state=state,
         uncounted=kept.uncounted(text, kinds, state),
         vocabulary=_need(text, "vocab_size", name),
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        max_position=lengths.newer.longest,
-        contexts=lengths,
+        contexts=derive(text, name),
         dtype=_dtype(config, text),
         quantization=_quantization(config, text, name),
         experts=number("num_experts", "n_routed_experts", "num_local_experts"),
@@ -186,6 +182,24 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         weights_bytes=weights_bytes,
         family=family_of(name),
     )
+
+
+def _latent_values(number: Callable[..., int], text: Mapping[str, Any]) -> int:
+    """Values per token and layer of a compressed latent; 0 where attention keeps K and V."""
+    latent = number("kv_lora_rank") if str(text.get("model_type")).lower() in LATENT else 0
+    return latent + (number("qk_rope_head_dim") if latent else 0)
+
+
+def _key_heads(
+    number: Callable[..., int], text: Mapping[str, Any], heads: int, hidden: int, latent_kv: int
+) -> tuple[int, int]:
+    """Heads of K that are kept, and the width of each: every head with both of its parts where queries and
+    keys are projected in two steps and no latent is kept.
+    """
+    kv_heads = number("num_key_value_heads") or kept.most_kv_heads(number, text) or heads
+    head_dim = number("head_dim") or hidden // heads
+    wide = number("qk_nope_head_dim") + number("qk_rope_head_dim")
+    return (heads, wide) if number("kv_lora_rank") and wide and not latent_kv else (kv_heads, head_dim)
 
 
 def _refuse_the_impossible(name: str, heads: int, hidden: int, layers: int) -> None:
@@ -360,8 +374,10 @@ def _at(text: Mapping[str, Any], name: str) -> Any:
 
 
 def _latent_parameters(number: Callable[..., int], hidden: int, heads: int) -> int:
-    """Parameters of one layer of multi-head latent attention (models/deepseek_v2.py)."""
+    """Parameters of one layer of multi-head latent attention (models/deepseek_v2.py); 0 for any other."""
     queries, latent, rope = number("q_lora_rank"), number("kv_lora_rank"), number("qk_rope_head_dim")
+    if not latent:
+        return 0
     nope, values = number("qk_nope_head_dim"), number("v_head_dim")
     to_queries = queries or hidden
     return (

@@ -87,20 +87,25 @@ def wave(
         host.noop("a trial is the canary's alone: to try it elsewhere, name the hosts with --limit")
         return
     if not state.is_executing:
-        for item in _todo(host):
-            logger.info(f"{host.print_prefix}wave {number} of {len(planned)}: {preview(item, overrides)}")
-            criteria = item.service.gate.criteria().as_dict()
-            retry = overrides.retry_rejected or overrides.trial
-            found = hindrance(item.observed, item.release.id, criteria, retry=retry)
-            if found and not under_way(item.observed, item.release.id):
-                foretell(f"{item.service.name}: {found[1]}")
-            if state.config.DIFF:
-                diff.show(host, item)
+        _foretell(f"wave {number} of {len(planned)}", overrides)
     obstacle = PROGRESS.obstacle(number, lost) if state.is_executing else None
     if obstacle:
         yield from _stop(*obstacle)
         return
     yield FunctionCommand(switch_host, (number, overrides), {})
+
+
+def _foretell(which: str, overrides: Overrides) -> None:
+    """Tell what the wave would switch on this host, and what would stop that."""
+    for item in _todo(host):
+        logger.info(f"{host.print_prefix}{which}: {preview(item, overrides)}")
+        criteria = item.service.gate.criteria().as_dict()
+        retry = overrides.retry_rejected or overrides.trial
+        found = hindrance(item.observed, item.release.id, criteria, retry=retry)
+        if found and not under_way(item.observed, item.release.id):
+            foretell(f"{item.service.name}: {found[1]}")
+        if state.config.DIFF:
+            diff.show(host, item)
 
 
 @operation(is_idempotent=False, idempotent_notice=IDEMPOTENT_NOTICE, _set_in_op=False)

@@ -62,7 +62,20 @@ def units(
             f"--every {every_minutes}: minutes that divide an hour: {', '.join(map(str, EVERY))}"
         )
     name = f"pyinfra-vllm-schedule-{_stem(inventory)}"
-    service = [
+    service = _service(inventory, command, directory, account, environment_file)
+    files = {f"{name}.service": service, f"{name}.timer": _timer(inventory, every_minutes)}
+    _no_line_breaks([inventory, str(directory), *command, str(environment_file or "")])
+    return Units(name, account is not None, {key: "\n".join(lines) + "\n" for key, lines in files.items()})
+
+
+def _service(
+    inventory: str,
+    command: Sequence[str],
+    directory: Path,
+    account: str | None,
+    environment_file: Path | None,
+) -> list[str]:
+    return [
         "[Unit]",
         f"Description=Unattended rollouts of {specifier(inventory)}",
         "Documentation=man:systemd.timer(5)",
@@ -80,7 +93,10 @@ def units(
         *([f"EnvironmentFile={specifier(str(environment_file))}"] if environment_file else []),
         "Environment=PYINFRA_PROGRESS=off PYTHONUNBUFFERED=1",
     ]
-    timer = [
+
+
+def _timer(inventory: str, every_minutes: int) -> list[str]:
+    return [
         "[Unit]",
         f"Description=Asks every {every_minutes} minutes whether a rollout of {specifier(inventory)} is due",
         "",
@@ -91,9 +107,6 @@ def units(
         "[Install]",
         "WantedBy=timers.target",
     ]
-    files = {f"{name}.service": service, f"{name}.timer": timer}
-    _no_line_breaks([inventory, str(directory), *command, str(environment_file or "")])
-    return Units(name, account is not None, {key: "\n".join(lines) + "\n" for key, lines in files.items()})
 
 
 def _no_line_breaks(texts: Sequence[str]) -> None:

@@ -61,33 +61,38 @@ def judge(
     highest = max(int(phase.concurrency) for phase in after.phases)
     saturated = f"c{highest}" if MAX in criteria.concurrency and highest not in criteria.concurrency else ""
     criteria = criteria.at(highest)
-    doubts: list[str] = []
     metrics = absolute.rows(before, after, criteria, gpu_memory_mib, asks_gpus)
-    reasons: list[str] = []
     if kernel is not None:
         metrics.append(absolute.kernel_row(kernel))
+    doubts: list[str] = []
     if before is None:
-        reasons.append("no baseline: only the absolute criteria were judged")
-        reasons += notes.of(after, "")
+        reasons = ["no baseline: only the absolute criteria were judged", *notes.of(after, "")]
     elif not any(phase.answered for phase in before.phases):
-        reasons.append(
+        reasons = [
             "the release before answered nothing, so nothing can be worse: only the absolute criteria count"
-        )
+        ]
     else:
-        # Others' traffic meets both sides of a block alike.
-        doubts = [] if turns else incomparable(before, after)
-        compared = _relative_rows(before, after, criteria, noise, doubts)
-        metrics += in_turns.rows(compared, turns, criteria, noise) if turns else compared
-        reasons += [turns.line()] if turns else []
-        metrics = [_with_key(row, saturated) for row in metrics]
-        reasons += notes.of_pair(before, after)
-        reasons.append(_calibration_line(noise, [phase.name for phase in before.phases]))
+        compared, reasons, doubts = _compared(before, after, criteria, noise, turns)
+        metrics = [_with_key(row, saturated) for row in (*metrics, *compared)]
     metrics += ladder.rows(before, after, criteria)
     reasons += ladder.notes(before, after, criteria)
     metrics += evaluations.rows(before, after, criteria)
     if not asks_gpus and criteria.max_gpu_memory_mib is not None:
         reasons.append("gpu_memory_mib: not measured by compare, so its limit decided nothing")
     return concluded(metrics, reasons, doubts)
+
+
+def _compared(
+    before: Record, after: Record, criteria: Criteria, noise: Noise | None, turns: InTurns | None
+) -> tuple[list[Row], list[str], list[str]]:
+    """The rows of the speed of both sides, what people should know of them, and the reasons for doubt."""
+    # Others' traffic meets both sides of a block alike.
+    doubts = [] if turns else incomparable(before, after)
+    rows = _relative_rows(before, after, criteria, noise, doubts)
+    reasons = [*notes.of_pair(before, after), _calibration_line(noise, [each.name for each in before.phases])]
+    if not turns:
+        return rows, reasons, doubts
+    return in_turns.rows(rows, turns, criteria, noise), [turns.line(), *reasons], doubts
 
 
 def wants_more(

@@ -276,6 +276,18 @@ def _check_template(service: Service) -> None:
         )
 
 
+def _own_arguments(service: Service, can_sleep: bool, asks_for_key: bool) -> list[str]:
+    """The arguments that follow from the declaration itself, whatever the model or the card."""
+    return [
+        *("--served-model-name", *service.served_names),
+        *(() if can_sleep else ("--host", service.bind, "--port", str(service.port))),
+        *(["--trust-remote-code"] if service.allow_code else []),
+        *(OBEY_ROOT if can_sleep else []),
+        *(ASK_FOR_KEY if asks_for_key else []),
+        *(["--enable-sleep-mode"] if can_sleep else []),
+    ]
+
+
 def _release(
     root: str,
     service: Service,
@@ -293,16 +305,7 @@ def _release(
     environment |= devices.environment(service.gpus, gpus, version)
     # With standby the key is asked for before a request may wait, and so not by vLLM.
     asked_for = API_KEY in service.secrets and (can_sleep or _writes_variables(version))
-    argv = [
-        *(f"{path}/bin/vllm", "serve", stable_path or directory),
-        *("--served-model-name", *service.served_names),
-        *(() if can_sleep else ("--host", service.bind, "--port", str(service.port))),
-        *(["--trust-remote-code"] if service.allow_code else []),
-        *(OBEY_ROOT if can_sleep else []),
-        *(ASK_FOR_KEY if asked_for else []),
-        *(["--enable-sleep-mode"] if can_sleep else []),
-        *resolution.argv(),
-    ]
+    start = (f"{path}/bin/vllm", "serve", stable_path or directory)
     return Release(
         service=service.name,
         root=root,
@@ -310,7 +313,7 @@ def _release(
         bind=service.bind,
         port=service.port,
         served_model_name=service.served_name,
-        argv=tuple(argv),
+        argv=(*start, *_own_arguments(service, can_sleep, asked_for), *resolution.argv()),
         environment=environment,
         checkpoint={
             "repo": checkpoint.repo,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,45 @@ def test_the_first_release_is_behind_its_front(host: Host, serves_a: str) -> Non
     assert f"127.0.0.1:{PORT}" in host.ssh("systemctl show -P Listen vllm-tiny-front.socket").stdout
     again = deploy("a")
     assert again.returncode == 0 and "unchanged" in again.stderr
+
+
+def commands_of(host: Host) -> int:
+    """How many commands pyinfra ran since the log was emptied: each through sudo, which writes it down."""
+    said = host.ssh("journalctl --sync && journalctl -q -o cat -t sudo | grep -c COMMAND= || true").stdout
+    host.ssh("journalctl --rotate --quiet && journalctl --vacuum-time=1s --quiet")
+    return int(said)
+
+
+def wait_until_led(host: Host) -> None:
+    until = time.monotonic() + 30
+    while status(host)["front_lost"]:
+        assert time.monotonic() < until, "nobody laid the front's link"
+        time.sleep(0.5)
+
+
+@pytest.mark.full
+def test_a_lost_front_is_laid_again_by_the_next_run_and_by_the_host(host: Host, serves_a: str) -> None:
+    server, link = pid(host), "/run/vllm-tiny/awake"
+    commands_of(host)
+    assert deploy("a").returncode == 0 and commands_of(host) == 1
+    host.ssh("systemctl stop pyinfra-vllm-recover-due.timer")
+    try:
+        host.ssh(f"rm {link}")
+        assert status(host)["front_lost"]
+        doctor = run("pyinfra-vllm", "doctor", control.INVENTORY, "--limit", NAME, release="a")
+        assert f"{link} leads to nothing, so nobody is served" in " ".join(doctor.stdout.split())
+        commands_of(host)
+        done = deploy("a")
+        assert done.returncode == 0 and "unchanged" in done.stderr, done.stderr[-4000:]
+        assert 2 <= commands_of(host) <= 3 and not status(host)["front_lost"]
+        host.ssh(f"ln -sfn gone/api.sock {link} && systemctl start pyinfra-vllm-recover-due.service")
+        wait_until_led(host)
+    finally:
+        host.ssh("systemctl start pyinfra-vllm-recover-due.timer")
+    assert host.ssh(f"readlink {link}").stdout.strip() == f"{serves_a}/api.sock"
+    with client(host) as found:
+        time.sleep(5)
+    assert pid(host) == server and found["lost"] == {} and set(found["answered"]) == {serves_a}, found
 
 
 @pytest.mark.full

@@ -86,7 +86,7 @@ class StandbyHost(SimulatedHost):
 
     @property
     def leads_to(self) -> str | None:
-        led = two_servers.front_leads_to(paths.awake("chat"))
+        led = paths.leads_to(paths.awake("chat"))
         return led.parent.name if led else None
 
     @property

@@ -208,12 +208,14 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
     return given
 
 
-def test_a_wave_is_held_beside_a_host_that_pyinfra_gave_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = progress("a")
-    here, gone = SimpleNamespace(name="a"), SimpleNamespace(name="d")
+def on_host_a(
+    monkeypatch: pytest.MonkeyPatch, made: Progress, executing: bool = True, gone: tuple[str, ...] = ()
+) -> None:
+    """As in an operation that pyinfra prepares or executes on host a."""
+    here = SimpleNamespace(name="a", print_prefix="", noop=lambda text: None)
     running = SimpleNamespace(
-        is_executing=True,
-        failed_hosts=[gone],
+        is_executing=executing,
+        failed_hosts=[SimpleNamespace(name=name) for name in gone],
         inventory=SimpleNamespace(get_active_hosts=lambda: [here]),
         callback_handlers=[],
         add_callback_handler=lambda handler: None,
@@ -222,6 +224,28 @@ def test_a_wave_is_held_beside_a_host_that_pyinfra_gave_up(monkeypatch: pytest.M
         monkeypatch.setattr(switch, name, stand_in)
     monkeypatch.setattr(refuse, "state", running)
     monkeypatch.setattr(refuse, "host", here)
+
+
+@pytest.mark.parametrize("executing", [True, False])
+def test_an_unchanged_host_takes_one_command_where_its_front_is_lost_and_else_none(
+    monkeypatch: pytest.MonkeyPatch, executing: bool
+) -> None:
+    runs = {"current": make().id, "running": make().id}
+    for lost, commands in (
+        (False, []),
+        (True, ["python3 -I /srv/pyinfra-vllm/bin/on-host.pyz --root /srv/pyinfra-vllm recover chat"]),
+    ):
+        made = Progress()
+        made.want(wanted("a", **runs, front_lost=lost))
+        on_host_a(monkeypatch, made, executing)
+        yielded = switch.wave._inner(1, Rollout(), {"chat": ("a",)}, Overrides())
+        assert [command.get_raw_value() for command in yielded] == commands
+        assert made.outcomes["a", "chat"].status == UNCHANGED
+
+
+def test_a_wave_is_held_beside_a_host_that_pyinfra_gave_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = progress("a")
+    on_host_a(monkeypatch, made, gone=("d",))
     monkeypatch.setattr(switch, "_tell_unseen", lambda root, observed: [])
     rollout = Rollout(max_unavailable={"chat": 1})
     (command,) = switch.wave._inner(1, rollout, {"chat": ("a", "b", "c", "d")}, Overrides())

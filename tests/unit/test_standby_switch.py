@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 from standby_host import NEW, OLD, Killed, StandbyHost
 
-from pyinfra_vllm.on_host.server import control, systemd
-from pyinfra_vllm.on_host.state import durable
-from pyinfra_vllm.on_host.switch import standby
+from pyinfra_vllm.on_host import doctor
+from pyinfra_vllm.on_host.server import control, service, systemd
+from pyinfra_vllm.on_host.state import durable, observe, paths, running
+from pyinfra_vllm.on_host.state.lock import exclusive
+from pyinfra_vllm.on_host.state.observed import Observed
+from pyinfra_vllm.on_host.switch import recovery, standby
 from pyinfra_vllm.on_host.switch.order import TRIAL
 
 TO_NEW = ["sleep old", "start new", "lead new", "relay old"]
@@ -288,6 +291,89 @@ def test_switch_to_another_address_restarts_plainly(host: StandbyHost) -> None:
     assert host.acts() == [] and host.servers == {NEW: "serving"}
     (said,) = [entry for entry in host.journal() if entry["step"] == "standby"]
     assert said["because"] == "clients are to ask at another address"
+
+
+def lose_front(leads: str | None = None) -> None:
+    link = paths.awake("chat")
+    link.unlink()
+    if leads:
+        link.symlink_to(f"{leads}/api.sock")
+
+
+@pytest.mark.parametrize("leads", [None, OLD], ids=["missing", "leads to the release before"])
+def test_a_front_that_is_lost_outside_of_a_switch_is_laid_again_by_the_host(
+    host: StandbyHost, leads: str | None
+) -> None:
+    host.switch()
+    entries = host.journal()
+    where = (host.paths.root, host.paths.units)
+    assert recovery.start_due(*where) == []
+    lose_front(leads)
+    assert recovery.start_due(*where) == ["chat"] and host.in_background.pop() == host.paths.recovery_unit
+    assert recovery.insist(host.paths, host.said.append)
+    ends_right(host, NEW)
+    assert recovery.start_due(*where) == [] and host.starts == [NEW] and host.journal() == entries
+
+
+def test_recover_says_that_it_mended_the_front_and_does_it_once(host: StandbyHost) -> None:
+    host.switch()
+    lose_front()
+    assert host.recover() == ["chat: its front was mended"]
+    ends_right(host, NEW)
+    assert host.recover() == []
+
+
+def test_nobody_mends_the_front_of_a_service_that_is_switched_or_stopped(host: StandbyHost) -> None:
+    lose_front()
+    where = (host.paths.root, host.paths.units)
+    with exclusive(host.paths.lock, "somebody", "a switch"):
+        assert recovery.start_due(*where) == []
+    host.servers.clear()
+    assert recovery.start_due(*where) == host.recover() == [] and host.leads_to is None
+
+
+def test_a_switch_that_was_interrupted_before_anything_was_touched_ends_with_its_front(
+    host: StandbyHost,
+) -> None:
+    host.die_at = 16
+    with contextlib.suppress(Killed):
+        host.switch()
+    assert host.acts() == [] and host.journal()[-1]["step"] == "measure-before"
+    lose_front()
+    host.recover()
+    ends_right(host, OLD)
+
+
+def test_whoever_looks_at_the_host_sees_that_the_front_is_lost(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observe, "unit_state", lambda unit: {"ActiveState": "active", "MainPID": "1"})
+    monkeypatch.setattr(running, "release", lambda unit, shown: host.running)
+
+    def lost() -> bool:
+        return Observed.read(observe.service(host.paths), "test").front_lost
+
+    checked = service.Service(host.paths, host.said.append)
+    assert not lost() and f"leads to release {OLD}" in doctor._front(checked)
+    lose_front()
+    assert lost()
+    with pytest.raises(doctor.Wrong, match=r"leads to nothing, so nobody is served.*recover@chat"):
+        doctor._front(checked)
+    paths.awake("chat").symlink_to(f"{NEW}/api.sock")
+    with pytest.raises(doctor.Wrong, match=f"{NEW}/api.sock"):
+        doctor._front(checked)
+    with exclusive(host.paths.lock, "somebody", "a switch"):
+        assert not lost()  # it may lead to the new release then
+    host.servers.clear()
+    assert not lost()  # a stopped service is told otherwise
+
+
+def test_a_release_without_a_front_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = StandbyHost(tmp_path, monkeypatch)
+    host.install(OLD, standby=False)
+    checked = service.Service(host.paths, host.said.append)
+    assert not checked.front_lost and not checked.mend_front()
+    assert doctor._front(checked).startswith("it has none")
 
 
 GIB = 1 << 20  # in the units of /proc/meminfo

@@ -59,6 +59,10 @@ def test_a_staged_release_and_a_rejected_one_are_told_apart(teller: Teller) -> N
         ({"current": "x", "running": "y"}, ["the process was started from y, current is x"]),
         ({"current": "y", "running": "y"}, ["declared x is not staged"]),
         ({"current": "x", "running": "x"}, []),
+        (
+            {"current": "x", "running": "x", "front_lost": True},
+            ["its front leads to no server; the host mends that within two minutes"],
+        ),
     ],
 )
 def test_each_kind_of_drift_has_its_sentence(observed: dict[str, Any], expected: list[str]) -> None:

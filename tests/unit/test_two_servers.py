@@ -19,7 +19,8 @@ import pytest
 
 from pyinfra_vllm.in_runtime import standby as middleware
 from pyinfra_vllm.on_host.server import control, front, systemd
-from pyinfra_vllm.on_host.switch import pair, two_servers
+from pyinfra_vllm.on_host.state.paths import leads_to
+from pyinfra_vllm.on_host.switch import pair
 from pyinfra_vllm.on_host.switch.pair import BACK, FORWARD, KEEP, TURN_TO_NEW, TURN_TO_OLD, Act
 from pyinfra_vllm.on_host.switch.two_servers import Failed, Limits, Member, Stuck, TwoServers
 
@@ -295,7 +296,7 @@ def test_an_old_release_that_does_not_start_either_is_tried_twice_and_then_said(
 
 def test_a_lost_symlink_is_laid_again(world: World) -> None:
     (world.folder / "awake").unlink()
-    assert two_servers.front_leads_to(world.folder / "awake") is None
+    assert leads_to(world.folder / "awake") is None
     assert world.reach(BACK) == ["lead old"]
 
 

@@ -29,7 +29,7 @@ from .server.release import NotReady, Release
 from .server.service import Foreign, PortTaken, Service
 from .state import cgroup, journal, lock, manifest, observe
 from .state.observed import Observed
-from .state.paths import UNITS, ServicePaths, services
+from .state.paths import UNITS, ServicePaths, awake, leads_to, services
 from .state.transactions import newest, transactions
 from .switch import recovery, standby
 
@@ -220,6 +220,7 @@ def _of_service(paths: ServicePaths, deep: bool) -> Iterator[tuple[str, Probe]]:
     if current is not None:
         yield from _of_release(paths, "current", current, deep)
         yield "port", lambda: _port(service, releases.load(paths, current))
+        yield "front", lambda: _front(service)
         yield "standby", lambda: _standby(releases.load(paths, current))
     yield "rollback", lambda: _rollback(paths, previous)
     if previous not in (None, current):
@@ -345,6 +346,19 @@ def _standby(release: Release) -> str:
     if problem:
         return f"no, because {problem}: the next switch stops the current release"
     return "yes: the next switch lets the current release sleep"
+
+
+def _front(service: Service) -> str:
+    """Whether clients of a release with standby are led to its server."""
+    current, link = service.paths.linked(service.paths.current), awake(service.paths.name)
+    if current is None or not service.paths.has_front(current):
+        return "it has none: clients connect to the server"
+    if service.front_lost:
+        raise Wrong(
+            f"{link} leads to {leads_to(link) or 'nothing'}, so nobody is served. The host mends it within"
+            f" two minutes; now: `systemctl start {service.paths.recovery_unit}`"
+        )
+    return f"{link} leads to release {current}"
 
 
 def _port(service: Service, release: Release) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Generator, Mapping
 
 from pyinfra import host, logger, state
-from pyinfra.api import FunctionCommand, Host, State, operation
+from pyinfra.api import FunctionCommand, Host, QuoteString, State, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
 from pyinfra_vllm import release as releases
@@ -80,6 +80,7 @@ def wave(
         _record_unchanged()
         for item in PROGRESS.services(host.name):
             yield from _tell_unseen(item.root, item.observed)
+            yield from _mend_front(item)
     if number > len(planned) or host.name not in planned[number - 1]:
         host.noop(f"nothing to switch here in wave {number}")
         return
@@ -217,6 +218,18 @@ def _tell_unseen(root: str, observed: Observed) -> Generator[PyinfraCommand, Non
             yield FunctionCommand(report, (root, observed.service, last.tx, text), {})
         else:
             logger.info(text)
+
+
+def _mend_front(item: Wanted) -> Generator[PyinfraCommand, None, None]:
+    """Also where nothing is to be switched: the release that runs is right, and nobody is led to it."""
+    if not item.observed.front_lost:
+        return
+    if not state.is_executing:
+        logger.info(f"{host.print_prefix}{item.service.name}: its front leads to no server; to be mended")
+    program = f"{item.root}/bin/on-host.pyz"
+    yield StringCommand(
+        "python3 -I", QuoteString(program), "--root", QuoteString(item.root), "recover", item.service.name
+    )
 
 
 def report(state: State, host: Host, root: str, service: str, tx: str, text: str) -> bool:

@@ -207,6 +207,8 @@ def drift(observed: Observed, wish: Wish | None, declaration: bool = True) -> li
         found.append(f"not running ({observed.active or 'unknown to systemd'})")
     elif running is not None and running != current:
         found.append(f"the process was started from {running}, current is {current}")
+    if observed.front_lost:
+        found.append("its front leads to no server; the host mends that within two minutes")
     if wish is None:
         return [*found, "runs here, and is not declared"] if declaration else found
     if wish.release is None:

@@ -230,14 +230,31 @@ class Service:
         if current is None:
             self._take_front_away()
             return
-        target = self.paths.sockets_folder(current) / API_SOCKET
-        target.parent.parent.mkdir(mode=0o755, exist_ok=True)
-        front.lead(awake(self.paths.name), target)
+        self._lead_front(current)
         unit = self.paths.front_unit(FRONT_FILES[0])
         shown = systemd.show(unit, "ActiveState", "Listen")
         if shown.get("ActiveState") == "active" and shown.get("Listen") != self._declared_address(current):
             self._stop_front()
         systemd.start(unit)
+
+    def _lead_front(self, release_id: str) -> None:
+        link = awake(self.paths.name)
+        link.parent.mkdir(mode=0o755, exist_ok=True)
+        front.lead(link, self.paths.api_socket(release_id))
+
+    @property
+    def front_lost(self) -> bool:
+        """Whether the current release runs, and the front does not lead to it. So it may be in a switch."""
+        current = self._with_front
+        return self.paths.front_lost(current) and self.running_release() == current
+
+    def mend_front(self) -> bool:
+        """Lead the front to the current release again; whether that was needed."""
+        if not self.front_lost or (current := self._with_front) is None:
+            return False
+        self._lead_front(current)
+        self.say(f"the front led to no server, and leads to {current} again")
+        return True
 
     def _declared_address(self, release_id: str) -> str:
         text = (self.paths.release(release_id) / FRONT_FILES[0]).read_text(encoding="utf-8")

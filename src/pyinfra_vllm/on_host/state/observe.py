@@ -85,6 +85,7 @@ def service(paths: ServicePaths) -> dict[str, Any]:
     history = transactions(journal.read(paths.journal))
     told = [each.as_dict() for each in history]
     releases, held = paths.releases, holder(paths.lock)
+    current, runs = linked(paths.current), running.release(paths.unit, state)
     return {
         "service": paths.name,
         "unit": paths.unit,
@@ -92,9 +93,10 @@ def service(paths: ServicePaths) -> dict[str, Any]:
         "sub": state.get("SubState"),
         "since": state.get("ActiveEnterTimestamp"),
         "restarts": int(state.get("NRestarts") or 0),
-        "current": linked(paths.current),
+        "current": current,
         "previous": linked(paths.previous),
-        "running": running.release(paths.unit, state),
+        "running": runs,
+        "front_lost": held is None and runs == current and paths.front_lost(current),
         "release": read_json(paths.current / "release.json"),
         "staged": sorted(e.name for e in releases.iterdir() if not e.name.startswith("."))
         if releases.is_dir()

@@ -76,6 +76,7 @@ class Observed:
     staged, rehearsed: ids of releases; those that their vLLM accepted, or could not be asked about
     lock: None where nothing holds it
     proven: the release that was committed last, and not taken back since
+    front_lost: outside of a switch, whether the front does not lead to the release that runs
     """
 
     service: str
@@ -93,6 +94,7 @@ class Observed:
     rehearsed: tuple[str, ...] = ()
     rejected: Mapping[str, Rejection] = field(default_factory=dict)
     lock: Holder | None = None
+    front_lost: bool = False
     history: tuple[Summary, ...] = ()
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -103,7 +105,7 @@ class Observed:
         plain = ("service", "current", "running", "unit", "active", "sub", "since", "restarts", "previous")
         lock = value["lock"]
         return cls(
-            **{key: value[key] for key in (*plain, "proven", "release") if key in value},
+            **{key: value[key] for key in (*plain, "proven", "release", "front_lost") if key in value},
             staged=tuple(value["staged"]),
             rehearsed=tuple(value.get("rehearsed", ())),
             rejected={
@@ -156,6 +158,7 @@ CHECK = mapping(
             ("active", "sub", "since", "current", "previous", "running", "proven"), or_null(text)
         ),
         "restarts": count,
+        "front_lost": flag,
         "staged": list_of(text),
         "rehearsed": list_of(text),
         "rejected": map_of(

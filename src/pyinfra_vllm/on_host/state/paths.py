@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,14 @@ def sockets_folder(service: str, release_id: str) -> Path:
 def awake(service: str) -> Path:
     """The symlink by which the front finds the server that is awake."""
     return RUN / f"vllm-{service}" / "awake"
+
+
+def leads_to(awake: Path) -> Path | None:
+    """The server's socket to which the front's symlink leads; None where it is lost. Looks at the disk."""
+    try:
+        return Path(os.path.normpath(awake.parent / awake.readlink()))
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,15 @@ class ServicePaths:
     def has_front(self, release_id: str) -> bool:
         """Whether clients ask the service's front, which leads to the socket of this release's server."""
         return (self.release(release_id) / FRONT_FILES[0]).is_file()
+
+    def front_lost(self, release_id: str | None) -> bool:
+        """Whether the front does not lead to the server of this release, which has one. Looks at the disk."""
+        if release_id is None or not self.has_front(release_id):
+            return False
+        return leads_to(awake(self.name)) != self.api_socket(release_id)
+
+    def api_socket(self, release_id: str) -> Path:
+        return self.sockets_folder(release_id) / API_SOCKET
 
     def server_unit(self, release_id: str) -> str:
         """The unit of a server with standby, of which `unit` is an alias while the release is current."""

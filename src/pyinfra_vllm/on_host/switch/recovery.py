@@ -92,7 +92,7 @@ def _recover_one(paths: ServicePaths, say: Say, wait_s: float) -> str | None:
     with exclusive(paths.lock, "recovery", "finishing an interrupted switch", wait_s):
         outcome = finish_last(paths, say)
         settle(paths, say, outcome)
-        return outcome
+        return outcome or _mend_front(paths, say)
 
 
 def _prepare_and_start(paths: ServicePaths, say: Say) -> str | None:
@@ -120,15 +120,19 @@ def _prepare_and_start(paths: ServicePaths, say: Say) -> str | None:
 
 
 def start_due(root: Path, units: Path = UNITS) -> list[str]:
-    """Start the recovery unit of each service whose newest transaction left something to do and has no live
-    process.
+    """Start the recovery unit of each service without a live transaction, where the newest one left something
+    to do or the front is lost.
 
     Returns their names.
     """
-    due = [paths for paths in services(root, units) if owes(paths) and not _is_held(paths)]
+    due = [paths for paths in services(root, units) if _needs_recovery(paths) and not _is_held(paths)]
     for paths in due:
         systemd.start_in_background(paths.recovery_unit)
     return [paths.name for paths in due]
+
+
+def _needs_recovery(paths: ServicePaths) -> bool:
+    return owes(paths) or Service(paths, say=print).front_lost
 
 
 def owes(paths: ServicePaths) -> bool:
@@ -187,7 +191,15 @@ def _try_once(paths: ServicePaths, say: Say) -> bool:
     """Whether nothing is left to do."""
     outcome = finish_last(paths, say)
     settled = settle(paths, say, outcome)
-    return outcome != RESTORE_FAILED and settled and not unended(paths)
+    if outcome == RESTORE_FAILED or unended(paths):
+        return False
+    _mend_front(paths, say)
+    return settled
+
+
+def _mend_front(paths: ServicePaths, say: Say) -> str | None:
+    """Outside of a switch the front leads to the current release. What was done, where it did not."""
+    return "its front was mended" if not unended(paths) and Service(paths, say).mend_front() else None
 
 
 def _took_service_down(paths: ServicePaths) -> bool:

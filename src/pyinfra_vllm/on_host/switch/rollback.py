@@ -225,14 +225,15 @@ def loaded(paths: ServicePaths, release_id: str) -> Release | None:
 
 
 def mend_links(service: Service) -> None:
-    """Before a transaction ends: repair the unit's links, which somebody may have changed meanwhile, and stop
-    every server but the current release's.
+    """Before a transaction ends: repair the unit's links and the front's, which somebody may have changed
+    meanwhile, and stop every server but the current release's.
 
     A failure is only reported: the right release serves, and the next switch refuses with the reason.
     """
     try:
         if service.paths.linked(service.paths.current) is not None:
             service.mend_links()
+            service.mend_front()
             service.stop_others()
     except (systemd.SystemdError, OSError) as problem:
         service.say(f"{service.paths.unit} could not be enabled again: {problem}")

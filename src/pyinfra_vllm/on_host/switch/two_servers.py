@@ -5,7 +5,6 @@ Keeps nothing that a recovery would need: what sleeps, serves or failed is asked
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from typing import Callable
 
 from ..server import front, systemd
 from ..server.control import Control, Mute, Refused, State
+from ..state.paths import leads_to
 from . import pair
 from .pair import NEW, OLD, Act, Goal, Seen, Server
 
@@ -117,7 +117,7 @@ class TwoServers:
         return done
 
     def look(self, serves: str) -> Seen:
-        led = front_leads_to(self.awake)
+        led = leads_to(self.awake)
         leads = [who for who, member in self.members.items() if led == member.api]
         old, new = self._server(OLD), self._server(NEW)
         return Seen(old, new, leads[0] if leads else None, self.room(serves))
@@ -255,11 +255,3 @@ def _give_up(goal: Goal, done: list[Act]) -> None:
         raise Failed("the new release had to be stopped: it failed to start, to wake or to answer as before")
     if stops > 1 or starts > 2:
         raise Stuck("the old release had to be stopped twice, or ended by itself")
-
-
-def front_leads_to(awake: Path) -> Path | None:
-    """The server's socket; None where the symlink is lost."""
-    try:
-        return Path(os.path.normpath(awake.parent / awake.readlink()))
-    except OSError:
-        return None

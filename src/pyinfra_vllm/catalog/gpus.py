@@ -22,7 +22,9 @@ MEMORY_TOLERANCE_MIB = 2048  # the same name with another memory size is another
 NAME_TOLERANCE = 0.1  # names round, and by thousands: a card of 22.5 GiB is called 24 GB
 SIZE = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?) ?(GiB|MiB)")
 MOST_MEMORY_MIB = 4 * 1024**2  # 4 TiB: beyond any card
-OTHER_CARDS = ("laptop", "mig", "ti", "super", "v2")  # after a card's name: another one, or a part of one
+# After a card's name: another one, or a part of one.
+OTHER_CARDS = ("laptop", "mobile", "max", "ada", "mig", "ti", "super", "v2")
+VGPU_PROFILE = re.compile(r"(^|\s)\d{1,3}[abcq]$")  # a part by vGPU: `NVIDIA L40S-12C`
 OTHER_MAKERS = re.compile(
     r"\b(amd|radeon|instinct|rocm|mi\d{2,3}[a-z]?|gfx\d+|intel|arc|gaudi|xe|tpu|trainium|inferentia|ascend|apple)\b"
 )
@@ -213,6 +215,8 @@ def _same_card(rest: str, row: Mapping[str, Any]) -> bool:
     """Whether what follows a card's name leaves it that card: no laptop's, no slice, no other
     size of memory.
     """
+    if VGPU_PROFILE.search(rest):
+        return False
     sizes = [int(size) for size in re.findall(r"(?:^|[ .])(\d{1,4}) ?gb\b", rest)]
     gib = row["memory_mib"] / 1024
     return not any(word in OTHER_CARDS for word in rest.split()) and all(

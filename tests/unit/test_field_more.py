@@ -1,0 +1,84 @@
+"""More public reports, tried against the commands after those of tests/fixtures/field/ were right.
+
+Each names its report. The right answer is the report's own, or that of vLLM 0.32.0's code, run or read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import HubServer, serving
+from test_field_commands import LLAMA, checkpoint, declare
+
+from pyinfra_vllm.catalog import gpus
+from pyinfra_vllm.checkpoint import Lock
+from pyinfra_vllm.errors import DeclarationError
+
+CAUSAL = {**LLAMA, "architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("inventory").mkdir()
+
+
+@pytest.fixture
+def resolve(run: Any) -> Any:
+    """`pyinfra-vllm resolve --json` of a locked config.json, on one L40S and vLLM 0.32.0 unless said."""
+
+    def resolve(
+        config: dict[str, Any],
+        *more: str,
+        card: str = "L40S",
+        runtime: str = "0.32.0",
+        size: int = 18 * 10**9,
+    ) -> Any:
+        Lock([checkpoint("new", config, size)]).dump()
+        asked = ("--model", "acme/new", "--gpu", card, "--runtime", runtime, "--json")
+        return run("resolve", *asked, *more).json
+
+    return resolve
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+    """The files of acme/new at the Hub."""
+    files = {"config.json": json.dumps(CAUSAL).encode(), "tokenizer.json": b"{}"}
+    declare(model="acme/new")
+    with serving(HubServer(repositories={"acme/new": files})) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        yield files
+
+
+# Cards
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA L40S-12C",  # NVIDIA's vGPU software: 12 GB of a card of 48
+        "NVIDIA A40-8Q",
+        "NVIDIA H100-20C",
+        "RTX 4090 Mobile",  # 16 GB, as `Laptop GPU` (aixcl issue 694 is of such a card)
+        "A6000 Ada",  # there is an A6000 of Ampere, and a 6000 Ada
+        "NVIDIA GeForce RTX 2080 Ti with Max-Q Design",
+    ],
+)
+def test_a_part_of_a_card_is_not_the_card(name: str) -> None:
+    with pytest.raises(DeclarationError, match="is not in the catalog"):
+        gpus.find(name)
+    assert gpus.find(name, "8.9", 12288).memory_mib == 12288  # a host says how much there is
+
+
+@pytest.mark.parametrize("name", ["RTX 4000", "RTX 5000", "RTX 6000"])
+def test_a_name_of_two_generations_is_asked_back(name: str) -> None:
+    """Of Turing and of Ada, with other memory; vllm issue 9096 says "RTX Quadro 8000"."""
+    with pytest.raises(DeclarationError, match="is the name of several cards: declare one of Quadro RTX"):
+        gpus.find(name)
+    assert gpus.find(f"Quadro {name}").compute_capability == "7.5"
+    assert gpus.find(f"NVIDIA {name} Ada Generation").compute_capability == "8.9"

@@ -82,3 +82,50 @@ def test_a_name_of_two_generations_is_asked_back(name: str) -> None:
         gpus.find(name)
     assert gpus.find(f"Quadro {name}").compute_capability == "7.5"
     assert gpus.find(f"NVIDIA {name} Ada Generation").compute_capability == "8.9"
+
+
+# Variables
+
+
+def variable(run: Any, setting: str, runtime: str = "0.32.0") -> Any:
+    asked = ("--model", "Qwen/Qwen3-14B-AWQ", "--gpu", "L40S", "--runtime", runtime, "--json")
+    return run("resolve", *asked, "--max-model-len", "8192", "--env", setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        # vllm issues 15613 and 34199; vllm/envs.py get_vllm_port
+        ("VLLM_PORT=tcp://10.43.1.39:8000", "VLLM_PORT must be a whole number"),
+        # worker-vllm issue 101 is of yes and no in variables; vllm/envs.py bool(int(...))
+        ("VLLM_USE_FLASHINFER_SAMPLER=true", "must be a whole number (1 for yes, 0 for no), not 'true'"),
+        ("VLLM_SERVER_DEV_MODE=False", "must be a whole number (1 for yes, 0 for no), not 'False'"),
+        ("VLLM_ENGINE_READY_TIMEOUT_S=10m", "must be a whole number"),
+        ("VLLM_LOG_STATS_INTERVAL=often", "must be a number, not 'often'"),
+        ("VLLM_WORKER_MULTIPROC_METHOD=threads", "must be one of spawn, fork, not 'threads'"),
+        ("VLLM_KV_CACHE_LAYOUT=XYZ", "must be one of LBNHC"),
+    ],
+)
+def test_a_variable_s_value_that_ends_the_start(run: Any, setting: str, said: str) -> None:
+    answer = variable(run, setting)
+    assert answer.code == 2 and said in str(answer.json["errors"])
+    older = variable(run, setting, "0.25.1")
+    assert older.code == 0 and "and that of 0.25.1 isn't known" in str(older.json["warnings"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("VLLM_USE_FLASHINFER_SAMPLER=0", "VLLM_PORT=8001", "VLLM_LOG_STATS_INTERVAL=2.5"),
+        *("VLLM_WORKER_MULTIPROC_METHOD=spawn", "VLLM_ALLOW_LONG_MAX_MODEL_LEN=true", "NCCL_DEBUG=INFO"),
+    ],
+)
+def test_a_variable_s_value_that_is_read(run: Any, setting: str) -> None:
+    answer = variable(run, setting)
+    assert answer.code == 0 and setting.partition("=")[0] not in str(answer.json["warnings"])
+
+
+def test_a_variable_that_is_gone_is_not_said_to_mean_itself(run: Any) -> None:
+    """Vllm issue 50292 is of such variables; this one was in 0.25.1."""
+    warnings = str(variable(run, "VLLM_ENGINE_ITERATION_TIMEOUT_S=60").json["warnings"])
+    assert "doesn't read VLLM_ENGINE_ITERATION_TIMEOUT_S: delete it" in warnings

@@ -127,15 +127,15 @@ def unread(variable: str, version: str) -> str | None:
         return None
     before = [text for text in scanned if versions.parse(text) <= wanted][-1]
     after = next((text for text in scanned if versions.parse(text) >= wanted), before)
-    first, last = data["variables"].get(variable, (None, None))
-    if (
-        first
-        and versions.parse(first) <= versions.parse(after)
-        and versions.parse(last) >= versions.parse(before)
-    ):
+    read = [
+        name
+        for name, (first, last) in data["variables"].items()
+        if versions.parse(first) <= versions.parse(after) and versions.parse(last) >= versions.parse(before)
+    ]
+    if variable in read:
         return None
     advice: str | None = table("flag_changes.yaml")["variables"].get(variable)
-    near = None if advice else nearest(variable, data["variables"])
+    near = None if advice else nearest(variable, read)
     return advice or (f"did you mean {near}?" if near else "delete it")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pyinfra_vllm.catalog import flags as flag_table
-from pyinfra_vllm.catalog import table, versions
+from pyinfra_vllm.catalog import table, variables, versions
 from pyinfra_vllm.tuning import values
 from pyinfra_vllm.tuning.facts import Facts
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
@@ -198,8 +198,18 @@ def apply_environment(declared: Mapping[str, str], version: str, profile: Profil
         advice = flag_table.unread(name, version)
         if advice:
             profile.warn(f"environment: vLLM {version} doesn't read {name}: {advice}")
+        elif wrong := variables.problem(name, str(value)):
+            _misread_variable(f"environment: {name} {wrong}", version, profile)
         profile.environment[name] = Flag(name, str(value), "declared by the operator", SOURCE)
         profile.declared.add(name)
+
+
+def _misread_variable(problem: str, version: str, profile: Profile) -> None:
+    """A value that ends the start of the scanned vLLM; of another version that isn't known."""
+    if variables.known_of(version):
+        profile.misread(f"{problem}: vLLM {version} can't read it, and ends")
+    else:
+        profile.warn(f"{problem}: so it is in vLLM {variables.scanned()}, and that of {version} isn't known")
 
 
 def keep_known(profile: Profile, known: Collection[str], version: str) -> None:

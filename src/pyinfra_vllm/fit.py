@@ -265,7 +265,7 @@ def layout(shape: Shape, load: Load) -> Layout:
             tensor_parallel_size=load.tensor_parallel_size,
             pipeline_parallel_size=load.pipeline_parallel_size,
             in_flight=load.batches_in_flight * load.max_num_batched_tokens,
-            states=(2 if load.prefix_caching else 1) + load.speculative_tokens,
+            states=states_of_sequence(load),
             alignment=kv_layout.LATENT_BLOCK if shape.latent_kv else kv_layout.BLOCK,
         ),
     )
@@ -292,16 +292,12 @@ def state_bytes(shape: Shape, load: Load) -> int:
     return (convolution + state.values * (state.width or value_bytes(load))) // load.tensor_parallel_size
 
 
-def state_bytes_per_sequence(shape: Shape, load: Load) -> int:
-    """Bytes of the states of each sequence, before they are padded to whole blocks.
-
-    How many: MambaSpec.max_memory_usage_bytes (v1/kv_cache_interface.py, 0.32.0): one for the
-    sequence and one for each drafted token, and with prefix caching (cache mode `align`) one more.
+def states_of_sequence(load: Load) -> int:
+    """States that each layer keeps of a sequence (MambaSpec.max_memory_usage_bytes,
+    v1/kv_cache_interface.py, 0.32.0): one for the sequence and one for each drafted token, and with prefix
+    caching (cache mode `align`) one more.
     """
-    if shape.state is None:
-        return 0
-    states = (2 if load.prefix_caching else 1) + load.speculative_tokens
-    return _of_stage(shape.state.layers, load) * states * state_bytes(shape, load)
+    return (2 if load.prefix_caching else 1) + load.speculative_tokens
 
 
 def overhead_bytes(shape: Shape, load: Load) -> int:

@@ -121,8 +121,10 @@ def test_kv_tokens_of_qwen3_4b_in_the_vllm_documentation() -> None:
 
 def test_the_linear_layers_of_a_hybrid_keep_a_state_for_each_sequence() -> None:
     """24 layers of 48 KiB convolution window and 2 MiB state."""
-    assert fit.state_bytes_per_sequence(shape("Qwen/Qwen3.5-4B"), STOCK) == 24 * (48 * 1024 + 2 * 1024**2)
-    assert fit.state_bytes_per_sequence(shape("Qwen/Qwen3-4B"), STOCK) == 0
+    hybrid = shape("Qwen/Qwen3.5-4B")
+    assert hybrid.state is not None and hybrid.state.layers == 24
+    assert fit.state_bytes(hybrid, STOCK) == 48 * 1024 + 2 * 1024**2
+    assert fit.state_bytes(shape("Qwen/Qwen3-4B"), STOCK) == 0
 
 
 def test_captured_sizes_are_vllm_s_51_up_to_512() -> None:
@@ -171,8 +173,8 @@ def test_a_hybrid_keeps_a_state_more_with_prefix_caching_and_one_for_each_drafte
     model, window, state = shape("Qwen/Qwen3.5-4B"), 16 * 1024, 2 * 1024**2
     for caching, drafted, states in ((False, 0, 1), (True, 0, 2), (False, 3, 4), (True, 3, 5)):
         load = replace(STOCK, prefix_caching=caching, speculative_tokens=drafted)
-        expected = 24 * states * ((3 + drafted) * window + state)
-        assert fit.state_bytes_per_sequence(model, load) == expected
+        assert fit.states_of_sequence(load) == states
+        assert fit.state_bytes(model, load) == (3 + drafted) * window + state
 
 
 def test_the_layer_that_drafts_has_weights_and_a_cache_of_its_own() -> None:

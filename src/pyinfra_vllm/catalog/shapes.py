@@ -404,7 +404,7 @@ def _quantization(config: Mapping[str, Any], text: Mapping[str, Any], name: str)
         return None
     if not isinstance(found, Mapping):
         raise DeclarationError(f"{name}: `quantization_config` in its config.json is no map")
-    weights = _packed_weights(found)
+    weights = _of_first_group(found, "weights") or found
     group_size = weights.get("group_size", weights.get("q_group_size"))
     producer = found.get("producer")
     made_by = producer.get("name") if isinstance(producer, Mapping) else None
@@ -441,7 +441,7 @@ def _kernels_of_compressed_tensors(found: Mapping[str, Any], weights: Mapping[st
     no kernel that is known here.
     """
     form = found.get("format", "pack-quantized" if weights.get("num_bits") == 4 else None)
-    inputs = _activations(found)
+    inputs = _of_first_group(found, "input_activations")
     if form == "pack-quantized":
         return None if inputs else "wna16"
     if weights.get("num_bits", 8) != 8:
@@ -451,23 +451,11 @@ def _kernels_of_compressed_tensors(found: Mapping[str, Any], weights: Mapping[st
     return "int8" if form == "int-quantized" and inputs else None
 
 
-def _activations(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The quantization of the inputs of the first group of layers that has one; {} where they stay as they
-    are.
-    """
+def _of_first_group(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What compressed-tensors keeps under config_groups.<any>.<name>, of the first group that has it."""
     groups = found.get("config_groups")
     for group in groups.values() if isinstance(groups, Mapping) else ():
-        inputs = group.get("input_activations") if isinstance(group, Mapping) else None
-        if isinstance(inputs, Mapping) and inputs:
-            return inputs
+        part = group.get(name) if isinstance(group, Mapping) else None
+        if isinstance(part, Mapping) and part:
+            return part
     return {}
-
-
-def _packed_weights(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """compressed-tensors keeps the numbers under config_groups.<any>.weights."""
-    groups = found.get("config_groups")
-    for group in groups.values() if isinstance(groups, Mapping) else ():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if isinstance(weights, Mapping) and weights:
-            return weights
-    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..bench.criteria import EVERY_PHASE, ONE_STREAM
-from ..state.values import Check, RecordError, amount, count, mapping, required, shown, word
+from ..state.values import RecordError, amount, count, mapping, named, required, shown
 
 SCHEMA = "pyinfra-vllm/noise/1"
 
@@ -36,7 +36,7 @@ class Noise:
                 " calibrate` wrote"
             )
         count(required(value, "runs", name), f"{name}.runs")
-        _named(_named(amount))(required(value, "phases", name), f"{name}.phases")
+        named(named(amount))(required(value, "phases", name), f"{name}.phases")
         return cls(value["runs"], value["phases"])
 
     def as_dict(self) -> dict[str, object]:
@@ -59,15 +59,3 @@ class Noise:
 def of_phase(noise: Noise | None, phase: str) -> Mapping[str, float]:
     """Metric -> share; nothing where the phase is not calibrated."""
     return noise.phases.get(phase, {}) if noise else {}
-
-
-def _named(item: Check) -> Check:
-    """A mapping of names to values that pass a check."""
-
-    def check(value: Any, where: str) -> None:
-        mapping()(value, where)
-        for name, one in value.items():
-            word(name, f"a name in {where}")
-            item(one, f"{where}.{name}")
-
-    return check

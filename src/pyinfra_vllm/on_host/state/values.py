@@ -90,17 +90,19 @@ def counts(value: Any, where: str) -> None:
     mapping()(value, where)
     if not value:
         raise RecordError(f"{where} is empty")
-    for name, item in value.items():
-        word(name, f"a name in {where}")
-        count(item, f"{where}.{name}", 1)
+    named(at_least_one)(value, where)
 
 
-def reasons(value: Any, where: str) -> None:
-    """A mapping of names to texts."""
-    mapping()(value, where)
-    for name, item in value.items():
-        word(name, f"a name in {where}")
-        text(item, f"{where}.{name}")
+def named(item: Check) -> Check:
+    """A mapping of names to values that pass a check."""
+
+    def check(value: Any, where: str) -> None:
+        mapping()(value, where)
+        for name, one in value.items():
+            word(name, f"a name in {where}")
+            item(one, f"{where}.{name}")
+
+    return check
 
 
 def at_least_one(value: Any, where: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import gate
-from pyinfra_vllm.on_host.gate.gate import Criteria
 from pyinfra_vllm.on_host.gate.noise import SCHEMA, Noise
 
 

@@ -12,7 +12,8 @@ from openai_server import serving
 
 from pyinfra_vllm import lm_eval
 from pyinfra_vllm.errors import DeclarationError, HostError
-from pyinfra_vllm.on_host.gate.gate import Criteria, CriteriaError, RecordError
+from pyinfra_vllm.on_host.bench.criteria import Criteria, CriteriaError
+from pyinfra_vllm.on_host.state.values import RecordError
 
 IFEVAL = "ifeval/prompt_level_strict_acc"
 # As lm_eval 0.4.13 writes it; only `results` is read.

@@ -18,7 +18,7 @@ from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime as RuntimeFact
 from pyinfra_vllm.facts.service import Host as HostFact
-from pyinfra_vllm.on_host.gate.gate import Criteria
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.operations import program
 from pyinfra_vllm.operations.util.foreseen import host_plan, service_plan

@@ -42,6 +42,7 @@ from pyinfra_vllm.on_host.state import durable, follow, journal, manifest, obser
 from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.paths import ServicePaths
 from pyinfra_vllm.on_host.state.status import RUN
+from pyinfra_vllm.on_host.state.values import RecordError
 from pyinfra_vllm.on_host.switch import recovery
 from pyinfra_vllm.operations import checkpoint as operation
 from pyinfra_vllm.operations.util import planning
@@ -598,7 +599,7 @@ def test_a_damaged_record_is_named_or_judged(damage: tuple[bool, tuple[Any, ...]
             Record.read(value, name) for value, name in zip(pair, ("before", "after"), strict=True)
         )
         verdict = gate.judge(before, after, STRICT)
-    except gate.RecordError as error:
+    except RecordError as error:
         assert "\n" not in str(error) and str(error).encode()
     else:
         assert json.dumps(verdict.as_dict(), allow_nan=False) and verdict.conclusion()

@@ -11,9 +11,9 @@ from bench_records import failed, judge, phase, record, request, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import gate, precision
-from pyinfra_vllm.on_host.gate.gate import Criteria
 from pyinfra_vllm.on_host.gate.verdict import Verdict
 
 CRITERIA = Criteria()

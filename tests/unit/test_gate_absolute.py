@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from bench_records import failed, graded, judge, phase, record, row
 
-from pyinfra_vllm.on_host.gate.gate import Criteria
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 
 
 def test_a_first_installation_has_the_absolute_criteria_only() -> None:

@@ -16,7 +16,7 @@ from bench_records import judge, record, request, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host.gate.gate import Criteria
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 
 RECORDED = Path(__file__).parents[1] / "fixtures/gate/h200-became-slower.json.xz"
 FOR_SPEED = Criteria(quality=False)

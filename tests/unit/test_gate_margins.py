@@ -15,7 +15,7 @@ from bench_records import judge, phase, record, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyinfra_vllm.on_host.gate.gate import Criteria, CriteriaError
+from pyinfra_vllm.on_host.bench.criteria import Criteria, CriteriaError
 from pyinfra_vllm.on_host.gate.relative import LATENCIES
 
 ORDER = {"pass": 0, "inconclusive": 1, "fail": 2}

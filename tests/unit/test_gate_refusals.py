@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from bench_records import judge, phase, record
 
-from pyinfra_vllm.on_host.gate.gate import Criteria, CriteriaError, RecordError
+from pyinfra_vllm.on_host.bench.criteria import Criteria, CriteriaError
+from pyinfra_vllm.on_host.state.values import RecordError
 
 GOOD: dict[str, Any] = record(phase(1), phase(8))
 

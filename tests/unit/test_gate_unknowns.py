@@ -12,9 +12,9 @@ import pytest
 from bench_records import failed, graded, judge, phase, record, row
 
 from pyinfra_vllm.commands import compare
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import calibration
-from pyinfra_vllm.on_host.gate.gate import Criteria
 
 LENIENT = Criteria(max_error_rate=0.99)
 

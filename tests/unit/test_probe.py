@@ -16,7 +16,8 @@ from openai_server import Behaviour, serving
 
 from pyinfra_vllm.on_host.bench import load, phases, probe, prompts, quality
 from pyinfra_vllm.on_host.bench.criteria import Criteria
-from pyinfra_vllm.on_host.bench.probe import ProbeError, Settings
+from pyinfra_vllm.on_host.bench.plan import Settings
+from pyinfra_vllm.on_host.bench.probe import ProbeError
 from pyinfra_vllm.on_host.bench.record import Record, Request
 from pyinfra_vllm.on_host.openai.client import Client
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from openai_server import serving
 
 from pyinfra_vllm.on_host.bench import form, graders, likelihood, quality
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.quality import Question, QuestionsError
 from pyinfra_vllm.on_host.bench.record import AskedOver, Record
-from pyinfra_vllm.on_host.gate import gate, ladder
+from pyinfra_vllm.on_host.gate import ladder
 from pyinfra_vllm.on_host.openai.client import Client
 
 pytestmark = pytest.mark.alone  # it has a time limit against a live server
@@ -226,9 +227,7 @@ def test_an_unchanged_model_never_fails_and_a_broken_one_does() -> None:
         after = record(phase(1), quality=asked(quality.builtin(), answers=knows))
         assert {
             row.verdict
-            for row in ladder.rows(
-                Record.read(before, "before"), Record.read(after, "after"), gate.Criteria()
-            )
+            for row in ladder.rows(Record.read(before, "before"), Record.read(after, "after"), Criteria())
         } == {"pass"}
     broken = record(phase(1), quality=asked(quality.builtin(), default_answer="!!!!!" * 20))
     assert judge(before, broken)["verdict"] == "fail"

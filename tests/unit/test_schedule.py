@@ -20,7 +20,7 @@ from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.commands.schedule import schedule
 from pyinfra_vllm.errors import DeclarationError
-from pyinfra_vllm.on_host.gate.gate import Criteria
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.report.looking import Look, Wish
 from pyinfra_vllm.schedule import due

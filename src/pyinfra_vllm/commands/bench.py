@@ -20,6 +20,7 @@ from pyinfra_vllm.commands import options
 from pyinfra_vllm.commands.files import record_in
 from pyinfra_vllm.errors import DeclarationError, HostError
 from pyinfra_vllm.on_host.bench import phases, probe
+from pyinfra_vllm.on_host.bench.plan import Settings
 from pyinfra_vllm.on_host.bench.quality import QuestionsError
 from pyinfra_vllm.on_host.bench.record import Record, Scores, read_with_plan
 from pyinfra_vllm.on_host.openai.client import Client
@@ -28,7 +29,7 @@ from pyinfra_vllm.printable import printable
 from pyinfra_vllm.second_opinion import run_vllm_bench
 
 KEY_VARIABLE = "VLLM_API_KEY"
-DEFAULT_CONCURRENCY = probe.Settings().concurrency  # of a server of which nothing is known
+DEFAULT_CONCURRENCY = Settings().concurrency  # of a server of which nothing is known
 SHORTEST_S, LONGEST_S = 5, 86400
 Say = Callable[[str], None]
 
@@ -50,7 +51,7 @@ class Measured:
 def measured(
     url: str,
     model: str,
-    settings: probe.Settings,
+    settings: Settings,
     *,
     like: Path | None = None,
     api_key: str | None = None,
@@ -240,7 +241,7 @@ def bench(
     def say(line: str) -> None:
         click.echo(printable(line), err=True)
 
-    settings = probe.Settings(
+    settings = Settings(
         concurrency=check_options(out, concurrency, budget, like),
         budget_s=budget,
         quality=quality,

@@ -15,6 +15,7 @@ from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import gate
 from pyinfra_vllm.on_host.gate.noise import Noise
 from pyinfra_vllm.on_host.gate.verdict import Verdict
+from pyinfra_vllm.on_host.state.values import RecordError
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.report.tables import escape
 from pyinfra_vllm.text import four_digits
@@ -35,7 +36,7 @@ def run(
         early, late = record_in(before), record_in(after)
         second, first = Record.read(late, "after"), Record.read(early, "before")
         verdict = gate.judge(first, second, criteria, noise=noise, asks_gpus=False)
-    except gate.RecordError as error:
+    except RecordError as error:
         raise DeclarationError(f"{before} and {after} can't be compared: {error}") from error
     return gate.EXIT_CODES[verdict.verdict], verdict
 
@@ -43,7 +44,7 @@ def run(
 def _noise(path: Path) -> Noise:
     try:
         return Noise.read(record_in(path), "noise")
-    except gate.RecordError as error:
+    except RecordError as error:
         raise DeclarationError(f"--noise {path}: {error}") from error
 
 

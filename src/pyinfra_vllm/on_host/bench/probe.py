@@ -29,8 +29,6 @@ FIRST_ANSWER_S = 30.0
 TRIES = 3  # of each request on which the measurement hangs
 REQUEST_TIMEOUT_FACTOR = 20.0  # an answer this many times slower than in the warm-up is stuck, not slow
 
-__all__ = ["Plan", "ProbeError", "Settings", "measure", "one_round"]
-
 Progress = Callable[[str], None]
 Enough = Callable[["Sequence[Phase]"], bool]
 

@@ -9,27 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..bench.criteria import CHOICES, MAX, Criteria, CriteriaError
+from ..bench.criteria import MAX, Criteria
 from ..bench.record import Record
-from ..state.values import RecordError
 from . import absolute, evaluations, in_turns, ladder, notes, precision, relative
 from .absolute import OTHER_TRAFFIC, TRAFFIC_FACTOR
 from .in_turns import InTurns
 from .noise import Noise, of_phase
 from .pairing import check_pair
 from .verdict import FAIL, INCONCLUSIVE, PASS, Row, Verdict, concluded
-
-__all__ = [
-    "CHOICES",
-    "EXIT_CODES",
-    "Criteria",
-    "CriteriaError",
-    "RecordError",
-    "incomparable",
-    "judge",
-    "may_stay",
-    "wants_more",
-]
 
 LEAST = 1e-9  # of a ratio that is divided by
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}

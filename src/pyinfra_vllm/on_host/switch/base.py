@@ -7,8 +7,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..bench import probe
+from ..bench.criteria import Criteria
+from ..bench.plan import Settings
 from ..bench.record import Record
-from ..gate import gate, precision
+from ..gate import precision
 from ..gate.noise import Noise
 from ..gate.verdict import Verdict
 from ..server import hooks
@@ -37,7 +39,7 @@ class Transaction:
     def __init__(self, order: Order, paths: ServicePaths) -> None:
         self.order = order
         self.paths = paths
-        self.criteria = gate.Criteria.from_dict(order.criteria)
+        self.criteria = Criteria.from_dict(order.criteria)
         stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         self.evidence = Evidence(paths, f"{stamp}-{order.release}")
         self.journal = Journal(paths.journal, self.evidence.tx)
@@ -45,7 +47,7 @@ class Transaction:
         self.hooks = hooks.Hooks(paths, self.journal)
         self.log: list[str] = []  # of the service since the last start of ours
         self.last_words: list[str] = []  # why that start failed, as its log says it
-        self.settings = probe.Settings.from_criteria(self.criteria)
+        self.settings = Settings.from_criteria(self.criteria)
         self.old_id: str | None = None  # what is current; where that link is lost, what runs
         self.old_was = DOWN
 
@@ -89,7 +91,7 @@ class Transaction:
         """Measure each of these releases at the same numbers of requests at once, saturation at what all of
         them admit.
         """
-        self.settings = probe.Settings.from_criteria(self.criteria, saturation.admitted(*releases))
+        self.settings = Settings.from_criteria(self.criteria, saturation.admitted(*releases))
 
     def _measure(self, release: Release, name: str, noise: Noise | None = None, **how: Any) -> Record:
         """Measure the release that runs now, until it is known precisely enough or its time is up.

@@ -34,7 +34,7 @@ class Order:
     measure_until: Unix time until which measuring may go on beyond its budget: the window's end less a way
         back; None where there is no window or it is overridden
     overrides: what the operator overrode (`switch_now`, `retry_rejected`), for the record
-    criteria: the gate's limits (on_host.gate.Criteria)
+    criteria: the gate's limits (on_host.bench.criteria)
     hooks: whom to tell (on_host.hooks); None keeps what the last order said
     ready_timeout_s: how long a release may take from its start to its first tokens
     """

@@ -263,9 +263,8 @@ def _shown(text: str) -> str:
 def _standby(request: Request, resolution: Resolution) -> str:
     """Why the servers of such a service can't sleep; empty where they can."""
     cards = () if request.card.platform == "cpu" else ({"name": request.card.title},)
-    flags = {flag.flag: flag.value for flag in resolution.flags}
-    hybrid = request.shape.hybrid
-    return "; ".join(standby.hindrances(request.version, cards, flags, resolution.environment, hybrid))
+    flags, variables = resolution.values, resolution.environment
+    return "; ".join(standby.hindrances(request.version, cards, flags, variables, request.shape.hybrid))
 
 
 def _show(

@@ -28,6 +28,11 @@ class Resolution:
     trades: Mapping[str, Any] | None = None  # what is known of the kernels here (catalog/trades.yaml)
 
     @property
+    def values(self) -> dict[str, Any]:
+        """The flags by name."""
+        return {flag.flag: flag.value for flag in self.flags}
+
+    @property
     def environment(self) -> dict[str, str]:
         return {setting.flag: setting.value for setting in self.settings}
 

@@ -194,8 +194,7 @@ def _difference(current: Resolution, stock: Resolution) -> Settings:
     """The settings that the objective or a measured profile adds to vLLM's own choices; None where a flag is
     taken out.
     """
-    before = {flag.flag: flag.value for flag in stock.flags}
-    now = {flag.flag: flag.value for flag in current.flags}
+    before, now = stock.values, current.values
     flags = {name: value for name, value in now.items() if before.get(name) != value}
     gone: dict[str, Any] = dict.fromkeys(before.keys() - now.keys())
     variables = {

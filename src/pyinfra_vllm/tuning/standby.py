@@ -41,9 +41,8 @@ def of_service(
     """
     if not service.standby:
         return None
-    flags = {flag.flag: flag.value for flag in resolution.flags}
     shared = ("gpu_sharing_reason: a wake needs memory that the other service may have taken",)
-    found = hindrances(version, gpus, flags, resolution.environment, has_state_layers)
+    found = hindrances(version, gpus, resolution.values, resolution.environment, has_state_layers)
     return "; ".join((*(shared if service.gpu_sharing_reason else ()), *found))
 
 

@@ -215,6 +215,9 @@ services = {
         # second and no request is refused (docs/standby.md has its conditions; where one fails, the old
         # release is stopped as usual, and the plan says why). Not yet tried on a GPU by this project.
         "standby": False,
+        # How long the old release sleeps on after the commit, so that a way back is still a wake: until then
+        # or until the soak ends. It keeps its host memory meanwhile. Only with standby. Left out: not at all.
+        "standby_for": None,
         # True: the server finds its checkpoint at a path that stays the same while only the weights change,
         # and the next checkpoint of this architecture starts with what the last one compiled
         # (docs/configuration.md, "Compile cache"). Left out: False.

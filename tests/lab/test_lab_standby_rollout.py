@@ -120,10 +120,9 @@ def test_the_first_release_is_behind_its_front(host: Host, serves_a: str) -> Non
     assert again.returncode == 0 and "unchanged" in again.stderr
 
 
-def commands_of(host: Host) -> int:
-    """How many commands pyinfra ran since the log was emptied: each through sudo, which writes it down."""
+def commands(host: Host) -> int:
+    """How many commands pyinfra ever ran: each through sudo, which writes it down."""
     said = host.ssh("journalctl --sync && journalctl -q -o cat -t sudo | grep -c COMMAND= || true").stdout
-    host.ssh("journalctl --rotate --quiet && journalctl --vacuum-time=1s --quiet")
     return int(said)
 
 
@@ -137,18 +136,18 @@ def wait_until_led(host: Host) -> None:
 @pytest.mark.full
 def test_a_lost_front_is_laid_again_by_the_next_run_and_by_the_host(host: Host, serves_a: str) -> None:
     server, link = pid(host), "/run/vllm-tiny/awake"
-    commands_of(host)
-    assert deploy("a").returncode == 0 and commands_of(host) == 1
+    before = commands(host)
+    assert deploy("a").returncode == 0 and commands(host) == before + 1
     host.ssh("systemctl stop pyinfra-vllm-recover-due.timer")
     try:
         host.ssh(f"rm {link}")
         assert status(host)["front_lost"]
         doctor = run("pyinfra-vllm", "doctor", control.INVENTORY, "--limit", NAME, release="a")
         assert f"{link} leads to nothing, so nobody is served" in " ".join(doctor.stdout.split())
-        commands_of(host)
+        before = commands(host)
         done = deploy("a")
         assert done.returncode == 0 and "unchanged" in done.stderr, done.stderr[-4000:]
-        assert 2 <= commands_of(host) <= 3 and not status(host)["front_lost"]
+        assert before + 2 <= commands(host) <= before + 3 and not status(host)["front_lost"]
         host.ssh(f"ln -sfn gone/api.sock {link} && systemctl start pyinfra-vllm-recover-due.service")
         wait_until_led(host)
     finally:
@@ -170,6 +169,53 @@ def test_a_good_release_is_kept_and_no_client_is_refused(host: Host, serves_a: s
     assert acts(host)[:2] == ["sleep old", "start new"] and acts(host)[-1] == "stop old"
     assert units(host) == [f"vllm-tiny.{now['current']}.service"]
     assert found["lost"] == {} and set(found["answered"]) == {serves_a, now["current"]}, found
+
+
+@pytest.mark.full
+def test_an_old_release_that_sleeps_on_is_woken_by_hand(host: Host, serves_a: str) -> None:
+    server = pid(host)
+    # Another release than those of other tests.
+    how: Any = {"how": {"LIGHT_STORY": "sleeps on"}, "standby_for": "1h"}
+    done = deploy("b", **how)
+    assert done.returncode == 0 and "the old release sleeps on" in done.stderr, done.stderr[-4000:]
+    new = status(host)["current"]
+    assert units(host) == sorted(f"vllm-tiny.{each}.service" for each in (serves_a, new))
+    doctor = run("pyinfra-vllm", "doctor", control.INVENTORY, "--limit", NAME, "--json", release="b", **how)
+    details = {check["name"]: check["detail"] for check in json.loads(doctor.stdout)["hosts"][0]["checks"]}
+    assert f"release {serves_a} sleeps" in details["tiny: standby"]
+    before = commands(host)
+    assert deploy("b", **how).returncode == 0 and commands(host) == before + 1
+    host.ssh("systemctl start pyinfra-vllm-recover-due.service")
+    time.sleep(2)
+    assert len(units(host)) == 2
+    with client(host) as found:
+        words = (
+            "pyinfra",
+            control.INVENTORY,
+            "rollback.py",
+            "-y",
+            "--limit",
+            NAME,
+            "--data",
+            "reason=a story",
+        )
+        back = run(*words, release="b", **how)
+    assert back.returncode == 0 and pid(host) == server, back.stderr[-4000:]
+    assert units(host) == [f"vllm-tiny.{serves_a}.service"] and "start new" not in acts(host)
+    assert found["lost"] == {} and serves_a in found["answered"], found
+
+
+@pytest.mark.full
+def test_an_old_release_whose_time_is_over_is_stopped_by_the_host(host: Host, serves_a: str) -> None:
+    done = deploy("b", how={"LIGHT_STORY": "for a moment"}, standby_for="1s")
+    assert done.returncode == 0, done.stderr[-4000:]
+    new = status(host)["current"]
+    host.ssh("systemctl start pyinfra-vllm-recover-due.service")
+    until = time.monotonic() + 60
+    while units(host) != [f"vllm-tiny.{new}.service"]:
+        assert time.monotonic() < until, units(host)
+        time.sleep(0.5)
+    assert status(host)["running"] == new and not status(host)["front_lost"]
 
 
 def test_a_worse_release_goes_back_by_a_wake(host: Host, serves_a: str) -> None:

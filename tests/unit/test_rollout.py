@@ -16,6 +16,7 @@ from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
 from pyinfra_vllm.on_host.switch.order import TRIAL, Order
 from pyinfra_vllm.operations import switch
 from pyinfra_vllm.operations.util import refuse, summary
+from pyinfra_vllm.rollout import orders as orders_made
 from pyinfra_vllm.rollout.orders import Prepared
 from pyinfra_vllm.rollout.progress import (
     COMMITTED,
@@ -364,3 +365,12 @@ def test_a_dry_run_says_that_a_trial_goes_back() -> None:
     rejected = wanted("a", rejected={item.release.id: {"at": "", "reason": "slow"}})
     assert "rejected" in switch.preview(rejected, Overrides())
     assert "not be tried: nothing serves" in switch.preview(rejected, Overrides(trial=True))
+
+
+def test_a_rollout_s_order_says_how_long_the_old_release_sleeps_on_and_a_trial_s_does_not() -> None:
+    for declared, seconds in (({"standby": True, "standby_for": "2h"}, 7200.0), ({"standby": True}, 0.0)):
+        values = {**wanted("a").service.model_dump(include={"name", "model", "port"}), **declared}
+        service = Service(runtime=Runtime(version="0.33.0"), **values)
+        made = orders_made.rollout("/srv", service, "r", Overrides())
+        assert made.order.standby_for_s == seconds
+        assert orders_made.trial("/srv", service, "r", Overrides()).order.standby_for_s == 0.0

@@ -285,6 +285,12 @@ class Service(Declaration):
         default=False,
         description="true or false: whether the old release sleeps on its card while the new one is judged",
     )
+    standby_for: Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)] | None = (
+        Field(
+            default=None,
+            description="how long the old release sleeps on after the commit, like 2h, or None",
+        )
+    )
     stable_paths: Annotated[bool, Field(strict=True)] = Field(
         default=False,
         description="true or false: whether the server's path of its checkpoint stays the same while only the"
@@ -305,6 +311,12 @@ class Service(Declaration):
         for name in self.hooks.secrets:
             if name not in self.secrets:
                 raise ValueError(f"its hooks name the secret {name}, which is not under `secrets`")
+        return self
+
+    @model_validator(mode="after")
+    def _sleeps_on_only_with_standby(self) -> Self:
+        if self.standby_for and not self.standby:
+            raise ItemError("standby_for", "needs `standby: true`: without it the old release never sleeps")
         return self
 
     @model_validator(mode="after")

@@ -221,7 +221,7 @@ def _of_service(paths: ServicePaths, deep: bool) -> Iterator[tuple[str, Probe]]:
         yield from _of_release(paths, "current", current, deep)
         yield "port", lambda: _port(service, releases.load(paths, current))
         yield "front", lambda: _front(service)
-        yield "standby", lambda: _standby(releases.load(paths, current))
+        yield "standby", lambda: _standby(releases.load(paths, current), _sleepers(service))
     yield "rollback", lambda: _rollback(paths, previous)
     if previous not in (None, current):
         yield from _of_release(paths, "rollback", str(previous), deep)
@@ -336,7 +336,12 @@ def _runtime(release: Release, deep: bool) -> str:
     return f"vLLM {found['version']}"
 
 
-def _standby(release: Release) -> str:
+def _sleepers(service: Service) -> str:
+    found = [each for each in service.paths.server_units() if service.asleep(each)]
+    return f"; release {', '.join(found)} sleeps, and can be woken" if found else ""
+
+
+def _standby(release: Release, sleepers: str = "") -> str:
     """Whether the next switch to a release with standby has it. Where it can't, it is a plain restart, so
     this is no failure.
     """
@@ -345,7 +350,7 @@ def _standby(release: Release) -> str:
     problem = standby.host_problem(release, release)
     if problem:
         return f"no, because {problem}: the next switch stops the current release"
-    return "yes: the next switch lets the current release sleep"
+    return f"yes: the next switch lets the current release sleep{sleepers}"
 
 
 def _front(service: Service) -> str:

@@ -36,9 +36,9 @@ def rollout(
 
     Raises HostError where its quality prompts can't be read.
     """
-    return _measured(
-        root, service, release, overrides, history, purpose=ROLLOUT, hooks=service.hooks.document()
-    )
+    asleep_s = service.standby_for.total_seconds() if service.standby_for else 0.0
+    how = {"purpose": ROLLOUT, "hooks": service.hooks.document(), "standby_for_s": asleep_s}
+    return _measured(root, service, release, overrides, history, **how)
 
 
 def trial(root: str, service: Service, release: str, overrides: Overrides, history: History = ()) -> Prepared:

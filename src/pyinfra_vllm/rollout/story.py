@@ -93,6 +93,9 @@ def _entry(entry: Entry) -> list[str]:
     if step == "standby":
         because = entry.get("because")
         return [f"standby: no, because {because}" if because else "standby: the old release sleeps meanwhile"]
+    if step == "standby-for":
+        because = entry.get("because")
+        return [f"the old release is stopped: {because}" if because else "the old release sleeps on"]
     if step == "interrupted":
         return [f"interrupted by {entry.get('by', 'somebody')}"]
     name = STEPS.get(step)

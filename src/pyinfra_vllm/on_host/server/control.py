@@ -13,7 +13,7 @@ from typing import Any
 
 from . import sockets
 
-SERVING = "serving"  # in_runtime/standby.py's own word for a server that answers its clients
+SERVING, ASLEEP = "serving", "asleep"  # in_runtime/standby.py's own words
 ASK_S = 10.0
 MARGIN_S = 10.0  # beyond the server's own limits, of which a sleep has three
 LARGEST = 1 << 16

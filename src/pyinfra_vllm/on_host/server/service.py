@@ -14,7 +14,7 @@ from ..openai.client import Client, ClientError, Refused
 from ..state import durable, secrets_file
 from ..state.paths import API_SOCKET, CONTROL_SOCKET, FRONT_FILES, ServicePaths, awake
 from . import compile_cache, front, kv_cache, root_cause, sockets, systemd
-from .control import SERVING, Control, Mute
+from .control import ASLEEP, SERVING, Control, Mute
 from .control import Refused as NotDone
 from .release import Release
 
@@ -213,12 +213,24 @@ class Service:
             for link in self.server_link(release_id):
                 durable.remove(link)
 
-    def stop_others(self) -> None:
-        """Stop each server of the service that is not the current release's."""
-        current = self.paths.linked(self.paths.current)
-        for release_id in self.paths.server_units():
-            if release_id != current:
-                self.stop_server(release_id)
+    def stop_others(self, keep: str | None = None) -> None:
+        """Stop each server of the service that is not the current release's.
+
+        + keep: this one sleeps on, if it does sleep
+        """
+        for release_id in self.others(keep):
+            self.stop_server(release_id)
+
+    def others(self, keep: str | None = None) -> list[str]:
+        """Those that `stop_others` stops."""
+        beside = set(self.paths.server_units()) - {self.paths.linked(self.paths.current)}
+        return sorted(each for each in beside if each != keep or not self.asleep(each))
+
+    def asleep(self, release_id: str) -> bool:
+        try:
+            return self.control(release_id).state().state == ASLEEP
+        except Mute:
+            return False
 
     def control(self, release_id: str) -> Control:
         folder = self.paths.sockets_folder(release_id)

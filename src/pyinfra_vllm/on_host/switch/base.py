@@ -21,7 +21,7 @@ from ..state import transactions
 from ..state.evidence import Evidence
 from ..state.journal import Journal
 from ..state.paths import ServicePaths
-from . import recovery, rollback, saturation
+from . import recovery, rollback, saturation, standby
 from .order import ROLLOUT, Order
 
 COMMITTED, ROLLED_BACK, DEFERRED, REFUSED = "committed", "rolled_back", "deferred", "refused"
@@ -114,7 +114,7 @@ class Transaction:
     def _end(self, outcome: str, reason: str, verdict: Verdict | None = None) -> str:
         untouched = outcome in (DEFERRED, REFUSED)
         if not untouched:
-            rollback.mend_links(self.service)
+            rollback.mend_links(self.service, standby.kept(self.journal.entries()))
         still_drained = ""
         if self.hooks.drained:
             still_drained = recovery.undrain_if_serving(self.hooks, self.service, untouched)

@@ -72,6 +72,7 @@ class Calibrating(Transaction):
                 raise NotServing(
                     f"release {release.id} serves no tokens now, so there is nothing to calibrate"
                 )
+            self.service.stop_others()  # one that still sleeps would be part of what is measured
         return release
 
     def _runs(self, release: Release) -> list[Record]:

@@ -37,6 +37,7 @@ class Order:
     criteria: the gate's limits (on_host.bench.criteria)
     hooks: whom to tell (on_host.hooks); None keeps what the last order said
     ready_timeout_s: how long a release may take from its start to its first tokens
+    standby_for_s: how long the old release sleeps on after the commit, at most until its soak ends
     """
 
     service: str
@@ -51,6 +52,7 @@ class Order:
     hooks: dict[str, Any] | None = None
     ready_timeout_s: float = 1800.0
     runs: int = LEAST_RUNS
+    standby_for_s: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -25,7 +25,7 @@ from ..state.journal import Journal
 from ..state.lock import LOOK_S, Held, exclusive
 from ..state.paths import UNITS, ServicePaths, services
 from ..state.transactions import RESTORE_FAILED, Transaction, newest
-from . import outcomes, rollback
+from . import outcomes, rollback, standby
 from .order import ROLLBACK, TRIAL
 from .rollback import GoingDown
 
@@ -92,7 +92,7 @@ def _recover_one(paths: ServicePaths, say: Say, wait_s: float) -> str | None:
     with exclusive(paths.lock, "recovery", "finishing an interrupted switch", wait_s):
         outcome = finish_last(paths, say)
         settle(paths, say, outcome)
-        return outcome or _mend_front(paths, say)
+        return outcome or _mend(paths, say)
 
 
 def _prepare_and_start(paths: ServicePaths, say: Say) -> str | None:
@@ -121,7 +121,7 @@ def _prepare_and_start(paths: ServicePaths, say: Say) -> str | None:
 
 def start_due(root: Path, units: Path = UNITS) -> list[str]:
     """Start the recovery unit of each service without a live transaction, where the newest one left something
-    to do or the front is lost.
+    to do, the front is lost, or a server sleeps for longer than it may.
 
     Returns their names.
     """
@@ -132,7 +132,16 @@ def start_due(root: Path, units: Path = UNITS) -> list[str]:
 
 
 def _needs_recovery(paths: ServicePaths) -> bool:
-    return owes(paths) or Service(paths, say=print).front_lost
+    service = Service(paths, say=print)
+    return owes(paths) or service.front_lost or bool(_needless(service))
+
+
+def _needless(service: Service) -> list[str]:
+    """Outside of a switch, the servers that are neither the current release's nor may sleep on."""
+    left, current = _left(service.paths), service.paths.linked(service.paths.current)
+    if current is None or left is None or left.ended is None:
+        return []
+    return service.others(standby.kept(left.log.entries()))
 
 
 def owes(paths: ServicePaths) -> bool:
@@ -193,13 +202,22 @@ def _try_once(paths: ServicePaths, say: Say) -> bool:
     settled = settle(paths, say, outcome)
     if outcome == RESTORE_FAILED or unended(paths):
         return False
-    _mend_front(paths, say)
+    _mend(paths, say)
     return settled
 
 
-def _mend_front(paths: ServicePaths, say: Say) -> str | None:
-    """Outside of a switch the front leads to the current release. What was done, where it did not."""
-    return "its front was mended" if not unended(paths) and Service(paths, say).mend_front() else None
+def _mend(paths: ServicePaths, say: Say) -> str | None:
+    """Outside of a switch the front leads to the current release, and nothing else sleeps for longer than it
+    may. What was done, where it was otherwise.
+    """
+    if unended(paths):
+        return None
+    service = Service(paths, say)
+    mended = ["its front was mended"] if service.mend_front() else []
+    for release_id in _needless(service):
+        service.stop_server(release_id)
+        mended.append(f"{release_id} was stopped, which slept")
+    return ", ".join(mended) or None
 
 
 def _took_service_down(paths: ServicePaths) -> bool:
@@ -354,7 +372,7 @@ def _end_untouched(left: Left, service: Service) -> str | None:
     None where it is neither.
     """
     if left.committed:
-        rollback.mend_links(service)
+        rollback.mend_links(service, standby.kept(left.log.entries()))
         left.settle_commit()
         reason = "the switch had committed; its record was completed afterwards"
         if left.soak_cut_short:

@@ -224,9 +224,11 @@ def loaded(paths: ServicePaths, release_id: str) -> Release | None:
         return None
 
 
-def mend_links(service: Service) -> None:
+def mend_links(service: Service, keep: str | None = None) -> None:
     """Before a transaction ends: repair the unit's links and the front's, which somebody may have changed
     meanwhile, and stop every server but the current release's.
+
+    + keep: this one sleeps on
 
     A failure is only reported: the right release serves, and the next switch refuses with the reason.
     """
@@ -234,6 +236,6 @@ def mend_links(service: Service) -> None:
         if service.paths.linked(service.paths.current) is not None:
             service.mend_links()
             service.mend_front()
-            service.stop_others()
+            service.stop_others(keep)
     except (systemd.SystemdError, OSError) as problem:
         service.say(f"{service.paths.unit} could not be enabled again: {problem}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..inspect import gpus as inspect_gpus
@@ -15,11 +17,11 @@ from ..inspect import nvidia
 from ..openai.client import ClientError
 from ..server import gpu_memory, systemd
 from ..server import release as releases
-from ..server.control import Mute
 from ..server.release import NotReady, Release
 from ..server.service import Service
-from ..state.journal import Journal
+from ..state.journal import Entry, Journal
 from ..state.paths import FRONT_FILES, ServicePaths, awake
+from ..state.transactions import Transaction
 from . import pair
 from .pair import NEW, OLD, Act
 from .two_servers import Limits, Member, TwoServers
@@ -38,11 +40,14 @@ SPARE_MIB = 512  # a server that sleeps keeps at least as much, so that a wake n
 OLDEST_SYSTEMD = 252
 MEMINFO = Path("/proc/meminfo")
 FREE_SHARE = 0.1  # of host memory, which must stay free
-CANARIES, ACTS = "canary", "turn"  # entries of the journal
+CANARIES, ACTS, KEEP = "canary", "turn", "standby-for"  # entries of the journal
 
 
-def refusal(paths: ServicePaths, old: Release | None, new: Release) -> str | None:
-    """Why this switch is today's; empty where the old release can sleep, None where nobody asked for it."""
+def refusal(paths: ServicePaths, old: Release | None, new: Release, asleep: bool = False) -> str | None:
+    """Why this switch is today's; empty where the old release can sleep, None where nobody asked for it.
+
+    + asleep: whether the new one sleeps already, and so has its host memory
+    """
     if new.sockets is None:
         return None
     if old is None:
@@ -53,12 +58,23 @@ def refusal(paths: ServicePaths, old: Release | None, new: Release) -> str | Non
         return "the old release and the new one are the same"
     if _front(paths, old) != _front(paths, new):
         return "clients are to ask at another address"
-    return host_problem(old, new)
+    return host_problem(old) if asleep else host_problem(old, new)
 
 
-def host_problem(old: Release, new: Release) -> str:
-    """Why no server of this host may sleep: its systemd, or its memory for the weights of both releases."""
-    return _old_systemd() or _short_of_memory(old, new)
+def host_problem(*releases: Release) -> str:
+    """Why no server of this host may sleep: its systemd, or its memory for the weights of these releases."""
+    return _old_systemd() or _short_of_memory(*releases)
+
+
+def kept(entries: Sequence[Entry]) -> str | None:
+    """The old release of a committed switch, where its journal lets that sleep on: until its time is over or
+    its soak has ended.
+    """
+    switch = Transaction(entries)
+    noted = switch.find(KEEP, "note")
+    if noted is None or switch.find("soak", "done") or switch.find("restore", "intended"):
+        return None
+    return noted["release"] if time.time() < noted["until"] else None
 
 
 def _old_systemd() -> str:
@@ -67,18 +83,18 @@ def _old_systemd() -> str:
     return f"systemd is {version}, {OLDEST_SYSTEMD} or newer is needed" if version < OLDEST_SYSTEMD else ""
 
 
-def _short_of_memory(old: Release, new: Release) -> str:
+def _short_of_memory(*asleep: Release) -> str:
     """Weights of a server that sleeps lie in host memory, in blocks rounded up to powers of two, which
     stay there after its wake.
     """
     lines = (line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
     told = {name: int(value.split()[0]) << 10 for name, value in lines}
-    need = 2 * sum(int(each.predicted_fit.get("weights_bytes") or 0) for each in (old, new))
+    need = 2 * sum(int(each.predicted_fit.get("weights_bytes") or 0) for each in asleep)
     free = told["MemAvailable"] - FREE_SHARE * told["MemTotal"]
     if need <= free:
         return ""
     return (
-        f"{need >> 30} GiB of host memory may be needed for the weights of both releases, and"
+        f"{need >> 30} GiB of host memory may be needed for the weights of releases that sleep, and"
         f" {max(0, int(free)) >> 30} GiB are free beyond the {FREE_SHARE:.0%} that must stay free"
     )
 
@@ -101,6 +117,16 @@ class Turns:
 
     def reach(self, goal: pair.Goal) -> list[Act]:
         return self.two.reach(goal)
+
+    def keep_asleep(self, seconds: float) -> bool:
+        """After the commit: whether the old release sleeps on for so long, which is written down.
+
+        It must sleep already. A way back would first put the new one to sleep, so host memory needs room.
+        """
+        problem = _short_of_memory(self.releases[NEW]) if self._sleeps(OLD) else "it does not sleep"
+        release = None if problem else self.releases[OLD].id
+        self._write(KEEP, "note", release=release, until=time.time() + seconds, because=problem)
+        return not problem
 
     def keep_canary(self, who: str) -> None:
         """Write down what this server answers now. Raises ClientError where it does not answer."""
@@ -156,10 +182,7 @@ class Turns:
         return all(_has_room(row, release, slept.get("used_mib") if slept else None) for row in rows)
 
     def _sleeps(self, who: str) -> bool:
-        try:
-            return self.two.members[who].control.state().state == pair.ASLEEP
-        except Mute:
-            return False
+        return self.service.asleep(self.releases[who].id)
 
 
 def _limits(old: Release, new: Release, start_s: float) -> Limits:

@@ -115,7 +115,9 @@ class Switch(Judging):
 
     def _choose_way(self, new: Release) -> None:
         """Whether the old release sleeps while the new one is judged, and if not, why."""
-        problem = standby.refusal(self.paths, self.old, new)
+        if self.order.purpose != ROLLBACK:
+            self.service.stop_others()  # one that still sleeps has no part in this switch
+        problem = standby.refusal(self.paths, self.old, new, self.service.asleep(new.id))
         if problem is None:
             return
         if not problem and self.old and not self.service.serves(self.old):
@@ -217,11 +219,22 @@ class Switch(Judging):
         with self.journal.step("activate", standby=True, **ends):
             cursor = systemd.log_cursor()
             try:
-                turns.reach(pair.TURN_TO_NEW)
+                self._reach_new(turns)
             except Failed as problem:
                 self._keep_log(cursor)
                 raise NotServing(str(problem)) from problem
             return cursor
+
+    def _reach_new(self, turns: standby.Turns) -> None:
+        """One that still sleeps since its own switch and fails to wake is started."""
+        slept = self.service.asleep(self.order.release)
+        try:
+            turns.reach(pair.TURN_TO_NEW)
+        except Failed as problem:
+            if not slept:
+                raise
+            self.evidence.say(f"{problem}; so it is started")
+            turns.reach(pair.TURN_TO_NEW)
 
     def _point(self, new: Release) -> None:
         """With standby `current` is the old release until here, so that a power cut boots that."""
@@ -243,12 +256,27 @@ class Switch(Judging):
     def _settle(self, new: Release) -> None:
         """Brings the links and lists in line with a commit."""
         if self.turns:
-            self.turns.reach(pair.FORWARD)  # whoever waits for the old release is answered first
-            self.service.stop_others()
+            keep_s = self.order.standby_for_s
+            if not keep_s or not self.turns.keep_asleep(keep_s):
+                self.turns.reach(pair.FORWARD)  # whoever waits for the old release is answered first
+            self._stop_others()
         self.service.mend_links()  # somebody may have disabled the unit meanwhile
         given_up = (self.order.reason or outcomes.BY_HAND) if self.order.purpose == ROLLBACK else None
         outcomes.settle_commit(self.paths, self.old_id, new.id, given_up, self.journal.tx)
         self.hooks.undrain()
+
+    def _stop_others(self) -> None:
+        self.service.stop_others(standby.kept(self.journal.entries()))
+
+    def _pause(self, seconds: float) -> None:
+        """While it is watched: the old release sleeps no longer than it may."""
+        time.sleep(seconds)
+        if self.turns is None:
+            return
+        try:
+            self._stop_others()
+        except (systemd.SystemdError, OSError) as problem:
+            self.evidence.say(f"the old release sleeps on, for it could not be stopped: {problem}")
 
     def _soak(self, new: Release) -> str:
         """Watch the release under real traffic, where that is asked for; returns what its operator must be
@@ -258,7 +286,8 @@ class Switch(Judging):
             return ""
         with self.journal.step("soak", release=new.id, limit_s=self.criteria.soak_s) as result:
             client = self.service.client(new)
-            watched = soak.soak(client, self.criteria, self.after, progress=self.evidence.say_how_far)
+            say, pause = self.evidence.say_how_far, self._pause
+            watched = soak.soak(client, self.criteria, self.after, progress=say, sleep=pause)
             result.update(vars(watched))
         if watched.verdict == PASS:
             return ""

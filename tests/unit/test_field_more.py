@@ -129,3 +129,87 @@ def test_a_variable_that_is_gone_is_not_said_to_mean_itself(run: Any) -> None:
     """Vllm issue 50292 is of such variables; this one was in 0.25.1."""
     warnings = str(variable(run, "VLLM_ENGINE_ITERATION_TIMEOUT_S=60").json["warnings"])
     assert "doesn't read VLLM_ENGINE_ITERATION_TIMEOUT_S: delete it" in warnings
+
+
+# Models and flags with which the gate could never pass, or the server never start
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "LlamaForSequenceClassification",  # vllm issue 11671, of a quantized Qwen2ForSequenceClassification
+        "Qwen2ForRewardModel",
+        "LlamaModel",  # vllm issue 10481
+        "BertModel",  # gpustack issue 3991 is of an embedding model, and `--task=embed`
+        "XLMRobertaForSequenceClassification",
+        "JinaVLForRanking",
+    ],
+)
+def test_a_model_that_does_not_generate_text(resolve: Any, architecture: str) -> None:
+    answer = resolve({**LLAMA, "architectures": [architecture]})
+    assert f"is a {architecture}, which vLLM serves for embeddings" in str(answer["errors"])
+
+
+@pytest.mark.parametrize(
+    "architectures",
+    [
+        *(["LlamaForCausalLM"], ["ChatGLMModel"], ["InternVLChatModel"], ["GPT2LMHeadModel"], [], None),
+        *(["Qwen2_5OmniModel"], ["UltravoxModel"], ["MiniCPMV"], ["Qwen2_5_VLForConditionalGeneration"]),
+    ],
+)
+def test_a_model_that_generates_text(resolve: Any, architectures: list[str] | None) -> None:
+    """vllm/model_executor/models/registry.py, 0.32.0: _TEXT_GENERATION_MODELS and _MULTIMODAL_MODELS."""
+    assert resolve({**LLAMA, "architectures": architectures})["errors"] == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("enable-auto-tool-choice=true", "needs a tool-call-parser"),  # vllm issues 9986 and 17792
+        ("max-lora-rank=24", "vLLM takes 1, 8, 16, 32, 64"),  # prime-rl pull request 1408
+        ("enable-expert-parallel=true", "has no experts"),
+        ("decode-context-parallel-size=2", "must divide the tensor-parallel size"),  # vllm issue 54665
+        ("attention-backend=XFORMERS", "is none that vLLM 0.32.0 has"),  # vllm issue 12724
+        ("attention-backend=FLASHMLA", "is for latent attention"),
+        ("block-size=8", "takes blocks of 16 tokens"),  # vllm pull request 10938
+        ("kv-cache-dtype=fp8_ds_mla", "is for sparse latent attention"),  # vllm issue 42587
+        ("kv-cache-dtype=fp8_inc", "is for Intel's Gaudi"),
+        ("kv-cache-dtype=nvfp4", "needs Blackwell"),
+        # vllm issue 17210: a repository in Hugging Face's form; nothing but safetensors is staged
+        ("load-format=pt", "loads other files than the safetensors"),
+        ("load-format=bitsandbytes", "loads other files than the safetensors"),
+        ("load-format=dummy", "loads other files than the safetensors"),
+        # vllm pull request 12755: R1's distilled models have no MTP module
+        (
+            'speculative-config={"method": "mtp", "num_speculative_tokens": 1}',
+            "has no layers for multi-token",
+        ),
+        ("ssl-certfile=/etc/tls/server.pem", "the gate asks the server over plain HTTP"),
+        ("headless=true", "leaves no server that the gate could ask"),
+        ("nnodes=2", "a service is one server on one host"),
+    ],
+)
+def test_flags_that_end_the_start_or_the_gate(resolve: Any, flag: str, said: str) -> None:
+    assert said in str(resolve(CAUSAL, "--max-model-len", "8192", "--flag", flag)["errors"])
+
+
+def test_an_unknown_parser_is_known_of_the_scanned_version_alone(resolve: Any) -> None:
+    """Vllm issue 14359: no parser for phi-4-mini then; vllm/entrypoints/launchers/launcher.py."""
+    asked = ("--max-model-len", "8192", "--flag", "enable-auto-tool-choice=true")
+    unknown = (*asked, "--flag", "tool-call-parser=phi4_mini")
+    assert "tool-call-parser: phi4_mini} is none of vLLM" in str(resolve(CAUSAL, *unknown)["errors"])
+    assert resolve(CAUSAL, *unknown, runtime="0.31.0")["errors"] == []
+    plugin = ("--flag", "tool-parser-plugin=/srv/parser.py")
+    assert resolve(CAUSAL, *unknown, *plugin)["errors"] == []
+
+
+def test_adapters_without_lora_are_warned_of(resolve: Any) -> None:
+    """lm-evaluation-harness pull request 3132: `enable_lora` is a switch of its own."""
+    asked = ("--max-model-len", "8192", "--flag", "lora-modules=sql=/srv/loras/sql")
+    assert "needs enable-lora: true" in str(resolve(CAUSAL, *asked)["warnings"])
+    assert "enable-lora" not in str(resolve(CAUSAL, *asked, "--flag", "enable-lora=true")["warnings"])
+
+
+def test_weights_that_are_quantized_while_loading_are_said_to_be_reckoned_in_full(resolve: Any) -> None:
+    answer = resolve(CAUSAL, "--max-model-len", "8192", "--flag", "quantization=fp8")
+    assert answer["errors"] == [] and "the memory fit counts weights of 16 bits" in str(answer["warnings"])

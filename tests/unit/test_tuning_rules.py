@@ -175,6 +175,78 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "context-longer-than-trained": ({"max_model_len": 50_000}, "more than the 40960 positions"),
     "memory-share-is-at-most-one": ({"flags": {"gpu-memory-utilization": 92}}, "0.92, not 92"),
+    "text-is-what-the-gate-measures": (
+        {"model": replace(GEMMA, architecture="Gemma3TextModel")},
+        "is a Gemma3TextModel, which vLLM serves for embeddings",
+    ),
+    "no-pooling": ({"flags": {"runner": "pooling"}}, "serves embeddings or scores"),
+    "no-conversion-to-pooling": ({"flags": {"convert": "embed"}}, "makes a model for embeddings or scores"),
+    "staged-weights-are-safetensors": ({"flags": {"load-format": "pt"}}, "loads other files"),
+    "quantized-while-loading": (
+        {"model": "Qwen/Qwen3-8B", "flags": {"quantization": "fp8"}},
+        "quantizes Qwen/Qwen3-8B while it is loaded",
+    ),
+    "tool-choice-needs-a-parser": ({"flags": {"enable-auto-tool-choice": True}}, "needs a tool-call-parser"),
+    "tool-call-parser-exists": (
+        {"runtime": "0.32.0", "flags": {"enable-auto-tool-choice": True, "tool-call-parser": "qwen25"}},
+        "tool-call-parser: qwen25} is none of vLLM 0.32.0",
+    ),
+    "reasoning-parser-exists": (
+        {"runtime": "0.32.0", "flags": {"reasoning-parser": "qwen"}},
+        "reasoning-parser: qwen} is none of vLLM 0.32.0",
+    ),
+    "adapters-need-lora": ({"flags": {"lora-modules": ["sql=/srv/sql"]}}, "needs enable-lora: true"),
+    "lora-ranks": ({"flags": {"enable-lora": True, "max-lora-rank": 24}}, "vLLM takes 1, 8, 16, 32, 64"),
+    "experts-are-dealt-out-where-there-are-some": (
+        {"flags": {"enable-expert-parallel": True}},
+        "has no experts, and vLLM ends",
+    ),
+    "context-parallel-divides-tensor-parallel": (
+        {"flags": {"decode-context-parallel-size": 2}},
+        "must divide the tensor-parallel size, which is 1",
+    ),
+    "attention-backend-exists": (
+        {"runtime": "0.32.0", "flags": {"attention-backend": "XFORMERS"}},
+        "attention-backend: xformers} is none that vLLM 0.32.0 has",
+    ),
+    "attention-backends-of-turing": (
+        {"gpu": "Tesla T4", "runtime": "0.32.0", "flags": {"attention-backend": "FLASHINFER"}},
+        "flashinfer} can't run on",
+    ),
+    "attention-backends-for-a-latent": (
+        {"flags": {"attention-backend": "FLASHMLA"}},
+        "flashmla} is for latent attention",
+    ),
+    "attention-backends-for-heads": (
+        {"model": replace(GEMMA, latent_kv=576), "flags": {"attention-backend": "FLASH_ATTN"}},
+        "flash_attn} has no latent attention",
+    ),
+    "blocks-of-at-least-16": ({"flags": {"block-size": 8}}, "takes blocks of 16 tokens"),
+    "fp8-cache-of-other-devices": ({"flags": {"kv-cache-dtype": "fp8_inc"}}, "is for Intel's Gaudi"),
+    "fp8-cache-of-sparse-attention": (
+        {"flags": {"kv-cache-dtype": "fp8_ds_mla"}},
+        "is for sparse latent attention",
+    ),
+    "nvfp4-cache-needs-blackwell": ({"flags": {"kv-cache-dtype": "nvfp4"}}, "needs Blackwell, and"),
+    "e5m2-cache-beside-fp8-weights": (
+        {"model": packed(method="fp8", bits=8, kernels="fp8"), "flags": {"kv-cache-dtype": "fp8_e5m2"}},
+        "can't be with the FP8 weights",
+    ),
+    "speculation-has-a-method": (
+        {"runtime": "0.32.0", "flags": {"speculative-config": {"method": "eagle4", "model": "/srv/draft"}}},
+        "eagle4 is no method of vLLM 0.32.0",
+    ),
+    "multi-token-prediction-needs-its-layers": (
+        {
+            "model": replace(GEMMA, model_type="qwen3"),
+            "flags": {"speculative-config": {"method": "mtp", "num_speculative_tokens": 1}},
+        },
+        "has no layers for multi-token prediction",
+    ),
+    "packed-weights-have-four-or-eight-bits": (
+        {"model": packed(method="compressed-tensors", bits=2)},
+        "is packed with 2 bits",
+    ),
 }
 
 

@@ -52,6 +52,23 @@ LATENT = frozenset(
         *("hy_v4", "kimi_k2", "kimi_linear", "longcat_flash", "pangu_ultra_moe"),
     )
 )
+# Ends of names of classes that don't generate text (vllm/config/model.py _SUFFIX_TO_DEFAULTS, 0.32.0), and
+# the classes that do in spite of theirs (model_executor/models/registry.py).
+NOT_GENERATING = (
+    *("ForSequenceClassification", "ForTokenClassification", "ForAudioClassification"),
+    *("ForImageClassification", "ForVideoClassification", "ClassificationModel", "ForTextEncoding"),
+    *("EmbeddingModel", "ForRewardModeling", "RewardModel", "ForMaskedLM", "ForRetrieval", "ForRanking"),
+    "Model",
+)
+GENERATING = (
+    "ChatModel",
+    "LMHeadModel",
+    "LMModel",
+    "ChatGLMModel",
+    "OmniModel",
+    "UltravoxModel",
+    "AudioModel",
+)
 VISION_PARTS = ("vision_config", "thinker_config.vision_config")
 ONE_KV_HEAD = "multi_query"  # one KV head, unless Falcon's newer decoder says how many
 
@@ -108,6 +125,12 @@ class Shape:
     state: kept.State | None = None
     uncounted: tuple[str, ...] = ()  # kinds of layers that keep something whose size isn't known here
     contexts: Contexts = field(default_factory=Contexts)
+    architecture: str = ""  # the class in `architectures`; "" where none is named
+
+    @property
+    def generates(self) -> bool:
+        """Whether vLLM serves it for generating text, where nothing else is declared."""
+        return self.architecture.endswith(GENERATING) or not self.architecture.endswith(NOT_GENERATING)
 
     @property
     def max_position(self) -> int:
@@ -181,6 +204,7 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         vision=any(_at(config, key) is not None for key in VISION_PARTS),
         weights_bytes=weights_bytes,
         family=family_of(name),
+        architecture=_architecture(config),
     )
 
 
@@ -200,6 +224,12 @@ def _key_heads(
     head_dim = number("head_dim") or hidden // heads
     wide = number("qk_nope_head_dim") + number("qk_rope_head_dim")
     return (heads, wide) if number("kv_lora_rank") and wide and not latent_kv else (kv_heads, head_dim)
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """The class that config.json names first."""
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
 
 
 def _refuse_the_impossible(name: str, heads: int, hidden: int, layers: int) -> None:

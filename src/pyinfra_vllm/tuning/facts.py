@@ -59,6 +59,9 @@ def of_request(shape: Shape, gpu: Gpu, runtime_version: str) -> dict[str, Any]:
         "hybrid": shape.hybrid,
         "indexed": any(cache.index_bytes for cache in shape.caches),
         "uncounted": ", ".join(shape.uncounted) or None,
+        "latent": shape.latent_kv > 0,
+        "generates": shape.generates,
+        "architecture": shape.architecture or None,
         "vision": shape.vision,
         "weights_counted": bool(shape.weights_bytes),
         "max_position": shape.contexts.of(versions.parse(runtime_version)).longest or None,
@@ -208,6 +211,16 @@ def _draft_layers(facts: Facts) -> int:
     return facts.shape.mtp_layers if str(speculation(facts).get("method")).endswith("mtp") else 0
 
 
+def _speculative_method(facts: Facts) -> str | None:
+    method = speculation(facts).get("method")
+    return method if isinstance(method, str) else None
+
+
+def _own_mtp(facts: Facts) -> bool:
+    """Whether the model itself is to predict several tokens: by no model of another repository."""
+    return str(_speculative_method(facts)).endswith("mtp") and _draft_model(facts) is None
+
+
 def _draft_model(facts: Facts) -> str | None:
     model = speculation(facts).get("model")
     return model if isinstance(model, str) else None
@@ -329,6 +342,8 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "twice_speculated": _twice_speculated,
     "draft_layers": _draft_layers,
     "draft_model": _draft_model,
+    "speculative_method": _speculative_method,
+    "own_mtp": _own_mtp,
     "graph_limit": _graph_limit,
     "largest_graph": _largest_graph,
     "captured_graph": _captured_graph,

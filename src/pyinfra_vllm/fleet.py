@@ -9,6 +9,7 @@ layers' order.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,21 +339,41 @@ def unlocked(lock: Lock, model: str, revision: str) -> str:
     return ""
 
 
+# Flags for repositories in Mistral's own form, and the files that vLLM then reads
+# (transformers_utils/config.py, tokenizers/registry.py).
+MISTRAL_FORMS = (
+    ("--config-format", re.compile(r"params\.json"), "params.json"),
+    (
+        "--tokenizer-mode",
+        re.compile(r"tekken\.json|tokenizer(\.mm)?\.model\.v.*"),
+        "tekken.json or tokenizer.model.v*",
+    ),
+)
+
+
 def loads_consolidated(service: Service) -> bool:
     """Whether a service loads Mistral's own form of weights (model_loader/default_loader.py)."""
     return service.flags.get("--load-format") == "mistral"
 
 
 def refused_form(lock: Lock, service: Service) -> str:
-    """Why the weights that are locked are not those that the service loads; empty where they are."""
-    files = lock.get(service.model, service.revision).files
-    if not loads_consolidated(service) or any(file.path.startswith("consolidated") for file in files):
-        return ""
-    return (
-        f"{service.model} is locked without consolidated*.safetensors, and flags: {{load-format: mistral}}"
-        " loads nothing else. No host was contacted. Take the flag out, or run"
-        f" `{inventories.command('lock')}` again."
-    )
+    """Why the files that are locked are not those that the service's flags load; empty where they are."""
+    paths = [file.path for file in lock.get(service.model, service.revision).files]
+    again = f"Take the flag out, or run `{inventories.command('lock')}` again."
+    if loads_consolidated(service) and not any(path.startswith("consolidated") for path in paths):
+        return (
+            f"{service.model} is locked without consolidated*.safetensors, and flags: {{load-format:"
+            f" mistral}} loads nothing else. No host was contacted. {again}"
+        )
+    for flag, needed, told in MISTRAL_FORMS:
+        elsewhere = flag == "--tokenizer-mode" and "--tokenizer" in service.flags
+        asked = service.flags.get(flag) == "mistral" and not elsewhere
+        if asked and not any(map(needed.fullmatch, paths)):
+            return (
+                f"{service.model} is locked without {told}, which flags: {{{flag.removeprefix('--')}:"
+                f" mistral}} needs: it is in Hugging Face's form. No host was contacted. {again}"
+            )
+    return ""
 
 
 def refused_code(lock: Lock, service: Service) -> str:

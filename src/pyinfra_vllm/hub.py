@@ -44,6 +44,7 @@ LARGEST_LISTING = 20_000  # entries; repositories with many quantizations have a
 INDEX = "model.safetensors.index.json"
 MODELOPT = "hf_quant_config.json"  # of modelopt up to 0.29
 OLD_QUANTIZATION = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ and AutoAWQ in 2023
+MLX = "quantization"  # the key of mlx-lm's packed weights
 ADAPTER = "adapter_config.json"  # of PEFT: weights that change those of a base model
 # Beside config.json: transformers imports the modules of their `auto_map`, too.
 NAME_CODE = (
@@ -164,6 +165,7 @@ class Hub:
         if not weights:
             raise CheckpointRefused(f"{repo} holds no weights in safetensors. Nothing was written.")
         _refuse_gaps(repo, weights)
+        _refuse_two_sets(repo, weights)
         _refuse_pointers(repo, weights.values())
         beside = [file for file in listing if _NEEDED.fullmatch(file.path) or file is index]
         if allow_code:
@@ -199,6 +201,12 @@ class Hub:
         if any(part.get(key) for part in parts for key in ("quantization_config", "compression_config")):
             return config
         beside = {file.path: file for file in files}
+        if isinstance(config.get(MLX), Mapping):
+            raise CheckpointRefused(
+                f"{repo}: config.json says `{MLX}`, and no quantization_config: it is packed for MLX (Apple),"
+                " and vLLM would take its weights for not quantized, and end. Nothing was written. Take its"
+                " AWQ, GPTQ or compressed-tensors repository."
+            )
         if MODELOPT in beside:
             return {**config, "quantization_config": self._json(repo, commit, beside[MODELOPT])}
         if alone := next((name for name in OLD_QUANTIZATION if name in beside), None):
@@ -403,6 +411,22 @@ def _refuse_gaps(repo: str, weights: Mapping[str, File]) -> None:
                 f"{repo}: {stem}-{missing[0]:05}-of-{count:05}.safetensors is not there ({len(missing)} of"
                 f" {count} shards are missing), and vLLM would serve without it. Nothing was written. Upload"
                 " it again, or take another repository."
+            )
+
+
+def _refuse_two_sets(repo: str, weights: Mapping[str, File]) -> None:
+    """Refuse the same weights in two sets that no index tells apart: vLLM loads both, one over the other."""
+    sets: dict[str, set[str]] = {}
+    for path in weights:
+        shard = _SHARD.fullmatch(path)
+        stem, count = (shard[1], shard[3]) if shard else (path.removesuffix(".safetensors"), "one file")
+        sets.setdefault(stem, set()).add(count)
+    for stem, counts in sets.items():
+        if len(counts) > 1:
+            raise CheckpointRefused(
+                f"{repo} holds {stem} in {len(counts)} sets ({', '.join(sorted(counts))}) and no {INDEX} that"
+                " says which is served: vLLM would load both, one over the other. Nothing was written. Take"
+                " one of them out of the repository, or take another."
             )
 
 

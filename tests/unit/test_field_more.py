@@ -213,3 +213,63 @@ def test_adapters_without_lora_are_warned_of(resolve: Any) -> None:
 def test_weights_that_are_quantized_while_loading_are_said_to_be_reckoned_in_full(resolve: Any) -> None:
     answer = resolve(CAUSAL, "--max-model-len", "8192", "--flag", "quantization=fp8")
     assert answer["errors"] == [] and "the memory fit counts weights of 16 bits" in str(answer["warnings"])
+
+
+def test_pipeline_stages_are_not_offered_where_the_class_has_none(resolve: Any) -> None:
+    """Vllm issues 33685 and 9015: `Pipeline parallelism is not supported for this model`."""
+    wide = {**LLAMA, "num_attention_heads": 30, "hidden_size": 3840, "num_key_value_heads": 10}
+    asked = ("--gpu-count", "4", "--max-model-len", "4096")
+    told = str(resolve({**wide, "architectures": ["LlamaForCausalLM"]}, *asked)["errors"])
+    assert "pipeline stages" in told
+    told = str(resolve({**wide, "architectures": ["Gemma3nForCausalLM"]}, *asked)["errors"])
+    assert "can't share" in told and "pipeline stages" not in told
+
+
+# Checkpoints
+
+
+def test_two_sets_of_the_same_weights_are_refused(run: Any, hub: dict[str, bytes]) -> None:
+    """vllm/model_loader/default_loader.py: `Using both breaks`, and only an index tells them apart."""
+    hub |= {f"model-0000{number}-of-00002.safetensors": bytes(6000) for number in (1, 2)}
+    assert run("lock", "inventory/prod.py").code == 0
+    hub["model.safetensors"] = bytes(6000)
+    refused = run("lock", "inventory/prod.py")
+    assert refused.code and "holds model in 2 sets (00002, one file)" in refused.err
+    named = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    hub["model.safetensors.index.json"] = json.dumps({"weight_map": named}).encode()
+    assert run("lock", "inventory/prod.py").code == 0
+
+
+def test_weights_beside_the_model_s_are_no_second_set(run: Any, hub: dict[str, bytes]) -> None:
+    hub |= {"model.safetensors": bytes(6000), "mtp.safetensors": bytes(6000)}
+    assert run("lock", "inventory/prod.py").code == 0
+
+
+def test_a_checkpoint_for_mlx_is_refused(run: Any, hub: dict[str, bytes]) -> None:
+    """Vllm issues 7580 and 13283."""
+    hub["model.safetensors"] = bytes(6000)
+    hub["config.json"] = json.dumps({**CAUSAL, "quantization": {"group_size": 64, "bits": 4}}).encode()
+    refused = run("lock", "inventory/prod.py")
+    assert refused.code and "is packed for MLX (Apple)" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("flag", "file", "told"),
+    [
+        # vllm issue 17210, pull request 17132: `Failed to load mistral 'params.json' config`
+        ("config-format", "params.json", "locked without params.json"),
+        # vllm issue 17210: `Found 0 files matching the pattern ... tekken.json`
+        ("tokenizer-mode", "tekken.json", "locked without tekken.json or tokenizer.model.v"),
+    ],
+)
+def test_mistral_s_forms_need_mistral_s_files(
+    run: Any, hub: dict[str, bytes], flag: str, file: str, told: str
+) -> None:
+    hub["model.safetensors"] = bytes(6000)
+    declare(model="acme/new", flags={flag: "mistral"})
+    run("lock", "inventory/prod.py")
+    refused = run("validate", "inventory/prod.py", "--json")
+    assert refused.code == 2 and told in str(refused.json)
+    hub[file] = b"{}"
+    run("lock", "inventory/prod.py")
+    assert run("validate", "inventory/prod.py").code == 0

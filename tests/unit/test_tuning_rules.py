@@ -247,6 +247,14 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": packed(method="compressed-tensors", bits=2)},
         "is packed with 2 bits",
     ),
+    "pipeline-stages-need-the-class-s-support": (
+        {
+            "model": replace(GEMMA, architecture="Gemma3nForCausalLM"),
+            "gpu_count": 2,
+            "flags": {"pipeline-parallel-size": 2, "tensor-parallel-size": 1},
+        },
+        "can't serve a Gemma3nForCausalLM in pipeline stages",
+    ),
 }
 
 

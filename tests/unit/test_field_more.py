@@ -273,3 +273,38 @@ def test_mistral_s_forms_need_mistral_s_files(
     hub[file] = b"{}"
     run("lock", "inventory/prod.py")
     assert run("validate", "inventory/prod.py").code == 0
+
+
+# Spellings
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("-tp=2", "--tensor-parallel-size"),  # gpt-oss issue 275 has it as a variable; `vllm serve -tp 2`
+        ("pp=2", "--pipeline-parallel-size"),
+        ("-ep=true", "--enable-expert-parallel"),
+        ("-O=3", "--optimization-level"),
+        ("gpu-memory-util=0.9", "--gpu-memory-utilization"),  # llm-scaler issue 264
+        ("tensor-parallel=2", "--tensor-parallel-size"),  # vllm issue 26328
+    ],
+)
+def test_a_short_form_is_named_in_full(resolve: Any, flag: str, meant: str) -> None:
+    assert f"did you mean {meant}?" in str(resolve(CAUSAL, "--flag", flag)["errors"])
+
+
+@pytest.mark.parametrize(
+    ("given", "number"), [("16k", 16000), ("16K", 16384), ("4096", None), ("2.5k", 2500), ("2.5K", None)]
+)
+def test_sizes_as_vllm_reads_them(resolve: Any, given: str, number: int | None) -> None:
+    """vllm/utils/argparse_utils.py human_readable_int, 0.32.0; a text without a unit stays a text."""
+    asked = ("--max-model-len", "4096", "--flag", f'max-num-batched-tokens="{given}"')
+    answer = resolve(CAUSAL, *asked)
+    found = {flag["flag"]: flag["value"] for flag in answer["flags"]}.get("--max-num-batched-tokens")
+    assert found == number and bool(answer["errors"]) is (number is None)
+
+
+def test_bits_of_an_unknown_quantization_are_not_read(resolve: Any) -> None:
+    """exllamav2 writes 4.0, 2.5 and the like."""
+    exl2 = {**CAUSAL, "quantization_config": {"quant_method": "exl2", "bits": 4.0}}
+    assert "is quantized as exl2, whose kernels" in str(resolve(exl2)["errors"])

@@ -140,6 +140,14 @@ def unread(variable: str, version: str) -> str | None:
 
 
 def nearest(flag: str, among: Collection[str]) -> str | None:
-    """The flag (or variable) that a misspelt one must mean: a letter or two away, not merely alike."""
+    """The flag (or variable) that a misspelt one must mean: its short form, the only one that begins so
+    (argparse would take it), or one that is a letter or two away, not merely alike.
+    """
+    short: Mapping[str, str] = table("flag_changes.yaml")["short"]
+    longer = [name for name in among if name.startswith(flag)]
+    if short.get(flag) in among:
+        return short[flag]
+    if len(longer) == 1:
+        return longer[0]
     near = difflib.get_close_matches(flag, among, n=1, cutoff=TRUE_NEIGHBOUR)
     return near[0] if near else None

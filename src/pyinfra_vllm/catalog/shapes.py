@@ -440,11 +440,12 @@ def _quantization(config: Mapping[str, Any], text: Mapping[str, Any], name: str)
     made_by = producer.get("name") if isinstance(producer, Mapping) else None
     method = str(found.get("quant_method") or made_by or "unknown").lower().replace("compressed_tensors", CT)
     kernels = _kernels_of(method, found, weights)
+    refused = kernels is None and method != "unknown"  # by name, whatever its numbers are
     usual = 8 if kernels in ("fp8", "fp8_block", "int8") else 4
     return Quantization(
         method=method,
         kernels=kernels,
-        bits=_number(weights, ("bits", "w_bit", "num_bits"), name) or usual,
+        bits=usual if refused else _number(weights, ("bits", "w_bit", "num_bits"), name) or usual,
         group_size=-1 if group_size == -1 else _number(weights, ("group_size", "q_group_size"), name) or -1,
         form=str(found.get("format", "")) if method == CT else "",
         fp8_kv_cache=method == CT and isinstance(found.get("kv_cache_scheme"), Mapping),

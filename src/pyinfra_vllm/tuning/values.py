@@ -19,6 +19,7 @@ LARGEST = 2**63 - 1  # beyond any count or size that a server can be told
 INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SIZE = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?[kKmMgGtT]?")
+READABLE = re.compile(r"([0-9]{1,9})([kKmMgGtT])|([0-9]{1,9}\.[0-9]{1,9})([kmgt])")
 DEEPEST = 32  # levels of a map or list: json.dumps() and vLLM's own parser walk them by recursion
 
 
@@ -74,8 +75,15 @@ def parameter_problem(default: Any, value: Any) -> str | None:
 
 
 def read(flag: str, value: Any) -> Any:
-    """A value without problems as rules and variants work with it: maps given as JSON text are maps."""
-    return _map(value) if isinstance(value, str) and "map" in _kinds(flag) else value
+    """A value without problems as rules and variants work with it: maps given as JSON text are maps, and
+    sizes such as "16k" are numbers.
+    """
+    if not isinstance(value, str):
+        return value
+    kinds = _kinds(flag)
+    if "size" in kinds:
+        return _readable(value)
+    return _map(value) if "map" in kinds else value
 
 
 def meaning(name: str, value: Any) -> Any:
@@ -121,6 +129,18 @@ def _inner(value: Any) -> list[Any]:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST
+
+
+def _readable(value: Any) -> int | None:
+    """The number of a size as vLLM reads it (utils/argparse_utils.py human_readable_int): "16k" is 16000, and
+    "16K" is 16384. None for anything else.
+    """
+    found = READABLE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if not found:
+        return None
+    number, unit = found[1] or found[3], found[2] or found[4]
+    base = 1000 if unit.islower() else 1024
+    return int(float(number) * base ** (1 + "kmgt".index(unit.lower())))
 
 
 def _share(value: Any) -> bool:
@@ -179,6 +199,7 @@ PARSED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "whole": _whole,
+    "size": lambda value: _whole(value) or _whole(_readable(value)),
     "share": _share,
     "wholes": _wholes,
     "truth": lambda value: isinstance(value, bool),
@@ -188,6 +209,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 MEANINGS = {
     "whole": "a number above 0 (a whole one, written out)",
+    "size": "a number above 0 (a whole one, or with k, M or G behind it)",
     "share": "a number above 0, written out",
     "wholes": "a whole number above 0 or a list of such",
     "truth": "true or false",

@@ -94,6 +94,10 @@ def pid(host: Host) -> str:
     return host.ssh("systemctl show -P MainPID vllm-tiny").stdout.strip()
 
 
+def restarts(host: Host, release: str) -> str:
+    return host.ssh(f"systemctl show -P Restart vllm-tiny.{release}.service").stdout.strip()
+
+
 def units(host: Host) -> list[str]:
     """The servers that run."""
     told = host.ssh("systemctl list-units --plain --no-legend --state=active 'vllm-tiny.*.service'").stdout
@@ -180,6 +184,7 @@ def test_an_old_release_that_sleeps_on_is_woken_by_hand(host: Host, serves_a: st
     assert done.returncode == 0 and "the old release sleeps on" in done.stderr, done.stderr[-4000:]
     new = status(host)["current"]
     assert units(host) == sorted(f"vllm-tiny.{each}.service" for each in (serves_a, new))
+    assert restarts(host, serves_a) == "no" and restarts(host, new) == "always"
     doctor = run("pyinfra-vllm", "doctor", control.INVENTORY, "--limit", NAME, "--json", release="b", **how)
     details = {check["name"]: check["detail"] for check in json.loads(doctor.stdout)["hosts"][0]["checks"]}
     assert f"release {serves_a} sleeps" in details["tiny: standby"]
@@ -201,6 +206,7 @@ def test_an_old_release_that_sleeps_on_is_woken_by_hand(host: Host, serves_a: st
         )
         back = run(*words, release="b", **how)
     assert back.returncode == 0 and pid(host) == server, back.stderr[-4000:]
+    assert restarts(host, serves_a) == "always"
     assert units(host) == [f"vllm-tiny.{serves_a}.service"] and "start new" not in acts(host)
     assert found["lost"] == {} and serves_a in found["answered"], found
 

@@ -515,11 +515,38 @@ def test_the_old_release_sleeps_on_until_its_time_is_over(host: StandbyHost) -> 
         assert recovery.start_due(*where) == []
 
 
+def test_systemd_does_not_restart_a_server_that_sleeps_on_and_restarts_it_once_it_serves(
+    host: StandbyHost,
+) -> None:
+    settings = host.paths.asleep_settings(OLD)
+    host.switch(**SLEEPS)
+    assert settings.read_text() == "[Service]\nRestart=no\n"
+    host.switch(OLD, purpose=ROLLBACK)
+    assert not settings.parent.exists()
+    host.switch(**SLEEPS)
+    with later(3601):
+        host.recover()
+    assert not settings.parent.exists()
+    ends_right(host, NEW)
+
+
+def test_where_systemd_reloads_nothing_the_old_release_is_stopped(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(this: service.Service, release_id: str) -> None:
+        raise systemd.SystemdError("no room in /run")
+
+    monkeypatch.setattr(service.Service, "let_sleep", refused)
+    assert host.switch(**SLEEPS) == "committed"
+    ends_right(host, NEW)
+
+
 def test_a_soak_that_fails_goes_back_by_a_wake(host: StandbyHost, monkeypatch: pytest.MonkeyPatch) -> None:
     watched(monkeypatch, "fail", lambda: sleeps_on(host))
     assert host.switch(**SLEEPS, **WATCHED) == "rolled_back"
     assert host.starts == [NEW] and "wake old" in host.acts()
     ends_right(host, OLD)
+    assert not host.paths.asleep_settings(OLD).exists()
     assert NEW in durable.read_json(host.paths.rejected)
 
 

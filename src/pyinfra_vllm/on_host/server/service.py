@@ -83,6 +83,7 @@ class Service:
         else:
             durable.point(self.paths.current, self.paths.release(release_id), keep=True)
             self._mend_links()
+            self._forget_sleep(release_id)
         try:
             systemd.daemon_reload()
         except systemd.SystemdError as error:  # as with less than 16 MiB free in /run
@@ -209,6 +210,7 @@ class Service:
         with suppress(Mute, NotDone):
             self.control(release_id).tell("end")  # vLLM's end waits for its connections
         systemd.stop(self.paths.server_unit(release_id), limit_s)
+        self._forget_sleep(release_id)
         if release_id != self.paths.linked(self.paths.current):
             for link in self.server_link(release_id):
                 durable.remove(link)
@@ -225,6 +227,21 @@ class Service:
         """Those that `stop_others` stops."""
         beside = set(self.paths.server_units()) - {self.paths.linked(self.paths.current)}
         return sorted(each for each in beside if each != keep or not self.asleep(each))
+
+    def let_sleep(self, release_id: str) -> None:
+        """Have systemd not start this server again, which sleeps on: should it end together with the one that
+        serves, it could take the card's memory first.
+        """
+        settings = self.paths.asleep_settings(release_id)
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text("[Service]\nRestart=no\n", encoding="utf-8")
+        systemd.daemon_reload()
+
+    def _forget_sleep(self, release_id: str) -> None:
+        settings = self.paths.asleep_settings(release_id)
+        if settings.exists():
+            settings.unlink()
+            settings.parent.rmdir()
 
     def asleep(self, release_id: str) -> bool:
         try:

@@ -139,6 +139,10 @@ class ServicePaths:
     def sockets_folder(self, release_id: str) -> Path:
         return sockets_folder(self.name, release_id)
 
+    def asleep_settings(self, release_id: str) -> Path:
+        """What systemd is told besides of a server that sleeps on; nothing after a boot."""
+        return RUN / "systemd" / "system" / f"{self.server_unit(release_id)}.d" / "asleep.conf"
+
     def server_units(self) -> dict[str, str]:
         """The unit of each server with standby that systemd may know, by its release."""
         found = (re.fullmatch(_SERVER, link.name) for link in self.units.glob(f"vllm-{self.name}.*.service"))

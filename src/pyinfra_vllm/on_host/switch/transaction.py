@@ -256,14 +256,25 @@ class Switch(Judging):
     def _settle(self, new: Release) -> None:
         """Brings the links and lists in line with a commit."""
         if self.turns:
-            keep_s = self.order.standby_for_s
-            if not keep_s or not self.turns.keep_asleep(keep_s):
+            if not self._sleeps_on(self.turns):
                 self.turns.reach(pair.FORWARD)  # whoever waits for the old release is answered first
             self._stop_others()
         self.service.mend_links()  # somebody may have disabled the unit meanwhile
         given_up = (self.order.reason or outcomes.BY_HAND) if self.order.purpose == ROLLBACK else None
         outcomes.settle_commit(self.paths, self.old_id, new.id, given_up, self.journal.tx)
         self.hooks.undrain()
+
+    def _sleeps_on(self, turns: standby.Turns) -> bool:
+        """Whether the old release is left asleep after the commit."""
+        keep_s = self.order.standby_for_s
+        if not keep_s or self.old_id is None or not turns.keep_asleep(keep_s):
+            return False
+        try:
+            self.service.let_sleep(self.old_id)
+        except (systemd.SystemdError, OSError) as problem:
+            self.evidence.say(f"the old release is stopped: {problem}")
+            return False
+        return True
 
     def _stop_others(self) -> None:
         self.service.stop_others(standby.kept(self.journal.entries()))

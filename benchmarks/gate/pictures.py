@@ -9,6 +9,7 @@ import math
 import random
 from pathlib import Path
 
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.record import Phase, Record
 from pyinfra_vllm.on_host.gate import gate
 from pyinfra_vllm.on_host.gate.verdict import Row, Verdict
@@ -107,7 +108,7 @@ def bar(row: Row, y: float) -> list[str]:
 def main() -> None:
     for expected, (slower, noise) in EXAMPLES.items():
         before, after = record(1.0, noise, 1), record(slower, noise, 2)
-        verdict = gate.judge(before, after, gate.Criteria())
+        verdict = gate.judge(before, after, Criteria())
         if verdict.verdict != expected:
             raise SystemExit(f"the example for {expected} is judged {verdict.verdict}: {verdict.reasons}")
         (DOCS / f"gate-{expected}.svg").write_text(draw(verdict))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.bench import phases, probe
+from pyinfra_vllm.on_host.bench.plan import Settings
 from pyinfra_vllm.on_host.bench.record import read_with_plan
 from pyinfra_vllm.on_host.openai.client import Client
 
@@ -24,11 +25,11 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
     parser.add_argument("--like", type=Path)
-    parser.add_argument("--budget", type=float, default=probe.Settings.budget_s, help="seconds")
+    parser.add_argument("--budget", type=float, default=Settings.budget_s, help="seconds")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--note", default="")
     arguments = parser.parse_args()
-    settings = probe.Settings(
+    settings = Settings(
         concurrency=tuple(arguments.concurrency), budget_s=arguments.budget, quality=False
     )
     like = read_with_plan(json.loads(arguments.like.read_text()), "like") if arguments.like else None
@@ -42,7 +43,7 @@ def main() -> None:
             break
     written = {**record.as_dict(), "note": arguments.note}
     arguments.out.write_text(json.dumps(written, separators=(",", ":")))
-    print(arguments.out.name, json.dumps(probe.summary(record)), json.dumps(written["client"]))
+    print(arguments.out.name, json.dumps(phases.summary(record)), json.dumps(written["client"]))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.plan import Plan
 from pyinfra_vllm.on_host.bench.record import Phase, Record, Request, Round
 from pyinfra_vllm.on_host.gate import gate, precision
@@ -140,7 +141,7 @@ class Pair:
     ) -> None:
         self.noise = noise
         self.speed = speed
-        self.criteria = gate.Criteria(
+        self.criteria = Criteria(
             concurrency=tuple(phase.concurrency for phase in before.record.phases),
             quality=False,
             budget_s=budget_s,
@@ -205,7 +206,7 @@ class Side:
             sum(phase[place][0].duration_s for phase in self.phases) for place in range(len(rounds))
         ]
 
-    def record(self, places: Iterable[int], planned: int, criteria: gate.Criteria) -> Record:
+    def record(self, places: Iterable[int], planned: int, criteria: Criteria) -> Record:
         places = list(places)
         phases = []
         for phase, found in zip(self.first.phases, self.phases, strict=True):

@@ -25,7 +25,7 @@ from pyinfra_vllm.on_host.server import release as releases
 from pyinfra_vllm.on_host.server import service
 from pyinfra_vllm.on_host.state import durable, observe, recall, running
 from pyinfra_vllm.on_host.state import journal as journals
-from pyinfra_vllm.on_host.switch import recovery, rollback, transaction
+from pyinfra_vllm.on_host.switch import base, recovery, rollback
 from pyinfra_vllm.release import Release
 from pyinfra_vllm.report.looking import Look, Wish
 
@@ -75,7 +75,7 @@ class NightHost(SimulatedHost):
         self.speeds: dict[str, Speed] = {}
         super().__init__(root, monkeypatch)
         monkeypatch.setattr(journals, "now", clock.text)
-        monkeypatch.setattr(transaction, "datetime", clock)
+        monkeypatch.setattr(base, "datetime", clock)
         timed = SimpleNamespace(monotonic=clock.monotonic, sleep=lambda s: None)
         monkeypatch.setattr(recovery, "time", timed)
         monkeypatch.setattr(rollback, "time", timed)

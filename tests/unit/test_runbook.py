@@ -71,7 +71,7 @@ def test_pyinfra_takes_these_words(words: list[str]) -> None:
 @pytest.mark.parametrize("words", of("python3"), ids=" ".join)
 def test_the_hosts_program_has_these_verbs(words: list[str]) -> None:
     assert words[0] == PROGRAM
-    assert on_host._parser().parse_args(words[1:]).run
+    assert on_host.PARSER.parse_args(words[1:]).run
 
 
 def test_units_have_these_names() -> None:

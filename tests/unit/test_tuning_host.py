@@ -21,7 +21,7 @@ from pyinfra_vllm.on_host.bench import probe
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.state import durable, observe, recall
 from pyinfra_vllm.on_host.state.observed import Holder, Observed
-from pyinfra_vllm.on_host.switch import transaction
+from pyinfra_vllm.on_host.switch import judging, transaction
 from pyinfra_vllm.on_host.switch.order import TRIAL
 from pyinfra_vllm.operations import tuning
 from pyinfra_vllm.operations.tuning import Found, Tuning
@@ -434,9 +434,9 @@ def test_trials_begin_only_where_their_way_back_is_over_before_the_window_closes
     at(NOW.replace(hour=5), monkeypatch)
     assert simulated.run().why.startswith("the window is closed")
     at(NOW.replace(hour=2, minute=1), monkeypatch)
-    monkeypatch.setattr(
-        transaction, "time", SimpleNamespace(time=lambda: NOW.timestamp(), monotonic=lambda: 0.0)
-    )
+    clock = SimpleNamespace(time=lambda: NOW.timestamp(), monotonic=lambda: 0.0)
+    for each in (judging, transaction):
+        monkeypatch.setattr(each, "time", clock)
     found = simulated.run()
     latest = {order.last_start for order in simulated.orders}
     assert latest and all(moment <= NOW.replace(minute=45).timestamp() - 10 for moment in latest)

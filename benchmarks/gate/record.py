@@ -29,9 +29,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--note", default="")
     arguments = parser.parse_args()
-    settings = Settings(
-        concurrency=tuple(arguments.concurrency), budget_s=arguments.budget, quality=False
-    )
+    settings = Settings(concurrency=tuple(arguments.concurrency), budget_s=arguments.budget, quality=False)
     like = read_with_plan(json.loads(arguments.like.read_text()), "like") if arguments.like else None
     client = Client(arguments.url, arguments.model)
     record = probe.measure(client, settings, progress=lambda line: print(line, file=sys.stderr), like=like)

@@ -31,10 +31,11 @@ def pruned(
     version: str = "0.25.1",
     objective: str = "latency",
     draft_head: str | None = None,
+    only: tuple[str, ...] | None = None,
     **more: Any,
 ) -> Space:
     settings = {"gpu_count": 0 if gpu == "cpu" else 1, "max_model_len": 4096, **more}
-    return space.pruned(asked(model, gpu, version, objective=objective, **settings), draft_head)
+    return space.pruned(asked(model, gpu, version, objective=objective, **settings), draft_head, only)
 
 
 def names(found: Space) -> list[str]:

@@ -339,6 +339,7 @@ def unlocked(lock: Lock, model: str, revision: str) -> str:
     return ""
 
 
+SENTENCE_TRANSFORMERS = "modules.json"  # transformers_utils/config.py get_pooling_config
 # Flags for repositories in Mistral's own form, and the files that vLLM then reads
 # (transformers_utils/config.py, tokenizers/registry.py).
 MISTRAL_FORMS = (
@@ -364,6 +365,12 @@ def refused_form(lock: Lock, service: Service) -> str:
         return (
             f"{service.model} is locked without consolidated*.safetensors, and flags: {{load-format:"
             f" mistral}} loads nothing else. No host was contacted. {again}"
+        )
+    if SENTENCE_TRANSFORMERS in paths and service.flags.get("--runner") != "generate":
+        return (
+            f"{service.model} is a model for embeddings (sentence-transformers: it has"
+            f" {SENTENCE_TRANSFORMERS}), and the gate measures generated text, so it could never pass."
+            " No host was contacted. Declare another model."
         )
     for flag, needed, told in MISTRAL_FORMS:
         elsewhere = flag == "--tokenizer-mode" and "--tokenizer" in service.flags

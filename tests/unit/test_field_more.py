@@ -139,7 +139,7 @@ def test_a_variable_that_is_gone_is_not_said_to_mean_itself(run: Any) -> None:
     [
         "LlamaForSequenceClassification",  # vllm issue 11671, of a quantized Qwen2ForSequenceClassification
         "Qwen2ForRewardModel",
-        "LlamaModel",  # vllm issue 10481
+        "Qwen3Model",
         "BertModel",  # gpustack issue 3991 is of an embedding model, and `--task=embed`
         "XLMRobertaForSequenceClassification",
         "JinaVLForRanking",
@@ -154,6 +154,7 @@ def test_a_model_that_does_not_generate_text(resolve: Any, architecture: str) ->
     "architectures",
     [
         *(["LlamaForCausalLM"], ["ChatGLMModel"], ["InternVLChatModel"], ["GPT2LMHeadModel"], [], None),
+        ["LlamaModel"],  # vllm issue 10481; served as LlamaForCausalLM
         *(["Qwen2_5OmniModel"], ["UltravoxModel"], ["MiniCPMV"], ["Qwen2_5_VLForConditionalGeneration"]),
     ],
 )
@@ -308,3 +309,52 @@ def test_bits_of_an_unknown_quantization_are_not_read(resolve: Any) -> None:
     """exllamav2 writes 4.0, 2.5 and the like."""
     exl2 = {**CAUSAL, "quantization_config": {"quant_method": "exl2", "bits": 4.0}}
     assert "is quantized as exl2, whose kernels" in str(resolve(exl2)["errors"])
+
+
+def test_sentence_transformers_are_models_for_embeddings(run: Any, hub: dict[str, bytes]) -> None:
+    """Gpustack issue 3991, of Qwen3-Embedding, whose architecture is Qwen3ForCausalLM."""
+    hub |= {"model.safetensors": bytes(6000), "modules.json": b"[]"}
+    run("lock", "inventory/prod.py")
+    refused = run("validate", "inventory/prod.py", "--json")
+    assert refused.code == 2 and "is a model for embeddings" in str(refused.json)
+    declare(model="acme/new", flags={"runner": "generate"})
+    assert run("validate", "inventory/prod.py").code == 0
+
+
+# Contexts
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "runtime", "asked", "allowed"),
+    [
+        # gpustack issue 4236, with 0.13.0: the advice that was given there
+        ({"rope_scaling": YARN}, "0.25.1", "32768", True),
+        # run with 0.32.0: YaRN's factor isn't applied to the positions any more
+        ({"rope_scaling": YARN}, "0.32.0", "32768", False),
+        ({"rope_scaling": YARN, "max_position_embeddings": 32768}, "0.32.0", "32768", True),
+        ({"rope_scaling": YARN, "max_position_embeddings": 32768}, "0.32.0", "32769", False),
+        ({"text_config": {"max_position_embeddings": 32768}}, "0.32.0", "32768", True),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "0.32.0", "16384", True),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "0.32.0", "16385", False),
+        ({"architectures": ["LlamaForCausalLM"]}, "0.32.0", "32768", False),
+    ],
+)
+def test_a_context_under_overrides(
+    resolve: Any, overrides: dict[str, Any], runtime: str, asked: str, allowed: bool
+) -> None:
+    flag = ("--flag", f"hf-overrides={json.dumps(overrides)}")
+    answer = resolve(CAUSAL, "--max-model-len", asked, *flag, runtime=runtime)
+    assert ("positions of acme/new" not in str(answer["errors"])) is allowed
+
+
+def test_longrope_begins_at_the_original_length_of_its_class(resolve: Any) -> None:
+    """Run with 0.32.0: transformers 5 writes the original length into rope_parameters, and vLLM reads the
+    class's.
+    """
+    scaling = {"rope_type": "longrope", "long_factor": [1.0], "original_max_position_embeddings": 8192}
+    phi = {**LLAMA, "model_type": "phi3", "max_position_embeddings": 131072, "rope_parameters": scaling}
+    fit = resolve(phi)["fit"]
+    assert fit["max_concurrency"] == pytest.approx(fit["kv_tokens"] / 4096, rel=0.01)

@@ -17,6 +17,7 @@ KEYS = (  # the smallest counts
     *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions"),
     *("max_sequence_length", "max_seq_length", "seq_len"),
 )
+SCALINGS = ("rope_scaling", "rope_parameters")
 OWN_WORD = "model_max_length"  # goes before all of them
 LARGEST = 2**31 - 1
 # Types of rope scaling whose factor is in the positions already; gemma3's is, whatever its type.
@@ -59,9 +60,24 @@ def derive(text: Mapping[str, Any], name: str) -> Contexts:
     return Contexts(Context(newer, default or newer), Context(older, default or older))
 
 
+def overridden(contexts: Contexts, overrides: Mapping[str, Any], name: str) -> Contexts:
+    """The contexts with what --hf-overrides puts over a config.json, at its top or under `text_config`.
+
+    Lengths that aren't overridden are taken as the config's own, without another rope scaling than the one
+    that is put over it.
+    """
+    inner = overrides.get("text_config")
+    text = {**overrides, **(inner if isinstance(inner, Mapping) else {})}
+    given = {key: text[key] for key in (*KEYS, OWN_WORD, *SCALINGS) if text.get(key) is not None}
+    if not given:
+        return contexts
+    positions = {} if any(key in given for key in (*KEYS, OWN_WORD)) else {KEYS[0]: contexts.newer.longest}
+    return derive({**positions, **given}, name)
+
+
 def _scalings(text: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The rope scaling, or one for each kind of layer."""
-    scaling = text.get("rope_scaling") or text.get("rope_parameters")
+    scaling = next((text[key] for key in SCALINGS if text.get(key)), None)
     if isinstance(scaling, Mapping):
         yield from [row for row in scaling.values() if isinstance(row, Mapping)] or [scaling]
 

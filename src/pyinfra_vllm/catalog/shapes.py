@@ -61,13 +61,8 @@ NOT_GENERATING = (
     "Model",
 )
 GENERATING = (
-    "ChatModel",
-    "LMHeadModel",
-    "LMModel",
-    "ChatGLMModel",
-    "OmniModel",
-    "UltravoxModel",
-    "AudioModel",
+    *("ChatModel", "LMHeadModel", "LMModel", "ChatGLMModel", "OmniModel", "UltravoxModel", "AudioModel"),
+    *("LlamaModel", "MistralModel", "Qwen2Model", "Gemma2Model"),  # served as their ...ForCausalLM
 )
 VISION_PARTS = ("vision_config", "thinker_config.vision_config")
 ONE_KV_HEAD = "multi_query"  # one KV head, unless Falcon's newer decoder says how many

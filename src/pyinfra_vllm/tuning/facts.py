@@ -10,6 +10,7 @@ from typing import Any
 
 from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import table, versions
+from pyinfra_vllm.catalog.contexts import Context, overridden
 from pyinfra_vllm.catalog.gpus import GIB, Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.tuning import values
@@ -64,7 +65,6 @@ def of_request(shape: Shape, gpu: Gpu, runtime_version: str) -> dict[str, Any]:
         "architecture": shape.architecture or None,
         "vision": shape.vision,
         "weights_counted": bool(shape.weights_bytes),
-        "max_position": shape.contexts.of(versions.parse(runtime_version)).longest or None,
     }
 
 
@@ -293,8 +293,21 @@ def _batched_tokens(facts: Facts) -> int:
     return max(batch_defaults(facts)["max_num_batched_tokens"], whole or 0)
 
 
+def _context(facts: Facts) -> Context:
+    """The context of the config.json, with what --hf-overrides puts over it."""
+    known = facts.shape.contexts
+    overrides = configured(facts, "--hf-overrides")
+    if overrides:
+        known = overridden(known, overrides, facts.shape.name)
+    return known.of(facts.fixed["vllm"])
+
+
+def _max_position(facts: Facts) -> int | None:
+    return _context(facts).longest or None
+
+
 def _length(facts: Facts) -> int | None:
-    default = facts.shape.contexts.of(facts.fixed["vllm"]).default
+    default = _context(facts).default
     length: int | None = facts.fixed["max_model_len"] or default or None
     return length
 
@@ -337,6 +350,7 @@ def _choices(facts: Facts) -> str:
 
 DERIVED: dict[str, Callable[[Facts], Any]] = {
     "length": _length,
+    "max_position": _max_position,
     "batched_tokens": _batched_tokens,
     "gpus_needed": _gpus_needed,
     "twice_speculated": _twice_speculated,

@@ -185,6 +185,12 @@ def test_a_model_that_generates_text(resolve: Any, architectures: list[str] | No
             'speculative-config={"method": "mtp", "num_speculative_tokens": 1}',
             "has no layers for multi-token",
         ),
+        ("gpu-memory-utilization=1.0", "its own CUDA context takes some"),  # vllm issue 10797
+        ("kv-cache-memory-bytes=60G", "has beside the weights"),
+        ("enable-log-outputs=true", "needs enable-log-requests"),
+        ("prefill-context-parallel-size=2", "is 2 and the service has 1 GPUs"),
+        ("chat-template=./tool.jinja", "must be an absolute path"),  # vllm issue 9986
+        ("tokenizer=../tokenizer", "must be an absolute path"),
         ("ssl-certfile=/etc/tls/server.pem", "the gate asks the server over plain HTTP"),
         ("headless=true", "leaves no server that the gate could ask"),
         ("nnodes=2", "a service is one server on one host"),
@@ -358,3 +364,40 @@ def test_longrope_begins_at_the_original_length_of_its_class(resolve: Any) -> No
     phi = {**LLAMA, "model_type": "phi3", "max_position_embeddings": 131072, "rope_parameters": scaling}
     fit = resolve(phi)["fit"]
     assert fit["max_concurrency"] == pytest.approx(fit["kv_tokens"] / 4096, rel=0.01)
+
+
+# Shared by several GPUs
+
+
+MOE = {
+    **LLAMA, "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "head_dim": 128,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "num_experts": 128, "moe_intermediate_size": 768,
+}  # fmt: skip
+BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+
+
+@pytest.mark.parametrize(
+    ("wide", "count", "fits"),
+    [
+        # vllm issue 54178: 320 channels and blocks of 128
+        (320, "2", False),
+        # vllm pull request 44763: 768 / 4 = 192
+        (768, "4", False),
+        (768, "2", True),
+        # vllm issue 52997 and sglang issue 3345 are of the same check
+        (1536, "8", False),
+        (1536, "4", True),
+    ],
+)
+def test_blocks_of_fp8_are_not_cut(resolve: Any, wide: int, count: str, fits: bool) -> None:
+    """vllm/model_executor/layers/quantization/utils/fp8_utils.py validate_fp8_block_shape_moe, 0.32.0."""
+    config = {**MOE, "moe_intermediate_size": wide, "quantization_config": BLOCKS}
+    answer = resolve(config, "--gpu-count", count, "--max-model-len", "4096")
+    assert ("cut through the quantization groups of the experts" not in str(answer["errors"])) is fits
+
+
+def test_blocks_of_fp8_are_not_cut_in_a_dense_model(resolve: Any) -> None:
+    config = {**CAUSAL, "intermediate_size": 13824, "quantization_config": BLOCKS}  # 108 blocks
+    assert resolve(config, "--gpu-count", "4", "--max-model-len", "4096")["errors"] == []
+    answer = resolve({**config, "intermediate_size": 13696}, "--gpu-count", "2", "--max-model-len", "4096")
+    assert "cut through the quantization groups" in str(answer["errors"])

@@ -255,6 +255,22 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "can't serve a Gemma3nForCausalLM in pipeline stages",
     ),
+    "memory-share-leaves-the-context": (
+        {"flags": {"gpu-memory-utilization": 1.0}},
+        "its own CUDA context takes some",
+    ),
+    "declared-cache-fits-beside-weights": (
+        {"flags": {"kv-cache-memory-bytes": 200 * 10**9}},
+        "bytes that H200 has beside the weights",
+    ),
+    "logged-outputs-need-logged-requests": (
+        {"flags": {"enable-log-outputs": True}},
+        "needs enable-log-requests: true",
+    ),
+    "balanced-experts-are-dealt-out": (
+        {"model": "Qwen/Qwen3-30B-A3B", "flags": {"enable-eplb": True}},
+        "needs enable-expert-parallel: true",
+    ),
 }
 
 

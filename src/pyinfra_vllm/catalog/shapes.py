@@ -78,6 +78,7 @@ class Quantization:
     zero_point: bool = True
     fp8_kv_cache: bool = False  # with scales of the KV cache: vLLM keeps it in FP8
     form: str = ""  # of compressed-tensors, such as nvfp4-pack-quantized
+    block: int = 0  # of FP8 with scales by block: the channels that one is wide and high
     kernels: str | None = "wna16"  # which kernels of gpus.yaml take it: see `_kernels_of`; None: unknown ones
 
 
@@ -443,9 +444,18 @@ def _quantization(config: Mapping[str, Any], text: Mapping[str, Any], name: str)
         bits=usual if refused else _number(weights, ("bits", "w_bit", "num_bits"), name) or usual,
         group_size=-1 if group_size == -1 else _number(weights, ("group_size", "q_group_size"), name) or -1,
         form=str(found.get("format", "")) if method == CT else "",
+        block=_block(found.get("weight_block_size") or weights.get("block_structure"))
+        if kernels == "fp8_block"
+        else 0,
         fp8_kv_cache=method == CT and isinstance(found.get("kv_cache_scheme"), Mapping),
         zero_point=bool(weights.get("zero_point", not weights.get("symmetric", weights.get("sym", True)))),
     )
+
+
+def _block(sizes: Any) -> int:
+    """The larger side of a block such as [128, 128]; 0 for anything else."""
+    known = isinstance(sizes, list) and all(isinstance(size, int) and size > 0 for size in sizes)
+    return max(sizes, default=0) if known else 0
 
 
 def _kernels_of(method: str, found: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:

@@ -17,6 +17,7 @@ SOURCE = "declared"
 NUMBER_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE",)
 LOADED_BY_NAME = ("--tokenizer", "--hf-config-path", "--lora-modules", "--default-mm-loras")
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+RELATIVE = re.compile(r"(?:\.{1,2}|~)/.+")  # the service's folder is another one
 WHOLE_GIB = re.compile(r"0*[1-9][0-9]{0,5}")  # up to a pebibyte
 
 
@@ -157,6 +158,10 @@ def check_names(
 
     + draft: the model that drafts, by whatever flag or variant
     """
+    for name, given in declared.items():
+        relative = [each for each in _each(given) if RELATIVE.fullmatch(_path(each))]
+        if relative and spelled(name) in (*LOADED_BY_NAME, "--chat-template"):
+            profile.fail(f"flags: {name}: {_path(relative[0])} must be an absolute path on the host")
     if any(name in environment for name in ("HF_HOME", "HF_HUB_CACHE")):
         return
     named = [(f"flags: {name}", given) for name, given in declared.items() if spelled(name) in LOADED_BY_NAME]
@@ -177,11 +182,16 @@ def _each(given: Any) -> Iterable[Any]:
     return given.values() if isinstance(given, Mapping) and "path" not in given else [given]
 
 
-def _repository(value: Any) -> str | None:
-    """The repository that a value names, also after `NAME=` or in a map as `path`; None for a path."""
+def _path(value: Any) -> str:
+    """The path or name in a value, also after `NAME=` or in a map as `path`."""
     if isinstance(value, Mapping):
         value = value.get("path")
-    text = str(value or "").rpartition("=")[2]
+    return str(value or "").rpartition("=")[2]
+
+
+def _repository(value: Any) -> str | None:
+    """The repository that a value names; None for a path."""
+    text = _path(value)
     return text if ON_THE_HUB.fullmatch(text) else None
 
 

@@ -116,21 +116,30 @@ def quantization_groups(shape: Shape) -> int:
     """The number that a tensor-parallel size must divide so that every GPU holds whole groups; 0 where
     nothing is grouped.
     """
-    quantization = shape.quantization
-    if not quantization or quantization.group_size <= 0:
+    wide = _undivided(shape)
+    if not wide:
         return 0
-    groups = [shape.heads * (shape.value_dim or shape.head_dim) // quantization.group_size]
+    channels = [shape.heads * (shape.value_dim or shape.head_dim)]
     if not shape.experts:
-        groups.append(shape.intermediate // quantization.group_size)
-    return math.gcd(*groups)
+        channels.append(shape.intermediate)
+    return math.gcd(*(_whole(count, wide) for count in channels))
+
+
+def _whole(channels: int, wide: int) -> int:
+    """How many groups so many channels are; 1, which no GPUs share, where the last one isn't whole."""
+    return 1 if channels % wide else channels // wide
 
 
 def expert_groups(shape: Shape) -> int:
     """The same for the experts of a mixture; 0 for a dense model."""
+    wide = _undivided(shape)
+    return _whole(shape.expert_intermediate, wide) if wide and shape.experts else 0
+
+
+def _undivided(shape: Shape) -> int:
+    """The channels that one scale is of, in a group or a block, which one GPU must hold whole; 0 for none."""
     quantization = shape.quantization
-    if not quantization or quantization.group_size <= 0 or not shape.experts:
-        return 0
-    return shape.expert_intermediate // quantization.group_size
+    return max(quantization.group_size, quantization.block, 0) if quantization else 0
 
 
 def splits(shape: Shape, count: int, expert_parallel: bool = False) -> bool:
@@ -167,7 +176,8 @@ def _gpus_needed(facts: Facts) -> int:
     elsewhere.
     """
     ranks = facts["--data-parallel-size-local"] or facts["--data-parallel-size"] or 1
-    return _tensor_parallel_size(facts) * pipeline_parallel_size(facts) * int(ranks)
+    prefill = int(facts["--prefill-context-parallel-size"] or 1)
+    return _tensor_parallel_size(facts) * pipeline_parallel_size(facts) * int(ranks) * prefill
 
 
 def configured(facts: Facts, flag: str) -> dict[str, Any]:
@@ -337,6 +347,16 @@ def _spare_gib(facts: Facts) -> float | None:
     return round((facts.gpu.usable_bytes * float(share) - weights) / GIB, 1)
 
 
+def _beside_weights(facts: Facts) -> int:
+    """Bytes of a GPU beside the weights, whatever share of it vLLM may take."""
+    offloaded = int(float(facts["--cpu-offload-gb"] or 0) * GIB)
+    stages = pipeline_parallel_size(facts)
+    load = fit.Load(
+        _tensor_parallel_size(facts), 0, 1.0, 1, 1, pipeline_parallel_size=stages, offload_bytes=offloaded
+    )
+    return facts.gpu.usable_bytes - fit.weights_bytes(facts.shape, load)
+
+
 def _cpu_kv_cache_gib(facts: Facts) -> int:
     tokens = _length(facts) or 0
     request = fit.layout(facts.shape, fit.Load(1, tokens, 1.0, 1, 1)).request_bytes(tokens)
@@ -368,5 +388,6 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "decode_step": _decode_step,
     "decode_tokens": _decode_tokens,
     "spare_gib": _spare_gib,
+    "beside_weights": _beside_weights,
     "cpu_kv_cache_gib": _cpu_kv_cache_gib,
 }

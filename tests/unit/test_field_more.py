@@ -401,3 +401,13 @@ def test_blocks_of_fp8_are_not_cut_in_a_dense_model(resolve: Any) -> None:
     assert resolve(config, "--gpu-count", "4", "--max-model-len", "4096")["errors"] == []
     answer = resolve({**config, "intermediate_size": 13696}, "--gpu-count", "2", "--max-model-len", "4096")
     assert "cut through the quantization groups" in str(answer["errors"])
+
+
+def test_a_declaration_that_can_not_be_read_is_not_said_to_be_missing(run: Any) -> None:
+    """Not a report: beside each problem of form, `validate` asked whether this is the project's directory."""
+    declare(port="8000")
+    told = run("validate", "inventory/prod.py", "--json").json
+    assert told["problems"] and told["warnings"] == []
+    Path("inventory/empty.py").write_text("gpu = ['gpu1.example']\n")
+    told = run("validate", "inventory/empty.py", "--json").json
+    assert "is this the project's directory?" in str(told["warnings"])

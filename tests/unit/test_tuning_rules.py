@@ -271,6 +271,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": "Qwen/Qwen3-30B-A3B", "flags": {"enable-eplb": True}},
         "needs enable-expert-parallel: true",
     ),
+    "transcriptions-are-no-answers": (
+        {"model": replace(GEMMA, architecture="WhisperForConditionalGeneration")},
+        "serves for transcriptions alone",
+    ),
 }
 
 

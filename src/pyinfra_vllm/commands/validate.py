@@ -56,7 +56,8 @@ def run(inventory: str, group_data: Sequence[str] = (), at: datetime | None = No
     services = [(host, service) for host, declared in found.hosts.items() for service in declared.services]
     lock = _lock(problems) if services else None
     known: list[tuple[Service, list[validation.Found]]] = []
-    warned = _warnings(found)
+    broken = problems.found and not services  # what is declared can't be read, so nothing is said of it
+    warned = [] if broken else _warnings(found)
     for host, service in services:
         with problems.about(host):
             _check_locked(service, lock, problems)

@@ -12,7 +12,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from lab import device_policy
+from lab import device_policy, venvs
 from lab.machine import Host
 
 from pyinfra_vllm.on_host.inspect import gpus as inspect_gpus
@@ -90,6 +90,12 @@ def _share(argv: list[str]) -> float:
 
 def main_pid(host: Host, service: str) -> str:
     return host.ssh(f"systemctl show -P MainPID vllm-{service}").stdout.strip()
+
+
+def version(host: Host) -> str:
+    """Of the host's vLLM, without its build."""
+    asked = f"from importlib.metadata import version; print(version('{venvs.package()}'))"
+    return host.ssh(f'{venvs.path()}/bin/python -c "{asked}"').stdout.strip().partition("+")[0]
 
 
 def running(host: Host, service: str) -> str | None:

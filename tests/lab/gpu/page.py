@@ -51,6 +51,8 @@ TITLES = {
     "quality": "Answers, on the trained checkpoint",
     "first-start": "The first start of a next checkpoint",
     "standby": "The old release sleeps while the new one is judged",
+    "tuning-8B": "Tuning from vLLM's own choices, 8B",
+    "tuning-32B": "Tuning from vLLM's own choices, 32B",
     "other-models": "A model outside the catalog: float16, FP8, GPTQ",
 }
 
@@ -128,6 +130,9 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
             yield "verdicts: " + ", ".join(f"{value.count(word)} {word}" for word in dict.fromkeys(value))
         elif name == "kernels":
             yield "kernels: " + ", ".join(f"{model} {told}" for model, told in value.items())
+        elif name == "tuned":
+            found = value.get("winner") or "nothing better"
+            yield f"`tune`: {found}, {value.get('ratio')} times, {value.get('interval')}: {value.get('why')}"
         elif name == "first_start":
             yield f"without service in the switch, of that of a first start by hand: {value}"
         elif name == "right":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ ENVIRONMENT = {
 EXPOSURE = 2.0  # of systemd-analyze security, at most
 CLOSE = 0.05  # what was predicted of memory is right within this share
 QUIET_S = 15.0  # of load before something happens beside it
+TUNING_S = 1500  # 25 minutes, as long as a search among few configurations may take
 SETTLE_S = 2.0  # from the end of a restart until it counts as over
 
 
@@ -151,6 +153,23 @@ class Story:
 
     def go_back(self, title: str) -> Step:
         return self._step(title, self.service, "rollback.py", self.environment())
+
+    def tune(self, title: str, pages: Path) -> tuple[Step, dict[str, Any]]:
+        """Tune the service as an operator does. The second value: the command's answer; {} where it gave
+        none.
+        """
+        words = ("tune", control.INVENTORY, "--limit", self.host.name, "--json", "--out", str(pages))
+        begun = time.monotonic()
+        done = control.pyinfra_vllm(*words, env=self.environment(), timeout=TUNING_S)
+        took = time.monotonic() - begun
+        step = Step(title, took, self.pulse.silent_s(begun, begun + took), done.returncode)
+        step.screen = done.stderr.splitlines()
+        step.plain_s = self._plain()
+        number = f"{len(self.steps) + 1:02d}"
+        (self.place / f"{number}-screen.txt").write_text(done.stdout + done.stderr)
+        if (pages / "tuning.html").exists():
+            shutil.copy(pages / "tuning.html", self.place / f"{number}-tuning.html")
+        return self._add(step), dict(json.loads(done.stdout or "{}"))
 
     def plain_restart(self, title: str) -> Step:
         """`systemctl restart` of the release that runs: every other time is compared with this one."""

@@ -143,7 +143,13 @@ def host(name: str) -> Any:
     return SimpleNamespace(name=name, print_prefix=f"[{name}] ", data={})
 
 
-ASKS = {"repo": "acme/tiny-awq", "commit": "0" * 40, "key": "tiny", "files": []}
+ASKS: dict[str, Any] = {
+    "repo": "acme/tiny-awq",
+    "commit": "0" * 40,
+    "key": "tiny",
+    "python": "/venv/bin/python",
+    "files": [],
+}
 
 
 def carry_out(made: Sharing, names: list[str]) -> None:
@@ -226,7 +232,7 @@ def test_nobody_is_asked_where_all_have_it(monkeypatch: pytest.MonkeyPatch) -> N
     made.join(member(2, has=True))
     monkeypatch.setattr(share, "Remote", None)
     for name in ("h1", "h2"):
-        assert share._ask(None, host(name), made, ROOT, "python", "acme/tiny-awq")  # type: ignore[arg-type]
+        assert share._ask(None, host(name), made, ROOT, ASKS)  # type: ignore[arg-type]
     assert made.sources == {}
 
 
@@ -245,7 +251,7 @@ def test_host_without_libtorrent_is_said(
     made = Sharing(TOTAL, 3)
     made.join(member(1))
     with caplog.at_level("INFO"):
-        assert share._ask(None, host("h1"), made, ROOT, "python", "acme/x")  # type: ignore[arg-type]
+        assert share._ask(None, host("h1"), made, ROOT, {**ASKS, "repo": "acme/x"})  # type: ignore[arg-type]
     assert said in caplog.text
     assert made.able == ()
 
@@ -272,11 +278,37 @@ def locked(repo: str, revision: str = "main", commit: str = "1" * 40) -> Checkpo
     return Checkpoint(repo=repo, revision=revision, commit=commit, files=files)
 
 
-def test_what_more_than_one_host_of_the_run_may_share() -> None:
-    def service(name: str, model: str, revision: str = "main") -> Service:
-        vllm = Runtime(version="0.33.0")
-        return Service(name=name, model=model, revision=revision, runtime=vllm, port=8000)
+def service(name: str, model: str, revision: str = "main") -> Service:
+    vllm = Runtime(version="0.33.0")
+    return Service(name=name, model=model, revision=revision, runtime=vllm, port=8000)
 
+
+def test_all_have_joined_before_anybody_asks_who_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `-y` a host is prepared and its commands run while others aren't prepared yet."""
+    hosts = {
+        name: Declared(name, (service("chat", "a/chat"),), sources=Sources(swarm=Swarm(address=address)))
+        for name, address in (("h1", "10.0.0.1"), ("h2", "10.0.0.2"))
+    }
+    chat = locked("a/chat")
+    fleet = Fleet(hosts, lock=Lock([chat]))
+    here = {"h1": [{"directory": chat.directory(hosts["h1"].root), "state": "complete"}], "h2": []}
+    monkeypatch.setattr(share, "_sharings", {})
+    monkeypatch.setattr(share, "state", SimpleNamespace(is_executing=True))
+    monkeypatch.setattr(share, "asked", lambda host, *_, **__: here[host.name])
+    monkeypatch.setattr(
+        share, "Remote", lambda host: SimpleNamespace(json=lambda *_, **__: {"python": "/usr/bin/python3"})
+    )
+    (join, _), (ask, _), *_ = share.STEPS
+    for step in (join, ask):
+        for name in hosts:
+            monkeypatch.setattr(share, "host", host(name))
+            for command in step._inner(fleet, chat):
+                command.function(None, host(name), *command.args)
+    (made,) = share._sharings.values()
+    assert [member.host for member in made.able] == ["h1", "h2"] and made.worthwhile
+
+
+def test_what_more_than_one_host_of_the_run_may_share() -> None:
     on, off = Sources(swarm=Swarm()), Sources()
     chat, same = service("chat", "a/chat"), service("other", "a/chat", "v1")
     alone, code = service("alone", "a/alone"), service("code", "a/code")

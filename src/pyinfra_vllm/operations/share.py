@@ -58,7 +58,7 @@ def joined(declared: Fleet, checkpoint: Checkpoint) -> Commands:
 
     .. code:: python
 
-        share.joined(name="ask who can share it", declared=declared, checkpoint=locked)
+        share.joined(name="count who shares it", declared=declared, checkpoint=locked)
     """
     mine = declared.hosts[host.name]
     service, settings = declared.served_by(host.name, checkpoint), mine.sources.swarm
@@ -86,8 +86,7 @@ def joined(declared: Fleet, checkpoint: Checkpoint) -> Commands:
             f"would share {checkpoint.repo} with the other hosts of this run; at most"
             f" {settings.from_hub} of them fetch it, each a part, from {endpoint()}",
         )
-    python = f"{runtime_path(mine.root, service)}/bin/python"
-    yield FunctionCommand(_ask, (sharing, mine.root, python, checkpoint.repo), {})
+    yield from ()  # nothing is done on the host
 
 
 def _address(host: Host, settings: Swarm) -> tuple[str, str]:
@@ -108,11 +107,15 @@ def _tell(host: Host, line: str) -> None:
     logger.info(f"{host.print_prefix}{printable(line)}")
 
 
-def _ask(state: State, host: Host, sharing: Sharing, root: str, python: str, repo: str) -> bool:
-    """Ask the host for a Python with libtorrent. Runs when the operation is executed."""
-    if not sharing.somebody_lacks_it:
+# Each of these runs when its operation is executed, on every host that shares.
+
+
+def _ask(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[str, Any]) -> bool:
+    """Ask the host for a Python with libtorrent, where it takes part and anybody lacks the checkpoint."""
+    if not sharing.has_joined(host.name) or not sharing.somebody_lacks_it:
         return True
-    words = ("python3", "-I", f"{root}/bin/on-host.pyz", "libtorrent", python)
+    repo = asks["repo"]
+    words = ("python3", "-I", f"{root}/bin/on-host.pyz", "libtorrent", asks["python"])
     try:
         found = Remote(host).json(answers.Libtorrent, *words, timeout_s=ASK_S)["python"]
     except LOST as error:
@@ -127,9 +130,6 @@ def _ask(state: State, host: Host, sharing: Sharing, root: str, python: str, rep
             " python3-libtorrent, or `libtorrent` among the runtime's packages)",
         )
     return True
-
-
-# Each of these runs when its operation is executed, on every host that shares.
 
 
 def _fetch_part(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[str, Any]) -> bool:
@@ -232,7 +232,8 @@ def _step(callback: Callable[..., bool]) -> Any:
 
 # In this order, each on all hosts before the next: what one records of a host, the next one needs of all.
 STEPS = (
-    (joined, "ask who can share it"),
+    (joined, "count who shares it"),
+    (_step(_ask), "ask who can share it"),
     (_step(_fetch_part), "fetch its parts on a few hosts"),
     (_step(_fetch_part_again), "fetch parts that failed on other hosts"),
     (_step(_begin), "begin to share it"),

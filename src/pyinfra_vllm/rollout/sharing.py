@@ -1,7 +1,8 @@
 """Which hosts of a run share a checkpoint, which of them ask the Hub, and who is told of whom. Pure.
 
-Hosts join while a run is prepared. pyinfra runs an operation on all hosts before the next one begins, so what
-one operation records of every host is complete when the next one asks.
+pyinfra runs an operation on all hosts before the next one begins, so what one operation records of every host
+is complete when the next one asks. With `-y` each is also prepared only then: the hosts join one after
+another while the first one runs, and nobody may ask meanwhile who lacks the checkpoint.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ class Sharing:
     def leave(self, host: str) -> None:
         """A host does not take part after all."""
         self._members.pop(host, None)
+
+    def has_joined(self, host: str) -> bool:
+        return host in self._members
 
     def can(self, host: str, python: str) -> None:
         """A host was asked, and has a Python with libtorrent."""

@@ -318,6 +318,18 @@ def test_a_front_that_is_lost_outside_of_a_switch_is_laid_again_by_the_host(
     assert recovery.start_due(*where) == [] and host.starts == [NEW] and host.journal() == entries
 
 
+def test_a_service_that_cannot_be_looked_at_keeps_no_other_from_its_turn(host: StandbyHost) -> None:
+    host.switch()
+    other = paths.ServicePaths(host.paths.root, "aaa", host.paths.units)
+    other.releases.mkdir(parents=True)
+    other.current.mkdir()  # no link, as somebody's `cp -rL` leaves it
+    where = (host.paths.root, host.paths.units)
+    assert recovery.start_due(*where) == []
+    other.journal.mkdir()  # can't be read
+    lose_front(None)
+    assert recovery.start_due(*where) == ["aaa", "chat"]
+
+
 def test_recover_says_that_it_mended_the_front_and_does_it_once(host: StandbyHost) -> None:
     host.switch()
     lose_front()

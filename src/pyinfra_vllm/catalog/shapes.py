@@ -488,7 +488,7 @@ def _kernels_of_compressed_tensors(found: Mapping[str, Any], weights: Mapping[st
 
 
 def _of_first_group(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """What compressed-tensors keeps under config_groups.<any>.<name>, of the first group that has it."""
+    """This part of the first group under compressed-tensors' `config_groups` that has it; {} for none."""
     groups = found.get("config_groups")
     for group in groups.values() if isinstance(groups, Mapping) else ():
         part = group.get(name) if isinstance(group, Mapping) else None

@@ -32,7 +32,7 @@ SETTLED = (
     *("known_kernels", "fp8_kv_checkpoint", "weights_counted", "indexed", "uncounted"),
 )
 STATES_SHARE = 0.95  # of the blocks predicted for states: the prediction may be 5 % too high
-# What --linear-backend takes for 4-bit weights (kernels/linear/__init__.py); any other is warned of and
+# The values of --linear-backend for 4-bit weights (kernels/linear/__init__.py); any other is warned of and
 # passed over.
 LINEAR_BACKENDS = {
     "marlin": "Marlin",

@@ -49,7 +49,7 @@ def known_flags(version: str, installed: Collection[str] | None, profile: Profil
         return flag_table.known(version)
     except ValueError as error:
         profile.fail(str(error))
-        # What is said of single flags is then true at least of those.
+        # Of an unknown version: messages about single flags hold at least for the oldest one's.
         return flag_table.known(flag_table.oldest())
 
 

@@ -1,4 +1,4 @@
-"""What the resolver is asked: everything that decides a profile, checked."""
+"""A question to the resolver: everything that decides a profile, checked."""
 
 from __future__ import annotations
 

@@ -244,9 +244,10 @@ class Service:
             settings.parent.rmdir()
 
     def asleep(self, release_id: str) -> bool:
+        """Whether this server says that it sleeps."""
         try:
             return self.control(release_id).state().state == ASLEEP
-        except Mute:
+        except (Mute, NotDone):
             return False
 
     def control(self, release_id: str) -> Control:

@@ -140,7 +140,7 @@ class ServicePaths:
         return sockets_folder(self.name, release_id)
 
     def asleep_settings(self, release_id: str) -> Path:
-        """What systemd is told besides of a server that sleeps on; nothing after a boot."""
+        """The drop-in of a server that sleeps on after the commit; gone after a boot."""
         return RUN / "systemd" / "system" / f"{self.server_unit(release_id)}.d" / "asleep.conf"
 
     def server_units(self) -> dict[str, str]:

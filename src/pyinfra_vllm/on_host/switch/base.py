@@ -1,4 +1,4 @@
-"""What a switch and a calibration share: order, record, service, how they begin, measure and end."""
+"""The base of a switch and a calibration: order, record, service, how they begin, measure and end."""
 
 from __future__ import annotations
 

@@ -133,13 +133,18 @@ def start_due(root: Path, units: Path = UNITS) -> list[str]:
 
 def _needs_recovery(paths: ServicePaths) -> bool:
     service = Service(paths, say=print)
-    return owes(paths) or service.front_lost or bool(_needless(service))
+    try:
+        return owes(paths) or service.front_lost or bool(_needless(service))
+    except Exception:  # its recovery meets the same and says it; no other service is to wait for that
+        return True
 
 
 def _needless(service: Service) -> list[str]:
     """Outside of a switch, the servers that are neither the current release's nor may sleep on."""
-    left, current = _left(service.paths), service.paths.linked(service.paths.current)
-    if current is None or left is None or left.ended is None:
+    left = _left(service.paths)
+    if left is None or left.ended is None or not service.paths.server_units():
+        return []
+    if service.paths.linked(service.paths.current) is None:
         return []
     return service.others(standby.kept(left.log.entries()))
 

@@ -589,7 +589,8 @@ def test_estimate_without_room_for_the_gate_is_a_warning() -> None:
     assert told(switch_estimate="5m") == told() == told(standby=True) == ()
     (warning,) = told(switch_estimate="5m", standby=True)
     assert warning == (
-        "gpu-1: service chat: its `switch_estimate` of 5m is less than the 6m for which its gate may measure"
+        "gpu-1: service chat: its `switch_estimate` of 5m is less than the 6m for which its gate may measure:"
+        " declare a longer one, or a smaller gate.budget_s and gate.max_budget_s"
     )
     assert estimate_warnings({"gpu-1": good(chat(switch_estimate="1m"))}) == ()  # no window closes on it
 

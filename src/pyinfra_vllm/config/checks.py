@@ -129,7 +129,8 @@ def estimate_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
     """Services whose declared estimate has no room for all the measuring that their gate may do."""
     return tuple(
         f"{host}: service {service.name}: its `switch_estimate` of {shown_duration(service.estimate)} is less"
-        f" than the {shown_duration(service.measuring)} for which its gate may measure"
+        f" than the {shown_duration(service.measuring)} for which its gate may measure: declare a longer one,"
+        " or a smaller gate.budget_s and gate.max_budget_s"
         for host, service in _services(hosts)
         if service.window and service.estimate < service.measuring
     )

@@ -74,6 +74,8 @@ gate = {
     # window leaves room.
     "budget_s": 120,
     "max_budget_s": None,
+    # With `standby`: how many starts of each side are measured in turns, 1 or 2.
+    "restarts": 1,
     # Requests at a time; the phases are named c1, c8 and so on. "max" is saturation: as many as both releases
     # admit, at most 64.
     "concurrency": [1, 8, "max"],

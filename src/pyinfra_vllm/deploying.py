@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def command(
     need_deploy()
     limits = [word for host in limit for word in ("--limit", host)]
     beyond = [word for path in group_data for word in ("--group-data", path)]
-    values = {name: "true" if value is True else value for name, value in data.items()}
+    values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in data.items()}
     given = [word for name, value in values.items() for word in ("--data", f"{name}={value}")]
     return [_program("pyinfra"), inventory, DEPLOY, "-y", *limits, *beyond, *given]
 

@@ -45,6 +45,7 @@ from .config.checks import (
     estimate_warnings,
     network_warnings,
     profile_warnings,
+    restarts_warnings,
     window_warnings,
 )
 from .config.declared import KEYS
@@ -258,6 +259,7 @@ def warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
         *network_warnings(hosts),
         *window_warnings(hosts),
         *estimate_warnings(hosts),
+        *restarts_warnings(hosts),
         *profile_warnings(hosts),
     )
 

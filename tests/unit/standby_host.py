@@ -35,6 +35,7 @@ class StandbyHost(SimulatedHost):
         self.wrong: set[str] = set()  # answers otherwise after a wake
         self.listening = False  # systemd, for the front
         self.takes_turns = False  # its measurements have a plan, which rounds in turns share
+        self.breaks_at_start: dict[str, int] = {}  # and never serves again
         self.drift = 1.0  # of the machine's speed, from each round to the next
         self.rounds: list[tuple[str, int]] = []  # who was asked, and the round's number
         self.violations: list[str] = []
@@ -125,6 +126,8 @@ class StandbyHost(SimulatedHost):
             return
         self.starts.append(release_id)
         self.looks_at_crash = 0
+        if self.breaks_at_start.get(release_id) == self.starts.count(release_id):
+            self.broken.add(release_id)
         if not self._has_room(release_id):
             self.violations.append(f"{release_id} is started while another server has the card's memory")
         self.servers[release_id] = "serving"

@@ -19,6 +19,7 @@ from pyinfra_vllm.config.checks import (
     common_rollout,
     estimate_warnings,
     network_warnings,
+    restarts_warnings,
     window_warnings,
 )
 from pyinfra_vllm.errors import DeclarationError
@@ -593,6 +594,14 @@ def test_estimate_without_room_for_the_gate_is_a_warning() -> None:
         " declare a longer one, or a smaller gate.budget_s and gate.max_budget_s"
     )
     assert estimate_warnings({"gpu-1": good(chat(switch_estimate="1m"))}) == ()  # no window closes on it
+
+
+def test_second_starts_without_standby_are_a_warning() -> None:
+    twice = {"gate": {"restarts": 2}}
+    (warning,) = restarts_warnings(
+        {"gpu-1": good(chat(**twice)), "gpu-2": good(chat(standby=True, **twice)), "gpu-3": good(chat())}
+    )
+    assert warning.startswith("gpu-1: service chat: gate.restarts = 2 changes nothing without `standby")
 
 
 def test_hooks_come_to_the_host_as_words_urls_and_names_of_secrets() -> None:

@@ -87,6 +87,13 @@ def test_standby_adds_rounds_in_turns_where_they_take_longer_than_doubt_about_th
     assert estimate(kept) == Estimate(47 * MINUTE, "the default")
 
 
+def test_second_starts_of_both_sides_count_as_starts() -> None:
+    twice = service(standby=True, gate={"restarts": 2})
+    assert minutes(estimate(twice, [committed(8)])) == pytest.approx((8 + 2 + 2 * 2) * FACTOR + MEASURING)
+    assert estimate(twice) == Estimate((45 + 2 * 15) * MINUTE, "the default")
+    assert estimate(service(gate={"restarts": 2})) == estimate(service())  # without standby there are none
+
+
 def test_default_is_what_it_was_without_standby_and_where_turns_take_no_longer() -> None:
     assert estimate(service(standby=True)) == estimate(service())
     assert estimate(service(gate={"max_budget_s": 120})) == Estimate(45 * MINUTE, "the default")

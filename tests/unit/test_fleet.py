@@ -218,6 +218,15 @@ def test_an_inventory_without_hosts_and_a_fleet_without_services_are_noticed() -
         fleet.load("inventory/none.py")
 
 
+def test_starts_of_each_side_may_be_given_for_one_run() -> None:
+    write("group_data/prod.py", 'services = {"chat": {"gate": {"budget_s": 60}}}')
+    gates = [
+        host.service("chat").gate.criteria()
+        for host in load(overrides=spoken.parse_data(['gate={"restarts": 2}'])).hosts.values()
+    ]
+    assert {(gate.restarts, gate.budget_s) for gate in gates} == {(2, 60)}
+
+
 def test_overrides_are_read_strictly() -> None:
     data = spoken.parse_data(["switch_now=true", "reason=1234", "ssh_user=x", "operator=ann"])
     given = load(overrides=data).overrides

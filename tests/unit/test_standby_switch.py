@@ -17,12 +17,12 @@ from standby_host import NEW, OLD, Killed, StandbyHost
 
 from pyinfra_vllm.on_host import doctor
 from pyinfra_vllm.on_host.bench import probe
-from pyinfra_vllm.on_host.gate import soak
+from pyinfra_vllm.on_host.gate import in_turns, soak, turns
 from pyinfra_vllm.on_host.server import control, service, systemd
 from pyinfra_vllm.on_host.state import durable, observe, paths, running
 from pyinfra_vllm.on_host.state.lock import exclusive
 from pyinfra_vllm.on_host.state.observed import Observed
-from pyinfra_vllm.on_host.switch import calibrating, recovery, standby
+from pyinfra_vllm.on_host.switch import calibrating, judging, recovery, standby
 from pyinfra_vllm.on_host.switch.order import CALIBRATION, ROLLBACK, TRIAL, Order
 
 TO_NEW = ["sleep old", "start new", "lead new", "relay old"]
@@ -118,7 +118,7 @@ def verdict(host: StandbyHost) -> dict[str, Any]:
     return found
 
 
-def in_turns(host: StandbyHost) -> dict[str, Any]:
+def rounds_of(host: StandbyHost) -> dict[str, Any]:
     (found,) = [e for e in host.journal() if e["step"] == "turns" and e["state"] == "done"]
     return found
 
@@ -127,9 +127,9 @@ def test_both_are_measured_in_turns_and_the_verdict_says_how_many(host: StandbyH
     host.takes_turns = True
     assert host.switch() == "committed"
     ends_right(host, NEW)
-    assert in_turns(host)["blocks"] == 6 and 12 <= in_turns(host)["turns"] <= 19
+    assert rounds_of(host)["blocks"] == 6 and 12 <= rounds_of(host)["turns"] <= 19
     assert any(
-        text.startswith(f"measured in {in_turns(host)['turns']} turns") for text in verdict(host)["reasons"]
+        text.startswith(f"measured in {rounds_of(host)['turns']} turns") for text in verdict(host)["reasons"]
     )
     for block in range(6):
         asked = host.rounds[4 * block : 4 * block + 4]
@@ -158,7 +158,7 @@ def test_where_requests_do_not_end_the_two_are_judged_one_after_the_other(host: 
     host.faults.add((NEW, "busy"))
     assert host.switch() == "committed"
     ends_right(host, NEW)
-    assert in_turns(host)["blocks"] == 0 and "measured in" not in " ".join(verdict(host)["reasons"])
+    assert rounds_of(host)["blocks"] == 0 and "measured in" not in " ".join(verdict(host)["reasons"])
 
 
 @pytest.mark.parametrize("fault", ["sleep", "wake", "memory"])
@@ -176,10 +176,62 @@ def test_an_old_release_that_has_to_be_started_in_a_turn_is_another_start(host: 
     ends_right(host, NEW if host.outcome() == "committed" else OLD)
 
 
+def test_two_starts_of_each_side_are_measured_where_that_is_asked_for(host: StandbyHost) -> None:
+    host.takes_turns = True
+    assert host.switch(criteria={"restarts": 2}) == "committed"
+    ends_right(host, NEW)
+    assert host.starts == [NEW, NEW, OLD]
+    assert (rounds_of(host)["blocks"], rounds_of(host)["starts"]) == (12, 2)
+    assert any("12 blocks of four rounds and 2 starts" in text for text in verdict(host)["reasons"])
+    kept = json.loads((host.paths.evidence / verdict(host)["tx"] / "turns.json").read_text())
+    assert [{side["start"] for side in block} for block in kept["blocks"]] == [{0}] * 6 + [{1}] * 6
+
+
+def test_starts_that_differ_are_in_the_interval(host: StandbyHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[set[tuple[int, int]]] = []
+
+    def judge(blocks: list[turns.Block], *known: Any) -> turns.Finding:
+        judged.append({block.pair for block in blocks})
+        return turns.Finding(0.0, 0.001, 30, 0.5, len(blocks), "pass")
+
+    host.takes_turns = True
+    monkeypatch.setattr(in_turns.turns, "judge", judge)
+    host.switch(criteria={"restarts": 2})
+    assert judged and all(pairs == {(0, 0), (1, 1)} for pairs in judged)
+
+
+def test_without_time_for_second_starts_one_start_of_each_is_measured(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.takes_turns = True
+    monkeypatch.setattr(judging.Judging, "_start_s", lambda this: 60.0)
+    soon = time.time() + 100.0
+    assert host.switch(criteria={"restarts": 2}, measure_until=soon) == "committed"
+    assert host.starts == [NEW] and rounds_of(host)["starts"] == 1
+
+
+@pytest.mark.parametrize("who", [OLD, NEW])
+def test_a_second_start_that_fails_leaves_one_proven_release(host: StandbyHost, who: str) -> None:
+    host.takes_turns = True
+    host.breaks_at_start[who] = 2 if who == NEW else 1
+    outcome = host.switch(criteria={"restarts": 2})
+    # The old release ran before this switch began. Where it does not start again, the new one is judged by
+    # what was measured, and stays.
+    assert outcome == ("rolled_back" if who == NEW else "committed")
+    ends_right(host, OLD if who == NEW else NEW)
+
+
+@pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
+def test_death_at_some_calls_around_second_starts_leaves_one_proven_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: bool
+) -> None:
+    die_at_every(31, tmp_path, monkeypatch, 50.0, boot, takes_turns=True, criteria={"restarts": 2})
+
+
 def test_a_trial_takes_turns_too(host: StandbyHost) -> None:
     host.takes_turns = True
     assert host.switch(purpose=TRIAL) == "tried"
-    assert in_turns(host)["blocks"] == 6
+    assert rounds_of(host)["blocks"] == 6
     ends_right(host, OLD)
 
 
@@ -198,11 +250,13 @@ def test_death_at_more_calls_of_a_measurement_in_turns_leaves_one_proven_release
     die_at_every(11, tmp_path, monkeypatch, rate, boot=False, takes_turns=True)
 
 
-def count_calls(root: Path, monkeypatch: pytest.MonkeyPatch, rate: float, takes_turns: bool = False) -> int:
+def count_calls(
+    root: Path, monkeypatch: pytest.MonkeyPatch, rate: float, takes_turns: bool = False, **order: Any
+) -> int:
     with monkeypatch.context() as patch:
         host = prepared(root, patch, rate)
         host.takes_turns = takes_turns
-        host.switch()
+        host.switch(**order)
         return len(host.calls)
 
 
@@ -228,15 +282,16 @@ def die_at_every(
     rate: float,
     boot: bool,
     takes_turns: bool = False,
+    **order: Any,
 ) -> None:
-    total = count_calls(tmp_path / "dry", monkeypatch, rate, takes_turns)
+    total = count_calls(tmp_path / "dry", monkeypatch, rate, takes_turns, **order)
     assert total > 100
     for moment in range(0, total, step):
         with monkeypatch.context() as patch:
             host = prepared(tmp_path / f"{moment}", patch, rate)
             host.die_at, host.takes_turns = moment, takes_turns
             with contextlib.suppress(Killed):
-                host.switch()
+                host.switch(**order)
             host.recover(boot)
             committed = any(entry["step"] == "commit" for entry in host.journal())
             ends_right(

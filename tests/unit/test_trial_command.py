@@ -90,7 +90,7 @@ def test_its_verdict_decides_and_the_old_release_serves(
     teller: Teller, monkeypatch: pytest.MonkeyPatch, rate: float, code: int, verdict: str
 ) -> None:
     made = fleet(teller, monkeypatch, rate)
-    ended, screen = tried("--now", "--reason", "ticket 7")
+    ended, screen = tried("--now", "--reason", "ticket 7", "--restarts", "2")
     assert ended == code
     assert f"gpu1 chat: release {NEW} against {OLD}: {verdict}" in screen
     assert "Throughput" in screen and "change, 95 %" in screen
@@ -98,7 +98,7 @@ def test_its_verdict_decides_and_the_old_release_serves(
     ((_, *words),) = made.words
     assert words == [
         *("prod.py", "deploy.py", "-y", "--data", "trial=true"),
-        *("--data", "switch_now=true", "--data", "reason=ticket 7"),
+        *("--data", "switch_now=true", "--data", "reason=ticket 7", "--data", 'gate={"restarts": 2}'),
     ]
 
 

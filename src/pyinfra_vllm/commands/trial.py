@@ -12,6 +12,7 @@ from rich.table import Table
 
 from .. import deploying, fleet
 from ..asking import Hosts
+from ..on_host.bench.criteria import MOST_STARTS
 from ..on_host.gate.gate import EXIT_CODES
 from ..on_host.gate.verdict import FAIL, INCONCLUSIVE, PASS
 from ..on_host.switch.order import TRIAL
@@ -91,6 +92,7 @@ def run(
     *,
     now: bool = False,
     reason: str | None = None,
+    restarts: int | None = None,
 ) -> Tried:
     """Run deploy.py as a trial, then read what its hosts recorded.
 
@@ -98,12 +100,15 @@ def run(
 
     + now: also outside of the windows
     + reason: why, for the record
+    + restarts: the starts of each side that are measured in turns; None is what the gate declares
     """
     data: dict[str, object] = {"trial": True}
     if now:
         data["switch_now"] = True
     if reason:
         data["reason"] = reason
+    if restarts:
+        data["gate"] = {"restarts": restarts}
     words = deploying.command(inventory, limit, group_data, data)
     wanted = fleet.load(inventory, data, group_data, limit=limit)
     with Hosts(inventory, limit, group_data) as hosts:
@@ -124,6 +129,11 @@ def run(
 @options.inventory
 @click.option("--now", is_flag=True, help="Also outside the services' windows.")
 @click.option("--reason", metavar="TEXT", help="Why, for the record.")
+@click.option(
+    "--restarts",
+    type=click.IntRange(1, MOST_STARTS),
+    help="Starts of each side that are measured in turns, with standby.",
+)
 @options.limit
 @options.group_data
 @options.json_wanted
@@ -131,6 +141,7 @@ def trial(
     inventory: str,
     now: bool,
     reason: str | None,
+    restarts: int | None,
     limit: tuple[str, ...],
     group_data: tuple[str, ...],
     json_wanted: bool,
@@ -140,7 +151,7 @@ def trial(
     Nothing is accepted or rejected by it. Without standby it costs two restarts. Exit code 0 where every
     verdict is pass or nothing is to be tried, 1 for a fail, 3 for a doubt, 4 where the window is closed.
     """
-    tried = run(inventory, limit, group_data, now=now, reason=reason)
+    tried = run(inventory, limit, group_data, now=now, reason=reason, restarts=restarts)
     if json_wanted:
         click.echo(json.dumps(tried.as_dict(), indent=2))
         return tried.exit_code

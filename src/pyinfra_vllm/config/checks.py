@@ -136,6 +136,16 @@ def estimate_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
     )
 
 
+def restarts_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
+    """Services that are to be measured on two starts of each side, and can't be: that needs turns."""
+    return tuple(
+        f"{host}: service {service.name}: gate.restarts = {service.gate.criteria().restarts} changes nothing"
+        " without `standby: true`: second starts are measured in turns"
+        for host, service in _services(hosts)
+        if service.gate.criteria().restarts > 1 and not service.standby
+    )
+
+
 def network_warnings(hosts: Mapping[str, Declared]) -> tuple[str, ...]:
     """Services that listen wider than loopback and ask nobody for a key."""
     return tuple(

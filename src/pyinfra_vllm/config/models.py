@@ -369,7 +369,13 @@ class Service(Declaration):
         if "switch_estimate" in self.model_fields_set:
             return self.switch_estimate
         without = timedelta(seconds=self.gate.criteria().both_sides_s(in_turns=False))
-        return self.switch_estimate + self.measuring - without
+        starts = self.starts_beside_the_first * self.switch_estimate / 3
+        return self.switch_estimate + self.measuring - without + starts
+
+    @property
+    def starts_beside_the_first(self) -> int:
+        """How often a switch starts one of the two releases again, to measure it on another start."""
+        return 2 * (self.gate.criteria().restarts - 1) if self.standby else 0
 
     @property
     def own_cards(self) -> tuple[Gpu, ...]:

@@ -79,7 +79,8 @@ def _measured(service: Service, history: History) -> Estimate | None:
         return None
     there, back = max(map(_there, whole)), _longest_back(service, whole)
     source = f"measured here in {counted(len(whole), 'switch', 'switches')}"
-    return Estimate((there + back) * FACTOR + service.measuring, source)
+    starts = service.starts_beside_the_first * max(map(_start, whole))
+    return Estimate((there + back + starts) * FACTOR + service.measuring, source)
 
 
 def _whole(history: History) -> list[Summary]:

@@ -33,11 +33,13 @@ SHARES = (
     "min_right_share",
 )
 LANGUAGES = ("en", "ja")  # that there are built-in questions and texts in
+MOST_STARTS = 2  # of each side that rounds in turns can have
 LONGEST_S = 7 * 86400  # a service is measured and watched for so long at most
 # The least and the most of what is neither a share nor a limit of a phase, and how to say it.
 RANGES: dict[str, tuple[float, float, str]] = {
     "budget_s": (5, LONGEST_S, f"at least 5 seconds, at most {LONGEST_S}"),
     "max_budget_s": (5, LONGEST_S, f"at least 5 seconds, at most {LONGEST_S}"),
+    "restarts": (1, MOST_STARTS, "1 or 2: the starts of each side that rounds in turns are measured on"),
     "ttft_floor_s": (0, math.inf, "seconds from 0 on"),
     "tpot_floor_s": (0, math.inf, "seconds from 0 on"),
     "e2e_floor_s": (0, math.inf, "seconds from 0 on"),
@@ -70,6 +72,7 @@ class Criteria:
     max_budget_s: float | None = (
         None  # seconds before a release goes back for doubt alone; None is 3 x budget_s
     )
+    restarts: int = 1  # starts of each side that rounds in turns (standby) are measured on
     concurrency: tuple[int | str, ...] = (1, 8, MAX)
     prompt_tokens: tuple[int, ...] | None = None  # lengths that take turns; None is about 32, 250 and 1000
     answer_tokens: int | None = None  # of each answer; None is 128, fewer where the budget is short

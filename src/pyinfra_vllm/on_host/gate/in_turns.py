@@ -32,10 +32,12 @@ class Side:
 
     who: turns.OLD or turns.NEW
     phases: with this round alone
+    start: which start of its server this is, from 0 on
     """
 
     who: str
     phases: Sequence[Phase]
+    start: int = 0
 
     def value(self, phase: str, metric: str) -> float | None:
         """The logarithm of what is less when it is better; None where the round has none."""
@@ -47,7 +49,7 @@ class Side:
 
     def as_dict(self, keys: Sequence[Key]) -> dict[str, object]:
         values = {f"{phase} {metric}": self.value(phase, metric) for phase, metric in keys}
-        return {"side": self.who, "values": values}
+        return {"side": self.who, "start": self.start, "values": values}
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class InTurns:
         """Whether there are as many blocks as a verdict needs."""
         return len(self.blocks) >= turns.LEAST_BLOCKS
 
+    @property
+    def starts(self) -> int:
+        """How many starts of each side were measured."""
+        return len({rounds[0].start for rounds in self.blocks})
+
     def of(self, key: Key) -> list[Block]:
         """The blocks of one metric; those in which a round has no value are left out."""
         found = []
@@ -72,7 +79,8 @@ class InTurns:
             values = [each.value(*key) for each in rounds]
             known = [value for value in values if value is not None]
             if len(known) == len(values):
-                found.append(Block("".join(each.who for each in rounds), known))
+                start = rounds[0].start
+                found.append(Block("".join(each.who for each in rounds), known, (start, start)))
         return found
 
     def as_dict(self) -> dict[str, object]:
@@ -86,9 +94,10 @@ class InTurns:
 
     def line(self) -> str:
         """How it was measured, in words."""
+        starts = f" and {self.starts} starts of each side" if self.starts > 1 else ""
         return (
-            f"measured in {self.turns} turns: {len(self.blocks)} blocks of four rounds, in an order that"
-            " chance chose, so that a drift of the machine can't pass for a difference"
+            f"measured in {self.turns} turns: {len(self.blocks)} blocks of four rounds{starts}, in an order"
+            " that chance chose, so that a drift of the machine can't pass for a difference"
         )
 
 

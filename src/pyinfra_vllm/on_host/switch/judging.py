@@ -18,6 +18,7 @@ from ..server import gpu_memory, hooks
 from ..server.release import Release
 from ..server.service import NotServing
 from ..state import durable
+from ..state import transactions as journaled
 from ..state.paths import ServicePaths
 from . import rounds, standby
 from .base import SERVING, Transaction
@@ -142,20 +143,32 @@ class Judging(Transaction):
         sides = {turns.OLD: self.old, turns.NEW: new}
         budget_s = min(self.criteria.budget_s, _until(self.order.measure_until))
         criteria = self.criteria.at(max(self.settings.concurrency))
-        with self.journal.step("turns", release=new.id, limit_s=budget_s) as result:
+        again = self.criteria.restarts > 1
+        again_s = 2 * self._start_s() if again else 0.0
+        taken = rounds.Rounds(
+            self.turns.reach,
+            lambda side, number, until: self._one_round(sides[side], number, until),
+            lambda measured: in_turns.settled(measured, criteria),
+            self.turns.keep_canary,
+            self.evidence.tx,
+        )
+
+        def in_time() -> bool:
+            return again_s + budget_s / 2 < _until(self.order.measure_until)
+
+        with self.journal.step("turns", release=new.id, limit_s=budget_s + again_s) as result:
             try:
-                found = rounds.measure(
-                    self.turns.reach,
-                    lambda side, number, until: self._one_round(sides[side], number, until),
-                    lambda measured: in_turns.settled(measured, criteria),
-                    budget_s,
-                    self.evidence.tx,
-                )
+                found = taken.measure(budget_s, in_time if again else None)
             except Failed as problem:
                 raise NotServing(str(problem)) from problem
-            result.update(turns=found.turns, blocks=len(found.blocks))
+            result.update(turns=found.turns, blocks=len(found.blocks), starts=found.starts)
         self.evidence.keep("turns", found.as_dict())
         return found
+
+    def _start_s(self) -> float:
+        """Seconds that the start of the new release took, with the sleep of the old one before it."""
+        known = journaled.Transaction(self.journal.entries()).turns
+        return journaled.took_s(known, "activate intended", "ready done")
 
     def _one_round(self, release: Release, number: int, until: float) -> Sequence[Phase]:
         assert self.before is not None

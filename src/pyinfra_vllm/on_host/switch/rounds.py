@@ -11,9 +11,10 @@ from typing import Callable
 from ..bench.record import Phase
 from ..gate import turns
 from ..gate.in_turns import InTurns, Side
+from ..openai.client import ClientError
 from . import pair
 from .pair import Act, Busy
-from .two_servers import Failed
+from .two_servers import Failed, Stuck
 
 MOST_BLOCKS = 30  # of what the journal has room reserved for, about a third
 GOALS = {turns.OLD: pair.TURN_TO_OLD, turns.NEW: pair.TURN_TO_NEW}
@@ -21,53 +22,91 @@ GOALS = {turns.OLD: pair.TURN_TO_OLD, turns.NEW: pair.TURN_TO_NEW}
 Reach = Callable[[pair.Goal], Sequence[Act]]
 Ask = Callable[[str, int, float], Sequence[Phase]]
 Enough = Callable[[InTurns], bool]
-
-
-def measure(reach: Reach, ask: Ask, enough: Enough, budget_s: float, seed: str) -> InTurns:
-    """Measure blocks of rounds in turns.
-
-    + reach: has this goal reached (two_servers), and tells its acts
-    + ask: one round of this side, with its number and its deadline
-    + enough: asked after each block
-    + budget_s: after so many seconds no block is begun that would not end in time
-    + seed: of the order, for the record
-
-    A client's requests that don't end, and an old release that has to be started, end the measurement. Raises
-    Failed where the new release fails in a turn, and whatever else a turn raises.
-    """
-    blocks: list[list[Side]] = []
-    changes, longest_s, until = 0, 0.0, time.monotonic() + budget_s
-    try:
-        for number, sides in enumerate(turns.orders(MOST_BLOCKS, seed)):
-            began = time.monotonic()
-            if began + longest_s > until:
-                break
-            block: list[Side] = []
-            for side in sides:
-                changes += _turn(reach, side)
-                asked = 2 * number + [each.who for each in block].count(side)
-                block.append(Side(side, ask(side, asked, until)))
-            blocks.append(block)
-            longest_s = max(longest_s, time.monotonic() - began)
-            if enough(InTurns(blocks, changes)):
-                break
-    except (Busy, _Restarted):
-        pass  # what was measured so far counts
-    changes += bool(reach(pair.TURN_TO_NEW))
-    return InTurns(blocks, changes)
+Keep = Callable[[str], None]
 
 
 class _Restarted(Exception):
-    """The old release had to be started: it can't take turns."""
+    """The old release had to be started, or does not start again: it can't take turns."""
 
 
-def _turn(reach: Reach, side: str) -> bool:
-    """Whether the servers changed. Raises Failed where the new one was lost: one that keeps its memory is
-    stopped while that is waited for, which only its next start shows.
+class Rounds:
+    """The blocks of one measurement.
+
+    + reach: has this goal reached (two_servers), and tells its acts
+    + ask: one round of this side, with its number and its deadline
+    + enough: asked after each block, about those of the same starts
+    + keep_canary: writes down what this server answers after a start
+    + seed: of the order, for the record
     """
-    acts = reach(GOALS[side])
-    if Act(pair.STOP, pair.NEW) in acts or Act(pair.START, pair.NEW) in acts:
-        raise Failed("the new release had to be stopped in a turn: it failed to sleep, or kept its memory")
-    if Act(pair.START, pair.OLD) in acts:
-        raise _Restarted
-    return bool(acts)
+
+    def __init__(self, reach: Reach, ask: Ask, enough: Enough, keep_canary: Keep, seed: str) -> None:
+        self.reach, self.ask, self.enough, self.keep_canary = reach, ask, enough, keep_canary
+        self.orders = turns.orders(MOST_BLOCKS, seed)
+        self.blocks: list[list[Side]] = []
+        self.changes = 0
+
+    def measure(self, budget_s: float, start_again: Callable[[], bool] | None = None) -> InTurns:
+        """Measure for so long in all.
+
+        + start_again: asked after half of it: whether there is time for a second start of each side
+
+        A client's requests that don't end, and an old release that has to be started or does not start
+        again, end the measurement. Raises Failed where the new release fails, and whatever else a turn
+        raises.
+        """
+        share = 2 if start_again else 1
+        try:
+            self._fill(0, budget_s / share, MOST_BLOCKS // share)
+            if start_again and start_again():
+                self._start_both_again()
+                self._fill(1, budget_s / share, MOST_BLOCKS)
+        except (Busy, _Restarted):
+            pass  # what was measured so far counts
+        self.changes += bool(self.reach(pair.TURN_TO_NEW))
+        return InTurns(self.blocks, self.changes)
+
+    def _fill(self, start: int, budget_s: float, most: int) -> None:
+        """Blocks of this start, none begun that would not end in time, and no more than `most` in all."""
+        first, longest_s, until = len(self.blocks), 0.0, time.monotonic() + budget_s
+        for number in range(first, most):
+            began = time.monotonic()
+            if began + longest_s > until:
+                return
+            block: list[Side] = []
+            for side in self.orders[number]:
+                self.changes += self._turn(side)
+                asked = 2 * number + [each.who for each in block].count(side)
+                block.append(Side(side, self.ask(side, asked, until), start))
+            self.blocks.append(block)
+            longest_s = max(longest_s, time.monotonic() - began)
+            if self.enough(InTurns(self.blocks[first:])):
+                return
+
+    def _turn(self, side: str) -> bool:
+        """Whether the servers changed. Raises Failed where the new one was lost: one that keeps its memory is
+        stopped while that is waited for, which only its next start shows.
+        """
+        acts = self.reach(GOALS[side])
+        if Act(pair.STOP, pair.NEW) in acts or Act(pair.START, pair.NEW) in acts:
+            raise Failed(
+                "the new release had to be stopped in a turn: it failed to sleep, or kept its memory"
+            )
+        if Act(pair.START, pair.OLD) in acts:
+            raise _Restarted
+        return bool(acts)
+
+    def _start_both_again(self) -> None:
+        """First the new release, while the old one is there; then the old one, while the new one is."""
+        self.changes += bool(self.reach(pair.BACK))
+        self.reach(pair.TURN_TO_NEW)
+        try:
+            self.keep_canary(pair.NEW)
+        except ClientError as problem:
+            raise Failed(f"the new release does not answer after its second start: {problem}") from problem
+        self.reach(pair.FORWARD)
+        self.changes += 2
+        try:
+            self.reach(pair.TURN_TO_OLD)
+            self.keep_canary(pair.OLD)
+        except (Stuck, ClientError) as problem:
+            raise _Restarted from problem

@@ -261,6 +261,22 @@ def test_a_trial_measures_in_turns_and_leaves_the_old_release_where_it_was(host:
 
 
 @pytest.mark.full
+def test_two_starts_of_each_side_are_measured_in_turns(host: Host, serves_a: str) -> None:
+    words = ("pyinfra-vllm", "trial", control.INVENTORY, "--limit", NAME, "--restarts", "2", "--json")
+    with client(host) as found:
+        done = run(*words, release="b", gate={**GATE, "budget_s": 60, "answer_tokens": 32})
+    (told,) = json.loads(done.stdout)["trials"]
+    assert (done.returncode, told["verdict"]) == (0, "pass"), told["reasons"]
+    assert any("and 2 starts of each side" in reason for reason in told["reasons"]), told["reasons"]
+    (turns,) = [e for e in entries(host) if (e["step"], e["state"]) == ("turns", "done")]
+    print(turns)
+    assert turns["starts"] == 2 and turns["blocks"] >= 6
+    assert (acts(host).count("start new"), acts(host).count("start old")) == (2, 1)
+    assert status(host)["running"] == serves_a and units(host) == [f"vllm-tiny.{serves_a}.service"]
+    assert found["lost"] == {}, found
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("fault", ["SLEEP fails", "WAKE fails", "WAKE wrong"])
 def test_an_old_release_that_fails_is_started_plainly(host: Host, serves_a: str, fault: str) -> None:
     host.ssh(f"echo {serves_a} {fault} > {ENGINE}")

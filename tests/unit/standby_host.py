@@ -196,9 +196,7 @@ class StandbyHost(SimulatedHost):
         plan = Plan({"short": 5}, 32, 4, {"c1": 3, "c8": 24})
         return replace(found, plan=plan) if self.takes_turns else found
 
-    def _one_round(
-        self, client: Any, settings: Any, like: Record, number: int, deadline: float, progress: Any = None
-    ) -> tuple[Phase, ...]:
+    def _one_round(self, client: Any, settings: Any, like: Record, number: int, *_: Any) -> tuple[Phase, ...]:
         """The awake server is as fast as its rate says, but for the machine's drift and a little noise."""
         assert self.running is not None
         self.rounds.append((self.running, number))

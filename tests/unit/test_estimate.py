@@ -19,6 +19,7 @@ from pyinfra_vllm.window import WindowState
 
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 MEASURING = 12  # minutes: both sides up to three times the gate's default budget of 120 s
+IN_TURNS = 2  # minutes: standby measures the new release alone, and then both for as long as the old one
 BEGAN = datetime(2026, 11, 20, 2, 0, tzinfo=UTC)
 
 
@@ -75,13 +76,14 @@ def test_measuring_counts_with_the_most_that_the_gate_allows_however_soon_it_end
     assert minutes(estimate(service(gate=kept), [short])) == pytest.approx((8 - 3 + 2) * FACTOR + 2)
 
 
-def test_standby_adds_rounds_in_turns_where_they_take_longer_than_doubt_about_the_new_release() -> None:
+def test_with_standby_both_are_measured_in_turns_besides() -> None:
     short = [committed(8)]
     plain = (8 + 2) * FACTOR
-    assert minutes(estimate(service(standby=True), short)) == pytest.approx(plain + MEASURING)
+    assert minutes(estimate(service(standby=True), short)) == pytest.approx(plain + MEASURING + IN_TURNS)
+    assert estimate(service(standby=True)) == Estimate((45 + IN_TURNS) * MINUTE, "the default")
     tight = service(standby=True, gate={"budget_s": 120, "max_budget_s": 150})
-    assert minutes(estimate(tight, short)) == pytest.approx(plain + 6.5)  # 150 s, 120 s, 120 s in turns
-    assert estimate(tight) == Estimate(46.5 * MINUTE, "the default")
+    assert minutes(estimate(tight, short)) == pytest.approx(plain + 7)  # 150 s, 120 s, 150 s in turns
+    assert estimate(tight) == Estimate(47 * MINUTE, "the default")
     kept = service(standby=True, gate={"on_inconclusive": "keep"})
     assert minutes(estimate(kept, short)) == pytest.approx(plain + 6)
     assert estimate(kept) == Estimate(47 * MINUTE, "the default")
@@ -89,13 +91,13 @@ def test_standby_adds_rounds_in_turns_where_they_take_longer_than_doubt_about_th
 
 def test_second_starts_of_both_sides_count_as_starts() -> None:
     twice = service(standby=True, gate={"restarts": 2})
-    assert minutes(estimate(twice, [committed(8)])) == pytest.approx((8 + 2 + 2 * 2) * FACTOR + MEASURING)
-    assert estimate(twice) == Estimate((45 + 2 * 15) * MINUTE, "the default")
+    known = minutes(estimate(twice, [committed(8)]))
+    assert known == pytest.approx((8 + 2 + 2 * 2) * FACTOR + MEASURING + IN_TURNS)
+    assert estimate(twice) == Estimate((45 + IN_TURNS + 2 * 15) * MINUTE, "the default")
     assert estimate(service(gate={"restarts": 2})) == estimate(service())  # without standby there are none
 
 
-def test_default_is_what_it_was_without_standby_and_where_turns_take_no_longer() -> None:
-    assert estimate(service(standby=True)) == estimate(service())
+def test_default_is_what_it_was_without_standby() -> None:
     assert estimate(service(gate={"max_budget_s": 120})) == Estimate(45 * MINUTE, "the default")
 
 
@@ -107,14 +109,15 @@ def test_a_declared_estimate_is_never_changed_by_standby() -> None:
 def test_rounds_in_turns_of_the_record_are_measuring_and_get_no_margin() -> None:
     turns = {"turns intended": at(3), "turns done": at(6)}
     measured = committed(8, turns={**committed(8).turns, **turns})
-    assert minutes(estimate(service(standby=True), [measured])) == pytest.approx(7 * FACTOR + MEASURING)
+    known = minutes(estimate(service(standby=True), [measured]))
+    assert known == pytest.approx(7 * FACTOR + MEASURING + IN_TURNS)
 
 
 def test_with_standby_a_way_back_counts_as_a_start_since_the_old_release_may_not_wake() -> None:
     turns = {**committed(8).turns, "restore intended": at(6), "restore done": at(6.05)}
     woken = committed(7, outcome="rolled_back", turns=turns)
     asleep = service(standby=True)
-    assert minutes(estimate(asleep, [woken])) == pytest.approx((6 + 2) * FACTOR + MEASURING)
+    assert minutes(estimate(asleep, [woken])) == pytest.approx((6 + 2) * FACTOR + MEASURING + IN_TURNS)
     assert way_back(asleep, [woken]) == 2 * FACTOR * MINUTE
     assert way_back(service(), [woken]) == 3 * SECOND * FACTOR
 

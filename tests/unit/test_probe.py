@@ -129,6 +129,21 @@ def test_a_baseline_is_measured_further_with_new_prompts_and_the_other_side_meas
     assert numbers_of(after) == [4, 3, 2, 1, 0] and set(prompts_of(after)) == set(prompts_of(before))
 
 
+def test_rounds_in_turns_last_as_long_as_asked_with_every_shape_and_the_same_prompts_for_both() -> None:
+    """The baseline's own rounds are longer: as many as are planned fill its budget."""
+    with serving(ttft_s=0.02) as server:
+        client = Client(server.url, "m")
+        like = Record.read(measure(client, replace(QUICK, budget_s=3)), "like")
+        ends = time.monotonic() + 20
+        one, other = (probe.one_round(client, QUICK, like, 5, 0.0, ends) for _ in "AB")
+        longer = probe.one_round(client, QUICK, like, 5, 1.5, ends)
+    assert like.plan and like.plan.requests["c4"] > 4
+    names = [[item.prompt for phase in found for item in phase.requests] for found in (one, other)]
+    assert sorted(names[0]) == sorted(names[1]) and all(item.ok for phase in one for item in phase.requests)
+    assert [len(phase.requests) for phase in one] == [2, 4]  # both shapes once, and each stream once
+    assert all(len(big.requests) > len(small.requests) for big, small in zip(longer, one, strict=True))
+
+
 def test_a_side_that_is_known_precisely_enough_stops_and_the_plan_says_what_was_measured() -> None:
     settings = Settings(**{**vars(QUICK), "budget_s": 5, "rounds": 50})
     with serving() as server:

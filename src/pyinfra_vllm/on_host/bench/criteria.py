@@ -204,11 +204,10 @@ class Criteria:
     def both_sides_s(self, in_turns: bool) -> float:
         """Seconds of measuring on both sides at most.
 
-        + in_turns: the new release is measured for `budget_s`, and then both in turns for as long again;
-            where they can't take turns, it is as without
+        + in_turns: the new release is measured for `budget_s`, and then both in turns for as long as the old
+            one may be; where they can't take turns, it is as without
         """
-        apart_s = 2 * self.longest_s
-        return max(apart_s, self.longest_s + 2 * self.budget_s) if in_turns else apart_s
+        return 2 * self.longest_s + (self.budget_s if in_turns else 0.0)
 
     def streams(self, admitted: int) -> tuple[int, ...]:
         """How many requests at once, in each phase, of a server that admits so many.

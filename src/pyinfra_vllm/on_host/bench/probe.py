@@ -74,6 +74,7 @@ def one_round(
     settings: Settings,
     like: Record,
     number: int,
+    round_s: float,
     deadline: float,
     progress: Progress | None = None,
 ) -> tuple[Phase, ...]:
@@ -81,10 +82,11 @@ def one_round(
     turns. Nothing is warmed up: whoever was woken has answered its canary.
 
     + like: the record whose plan both share, and whose answers say how long one takes
+    + round_s: how long it should last; longer where every shape of prompts needs it
     + deadline: on time.monotonic()'s clock; a round that it cuts is not whole
     """
     run = _Run(client, settings, deadline, progress or (lambda line: None), lambda phases: False)
-    return run.single(like, number)
+    return run.single(like, number, round_s)
 
 
 class _Silent(Exception):
@@ -146,13 +148,13 @@ class _Run:
             longer = self._rounds(record, replace(plan, rounds=MANY), done, MANY)
         return replace(longer, plan=replace(plan, rounds=max(1, whole(longer))))
 
-    def single(self, like: Record, number: int) -> tuple[Phase, ...]:
+    def single(self, like: Record, number: int, round_s: float) -> tuple[Phase, ...]:
         """This round alone, of every phase."""
-        plan = like.plan or Plan()
         self.aside = 0.0
         if "cache_salt" not in self.client.extensions:
             self.nonce = prompts.nonce(self.salt)
         self._know_times(like)
+        plan = sizing.in_turns(like.plan or Plan(), self.settings.concurrency, self.typical, round_s)
         with scheduling.first_in_line():
             found = self._rounds(replace(like, phases=()), plan, number, number + 1)
         return found.phases

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..openai.client import Streamed
 from .plan import Plan, Settings, phase_name
@@ -70,11 +71,29 @@ def planned(
     """
     batches = least_batches(settings.concurrency, words)
     rounds = max(1, min(settings.rounds, int(speed_s * SLACK / round_s(batches, typical))))
-    share = speed_s * SLACK / rounds / len(settings.concurrency)
-    requests = {}
-    for concurrency in settings.concurrency:
-        name = phase_name(concurrency)
-        fit = int(share / typical.get(name, REQUEST_TIMEOUT_S))
-        count = max(batches[name], fit if rounds == settings.rounds else batches[name])
-        requests[name] = count * concurrency
+    longest_s = speed_s * SLACK / rounds if rounds == settings.rounds else 0.0
+    requests = _requests(settings.concurrency, batches, typical, longest_s)
     return Plan(words=words, output_tokens=tokens, rounds=rounds, requests=requests)
+
+
+def in_turns(plan: Plan, concurrency: Sequence[int], typical: Mapping[str, float], longest_s: float) -> Plan:
+    """The plan for two servers that take turns: rounds that last so long, or longer where every shape needs
+    it.
+    """
+    batches = least_batches(concurrency, plan.words)
+    return replace(plan, requests=_requests(concurrency, batches, typical, longest_s))
+
+
+def _requests(
+    concurrency: Sequence[int], batches: Mapping[str, int], typical: Mapping[str, float], longest_s: float
+) -> dict[str, int]:
+    """Requests of one round by phase: as many as fit into its share of these seconds, and no fewer than
+    `batches`.
+    """
+    share = longest_s / len(concurrency)
+    found = {}
+    for streams in concurrency:
+        name = phase_name(streams)
+        fit = int(share / typical.get(name, REQUEST_TIMEOUT_S))
+        found[name] = max(batches[name], fit) * streams
+    return found

@@ -19,6 +19,8 @@ from .verdict import FAIL, INCONCLUSIVE, PASS
 OLD, NEW = "A", "B"
 ORDERS = ("ABBA", "BAAB")
 LEAST_BLOCKS = 6
+# Of the budget, for one round: eight blocks fit it where turns take the other three tenths.
+ROUND_SHARE = 0.7 / (4 * 8)
 # Blocks are enough when this many standard errors of theirs fit into half of the loss to be seen: the
 # quantiles of both error rates, 2.33 + 1.64.
 ENOUGH = 4.0

@@ -141,7 +141,8 @@ class Judging(Transaction):
         if not self._takes_turns or self.turns is None or self.old is None:
             return None
         sides = {turns.OLD: self.old, turns.NEW: new}
-        budget_s = min(self.criteria.budget_s, _until(self.order.measure_until))
+        left_s = _until(self.order.measure_until)
+        budget_s, longest_s = min(self.criteria.budget_s, left_s), min(self.criteria.longest_s, left_s)
         criteria = self.criteria.at(max(self.settings.concurrency))
         again = self.criteria.restarts > 1
         again_s = 2 * self._start_s() if again else 0.0
@@ -154,11 +155,11 @@ class Judging(Transaction):
         )
 
         def in_time() -> bool:
-            return again_s + budget_s / 2 < _until(self.order.measure_until)
+            return again_s + longest_s / 2 < _until(self.order.measure_until)
 
-        with self.journal.step("turns", release=new.id, limit_s=budget_s + again_s) as result:
+        with self.journal.step("turns", release=new.id, limit_s=longest_s + again_s) as result:
             try:
-                found = taken.measure(budget_s, in_time if again else None)
+                found = taken.measure(budget_s, longest_s, in_time if again else None)
             except Failed as problem:
                 raise NotServing(str(problem)) from problem
             result.update(turns=found.turns, blocks=len(found.blocks), starts=found.starts)
@@ -175,7 +176,13 @@ class Judging(Transaction):
         say = self.evidence.say_how_far
         client = self.service.client(release)
         return probe.one_round(
-            client, self.settings, self.before, number, until, lambda line: say(f"turns: {line}")
+            client,
+            self.settings,
+            self.before,
+            number,
+            self.criteria.budget_s * turns.ROUND_SHARE,
+            until,
+            lambda line: say(f"turns: {line}"),
         )
 
     def _tell(self, verdict: Verdict) -> None:

@@ -45,9 +45,12 @@ class Rounds:
         self.blocks: list[list[Side]] = []
         self.changes = 0
 
-    def measure(self, budget_s: float, start_again: Callable[[], bool] | None = None) -> InTurns:
+    def measure(
+        self, budget_s: float, longest_s: float, start_again: Callable[[], bool] | None = None
+    ) -> InTurns:
         """Measure for so long in all.
 
+        + longest_s: the same where there are too few blocks for a verdict after `budget_s`
         + start_again: asked after half of it: whether there is time for a second start of each side
 
         A client's requests that don't end, and an old release that has to be started or does not start
@@ -56,21 +59,26 @@ class Rounds:
         """
         share = 2 if start_again else 1
         try:
-            self._fill(0, budget_s / share, MOST_BLOCKS // share)
+            self._fill(0, share, budget_s, longest_s)
             if start_again and start_again():
                 self._start_both_again()
-                self._fill(1, budget_s / share, MOST_BLOCKS)
+                self._fill(1, share, budget_s, longest_s)
         except (Busy, _Restarted):
             pass  # what was measured so far counts
         self.changes += bool(self.reach(pair.TURN_TO_NEW))
         return InTurns(self.blocks, self.changes)
 
-    def _fill(self, start: int, budget_s: float, most: int) -> None:
-        """Blocks of this start, none begun that would not end in time, and no more than `most` in all."""
-        first, longest_s, until = len(self.blocks), 0.0, time.monotonic() + budget_s
-        for number in range(first, most):
+    def _fill(self, start: int, share: int, budget_s: float, longest_s: float) -> None:
+        """Blocks of this start, none begun that would not end in time.
+
+        + share: how many starts share the seconds
+        """
+        first, block_s, now = len(self.blocks), 0.0, time.monotonic()
+        until = now + longest_s / share
+        for number in range(first, first + MOST_BLOCKS // share):
             began = time.monotonic()
-            if began + longest_s > until:
+            few = number - first < turns.LEAST_BLOCKS / share
+            if began + block_s > (until if few else now + budget_s / share):
                 return
             block: list[Side] = []
             for side in self.orders[number]:
@@ -78,7 +86,7 @@ class Rounds:
                 asked = 2 * number + [each.who for each in block].count(side)
                 block.append(Side(side, self.ask(side, asked, until), start))
             self.blocks.append(block)
-            longest_s = max(longest_s, time.monotonic() - began)
+            block_s = max(block_s, time.monotonic() - began)
             if self.enough(InTurns(self.blocks[first:])):
                 return
 

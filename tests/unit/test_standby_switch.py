@@ -140,7 +140,7 @@ def test_both_are_measured_in_turns_and_the_verdict_says_how_many(host: StandbyH
     assert len(kept["blocks"]) == 6 and kept["blocks"][0][0]["values"]["c1 tokens_per_s"] < 0
 
 
-@pytest.mark.parametrize(("rate", "outcome"), [(100.0, "committed"), (88.0, "rolled_back")])
+@pytest.mark.parametrize(("rate", "outcome"), [(100.0, "committed"), (92.0, "rolled_back")])
 def test_a_machine_that_slows_down_is_no_difference_between_the_two(
     host: StandbyHost, rate: float, outcome: str
 ) -> None:
@@ -151,6 +151,13 @@ def test_a_machine_that_slows_down_is_no_difference_between_the_two(
         row for row in verdict(host)["metrics"] if (row["phase"], row["name"]) == ("c8", "tokens_per_s")
     ]
     assert row["ratio"] == pytest.approx(rate / 100, abs=0.01) and row["by"] == "turns, 6 blocks"
+
+
+def test_what_is_worse_beyond_doubt_goes_back_without_turns(host: StandbyHost) -> None:
+    host.takes_turns, host.rates[NEW] = True, 50.0
+    assert host.switch() == "rolled_back"
+    assert host.rounds == [] and host.acts() == [*TO_NEW, *BACK]
+    ends_right(host, OLD)
 
 
 def test_where_requests_do_not_end_the_two_are_judged_one_after_the_other(host: StandbyHost) -> None:
@@ -225,7 +232,7 @@ def test_a_second_start_that_fails_leaves_one_proven_release(host: StandbyHost, 
 def test_death_at_some_calls_around_second_starts_leaves_one_proven_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: bool
 ) -> None:
-    die_at_every(31, tmp_path, monkeypatch, 50.0, boot, takes_turns=True, criteria={"restarts": 2})
+    die_at_every(31, tmp_path, monkeypatch, 92.0, boot, takes_turns=True, criteria={"restarts": 2})
 
 
 def test_a_trial_takes_turns_too(host: StandbyHost) -> None:
@@ -239,11 +246,11 @@ def test_a_trial_takes_turns_too(host: StandbyHost) -> None:
 def test_death_at_some_calls_of_a_measurement_in_turns_leaves_one_proven_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: bool
 ) -> None:
-    die_at_every(29, tmp_path, monkeypatch, 50.0, boot, takes_turns=True)
+    die_at_every(29, tmp_path, monkeypatch, 92.0, boot, takes_turns=True)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("rate", [100.0, 50.0], ids=["no worse", "worse"])
+@pytest.mark.parametrize("rate", [100.0, 92.0], ids=["no worse", "worse"])
 def test_death_at_more_calls_of_a_measurement_in_turns_leaves_one_proven_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float
 ) -> None:

@@ -88,6 +88,12 @@ def _share(argv: list[str]) -> float:
     )
 
 
+def newest_entries(host: Host, service: str) -> list[dict[str, Any]]:
+    """The journal of the newest transaction."""
+    entries = [json.loads(line) for line in _journal(host, service).splitlines()]
+    return [entry for entry in entries if entry["tx"] == entries[-1]["tx"]]
+
+
 def main_pid(host: Host, service: str) -> str:
     return host.ssh(f"systemctl show -P MainPID vllm-{service}").stdout.strip()
 
@@ -135,7 +141,7 @@ def record(host: Host, service: str, place: Path, name: str) -> None:
         "switch.log": "journalctl --no-pager -o short-precise -u 'pyinfra-vllm-*'",
         "journal.jsonl": f"cat {ROOT}/{service}/journal.jsonl",
         "release.json": f"cat {ROOT}/{service}/current/release.json",
-        **{f"{kept}.json": f"cat {newest}/{kept}.json" for kept in ("before", "after", "verdict")},
+        **{f"{kept}.json": f"cat {newest}/{kept}.json" for kept in ("before", "after", "verdict", "turns")},
     }.items():
         done = host.ssh(command, check=False)
         if done.returncode == 0 and done.stdout:

@@ -50,7 +50,12 @@ TITLES = {
     "two-services": "Two GPUs, a service on each",
     "quality": "Answers, on the trained checkpoint",
     "first-start": "The first start of a next checkpoint",
-    "standby": "The old release sleeps while the new one is judged",
+    "standby-8B-kept": "Standby, 8B: equal releases are kept",
+    "standby-8B-back": "Standby, 8B: slower releases go back",
+    "standby-32B-kept": "Standby, 32B: equal releases are kept",
+    "standby-32B-back": "Standby, 32B: slower releases go back",
+    "standby-faults-first": "Standby, faults: the first half",
+    "standby-faults-second": "Standby, faults: the second half",
     "tuning-8B": "Tuning from vLLM's own choices, 8B",
     "tuning-32B": "Tuning from vLLM's own choices, 32B",
     "other-models": "A model outside the catalog: float16, FP8, GPTQ",
@@ -120,9 +125,15 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
             )
         elif name == "neighbour":
             yield from (_load(f"the other service, {when}", told) for when, told in value.items())
-        elif name in ("kept", "went_back"):
-            words = name.replace("_", " ")
-            yield from (_load(f"the one that {words}, {when}", told) for when, told in value.items())
+        elif name == "sleep_mode":
+            share = f"{value['ratio']} {value['interval']}"
+            yield f"tokens/s at one stream with sleep mode, of those without: {share}"
+        elif name == "faults":
+            for told in value:
+                well = "" if told["right"] else ", and that is not right"
+                yield f"{told['case']} at `{told['at']}`: {told['outcome']} after {told['s']} s{well}"
+        elif name == "switches":
+            yield from (_switch(number, told) for number, told in enumerate(value, 1))
         elif name == "rehearsal":
             yield f"asking vLLM about D took {value['gpu_mib']} MiB of GPU memory"
             yield from (_load(f"the server, {when}", value[when]) for when in ("before", "meanwhile"))
@@ -139,6 +150,20 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
             yield f"{value:.0%} of the trained questions answered right"
         elif name in ("refused", "third"):
             yield f"on the screen ({name}): " + " / ".join(f"`{line.strip()[:200]}`" for line in value[:5])
+
+
+def _switch(number: int, told: Mapping[str, Any]) -> str:
+    """What clients, card and machine saw of a switch with standby."""
+    back = f", {told['gap_back_s']} s on the way back ({told['back_s']} s by the journal)"
+    wider = "; ".join(f"{name} {each['turns']} ({each['apart']})" for name, each in told["widths"].items())
+    return (
+        f"switch {number}: {told['answered']:,} clients answered, {len(told['refused'])} refused; no token"
+        f" for {told['gap_start_s']} s while the new release started (a plain restart:"
+        f" {told['plain_restart_s']:.1f} s), {told['gap_turns_s']} s afterwards"
+        f"{back if told['back_s'] is not None else ''}; {told['turns']} turns, {told['blocks']} blocks;"
+        f" {told['asleep_mib']:,} MiB of the card while one slept, {told['host_mib']:,} MiB more of the"
+        f" machine's memory; widths of the intervals in turns (one after the other): {wider or 'none'}"
+    )
 
 
 def _load(title: str, told: Mapping[str, Any]) -> str:

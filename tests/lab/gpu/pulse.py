@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import http.client
+import itertools
 import json
 import os
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lab.machine import Host
@@ -16,6 +18,7 @@ from lab.shell import LabError
 
 EVERY_S, ANSWER_S = 0.2, 2.0
 LOAD_TOKENS = 64  # of each answer
+PATIENCE_S = 300.0  # of a client: as long as the front lets it wait
 _NEW_NET = 0x40000000  # CLONE_NEWNET, linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -166,3 +169,84 @@ class Load:
             return False
         finally:
             connection.close()
+
+
+@dataclass
+class Clients:
+    """Ten clients a second, each of whom asks for one token on a connection of its own, and waits for it."""
+
+    host: Host
+    port: int
+    model: str
+    answered: list[float] = field(default_factory=list)  # time.time() of each
+    refused: list[str] = field(default_factory=list)  # why a client got no token
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._come, daemon=True)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """When whoever has asked was answered."""
+        self._stop.set()
+        self._thread.join(2 * PATIENCE_S)
+
+    def longest_gap_s(self, since: float, until: float) -> float:
+        """Seconds in which no token came."""
+        heard = [since, *sorted(at for at in list(self.answered) if since < at < until), until]
+        return max(later - earlier for earlier, later in itertools.pairwise(heard))
+
+    def _come(self) -> None:
+        enter(self.host)  # and so do the threads that are begun in here
+        asking: list[threading.Thread] = []
+        while not self._stop.wait(0.1):
+            asking.append(threading.Thread(target=self._ask, daemon=True))
+            asking[-1].start()
+        for each in asking:
+            each.join(PATIENCE_S)
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        words = json.dumps({"model": self.model, "prompt": "t5 t6 t7", "max_tokens": 1})
+        try:
+            connection.request("POST", "/v1/completions", words, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = response.read()
+            if response.status == 200:
+                self.answered.append(time.time())
+            else:
+                self.refused.append(f"{response.status}: {answer[:80]!r}")
+        except (OSError, http.client.HTTPException) as error:
+            self.refused.append(repr(error))
+        finally:
+            connection.close()
+
+
+@dataclass
+class HostMemory:
+    """The most of this machine's memory in use, in MiB, by one look a second."""
+
+    def __post_init__(self) -> None:
+        self.before = self.most = self._used()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+    def _look(self) -> None:
+        while not self._stop.wait(1.0):
+            self.most = max(self.most, self._used())
+
+    @staticmethod
+    def _used() -> int:
+        """Total less available: a machine whose memory grows has more of both."""
+        lines = (line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        told = {name: int(value.split()[0]) for name, value in lines}
+        return (told["MemTotal"] - told["MemAvailable"]) >> 10

@@ -23,7 +23,7 @@ from lab.session import Lab
 from lab.shell import say, timed
 
 from . import looks
-from .pulse import Load, Pulse
+from .pulse import Clients, GpuMemory, HostMemory, Load, Pulse
 
 # where measurements and recorded outputs go; build/gpu of the checkout without it
 RESULTS = "PYINFRA_VLLM_LAB_RESULTS"
@@ -69,6 +69,15 @@ class Step:
         """The lines on the screen from the first one with these words on."""
         first = next((n for n, line in enumerate(self.screen) if words in line), len(self.screen))
         return self.screen[first:]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What was seen beside a rollout."""
+
+    clients: Clients
+    card: GpuMemory
+    memory: HostMemory
 
 
 @dataclass
@@ -150,6 +159,20 @@ class Story:
         finally:
             load.end()
         return step, {"before": load.told(begun - QUIET_S + 3, begun), "meanwhile": load.told(begun, ended)}
+
+    def deploy_beside_clients(self, title: str, **settings: Any) -> tuple[Step, Beside]:
+        """Roll out while ten clients a second ask through the front."""
+        clients = Clients(self.host, self.services[self.service]["port"], "chat")
+        card, memory = GpuMemory(self.host), HostMemory()
+        for watch in (clients, card, memory):
+            watch.begin()
+        try:
+            step = self.deploy(title, **settings)
+            time.sleep(QUIET_S)
+        finally:
+            for watch in (clients, card, memory):
+                watch.end()
+        return step, Beside(clients, card, memory)
 
     def go_back(self, title: str) -> Step:
         return self._step(title, self.service, "rollback.py", self.environment())

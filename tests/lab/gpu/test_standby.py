@@ -1,33 +1,127 @@
-"""`standby: true`: an equal release is kept and a slower one goes back, while a client asks all the time."""
+"""`standby: true`: equal releases are kept and slower ones go back, three times each, while ten clients a
+second ask through the front. A host for each, so that they can run side by side on a card each.
+"""
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
+from typing import Any
+
+import pytest
 from lab.session import Lab
 
-from . import looks
-from .story import Story, host, service
+from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.bench.record import Record
+from pyinfra_vllm.on_host.gate import gate
 
-MODEL = "Qwen/Qwen3-8B-AWQ"
+from . import looks
+from .story import Beside, Step, Story, host, service
+
 GRAPHS = {"max-cudagraph-capture-size": 64}  # as many as the gate asks at once
 GATE = {"budget_s": 30, "quality": False}  # random weights have no answers to lose
+TIMES = 3
+BACK_S = 3.0  # without a token on the way back, at most
+COST = 0.01  # of sleep mode, in tokens/s while it is awake, at most
 
 
-def test_nobody_is_refused_while_a_release_is_judged_beside_the_one_that_sleeps(lab: Lab) -> None:
-    declared = {"chat": service(MODEL, gate=GATE, flags=GRAPHS, standby=True)}
-    with host(lab, "standby", 1, [MODEL]) as solo, Story("standby", solo, declared, "chat") as story:
-        story.install("first installation")
+@pytest.mark.parametrize("ends", ["kept", "back"])
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-8B-AWQ", "Qwen/Qwen3-32B-AWQ"])
+def test_nobody_is_refused_while_a_release_is_judged_beside_the_one_that_sleeps(
+    lab: Lab, model: str, ends: str
+) -> None:
+    declared = {"chat": service(model, gate=GATE, flags=GRAPHS)}
+    name = f"standby-{model.split('-')[1]}-{ends}"
+    with host(lab, "standby", 1, [model]) as solo, Story(name, solo, declared, "chat") as story:
+        story.install("first installation, without standby")
+        plain = story.plain_restart("systemctl restart without standby").silent_s
+        asleep = story.deploy("the same with standby", standby=True)
+        story.ends(asleep, 0, "committed", "pass")
+        cost = _row(story, "tokens_per_s", "c1")
+        story.facts["sleep_mode"] = {"ratio": cost["ratio"], "interval": cost["interval"]}
+        story.must(abs(cost["ratio"] - 1) <= COST, "sleep mode costs nothing while it is awake", cost)
+        story.facts["switches"] = told = []
+        for number in range(1, TIMES + 1):
+            # Another variable that nothing reads: another release, and equal but for the flag.
+            environment = {**story.services["chat"]["environment"], "DESCRIPTION": f"{number}"}
+            flags = GRAPHS if ends == "kept" else {**GRAPHS, "enforce-eager": True}
+            before = looks.running(solo, "chat")
+            title = f"{'an equal' if ends == 'kept' else 'a slower'} release, {number} of {TIMES}"
+            step, beside = story.deploy_beside_clients(title, environment=environment, flags=flags)
+            told.append(seen := _seen(story, beside) | {"plain_restart_s": plain})
+            _must(story, step, seen, before if ends == "back" else None)
 
-        # Another variable that nothing reads: another release, and equal.
-        environment = {**story.services["chat"]["environment"], "DESCRIPTION": "another"}
-        kept, load = story.deploy_beside_load("an equal release", 8000, environment=environment)
-        story.facts["kept"] = load
-        story.ends(kept, 0, "committed", "pass")
-        second = looks.running(solo, "chat")
-        story.must(load["meanwhile"]["failed"] == 0, "no request failed while it was switched", load)
 
-        slower = {**GRAPHS, "enforce-eager": True}
-        back, load = story.deploy_beside_load("a slower release", 8000, flags=slower)
-        story.facts["went_back"] = load
-        story.ends(back, 1, "rolled_back", "fail")
-        story.serves(second)
-        story.must(load["meanwhile"]["failed"] == 0, "no request failed while it went back", load)
+def _must(story: Story, step: Step, seen: dict[str, Any], stays: str | None) -> None:
+    if stays:
+        story.ends(step, 1, "rolled_back", "fail")
+        story.serves(stays)
+        story.must("wake old" in seen["acts"], "the old release was woken", seen["acts"])
+        story.must((seen["gap_back_s"] or 99) <= BACK_S, f"tokens are back within {BACK_S} s", seen)
+    else:
+        story.ends(step, 0, "committed", "pass")
+        story.must(seen["blocks"] >= 6, "there were enough rounds in turns for a verdict", seen["blocks"])
+    story.must(seen["refused"] == [], "no client was refused", seen["refused"])
+    story.must(seen["acts"].count("start old") == 0, "the old release was never started", seen["acts"])
+
+
+def _seen(story: Story, beside: Beside) -> dict[str, Any]:
+    """What clients, card and machine saw of the newest switch. Wrong answers after a wake would have led to a
+    start of that release.
+    """
+    entries = looks.newest_entries(story.host, "chat")
+    at = {
+        f"{entry['step']} {entry['state']}": datetime.fromisoformat(entry["at"]).timestamp()
+        for entry in entries
+    }
+    found = {f"{entry['step']} {entry['state']}": entry for entry in entries}
+    turns = found.get("turns done", {})
+    clients = beside.clients
+    asked = at.get("restore intended")
+    return {
+        "acts": [f"{entry['act']} {entry['who']}" for entry in entries if entry["step"] == "turn"],
+        "answered": len(clients.answered),
+        "refused": clients.refused[:5],
+        # While the new release starts nobody has the card; afterwards a turn is all that clients see.
+        "gap_start_s": round(clients.longest_gap_s(at["activate intended"], at["ready done"]), 2),
+        "gap_turns_s": round(clients.longest_gap_s(at["ready done"], asked or at["end done"]), 2),
+        "gap_back_s": round(clients.longest_gap_s(asked, at["end done"] + 2), 2) if asked else None,
+        "back_s": found["restore done"]["after_s"] if asked else None,
+        "turns": turns.get("turns"),
+        "blocks": turns.get("blocks", 0),
+        "asleep_mib": min(beside.card.used, default=None),
+        "host_mib": beside.memory.most - beside.memory.before,
+        "widths": _widths(story),
+    }
+
+
+def _widths(story: Story) -> dict[str, dict[str, float]]:
+    """The width of each interval of the verdict, beside that of the same two records one after the other."""
+    try:
+        before, after = (Record.read(_kept(story, side), side) for side in ("before", "after"))
+        told = {(row["phase"], row["name"]): row for row in _kept(story, "verdict")["metrics"]}
+    except FileNotFoundError:
+        return {}
+    apart = gate.judge(before, after, Criteria.from_dict(GATE)).metrics
+    found = {}
+    for row in apart:
+        turns = told.get((row.phase, row.name), {}).get("interval")
+        if row.interval and turns and row.decides:
+            ends = {"apart": row.interval, "turns": turns}
+            found[f"{row.phase} {row.name}"] = {
+                how: round(high - low, 4) for how, (low, high) in ends.items()
+            }
+    return found
+
+
+def _row(story: Story, metric: str, phase: str) -> dict[str, Any]:
+    """This criterion of the newest verdict."""
+    rows = _kept(story, "verdict")["metrics"]
+    (row,) = [row for row in rows if (row["name"], row["phase"]) == (metric, phase)]
+    return dict(row)
+
+
+def _kept(story: Story, name: str) -> dict[str, Any]:
+    """A file of the newest switch's evidence. Raises FileNotFoundError."""
+    file = story.place / f"{len(story.steps):02d}-chat-{name}.json"
+    return dict(json.loads(file.read_text()))

@@ -98,13 +98,16 @@ def wants_more(
     if verdict.verdict == PASS or before is None or before.plan is None:
         return False
     unsettled = [row for row in verdict.metrics if row.decides and row.verdict != PASS]
-    if any(_sure(row) for row in unsettled) or not all(
-        row.repeatable and not row.hopeless for row in unsettled
-    ):
+    if beyond_doubt(verdict) or not all(row.repeatable and not row.hopeless for row in unsettled):
         return False
     measured = any(phase.rounds for phase in after.phases)
     left = precision.left_s(criteria, after) if left_s is None else left_s
     return measured and left > 1.0
+
+
+def beyond_doubt(verdict: Verdict) -> bool:
+    """Whether it failed by something that no further round changes."""
+    return any(row.decides and _sure(row) for row in verdict.metrics)
 
 
 def _sure(row: Row) -> bool:

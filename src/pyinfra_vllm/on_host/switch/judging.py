@@ -116,7 +116,8 @@ class Judging(Transaction):
                 after = self._measure(new, "after", noise, extend=after, **how)
                 verdict = self._verdict(new, after, checked, noise)
             result["summary"] = phases.summary(after)
-        measured = self._measure_in_turns(new)
+        # Nobody is to be served by what is worse beyond doubt for as long as turns take.
+        measured = None if gate.beyond_doubt(verdict) else self._measure_in_turns(new)
         if measured and measured.enough:
             verdict = self._verdict(new, after, checked, noise, measured)
         self.after = after

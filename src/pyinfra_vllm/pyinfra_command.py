@@ -9,6 +9,7 @@ import atexit
 import functools
 import gc
 import inspect
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from pyinfra_cli.exceptions import CliError
 from typing_extensions import override
 
 from . import inventory as inventories
+from .rollout.progress import PROGRESS
 
 _dry = False
 
@@ -53,11 +55,31 @@ def watch_over(given: Mapping[str, Any]) -> None:
     _dry = bool(given.get("dry") or (given.get("json_output") and not given.get("yes")))
     if not hasattr(cli._do_confirm, "__wrapped__"):
         cli._do_confirm = _answered(cli._do_confirm)
+    end_on_signals()
     _spare_work()
     if _dry:
         ctx_state.get().check_for_changes = (
             True  # pyinfra skips that with -y: nothing at all would be looked at
         )
+
+
+def end_on_signals() -> None:
+    """Have Ctrl-C, SIGTERM and a closed terminal end the run with exit code 1; pyinfra itself ends it with 0
+    on Ctrl-C, as if all were done. A signal that is ignored (nohup) stays ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end_run)
+
+
+def end_run(number: int, frame: Any) -> None:
+    """Ends the run, never the switches that hosts have begun: reports them, and exits with 1."""
+    said = [f"{host}: {service}: {text}" for (host, service), text in sorted(PROGRESS.going.items())]
+    try:
+        for line in ["The run was ended before it was done.", *said]:
+            click.echo(line, err=True)
+    finally:
+        sys.exit(1)
 
 
 def _spare_work() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_fleet import entry
 
+from pyinfra_vllm import pyinfra_command
 from pyinfra_vllm.checkpoint import Lock
 
 PROJECT = Path(__file__).parents[2]
@@ -82,3 +85,31 @@ def test_swapped_arguments_get_the_right_order() -> None:
     told = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert told.returncode == 2
     assert "comes first: `pyinfra inventory/prod.py deploy.py`" in told.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_while_it_connects_has_not_rolled_out(number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        data = {"ssh_hostname": "127.0.0.1", "ssh_port": silent.getsockname()[1]}
+        Path("inventory/prod.py").write_text(f'away = [("gpu-1", {data!r})]\n')
+        command = [str(Path(sys.executable).parent / "pyinfra"), "inventory/prod.py", "deploy.py", "-y"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+            silent.settimeout(60)
+            connection, _ = silent.accept()
+            with connection:
+                run.send_signal(number)
+                _, told = run.communicate(timeout=60)
+    assert run.returncode == 1 and "The run was ended before it was done." in told, told
+
+
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        pyinfra_command.end_on_signals()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is pyinfra_command.end_run
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

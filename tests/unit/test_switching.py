@@ -15,6 +15,7 @@ from pyinfra.connectors import util
 from seen import document
 from seen import switched as a_switch
 
+from pyinfra_vllm import pyinfra_command
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.gate.verdict import Row, Verdict
 from pyinfra_vllm.on_host.switch.order import Order
@@ -325,7 +326,7 @@ def test_whoever_ends_the_run_hears_that_the_host_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*words: object) -> None:
-        summary.end_run(2, None)
+        pyinfra_command.end_run(2, None)
 
     monkeypatch.setattr(Switching, "_watch", interrupted)
     with pytest.raises(SystemExit) as ended:

@@ -5,11 +5,6 @@ Printed also where the run aborts.
 
 from __future__ import annotations
 
-import signal
-import sys
-from typing import Any
-
-import click
 from pyinfra import logger
 from pyinfra.api import Host
 from pyinfra.api.state import BaseStateCallback, State
@@ -52,20 +47,7 @@ class Summary(BaseStateCallback):
 def install(state: State) -> None:
     if not any(isinstance(handler, Summary) for handler in state.callback_handlers):
         state.add_callback_handler(Summary())
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, end_run)
-
-
-def end_run(number: int, frame: Any) -> None:
-    """Ctrl-C, SIGTERM or a closed terminal ends the run, never the switches that hosts have begun:
-    report them, and exit with 1.
-    """
-    said = [f"{host}: {service}: {text}" for (host, service), text in sorted(PROGRESS.going.items())]
-    try:
-        for line in ["The run was ended before it was done.", *said]:
-            click.echo(line, err=True)
-    finally:
-        sys.exit(1)
+        pyinfra_command.end_on_signals()
 
 
 def foretold(state: State) -> str:

@@ -189,7 +189,7 @@ def way_back() -> WayBack:
 def _inventory(path: str, data: Mapping[str, Any], group_data: Sequence[str]) -> Inventory:
     loaded = inventories.load(path, data, group_data)
     if not len(loaded):
-        raise DeclarationError(f"{path} has no hosts{inventories.meant(path)} Nothing was done.")
+        raise DeclarationError(f"{path} {inventories.NO_HOSTS}{inventories.meant(path)} Nothing was done.")
     return loaded
 
 
@@ -274,7 +274,7 @@ def _check_keys(inventory: Inventory, files: inventories.Files, problems: Proble
     for key, source in places:
         if key in spoken.OVERRIDE_KEYS:
             problems.add(source, key, f"only for one run: give it as `--data {key}=...`")
-        elif (meant := spoken.slip(key, KEYS)) is not None:
+        elif (meant := spoken.slip(str(key), KEYS)) is not None:
             problems.add(source, key, f'unknown key; did you mean "{meant}"?')
 
 

@@ -8,7 +8,10 @@ order, host, --data. Names decide that, never how many hosts a group happens to 
 from __future__ import annotations
 
 import ast
+import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -31,8 +34,24 @@ from .errors import DeclarationError
 DEPLOYS = ("deploy.py", "rollback.py", "config.py")
 OTHER_LANGUAGES = (".yml", ".yaml", ".json", ".toml", ".ini", ".cfg", ".txt")
 FOLDER = "inventory"
+NO_HOSTS = 'has no hosts: list their names, like prod = ["gpu1"]'
+# Of pyinfra's loader: for what it can't read, and for lists that hold something else than hosts.
+UNREADABLE = (CliError, PyinfraError, OSError, UnicodeDecodeError)
+MISSHAPED = (TypeError, ValueError, LookupError, AttributeError)
 
 _typed = ""  # the inventory of this process, as it was typed
+
+
+class BrokenFile(DeclarationError):
+    """A file of the declaration that Python can't run.
+
+    + file: as an operator would type it
+    """
+
+    def __init__(self, file: str, line: int | None, problem: str) -> None:
+        self.file = shortened(file)
+        where = f"{self.file}, line {line}" if line else self.file
+        super().__init__(f"{where}: {problem}. No host was contacted.")
 
 
 def command(name: str) -> str:
@@ -48,23 +67,35 @@ def naming(message: str) -> str:
 def load(path: str, data: Mapping[str, Any], group_data: Sequence[str]) -> Inventory:
     """The inventory below the current directory, with its group data; `data` is what `--data` says.
 
+    What these files print is no result of ours: it goes to stderr.
     Raises DeclarationError with the file and the line where it can't be loaded.
     """
     global _typed
     _refuse_other_files(path)
+    _refuse_missing(group_data)
     _typed = path
     PYTHON_CODES.clear()  # pyinfra keeps compiled files by relative name, whatever directory that was in
     if not ctx_state.isset():
         ctx_state.set(State())  # pyinfra's loader notes there which file it executes
     try:
-        return in_order(make_inventory(path, dict(data), str(Path.cwd()), list(group_data)), path)
+        with redirect_stdout(sys.stderr):
+            return in_order(make_inventory(path, dict(data), str(Path.cwd()), list(group_data)), path)
     except UnexpectedExternalError as error:
-        raise DeclarationError(_broken_file(error)) from error
+        cause = error.exception
+        line = _line_in(cause, error.filename)
+        raise BrokenFile(error.filename, line, f"{type(cause).__name__}: {cause}") from error
     except SyntaxError as error:
-        place = f"{shortened(error.filename or '?')}, line {error.lineno}"
-        raise DeclarationError(f"{place}: {error.msg}. No host was contacted.") from error
-    except (CliError, PyinfraError, TypeError, OSError, UnicodeDecodeError) as error:
+        raise BrokenFile(error.filename or path, error.lineno, error.msg) from error
+    except SystemExit as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise BrokenFile(place.filename, place.lineno, f"it ends the program: {error.code}") from error
+    except UNREADABLE as error:
         raise DeclarationError(f"{path} can't be loaded: {error}. No host was contacted.") from error
+    except MISSHAPED as error:
+        raise DeclarationError(
+            f"{path} can't be loaded: {error}. A group is a list of names, or of tuples of a name and a map."
+            " No host was contacted."
+        ) from error
 
 
 def _refuse_other_files(path: str) -> None:
@@ -88,6 +119,15 @@ def _refuse_other_files(path: str) -> None:
     raise DeclarationError(f"{path} {problem}{meant(path)} No host was contacted.")
 
 
+def _refuse_missing(group_data: Sequence[str]) -> None:
+    """A path that is not there would be passed over by pyinfra, and the declaration be another one."""
+    for path in group_data:
+        if not (Path(path).is_dir() or (Path(path).is_file() and path.endswith(".py"))):
+            raise DeclarationError(
+                f"--group-data {path} is neither a folder nor a Python file. No host was contacted."
+            )
+
+
 def meant(path: str) -> str:
     """The end of a sentence: `; did you mean inventory/prod.py?`, or its full stop."""
     found = _nearest(path)
@@ -98,15 +138,15 @@ def _nearest(path: str) -> str | None:
     """The inventory file that a path was probably meant to be; the only one where there is but one."""
     folders = dict.fromkeys((Path(path), Path(path).parent, Path(FOLDER)))
     files = [str(file) for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.py"))]
-    known = {Path(file).stem: file for file in files if _may_be_inventory(Path(file))}
+    known = {Path(file).stem: file for file in files if _may_be_inventory(Path(file), path)}
     if len(known) == 1:
         return next(iter(known.values()))
     stem = nearest(Path(path).stem, known)
     return known[stem] if stem else None
 
 
-def _may_be_inventory(file: Path) -> bool:
-    return file.name not in DEPLOYS and file.parent.name == FOLDER
+def _may_be_inventory(file: Path, typed: str) -> bool:
+    return file.name not in DEPLOYS and file.parent.name == FOLDER and file != Path(typed)
 
 
 def in_order(inventory: Inventory, path: str) -> Inventory:
@@ -192,13 +232,6 @@ def _groups(inventory: Inventory, name: str) -> list[tuple[str, Mapping[str, Any
 
 def _ours(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return {key: value for key, value in values.items() if key in KEYS}
-
-
-def _broken_file(error: UnexpectedExternalError) -> str:
-    cause = error.exception
-    line = _line_in(cause, error.filename)
-    where = f"{shortened(error.filename)}, line {line}" if line else shortened(error.filename)
-    return f"{where}: {type(cause).__name__}: {cause}. No host was contacted."
 
 
 def _line_in(cause: BaseException, filename: str) -> int | None:

@@ -148,6 +148,45 @@ def test_files_that_python_cannot_run_are_named_with_their_line() -> None:
         fleet.load("inventory/pord.py")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('prod = [("gpu-1",)]', "A group is a list of names, or of tuples of a name and a map."),
+        ('prod = [("gpu-1", 3)]', "A group is a list of names"),
+        ('prod = [""]', "A group is a list of names"),
+        ("import sys\nsys.exit(0)", "inventory/odd.py, line 2: it ends the program: 0."),
+        ('import sys\nsys.exit("no CMDB")', "inventory/odd.py, line 2: it ends the program: no CMDB."),
+        ('prod = ["gpu-1"]\0', "inventory/odd.py: source code string cannot contain null bytes."),
+        ("prod = []", 'inventory/odd.py has no hosts: list their names, like prod = ["gpu1"].'),
+    ],
+)
+def test_an_inventory_that_lists_no_hosts_is_refused_with_what_it_may_be(text: str, message: str) -> None:
+    write("inventory/odd.py", text)
+    Path("inventory/prod.py").unlink()
+    with pytest.raises(DeclarationError) as refused:
+        fleet.load("inventory/odd.py")
+    assert message in str(refused.value)
+
+
+def test_an_inventory_that_ends_the_program_is_no_finished_rollout() -> None:
+    write("inventory/prod.py", "import sys\nsys.exit(0)")
+    ended = pyinfra("inventory/prod.py", "deploy.py", "--dry")
+    assert ended.returncode == 2, ended.stderr
+    assert "inventory/prod.py, line 2: it ends the program: 0. No host was contacted." in ended.stderr
+
+
+def test_keys_of_a_host_that_are_no_names_are_left_alone() -> None:
+    write("inventory/odd.py", 'small = [("gpu-1.invalid", {1: 2})]')
+    assert list(fleet.load("inventory/odd.py").hosts) == ["gpu-1.invalid"]
+
+
+def test_group_data_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DeclarationError, match="--group-data typo is neither a folder nor a Python file"):
+        load(group_data=["typo"])
+    write("more/small.py", "keep = []")
+    assert load(group_data=["more", "more/small.py"]).hosts
+
+
 def test_a_limit_takes_hosts_globs_and_groups_and_must_match() -> None:
     assert load(limit=["big", "gpu-1*"]).selected == ("gpu-1.invalid", "gpu-3.invalid")
     assert load(exclude=["small"]).selected == ("gpu-3.invalid",)

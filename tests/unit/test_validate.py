@@ -156,6 +156,20 @@ def test_the_json_is_the_contract_of_the_design(run: Any) -> None:
     assert told.code == 2 and "group_data/mine.py, line 1" in told.json["problems"][0]["fix"]
 
 
+def test_a_file_that_python_can_not_run_is_the_one_that_is_named(run: Any) -> None:
+    Path("group_data/mine.py").write_text("services = 1 / 0\n")
+    ended = run("validate", "inventory/mine.py", "--json")
+    (problem,) = ended.json["problems"]
+    assert (ended.code, problem["file"]) == (2, "group_data/mine.py")
+    assert problem["fix"].startswith("group_data/mine.py, line 1: ZeroDivisionError")
+
+
+def test_what_an_inventory_prints_is_not_in_the_answer(run: Any) -> None:
+    Path("inventory/mine.py").write_text(f'print("looking hosts up")\n{FORTY}')
+    ended = run("validate", "inventory/mine.py", "--json")
+    assert ended.json["problems"] == [] and "looking hosts up" in ended.err
+
+
 def test_a_declaration_that_is_right_says_what_comes_next(run: Any) -> None:
     told = run("validate", "inventory/mine.py")
     assert told.code == 0, told.out

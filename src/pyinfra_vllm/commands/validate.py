@@ -52,7 +52,8 @@ def run(inventory: str, group_data: Sequence[str] = (), at: datetime | None = No
     found = fleet.read(loaded, inventories.Files(inventory, str(Path.cwd()), group_data))
     problems = found.problems
     if not found.merged:
-        problems.add(inventories.shortened(inventory), "", f"has no hosts{inventories.meant(inventory)}")
+        fix = f"{inventories.NO_HOSTS}{inventories.meant(inventory)}"
+        problems.add(inventories.shortened(inventory), "", fix)
     services = [(host, service) for host, declared in found.hosts.items() for service in declared.services]
     lock = _lock(problems) if services else None
     known: list[tuple[Service, list[validation.Found]]] = []
@@ -173,7 +174,8 @@ def validate(inventory: str, group_data: tuple[str, ...], json_wanted: bool) -> 
     except RolloutError as error:
         if not json_wanted:
             raise
-        result = Result((), (Problem(inventory, "", str(error)),))
+        file = error.file if isinstance(error, inventories.BrokenFile) else inventory
+        result = Result((), (Problem(file, "", str(error)),))
     if json_wanted:
         told = {
             "problems": [problem.as_dict() for problem in result.problems],

@@ -113,6 +113,9 @@ def guard() -> None:
     A second call changes nothing.
     """
     ssh.read_output_buffers = _read_bounded
+    # Python prints the errors of a logger without a handler: tracebacks, with what the host said as it was.
+    # Each of them reaches us as an exception, too.
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())
     logger = logging.getLogger("pyinfra")
     if not any(isinstance(item, _Printable) for item in logger.filters):
         logger.addFilter(_Printable())

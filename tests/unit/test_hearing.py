@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -95,3 +99,24 @@ def test_a_connection_that_is_lost_is_an_error() -> None:
 
     with pytest.raises(ConnectionResetError):
         heard(Channel(cut()))
+
+
+def test_a_host_that_speaks_no_ssh_is_one_line_and_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"\x1b[2J\x1b]0;owned\x07\r\n" * 3)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        data = {"ssh_hostname": "127.0.0.1", "ssh_port": server.getsockname()[1]}
+        (tmp_path / "hosts.py").write_text(f"away = [('gpu-1', {data!r})]\n")
+        program = Path(sys.executable).parent / "pyinfra-vllm"
+        told = subprocess.run(
+            [program, "status", "hosts.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        answering.join()
+    assert told.returncode == 1 and "not reached: SSH error" in told.stdout
+    assert "Traceback" not in told.stderr and "\x1b" not in told.stdout + told.stderr

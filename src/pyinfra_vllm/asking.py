@@ -116,6 +116,6 @@ def _matching(inventory: Inventory, limit: Iterable[str]) -> list[Host]:
     for pattern in limit:
         names = inventories.matching(inventory, pattern)
         if not names:
-            raise DeclarationError(f"--limit {pattern!r} matches no host or group; no host was contacted.")
+            raise DeclarationError(f"{pattern!r} matches no host or group; no host was contacted.")
         wanted |= names
     return [host for host in inventory if not wanted or host.name in wanted]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ COMMANDS = {
     "schedule": "Print or install the timer for unattended rollouts.",
 }
 INTERRUPTED = 130
+NOBODY_READS = 141  # as a shell shows a program that SIGPIPE ended; click's own 1 would be a verdict
 # A mistake of this program is none of the outcomes that 0 to 4 stand for: 1 would be taken for a verdict
 # (sysexits.h: EX_SOFTWARE).
 UNEXPECTED = 70
@@ -107,6 +109,16 @@ def _unexpected(error: Exception) -> str:
     )
 
 
+def _nobody_reads(ended: SystemExit) -> bool:
+    """Whether standard output was a pipe whose reader has gone: click and rich exit with 1 then, after rich
+    has put /dev/null in its place.
+    """
+    poll = select.poll()
+    poll.register(1, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    return gone or isinstance(ended.__context__, BrokenPipeError)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its code; an unexpected exception never has the code of an outcome."""
     try:
@@ -117,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)  # click's own complaints are all about how the command was called
+    except SystemExit as ended:
+        sys.exit(NOBODY_READS if _nobody_reads(ended) else ended.code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         sys.exit(INTERRUPTED)

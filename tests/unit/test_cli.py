@@ -5,6 +5,7 @@ line may be.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,52 @@ def test_a_commands_own_exit_code_is_kept(run: Any, monkeypatch: pytest.MonkeyPa
     ):
         monkeypatch.setattr(type(cli.cli), "get_command", lambda *_, command=command: command)
         assert run("windows").code == code
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("windows", *NIGHT, "--json"),
+        ("resolve", "--model", "Qwen/Qwen3-14B-AWQ", "--gpu", "H200", "--runtime", "0.33.0"),
+        ("--help",),
+    ],
+    ids=["json", "table", "help"],
+)
+def test_a_reader_that_has_gone_is_no_verdict(words: tuple[str, ...]) -> None:
+    script = Path(sys.executable).parent / "pyinfra-vllm"
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        ended = subprocess.run([script, *words], stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(theirs)
+    assert (ended.returncode, ended.stderr) == (cli.NOBODY_READS, "")
+
+
+def test_an_error_of_lock_begins_as_that_of_every_command(run: Any, project: Path) -> None:
+    for command in ("lock", "windows", "plan"):
+        ended = run(command, "inventory/none.py")
+        assert (ended.code, ended.out) == (2, "") and ended.err.startswith("Error: There is no inventory")
+
+
+def test_a_report_of_no_inventory_writes_nothing(run: Any, project: Path) -> None:
+    assert run("report", "inventory/none.py", "--out", "page").code == 2
+    assert not Path("page").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("report", "--out", "page", "--newest", "0"), "'--newest': 0 is not in the range"),
+        (("watch", "--every", "-1"), "'--every': -1.0 is not in the range"),
+        (("watch", "--every", "nan"), "'--every': nan is not a number of seconds"),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused(
+    run: Any, project: Path, words: tuple[str, ...], said: str
+) -> None:
+    ended = run(*words)
+    assert (ended.code, ended.out) == (2, "") and said in ended.err
 
 
 def test_the_installed_script_works() -> None:

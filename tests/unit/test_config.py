@@ -286,6 +286,7 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ),
         ({"window": {**WINDOW, "deny": True}}, "never open"),
         ({"window": "0 2 * * *"}, "must be a window"),
+        ({"window": [3]}, "window.0 = 3: must be a map of cron, duration, timezone, except, deny"),
     ],
 )
 def test_one_line_for_what_cannot_be(settings: dict[str, Any], expected: str) -> None:

@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from hub_server import HubServer, serving
 
-from pyinfra_vllm import fit, hub_endpoint
+from pyinfra_vllm import cli, fit, hub_endpoint
 from pyinfra_vllm.catalog import shapes
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, File, Lock
-from pyinfra_vllm.commands.lock import doubtful_size, lock
+from pyinfra_vllm.commands.lock import doubtful_size
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.state import durable
 
@@ -50,8 +51,15 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
         yield running
 
 
+class WholeCommand(click.Command):
+    """`pyinfra-vllm lock` with its error messages and exit codes, for click's runner."""
+
+    def main(self, args: Any = (), **_: Any) -> Any:
+        cli.main(["lock", *args])
+
+
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(lock, arguments)
+    return CliRunner().invoke(WholeCommand("lock"), arguments)
 
 
 def test_a_repository_without_a_tokenizer_is_said(server: HubServer) -> None:

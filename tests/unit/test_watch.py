@@ -139,6 +139,6 @@ def test_without_a_terminal_each_change_is_a_line(inventory: Path, monkeypatch: 
             raise KeyboardInterrupt
 
     monkeypatch.setattr("pyinfra_vllm.commands.watch.time.sleep", sleep)
-    done: Any = CliRunner().invoke(watch, [str(inventory), "--every", "0"], standalone_mode=False)
+    done: Any = CliRunner().invoke(watch, [str(inventory), "--every", "0.1"], standalone_mode=False)
     assert looks == 3 and done.return_value == 0
     assert len([line for line in done.stdout.splitlines() if "@local chat: waiting" in line]) == 1

@@ -6,7 +6,6 @@ Judges nothing and changes nothing on the server. The API key comes from VLLM_AP
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -93,15 +92,11 @@ def _baseline(path: Path) -> Record:
         ) from error
 
 
-def check_options(
-    out: Path, concurrency: tuple[int, ...], budget: float, like: Path | None
-) -> tuple[int, ...]:
+def check_options(out: Path, concurrency: tuple[int, ...], like: Path | None) -> tuple[int, ...]:
     """The concurrencies to measure at: as asked, else like the other record, else 1, 8 and 64.
 
     Raises DeclarationError for wrong options, before the server is asked anything.
     """
-    if math.isnan(budget):
-        raise DeclarationError(f"--budget {budget}: must be seconds, from {SHORTEST_S} to {LONGEST_S}")
     for number in concurrency:
         if concurrency.count(number) > 1:
             raise DeclarationError(f"--concurrency {number} is given twice: give each number once")
@@ -183,7 +178,7 @@ def sentences(result: Measured) -> list[str]:
     "--budget",
     default=120.0,
     show_default=True,
-    type=click.FloatRange(SHORTEST_S, LONGEST_S),
+    type=options.Seconds(SHORTEST_S, LONGEST_S),
     help="Seconds for all of it.",
 )
 @click.option("--quality/--no-quality", default=True, help="Ask the graded questions too.")
@@ -242,7 +237,7 @@ def bench(
         click.echo(printable(line), err=True)
 
     settings = Settings(
-        concurrency=check_options(out, concurrency, budget, like),
+        concurrency=check_options(out, concurrency, like),
         budget_s=budget,
         quality=quality,
         quality_builtin=not only_own_prompts,

@@ -27,14 +27,14 @@ def run(
     from ..operations.doctor import examine
 
     wanted, problem = declared(inventory, group_data)
-    if problem:
-        click.echo(problem, err=True)
 
     def question(host: Host) -> list[DoctorCheck]:
         mine = wanted.hosts.get(host.name) if wanted else None
         return examine(host, root_of(host), mine, deep=deep)
 
     with Hosts(inventory, limit, group_data) as hosts:
+        if problem:
+            click.echo(problem, err=True)
         answers = hosts.ask(question, limit_s=DEEP_LIMIT_S if deep else LIMIT_S)
     return [Examined(each.host, tuple(each.value or ()), each.problem) for each in answers]
 

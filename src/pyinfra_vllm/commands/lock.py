@@ -18,7 +18,7 @@ from pyinfra_vllm import fit, fleet, hub_endpoint
 from pyinfra_vllm.catalog import shapes
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, Lock
 from pyinfra_vllm.commands import options
-from pyinfra_vllm.errors import DeclarationError, RolloutError
+from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.printable import printable_lines
 from pyinfra_vllm.text import in_units
 
@@ -208,7 +208,7 @@ def sentences(result: Relock, *, check: bool) -> list[str]:
 @click.option("--prune", is_flag=True, help="Remove the entries of models that no service declares.")
 @options.group_data
 @options.json_wanted
-def lock(inventory: str, check: bool, prune: bool, group_data: tuple[str, ...], json_wanted: bool) -> None:
+def lock(inventory: str, check: bool, prune: bool, group_data: tuple[str, ...], json_wanted: bool) -> int:
     """Write which files each declared model means to checkpoints.lock.yaml, or --check it.
 
     HF_ENDPOINT names another Hub, HF_TOKEN opens gated repositories.
@@ -217,13 +217,9 @@ def lock(inventory: str, check: bool, prune: bool, group_data: tuple[str, ...], 
     def say(line: str) -> None:
         click.echo(printable_lines(line), err=True)
 
-    try:
-        code, result = run(inventory, group_data, check=check, prune=prune, say=say)
-    except RolloutError as error:
-        click.echo(printable_lines(error), err=True)
-        raise SystemExit(error.exit_code) from error
+    code, result = run(inventory, group_data, check=check, prune=prune, say=say)
     if json_wanted:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:
         click.echo("\n".join(sentences(result, check=check)))
-    raise SystemExit(code)
+    return code

@@ -22,7 +22,10 @@ def host_of(fleet: Fleet, limit: str) -> Declared:
     selected = fleet.selected or tuple(fleet.hosts)
     if len(selected) != 1:
         hosts = ", ".join(selected) or "no host"
-        raise DeclarationError(f"{limit} means {hosts}: one host at a time, as its service is restarted")
+        raise DeclarationError(
+            f"{limit} means {hosts}: one host at a time, as its service is restarted; name it with --limit."
+            " No host was contacted."
+        )
     return fleet.hosts[selected[0]]
 
 

@@ -47,9 +47,9 @@ def run(
     since: datetime | None = None,
 ) -> Written:
     """Ask the hosts and write the page. Raises DeclarationError."""
-    path = _made(out) / "index.html"
     wanted, problem = declared(inventory, group_data)
     with Hosts(inventory, limit, group_data) as hosts:
+        path = _made(out) / "index.html"
         answers = hosts.ask(looking.at_report(wanted, newest))
     page = render(inventory, answers, datetime.now(UTC), problem, since=since)
     with _telling(out):
@@ -82,7 +82,13 @@ def _telling(out: Path) -> Iterator[None]:
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to."
 )
-@click.option("--newest", default=NEWEST, show_default=True, help="Switches of each service.")
+@click.option(
+    "--newest",
+    type=click.IntRange(1),
+    default=NEWEST,
+    show_default=True,
+    help="Switches of each service.",
+)
 @click.option(
     "--since", help="Begin of the headline's period: like yesterday, 7d or 2026-11-20 [last night]."
 )

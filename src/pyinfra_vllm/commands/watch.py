@@ -36,7 +36,13 @@ def exit_code(found: Sequence[Live]) -> int:
 
 @click.command()
 @options.inventory
-@click.option("--every", default=2.0, show_default=True, help="Seconds between looks.")
+@click.option(
+    "--every",
+    type=options.Seconds(0.1, 86400),
+    default=2.0,
+    show_default=True,
+    help="Seconds between looks.",
+)
 @click.option("--once", is_flag=True, help="Look once and end.")
 @options.limit
 @options.group_data

@@ -51,7 +51,7 @@ class Overrides(Declaration):
 
 
 class _HostWide(Declaration):
-    root: AbsolutePath = DEFAULT_ROOT
+    root: AbsolutePath = Field(default=DEFAULT_ROOT, description="an absolute path")
     keep: Annotated[tuple[Pin, ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="a list of checkpoints and releases that `prune` must not remove"
     )

@@ -68,6 +68,8 @@ def _message(model: type[BaseModel], complaint: Mapping[str, Any], path: Path) -
         return str(complaint["ctx"]["error"])
     if field is not None and field.description:
         return f"must be {field.description}"
+    if kind == "model_type":
+        return f"must be a map of {', '.join(_keys(owner))}"
     return str(complaint["msg"]).lower()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 from bench_records import failed, phase, record
 from openai_server import serving
+from rich.console import Console
+
+from pyinfra_vllm.commands import compare
 
 pytestmark = pytest.mark.alone  # it has a time limit against a live server
 
@@ -155,6 +159,16 @@ def test_every_verdict_has_its_code(run: Any, tmp_path: Path, name: str) -> None
         assert row["verdict"] in ("pass", "fail", "inconclusive")
     shown = run("compare", *files)
     assert shown.code == code and ended.json["verdict"] in shown.out
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_cell_of_a_verdict_is_cut_off(tmp_path: Path, width: int) -> None:
+    path = written(tmp_path / "record.json", record())
+    _, verdict = compare.run(path, path)
+    shown = io.StringIO()
+    Console(file=shown, width=width).print(compare.table(verdict))
+    assert "\u2026" not in shown.getvalue()
+    assert width < 80 or all(row.name in shown.getvalue() for row in verdict.metrics)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pyinfra_vllm.commands.files import criteria_of, record_in
 from pyinfra_vllm.errors import DeclarationError
@@ -17,7 +16,7 @@ from pyinfra_vllm.on_host.gate.noise import Noise
 from pyinfra_vllm.on_host.gate.verdict import Verdict
 from pyinfra_vllm.on_host.state.values import RecordError
 from pyinfra_vllm.printable import printable
-from pyinfra_vllm.report.tables import escape
+from pyinfra_vllm.report.tables import console, escape
 from pyinfra_vllm.text import four_digits
 
 COLORS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -50,7 +49,9 @@ def _noise(path: Path) -> Noise:
 
 def table(verdict: Verdict) -> Table:
     """Every metric for a person; dim ones are shown and never decide."""
-    found = Table("phase", "metric", "before", "after", "ratio", "95 % interval", "limit", "verdict")
+    names = ("phase", "metric", "before", "after", "ratio", "95 % interval", "limit", "verdict")
+    columns = (Column(name, overflow="fold") for name in names)
+    found = Table(*columns, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for row in verdict.metrics:
         shown = row.verdict if row.decides else "informational"
         found.add_row(
@@ -83,7 +84,7 @@ def compare(before: Path, after: Path, gate_file: Path | None, noise_file: Path 
     if as_json:
         click.echo(json.dumps(verdict.as_dict(), indent=2))
         return code
-    Console().print(table(verdict))
+    console().print(table(verdict))
     click.echo(verdict.verdict)
     for reason in verdict.reasons:
         click.echo(f"  {printable(reason)}")

@@ -19,7 +19,7 @@ from seen import seen, switched
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.commands.schedule import schedule
-from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.errors import DeclarationError, RolloutError
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.report.looking import Look, Wish
@@ -44,7 +44,7 @@ LATE = datetime(2026, 11, 21, 3, 30, tzinfo=UTC)
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "group_data").mkdir()
     (tmp_path / "group_data/all.py").write_text(ALL)
     (tmp_path / "deploy.py").write_text("")
@@ -252,6 +252,22 @@ def test_two_ticks_never_overlap(fleet: Fleet) -> None:
     assert fleet.tick().ran
 
 
+def test_a_timer_and_a_session_share_the_lock(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ticking._lock_file("prod.py")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert ticking._lock_file("prod.py") == path
+
+
+def test_a_lock_that_can_not_be_written_is_told(
+    fleet: Fleet, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "a file").write_text("")
+    monkeypatch.setenv("HOME", str(project / "a file"))
+    with pytest.raises(DeclarationError, match="can't be written: Not a directory"):
+        fleet.tick()
+    assert fleet.asked == 0
+
+
 def test_a_broken_declaration_is_refused_before_any_host(fleet: Fleet) -> None:
     Path("group_data/all.py").write_text(ALL.replace('"port": 8000', '"prot": 8000'))
     with pytest.raises(DeclarationError, match="prot"):
@@ -449,7 +465,29 @@ def test_a_time_of_day_that_is_none_is_refused(systemctl: Path, at: str) -> None
 def test_a_systemctl_that_fails_is_told(systemctl: Path, tmp_path: Path) -> None:
     (tmp_path / "bin/systemctl").write_text("#!/bin/sh\necho 'no bus' >&2\nexit 1\n")
     done = CliRunner().invoke(schedule, ["prod.py", "--install"], standalone_mode=False)
-    assert isinstance(done.exception, DeclarationError) and "no bus" in str(done.exception)
+    assert isinstance(done.exception, RolloutError) and "no bus" in str(done.exception)
+    assert done.exception.exit_code == 1, "the units are written"
+
+
+def test_the_timer_of_another_project_is_not_replaced(
+    systemctl: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = project / "50% other"
+    shutil.copytree(project, other, ignore=shutil.ignore_patterns("50% other", "bin"))
+    again = CliRunner().invoke(schedule, ["prod.py", "--install"], standalone_mode=False)
+    assert again.return_value == 0, "its own is written anew"
+    monkeypatch.chdir(other)
+    done = CliRunner().invoke(schedule, ["prod.py", "--install"], standalone_mode=False)
+    assert isinstance(done.exception, DeclarationError)
+    assert f"pyinfra-vllm-schedule-prod.service is of the project in {project}: give" in str(done.exception)
+    assert len(systemctl.read_text().splitlines()) == 2
+    service = project / "config/systemd/user/pyinfra-vllm-schedule-prod.service"
+    assert f"WorkingDirectory={project}\n" in service.read_text()
+    service.write_text(service.read_text().replace(str(project), str(project / "moved away")))
+    done = CliRunner().invoke(schedule, ["prod.py", "--install"], standalone_mode=False)
+    assert done.return_value == 0, "nobody's"
+    done = CliRunner().invoke(schedule, ["prod.py", "--install"], standalone_mode=False)
+    assert done.return_value == 0, "its own, with a percent sign"
 
 
 @pytest.mark.parametrize(
@@ -488,7 +526,7 @@ def test_without_systemctl_it_says_so(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     done = CliRunner().invoke(schedule, ["prod.py", "--install"], standalone_mode=False)
-    assert isinstance(done.exception, DeclarationError)
+    assert isinstance(done.exception, RolloutError)
     assert "systemctl --user daemon-reload failed: No such file" in str(done.exception)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .. import deploying, fleet
 from ..asking import Hosts
+from ..errors import DeclarationError
 from ..report import looking
 from .due import CLOSED, RUNS, Decision, decide, next_opening, openings
 
@@ -88,8 +89,15 @@ def command(inventory: str, hosts: Sequence[str], group_data: Sequence[str] = ()
 def alone(inventory: str) -> Iterator[bool]:
     """Whether nobody else ticks for this inventory; the kernel forgets the lock with the process."""
     path = _lock_file(inventory)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise DeclarationError(
+            f"{path} can't be written: {error.strerror}. It keeps two ticks apart: make it writable, or set"
+            " HOME to a folder that is. No host was contacted."
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -113,7 +121,8 @@ def _decision(
 
 
 def _lock_file(inventory: str) -> Path:
-    """Private to this account: never a name in /tmp that others could take."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or str(Path.home() / ".cache")
+    """Private to this account, never a name in /tmp that others could take; and the same for a timer as for a
+    session, which alone has XDG_RUNTIME_DIR.
+    """
     name = hashlib.sha256(str(Path(inventory).resolve()).encode()).hexdigest()[:16]
-    return Path(base) / "pyinfra-vllm" / f"schedule-{name}.lock"
+    return Path.home() / ".cache/pyinfra-vllm" / f"schedule-{name}.lock"

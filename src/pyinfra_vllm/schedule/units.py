@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DeclarationError
+from ..errors import DeclarationError, RolloutError
 from ..rendering import quoted, specifier
 
 SYSTEM = Path("/etc/systemd/system")
+_DIRECTORY = "WorkingDirectory="
 EVERY = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60)  # what divides an hour, so that ticks are evenly spaced
 
 
@@ -87,7 +88,7 @@ def _service(
         # takes
         "Type=oneshot",
         "TimeoutStartSec=infinity",
-        f"WorkingDirectory={specifier(str(directory))}",
+        f"{_DIRECTORY}{specifier(str(directory))}",
         f"ExecStart={' '.join(quoted(word) for word in command)}",
         *([f"User={account}"] if account else []),
         *([f"EnvironmentFile={specifier(str(environment_file))}"] if environment_file else []),
@@ -137,7 +138,7 @@ def daily(
         "[Service]",
         "Type=oneshot",
         "TimeoutStartSec=1h",
-        f"WorkingDirectory={specifier(str(directory))}",
+        f"{_DIRECTORY}{specifier(str(directory))}",
         f"ExecStart={' '.join(quoted(word) for word in command)}",
         *([f"User={account}"] if account else []),
         "Environment=PYINFRA_PROGRESS=off PYTHONUNBUFFERED=1",
@@ -158,17 +159,40 @@ def daily(
 
 
 def install(made: Units) -> list[list[str]]:
-    """Write the units and start the timer; returns the commands that were run. Raises DeclarationError."""
+    """Write the units and start the timer; returns the commands that were run.
+
+    Raises DeclarationError where nothing was written, RolloutError where systemd refuses what was.
+    """
+    _refuse_another_project(made)
     _write(made)
     commands = [made.systemctl("daemon-reload"), made.systemctl("enable", "--now", f"{made.name}.timer")]
     for words in commands:
         problem = _run(words)
         if problem:
-            raise DeclarationError(
+            raise RolloutError(
                 f"{' '.join(words)} failed: {problem}. The units are in {made.directory}; no host was"
                 " touched."
             )
     return commands
+
+
+def _refuse_another_project(made: Units) -> None:
+    """Units have the name of the inventory: one of the same name elsewhere would no longer be rolled out."""
+    for name, text in made.files.items():
+        file = made.directory / name
+        known = _directory(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else ""
+        if known not in ("", _directory(text)) and Path(known).is_dir():
+            stop = " ".join(made.systemctl("disable", "--now", f"{made.name}.timer"))
+            raise DeclarationError(
+                f"{file} is of the project in {known}: give this inventory another name, or end that one's"
+                f" timer (`{stop}`) and remove its files. Nothing was written."
+            )
+
+
+def _directory(unit: str) -> str:
+    """The project of a unit's text; empty where it names none, as a timer does."""
+    found = [line for line in unit.splitlines() if line.startswith(_DIRECTORY)]
+    return found[0].removeprefix(_DIRECTORY).replace("%%", "%") if found else ""
 
 
 def _write(made: Units) -> None:

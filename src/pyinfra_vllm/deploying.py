@@ -38,10 +38,11 @@ def need_deploy() -> None:
 
 
 def run(words: Sequence[str]) -> int:
-    """Its exit code. Its output is progress, not our result: it goes to stderr, and under systemd to the
-    journal.
+    """Its exit code, 1 where a signal ended it. Its output is progress, not our result: it goes to stderr,
+    and under systemd to the journal.
     """
-    return subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode
+    code = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode
+    return code if code >= 0 else 1
 
 
 def _program(name: str) -> str:

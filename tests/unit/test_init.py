@@ -95,6 +95,15 @@ def test_a_name_that_can_be_none_is_refused_before_anything_is_written(
     assert not list(empty.iterdir())
 
 
+def test_a_project_that_can_not_be_whole_is_not_begun(run: Any, empty: Path) -> None:
+    (empty / "inventory").write_text("")
+    ended = run("init")
+    assert ended.code == 2 and "inventory can't be written: File exists. Nothing was written." in ended.err
+    assert [path.name for path in empty.iterdir()] == ["inventory"]
+    (empty / "inventory").unlink()
+    assert run("init").code == 0
+
+
 def test_it_has_about_a_dozen_lines_of_settings(run: Any) -> None:
     run("init")
     settings = [

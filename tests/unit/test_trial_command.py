@@ -144,6 +144,11 @@ def test_a_host_that_is_missing_is_named_beside_the_verdict(
     assert (ended, list(json.loads(screen)["missing"])) == (0, ["gpu2"])
 
 
+@pytest.mark.parametrize(("end", "code"), [("exit 4", 4), ("kill -9 $$", 1)])
+def test_a_rollout_that_a_signal_ended_has_failed(end: str, code: int) -> None:
+    assert command.deploying.run(["/bin/sh", "-c", end]) == code
+
+
 def test_outside_of_a_project_and_with_a_wrong_declaration_nobody_is_asked(
     teller: Teller, monkeypatch: pytest.MonkeyPatch, project: Path
 ) -> None:

@@ -92,20 +92,27 @@ def _filled(name: str, values: dict[str, object]) -> str:
 
 
 def write(directory: Path, texts: dict[str, str]) -> None:
-    """Raises DeclarationError where one of the files is there already, before any is written."""
+    """Writes all of the files or none.
+
+    Raises DeclarationError where one is there already, or can't be written.
+    """
     there = [name for name in texts if (directory / name).exists() or (directory / name).is_symlink()]
     if there:
         raise DeclarationError(
             f"{', '.join(there)} in {directory} would be overwritten. Nothing was written."
         )
+    begun: list[Path] = []
     try:
         for name, text in texts.items():
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
+            begun.append(path)
             path.write_text(text, encoding="utf-8")
     except OSError as error:
+        for path in begun:
+            path.unlink(missing_ok=True)
         raise DeclarationError(
-            f"{error.filename or directory} can't be written: {error.strerror}."
+            f"{error.filename or directory} can't be written: {error.strerror}. Nothing was written."
         ) from error
 
 

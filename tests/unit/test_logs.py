@@ -80,7 +80,24 @@ def test_a_journal_that_can_not_be_read_is_told(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(unit_log, "lines", fail)
     (found,) = logs.read(tmp_path, ["chat"], 10)
-    assert "No journal files" in "\n".join(journal.lines("gpu-1", [asdict(found)]))
+    (told,) = journal.lines("gpu-1", [asdict(found)])
+    assert told.startswith(
+        "gpu-1 chat: the journal can't be read: journalctl exited with 1: No journal files"
+    )
+
+
+def test_a_name_that_is_no_service_s_is_told_with_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"vllm-gone.service": [Line("last words", "1", 1.0)]}
+    monkeypatch.setattr(unit_log, "lines", lambda unit, cursor, newest: iter(said.get(unit, [])))
+    (found,) = logs.read(tmp_path, ["chta"], 10)
+    assert found.problem == "no service has this name here; there is none"
+    for name in ("chat", "embed"):
+        (tmp_path / name / "releases").mkdir(parents=True)
+    chat, gone, slip = logs.read(tmp_path, ["chat", "gone", "chta"], 10)
+    assert (chat.problem, gone.problem) == ("", ""), "nothing was logged; the service is gone"
+    assert slip.problem == "no service has this name here; there is chat, embed"
 
 
 def test_the_entries_own_time_is_read() -> None:
@@ -120,6 +137,9 @@ def test_json_has_all_of_it_and_a_host_that_is_down_exits_1(
     monkeypatch.setattr(command, "run", lambda *arguments: Answer("gpu-1", [TOLD]))
     ended = run("logs", "gpu-1", "--json")
     assert (ended.code, ended.json) == (0, {"host": "gpu-1", "problem": "", "services": [TOLD]})
+    none = {**TOLD, "cause": None, "lines": [], "problem": "no service has this name here; there is none"}
+    monkeypatch.setattr(command, "run", lambda *arguments: Answer("gpu-1", [none]))
+    assert run("logs", "gpu-1", "nope").code == 1
     monkeypatch.setattr(command, "run", lambda *arguments: Answer("gpu-1", problem="not reached: \x1b[2J"))
     ended = run("logs", "gpu-1")
     assert (ended.code, ended.err) == (1, "gpu-1: not reached: \\x1b[2J\n")

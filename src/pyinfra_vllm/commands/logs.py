@@ -59,7 +59,8 @@ def logs(
 ) -> int:
     """Show the journal of a host's services and of their switches, by time.
 
-    The root cause of the newest start that failed comes first. Exit code 1 when the host could not be asked.
+    The root cause of the newest start that failed comes first. Exit code 1 when the host could not be asked,
+    has no such service, or its journal can't be read.
     """
     answer = run(host, service, inventory, newest, group_data)
     if json_wanted:
@@ -70,4 +71,4 @@ def logs(
     else:
         for line in journal.lines(answer.host, answer.value):
             click.echo(line)
-    return int(answer.value is None)
+    return int(answer.value is None or any(service["problem"] for service in answer.value))

@@ -21,7 +21,7 @@ def lines(host: str, told: Sequence[ServiceLog]) -> Iterator[str]:
 
 def _service(name: str, told: ServiceLog) -> Iterator[str]:
     if told["problem"]:
-        yield f"{name}: the journal can't be read: {printable(told['problem'])}"
+        yield f"{name}: {printable(told['problem'])}"
         return
     cause = told["cause"]
     if cause is None:

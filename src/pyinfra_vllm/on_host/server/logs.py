@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..state.paths import ServicePaths, services
@@ -41,7 +41,7 @@ class FailedStart:
 
 @dataclass(frozen=True)
 class ServiceLog:
-    """The journal of one service's units, or the problem why it can't be read."""
+    """The journal of one service's units, or the problem why there is none."""
 
     service: str
     cause: FailedStart | None = None
@@ -55,8 +55,16 @@ def read(root: Path, names: Sequence[str], newest: int) -> list[ServiceLog]:
     + names: of services; none: all of them
     + newest: so many lines of each unit
     """
-    found = [ServicePaths(root, name) for name in names] or services(root)
-    return [_service(paths, newest) for paths in found]
+    known = services(root)
+    found = [_service(paths, newest) for paths in [ServicePaths(root, name) for name in names] or known]
+    there = [paths.name for paths in known]
+    return [each if each.service in there or each.lines else _unknown(each, there) for each in found]
+
+
+def _unknown(named: ServiceLog, there: Sequence[str]) -> ServiceLog:
+    """A name that is no service's and has no journal. One whose service is gone may still have its own."""
+    problem = named.problem or f"no service has this name here; there is {', '.join(there) or 'none'}"
+    return replace(named, problem=problem)
 
 
 def _service(paths: ServicePaths, newest: int) -> ServiceLog:
@@ -67,7 +75,7 @@ def _service(paths: ServicePaths, newest: int) -> ServiceLog:
         for kind, unit in units.items():
             lines += [Told(line.at, kind, line.text) for line in unit_log.lines(unit, None, newest)]
     except unit_log.LogError as error:
-        return ServiceLog(paths.name, problem=str(error))
+        return ServiceLog(paths.name, problem=f"the journal can't be read: {error}")
     lines.sort(key=lambda line: line.at or 0.0)
     return ServiceLog(paths.name, failed_start(own), lines=tuple(lines))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
 import os
 import select
 import sys
@@ -121,6 +122,8 @@ def _nobody_reads(ended: SystemExit) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its code; an unexpected exception never has the code of an outcome."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr has it: a name that can't be shown ends nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = cli.main(args=arguments, prog_name="pyinfra-vllm", standalone_mode=False)
     except RolloutError as error:

@@ -242,6 +242,16 @@ def test_a_reader_that_has_gone_is_no_verdict(words: tuple[str, ...]) -> None:
     assert (ended.returncode, ended.stderr) == (cli.NOBODY_READS, "")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "utf-8"])
+def test_a_name_that_the_terminal_can_not_show_is_written_out(project: Path, encoding: str) -> None:
+    Path("inventory/prod.py").write_text('small = ["\u5927.invalid"]\n')
+    script = Path(sys.executable).parent / "pyinfra-vllm"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    told = subprocess.run([script, "status"], capture_output=True, env=environment, timeout=60)
+    assert told.returncode == 1, told.stderr
+    assert ("\u5927" if encoding == "utf-8" else "\\u5927") + ".invalid" in told.stdout.decode(encoding)
+
+
 def test_an_error_of_lock_begins_as_that_of_every_command(run: Any, project: Path) -> None:
     for command in ("lock", "windows", "plan"):
         ended = run(command, "inventory/none.py")

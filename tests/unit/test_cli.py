@@ -152,6 +152,24 @@ def test_every_command_is_there_and_takes_json(name: str) -> None:
     assert command.help
 
 
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_that_reads_an_inventory_takes_further_group_data(name: str) -> None:
+    command = cli.cli.get_command(click.Context(cli.cli), name)
+    assert command is not None
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert "inventory" not in options or "--group-data" in options
+
+
+def test_windows_are_those_of_further_group_data(run: Any, project: Path) -> None:
+    Path("more").mkdir()
+    Path("more/all.py").write_text("window = [{'cron': '0 4 * * *', 'duration': '3h', 'timezone': 'UTC'}]\n")
+    service = {"model": "acme/tiny", "runtime": {"version": "0.33.0"}, "port": 8000}
+    Path("group_data/all.py").write_text(f"services = {{'chat': {service!r}}}\n")
+    ended = run("windows", "--group-data", "more", "--at", "2026-06-01T03:00", "--json")
+    assert ended.json["next"][0] == "2026-06-01T04:00:00+00:00"
+    assert run("windows", *NIGHT, "--group-data", "more").code == 2
+
+
 def test_help_and_version_answer_without_the_commands(run: Any) -> None:
     assert all(name in run("--help").out for name in cli.COMMANDS)
     assert "Exit codes" in run("-h").out

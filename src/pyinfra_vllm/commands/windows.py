@@ -84,6 +84,7 @@ class Answer:
     help=f"Duration of a switch and its rollback [{DEFAULT_ESTIMATE}].",
 )
 @click.option("--limit", multiple=True, metavar="HOST", help="Only these hosts or groups of the inventory.")
+@options.group_data
 @options.json_wanted
 def windows(
     inventory: str | None,
@@ -94,6 +95,7 @@ def windows(
     exceptions: tuple[str, ...],
     switch_estimate: str | None,
     limit: tuple[str, ...],
+    group_data: tuple[str, ...],
     json_wanted: bool,
 ) -> None:
     """Say whether a switch may begin, why, until when, and the next five openings.
@@ -104,15 +106,16 @@ def windows(
     given = [name for name, value in direct.items() if value is not None]
     if given:
         missing = [name for name in direct if name not in given]
-        if missing or inventory or limit:
-            also = f"also needs {', '.join(missing)}" if missing else "goes without INVENTORY and --limit"
+        if missing or inventory or limit or group_data:
+            alone = "goes without INVENTORY, --limit and --group-data"
+            also = f"also needs {', '.join(missing)}" if missing else alone
             raise click.UsageError(f"{', '.join(given)} {also}")
         window = direct_window(str(cron), str(duration), str(timezone), exceptions)
         answers = [direct_answer(window, at_text, switch_estimate)]
     elif exceptions or switch_estimate:
         raise click.UsageError("--except and --switch-estimate go with --cron; an inventory declares its own")
     else:
-        answers = fleet_answers(inventory or options.DEFAULT_INVENTORY, at_text, limit)
+        answers = fleet_answers(inventory or options.DEFAULT_INVENTORY, at_text, limit, group_data)
     told = json.dumps(as_json_object(answers), indent=2) if json_wanted else "\n".join(sentences(answers))
     click.echo(told)
 
@@ -142,11 +145,13 @@ def _answer(
     return Answer(state(windows, at, needed.length, needed.source), services, never)
 
 
-def fleet_answers(inventory: str, at_text: str | None, limit: Sequence[str]) -> list[Answer]:
+def fleet_answers(
+    inventory: str, at_text: str | None, limit: Sequence[str], group_data: Sequence[str] = ()
+) -> list[Answer]:
     """One answer for each set of windows and estimate among the services, in the inventory's order."""
     from .. import fleet  # pyinfra takes half a second to import; one cron line needs none of it
 
-    loaded = fleet.load(inventory, need_lock=False, limit=limit)
+    loaded = fleet.load(inventory, group_data=group_data, need_lock=False, limit=limit)
     now = datetime.now(UTC).isoformat()
     holders: dict[tuple[tuple[Window, ...], Estimate], list[str]] = {}
     for host in loaded.selected:

@@ -70,6 +70,11 @@ __all__ = [
 
 # A rollback must work when the declaration is broken: it asks the host for its releases.
 NEEDS_NO_DECLARATION = "rollback.py"
+# Then not even `root` is known: hosts would be prepared as if they kept nothing anywhere else.
+NOTHING_DECLARED = (
+    "nothing is declared for any of its hosts; run in the project's directory, which has group_data/, or name"
+    " that folder with --group-data"
+)
 
 _current: Fleet | None = None
 _way_back: WayBack | None = None
@@ -239,9 +244,10 @@ def read(
     overrides = spoken.overrides(inventory.override_data, problems)
     spoken.refuse_rollback_keys(inventory.override_data, problems)
     own = (cards.layer(problems), profiles.layer(problems))
-    merged = {
-        host.name: merge([*own, *inventories.layers(inventory, host.name, files)]) for host in inventory
-    }
+    layers = {host.name: list(inventories.layers(inventory, host.name, files)) for host in inventory}
+    if layers and not any(layer.values for mine in layers.values() for layer in mine):
+        problems.add(files.inventory, "", NOTHING_DECLARED)
+    merged = {name: merge([*own, *mine]) for name, mine in layers.items()}
     _check_keys(inventory, files, problems)
     selected = spoken.selected(inventory, tuple(limit), tuple(exclude), problems)
     declared = {name: declare(name, values, problems) for name, values in merged.items()}

@@ -266,6 +266,22 @@ def test_starts_of_each_side_may_be_given_for_one_run() -> None:
     assert {(gate.restarts, gate.budget_s) for gate in gates} == {(2, 60)}
 
 
+def test_a_run_from_another_directory_prepares_no_host(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There pyinfra finds neither config.py nor group_data/, and `root` would be the default."""
+    write("inventory/prod.py", "here = ['@local']\n")
+    write(
+        "deploy.py",
+        f"from pyinfra_vllm import fleet\nfleet.declared()\nopen({str(project / 'went on')!r}, 'w')",
+    )
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    ended = pyinfra(str(project / "inventory/prod.py"), str(project / "deploy.py"), "-y")
+    assert ended.returncode == 2, ended.stderr
+    assert "nothing is declared for any of its hosts; run in the project's directory" in ended.stderr
+    assert "Traceback" not in ended.stderr and not (project / "went on").exists()
+
+
 def test_overrides_are_read_strictly() -> None:
     data = spoken.parse_data(["switch_now=true", "reason=1234", "ssh_user=x", "operator=ann"])
     given = load(overrides=data).overrides

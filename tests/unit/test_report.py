@@ -300,7 +300,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_any_host_is_asked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").write_text("a file")
-    monkeypatch.setattr("pyinfra_vllm.commands.report.Hosts", None)
+    (tmp_path / "prod.py").write_text("here = ['@local']\n")
+    monkeypatch.setattr("pyinfra_vllm.commands.report.Hosts.ask", None)
     done = CliRunner().invoke(report, ["prod.py", "--out", out], standalone_mode=False)
     assert isinstance(done.exception, DeclarationError) and done.exception.exit_code == 2
     assert f"--out '{out}' can't be written to: " in str(done.exception)

@@ -201,7 +201,7 @@ def test_usage() -> None:
             run(*words)
     with pytest.raises(click.UsageError, match="go with --plan"):
         run()  # with --at
-    Path("group_data/mine.py").write_text("")
+    Path("group_data/mine.py").write_text("services = {}")
     with pytest.raises(DeclarationError, match="declares no service"):
         run("--plan")
     declare()

@@ -101,7 +101,7 @@ def _answered(ask: Callable[[str], bool]) -> Callable[[str], bool]:
             return True  # to go on without the hosts that failed: nothing is done to the others
         try:
             return ask(question)
-        except EOFError:
+        except (EOFError, RuntimeError):  # standard input has nothing, or is closed
             click.echo(err=True)
             raise NoTerminal(
                 f'there is no terminal to answer "{question}" at. Run with -y to go on without asking, or'

@@ -80,6 +80,13 @@ def test_a_question_without_a_terminal_ends_a_run_in_one_line() -> None:
     assert "there is no terminal to answer" in told.stderr
 
 
+def test_a_question_with_standard_input_closed_ends_a_run_in_one_line() -> None:
+    command = f"{Path(sys.executable).parent / 'pyinfra'} inventory/prod.py deploy.py <&-"
+    told = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=300)
+    assert told.returncode == 1 and "Traceback" not in told.stderr, told.stderr
+    assert "there is no terminal to answer" in told.stderr
+
+
 def test_swapped_arguments_get_the_right_order() -> None:
     command = [str(Path(sys.executable).parent / "pyinfra"), "deploy.py", "inventory/prod.py"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -74,9 +74,8 @@ def end_on_signals() -> None:
 
 def end_run(number: int, frame: Any) -> None:
     """Ends the run, never the switches that hosts have begun: reports them, and exits with 1."""
-    said = [f"{host}: {service}: {text}" for (host, service), text in sorted(PROGRESS.going.items())]
     try:
-        for line in ["The run was ended before it was done.", *said]:
+        for line in ["The run was ended before it was done.", *PROGRESS.under_way()]:
             click.echo(line, err=True)
     finally:
         sys.exit(1)

@@ -19,7 +19,7 @@ from pyinfra_vllm.operations import calibration
 from pyinfra_vllm.operations.util.remote import Remote
 from pyinfra_vllm.rollout import opening
 from pyinfra_vllm.rollout.orders import Prepared
-from pyinfra_vllm.rollout.progress import Outcome
+from pyinfra_vllm.rollout.progress import PROGRESS, Outcome
 
 NOON = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 NIGHT = datetime(2026, 6, 1, 2, 30, tzinfo=UTC)
@@ -132,6 +132,20 @@ def test_what_it_can_not_be_asked(
     ended = run("calibrate", *words)
     assert (ended.code, orders) == (2, [])
     assert says in ended.err
+
+
+def test_whoever_interrupts_it_hears_that_the_host_goes_on(
+    run: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*words: object) -> None:
+        PROGRESS.goes_on("@local", "chat")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyinfra_vllm.operations.calibration.calibrate", interrupted)
+    ended = run("calibrate", "hosts.py", "--limit", "@local", "--service", "chat")
+    PROGRESS.followed("@local", "chat")
+    assert ended.code == 130
+    assert "@local: chat: the switch goes on on @local; `pyinfra-vllm watch hosts.py` follows it" in ended.err
 
 
 def test_a_service_that_is_not_there_yet_is_a_failure(

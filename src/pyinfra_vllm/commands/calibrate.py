@@ -16,7 +16,7 @@ import click
 
 from pyinfra_vllm.commands import options
 from pyinfra_vllm.commands.files import record_in
-from pyinfra_vllm.commands.one_service import host_of, service_of, tell_on_stderr
+from pyinfra_vllm.commands.one_service import followed, host_of, service_of, tell_on_stderr
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate.calibration import LEAST_RUNS, calibration
@@ -70,7 +70,7 @@ def on_host(
     declared = host_of(wanted, f"--limit {limit}")
     service = service_of(declared, named)
     tell_on_stderr()
-    with Hosts(inventory, [declared.host], group_data) as hosts_asked:
+    with followed(), Hosts(inventory, [declared.host], group_data) as hosts_asked:
         (answer,) = hosts_asked.ask(
             lambda host: calibrations.calibrate(host, declared.root, service, wanted.overrides, runs),
             limit_s=None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -36,6 +38,19 @@ def service_of(declared: Declared, named: str | None) -> Service:
         names = ", ".join(service.name for service in declared.services) or "no service"
         raise DeclarationError(f"{declared.host} has {names}: name one by --service. No host was contacted.")
     return found[0]
+
+
+@contextmanager
+def followed() -> Iterator[None]:
+    """Ctrl-C ends the command, never what the host has begun: that is said then."""
+    from pyinfra_vllm.rollout.progress import PROGRESS
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        for line in PROGRESS.under_way():
+            click.echo(line, err=True)
+        raise
 
 
 def tell_on_stderr() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyinfra_vllm import fleet, tuned
-from pyinfra_vllm.commands.one_service import host_of, service_of, tell_on_stderr
+from pyinfra_vllm.commands.one_service import followed, host_of, service_of, tell_on_stderr
 from pyinfra_vllm.config import profiles
 from pyinfra_vllm.errors import DeclarationError, one_line
 from pyinfra_vllm.printable import printable
@@ -81,7 +81,7 @@ def run(
     def say(text: str) -> None:
         click.echo(printable(f"[{declared.host}] {service.name}: {text}"), err=True)
 
-    with Hosts(inventory, [declared.host], group_data) as hosts:
+    with followed(), Hosts(inventory, [declared.host], group_data) as hosts:
         (answer,) = hosts.ask(
             lambda host: _tuned(
                 Tuning(host, declared, service, checkpoint, wanted.overrides, say), dry=dry, anew=anew

@@ -110,6 +110,10 @@ class Progress:
     def followed(self, host: str, service: str) -> None:
         self.going.pop((host, service), None)
 
+    def under_way(self) -> list[str]:
+        """What hosts go on with though nobody follows it any more, one line each."""
+        return [f"{host}: {service}: {text}" for (host, service), text in sorted(self.going.items())]
+
     def record(self, outcome: Outcome) -> None:
         self.outcomes[outcome.host, outcome.service] = outcome
 

@@ -62,7 +62,8 @@ def status(
 
     The worst comes first, and why stands below it. Columns that the screen has no room for are left out.
 
-    Exit code 1 when a host could not be asked; the others are shown all the same.
+    Exit code 1 when a host could not be asked, or a switch could not be taken back (unproven); the others are
+    shown all the same.
     """
     code, found = run(inventory, limit, group_data)
     if json_wanted:

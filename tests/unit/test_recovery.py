@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
+from pyinfra_vllm.on_host import __main__ as program
 from pyinfra_vllm.on_host.server import release as releases
 from pyinfra_vllm.on_host.server import systemd
 from pyinfra_vllm.on_host.server.release import NotReady
@@ -403,3 +404,14 @@ def test_a_recovery_that_lacks_what_a_new_process_has_ends_and_one_that_does_not
     monkeypatch.setattr(recovery, "_try_once", refuse)
     assert not recovery.insist(serving.paths, serving.said.append, tries=3)
     assert len(tries) == 2
+
+
+def test_a_misspelt_service_or_a_wrong_root_is_no_recovery(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the runbook has it typed at night: nothing found must not look like nothing left to do."""
+    assert program.main(["--root", str(tmp_path), "recover", "chat"]) == 1
+    assert f"no service chat below {tmp_path}; there is none" in capsys.readouterr().err
+    (tmp_path / "chat" / "releases").mkdir(parents=True)
+    assert program.main(["--root", str(tmp_path), "recover", "chta"]) == 1
+    assert f"no service chta below {tmp_path}; there is chat" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from .server import front, metrics, systemd
 from .server import release as releases
 from .staging import build, bytecode, compiled, fetch, prune, rehearsal, swarm
 from .state import follow, lock, observe, private
-from .state.paths import DEFAULT_ROOT, ServicePaths
+from .state.paths import DEFAULT_ROOT, ServicePaths, services
 from .state.status import RUN
 from .switch import base, calibrating, interruption, order, recovery, rollback, transaction
 
@@ -129,6 +129,10 @@ def _recover(options: argparse.Namespace) -> int:
         recovery.insist(paths, _say)
         metrics.write_soon()
         return 0
+    there = [paths.name for paths in services(options.root)]
+    if options.service and options.service not in there:
+        _say(f"no service {options.service} below {options.root}; there is {', '.join(there) or 'none'}")
+        return 1
     outcomes = recovery.recover(options.root, options.service, _say, boot=options.boot, wait_s=options.wait)
     for outcome in outcomes:
         print(outcome)

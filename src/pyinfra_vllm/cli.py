@@ -124,8 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its code; an unexpected exception never has the code of an outcome."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr has it: a name that can't be shown ends nothing
         sys.stdout.reconfigure(errors="backslashreplace")
+    color = False if os.environ.get("NO_COLOR") else None  # rich knows that variable, click does not
     try:
-        result = cli.main(args=arguments, prog_name="pyinfra-vllm", standalone_mode=False)
+        result = cli.main(args=arguments, prog_name="pyinfra-vllm", standalone_mode=False, color=color)
     except RolloutError as error:
         click.echo(printable_lines(f"Error: {error}"), err=True)
         sys.exit(error.exit_code)

@@ -13,8 +13,10 @@ from typing import Any
 
 import click
 import pytest
+from test_fleet import entry
 
 from pyinfra_vllm import cli
+from pyinfra_vllm.checkpoint import Lock
 from pyinfra_vllm.errors import DeclarationError, HostError, RolloutError
 
 NIGHT = ("--cron", "0 2 * * *", "--duration", "3h", "--timezone", "Europe/Berlin")
@@ -268,6 +270,19 @@ def test_a_name_that_the_terminal_can_not_show_is_written_out(project: Path, enc
     told = subprocess.run([script, "status"], capture_output=True, env=environment, timeout=60)
     assert told.returncode == 1, told.stderr
     assert ("\u5927" if encoding == "utf-8" else "\\u5927") + ".invalid" in told.stdout.decode(encoding)
+
+
+@pytest.mark.parametrize("without", ["", "1"])
+def test_no_color_is_kept_to_on_a_terminal(project: Path, without: str) -> None:
+    Lock([entry("acme/tiny")]).dump()
+    ours, theirs = os.openpty()
+    script = Path(sys.executable).parent / "pyinfra-vllm"
+    environment = {**os.environ, "NO_COLOR": without, "TERM": "xterm"}
+    subprocess.run([script, "plan"], stdout=theirs, stderr=subprocess.DEVNULL, env=environment, timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 65536)
+    os.close(ours)
+    assert b"Refused" in shown and (b"\x1b" in shown) == (not without)
 
 
 def test_an_error_of_lock_begins_as_that_of_every_command(run: Any, project: Path) -> None:

@@ -163,7 +163,6 @@ def install(made: Units) -> list[list[str]]:
 
     Raises DeclarationError where nothing was written, RolloutError where systemd refuses what was.
     """
-    _refuse_another_project(made)
     _write(made)
     commands = [made.systemctl("daemon-reload"), made.systemctl("enable", "--now", f"{made.name}.timer")]
     for words in commands:
@@ -197,6 +196,7 @@ def _directory(unit: str) -> str:
 
 def _write(made: Units) -> None:
     try:
+        _refuse_another_project(made)
         made.directory.mkdir(parents=True, exist_ok=True)
         for name, text in made.files.items():
             (made.directory / name).write_text(text, encoding="utf-8")

@@ -94,7 +94,8 @@ def predict(shape: Shape, gpu: Gpu, load: Load) -> Fit:
     laid = layout(shape, load)
     tokens = _kv_tokens(laid, load, room, per_token)
     concurrency = tokens / load.max_model_len if load.max_model_len else 0.0
-    fits = load.max_model_len > 0 and tokens >= load.max_model_len
+    loads = gpu.platform == "cpu" or weights < gpu.usable_bytes
+    fits = loads and load.max_model_len > 0 and tokens >= load.max_model_len
     request = laid.request_bytes(load.max_model_len)
     predicted = load.kv_cache_bytes is None  # and not declared
     return Fit(

@@ -141,11 +141,8 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
             "names 2 GPUs, and flags: {tensor-parallel-size: 1} needs 1; make them agree",
         ),
         (
-            {"gpus": [0, 1], "flags": {"--pipeline-parallel-size": 2}},
-            (
-                "names 2 GPUs, and flags: {pipeline-parallel-size: 2} needs 4 and tensor-parallel-size is 2"
-                " by default"
-            ),
+            {"gpus": [0, 1, 2], "flags": {"--pipeline-parallel-size": 2}},
+            "names 3 GPUs, and flags: {pipeline-parallel-size: 2} needs 2 or a multiple of it; make them",
         ),
         ({"max_model_len": 0}, "must be a number of tokens"),
         ({"max_model_len": 4096.0}, "must be a number of tokens"),
@@ -419,6 +416,9 @@ def test_two_services_share_a_gpu_only_with_a_reason(one: Any, other: Any, share
         {"gpus": [INSTANCE]},
         {"gpus": [0, 1], "flags": {"tensor-parallel-size": 1, "pipeline-parallel-size": 2}},
         {"gpus": [0, 1], "flags": {"tensor-parallel-size": "2"}},
+        # vllm issues 22140 (stages) and 18567 (ranks): sizes without one for tensor parallelism
+        {"gpus": [0, 1, 2], "flags": {"pipeline-parallel-size": 3}},
+        {"gpus": [0, 1, 2, 3], "flags": {"data-parallel-size": 2}},
         {"gpus": [CARD], "flags": {"tensor-parallel-size": 1}},
         {"flags": {"tensor-parallel-size": 8}},
     ],

@@ -293,6 +293,7 @@ def test_mistral_s_forms_need_mistral_s_files(
         ("pp=2", "--pipeline-parallel-size"),
         ("-ep=true", "--enable-expert-parallel"),
         ("-O=3", "--optimization-level"),
+        ("-O3=true", "--optimization-level"),
         ("gpu-memory-util=0.9", "--gpu-memory-utilization"),  # llm-scaler issue 264
         ("tensor-parallel=2", "--tensor-parallel-size"),  # vllm issue 26328
     ],

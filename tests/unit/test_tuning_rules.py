@@ -30,6 +30,10 @@ LOCKED_WITH_VISION = replace(shapes.find("Qwen/Qwen3.5-4B") or pytest.fail(), we
 # One case for each rule, by its name: what is asked, and what must be in the answer
 
 RULES: dict[str, tuple[dict[str, Any], str]] = {
+    "tensor-parallelism-takes-the-other-gpus": (
+        {"gpu_count": 4, "flags": {"data-parallel-size": 2}},
+        "('--tensor-parallel-size', 2)",
+    ),
     "turing-has-no-bfloat16": (
         {"model": "Qwen/Qwen3-4B", "gpu": "Tesla T4", "max_model_len": 4096},
         "('--dtype', 'half')",
@@ -90,7 +94,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "awq-has-zero-points": ({"model": packed(zero_point=False)}, "is AWQ without zero points"),
     "gptq-is-symmetric": ({"model": packed(method="gptq")}, "is GPTQ with zero points"),
     "gpus-are-enough": (
-        {"gpu_count": 4, "flags": {"pipeline-parallel-size": 2}},
+        {"gpu_count": 4, "flags": {"pipeline-parallel-size": 2, "tensor-parallel-size": 4}},
         "size is 8 and the service has 4 GPUs",
     ),
     "tensor-parallel-divides-heads": (

@@ -135,7 +135,7 @@ def unread(variable: str, version: str) -> str | None:
     if variable in read:
         return None
     advice: str | None = table("flag_changes.yaml")["variables"].get(variable)
-    near = None if advice else nearest(variable, read)
+    near = None if advice or variable in data["variables"] else nearest(variable, read)
     return advice or (f"did you mean {near}?" if near else "delete it")
 
 
@@ -145,8 +145,9 @@ def nearest(flag: str, among: Collection[str]) -> str | None:
     """
     short: Mapping[str, str] = table("flag_changes.yaml")["short"]
     longer = [name for name in among if name.startswith(flag)]
-    if short.get(flag) in among:
-        return short[flag]
+    meant = short.get(flag.rstrip("0123456789"))  # -O3
+    if meant in among:
+        return meant
     if len(longer) == 1:
         return longer[0]
     near = difflib.get_close_matches(flag, among, n=1, cutoff=TRUE_NEIGHBOUR)

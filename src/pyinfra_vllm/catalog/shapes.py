@@ -124,11 +124,6 @@ class Shape:
     architecture: str = ""  # the class in `architectures`; "" where none is named
 
     @property
-    def generates(self) -> bool:
-        """Whether vLLM serves it for generating text, where nothing else is declared."""
-        return self.architecture.endswith(GENERATING) or not self.architecture.endswith(NOT_GENERATING)
-
-    @property
     def max_position(self) -> int:
         """The longest context that may be declared, by the newest vLLM."""
         return self.contexts.newer.longest
@@ -200,8 +195,13 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         vision=any(_at(config, key) is not None for key in VISION_PARTS),
         weights_bytes=weights_bytes,
         family=family_of(name),
-        architecture=_architecture(config),
+        architecture=architecture_of(config),
     )
+
+
+def generates(architecture: str) -> bool:
+    """Whether vLLM serves models of this class for generating text, where nothing else is declared."""
+    return architecture.endswith(GENERATING) or not architecture.endswith(NOT_GENERATING)
 
 
 def _latent_values(number: Callable[..., int], text: Mapping[str, Any]) -> int:
@@ -222,7 +222,7 @@ def _key_heads(
     return (heads, wide) if number("kv_lora_rank") and wide and not latent_kv else (kv_heads, head_dim)
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def architecture_of(config: Mapping[str, Any]) -> str:
     """The class that config.json names first."""
     named = config.get("architectures")
     return str(named[0]) if isinstance(named, list) and named else ""

@@ -321,28 +321,20 @@ class Service(Declaration):
 
     @model_validator(mode="after")
     def _gpus_agree_with_parallelism(self) -> Self:
-        """Each rank has a GPU of its own, and none is left over (tensor parallelism takes all of them where
-        it isn't declared).
+        """Each rank has a GPU of its own, and none is left over (tensor parallelism shares them among the
+        other ranks where it isn't declared).
         """
-        sizes = {flag: _size(self.flags.get(flag)) for flag in PARALLEL}
-        if self.gpus and any(sizes.values()):
-            needed = math.prod(
-                size or (len(self.gpus) if flag == PARALLEL[0] else 1) for flag, size in sizes.items()
+        sizes = {flag: size for flag in PARALLEL if (size := _size(self.flags.get(flag)))}
+        needed, given = math.prod(sizes.values()), len(self.gpus or ())
+        left = given % needed if PARALLEL[0] not in sizes else given - needed
+        if given and sizes and left:
+            declared = ", ".join(f"{flag.removeprefix('--')}: {size}" for flag, size in sizes.items())
+            multiple = "" if PARALLEL[0] in sizes else " or a multiple of it"
+            raise ItemError(
+                "gpus",
+                f"names {counted(given, 'GPU')}, and flags: {{{declared}}} needs {needed}{multiple};"
+                " make them agree",
             )
-            if needed != len(self.gpus):
-                declared = ", ".join(
-                    f"{flag.removeprefix('--')}: {size}" for flag, size in sizes.items() if size
-                )
-                default = (
-                    "" if sizes[PARALLEL[0]] else f" and tensor-parallel-size is {len(self.gpus)} by default"
-                )
-                raise ItemError(
-                    "gpus",
-                    (
-                        f"names {counted(len(self.gpus), 'GPU')}, and flags: {{{declared}}} needs"
-                        f" {needed}{default}; make them agree"
-                    ),
-                )
         return self
 
     @model_validator(mode="after")

@@ -143,17 +143,16 @@ def _keeps_to_states(load: fit.Load, predicted: fit.Fit, facts: Facts) -> bool:
     (config/compilation.py resolve_cudagraph_mode_and_sizes).
     """
     most = predicted.sequences
-    if most is None or load.max_num_seqs <= most or load.eager or facts.gpu.platform == "cpu":
-        return False
-    fewer = int(most * STATES_SHARE) // 8 * 8
+    if not most or load.max_num_seqs <= most or load.eager or facts.gpu.platform == "cpu":
+        return False  # 0: it doesn't fit, which is said
+    fewer = int(most * STATES_SHARE)
+    fewer = fewer // 8 * 8 or max(1, fewer)
     if "--max-num-seqs" in facts.profile.declared:
         facts.profile.fail(
             f"flags: {{max-num-seqs: {load.max_num_seqs}}} is more than the {most} blocks that the GPU has"
-            f" for the states of {facts.shape.name}, and vLLM ends its start: declare at most {max(1, fewer)}"
+            f" for the states of {facts.shape.name}, and vLLM ends its start: declare at most {fewer}"
         )
         return False
-    if not fewer:
-        return False  # it doesn't fit, which is said
     facts.profile.set(
         "--max-num-seqs",
         fewer,

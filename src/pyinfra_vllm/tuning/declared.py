@@ -17,7 +17,10 @@ SOURCE = "declared"
 NUMBER_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE",)
 LOADED_BY_NAME = ("--tokenizer", "--hf-config-path", "--lora-modules", "--default-mm-loras")
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-RELATIVE = re.compile(r"(?:\.{1,2}|~)/.+")  # the service's folder is another one
+# Files that vLLM opens by name. A relative one is sought in a folder of the service's, where it isn't; vLLM's
+# own chat templates have names of their own (transformers_utils/chat_templates, 0.32.0).
+FILES = ("--chat-template", "--tool-parser-plugin", "--reasoning-parser-plugin", "--log-config-file")
+RELATIVE = re.compile(r"(?:\.{1,2}|~)/.+|(?!/|~|template_[a-z0-9_]+\.jinja)[^{}\n]*\.(?:jinja|py)")
 WHOLE_GIB = re.compile(r"0*[1-9][0-9]{0,5}")  # up to a pebibyte
 
 
@@ -160,7 +163,7 @@ def check_names(
     """
     for name, given in declared.items():
         relative = [each for each in _each(given) if RELATIVE.fullmatch(_path(each))]
-        if relative and spelled(name) in (*LOADED_BY_NAME, "--chat-template"):
+        if relative and spelled(name) in (*LOADED_BY_NAME, *FILES):
             profile.fail(f"flags: {name}: {_path(relative[0])} must be an absolute path on the host")
     if any(name in environment for name in ("HF_HOME", "HF_HUB_CACHE")):
         return

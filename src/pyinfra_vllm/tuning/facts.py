@@ -12,9 +12,9 @@ from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import table, versions
 from pyinfra_vllm.catalog.contexts import Context, overridden
 from pyinfra_vllm.catalog.gpus import GIB, Gpu
-from pyinfra_vllm.catalog.shapes import Shape
+from pyinfra_vllm.catalog.shapes import Shape, architecture_of, generates
 from pyinfra_vllm.tuning import values
-from pyinfra_vllm.tuning.profile import Profile
+from pyinfra_vllm.tuning.profile import Profile, merge
 
 GPUS_OF_A_HOST = (1, 2, 3, 4, 5, 6, 7, 8)
 SPECULATION = {"--spec-method": "method", "--spec-model": "model", "--spec-tokens": "num_speculative_tokens"}
@@ -61,8 +61,6 @@ def of_request(shape: Shape, gpu: Gpu, runtime_version: str) -> dict[str, Any]:
         "indexed": any(cache.index_bytes for cache in shape.caches),
         "uncounted": ", ".join(shape.uncounted) or None,
         "latent": shape.latent_kv > 0,
-        "generates": shape.generates,
-        "architecture": shape.architecture or None,
         "vision": shape.vision,
         "weights_counted": bool(shape.weights_bytes),
     }
@@ -164,7 +162,9 @@ def tensor_parallel_choices(shape: Shape) -> list[int]:
 
 
 def _tensor_parallel_size(facts: Facts) -> int:
-    return int(facts["--tensor-parallel-size"] or max(1, facts.fixed["gpu_count"]))
+    """The declared one, or the GPUs that the other kinds of parallelism leave to each of their ranks."""
+    declared = facts["--tensor-parallel-size"]
+    return int(declared or max(1, facts.fixed["gpu_count"] // _other_ranks(facts)))
 
 
 def pipeline_parallel_size(facts: Facts) -> int:
@@ -175,23 +175,26 @@ def _gpus_needed(facts: Facts) -> int:
     """Processes with a GPU of their own (vllm/config/parallel.py), less those of data-parallel ranks
     elsewhere.
     """
+    return _tensor_parallel_size(facts) * _other_ranks(facts)
+
+
+def _other_ranks(facts: Facts) -> int:
     ranks = facts["--data-parallel-size-local"] or facts["--data-parallel-size"] or 1
     prefill = int(facts["--prefill-context-parallel-size"] or 1)
-    return _tensor_parallel_size(facts) * pipeline_parallel_size(facts) * int(ranks) * prefill
+    return pipeline_parallel_size(facts) * int(ranks) * prefill
 
 
 def configured(facts: Facts, flag: str) -> dict[str, Any]:
     """The map of a flag such as --speculative-config, with what dotted names (`flag.key`) add to it."""
     whole, dotted = facts[flag], f"{flag}."
-    found = (
-        {str(key).replace("-", "_"): value for key, value in whole.items()}
-        if isinstance(whole, Mapping)
-        else {}
-    )
+    found = dict(whole) if isinstance(whole, Mapping) else {}
     for name, setting in facts.profile.flags.items():
         if name.startswith(dotted):
-            found[name.removeprefix(dotted).replace("-", "_")] = setting.value
-    return found
+            inner = setting.value
+            for key in reversed(name.removeprefix(dotted).split(".")):
+                inner = {key: inner}
+            found = merge(found, inner)
+    return {str(key).replace("-", "_"): value for key, value in found.items()}
 
 
 def speculation(facts: Facts) -> dict[str, Any]:
@@ -303,6 +306,11 @@ def _batched_tokens(facts: Facts) -> int:
     return max(batch_defaults(facts)["max_num_batched_tokens"], whole or 0)
 
 
+def _architecture(facts: Facts) -> str | None:
+    """The class that --hf-overrides names, or config.json."""
+    return architecture_of(configured(facts, "--hf-overrides")) or facts.shape.architecture or None
+
+
 def _context(facts: Facts) -> Context:
     """The context of the config.json, with what --hf-overrides puts over it."""
     known = facts.shape.contexts
@@ -369,6 +377,8 @@ def _choices(facts: Facts) -> str:
 
 
 DERIVED: dict[str, Callable[[Facts], Any]] = {
+    "architecture": _architecture,
+    "generates": lambda facts: generates(_architecture(facts) or ""),
     "length": _length,
     "max_position": _max_position,
     "batched_tokens": _batched_tokens,

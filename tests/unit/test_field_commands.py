@@ -510,7 +510,7 @@ UNKNOWN = "whose kernels vLLM names in lines that aren't known here"
         (packed("mixed-precision", W4, None), "H100", "0.32.0", UNKNOWN),
         (quantized(quant_method="fp8", weight_block_size=[128, 128]), "H100", "0.18.0", "runtime 0.20"),
         (quantized(quant_method="fp8"), "H100", "0.14.1", "use runtime 0.15"),
-        (quantized(quant_method="auto-round", bits=4, group_size=128), "H100", "0.32.0", UNKNOWN),
+        (quantized(quant_method="auto-round", bits=8, data_type="mx_fp"), "H100", "0.32.0", UNKNOWN),
         (quantized(quant_method="gptq", bits=4, group_size=128, sym=False), "L40S", "0.32.0", "sym: false"),
         (quantized(quant_method="gptq", bits=3, group_size=128, sym=True), "L40S", "0.32.0", "of 3 bits"),
         (quantized(**{**shapes.AWQ, "group_size": 16}), "L40S", "0.32.0", "in groups of 16"),

@@ -178,7 +178,6 @@ def test_a_model_that_generates_text(resolve: Any, architectures: list[str] | No
         ("kv-cache-dtype=nvfp4", "needs Blackwell"),
         # vllm issue 17210: a repository in Hugging Face's form; nothing but safetensors is staged
         ("load-format=pt", "loads other files than the safetensors"),
-        ("load-format=bitsandbytes", "loads other files than the safetensors"),
         ("load-format=dummy", "loads other files than the safetensors"),
         # vllm pull request 12755: R1's distilled models have no MTP module
         (

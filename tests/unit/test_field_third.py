@@ -52,9 +52,7 @@ def test_tensor_parallelism_takes_what_stages_and_ranks_leave(
 
 
 def test_maps_in_dotted_names_are_one_map(resolve: Any) -> None:
-    """As vLLM's own docs have them (serving/openai_compatible_server, `--json-arg.key1.key2`); vllm issue 8793 is of such
-    a context.
-    """
+    """`--json-arg.key1.key2` in vLLM's docs; vllm issue 8793 is of such a context."""
     yarn = {"rope_type": "yarn", "factor": "4.0", "original_max_position_embeddings": "32768"}
     dotted = [
         word for key, value in yarn.items() for word in ("--flag", f"hf-overrides.rope_scaling.{key}={value}")
@@ -134,3 +132,48 @@ def test_a_declared_cache_leaves_the_weights_their_room(resolve: Any) -> None:
     asked = ("--max-model-len", "4096", "--flag", "kv-cache-memory-bytes=820000000")
     (error,) = resolve(CAUSAL, *asked, card="RTX 3090", size=54 * 10**9)["errors"]
     assert "doesn't fit on 1 x GeForce RTX 3090" in error and "-" not in error.partition("bytes")[2][:3]
+
+
+# Quantizations
+
+
+def auto_round(**method: Any) -> dict[str, Any]:
+    """A config.json as Intel's AutoRound writes it."""
+    own = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "data_type": "int"}
+    return {**CAUSAL, "quantization_config": {**own, "packing_format": "auto_round:auto_gptq", **method}}
+
+
+@pytest.mark.parametrize(
+    ("method", "runtime", "said"),
+    [
+        # club-3090 issues 127, 295, 1339 and its composes: 3090s, vLLM 0.20 to 0.29
+        ({}, "0.29.0", None),
+        ({"bits": 8}, "0.21.0", None),
+        ({"quant_method": "inc"}, "0.32.0", None),
+        ({"sym": False}, "0.32.0", "with zero points (sym: false)"),
+        ({"bits": 6}, "0.32.0", "is auto-round of 6 bits"),  # club-3090 issue 1120 needs a patched vLLM
+        ({"data_type": "mx_fp", "bits": 4, "group_size": 32}, "0.32.0", "lines that aren't known here"),
+    ],
+)
+def test_auto_round_is_served_by_gptq_s_kernels(
+    resolve: Any, method: dict[str, Any], runtime: str, said: str | None
+) -> None:
+    """Vllm pull request 49039: inc_wna16_linear.py makes an AutoGPTQLinearMethod, whose kernel is logged."""
+    answer = resolve(auto_round(**method), "--max-model-len", "8192", card="RTX 3090", runtime=runtime)
+    assert answer["kernel"] == ["Marlin"] if said is None else said in str(answer["errors"])
+    assert said or answer["errors"] == []
+
+
+@pytest.mark.parametrize("method", ["gptq_marlin", "compressed-tensors", "auto_round"])
+def test_a_name_does_not_quantize_the_base_model(resolve: Any, method: str) -> None:
+    """Subnet45's vllm_deploy.sh and club-3090's composes name the method of a checkpoint that has it."""
+    asked = ("--max-model-len", "8192", "--flag", f"quantization={method}")
+    assert "declare the quantized repository instead" in str(resolve(CAUSAL, *asked)["errors"])
+
+
+@pytest.mark.parametrize(("runtime", "plugin"), [("0.27.1", False), ("0.28.0", True), ("0.32.0", True)])
+def test_bitsandbytes_left_vllm(resolve: Any, runtime: str, plugin: bool) -> None:
+    """OpenReinforcedAgent's start_vllm.sh; runpod-workers/worker-vllm pull request 332."""
+    asked = ("--flag", "quantization=bitsandbytes", "--flag", "load-format=bitsandbytes")
+    answer = resolve(CAUSAL, "--max-model-len", "8192", *asked, runtime=runtime)
+    assert answer["errors"] == [] and ("vllm-bnb-plugin" in str(answer["warnings"])) is plugin

@@ -58,7 +58,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"runtime": "0.24.0", "flags": {"quantization": "awq"}},
         "--quantization is left out",
     ),
-    "not-an-awq-checkpoint": (
+    "not-a-quantized-checkpoint": (
         {"model": "Qwen/Qwen3-8B", "flags": {"quantization": "awq"}},
         "quantization: awq} for Qwen/Qwen3-8B",
     ),
@@ -89,10 +89,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         "or a card from Ada on",
     ),
     "awq-has-four-bits": ({"model": packed(bits=8)}, "is AWQ of 8 bits"),
-    "gptq-has-four-or-eight-bits": ({"model": packed(bits=3, method="gptq")}, "is GPTQ of 3 bits"),
+    "gptq-has-four-or-eight-bits": ({"model": packed(bits=3, method="gptq")}, "is gptq of 3 bits"),
     "fast-kernels-have-group-sizes": ({"model": packed(group_size=16)}, "quantized in groups of 16"),
     "awq-has-zero-points": ({"model": packed(zero_point=False)}, "is AWQ without zero points"),
-    "gptq-is-symmetric": ({"model": packed(method="gptq")}, "is GPTQ with zero points"),
+    "gptq-is-symmetric": ({"model": packed(method="gptq")}, "is gptq with zero points"),
     "gpus-are-enough": (
         {"gpu_count": 4, "flags": {"pipeline-parallel-size": 2, "tensor-parallel-size": 4}},
         "size is 8 and the service has 4 GPUs",
@@ -189,6 +189,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "quantized-while-loading": (
         {"model": "Qwen/Qwen3-8B", "flags": {"quantization": "fp8"}},
         "quantizes Qwen/Qwen3-8B while it is loaded",
+    ),
+    "bitsandbytes-is-a-plugin-from-0.28": (
+        {"model": "Qwen/Qwen3-8B", "flags": {"quantization": "bitsandbytes"}},
+        "add that to runtime.packages",
     ),
     "tool-choice-needs-a-parser": ({"flags": {"enable-auto-tool-choice": True}}, "needs a tool-call-parser"),
     "tool-call-parser-exists": (

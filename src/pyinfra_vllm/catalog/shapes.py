@@ -40,6 +40,9 @@ OTHER_NAMES = {
 }
 OF_EXPERTS = ("num_experts", "moe_intermediate_size")  # a list in Ernie 4.5 VL: for text, and for images
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # the second: compressed-tensors' older one
+# AutoRound's integers, which vLLM serves as GPTQ's where they are packed like them (quantization/inc, 0.32.0;
+# auto_round.py before). Packed like AWQ's they have no line in the log up to 0.18.
+AUTO_ROUND, GPTQ_PACKED = ("auto-round", "auto_round", "inc"), "auto_round:auto_gptq"
 FACTOR = 4  # of an MLP whose width older classes do not say (falcon, gpt2, mpt, bloom)
 # Where a multimodal config.json has its text model's part; the keys of the newer ones first.
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config.text_config")
@@ -466,6 +469,8 @@ def _kernels_of(method: str, found: Mapping[str, Any], weights: Mapping[str, Any
     """
     if method in ("awq", "awq_marlin", "auto_awq", "gptq", "gptq_marlin", "auto_gptq"):
         return "wna16"
+    if method in AUTO_ROUND and found.get("data_type", "int") == "int":
+        return "wna16" if found.get("packing_format", GPTQ_PACKED) == GPTQ_PACKED else None
     if method == "fp8":
         return "fp8_block" if found.get("weight_block_size") else "fp8"
     return _kernels_of_compressed_tensors(found, weights) if method == CT else None

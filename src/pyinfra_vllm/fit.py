@@ -20,6 +20,8 @@ DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
 KV_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "nvfp4": 0.5625, "turboquant": 0.5}
 STEP = 256  # tokens: a context length that is offered is a multiple of it
 SCALE_BYTES = 2  # float16 scale of one group of one column
+# Two float32 scales of each token and head (v1/attention/backends/triton_attn.py customize_spec, 0.32.0).
+PER_TOKEN_HEAD, TOKEN_SCALES_BYTES = "_per_token_head", 8
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Load:
     batches_in_flight: int = 1  # steps that are scheduled before the first of them has ended
     bounded_caches: bool = True  # False: --disable-hybrid-kv-cache-manager
     offload_bytes: int = 0  # of weights on each GPU, kept in the host's memory (--cpu-offload-gb)
+    context_shards: int = 1  # GPUs that share the tokens of a request (--decode-context-parallel-size)
+    convolution_dtype: str = "auto"  # --mamba-cache-dtype
+    state_dtype: str = "auto"  # --mamba-ssm-cache-dtype
 
 
 @dataclass(frozen=True)
@@ -249,7 +254,10 @@ def kv_bytes_per_token(shape: Shape, load: Load) -> int:
     return int(
         sum(
             _of_stage(cache.layers, load)
-            * kv_layout.token_bytes(cache, load.tensor_parallel_size, kv_value_bytes(load))
+            * kv_layout.token_bytes(
+                cache, load.tensor_parallel_size, kv_value_bytes(load), kv_scales_bytes(load)
+            )
+            / _shards(shape, load)
             for cache in whole
         )
     )
@@ -262,7 +270,8 @@ def layout(shape: Shape, load: Load) -> Layout:
         shape.state.layers if shape.state else 0,
         state_bytes(shape, load),
         kv_layout.Settings(
-            width=kv_value_bytes(load),
+            width=kv_value_bytes(load) / _shards(shape, load),
+            scales_bytes=kv_scales_bytes(load) / _shards(shape, load),
             tensor_parallel_size=load.tensor_parallel_size,
             pipeline_parallel_size=load.pipeline_parallel_size,
             in_flight=load.batches_in_flight * load.max_num_batched_tokens,
@@ -280,6 +289,17 @@ def kv_value_bytes(load: Load) -> float:
     return float(DTYPE_BYTES.get(load.kv_cache_dtype, value_bytes(load)))
 
 
+def kv_scales_bytes(load: Load) -> int:
+    """Bytes of scales that the cache keeps beside the values of one token and head."""
+    return TOKEN_SCALES_BYTES if load.kv_cache_dtype.endswith(PER_TOKEN_HEAD) else 0
+
+
+def _shards(shape: Shape, load: Load) -> int:
+    """GPUs that share a request's tokens: layers with a window or a state keep theirs on each."""
+    whole = shape.state is None and not any(cache.window or cache.chunk for cache in shape.caches)
+    return load.context_shards if whole else 1
+
+
 def state_bytes(shape: Shape, load: Load) -> int:
     """Bytes that one layer keeps for one state: the convolution's last inputs and the recurrent state.
 
@@ -289,8 +309,9 @@ def state_bytes(shape: Shape, load: Load) -> int:
     if state is None:
         return 0
     window = max(0, state.kernel - 1 + load.speculative_tokens)
-    convolution = state.channels * window * value_bytes(load)
-    return (convolution + state.values * (state.width or value_bytes(load))) // load.tensor_parallel_size
+    inputs = DTYPE_BYTES.get(load.convolution_dtype, value_bytes(load))
+    width = DTYPE_BYTES.get(load.state_dtype, state.width or inputs)
+    return (state.channels * window * inputs + state.values * width) // load.tensor_parallel_size
 
 
 def states_of_sequence(load: Load) -> int:

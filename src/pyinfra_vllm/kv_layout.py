@@ -21,7 +21,7 @@ LATENT_BLOCK = 128  # beside layers with a state, blocks of latent attention are
 class Settings:
     """The settings that decide the layout beside the layers.
 
-    + width: bytes of one value in the cache
+    + width, scales_bytes: bytes of one value in the cache, and of what stands beside those of a head
     + in_flight: tokens that are scheduled and not yet done
     + states: that one request holds in each layer with a state
     + alignment: tokens that a block is a multiple of beside layers with a state
@@ -33,6 +33,7 @@ class Settings:
     in_flight: int
     states: int
     alignment: int = BLOCK
+    scales_bytes: float = 0
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ def heads(cache: Cached, tensor_parallel_size: int) -> int:
     return max(1, cache.kv_heads // tensor_parallel_size)
 
 
-def token_bytes(cache: Cached, tensor_parallel_size: int, width: float) -> float:
-    """Bytes of one token in one layer on one GPU; `width`: of one value."""
-    return heads(cache, tensor_parallel_size) * cache.values * width + cache.index_bytes
+def token_bytes(cache: Cached, tensor_parallel_size: int, width: float, scales_bytes: float = 0) -> float:
+    """Bytes of one token in one layer on one GPU; `width`: of one value, `scales_bytes`: beside a head's."""
+    return heads(cache, tensor_parallel_size) * (cache.values * width + scales_bytes) + cache.index_bytes
 
 
 def layout(found: Sequence[Cached], state_layers: int, state_bytes: int, settings: Settings) -> Layout:
@@ -103,7 +104,10 @@ def layout(found: Sequence[Cached], state_layers: int, state_bytes: int, setting
 
     + state_layers, state_bytes: layers with a state, and the bytes of one of their states
     """
-    of_token = [token_bytes(cache, settings.tensor_parallel_size, settings.width) for cache in found]
+    of_token = [
+        token_bytes(cache, settings.tensor_parallel_size, settings.width, settings.scales_bytes)
+        for cache in found
+    ]
     tokens = BLOCK
     if state_layers:  # a block of tokens is at least as large as a state (platforms/interface.py)
         tokens = settings.alignment

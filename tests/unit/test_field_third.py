@@ -7,10 +7,14 @@ Each names its source. The right answer is the report's own, or that of vLLM's c
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from test_field_more import CAUSAL, project, resolve  # noqa: F401  # resolve and project are fixtures
+
+from pyinfra_vllm import fit
+from pyinfra_vllm.catalog import shapes
 
 MOE = {
     "model_type": "glm4_moe", "architectures": ["Glm4MoeForCausalLM"], "num_hidden_layers": 46,
@@ -177,3 +181,47 @@ def test_bitsandbytes_left_vllm(resolve: Any, runtime: str, plugin: bool) -> Non
     asked = ("--flag", "quantization=bitsandbytes", "--flag", "load-format=bitsandbytes")
     answer = resolve(CAUSAL, "--max-model-len", "8192", *asked, runtime=runtime)
     assert answer["errors"] == [] and ("vllm-bnb-plugin" in str(answer["warnings"])) is plugin
+
+
+# What flags make of the cache
+
+
+def test_scales_beside_each_head_are_counted(resolve: Any) -> None:
+    """club-3090 issue 446; triton_attn.py customize_spec, 0.32.0: two float32 beside 2 x 128 values."""
+    asked = ("--max-model-len", "8192", "--flag", "kv-cache-dtype={}")
+    sizes = {}
+    for kind in ("fp8", "int8_per_token_head"):
+        words = [word.format(kind) for word in asked]
+        sizes[kind] = resolve(CAUSAL, *words)["fit"]["kv_bytes_per_token"]
+    assert sizes == {"fp8": 32 * 8 * 256, "int8_per_token_head": 32 * 8 * (256 + 8)}
+
+
+def test_context_parallelism_shares_a_request_s_tokens(resolve: Any) -> None:
+    """vllm-project/recipes Kimi-K3.yaml; kv_cache_interface.py max_memory_usage_bytes: length / size."""
+    latent = {
+        "model_type": "deepseek_v3", "num_hidden_layers": 61, "hidden_size": 7168, "num_attention_heads": 64,
+        "num_experts": 384, "moe_intermediate_size": 2048, "max_position_embeddings": 262144,
+    }  # fmt: skip
+    asked = ("--gpu-count", "8", "--max-model-len", "262144")
+    alone = resolve(latent, *asked, card="H200")["fit"]
+    shared = resolve(latent, *asked, "--flag", "decode-context-parallel-size=8", card="H200")["fit"]
+    assert shared["kv_tokens"] == pytest.approx(8 * alone["kv_tokens"], rel=0.01)
+
+
+def test_states_have_the_declared_type(resolve: Any) -> None:
+    """The cards of Nemotron Nano 2 (`--mamba_ssm_cache_dtype float32`); mamba_utils.py, 0.32.0."""
+    hybrid = {
+        "model_type": "falcon_h1", "num_hidden_layers": 44, "hidden_size": 3072, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "head_dim": 128, "mamba_d_ssm": 3072, "mamba_n_heads": 24,
+        "mamba_d_head": 128, "mamba_d_state": 256, "mamba_d_conv": 4, "mamba_n_groups": 1,
+        "dtype": "bfloat16", "max_position_embeddings": 131072,
+    }  # fmt: skip
+    model = shapes.from_config("acme/new", hybrid)
+    served = fit.Load(1, 8192, 0.9, 8192, 16, dtype="bfloat16")
+    convolution, values = (3072 + 2 * 256) * 3, 3072 * 256
+    assert fit.state_bytes(model, served) == 2 * (convolution + values)
+    assert fit.state_bytes(model, replace(served, state_dtype="float32")) == 2 * convolution + 4 * values
+    assert fit.state_bytes(model, replace(served, convolution_dtype="float32")) == 4 * (convolution + values)
+    asked = ("--max-model-len", "8192", "--flag", "max-num-seqs=16")
+    wide = resolve(hybrid, *asked, "--flag", "mamba_ssm_cache_dtype=float32")["fit"]
+    assert wide["kv_tokens"] < resolve(hybrid, *asked)["fit"]["kv_tokens"]

@@ -41,6 +41,9 @@ def load_of(facts: Facts, kernels: Sequence[str]) -> fit.Load | None:
         batches_in_flight=_batches_in_flight(facts),
         bounded_caches=facts["--disable-hybrid-kv-cache-manager"] is not True,
         offload_bytes=int(float(facts["--cpu-offload-gb"] or 0) * gpus.GIB),
+        context_shards=int(facts["--decode-context-parallel-size"] or 1),
+        convolution_dtype=str(facts["--mamba-cache-dtype"] or "auto"),
+        state_dtype=str(facts["--mamba-ssm-cache-dtype"] or "auto"),
     )
 
 

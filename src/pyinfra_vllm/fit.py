@@ -13,7 +13,7 @@ from typing import Any
 from pyinfra_vllm import kv_layout
 from pyinfra_vllm.catalog import table
 from pyinfra_vllm.catalog.gpus import GIB, MIB, Gpu
-from pyinfra_vllm.catalog.shapes import Shape
+from pyinfra_vllm.catalog.shapes import FP4, Shape
 from pyinfra_vllm.kv_layout import Layout
 
 DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
@@ -197,7 +197,7 @@ def possible_bytes(shape: Shape) -> tuple[int, ...]:
     """
     quantization = shape.quantization
     unlike = shape.vision or shape.uncounted or shape.attention_layers != shape.layers
-    unknown = unlike or (quantization and not quantization.kernels)
+    unknown = unlike or (quantization and quantization.kernels in (None, *FP4))
     if unknown or (shape.experts and not shape.expert_intermediate):
         return ()
     widths = {DTYPE_BYTES.get(shape.dtype, 2), 2}  # no dtype means 32 bits, and often isn't true

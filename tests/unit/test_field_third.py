@@ -15,6 +15,7 @@ from test_field_more import CAUSAL, project, resolve  # noqa: F401  # resolve an
 
 from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import shapes
+from pyinfra_vllm.on_host.server import kernel
 
 MOE = {
     "model_type": "glm4_moe", "architectures": ["Glm4MoeForCausalLM"], "num_hidden_layers": 46,
@@ -181,6 +182,104 @@ def test_bitsandbytes_left_vllm(resolve: Any, runtime: str, plugin: bool) -> Non
     asked = ("--flag", "quantization=bitsandbytes", "--flag", "load-format=bitsandbytes")
     answer = resolve(CAUSAL, "--max-model-len", "8192", *asked, runtime=runtime)
     assert answer["errors"] == [] and ("vllm-bnb-plugin" in str(answer["warnings"])) is plugin
+
+
+def fp4(**method: Any) -> dict[str, Any]:
+    return {**CAUSAL, "quantization_config": method}
+
+
+PACKED = {
+    "quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized",
+    "config_groups": {"group_0": {
+        "weights": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
+        "input_activations": {"num_bits": 4, "type": "float", "dynamic": "local"},
+    }},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "card", "runtime", "expected"),
+    [
+        # vllm-project/recipes, of RedHatAI and Nvidia; club-3090 issues 612 (RTX 5090) and 1047 (A6000)
+        (fp4(**PACKED), "RTX 5090", "0.24.0", "FlashInferCutlassNvFp4"),
+        (fp4(quant_method="modelopt", quant_algo="NVFP4"), "A6000", "0.27.1", "MarlinNvFp4"),
+        # as in hf_quant_config.json, beside config.json
+        (
+            fp4(producer={"name": "modelopt"}, quantization={"quant_algo": "NVFP4"}),
+            "B200",
+            "0.32.0",
+            "FlashInferCutlassNvFp4",
+        ),
+        ({**MOE, "quantization_config": {"quant_method": "mxfp4"}}, "A100 80GB", "0.32.0", "MARLIN Mxfp4"),
+    ],
+)
+def test_four_bit_floats_are_served(
+    resolve: Any, config: dict[str, Any], card: str, runtime: str, expected: str
+) -> None:
+    answer = resolve(config, "--max-model-len", "8192", card=card, runtime=runtime)
+    assert (answer["errors"], answer["kernel"]) == ([], [expected])
+    older = resolve(config, "--max-model-len", "8192", card=card, runtime="0.19.1")
+    assert "use runtime 0.20 or newer" in str(older["errors"])
+
+
+def test_four_bit_floats_are_shared_by_any_number_that_shares_the_heads(resolve: Any) -> None:
+    """The recipe of gpt-oss on eight cards: 2880 channels are 90 groups of 32, which vLLM fills up."""
+    oss = {
+        **MOE,
+        "num_attention_heads": 64,
+        "hidden_size": 2880,
+        "head_dim": 64,
+        "moe_intermediate_size": 2880,
+    }
+    oss["quantization_config"] = {"quant_method": "mxfp4"}
+    for count in ("4", "8"):
+        assert resolve(oss, "--gpu-count", count, "--max-model-len", "8192", card="A100 80GB")["errors"] == []
+
+
+def test_modelopt_s_own_cache_is_counted(resolve: Any) -> None:
+    """Nvidia's NVFP4 checkpoints say `kv_cache_quant_algo: FP8` (utils/torch_utils.py, 0.32.0)."""
+    config = fp4(quant_method="modelopt", quantization={"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"})
+    answer = resolve(config, "--max-model-len", "8192", card="B200")
+    assert flags(answer)["--kv-cache-dtype"] == "fp8"
+    assert answer["fit"]["kv_bytes_per_token"] == 32 * 8 * 256
+
+
+OUT_OF = "out of potential backends: ['FLASHINFER_TRTLLM', 'MARLIN', 'EMULATION']."
+
+
+@pytest.mark.parametrize(
+    ("version", "lines", "verdict", "kernels"),
+    [
+        # vllm issue 43507
+        (
+            "0.24.0",
+            [
+                "Using CutlassNvFp4LinearKernel for NVFP4 GEMM",
+                f"Using 'MARLIN' NvFp4 MoE backend {OUT_OF}",
+                "Your GPU does not have native support for FP4 computation but FP4 quantization is used.",
+            ],
+            "pass",
+            ["CutlassNvFp4", "MARLIN NvFp4"],
+        ),
+        # vllm issue 31085
+        (
+            "0.22.0",
+            [f"(EngineCore pid=274) INFO [nvfp4.py:222] Using 'FLASHINFER_B12X' NvFp4 MoE backend {OUT_OF}"],
+            "pass",
+            ["FLASHINFER_B12X NvFp4"],
+        ),
+        ("0.26.0", ["Using 'FLASHINFER_TRTLLM_MXFP4_BF16' Mxfp4 MoE backend."], "pass",
+         ["FLASHINFER_TRTLLM_MXFP4_BF16 Mxfp4"]),
+        ("0.32.0", ["Using 'EMULATION' Mxfp4 MoE backend."], "fail", ["EMULATION Mxfp4"]),
+        ("0.32.0", ["Using EmulationNvFp4LinearKernel for NVFP4 GEMM"], "fail", ["EmulationNvFp4"]),
+        ("0.32.0", ["Using FLASH_ATTN attention backend out of potential backends"], "inconclusive", []),
+    ],
+)  # fmt: skip
+def test_kernels_of_four_bit_floats_are_read(
+    version: str, lines: list[str], verdict: str, kernels: list[str]
+) -> None:
+    found = kernel.check(lines, version, ["MARLIN Mxfp4"])
+    assert (found["verdict"], found["kernels"]) == (verdict, kernels)
 
 
 # What flags make of the cache

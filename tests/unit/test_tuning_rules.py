@@ -69,8 +69,8 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "batch-invariance-is-slow": ({"environment": {"VLLM_BATCH_INVARIANT": "1"}}, "slow AWQ kernel"),
     "quantization-without-known-kernels": (
-        {"model": packed(kernels=None, method="mxfp4")},
-        "is quantized as mxfp4, whose kernels",
+        {"model": packed(kernels=None, method="mxfp8")},
+        "is quantized as mxfp8, whose kernels",
     ),
     "fp8-kernels-are-named-from-0.15": (
         {"model": packed(method="fp8", kernels="fp8"), "runtime": "0.14.1"},
@@ -79,6 +79,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "fp8-blocks-are-named-from-0.20": (
         {"model": packed(method="fp8", kernels="fp8_block"), "runtime": "0.19.1"},
         "scales by block take, so the gate could never pass a/gemma: use runtime 0.20",
+    ),
+    "fp4-kernels-are-named-from-0.20": (
+        {"model": packed(method="mxfp4", kernels="mxfp4"), "runtime": "0.19.1"},
+        "use runtime 0.20",
     ),
     "fp8-on-ampere-is-named-from-0.20": (
         {"model": packed(method="fp8", kernels="fp8"), "gpu": "A40", "runtime": "0.19.1"},

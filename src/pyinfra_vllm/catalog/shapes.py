@@ -43,6 +43,7 @@ QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # the second:
 # AutoRound's integers, which vLLM serves as GPTQ's where they are packed like them (quantization/inc, 0.32.0;
 # auto_round.py before). Packed like AWQ's they have no line in the log up to 0.18.
 AUTO_ROUND, GPTQ_PACKED = ("auto-round", "auto_round", "inc"), "auto_round:auto_gptq"
+FP4 = ("nvfp4", "mxfp4")
 FACTOR = 4  # of an MLP whose width older classes do not say (falcon, gpt2, mpt, bloom)
 # Where a multimodal config.json has its text model's part; the keys of the newer ones first.
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config.text_config")
@@ -441,18 +442,37 @@ def _quantization(config: Mapping[str, Any], text: Mapping[str, Any], name: str)
     kernels = _kernels_of(method, found, weights)
     refused = kernels is None and method != "unknown"  # by name, whatever its numbers are
     usual = 8 if kernels in ("fp8", "fp8_block", "int8") else 4
+    padded = group_size == -1 or kernels in FP4  # what tensor parallelism cuts, vLLM fills up
     return Quantization(
         method=method,
         kernels=kernels,
         bits=usual if refused else _number(weights, ("bits", "w_bit", "num_bits"), name) or usual,
-        group_size=-1 if group_size == -1 else _number(weights, ("group_size", "q_group_size"), name) or -1,
+        group_size=-1 if padded else _number(weights, ("group_size", "q_group_size"), name) or -1,
         form=str(found.get("format", "")) if method == CT else "",
         block=_block(found.get("weight_block_size") or weights.get("block_structure"))
         if kernels == "fp8_block"
         else 0,
-        fp8_kv_cache=method == CT and isinstance(found.get("kv_cache_scheme"), Mapping),
+        fp8_kv_cache=_fp8_cache(method, found),
         zero_point=bool(weights.get("zero_point", not weights.get("symmetric", weights.get("sym", True)))),
     )
+
+
+def _fp8_cache(method: str, found: Mapping[str, Any]) -> bool:
+    """Whether vLLM keeps the KV cache in FP8 where nothing is declared (utils/torch_utils.py
+    get_kv_cache_quant_algo_string, 0.32.0; compressed-tensors' of whatever type).
+    """
+    scheme = found.get("kv_cache_scheme")
+    if method == CT or not method.startswith("modelopt"):
+        return method == CT and isinstance(scheme, Mapping)
+    if isinstance(scheme, Mapping):
+        return scheme.get("num_bits") == 8
+    return str(_of_modelopt(found).get("kv_cache_quant_algo")).upper() == "FP8"
+
+
+def _of_modelopt(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What modelopt says; in a file of its own that is a part (hf_quant_config.json)."""
+    inner = found.get("quantization")
+    return inner if isinstance(inner, Mapping) else found
 
 
 def _block(sizes: Any) -> int:
@@ -463,12 +483,17 @@ def _block(sizes: Any) -> int:
 
 def _kernels_of(method: str, found: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:
     """Which kernels of vLLM take such weights: those for integers of few bits and 16-bit activations (wna16),
-    for FP8 by tensor or channel (fp8) or by block (fp8_block), for 8-bit integers on both sides (int8).
+    for FP8 by tensor or channel (fp8) or by block (fp8_block), for 8-bit integers on both sides (int8), for
+    FP4 (nvfp4; mxfp4 of experts).
 
-    Others (MXFP4, NVFP4, bitsandbytes, ...) have kernels whose lines in the log aren't known here.
+    Others (MXFP8, bitsandbytes, ...) have kernels whose lines in the log aren't known here.
     """
     if method in ("awq", "awq_marlin", "auto_awq", "gptq", "gptq_marlin", "auto_gptq"):
         return "wna16"
+    if method == "mxfp4":
+        return "mxfp4"
+    if method.startswith("modelopt"):
+        return "nvfp4" if _of_modelopt(found).get("quant_algo") == "NVFP4" else None
     if method in AUTO_ROUND and found.get("data_type", "int") == "int":
         return "wna16" if found.get("packing_format", GPTQ_PACKED) == GPTQ_PACKED else None
     if method == "fp8":
@@ -485,6 +510,8 @@ def _kernels_of_compressed_tensors(found: Mapping[str, Any], weights: Mapping[st
     inputs = _of_first_group(found, "input_activations")
     if form == "pack-quantized":
         return None if inputs else "wna16"
+    if form == "nvfp4-pack-quantized":
+        return "nvfp4" if inputs else None
     if weights.get("num_bits", 8) != 8:
         return None
     if form == "float-quantized" and inputs:

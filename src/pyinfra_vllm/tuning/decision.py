@@ -183,8 +183,8 @@ def _kernels(shape: Shape, card: Gpu, facts: Facts) -> list[str]:
     found = card.kernels(facts.fixed["vllm"], disabled, chosen, experts=shape.experts > 0, kind=kind)
     if not found and kind != "wna16":
         facts.profile.fail(
-            f"{card.title} has no kernel for weights and activations of 8 bits ({kind}) that is known here:"
-            " take another card, or 4-bit weights"
+            f"{card.title} has no kernel for such weights ({kind}) that is known here: take another card, or"
+            " another quantization"
         )
     elif not found and not card.rejected:
         facts.profile.fail(

@@ -35,8 +35,12 @@ CHOSEN = re.compile(
 )
 # Weights and activations of 8 bits (FP8, INT8): `Selected CutlassFP8ScaledMMLinearKernel for Fp8LinearMethod`
 SELECTED = re.compile(r"Selected (\w*(?:ScaledMM|BlockScaled)\w*?)(?:LinearKernel|Kernel)? for \w+")
+# Weights of 4-bit floats, from 0.20 on: `Using MarlinNvFp4LinearKernel for NVFP4 GEMM`, and of experts
+# `Using 'TRITON' Mxfp4 MoE backend.` and `Using 'MARLIN' NvFp4 MoE backend out of potential backends: ...`
+FP4 = re.compile(r"Using (\w*NvFp4\w*?)(?:LinearKernel)? for NVFP4 GEMM")
+FP4_EXPERTS = re.compile(r"Using '(\w+)' (NvFp4|Mxfp4) MoE backend")
 # What no card is fast with; every other one is vLLM's best for the card that has it.
-SLOW_SCALED = re.compile(r"Emulation|BlockWiseTorch")
+SLOW_SCALED = re.compile(r"Emulation|EMULATION|BlockWiseTorch")
 # llm-compressor's experts: up to 0.19 the first name is Marlin's and the second the slow one's, which from
 # 0.20 on is the fast one's.
 CT_EXPERTS = re.compile(r"Using CompressedTensorsWNA16(Marlin)?MoEMethod\b")
@@ -141,7 +145,7 @@ def _read_kernel(line: str, seen: _Seen) -> bool:
     if chosen:
         seen.kernel(chosen.group(1))
         return True
-    selected = SELECTED.search(line)
+    selected = SELECTED.search(line) or FP4.search(line)
     if selected:
         seen.kernel(selected.group(1))
         return True
@@ -152,6 +156,11 @@ def _read_kernel(line: str, seen: _Seen) -> bool:
             seen.kernel("Marlin")
         else:
             seen.plain_experts = True
+        return True
+    small = FP4_EXPERTS.search(line)
+    if small:
+        seen.experts = True
+        seen.kernel(f"{small.group(1)} {small.group(2)}")
         return True
     moe = MOE.search(line)
     if moe:
@@ -224,7 +233,7 @@ def _judge_kernels(kernels: list[str], expected: list[str] | None) -> tuple[str,
 
 
 def _fast_scaled(name: str) -> bool:
-    return "Scaled" in name and not SLOW_SCALED.search(name)
+    return ("Scaled" in name or "fp4" in name.lower()) and not SLOW_SCALED.search(name)
 
 
 def _kernel_line_came_later(version: str | None) -> bool:

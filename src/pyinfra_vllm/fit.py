@@ -43,6 +43,7 @@ class Load:
     eager: bool = False
     kernels: tuple[str, ...] = ()
     pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1  # ranks, which share the experts among them
     kv_cache_bytes: int | None = None  # fixed by --kv-cache-memory-bytes or, on CPU, VLLM_CPU_KVCACHE_SPACE
     batches_in_flight: int = 1  # steps that are scheduled before the first of them has ended
     bounded_caches: bool = True  # False: --disable-hybrid-kv-cache-manager
@@ -134,6 +135,7 @@ def weights_bytes(shape: Shape, load: Load) -> int:
     quantization = shape.quantization
     if "Machete" in load.kernels and quantization and quantization.zero_point and quantization.group_size > 0:
         total += memory["machete_zero_point_bytes"] * linear_parameters(shape) / quantization.group_size
+    total -= _expert_bytes(shape, load, total) * (1 - 1 / load.data_parallel_size)
     if load.pipeline_parallel_size > 1:
         # The first stage embeds and the last has the head, which may be the same tensor.
         layers = total - _embedding_parameters(shape) * value_bytes(load)
@@ -141,6 +143,17 @@ def weights_bytes(shape: Shape, load: Load) -> int:
         total += shape.vocabulary * shape.hidden * value_bytes(load)
     on_gpu = int(total * (1 + memory["loading_share"]) / load.tensor_parallel_size)
     return max(0, on_gpu - load.offload_bytes)
+
+
+def _expert_bytes(shape: Shape, load: Load, total: float) -> float:
+    """Bytes of all experts, which data-parallel ranks share as tensor-parallel ones do, dealt out or cut
+    (fused_moe/config.py flatten_tp_across_dp_and_pcp, 0.32.0): at most what isn't attention or embeddings.
+    """
+    width = shape.quantization.bits / 8 if shape.quantization else value_bytes(load)
+    experts = shape.layers * shape.experts * 3 * shape.hidden * shape.expert_intermediate
+    others = linear_parameters(shape) - shape.layers * _mlp_parameters(shape)
+    rest = others * width + _embedding_parameters(shape) * value_bytes(load)
+    return max(0.0, min(experts * width, total - rest))
 
 
 def _of_stage(layers: int, load: Load) -> int:

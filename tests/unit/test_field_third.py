@@ -324,3 +324,45 @@ def test_states_have_the_declared_type(resolve: Any) -> None:
     asked = ("--max-model-len", "8192", "--flag", "max-num-seqs=16")
     wide = resolve(hybrid, *asked, "--flag", "mamba_ssm_cache_dtype=float32")["fit"]
     assert wide["kv_tokens"] < resolve(hybrid, *asked)["fit"]["kv_tokens"]
+
+
+DEEPSEEK = {
+    "model_type": "deepseek_v32", "num_hidden_layers": 61, "hidden_size": 7168, "num_attention_heads": 128,
+    "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+    "v_head_dim": 128, "index_head_dim": 128, "index_topk": 2048, "n_routed_experts": 256,
+    "moe_intermediate_size": 2048, "intermediate_size": 18432, "vocab_size": 129280,
+    "max_position_embeddings": 163840, "dtype": "bfloat16",
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}  # fmt: skip
+
+
+def test_data_parallel_ranks_share_the_experts(resolve: Any) -> None:
+    """The recipe of DeepSeek-V3.2: ranks of one GPU each on eight; LMCache pull request 2521 has it start
+    with 2 GPUs a rank, and no room with one.
+    """
+    asked = ("--gpu-count", "8", "--flag", "enable-expert-parallel=true", "--flag")
+    sizes = {}
+    for ranks in (1, 4, 8):
+        fit = resolve(DEEPSEEK, *asked, f"data-parallel-size={ranks}", card="H200", size=690 * 10**9)["fit"]
+        sizes[ranks] = fit["weights_bytes"] / 10**9
+        assert fit["fits"]
+    assert sizes[1] == pytest.approx(87.5, abs=1) and sizes[1] < sizes[4] < sizes[8]
+    assert sizes[8] == pytest.approx(101, abs=4)  # attention and embeddings on each, an eighth of the experts
+
+
+def test_a_model_that_drafts_for_itself_has_no_name(resolve: Any) -> None:
+    """The recipe of ERNIE 4.5: `"method": "ernie_mtp", "model": "baidu/ERNIE-4.5-21B-A3B-PT"`."""
+    config = {**MOE, "num_nextn_predict_layers": 1}
+    drafting = 'speculative-config={{"method": "mtp", {}"num_speculative_tokens": 1}}'.format
+    asked = ("--max-model-len", "8192", "--flag")
+    told = str(resolve(config, *asked, drafting('"model": "acme/new", '))["errors"])
+    assert "acme/new is the served model itself" in told and "leave `model` out" in told
+    assert resolve(config, *asked, drafting(""))["errors"] == []
+
+
+def test_more_cards_are_offered_whatever_size_was_declared(resolve: Any) -> None:
+    """The card of Devstral Small: `--tensor-parallel-size 2`; two of 24 GB hold its weights alone."""
+    config = {**CAUSAL, "max_position_embeddings": 131072}
+    asked = ("--gpu-count", "2", "--max-model-len", "65536", "--flag", "tensor-parallel-size=2")
+    (error,) = resolve(config, *asked, card="RTX 4090", size=48 * 10**9)["errors"]
+    assert "4 GPUs and another tensor-parallel-size" in error

@@ -74,7 +74,7 @@ def decide(request: Request) -> Decision:
     settings = measured.apply(instead, request, known, profile) if instead else {}
     operator.apply_variants(request.variants, facts, profile)
     operator.apply_flags(request.flags, known, version, profile)
-    operator.check_names(request.flags, request.environment, facts["draft_model"], profile)
+    operator.check_names(request.flags, request.environment, shape.name, facts["draft_model"], profile)
     operator.apply_environment(request.environment, version, profile)
     for names, rule in _possible("rules.yaml", settled):
         for name in names:

@@ -153,14 +153,25 @@ def _declare(flag: str, value: Any, profile: Profile) -> None:
 
 
 def check_names(
-    declared: Mapping[str, Any], environment: Mapping[str, str], draft: str | None, profile: Profile
+    declared: Mapping[str, Any],
+    environment: Mapping[str, str],
+    model: str,
+    draft: str | None,
+    profile: Profile,
 ) -> None:
     """Refuses names on the Hub where only a path can work: a service starts offline, from staged files.
 
     A cache of the operator's own (HF_HOME or HF_HUB_CACHE) may hold them.
 
+    + model: the repository that is served
     + draft: the model that drafts, by whatever flag or variant
     """
+    if draft == model:
+        profile.fail(
+            f"speculative-config: {model} is the served model itself, and a service starts offline: leave"
+            " `model` out, and vLLM takes the served one for multi-token prediction"
+        )
+        draft = None
     for name, given in declared.items():
         relative = [each for each in _each(given) if RELATIVE.fullmatch(_path(each))]
         if relative and spelled(name) in (*LOADED_BY_NAME, *FILES):

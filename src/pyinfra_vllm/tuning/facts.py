@@ -349,20 +349,23 @@ def _spare_gib(facts: Facts) -> float | None:
     share = facts["--gpu-memory-utilization"]
     if share is None:
         return None
-    stages = pipeline_parallel_size(facts)
-    load = fit.Load(_tensor_parallel_size(facts), 0, float(share), 1, 1, pipeline_parallel_size=stages)
-    weights = fit.weights_bytes(facts.shape, load)
-    return round((facts.gpu.usable_bytes * float(share) - weights) / GIB, 1)
+    return round((facts.gpu.usable_bytes * float(share) - _weights_bytes(facts)) / GIB, 1)
 
 
 def _beside_weights(facts: Facts) -> int:
     """Bytes of a GPU beside the weights, whatever share of it vLLM may take."""
-    offloaded = int(float(facts["--cpu-offload-gb"] or 0) * GIB)
-    stages = pipeline_parallel_size(facts)
+    return facts.gpu.usable_bytes - _weights_bytes(facts)
+
+
+def _weights_bytes(facts: Facts) -> int:
+    """Bytes of the weights on one GPU, before anything is known of a kernel that repacks them."""
     load = fit.Load(
-        _tensor_parallel_size(facts), 0, 1.0, 1, 1, pipeline_parallel_size=stages, offload_bytes=offloaded
+        *(_tensor_parallel_size(facts), 0, 1.0, 1, 1),
+        pipeline_parallel_size=pipeline_parallel_size(facts),
+        data_parallel_size=int(facts["--data-parallel-size"] or 1),
+        offload_bytes=int(float(facts["--cpu-offload-gb"] or 0) * GIB),
     )
-    return facts.gpu.usable_bytes - fit.weights_bytes(facts.shape, load)
+    return fit.weights_bytes(facts.shape, load)
 
 
 def _cpu_kv_cache_gib(facts: Facts) -> int:

@@ -37,6 +37,7 @@ def load_of(facts: Facts, kernels: Sequence[str]) -> fit.Load | None:
         eager=bool(facts["--enforce-eager"]),
         kernels=tuple(kernels),
         pipeline_parallel_size=pipeline_parallel_size(facts),
+        data_parallel_size=int(facts["--data-parallel-size"] or 1),
         kv_cache_bytes=_fixed_cache_bytes(facts),
         batches_in_flight=_batches_in_flight(facts),
         bounded_caches=facts["--disable-hybrid-kv-cache-manager"] is not True,

@@ -76,11 +76,12 @@ def _more_gpus(request: Request, decision: Decision) -> Iterator[str]:
     """The ways that need other hardware or another checkpoint."""
     assert decision.load
     more = [count for count in GPUS_OF_A_HOST if count > request.gpu_count]
+    kept = {name: value for name, value in request.flags.items() if operator.spelled(name) != TENSOR_PARALLEL}
     for count in tensor_parallel_choices(request.shape):
         if count not in more or not _weights_leave_room(request, decision.load, count):
             continue
-        if _works(replace(request, gpu_count=count), decision):
-            yield f"{count} GPUs"
+        if _works(replace(request, gpu_count=count, flags=kept), decision):
+            yield f"{count} GPUs" + ("" if kept == request.flags else " and another tensor-parallel-size")
             more = [fewer for fewer in more if fewer < count]
             break
     yield from itertools.islice(_stages(request, decision, more), 1)

@@ -48,6 +48,7 @@ class Load:
     batches_in_flight: int = 1  # steps that are scheduled before the first of them has ended
     bounded_caches: bool = True  # False: --disable-hybrid-kv-cache-manager
     offload_bytes: int = 0  # of weights on each GPU, kept in the host's memory (--cpu-offload-gb)
+    lora_ranks: int = 0  # of all adapters at a time: --max-loras times --max-lora-rank
     context_shards: int = 1  # GPUs that share the tokens of a request (--decode-context-parallel-size)
     convolution_dtype: str = "auto"  # --mamba-cache-dtype
     state_dtype: str = "auto"  # --mamba-ssm-cache-dtype
@@ -340,7 +341,19 @@ def overhead_bytes(shape: Shape, load: Load) -> int:
     CUDA graphs.
     """
     memory = table("runtimes.yaml")["memory"]
-    return int(memory["context_gib"] * GIB + peak_bytes(shape, load) + graph_bytes(shape, load))
+    beside = peak_bytes(shape, load) + graph_bytes(shape, load) + adapter_bytes(shape, load)
+    return int(memory["context_gib"] * GIB + beside)
+
+
+def adapter_bytes(shape: Shape, load: Load) -> float:
+    """Buffers for adapters: two matrices of the rank beside each linear layer, in 16 bits and on every GPU
+    (lora/layers/base_linear.py create_lora_weights, 0.32.0; those of experts are not counted).
+    """
+    hidden, queries, keys = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attention = 2 * (hidden + queries) + 2 * (hidden + keys)
+    mlp = 0 if shape.experts else 3 * (hidden + shape.intermediate)
+    channels = shape.attention_layers * attention + shape.layers * mlp
+    return load.lora_ranks * _of_stage(channels, load) * 2
 
 
 def peak_bytes(shape: Shape, load: Load) -> float:

@@ -295,6 +295,19 @@ def test_scales_beside_each_head_are_counted(resolve: Any) -> None:
     assert sizes == {"fp8": 32 * 8 * 256, "int8_per_token_head": 32 * 8 * (256 + 8)}
 
 
+def test_adapters_take_memory(resolve: Any) -> None:
+    """Vllm issue 17822: no memory is left for Qwen3-32B with an adapter."""
+    few, many = ((rank, loras) for rank, loras in ((16, 1), (256, 4)))
+    asked = ("--max-model-len", "8192", "--flag", "enable-lora=true")
+    found = {}
+    for rank, loras in (few, many):
+        sizes = ("--flag", f"max-lora-rank={rank}", "--flag", f"max-loras={loras}")
+        found[rank] = resolve(CAUSAL, *asked, *sizes, size=16 * 10**9)["fit"]["reserve_bytes"]
+    channels = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)
+    assert found[16] - found[256] == (256 * 4 - 16) * 32 * channels * 2
+    assert resolve(CAUSAL, *asked, size=16 * 10**9)["fit"]["reserve_bytes"] == found[16]
+
+
 def test_context_parallelism_shares_a_request_s_tokens(resolve: Any) -> None:
     """vllm-project/recipes Kimi-K3.yaml; kv_cache_interface.py max_memory_usage_bytes: length / size."""
     latent = {

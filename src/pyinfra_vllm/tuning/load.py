@@ -42,6 +42,7 @@ def load_of(facts: Facts, kernels: Sequence[str]) -> fit.Load | None:
         batches_in_flight=_batches_in_flight(facts),
         bounded_caches=facts["--disable-hybrid-kv-cache-manager"] is not True,
         offload_bytes=int(float(facts["--cpu-offload-gb"] or 0) * gpus.GIB),
+        lora_ranks=_lora_ranks(facts),
         context_shards=int(facts["--decode-context-parallel-size"] or 1),
         convolution_dtype=str(facts["--mamba-cache-dtype"] or "auto"),
         state_dtype=str(facts["--mamba-ssm-cache-dtype"] or "auto"),
@@ -58,6 +59,13 @@ def _batches_in_flight(facts: Facts) -> int:
     drafted = str(speculation(facts).get("method")) in NOT_AHEAD
     alone = facts.gpu.platform == "cpu" or facts["--async-scheduling"] is False or drafted
     return stages if alone else stages + 1
+
+
+def _lora_ranks(facts: Facts) -> int:
+    """Ranks of all adapters that are kept on a GPU (vllm/config/lora.py has the defaults)."""
+    if facts["--enable-lora"] is not True:
+        return 0
+    return int(facts["--max-loras"] or 1) * int(facts["--max-lora-rank"] or 16)
 
 
 def _prefix_caching(facts: Facts) -> bool:

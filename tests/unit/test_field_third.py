@@ -15,6 +15,7 @@ from test_field_more import CAUSAL, project, resolve  # noqa: F401  # resolve an
 
 from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import shapes
+from pyinfra_vllm.hub import facts_of
 from pyinfra_vllm.on_host.server import kernel
 
 MOE = {
@@ -116,6 +117,32 @@ def test_a_file_in_another_folder_is_refused(resolve: Any, flag: str, relative: 
 def test_a_variable_that_became_a_flag(resolve: Any, variable: str, said: str) -> None:
     warnings = resolve(CAUSAL, "--max-model-len", "8192", "--env", f"{variable}=1")["warnings"]
     assert said in str(warnings) and "did you mean" not in str(warnings)
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        # DeepSeek's and Qwen3's public commands for many GPUs, of 0.10 and 0.11
+        ("num-redundant-experts=32", "is called --eplb-config.num_redundant_experts"),
+        # Qwen2.5-VL's and InternVL's, of 0.10 and 0.11
+        ("enable-multimodal-encoder-data-parallel=true", "use --mm-encoder-tp-mode data"),
+        ("disable-mm-preprocessor-cache=true", "use --mm-processor-cache-gb 0"),
+        ("lora-extra-vocab-size=256", "adapters can't add tokens any more"),
+    ],
+)
+def test_flags_of_older_public_commands(resolve: Any, flag: str, said: str) -> None:
+    assert said in str(resolve(CAUSAL, "--max-model-len", "8192", "--flag", flag))
+
+
+def test_the_backend_in_a_map_is_the_flag(resolve: Any) -> None:
+    """vllm-project/recipes MiniMax-M3.yaml; with both vLLM ends (engine/arg_utils.py, 0.32.0)."""
+    asked = ("--flag", "kv-cache-dtype=fp8", "--flag", "attention_config.backend=FLASHINFER")
+    answer = resolve(CAUSAL, "--max-model-len", "8192", *asked, card="RTX 3090", size=16 * 10**9)
+    assert answer["errors"] == []
+    assert [name for name in flags(answer) if "attention" in name] == ["--attention-backend"]
 
 
 # Memory
@@ -293,6 +320,33 @@ def test_scales_beside_each_head_are_counted(resolve: Any) -> None:
         words = [word.format(kind) for word in asked]
         sizes[kind] = resolve(CAUSAL, *words)["fit"]["kv_bytes_per_token"]
     assert sizes == {"fp8": 32 * 8 * 256, "int8_per_token_head": 32 * 8 * (256 + 8)}
+
+
+PATTERN = "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"  # Nemotron 3 Nano
+BLOCKS = [{"M": "mamba", "E": "moe", "*": "attention"}[letter] for letter in PATTERN]
+NEMOTRON = {
+    "model_type": "nemotron_h", "hidden_size": 2688, "num_attention_heads": 32, "num_key_value_heads": 2,
+    "head_dim": 128, "mamba_num_heads": 64, "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 8,
+    "conv_kernel": 4, "moe_intermediate_size": 1856, "n_routed_experts": 128, "vocab_size": 131072,
+}  # fmt: skip
+
+
+def test_nemotron_h_names_its_blocks() -> None:
+    """Vllm issue 44691 has such a config.json; transformers takes the list's length for the layers."""
+    named = shapes.from_config("a/b", facts_of({**NEMOTRON, "layers_block_type": BLOCKS}))
+    letters = {"num_hidden_layers": len(PATTERN), "hybrid_override_pattern": PATTERN}
+    assert named == shapes.from_config("a/b", facts_of({**NEMOTRON, **letters}))
+    assert (named.layers, named.attention_layers, named.state and named.state.layers) == (52, 6, 23)
+
+
+def test_nemotron_puzzle_has_experts_in_its_blocks() -> None:
+    """Vllm pull request 32549; club-3090's compose of Nemotron 3 Puzzle has `--enable-expert-parallel`."""
+    own = {"moe": {"n_routed_experts": 96, "moe_intermediate_size": 1280}}
+    blocks = [{"block_type": kind, **own.get(kind, {})} for kind in BLOCKS]
+    letters = {"num_hidden_layers": len(PATTERN), "hybrid_override_pattern": PATTERN}
+    config = {key: value for key, value in NEMOTRON.items() if "exp" not in key and "moe" not in key}
+    model = shapes.from_config("a/b", facts_of({**config, **letters, "block_configs": blocks}))
+    assert (model.experts, model.expert_intermediate) == (96, 1280)
 
 
 def test_adapters_take_memory(resolve: Any) -> None:

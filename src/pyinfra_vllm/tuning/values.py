@@ -7,6 +7,7 @@ Says what is wrong with a value, in words for an operator; decides nothing else.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyinfra_vllm.catalog import table, versions
+from pyinfra_vllm.catalog.flags import TRUE_NEIGHBOUR
 
 LARGEST = 2**63 - 1  # beyond any count or size that a server can be told
 INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
@@ -36,9 +38,9 @@ def problem(flag: str, value: Any, version: str) -> str | None:
     asked = versions.parse(version)
     kinds = [kind for kind in _kinds(flag) if kind not in until or versions.below(asked, until[kind])]
     if not kinds:
-        return _scanned_problem(flag, value, asked)
+        return _scanned_problem(flag, value, asked) or _key_problem(flag, value, asked)
     if any(CHECKS[kind](value) for kind in kinds):
-        return _word_problem(flag, meaning(flag, value), asked)
+        return _word_problem(flag, meaning(flag, value), asked) or _key_problem(flag, value, asked)
     return f"must be {' or '.join(MEANINGS[kind] for kind in kinds)}, not {short(value)}"
 
 
@@ -64,6 +66,24 @@ def _word_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
     if not words or not known or all(word in words for word in each):
         return None
     return f"must be one of {', '.join(row['words'])}, not {short(value)}"
+
+
+def _key_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
+    """Of a map, also in dotted names, with a key that the scanned minor version refuses; those of maps within
+    it aren't known.
+    """
+    scanned = table("flag_types.json")
+    head, _, dotted = flag.partition(".")
+    keys: list[str] = scanned["flags"].get(head, {}).get("keys", [])
+    if not keys or asked[:2] != versions.parse(scanned["version"])[:2]:
+        return None
+    given = [dotted.split(".")[0].replace("-", "_")] if dotted else [str(key) for key in _map(value) or ()]
+    unknown = next((key for key in given if key not in keys), None)
+    if unknown is None:
+        return None
+    near = difflib.get_close_matches(unknown, keys, n=1, cutoff=TRUE_NEIGHBOUR)
+    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(keys)}"
+    return f"has no key {short(unknown)} in vLLM {scanned['version']}; {hint}"
 
 
 def parameter_problem(default: Any, value: Any) -> str | None:

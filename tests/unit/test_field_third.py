@@ -262,6 +262,8 @@ PACKED = {
             "0.32.0",
             "FlashInferCutlassNvFp4",
         ),
+        # Nvidia's Qwen3.6, attention in FP8 and the rest in FP4
+        (fp4(quant_method="modelopt", quant_algo="MIXED_PRECISION"), "A40", "0.24.0", "MarlinNvFp4"),
         ({**MOE, "quantization_config": {"quant_method": "mxfp4"}}, "A100 80GB", "0.32.0", "MARLIN Mxfp4"),
     ],
 )
@@ -286,6 +288,24 @@ def test_four_bit_floats_are_shared_by_any_number_that_shares_the_heads(resolve:
     oss["quantization_config"] = {"quant_method": "mxfp4"}
     for count in ("4", "8"):
         assert resolve(oss, "--gpu-count", count, "--max-model-len", "8192", card="A100 80GB")["errors"] == []
+
+
+@pytest.mark.parametrize(
+    ("card", "runtime", "backend", "expected"),
+    [
+        ("A100 80GB", "0.29.0", "marlin", "MarlinFP8ScaledMM"),  # vllm issue 55008: it ends by itself
+        ("A100 80GB", "0.32.0", None, "MarlinFP8ScaledMM"),  # pull request 55884
+        ("B200", "0.29.0", None, "FlashInferFP8ScaledMM"),  # vllm issue 49723, pull request 53400
+    ],
+)
+def test_modelopt_s_fp8_is_served(
+    resolve: Any, card: str, runtime: str, backend: str | None, expected: str
+) -> None:
+    """Nvidia's Llama-3.1-8B-Instruct-FP8; `for ModelOptFp8LinearMethod` is in logs of 0.22 to 0.29."""
+    config = fp4(quant_method="modelopt", quant_algo="FP8")
+    answer = resolve(config, "--max-model-len", "8192", card=card, runtime=runtime)
+    assert (answer["errors"], answer["kernel"]) == ([], [expected])
+    assert flags(answer).get("--linear-backend") == backend
 
 
 def test_modelopt_s_own_cache_is_counted(resolve: Any) -> None:

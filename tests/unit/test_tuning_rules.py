@@ -80,6 +80,14 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": packed(method="fp8", kernels="fp8_block"), "runtime": "0.19.1"},
         "scales by block take, so the gate could never pass a/gemma: use runtime 0.20",
     ),
+    "fp8-takes-marlin-before-ada": (
+        {"model": packed(method="fp8", kernels="fp8"), "gpu": "A40", "runtime": "0.29.0"},
+        "('--linear-backend', 'marlin')",
+    ),
+    "modelopt-s-kernels-are-named-from-0.20": (
+        {"model": packed(method="modelopt", kernels="fp8"), "runtime": "0.19.1"},
+        "modelopt's FP8 weights",
+    ),
     "fp4-kernels-are-named-from-0.20": (
         {"model": packed(method="mxfp4", kernels="mxfp4"), "runtime": "0.19.1"},
         "use runtime 0.20",

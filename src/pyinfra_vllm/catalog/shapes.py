@@ -45,6 +45,8 @@ QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # the second:
 # auto_round.py before). Packed like AWQ's they have no line in the log up to 0.18.
 AUTO_ROUND, GPTQ_PACKED = ("auto-round", "auto_round", "inc"), "auto_round:auto_gptq"
 FP4 = ("nvfp4", "mxfp4")
+# By modelopt's `quant_algo`; the mixed one is FP8 and NVFP4, whose lines both name a kernel.
+MODELOPT = {"FP8": "fp8", "NVFP4": "nvfp4", "MIXED_PRECISION": "nvfp4"}
 FACTOR = 4  # of an MLP whose width older classes do not say (falcon, gpt2, mpt, bloom)
 # Where a multimodal config.json has its text model's part; the keys of the newer ones first.
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config.text_config")
@@ -499,7 +501,7 @@ def _kernels_of(method: str, found: Mapping[str, Any], weights: Mapping[str, Any
     if method == "mxfp4":
         return "mxfp4"
     if method.startswith("modelopt"):
-        return "nvfp4" if _of_modelopt(found).get("quant_algo") == "NVFP4" else None
+        return MODELOPT.get(str(_of_modelopt(found).get("quant_algo")))
     if method in AUTO_ROUND and found.get("data_type", "int") == "int":
         return "wna16" if found.get("packing_format", GPTQ_PACKED) == GPTQ_PACKED else None
     if method == "fp8":

@@ -276,6 +276,38 @@ def test_four_bit_floats_are_served(
     assert "use runtime 0.20 or newer" in str(older["errors"])
 
 
+FP8_GROUP = {
+    "format": "float-quantized",
+    "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+    "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+}
+FP4_GROUP = {**PACKED["config_groups"]["group_0"], "format": "nvfp4-pack-quantized"}  # type: ignore[index]
+INT4_GROUP = {
+    "format": "pack-quantized",
+    "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("groups", "card", "expected"),
+    [
+        # Unsloth's Qwen3.6 and 3.8, RedHatAI's GLM-5.3; vLLM pull request 22468 reads each group's format
+        ((FP8_GROUP, FP4_GROUP), "RTX 5090", "FlashInferCutlassNvFp4"),
+        ((FP8_GROUP, FP4_GROUP), "RTX 3090", "MarlinNvFp4"),
+        ((FP8_GROUP, INT4_GROUP), "L40S", "Marlin"),
+        ((FP8_GROUP, {**INT4_GROUP, "format": "mxfp8-quantized"}), "B200", None),
+    ],
+)
+def test_mixed_precision_is_known_by_all_of_its_groups(
+    resolve: Any, groups: tuple[dict[str, Any], ...], card: str, expected: str | None
+) -> None:
+    named = {f"group_{number}": group for number, group in enumerate(groups)}
+    config = fp4(quant_method="compressed-tensors", format="mixed-precision", config_groups=named)
+    answer = resolve(config, "--max-model-len", "8192", card=card, runtime="0.29.0", size=9 * 10**9)
+    assert answer["kernel"] == ([expected] if expected else [])
+    assert bool(answer["errors"]) is (expected is None)
+
+
 def test_four_bit_floats_are_shared_by_any_number_that_shares_the_heads(resolve: Any) -> None:
     """The recipe of gpt-oss on eight cards: 2880 channels are 90 groups of 32, which vLLM fills up."""
     oss = {

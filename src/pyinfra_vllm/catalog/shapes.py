@@ -45,6 +45,7 @@ QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # the second:
 # auto_round.py before). Packed like AWQ's they have no line in the log up to 0.18.
 AUTO_ROUND, GPTQ_PACKED = ("auto-round", "auto_round", "inc"), "auto_round:auto_gptq"
 FP4 = ("nvfp4", "mxfp4")
+MIXED = (None, "nvfp4", "wna16", "fp8_block", "fp8", "int8")  # which of several a checkpoint is known by
 # By modelopt's `quant_algo`; the mixed one is FP8 and NVFP4, whose lines both name a kernel.
 MODELOPT = {"FP8": "fp8", "NVFP4": "nvfp4", "MIXED_PRECISION": "nvfp4"}
 FACTOR = 4  # of an MLP whose width older classes do not say (falcon, gpt2, mpt, bloom)
@@ -442,12 +443,12 @@ def _quantization(config: Mapping[str, Any], text: Mapping[str, Any], name: str)
         return None
     if not isinstance(found, Mapping):
         raise DeclarationError(f"{name}: `quantization_config` in its config.json is no map")
-    weights = _of_first_group(found, "weights") or found
+    weights = _main_group(found).get("weights") or found
     group_size = weights.get("group_size", weights.get("q_group_size"))
     producer = found.get("producer")
     made_by = producer.get("name") if isinstance(producer, Mapping) else None
     method = str(found.get("quant_method") or made_by or "unknown").lower().replace("compressed_tensors", CT)
-    kernels = _kernels_of(method, found, weights)
+    kernels = _kernels_of(method, found)
     refused = kernels is None and method != "unknown"  # by name, whatever its numbers are
     usual = 8 if kernels in ("fp8", "fp8_block", "int8") else 4
     padded = group_size == -1 or kernels in FP4  # what tensor parallelism cuts, vLLM fills up
@@ -489,7 +490,7 @@ def _block(sizes: Any) -> int:
     return max(sizes, default=0) if known else 0
 
 
-def _kernels_of(method: str, found: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:
+def _kernels_of(method: str, found: Mapping[str, Any]) -> str | None:
     """Which kernels of vLLM take such weights: those for integers of few bits and 16-bit activations (wna16),
     for FP8 by tensor or channel (fp8) or by block (fp8_block), for 8-bit integers on both sides (int8), for
     FP4 (nvfp4; mxfp4 of experts).
@@ -506,16 +507,31 @@ def _kernels_of(method: str, found: Mapping[str, Any], weights: Mapping[str, Any
         return "wna16" if found.get("packing_format", GPTQ_PACKED) == GPTQ_PACKED else None
     if method == "fp8":
         return "fp8_block" if found.get("weight_block_size") else "fp8"
-    return _kernels_of_compressed_tensors(found, weights) if method == CT else None
+    return _kernels_of_group(_main_group(found), found) if method == CT else None
 
 
-def _kernels_of_compressed_tensors(found: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:
-    """The same for llm-compressor's checkpoints, after compressed_tensors.py _get_scheme_from_parts, 0.32.0:
-    of weights of 4 bits with activations of 8 (W4A8) and FP8 weights with 16-bit activations (W8A16) it names
-    no kernel that is known here.
+def _main_group(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The group of compressed-tensors' `config_groups` by whose kernels a checkpoint is known: one of mixed
+    precision has several, such as FP4 beside FP8. One whose kernels aren't known comes first. {} for none.
     """
-    form = found.get("format", "pack-quantized" if weights.get("num_bits") == 4 else None)
-    inputs = _of_first_group(found, "input_activations")
+    groups = found.get("config_groups")
+    rows = groups.values() if isinstance(groups, Mapping) else ()
+    told = [
+        group for group in rows if isinstance(group, Mapping) and isinstance(group.get("weights"), Mapping)
+    ]
+    kinds = {_kernels_of_group(group, found): group for group in told}
+    return next((kinds[kind] for kind in MIXED if kind in kinds), {})
+
+
+def _kernels_of_group(group: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """The same for one group of llm-compressor's checkpoints, after compressed_tensors.py
+    _get_scheme_from_parts, 0.32.0: of weights of 4 bits with activations of 8 (W4A8) and FP8 weights with
+    16-bit activations (W8A16) it names no kernel that is known here.
+    """
+    weights, inputs = group.get("weights") or found, group.get("input_activations")
+    form = group.get("format") or found.get(
+        "format", "pack-quantized" if weights.get("num_bits") == 4 else None
+    )
     if form == "pack-quantized":
         return None if inputs else "wna16"
     if form == "nvfp4-pack-quantized":
@@ -525,13 +541,3 @@ def _kernels_of_compressed_tensors(found: Mapping[str, Any], weights: Mapping[st
     if form == "float-quantized" and inputs:
         return "fp8_block" if weights.get("strategy") == "block" else "fp8"
     return "int8" if form == "int-quantized" and inputs else None
-
-
-def _of_first_group(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """This part of the first group under compressed-tensors' `config_groups` that has it; {} for none."""
-    groups = found.get("config_groups")
-    for group in groups.values() if isinstance(groups, Mapping) else ():
-        part = group.get(name) if isinstance(group, Mapping) else None
-        if isinstance(part, Mapping) and part:
-            return part
-    return {}

@@ -17,6 +17,7 @@ import os
 import sys
 import typing
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,29 @@ def _kind(action: argparse.Action) -> dict[str, Any] | None:
 def _keys(action: argparse.Action) -> dict[str, Any]:
     """The keys of a map that is read as one of vLLM's dataclasses, which refuse any other."""
     wanted = (getattr(_inner(action.type), "__defaults__", None) or (None,))[-1]
-    found = [each for each in (wanted, *typing.get_args(wanted)) if dataclasses.is_dataclass(each)]
-    return (
-        {"keys": sorted(field.name for field in dataclasses.fields(found[0]) if field.init)} if found else {}
-    )
+    found = _dataclass(wanted)
+    return {"keys": sorted(_names(found))} if found else {}
+
+
+def _names(kind: Any) -> Iterator[str]:
+    """The keys that a dataclass takes, those of dataclasses within it as `outer.inner`."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.init:
+            yield field.name
+            inner = _dataclass(hints[field.name])
+            yield from (f"{field.name}.{name}" for name in _names(inner)) if inner else ()
+
+
+def _dataclass(kind: Any) -> Any:
+    """The dataclass that a type is or may be, where that takes its own keys alone; else None."""
+    for each in (kind, *typing.get_args(kind)):
+        if (
+            dataclasses.is_dataclass(each)
+            and getattr(each, "__pydantic_config__", {}).get("extra") == "forbid"
+        ):
+            return each
+    return None
 
 
 def _list(action: argparse.Action) -> dict[str, Any]:

@@ -148,6 +148,14 @@ def test_flags_of_older_public_commands(resolve: Any, flag: str, said: str) -> N
         ('compilation-config={"full_cuda_graph": true}', "has no key 'full_cuda_graph'"),
         ('compilation-config={"level": 3}', "has no key 'level'"),
         ("compilation-config.cudagraph_modes=PIECEWISE", "did you mean cudagraph_mode?"),
+        # meta's command for Llama 4 (vLLM pull request 25704), of 0.11
+        (
+            'compilation-config={"pass_config": {"enable_fusion": true}}',
+            "has no key 'pass_config.enable_fusion'",
+        ),
+        ("compilation-config.pass_config.enable_noop=true", "has no key 'pass_config.enable_noop'"),
+        ('compilation-config={"pass_config": {"fuse_norm_quant": true}}', None),
+        ("compilation-config.pass_config.fuse-norm-quant=true", None),
         ('kv-transfer-config={"kv_connectors": "LMCacheConnectorV1"}', "did you mean kv_connector?"),
         ('compilation-config={"mode": 3, "cudagraph_mode": "PIECEWISE"}', None),
         ("compilation-config.cudagraph-mode=PIECEWISE", None),

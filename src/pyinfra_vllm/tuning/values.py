@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from pyinfra_vllm.catalog import table, versions
@@ -69,21 +69,33 @@ def _word_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
 
 
 def _key_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
-    """Of a map, also in dotted names, with a key that the scanned minor version refuses; those of maps within
-    it aren't known.
+    """Of a map, also in dotted names, with a key that the scanned minor version refuses, also in a map within
+    it.
     """
     scanned = table("flag_types.json")
     head, _, dotted = flag.partition(".")
     keys: list[str] = scanned["flags"].get(head, {}).get("keys", [])
     if not keys or asked[:2] != versions.parse(scanned["version"])[:2]:
         return None
-    given = [dotted.split(".")[0].replace("-", "_")] if dotted else [str(key) for key in _map(value) or ()]
+    maps = {key.partition(".")[0] for key in keys if "." in key}
+    given = _paths({dotted.replace("-", "_"): value} if dotted else _map(value) or {}, maps)
     unknown = next((key for key in given if key not in keys), None)
     if unknown is None:
         return None
     near = difflib.get_close_matches(unknown, keys, n=1, cutoff=TRUE_NEIGHBOUR)
-    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(keys)}"
+    beside = [key for key in keys if key.rpartition(".")[0] == unknown.rpartition(".")[0]]
+    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(beside)}"
     return f"has no key {short(unknown)} in vLLM {scanned['version']}; {hint}"
+
+
+def _paths(given: Mapping[str, Any], maps: Collection[str]) -> Iterator[str]:
+    """The keys of a map, and as `outer.inner` those of the maps within it whose own are known."""
+    for key, value in given.items():
+        outer, dot, inner = str(key).partition(".")
+        known = outer in maps
+        yield f"{outer}{dot}{inner.partition('.')[0]}" if known else outer
+        if known and not dot and isinstance(value, Mapping):
+            yield from (f"{outer}.{each}" for each in value)
 
 
 def parameter_problem(default: Any, value: Any) -> str | None:

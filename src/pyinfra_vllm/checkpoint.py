@@ -190,9 +190,7 @@ class Lock:
 
 
 def render(entries: Iterable[Checkpoint]) -> str:
-    """The text of a lock file: sorted, one file a line, so that a diff shows the changes and
-    nothing else.
-    """
+    """The text of a lock file: sorted, one file a line, so that a diff shows the changes alone."""
     ordered = sorted(entries, key=lambda entry: entry.name)
     document = {"schema": SCHEMA, "checkpoints": {entry.name: _as_dict(entry) for entry in ordered}}
     return HEADER + yaml.dump(
@@ -286,9 +284,7 @@ def parse(text: str, name: str = str(LOCK_FILE)) -> tuple[Checkpoint, ...]:
 
 
 class _Reader:
-    """Takes one entry of a lock file apart; every complaint names the file, the entry, the key
-    and the fix.
-    """
+    """Takes one entry of a lock file apart; complaints name the file, the entry, the key and the fix."""
 
     def __init__(self, file: str, entry: str) -> None:
         self.file = file
@@ -388,9 +384,7 @@ def refuse_revision(revision: str) -> str | None:
 
 
 def refuse_files(files: Iterable[File]) -> str | None:
-    """Why a set of files can't be one checkpoint, or None: a name that is also a folder, or too
-    much in all.
-    """
+    """Why a set of files can't be one checkpoint, or None: a name that is also a folder, or too much."""
     paths = [file.path for file in files]
     folders = {"/".join(path.split("/")[:depth]) for path in paths for depth in range(1, path.count("/") + 1)}
     if clash := folders.intersection(paths):

@@ -68,9 +68,8 @@ class Fit:
     max_concurrency: float
     fits: bool
     request_bytes: int = 0  # KV cache and states of one request of max_model_len
-    sequences: int | None = (
-        None  # the most at a time, where each holds blocks with states; None: no such limit
-    )
+    # The most at a time, where each holds blocks with states; None: no such limit.
+    sequences: int | None = None
     overhead_bytes: int = 0
     requested_bytes: int = 0
     kv_room_bytes: int = 0
@@ -128,9 +127,7 @@ def uncertain_bytes(requested_bytes: int) -> int:
 
 
 def weights_bytes(shape: Shape, load: Load) -> int:
-    """Bytes of weights on one GPU: the checkpoint's tensors, what loading adds, and what the
-    kernel repacks.
-    """
+    """Bytes of weights on one GPU: the checkpoint's tensors, what loading adds, what the kernel repacks."""
     memory = table("runtimes.yaml")["memory"]
     total = float(_loaded_bytes(shape, load))
     quantization = shape.quantization
@@ -219,9 +216,7 @@ def possible_bytes(shape: Shape) -> tuple[int, ...]:
 
 
 def draft_parameters(shape: Shape, load: Load) -> int:
-    """Parameters of the multi-token prediction that runs: its layers and the projection of two hidden states
-    to one.
-    """
+    """Parameters of multi-token prediction: its layers and the projection of two hidden states to one."""
     if not load.draft_layers:
         return 0
     layer = _attention_parameters(shape) + _mlp_parameters(shape)
@@ -337,9 +332,7 @@ def states_of_sequence(load: Load) -> int:
 
 
 def overhead_bytes(shape: Shape, load: Load) -> int:
-    """Estimated bytes beside weights and KV cache: CUDA context, the peak of one profiled step,
-    CUDA graphs.
-    """
+    """Estimated bytes beside weights and KV cache: CUDA context, a profiled step's peak, CUDA graphs."""
     memory = table("runtimes.yaml")["memory"]
     beside = peak_bytes(shape, load) + graph_bytes(shape, load) + adapter_bytes(shape, load)
     return int(memory["context_gib"] * GIB + beside)

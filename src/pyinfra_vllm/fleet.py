@@ -285,9 +285,7 @@ def _check_keys(inventory: Inventory, files: inventories.Files, problems: Proble
 
 
 def _check_secrets(found: Read) -> None:
-    """Each secret that this run needs must be there now, and whole: no host may be left half way for want of
-    one.
-    """
+    """Each secret that this run needs must be there now, so that no host is left half way without it."""
     for name in found.selected:
         for service in found.hosts[name].services:
             for on_host, on_control in service.secrets.items():

@@ -67,9 +67,7 @@ class Heard:
 def _read_bounded(
     stdout_buffer: Any, stderr_buffer: Any, timeout: int | None, print_output: bool, print_prefix: str
 ) -> CommandOutput:
-    """In the place of pyinfra's own, whose arguments these are: the buffers are paramiko's, on
-    one channel.
-    """
+    """Replaces pyinfra's own, whose arguments these are: the buffers are paramiko's, on one channel."""
     channel = stdout_buffer.channel
     heard = Heard(channel.close)
     try:

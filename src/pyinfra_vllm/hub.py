@@ -19,11 +19,7 @@ from urllib.parse import quote, urlsplit
 from huggingface_hub import hf_hub_url
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
-from huggingface_hub.utils import (
-    build_hf_headers,
-    get_session,
-    hf_raise_for_status,
-)
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from pyinfra_vllm import checkpoint, hub_endpoint
 from pyinfra_vllm.checkpoint import Checkpoint, File
@@ -454,9 +450,7 @@ def _indexed(repo: str, weights: Mapping[str, File], index: Mapping[str, Any]) -
 
 
 def facts_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of config.json for memory fit and tuning: plain values, without long texts and
-    label tables.
-    """
+    """The part of config.json for memory fit and tuning, without long texts and label tables."""
     return {key: value for key, value in _facts(config, 1).items() if value != {}}
 
 

@@ -1,6 +1,4 @@
-"""Which Hub, and whether it may have the token: read from HF_ENDPOINT and checked before `huggingface_hub` is
-imported.
-"""
+"""Which Hub, and whether it may have the token: from HF_ENDPOINT, before `huggingface_hub` is imported."""
 
 from __future__ import annotations
 
@@ -63,9 +61,7 @@ def token(to: str | None = None) -> str | None:
 
 
 def may_have_token(where: str) -> bool:
-    """Whether a token stays between us and that Hub: encrypted, on this very machine, or as the operator
-    accepts it.
-    """
+    """Whether a token is safe on the way to that Hub: encrypted, on this machine, or so accepted."""
     parts = urlsplit(where)
     return (
         parts.scheme == "https" or _is_loopback(parts.hostname or "") or os.environ.get(TOKEN_ANYWAY) == "1"

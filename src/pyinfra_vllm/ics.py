@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from .window import Closed, Days, Interval, parse_days
 
-if (
-    TYPE_CHECKING
-):  # both take a third of a second to import, which only a project with calendars should wait for
+# Both take a third of a second to import, which only a project with calendars should wait for.
+if TYPE_CHECKING:
     from icalendar import Calendar, Event
 
 _REPEATING = ("RRULE", "RDATE", "EXDATE", "RECURRENCE-ID")

@@ -178,9 +178,7 @@ def shortened(path: str) -> str:
 
 
 class Files:
-    """Which file declares a key: group data is executed by pyinfra, which does not remember where a value
-    was.
-    """
+    """Which file declares a key: pyinfra executes group data and does not remember where a value was."""
 
     def __init__(self, inventory: str, cwd: str, group_data: Sequence[str]) -> None:
         self.inventory = shortened(inventory)

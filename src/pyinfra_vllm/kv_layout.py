@@ -134,9 +134,7 @@ def layout(found: Sequence[Cached], state_layers: int, state_bytes: int, setting
 
 
 def _one_page_size(groups: Sequence[Group]) -> list[Group]:
-    """All pages as large as the largest: of more tokens where that is a multiple, else padded
-    (unify_kv_cache_spec_page_size).
-    """
+    """All pages as large as the largest, by more tokens or padding (unify_kv_cache_spec_page_size)."""
     largest = max(group.page_bytes for group in groups)
     return [
         replace(

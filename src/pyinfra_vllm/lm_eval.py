@@ -91,9 +91,7 @@ def read(path: Path) -> Scores:
 
 
 def _scores(results: dict[str, Any]) -> Scores:
-    """`TASK/METRIC` -> value and standard error. lm_eval names a metric `name,filter`; the filter `none` is
-    left out.
-    """
+    """`TASK/METRIC` -> value and standard error, from lm_eval's `name,filter` (`none` is left out)."""
     found: Scores = {}
     for task, metrics in results.items():
         for key, value in metrics.items() if isinstance(metrics, dict) else ():

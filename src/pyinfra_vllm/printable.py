@@ -21,9 +21,7 @@ _BREAKS = re.compile(r"\r?\n|\t")
 
 
 def printable(text: object, longest: int = LONGEST) -> str:
-    """One line in which every character shows: controls, escapes, bidi overrides and invisible characters are
-    written out.
-    """
+    """One line in which controls, escapes, bidi overrides and invisible characters are written out."""
     line = _BREAKS.sub(" ", str(text)[: 4 * longest])
     if not line.isprintable() or _INVISIBLE.search(line):
         line = "".join(map(_visible, line))

@@ -58,9 +58,8 @@ def watch_over(given: Mapping[str, Any]) -> None:
     end_on_signals()
     _spare_work()
     if _dry:
-        ctx_state.get().check_for_changes = (
-            True  # pyinfra skips that with -y: nothing at all would be looked at
-        )
+        # pyinfra skips that with -y: nothing at all would be looked at.
+        ctx_state.get().check_for_changes = True
 
 
 def end_on_signals() -> None:

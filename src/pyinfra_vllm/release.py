@@ -291,9 +291,7 @@ def changed_environment(old: Mapping[str, str], new: Mapping[str, str]) -> dict[
 
 
 def difference_of_environment(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """The changes between two environments without secrets, variable by variable, in the order of their
-    names.
-    """
+    """The changes between two environments without secrets, variable by variable, by name."""
     gone = [f"- {name}={old[name]}" for name in sorted(old) if new.get(name) != old[name]]
     come = [f"+ {name}={new[name]}" for name in sorted(new) if old.get(name) != new[name]]
     return gone + come

@@ -40,9 +40,7 @@ def assigned(text: str) -> str:
 
 
 def environment_file(environment: Mapping[str, str]) -> str:
-    """The text of an EnvironmentFile=: within double quotes only `"`, backslash, `$` and backtick are
-    special.
-    """
+    """The text of an EnvironmentFile=: within double quotes `"`, backslash, `$`, backtick are special."""
     lines = []
     for name, value in sorted(environment.items()):
         escaped = value

@@ -36,9 +36,7 @@ _SLIP = 0.85
 
 @dataclass(frozen=True)
 class WayBack:
-    """The arguments of rollback.py: which service (None: all of a host) goes back to which release (None: the
-    previous).
-    """
+    """The arguments of rollback.py: which service (None: all) goes back to which release (None: previous)."""
 
     overrides: Overrides = field(default_factory=Overrides)
     service: str | None = None

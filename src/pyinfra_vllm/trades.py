@@ -16,9 +16,8 @@ from typing import Any
 from pyinfra_vllm.on_host.bench.criteria import MAX, MOST, Criteria
 from pyinfra_vllm.on_host.gate.relative import needed
 
-UNLIKE = (
-    0.05  # by how much a host may differ from the measured one and the margins named here still let it pass
-)
+# By how much a host may differ from the measured one and the margins named here still let it pass.
+UNLIKE = 0.05
 Table = Mapping[str, Any]  # one entry of catalog/trades.yaml
 
 
@@ -77,9 +76,7 @@ class Trade:
 def foreseen(
     table: Table | None, before: Sequence[str] | None, after: Sequence[str] | None, criteria: Criteria
 ) -> Trade | None:
-    """The trade from the kernel of one release to that of another; None where none is known, or both are the
-    same.
-    """
+    """The trade from one release's kernel to another's; None where none is known, or both are the same."""
     if table is None or not before or not after or before[0] == after[0]:
         return None
     then, now = (table["kernels"].get(kernels[0]) for kernels in (before, after))

@@ -112,9 +112,7 @@ def pairs_of(lines: Sequence[Line], name: str) -> list[tuple[list[Speed], list[S
 
 
 def comparisons(pairs: Sequence[tuple[Sequence[Speed], Sequence[Speed]]]) -> list[Compared]:
-    """Each metric in each phase that every pair has on both sides: geometric means over the pairs, and the
-    ratio's 95 % interval.
-    """
+    """Each metric and phase that all pairs have on both sides: geometric means, ratio's 95 % interval."""
     found = []
     phases = [speed.phase for speed in pairs[0][0]]
     for phase in phases:

@@ -71,9 +71,7 @@ Closed = Days | Interval | Recurrence
 
 @dataclass(frozen=True)
 class Window:
-    """One cron line with its length; `closed` holds the exceptions; `deny` makes it take away
-    instead of add.
-    """
+    """One cron line with its length; `closed` holds the exceptions; `deny` makes it take away time."""
 
     cron: str
     duration: timedelta
@@ -259,9 +257,7 @@ def _count_at_least(window: Window, start: datetime, end: datetime, count: int) 
 
 
 def open_between(windows: Sequence[Window], start: datetime, end: datetime) -> list[Interval]:
-    """The open stretches between two moments, in order, each as long as it can be; cut off at `start` and
-    `end`.
-    """
+    """The open stretches between two moments, in order, merged, and cut off at `start` and `end`."""
     opened = [part for window in windows if not window.deny for part in _stretches(window, start, end)]
     denied = [part for window in windows if window.deny for part in _stretches(window, start, end)]
     return _less(_joined(opened), _joined(denied))
@@ -301,9 +297,7 @@ def _closed_time(item: Days | Interval, tz: zoneinfo.ZoneInfo) -> Interval:
 
 
 def _in_utc(at: datetime) -> datetime:
-    """`at` in UTC; the end of the calendar for a moment beyond it, as an exception "until further notice"
-    has.
-    """
+    """`at` in UTC; the calendar's end for a moment beyond it, as "until further notice" has."""
     try:
         return at.astimezone(UTC)
     except OverflowError:
@@ -311,18 +305,14 @@ def _in_utc(at: datetime) -> datetime:
 
 
 def _midnight(day: date, later: int, tz: zoneinfo.ZoneInfo) -> datetime:
-    """The moment at which the day so many days after `day` begins; the end of the calendar where that is
-    beyond it.
-    """
+    """The moment at which the day so many days after `day` begins; at most the calendar's end."""
     if day.year in (_FIRST.year, _LAST.year):
         return _FIRST if day.year == _FIRST.year else _LAST
     return _moment(datetime(day.year, day.month, day.day) + timedelta(days=later), tz)
 
 
 def _moments(window: Window, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
-    """When the window opens, for every opening that reaches into [start, end): its wall time and its moment
-    in UTC.
-    """
+    """Every opening that reaches into [start, end): its wall time and its moment in UTC."""
     tz = zone(window.timezone)
     every_hour = window.cron.split()[1] == "*"
     first = (start - window.duration).astimezone(tz).replace(tzinfo=None) - _LARGEST_JUMP
@@ -349,9 +339,7 @@ def _every_moment(wall: datetime, tz: zoneinfo.ZoneInfo) -> tuple[datetime, ...]
 
 
 def _after_jump(wall: datetime, tz: zoneinfo.ZoneInfo) -> datetime:
-    """The moment of the jump that skips `wall`: between the two readings of it (PEP 495), found
-    by halving.
-    """
+    """The moment of the jump that skips `wall`: between its two readings (PEP 495), by bisection."""
     before, after = sorted(wall.replace(tzinfo=tz, fold=fold).astimezone(UTC) for fold in (0, 1))
     old = before.astimezone(tz).utcoffset()
     while after - before > timedelta(seconds=1):

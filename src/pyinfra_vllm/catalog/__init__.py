@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 
-_Loader = getattr(
-    yaml, "CSafeLoader", yaml.SafeLoader
-)  # the C one is ten times faster, and not in every build
+# The C one is ten times faster, and not in every build.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @cache

@@ -212,9 +212,7 @@ def _beginning(wanted: str) -> list[str]:
 
 
 def _same_card(rest: str, row: Mapping[str, Any]) -> bool:
-    """Whether what follows a card's name leaves it that card: no laptop's, no slice, no other
-    size of memory.
-    """
+    """Whether the words after a card's name leave it that card: no laptop's, no slice, no other memory."""
     if VGPU_PROFILE.search(rest):
         return False
     sizes = [int(size) for size in re.findall(r"(?:^|[ .])(\d{1,4}) ?gb\b", rest)]

@@ -164,9 +164,7 @@ def widest_of_layers(text: Mapping[str, Any], count: int) -> int:
 
 
 def widest_mlp(text: Mapping[str, Any], hidden: int) -> int:
-    """Channels of the widest MLP of Nemotron-NAS (models/nemotron_nas.py _ffn_mult_to_intermediate_size); 0
-    for any other model.
-    """
+    """Channels of the widest MLP of Nemotron-NAS (_ffn_mult_to_intermediate_size); 0 for other models."""
     blocks = text.get("block_configs")
     parts = [block.get("ffn") for block in blocks if isinstance(block, Mapping)] if _is_list(blocks) else []
     return max((_mlp(part, hidden) for part in parts if isinstance(part, Mapping)), default=0)

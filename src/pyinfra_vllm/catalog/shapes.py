@@ -112,9 +112,7 @@ class Shape:
     quantization: Quantization | None = None
     experts: int = 0
     expert_intermediate: int = 0
-    latent_kv: int = (
-        0  # values per token and layer where attention keeps a compressed latent (MLA) instead of K and V
-    )
+    latent_kv: int = 0  # values per token and layer of a compressed latent (MLA); 0 where K and V are kept
     linear_keys: int = 0  # key and value channels of one linear-attention layer
     linear_values: int = 0
     linear_heads: int = 0
@@ -277,9 +275,7 @@ def _kv_caches(
 
 @lru_cache(maxsize=256)
 def find(name: str) -> Shape | None:
-    """The catalog's shape for a repository (or its name without the organisation), or None when it isn't
-    there.
-    """
+    """The catalog's shape for a repository (or its name without the organisation); None if unknown."""
     found = _entry(name)
     if not found:
         return None

@@ -14,9 +14,7 @@ WHOLE = re.compile(r"\s*[+-]?[0-9]+(_[0-9]+)*\s*")  # as int() takes it
 
 
 def problem(name: str, value: str) -> str | None:
-    """The problem of a variable's value for the scanned vLLM, as `must be ..., not ...`; None where none is
-    known.
-    """
+    """The problem of a variable's value for the scanned vLLM, as `must be ..., not ...`, or None."""
     types = table("variable_types.json")
     told = repr(value if len(value) <= 60 else f"{value[:57]}...")
     if name in types["whole"] and not WHOLE.fullmatch(value):

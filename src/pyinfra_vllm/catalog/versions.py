@@ -36,9 +36,7 @@ def below(version: Version, limit: str) -> bool:
 
 
 def first(rows: Iterable[Mapping[str, Any]], version: Version) -> Mapping[str, Any]:
-    """The first row whose `below` (if any) lies above the version: how version tables in the catalog are
-    read.
-    """
+    """The first row of a version table whose `below` (if any) lies above the version."""
     for row in rows:
         if "below" not in row or below(version, str(row["below"])):
             return row

@@ -26,9 +26,7 @@ WEEKS = re.compile(r"(\d{1,4})w")
 
 @dataclass(frozen=True)
 class Past:
-    """The answers of the hosts: `missing` says which gave none and why, `left_out` how many switches were not
-    asked for.
-    """
+    """The hosts' answers: `missing` says which gave none and why, `left_out` counts older switches."""
 
     switches: list[Switch]
     missing: dict[str, str]

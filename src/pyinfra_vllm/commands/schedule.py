@@ -77,9 +77,8 @@ def schedule(
         raise click.UsageError("--tick goes without --install, and --dry with --tick")
     if tick:
         return _tick(inventory, limit, group_data, dry, json_wanted)
-    fleet.load(
-        inventory, group_data=group_data, limit=limit, need_lock=False
-    )  # a timer of a broken one rolls nothing out
+    # A timer of a broken one rolls nothing out.
+    fleet.load(inventory, group_data=group_data, limit=limit, need_lock=False)
     command = own_command(inventory, limit, group_data)
     secrets = environment_file and checked(environment_file, account())
     made = [units(inventory, command, Path.cwd(), every, account(), secrets)]

@@ -27,9 +27,7 @@ WIDTH_WITHOUT_TERMINAL = 120
 def run(
     inventory: str, at: datetime, limit: Sequence[str] = (), group_data: Sequence[str] = ()
 ) -> list[tuple[list[str], Service, Plan | None]]:
-    """The hosts, declaration and plan of every service, alike ones together. Raises DeclarationError or
-    LockError.
-    """
+    """The hosts, declaration and plan of each service, alike ones together. Raises as `fleet.load` does."""
     wanted = fleet.load(inventory, group_data=group_data, limit=limit, need_secrets=False)
     alike: list[tuple[list[str], Service]] = []
     for host in wanted.selected or tuple(wanted.hosts):

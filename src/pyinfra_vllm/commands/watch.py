@@ -1,6 +1,4 @@
-"""`pyinfra-vllm watch`: a rollout as it happens, asked of the hosts themselves; from any machine, and
-steering nothing.
-"""
+"""`pyinfra-vllm watch`: a rollout as it happens, asked of the hosts themselves; it steers nothing."""
 
 from __future__ import annotations
 

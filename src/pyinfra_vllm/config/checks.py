@@ -49,9 +49,7 @@ def _shared_gpus(one: Service, other: Service) -> str:
 
 
 def _incomparable(one: Service, other: Service) -> bool:
-    """Whether one names its GPUs by index and the other by UUID: only the host knows whether they are the
-    same.
-    """
+    """Whether one names its GPUs by index and the other by UUID: only the host can compare them."""
     kinds = {isinstance(name, int) for service in (one, other) for name in service.gpus or ()}
     return len(kinds) > 1
 

@@ -202,9 +202,7 @@ def _each_once(names: tuple[int | str, ...]) -> tuple[int | str, ...]:
 
 
 def _one_kind(names: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Two names of different kinds could be the same GPU; and CUDA gives a process one MIG instance, never
-    two.
-    """
+    """Two names of different kinds could be one GPU, and CUDA gives a process only one MIG instance."""
     if len({isinstance(name, int) for name in names}) > 1:
         raise ValueError("names GPUs by index and by UUID; name all of them by one or all by the other")
     if len(names) > 1 and any(str(name).startswith("MIG-") for name in names):

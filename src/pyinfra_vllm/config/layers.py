@@ -115,9 +115,7 @@ def dotted(path: Sequence[str | int]) -> str:
 
 
 def located(merged: Merged, service: str, path: Path) -> tuple[str, str]:
-    """File and dotted key of a service's setting: its own, or else the one of `defaults` or of
-    every service.
-    """
+    """File and dotted key of a service's setting: its own, or that of `defaults` or of every service."""
     places: tuple[Path, ...] = (("services", service), ("defaults",), ())
     declaring = (place for place in places if lookup(merged.values, (*place, *path)) is not ABSENT)
     whole = (*next(declaring, places[0]), *path)
@@ -125,9 +123,7 @@ def located(merged: Merged, service: str, path: Path) -> tuple[str, str]:
 
 
 def normal_flag(name: Any) -> Any:
-    """`max_num_seqs` and `--max-num-seqs` are one flag; what follows a dot (a JSON field) keeps
-    its spelling.
-    """
+    """`max_num_seqs` and `--max-num-seqs` are one flag; a JSON field after a dot keeps its spelling."""
     if not isinstance(name, str):
         return name
     head, dot, rest = name.removeprefix("--").partition(".")

@@ -419,9 +419,7 @@ class Rollout(Declaration):
     share_compile_cache: bool = Field(default=False, description="True or False")
 
     def most_waves(self, hosts: int) -> int:
-        """The most waves that `rollout.waves.plan` can make for up to so many hosts: a host alone is the
-        smallest wave.
-        """
+        """The most waves that `rollout.waves.plan` can make for that many hosts: a wave has at least one."""
         return hosts if self.max_unavailable else min(hosts, 1 + len(self.waves) + 1)
 
 

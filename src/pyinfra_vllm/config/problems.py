@@ -128,9 +128,7 @@ def secret_in_url(text: str) -> bool:
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known word that `word` was probably meant to be, without regard to case; None when
-    nothing is near.
-    """
+    """The known word that `word` was probably meant to be, in any case; None when nothing is near."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[close[0]] if close else None

@@ -41,9 +41,7 @@ def _phase(text: str) -> str:
 
 
 class Compared(Declaration):
-    """One metric of the confirmation: these flags against the release that served before, in interleaved
-    rounds of one run.
-    """
+    """One metric of the confirmation: these flags against the release before, in interleaved rounds."""
 
     phase: Annotated[Text, AfterValidator(_phase)] = Field(
         description='a phase of the gate, such as "c1" or "max"'

@@ -1,6 +1,4 @@
-"""Turns pydantic's complaints about one model into problems that name file, key, value and what
-is allowed.
-"""
+"""Turns pydantic's complaints about a model into problems that name file, key, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -41,9 +39,7 @@ def read(model: type[Model], values: Mapping[str, Any], problems: Problems, loca
 
 
 def _declared_path(loc: Path, values: Mapping[str, Any]) -> Path:
-    """Pydantic's location without the steps that the operator never wrote (a union's member, a
-    list of one).
-    """
+    """Pydantic's location without steps that the operator never wrote (a union's member, a list of one)."""
     path: list[int | str] = []
     at: Any = values
     for index, step in enumerate(loc):

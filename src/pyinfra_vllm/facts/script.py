@@ -1,6 +1,4 @@
-"""Runs modules of `on_host` by a host's own python3 as one command: nothing is installed there, nothing is
-written.
-"""
+"""Runs modules of `on_host` by a host's own python3 as one command; nothing is written there."""
 
 from __future__ import annotations
 

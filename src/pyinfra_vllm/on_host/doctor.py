@@ -199,9 +199,7 @@ def _driver() -> str:
 
 
 def _of_service(paths: ServicePaths, deep: bool) -> Iterator[tuple[str, Probe]]:
-    """Skip a service that is switched now: the switch makes these checks itself, and they would see an
-    intermediate state.
-    """
+    """Skips a service that is switched now: the switch checks itself, and its state is intermediate."""
     if observe.holder(paths.lock) is not None:
         yield (
             "switch",
@@ -342,9 +340,7 @@ def _sleepers(service: Service) -> str:
 
 
 def _standby(release: Release, sleepers: str = "") -> str:
-    """Whether the next switch to a release with standby has it. Where it can't, it is a plain restart, so
-    this is no failure.
-    """
+    """Whether the next switch can have standby. No failure where not: it is a plain restart then."""
     if release.sockets is None:
         return "no: the current release has none, so the next switch stops it"
     problem = standby.host_problem(release, release)

@@ -1,6 +1,4 @@
-"""Brings a checkpoint onto a host: downloaded there in the background, verified by content, complete or not
-there.
-"""
+"""Brings a checkpoint onto a host: downloaded there in the background, verified, complete or absent."""
 
 from __future__ import annotations
 
@@ -124,9 +122,7 @@ def _file(file: File) -> dict[str, object]:
 
 
 def fetch(state: State, host: Host, root: str, asks: Mapping[str, Any]) -> bool:
-    """Runs on the control machine when the operation is executed; the host downloads and
-    verifies by itself.
-    """
+    """Runs on the control machine in the execution; the host downloads and verifies by itself."""
     if (host.name, asks["key"]) in COMPLETED:
         return True
     what = f"{asks['repo']} at {asks['commit'][:12]}"

@@ -91,9 +91,7 @@ def _gpu(host: Host, root: str, service: Service) -> DoctorCheck:
 
 
 def _standby(host: Host, root: str, service: Service) -> DoctorCheck:
-    """Whether its declared flags, its vLLM and its cards allow it. No failure: without it a switch is a plain
-    restart.
-    """
+    """Whether flags, vLLM and cards allow it. No failure: without it a switch is a plain restart."""
     name = f"{service.name}: standby declared"
     try:
         found = asked(host, Runtime, path=runtime_path(root, service))

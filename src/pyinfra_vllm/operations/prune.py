@@ -1,6 +1,4 @@
-"""Asks a host for everything that it no longer needs, and has it deleted on request
-(on_host/staging/prune.py).
-"""
+"""Asks a host for all that it no longer needs, deleted on request (on_host/staging/prune.py)."""
 
 from __future__ import annotations
 

@@ -160,9 +160,7 @@ def can_go_back(root: str, service: str | None = None) -> Generator[PyinfraComma
 
 
 def services(root: str) -> list[str]:
-    """The services of the host that rollback.py is about; none where it can't tell, which
-    `can_go_back` says.
-    """
+    """The services that rollback.py is about; none where it can't tell, which `can_go_back` says."""
     try:
         return asked(host, Services, root=root)
     except HostError:
@@ -245,9 +243,7 @@ def carry_out(state: State, host: Host, root: str, prepared: Prepared) -> bool:
 
 
 def preview(item: Wanted, overrides: Overrides) -> str:
-    """One line for a dry run: which release would replace which, what changes, and whether it
-    may begin now.
-    """
+    """One line for a dry run: which release replaces which, what changes, whether it may begin now."""
     old, new, name = item.observed.release, item.release, item.service.name
     rejected = item.observed.rejection(new.id, item.service.gate.criteria().as_dict())
     if rejected and not (overrides.retry_rejected or overrides.trial):

@@ -248,9 +248,7 @@ class Tuning:
         return planning.plan(self.host, self.root, service, self.checkpoint)
 
     def _refused(self, error: planning.Refused) -> Result:
-        """A release that can't be worked out: the fault of the candidate, unless that of the current one
-        can't either.
-        """
+        """A release that can't be worked out: the candidate's fault, unless the current one can't either."""
         try:
             planning.plan(self.host, self.root, self.service, self.checkpoint)
         except HostError as also:
@@ -258,9 +256,7 @@ class Tuning:
         return Failed(str(error))
 
     def _judged(self, step: Step, candidate: Candidate) -> Service:
-        """The service with the gate of this look: answers are judged where they may change, and in each
-        pair.
-        """
+        """The service with this look's gate: answers are judged in each pair and where they may change."""
         look_s = self._look_s(step)
         gate = {"budget_s": look_s, "max_budget_s": look_s, "soak_s": 0.0}
         if not isinstance(step, Pair) and not candidate.entry.changes_answers:

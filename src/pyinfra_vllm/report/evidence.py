@@ -227,9 +227,7 @@ def ratios(metrics: Sequence[Metric]) -> list[Interval]:
 def flips(
     before: Record | None, after: Record | None
 ) -> tuple[tuple[Answered, ...], tuple[Answered, ...], int]:
-    """Graded prompts that were right before and wrong after, those the other way round, and how many were
-    paired.
-    """
+    """Graded prompts right before and wrong after, those the other way round, and how many were paired."""
     then, now = (
         {item.prompt: item for item in (record.quality if record else ())} for record in (before, after)
     )
@@ -243,9 +241,7 @@ def flips(
 
 
 def spans(found: Transaction) -> list[Span]:
-    """Each step that took a visible time, from its `intended` to its `done` or `failed`, else to the last
-    entry.
-    """
+    """Each step that took a visible time, from `intended` to `done` or `failed`, else to the last entry."""
     last = found.entries[-1]["at"]
     whole = seconds_between(found.began, last)
     drawn = [
@@ -261,9 +257,7 @@ def spans(found: Transaction) -> list[Span]:
 
 
 def story(entries: Sequence[Entry]) -> list[tuple[str, str]]:
-    """The lines of the operator's screen, with the seconds since the beginning; beginnings of steps are left
-    out.
-    """
+    """The lines of the operator's screen with seconds since the beginning, without beginnings of steps."""
     start = moment(entries[0]["at"])
     told = []
     for entry in entries:

@@ -144,9 +144,7 @@ def environment(zone: tzinfo | None = None) -> jinja2.Environment:
 
 
 def _printable(value: Any) -> Any:
-    """The value of an expression, before it is escaped: text of hosts shows each of its characters; markup of
-    ours stays.
-    """
+    """An expression's value before it is escaped: hosts' text made printable, our markup as it is."""
     return printable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

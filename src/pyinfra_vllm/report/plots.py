@@ -139,9 +139,7 @@ def span_of(before: Sequence[float], after: Sequence[float]) -> tuple[float, flo
 
 
 def distribution(title: str, unit: str, before: Sequence[float], after: Sequence[float]) -> str:
-    """Both sides over one axis: the shape, each value as a tick below it, the median as a line with its
-    number.
-    """
+    """Both sides over one axis: shape, each value as a tick below it, median line with its number."""
     if not before and not after:
         return ""
     low, high = span_of(before, after)

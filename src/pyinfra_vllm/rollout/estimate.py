@@ -58,9 +58,7 @@ def way_back(service: Service, history: History = ()) -> timedelta:
 
 
 def restarts(service: Service, history: History = ()) -> Estimate:
-    """The time that a switch and its rollback take without the measuring: what each trial of a tuning costs
-    beside its looks.
-    """
+    """The time of a switch and its rollback without the measuring: a tuning trial's cost beside its looks."""
     whole = _whole(history)
     if not whole:
         known = estimate(service, history)

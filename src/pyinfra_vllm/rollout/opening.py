@@ -18,9 +18,7 @@ def opening(service: Service, overrides: Overrides, history: History = ()) -> wi
 
 
 def shut(found: window.WindowState | None) -> bool:
-    """Whether a switch must not begin now: outside the window, or too late in it to be undone before it
-    closes.
-    """
+    """Whether a switch must not begin now: outside the window, or too late to be undone within it."""
     if found is None:
         return False
     return not found.open or (found.last_start is not None and datetime.now(UTC) > found.last_start)

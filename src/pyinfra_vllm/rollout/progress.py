@@ -44,9 +44,7 @@ class Wanted:
 
     @property
     def runs(self) -> bool:
-        """Whether this very release is current, the running process was started from it, and it
-        was proven.
-        """
+        """Whether that release is current, was proven, and started the running process."""
         return self.observed.runs(self.release.id)
 
 
@@ -66,9 +64,7 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether the run may go on, and ends well: a trial that did not pass is an answer, and no good
-        one.
-        """
+        """Whether the run may go on and ends well: a trial that did not pass is an answer, no good one."""
         return self.status in HARMLESS and (self.status != TRIED or self.verdict == PASS)
 
 

@@ -48,9 +48,7 @@ def nights(windows: Sequence[Window], at: datetime, lengths: Sequence[timedelta]
 
 
 def _fitting(at: datetime, closes: datetime | None, lengths: Sequence[timedelta]) -> tuple[datetime, ...]:
-    """When each begins, as far as they are over before the window closes. Added up in UTC: a night may have
-    another hour.
-    """
+    """When each begins, while they end before the window closes. In UTC: a night may have another hour."""
     starts: list[datetime] = []
     moment = at.astimezone(UTC)
     for length in lengths:

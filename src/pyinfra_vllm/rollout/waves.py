@@ -60,9 +60,7 @@ def crowded(
     serving: Mapping[str, Collection[str]],
     away: Collection[str],
 ) -> str:
-    """Why `max_unavailable` forbids this wave beside the hosts that are away already; empty where it does
-    not.
-    """
+    """Why `max_unavailable` forbids this wave beside the hosts that are away; empty where it does not."""
     for service, cap in _caps(rollout, serving).items():
         going = {host.name for host in wave if service in host.services}
         gone = sorted(set(away).intersection(serving.get(service, ())) - going)
@@ -108,9 +106,7 @@ def _share(size: int | str, of: int) -> int:
 
 
 def _fill(hosts: Sequence[Candidate], sizes: Sequence[int], caps: Mapping[str, int]) -> list[list[Candidate]]:
-    """Waves of the given sizes, then one of all that is left; each as full as the caps allow, in the hosts'
-    order.
-    """
+    """Waves of the given sizes, then one of the rest; each as full as the caps allow, in host order."""
     waves: list[list[Candidate]] = []
     waiting = list(hosts)
     while waiting:

@@ -31,9 +31,7 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Opening:
-    """When one service of one host may switch: its windows at the moment `at`, and since when
-    they are open.
-    """
+    """When one service of one host may switch: its windows at `at`, and since when they are open."""
 
     host: str
     service: Service

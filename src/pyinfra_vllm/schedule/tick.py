@@ -1,6 +1,4 @@
-"""One tick of the timer: look at the windows, then at the hosts, and run pyinfra only when
-something is due.
-"""
+"""One tick of the timer: look at the windows, then at the hosts, and run pyinfra only when due."""
 
 from __future__ import annotations
 

@@ -210,9 +210,7 @@ def _repository(value: Any) -> str | None:
 
 
 def apply_environment(declared: Mapping[str, str], version: str, profile: Profile) -> None:
-    """Applies the operator's variables; they win over the catalog's, except where a rule needs
-    another value.
-    """
+    """Applies the operator's variables; they win over the catalog's, unless a rule needs another value."""
     for name, value in declared.items():
         if name in NUMBER_VARIABLES and not WHOLE_GIB.fullmatch(str(value)):
             profile.misread(
@@ -257,9 +255,7 @@ def spelled(name: str) -> str:
 
 
 def _normal(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:
-    """`max_num_seqs`, `max-num-seqs` and `--max-num-seqs` alike; `no-x: true` is `x: false`; an alias is its
-    flag.
-    """
+    """`max_num_seqs` and `--max-num-seqs` alike; `no-x: true` is `x: false`; an alias is its flag."""
     flag = spelled(name)
     positive = f"--{flag.removeprefix('--no-')}"
     if flag.startswith("--no-") and flag not in known and positive in known and isinstance(value, bool):

@@ -19,9 +19,7 @@ Row = Mapping[str, Any]
 
 
 def chosen(declared: Sequence[Name] | None, rows: Sequence[Row]) -> list[Row]:
-    """The GPUs of a service, in the order in which it names them; every card of the host where
-    it names none.
-    """
+    """The GPUs of a service, in the order in which it names them; without names every card of the host."""
     if declared is None:
         return [row for row in rows if row.get("instance") is None]
     return [row for name in declared for row in rows if called(row, name)]
@@ -103,9 +101,7 @@ def problems(declared: Sequence[Name] | None, rows: Sequence[Row], runtime_versi
 
 
 def warnings(declared: Sequence[Name] | None, rows: Sequence[Row]) -> list[str]:
-    """VLLM asks NVML for the card whose index is the instance's number on its own card
-    (nvmlDeviceGetIndex).
-    """
+    """VLLM asks NVML for the card whose index is the instance's number on its card (nvmlDeviceGetIndex)."""
     cards = {row["index"]: row for row in rows if row.get("instance") is None}
     return [
         f"{said(row)}: vLLM takes its number {row['number']} for the index of a card and asks the driver for"

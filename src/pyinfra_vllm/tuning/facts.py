@@ -1,6 +1,4 @@
-"""The facts that the catalog's `when:` and `$name` may name: about GPU, model, runtime and the
-flags so far.
-"""
+"""The facts that the catalog's `when:` and `$name` may name: GPU, model, runtime and the flags so far."""
 
 from __future__ import annotations
 
@@ -111,9 +109,7 @@ class Facts(Mapping[str, Any]):
 
 
 def quantization_groups(shape: Shape) -> int:
-    """The number that a tensor-parallel size must divide so that every GPU holds whole groups; 0 where
-    nothing is grouped.
-    """
+    """The number that a tensor-parallel size must divide for whole groups on every GPU; 0 without groups."""
     wide = _undivided(shape)
     if not wide:
         return 0
@@ -141,9 +137,7 @@ def _undivided(shape: Shape) -> int:
 
 
 def splits(shape: Shape, count: int, expert_parallel: bool = False) -> bool:
-    """Whether a model can be shared evenly by so many GPUs; with expert parallelism whole experts are dealt
-    out.
-    """
+    """Whether so many GPUs can share a model evenly; expert parallelism deals out whole experts."""
     numbers = [shape.heads, quantization_groups(shape)]
     numbers.append(0 if expert_parallel else expert_groups(shape))
     numbers.append(0 if shape.experts else shape.intermediate)
@@ -198,9 +192,7 @@ def configured(facts: Facts, flag: str) -> dict[str, Any]:
 
 
 def speculation(facts: Facts) -> dict[str, Any]:
-    """--speculative-config together with its shorthands (vllm/engine/arg_utils.py
-    create_speculative_config).
-    """
+    """--speculative-config with its shorthands (vllm/engine/arg_utils.py create_speculative_config)."""
     if not any(name.startswith("--spec") for name in facts.profile.flags):
         return {}  # as nearly always, and every resolution asks several times
     short = {key: facts[flag] for flag, key in SPECULATION.items()}
@@ -258,9 +250,7 @@ def _largest_graph(facts: Facts) -> int | None:
 
 
 def _captured_graph(facts: Facts) -> int | None:
-    """The largest size that vLLM captures up to the limit where none are listed (config/vllm.py): by 8, then
-    by 16.
-    """
+    """The largest captured size up to the limit if none are listed (config/vllm.py): by 8, then by 16."""
     limit = _graph_limit(facts)
     if limit is None or _largest_graph(facts) or limit == _batched_tokens(facts):
         return limit
@@ -270,9 +260,7 @@ def _captured_graph(facts: Facts) -> int | None:
 
 
 def _graph_size(facts: Facts) -> int:
-    """A graph size that agrees with the drafted tokens: for full batches, or the multiple next below the one
-    declared.
-    """
+    """A graph size that agrees with the drafted tokens: full batches, or the multiple below the declared."""
     step = _decode_step(facts)
     return _decode_tokens(facts) or max(1, (_graph_limit(facts) or step) // step) * step
 

@@ -224,9 +224,7 @@ def results(lines: Sequence[Line]) -> list[Line]:
 
 
 def speeds_of(lines: Sequence[Line]) -> dict[str, list[Speed]]:
-    """The speeds of each configuration that was measured, in its last look or pair; the current one's among
-    them. Raises Damaged.
-    """
+    """The speeds of each configuration in its last look or pair, the current one's too. Raises Damaged."""
     found: dict[str, list[Speed]] = {}
     try:
         for line in results(lines):

@@ -91,16 +91,12 @@ def _is_declared(service: Service, name: str, card: gpus.Gpu) -> bool:
 
 
 def _shares(service: Service, process: Mapping[str, Any]) -> bool:
-    """Whether the operator recorded why other services of this program may be on the same GPU, and this is
-    one.
-    """
+    """Whether the operator recorded why services may share a GPU, and this process is one of ours."""
     return bool(service.gpu_sharing_reason) and str(process.get("unit") or "").startswith("vllm-")
 
 
 def cuda_of(runtime_version: str) -> str:
-    """The CUDA of a build: the one that its version names, such as 12.9 of 0.25.1+cu129, else that of the
-    published wheels.
-    """
+    """The CUDA of a build: as its version says, such as 12.9 of 0.25.1+cu129, else the published wheels'."""
     named = BUILD.search(runtime_version)
     if named:
         return f"{named[1]}.{named[2]}"

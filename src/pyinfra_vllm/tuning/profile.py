@@ -81,9 +81,7 @@ def apply(entry: Mapping[str, Any], facts: Facts, profile: Profile) -> None:
 
 
 def fill(value: Any, facts: Facts) -> Any:
-    """A value of the catalog with its `$name`s replaced: alone by the fact itself, within a
-    text by its text.
-    """
+    """A value of the catalog with its `$name`s replaced: by the fact itself if alone, else by its text."""
     if isinstance(value, Mapping):
         return {key: fill(each, facts) for key, each in value.items()}
     if isinstance(value, list):

@@ -37,9 +37,7 @@ class Resolution:
         return {setting.flag: setting.value for setting in self.settings}
 
     def argv(self) -> list[str]:
-        """Arguments of `vllm serve` after model, name, address and port; sorted, so that equal profiles are
-        equal.
-        """
+        """Arguments of `vllm serve` after model, name, address and port; sorted, so equal profiles match."""
         return [token for flag in self.flags for token in tokens(flag.flag, flag.value)]
 
     def as_dict(self) -> dict[str, Any]:

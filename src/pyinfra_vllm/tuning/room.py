@@ -91,9 +91,7 @@ def _more_gpus(request: Request, decision: Decision) -> Iterator[str]:
 
 
 def _stages(request: Request, decision: Decision, counts: Iterable[int]) -> Iterator[str]:
-    """Pipeline stages that work on so many GPUs, which tensor parallelism alone can't use: as few stages as
-    there can be.
-    """
+    """Fewest pipeline stages that work on so many GPUs, which tensor parallelism alone can't use."""
     if any(operator.spelled(name) in (TENSOR_PARALLEL, PIPELINE_PARALLEL) for name in request.flags):
         return  # the operator's own
     for count in counts:

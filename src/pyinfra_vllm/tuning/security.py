@@ -1,6 +1,4 @@
-"""Known vulnerabilities of a runtime, from the catalog's dated table: refused where it matters, else a
-warning.
-"""
+"""Known vulnerabilities of a runtime, from a dated table: refused where it matters, else a warning."""
 
 from __future__ import annotations
 

@@ -191,9 +191,7 @@ def _settings(flags: Mapping[str, Any], environment: Mapping[str, str], entry: E
 
 
 def _difference(current: Resolution, stock: Resolution) -> Settings:
-    """The settings that the objective or a measured profile adds to vLLM's own choices; None where a flag is
-    taken out.
-    """
+    """The settings that the objective or a profile adds to vLLM's choices; None where a flag goes."""
     before, now = stock.values, current.values
     flags = {name: value for name, value in now.items() if before.get(name) != value}
     gone: dict[str, Any] = dict.fromkeys(before.keys() - now.keys())

@@ -26,9 +26,7 @@ DEEPEST = 32  # levels of a map or list: json.dumps() and vLLM's own parser walk
 
 
 def problem(flag: str, value: Any, version: str) -> str | None:
-    """The problem of a flag's value for this vLLM, as `must be ..., not ...`; None where none is
-    known.
-    """
+    """The problem of a flag's value for this vLLM, as `must be ..., not ...`, or None."""
     if value is None:
         return None
     unwritable = _unwritable(value)
@@ -99,9 +97,7 @@ def _paths(given: Mapping[str, Any], maps: Collection[str]) -> Iterator[str]:
 
 
 def parameter_problem(default: Any, value: Any) -> str | None:
-    """The same for a variant's parameter: a whole number above 0, or a text where the default
-    isn't a number.
-    """
+    """The same for a variant's parameter: a whole number above 0, or text if the default is no number."""
     kind = "whole" if isinstance(default, int) else "word"
     return None if CHECKS[kind](value) else f"must be {MEANINGS[kind]}, not {short(value)}"
 
@@ -138,9 +134,7 @@ def _kinds(flag: str) -> list[str]:
 
 
 def _unwritable(value: Any) -> str | None:
-    """Values of which no argument can be made, whatever the flag: endless numbers, and nesting
-    without end.
-    """
+    """Values of which no argument can be made for any flag: endless numbers, nesting without end."""
     level = [value]
     for _ in range(DEEPEST):
         if any(isinstance(each, float) and not math.isfinite(each) for each in level):

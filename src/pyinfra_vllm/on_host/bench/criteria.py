@@ -109,9 +109,8 @@ class Criteria:
     soak_stall_s: float = 60.0  # no token for this long, and none when asked for one, counts as dead
     soak_max_errors: int = 0  # requests ended by an error inside the server while watching
     soak_max_preemptions_per_minute: float = 60.0
-    soak_throughput_drop: float = (
-        0.5  # share of the gate's own c1 tokens/s below which real traffic may not fall
-    )
+    # Share of the gate's own c1 tokens/s below which real traffic may not fall.
+    soak_throughput_drop: float = 0.5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "concurrency", tuple(self.concurrency))
@@ -194,9 +193,7 @@ class Criteria:
 
     @property
     def longest_s(self) -> float:
-        """Seconds of measuring on one side at most: beyond `budget_s` only where doubt alone would take a
-        release back.
-        """
+        """Seconds of measuring a side at most: over `budget_s` only where doubt alone would roll back."""
         if self.on_inconclusive == "keep":
             return self.budget_s
         return 3 * self.budget_s if self.max_budget_s is None else self.max_budget_s

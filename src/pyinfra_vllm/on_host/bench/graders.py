@@ -41,9 +41,7 @@ def number(answer: str, expect: Any) -> bool:
 
 
 def contains(answer: str, expect: Any) -> bool:
-    """One of the expected words is in the answer, as a word of its own where it is written in
-    Latin letters.
-    """
+    """An expected word is in the answer, as a word of its own where it is written in Latin letters."""
     options = [expect] if isinstance(expect, str) else expect
     return any(_has(answer, str(option)) for option in options)
 

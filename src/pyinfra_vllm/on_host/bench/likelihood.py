@@ -195,9 +195,7 @@ def compare(before: Sequence[Likelihood], after: Sequence[Likelihood]) -> Compar
 
 
 def _piece_pairs(then: Likelihood, now: Likelihood) -> list[tuple[float, float]]:
-    """(bits before, bits after) of each piece; of the whole text where its pieces are not known on both
-    sides.
-    """
+    """(bits before, bits after) of each piece; of the whole text where a side does not know its pieces."""
     if then.pieces and len(then.pieces) == len(now.pieces):
         return list(zip(then.pieces, now.pieces))
     return [(then.bits_per_byte, now.bits_per_byte)]
@@ -212,9 +210,7 @@ def _mean_log_ratio(texts: list[list[tuple[float, float]]]) -> float:
 
 
 def _half_width(texts: list[list[tuple[float, float]]]) -> float | None:
-    """Half of the 95 % interval of the mean logarithm, by the jackknife over pieces (Efron
-    1982, chapter 3).
-    """
+    """Half of the 95 % interval of the mean logarithm, by the jackknife over pieces (Efron 1982, ch. 3)."""
     without = []
     for number, pieces in enumerate(texts):
         for place in range(len(pieces)):

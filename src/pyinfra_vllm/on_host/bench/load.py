@@ -129,9 +129,7 @@ def failed(name: str, error: ClientError, at_s: float | None = None) -> Request:
 def run(
     client: Client, prompts: Sequence[Prompt], concurrency: int, output_tokens: int, salt: str, limits: Limits
 ) -> Round:
-    """Send all prompts, `concurrency` at a time, and wait until the last is answered or the
-    deadline passes.
-    """
+    """Send all prompts, `concurrency` at a time, until the last is answered or the deadline passes."""
     workers = _Workers(client, prompts, output_tokens, salt, limits)
     threads = [
         threading.Thread(target=workers.work, daemon=True) for _ in range(min(concurrency, len(prompts)))

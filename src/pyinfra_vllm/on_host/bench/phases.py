@@ -59,9 +59,7 @@ def round_line(name: str, number: int, last: int, done: load.Round) -> str:
 
 
 def summary(record: Record) -> dict[str, object]:
-    """The few numbers of a record that fit a line of the journal: per phase tokens/s, medians in seconds,
-    errors.
-    """
+    """A record in a line of the journal: per phase tokens/s, medians in seconds, errors."""
     lines: dict[str, object] = {}
     for phase in record.phases:
         lines[phase.name] = {

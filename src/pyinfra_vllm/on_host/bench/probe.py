@@ -133,9 +133,7 @@ class _Run:
         return self._with_quality(record, like) if self.settings.quality else record
 
     def extended(self, record: Record, again: bool) -> Record:
-        """The record with further rounds: a few of the same prompts `again`, or new ones until that is
-        enough.
-        """
+        """The record with further rounds: a few of the same prompts `again`, or new ones until enough."""
         plan = record.plan or Plan()
         self.aside = 0.0  # the questions were asked the first time
         if "cache_salt" not in self.client.extensions:
@@ -226,9 +224,7 @@ class _Run:
     # Warm-up and plan
 
     def _warm_up(self, plan: Plan | None) -> tuple[list[Request], bool]:
-        """Pass over every concurrency and shape until two passes agree; returns the requests of all, and
-        whether two agreed.
-        """
+        """Pass over all concurrencies until two passes agree; the requests of all, and whether two agreed."""
         self.output_tokens = plan.output_tokens if plan else self._fitted_output_tokens()
         self.words = plan.words if plan else self._fitted_words()
         until = time.perf_counter() + self.budget * WARM_UP_SHARE
@@ -300,9 +296,7 @@ class _Run:
         return self._insist(name, ask, 1 / 4)
 
     def _shorten(self, first_tokens: dict[str, float]) -> bool:
-        """Make answers shorter where so few whole rounds would fit that their spread would tell nothing;
-        whether it did.
-        """
+        """Make answers shorter where too few whole rounds would fit to show a spread; whether it did."""
         asked = self.output_tokens
         if self.settings.output_tokens or asked < 2:
             return False

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 REAL_TIME, ORDINARY = "real-time", "ordinary"
-PRIORITY = (
-    1  # the lowest of SCHED_RR: before every ordinary thread, after whatever else asked to be real-time
-)
+# The lowest of SCHED_RR: before every ordinary thread, after whatever else asked to be real-time.
+PRIORITY = 1
 
 
 @contextmanager

@@ -66,9 +66,7 @@ def shorter(
 def planned(
     settings: Settings, words: dict[str, int], tokens: int, typical: Mapping[str, float], speed_s: float
 ) -> Plan:
-    """As many whole rounds as fit; where time is left over, more requests in each round, for each phase
-    alike.
-    """
+    """As many whole rounds as fit; time that is left over lengthens the rounds of all phases alike."""
     batches = least_batches(settings.concurrency, words)
     rounds = max(1, min(settings.rounds, int(speed_s * SLACK / round_s(batches, typical))))
     longest_s = speed_s * SLACK / rounds if rounds == settings.rounds else 0.0

@@ -29,9 +29,7 @@ def t_value(degrees: int, table: Sequence[float] = T95) -> float:
 
 
 def t_quantile(share: float, degrees: int) -> float:
-    """The value below which that share of Student's t lies, from one half on; exact for whole degrees of
-    freedom, infinite for none.
-    """
+    """The quantile of Student's t for a share >= 0.5; exact for whole degrees of freedom."""
     if degrees < 1:
         return math.inf
     low, high = 0.0, 1.0

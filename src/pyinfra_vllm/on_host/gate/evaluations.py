@@ -53,9 +53,7 @@ def _drop(name: str, then: Scores, now: Scores, limit: float) -> Row:
 
 
 def _missing(name: str, then: Scores, now: Scores, limit: float) -> Row:
-    """Undecided where evaluations were made and this one was not; informational where none were,
-    as in a switch.
-    """
+    """Undecided where other evaluations were made; informational where none were, as in a switch."""
     made = (
         "not evaluated on both sides" if then or now else "not evaluated (see `pyinfra-vllm bench --lm-eval`)"
     )

@@ -145,9 +145,7 @@ def _relative_rows(
 
 
 def _with_key(row: Row, saturated: str) -> Row:
-    """The row with the gate's setting that would have let it pass: a trade that an operator may
-    want to make.
-    """
+    """The row with the gate's setting that would have let it pass: a trade that an operator may make."""
     if row.needed is None or not row.decides or row.verdict == PASS:
         return row
     phase = MAX if row.phase == saturated else row.phase
@@ -155,9 +153,7 @@ def _with_key(row: Row, saturated: str) -> Row:
 
 
 def incomparable(before: Record, after: Record) -> list[str]:
-    """Why two runs can't be compared: others asked much more of the server in one of them than
-    in the other.
-    """
+    """Why two runs can't be compared: others asked much more of the server in one than in the other."""
     if _traffic_gap(before, after) <= OTHER_TRAFFIC:
         return []
     return [

@@ -35,9 +35,7 @@ RAISE = "raise budget_s where the questions need more time"
 
 
 def rows(before: Record | None, after: Record, criteria: Criteria) -> list[Row]:
-    """The criteria that were measured, and those that should have been; none where quality is off or nothing
-    was asked.
-    """
+    """The criteria measured, and those that should have been; none where quality is off or not asked."""
     if not criteria.quality:
         return []
     bits = _likelihood_rows(before, after, criteria)
@@ -237,9 +235,7 @@ def _likelihood_rows(before: Record | None, after: Record, criteria: Criteria) -
 def _more_bits(
     before: Sequence[Likelihood], after: Sequence[Likelihood], missing: Mapping[str, str], margin: float
 ) -> Row:
-    """No worse where the whole interval is within the margin; worse where it is not and does
-    not contain 1.
-    """
+    """No worse where the whole interval is within the margin; worse where it is not and excludes 1."""
     compared = likelihood.compare(before, after)
     measured = {item.text for item in after}
     gaps = [item.text for item in before if item.text not in measured]

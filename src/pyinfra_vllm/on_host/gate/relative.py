@@ -85,9 +85,7 @@ def _unknown(before: Phase, after: Phase, margin: float) -> Row:
 
 
 def _unanswered(before: Phase, after: Phase, margin: float) -> Row:
-    """A phase that was answered before and of which nothing was answered after: however many errors are
-    allowed, it is worse.
-    """
+    """A phase answered before and not at all after is worse, however many errors are allowed."""
     kinds = Counter(request.kind for request in after.requests)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     verdict = INCONCLUSIVE if set(kinds) <= set(NOT_JUDGED) else FAIL
@@ -222,9 +220,7 @@ def by_round(phase: Phase, metric: str) -> dict[int, float]:
 
 
 def needed(metric: str, loss: float) -> float | None:
-    """The margin, rounded up to whole percent, with which this would have passed; None where
-    there is none.
-    """
+    """The margin, rounded up to whole percent, with which this would have passed, or None."""
     if loss > MOST:
         return None
     share = -math.expm1(-loss) if metric == "tokens_per_s" else math.expm1(loss)
@@ -246,9 +242,7 @@ def _where_medians_agree(row: Row, logs: list[float], criteria: Criteria) -> Row
 
 
 def _widened(width: float, late_s: float, measured_s: float) -> tuple[float, str]:
-    """The interval's half width, wider by what the probe's own lateness could explain where that is a real
-    part.
-    """
+    """The interval's half width, wider by what the probe's own lateness could explain if that is real."""
     share = late_s / max(measured_s, 1e-9)
     if share <= LATE_SHARE:
         return width, ""

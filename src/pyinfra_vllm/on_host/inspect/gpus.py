@@ -231,9 +231,7 @@ def _text(element: Element | None, name: str) -> str | None:
 
 
 def _number(text: str | None) -> int | None:
-    """The number in `1234` or `1234 MiB`; None for [N/A] and the like, which is how it says that it can't
-    tell.
-    """
+    """The number in `1234` or `1234 MiB`; None for [N/A] and the like."""
     found = re.fullmatch(r"(\d+)( MiB)?", text or "")
     return int(found.group(1)) if found else None
 

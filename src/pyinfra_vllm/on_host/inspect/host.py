@@ -57,9 +57,7 @@ def known(user: str) -> bool:
 
 
 def loose(root: Path) -> str | None:
-    """The first folder on the way to the root that others than root may write to: they could put anything in
-    its place.
-    """
+    """The first folder on the way to the root in which others than root could replace anything."""
     for folder in (*reversed(root.parents), root, *reversed(root.resolve().parents), root.resolve()):
         try:
             found = folder.stat()

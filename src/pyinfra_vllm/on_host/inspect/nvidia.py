@@ -42,10 +42,8 @@ def ask(*arguments: str, timeout_s: float = TIMEOUT_S) -> str:
         _end(child)
         raise NoAnswer(f"`{words}` did not answer within {timeout_s:.0f} s") from None
     if child.returncode:
-        said = " ".join((out + b" " + err).decode(errors="replace").split())[
-            -LAST_WORDS:
-        ]  # most of it on stdout
-        raise NoAnswer(f"`{words}` exited with {child.returncode}: {said or 'without a word'}")
+        said = " ".join((out + b" " + err).decode(errors="replace").split())  # most of it on stdout
+        raise NoAnswer(f"`{words}` exited with {child.returncode}: {said[-LAST_WORDS:] or 'without a word'}")
     return out.decode(errors="replace")
 
 

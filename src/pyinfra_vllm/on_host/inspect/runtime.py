@@ -64,9 +64,7 @@ def compiled(packages: Path) -> float:
 
 
 def _has_bytecode(file: Path, tag: str) -> bool:
-    """As the import system decides: by the source's time and size, or by its hash, which is taken for right
-    (PEP 552).
-    """
+    """As the import system decides: by the source's time and size, or by its hash unchecked (PEP 552)."""
     try:
         with (file.parent / "__pycache__" / f"{file.stem}.{tag}.pyc").open("rb") as opened:
             header = opened.read(16)

@@ -86,9 +86,7 @@ class Hooks:
                 self._call(DRAIN, DRAIN, "is about to be restarted: send it no traffic")
 
     def undrain(self) -> str:
-        """Undrain the service, where it was drained; returns what went wrong, empty when nothing
-        did.
-        """
+        """Undrain the service, where it was drained; returns what went wrong, empty if nothing."""
         if not self.drained:
             return ""
         try:

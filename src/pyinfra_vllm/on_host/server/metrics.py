@@ -179,9 +179,7 @@ def _line(sample: Sample) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A label's value as the format wants it, control characters replaced: texts of the journal come from
-    outside.
-    """
+    """A label's value as the format wants it, control characters replaced: journal texts are foreign."""
     plain = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text[:LONGEST_LABEL])
     return "".join(_ESCAPES.get(character, character) for character in plain)
 

@@ -23,9 +23,7 @@ OPTIONAL = (SECRETS_FILE, API_KEY_MODULE, *STANDBY_FILES)
 
 
 class NotReady(Exception):
-    """A release can't be started now: a file, its checkpoint or its runtime is missing, damaged or
-    unreadable.
-    """
+    """A release can't start now: a file, its checkpoint or runtime is missing, damaged or unreadable."""
 
 
 @dataclass(frozen=True)

@@ -118,9 +118,7 @@ def find(log: Iterable[str]) -> Cause | None:
 
 
 def explain(log: list[str]) -> list[str]:
-    """The cause and its traceback; where the log names none, its last lines without progress bars, banners
-    and access logs.
-    """
+    """The cause and its traceback; else the log's last lines without progress bars and access logs."""
     cause = find(log)
     if cause:
         return [str(cause), *cause.traceback]
@@ -138,9 +136,8 @@ def _starts(log: Iterable[str]) -> list[list[str]]:
 
 def _of_one_start(log: list[str]) -> Cause | None:
     lines = [_parsed(line) for line in log]
-    failures = sorted(
-        _failures(lines), key=lambda failure: -_depth(failure.process)
-    )  # stable: the first of the deepest
+    # A stable sort: the first of the deepest.
+    failures = sorted(_failures(lines), key=lambda failure: -_depth(failure.process))
     causes = [failure for failure in failures if not SYMPTOM.search(failure.exception)]
     if causes:
         return _described(causes[0])
@@ -208,9 +205,7 @@ def _traceback(stream: list[_Line], begin: int) -> tuple[_Failure | None, int]:
 
 
 def _exception(stream: list[_Line], position: int) -> tuple[str, int]:
-    """The exception's line and what belongs to its message: all that was logged with it, or what is indented
-    below it.
-    """
+    """The exception's line with its message: all that was logged with it, or is indented below it."""
     if position >= len(stream) or not _EXCEPTION.match(stream[position].text):
         return "", position
     first = stream[position]

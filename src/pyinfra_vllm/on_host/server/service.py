@@ -20,9 +20,8 @@ from .release import Release
 
 POLL_S = 1.0
 GENERATION_TIMEOUT_S = 60.0
-CRASHES_ALLOWED = (
-    1  # a second crash in a row is a loop; one can be GPU memory that the old process still held
-)
+# A second crash in a row is a loop; one can be GPU memory that the old process still held.
+CRASHES_ALLOWED = 1
 
 Say = Callable[[str], None]
 

@@ -67,17 +67,14 @@ def unit_behind(connected: socket.socket) -> str | None:
 
 
 def foreign_listeners(port: int, unit: str, found: Iterable[Listener] | None = None) -> list[str]:
-    """Listeners on the port that are not shown to be the unit's, as `name (process N)`; [] where there are
-    none.
-    """
+    """Listeners on the port that are not shown to be the unit's, as `name (process N)`."""
     there = listeners(port) if found is None else found
     if not there:
         return []
     shown = systemd.show(unit, "ControlGroup", "MainPID", "UID")
     foreign = [listener for listener in there if not _owns(shown, listener)]
-    still = (
-        listeners(port) if foreign else frozenset()
-    )  # one that is gone may have been that of a unit that ended meanwhile
+    # One that is gone may have been that of a unit that ended meanwhile.
+    still = listeners(port) if foreign else frozenset()
     return [_name(listener) for listener in sorted(foreign, key=lambda one: one.inode) if listener in still]
 
 
@@ -94,9 +91,7 @@ def _owns(shown: dict[str, str], listener: Listener) -> bool:
 
 
 def _groups(path: str, main_pid: str) -> set[int]:
-    """The ids of the unit's control group and those below it; none where systemd keeps it in no tree of
-    version 2.
-    """
+    """The ids of the unit's control group and those below it; none without a tree of version 2."""
     try:
         lines = (PROC / main_pid / "cgroup").read_text().splitlines()
         mounts = (PROC / "self" / "mountinfo").read_text()
@@ -137,9 +132,7 @@ def _holds(task: Path, listener: Listener) -> bool:
 
 
 def _leads_to(link: Path, name: str) -> bool:
-    """One descriptor that was closed while we looked says nothing about the others: systemd opens and closes
-    them all the time.
-    """
+    """Descriptors may be closed while we look: systemd opens and closes them all the time."""
     try:
         return str(link.readlink()) == name
     except OSError:

@@ -106,9 +106,7 @@ def loaded_release(unit: str) -> str | None:
 
 
 def _of_this_start(unit: str) -> dict[str, str]:
-    """Systemd's properties of the unit; where PID 1 does not answer, what the kernel and systemd's own files
-    in /run tell.
-    """
+    """Systemd's properties of the unit; where PID 1 is mute, what the kernel and /run tell."""
     try:
         return show(unit, *running.PROPERTIES)
     except SystemdError:
@@ -137,9 +135,7 @@ def log_cursor() -> str | None:
 
 
 def log_since(unit: str, cursor: str | None, limit: int = 5000) -> list[str]:
-    """The unit's log lines after the mark, oldest first, the newest `limit` of them; of a long log its two
-    ends.
-    """
+    """The unit's log lines after the mark, oldest first, the newest `limit`; of a long log both ends."""
     try:
         return unit_log.bounded(line.text for line in unit_log.lines(unit, cursor, limit))
     except unit_log.LogError as error:
@@ -147,9 +143,7 @@ def log_since(unit: str, cursor: str | None, limit: int = 5000) -> list[str]:
 
 
 def log_of_start(unit: str, cursor: str | None) -> list[str]:
-    """The log of the unit's newest start before its server took requests: no client can have put a word into
-    that.
-    """
+    """The log of the unit's newest start up to its first request: clients have no words in it."""
     invocation = show(unit, "InvocationID").get("InvocationID", "")
     try:
         return unit_log.before_requests(unit_log.lines(unit, cursor), invocation)

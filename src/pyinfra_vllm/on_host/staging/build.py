@@ -53,9 +53,7 @@ class Request:
 
     @property
     def cache(self) -> Path:
-        """Uv links files from its cache, which works on one file system only; it goes when the
-        build is done.
-        """
+        """Uv links files from its cache, which must be on the same file system; it goes after the build."""
         return self.root / "runtimes" / f".cache-{self.name}"
 
     @property

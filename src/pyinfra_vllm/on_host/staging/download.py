@@ -120,9 +120,7 @@ class Download:
         )
 
     def part(self, path: str) -> Path:
-        """The part file of one file: its name depends on the path alone, so that any later run goes on with
-        it.
-        """
+        """A file's part file: its name depends on the path alone, so any later run goes on with it."""
         return self.parts / (hashlib.sha256(path.encode()).hexdigest()[:32] + ".part")
 
     def bytes_here(self, files: dict[str, Wanted]) -> int:
@@ -177,9 +175,7 @@ class Download:
                 raise FetchError(f"{path} grew past its {file.size} bytes")
 
     def _accept(self, file: Wanted) -> bool:
-        """Hand a whole file on if its content is right; a wrong one is removed and fetched once more from
-        zero.
-        """
+        """Hand on a whole file with the right content; remove a wrong one and fetch it once more."""
         part = self.part(file.path)
         sha256 = file.is_content_of(part)
         if sha256 is None:

@@ -278,9 +278,7 @@ def _sources(request: Request, status: Progress) -> Iterator[Bring]:
 
 
 def _copy(request: Request, status: Progress, todo: list[Wanted], keep: Verified) -> None:
-    """From a file system that is shared: copied, then verified as a copy. Missing or wrong files are
-    left to the next source.
-    """
+    """From a shared file system: copied, then verified. The next source brings what is missing or wrong."""
     folder = cast(Path, request.shared) / request.directory.parent.name / request.source.commit
     for file in todo:
         part = request.parts / "copy"
@@ -318,9 +316,7 @@ def _from_hub(request: Request, status: Progress, todo: list[Wanted], keep: Veri
 def survey(
     directory: Path, request: Request, files: list[Wanted], status: Progress, *, thorough: bool
 ) -> dict[str, manifest.Entry]:
-    """Those of `files` whose content is right in `directory`: by the manifest where it holds, else by reading
-    them.
-    """
+    """Those of `files` with the right content in `directory`: by the manifest if it holds, else read."""
     known = {}
     try:
         recorded = manifest.read(directory)

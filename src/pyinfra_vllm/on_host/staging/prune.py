@@ -44,9 +44,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that can go: a release, checkpoint, runtime, download or leftover; the bytes it takes on the
-    disk.
-    """
+    """A thing that can go (release, checkpoint, runtime, download, leftover) and its bytes on the disk."""
 
     kind: str
     path: Path
@@ -128,9 +126,8 @@ def _checkpoints(place: Path, referenced: set[Path], pinned: frozenset[str]) -> 
 def _runtimes(place: Path, referenced: set[Path], pinned: frozenset[str]) -> Iterator[Item]:
     for directory in _folders(place):
         ours = (directory / RECORD).is_file() or (directory / BUILDING).is_file()
-        if directory.name.startswith(
-            "."
-        ):  # the cache of an installation that was killed, or what a prune left
+        # The cache of an installation that was killed, or what a prune left.
+        if directory.name.startswith("."):
             yield _item("leftover", directory)
         elif ours and directory.resolve() not in referenced and directory.name not in pinned:
             yield _item("runtime", directory)
@@ -148,9 +145,7 @@ def _item(kind: str, directory: Path) -> Item:
 
 
 def remove(directory: Path) -> None:
-    """Make it disappear in one step, then free its space; and the folder above a checkpoint when that is
-    empty now.
-    """
+    """Make it disappear in one step, then free its space; and an empty folder above a checkpoint."""
     doomed = directory
     if not directory.name.endswith(GONE):
         doomed = directory.with_name(f".{directory.name.lstrip('.')}{GONE}")
@@ -167,10 +162,8 @@ def _free(directory: Path) -> None:
     """Remove it with all that is in it, and follow no link. Raises OSError."""
     try:
         shutil.rmtree(directory)
-    except (
-        RecursionError,
-        OSError,
-    ):  # folders within folders beyond Python's limits, as a server can lay them in its cache
+    except (RecursionError, OSError):
+        # Folders within folders beyond Python's limits, as a server can lay them in its cache.
         done = subprocess.run(
             ["rm", "-rf", "--one-file-system", "--", str(directory)], capture_output=True, text=True
         )

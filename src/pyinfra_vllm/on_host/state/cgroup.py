@@ -1,6 +1,4 @@
-"""Which systemd unit a process of this host belongs to, read from its control group as systemd itself reads
-it.
-"""
+"""Which systemd unit a process of this host belongs to, read from its control group as systemd does."""
 
 from __future__ import annotations
 
@@ -39,7 +37,5 @@ def _path(file: Path) -> str | None:
 
 
 def _root(of_systemd: str) -> str:
-    """Where this systemd's own tree begins, from its first process's place; "" unless it runs
-    in a container.
-    """
+    """Where systemd's own tree begins, from its first process's place; "" outside a container."""
     return of_systemd[: -len("/init.scope")] if of_systemd.endswith("/init.scope") else of_systemd.rstrip("/")

@@ -64,9 +64,7 @@ def seal(directory: Path, entries: list[journal.Entry]) -> None:
 
 
 def _own(evidence: Path, tx: str) -> Path:
-    """A new folder of that name, or of the next that is free: two switches to one release can begin in one
-    second.
-    """
+    """A new folder of that name, or the next free one: two switches can begin in one second."""
     evidence.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in (tx, *(f"{tx}-{number}" for number in range(2, 1000))):
         with suppress(FileExistsError):

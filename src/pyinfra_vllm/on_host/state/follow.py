@@ -46,9 +46,7 @@ def follow(paths: ServicePaths, after_tx: str | None, seen: Position, unit: str)
 
 
 def under_way(found: Transaction, now: str) -> dict[str, Any] | None:
-    """The step that was begun last and has not ended: {"name", "elapsed_s", "limit_s"}, the limit None where
-    it has none.
-    """
+    """The step begun last and not ended: {"name", "elapsed_s", "limit_s"}; limit_s may be None."""
     step = found.under_way
     if step is None:
         return None

@@ -135,9 +135,7 @@ def _holders(path: Path) -> Iterator[Path]:
 
 
 def _is_ours(process: Path) -> bool:
-    """Whether it is root's Python: a program that is root by its file's mode may have been given what another
-    user holds.
-    """
+    """Whether it is root's Python: a set-user-id program may have been handed another user's lock."""
     try:
         users = re.findall(r"^Uid:\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)$", (process / "status").read_text(), re.M)
         program = (process / "exe").readlink().name

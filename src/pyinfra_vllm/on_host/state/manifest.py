@@ -38,9 +38,7 @@ class ManifestError(Exception):
 
 
 class Entry(NamedTuple):
-    """One file: `path` relative to the checkpoint, `size` in bytes, content hash, modification time in
-    nanoseconds.
-    """
+    """One file: `path` relative to the checkpoint, size in bytes, content hash, mtime in nanoseconds."""
 
     path: str
     size: int
@@ -250,9 +248,7 @@ def spot_check(directory: Path) -> list[str]:
 
 
 def full_check(directory: Path) -> list[str]:
-    """Like `quick_check`, and reads every byte: finds also what a failing disk changed behind the file
-    system.
-    """
+    """Like `quick_check`, and reads every byte: finds also what a failing disk changed silently."""
     return _check(directory, damaged)
 
 

@@ -122,9 +122,7 @@ class Observed:
         return self.history[-1] if self.history else None
 
     def runs(self, release_id: str | None) -> bool:
-        """Whether that very release is current, the running process was started from it, and it was
-        proven.
-        """
+        """Whether that very release is current, was proven, and started the running process."""
         return release_id is not None and {self.current, self.running, self.proven} == {release_id}
 
     def rejection(self, release_id: str, criteria: Mapping[str, Any]) -> Rejection | None:

@@ -93,9 +93,7 @@ class ServicePaths:
 
     @property
     def cache(self) -> Path:
-        """Where each release sees its own cache; what is in it, seen from outside, is of releases of an
-        earlier version.
-        """
+        """Where each release sees its own cache; directly in it are those of an earlier version."""
         return self.directory / "cache"
 
     @property

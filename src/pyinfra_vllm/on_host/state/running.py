@@ -55,9 +55,7 @@ def written_down(unit: str, shown: dict[str, str], started: Path = STARTED) -> s
 
 
 def invocation(unit: str) -> str:
-    """Systemd's id of the unit's present start, from the link that it keeps for journald; empty where there
-    is none.
-    """
+    """Systemd's id of the unit's present start, from the link that it keeps for journald, or empty."""
     try:
         return str((INVOCATIONS / f"invocation:{own_name(unit)}").readlink())
     except OSError:

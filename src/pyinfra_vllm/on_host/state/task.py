@@ -1,6 +1,4 @@
-"""The frame of work that runs in a unit of its own: read the request, hold its locks, do it, and tell how it
-ended.
-"""
+"""The frame of work in a unit of its own: read the request, hold its locks, do it, tell how it ended."""
 
 from __future__ import annotations
 

@@ -42,9 +42,7 @@ def shown(value: object) -> str:
 
 
 def text(value: Any, where: str) -> None:
-    """Text that can be written: JSON lets halves of surrogate pairs through, which no terminal and no file
-    takes.
-    """
+    """Text that can be written: JSON lets halves of surrogate pairs through, which no file takes."""
     if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
         raise RecordError(f"{where} must be text, not {shown(value)}")
 

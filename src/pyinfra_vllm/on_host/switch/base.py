@@ -76,9 +76,7 @@ class Transaction:
         self.hooks.notify(hooks.BEGIN, f"the {order.purpose} of release {order.release} begins")
 
     def _old_state(self) -> str:
-        """The old release's state before anything is touched: a baseline that is missing later is judged by
-        it.
-        """
+        """The old release's state before anything is touched, by which a baseline missing later is judged."""
         try:
             old = releases.load(self.paths, self.old_id or "")
         except NotReady:
@@ -88,9 +86,7 @@ class Transaction:
         return DOWN if self.service.down else SILENT
 
     def _share_phases(self, *releases: Release) -> None:
-        """Measure each of these releases at the same numbers of requests at once, saturation at what all of
-        them admit.
-        """
+        """Measure both at the same numbers of requests at once, saturation at what both of them admit."""
         self.settings = Settings.from_criteria(self.criteria, saturation.admitted(*releases))
 
     def _measure(self, release: Release, name: str, noise: Noise | None = None, **how: Any) -> Record:

@@ -20,9 +20,7 @@ from ..state.transactions import newest
 
 
 def note_in(paths: ServicePaths, status: int) -> None:
-    """From now on SIGTERM writes `interrupted note` to the service's journal and ends this process with that
-    status.
-    """
+    """From now on SIGTERM notes the interruption in the journal and ends the process with that status."""
 
     def end(number: int, frame: Any) -> None:
         try:
@@ -34,9 +32,7 @@ def note_in(paths: ServicePaths, status: int) -> None:
 
 
 def note(paths: ServicePaths) -> None:
-    """Write down that the newest transaction was interrupted, where it is this process's and
-    has no end yet.
-    """
+    """Note that the newest transaction was interrupted, if it is this process's and has no end yet."""
     last = newest(journal.read(paths.journal))
     holder = durable.read_json(paths.lock, {})
     if last is None or not isinstance(holder, dict) or holder.get("pid") != os.getpid():

@@ -136,9 +136,7 @@ class Judging(Transaction):
         return bool(self.turns and self.before and self.before.plan and not self.lost_baseline)
 
     def _measure_in_turns(self, new: Release) -> InTurns | None:
-        """Rounds in which the old and the new release take turns; None where they can't. Ends with the new
-        one awake.
-        """
+        """Rounds of the old and new release in turns; None where impossible. Ends with the new one awake."""
         if not self._takes_turns or self.turns is None or self.old is None:
             return None
         sides = {turns.OLD: self.old, turns.NEW: new}
@@ -187,9 +185,7 @@ class Judging(Transaction):
         )
 
     def _tell(self, verdict: Verdict) -> None:
-        """People hear of a verdict when nothing waits for it any more: a slow webhook must not keep a worse
-        release serving.
-        """
+        """Sent when nothing waits for the verdict: a slow webhook must not keep a worse release serving."""
         reasons = list(verdict.reasons)
         self.hooks.notify(hooks.VERDICT, verdict.conclusion(), verdict=verdict.verdict, reasons=reasons)
 

@@ -281,9 +281,7 @@ class Left:
 
     @property
     def soak_cut_short(self) -> bool:
-        """Whether the committed release was to be watched under real traffic and nobody watched
-        to the end.
-        """
+        """Whether the committed release was to be watched under real traffic, and was not to the end."""
         asked = self.begin.get("soak_s") or self.find("soak", "intended")
         return bool(asked) and not self.find("soak", "done")
 

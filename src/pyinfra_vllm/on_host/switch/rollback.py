@@ -36,9 +36,7 @@ class GoingDown(Exception):
 
 
 def start_limit_s(ready_timeout_s: object) -> float:
-    """How long one start during a rollback may take: what the order gives a release, and never less than
-    RESTORE_LEAST_S.
-    """
+    """How long one start in a rollback may take: as its order says, and at least RESTORE_LEAST_S."""
     declared = ready_timeout_s if isinstance(ready_timeout_s, (int, float)) else 0.0
     return max(float(declared), RESTORE_LEAST_S)
 

@@ -1,6 +1,4 @@
-"""How many requests a release serves at once: what its scheduler admits, and what its KV cache
-has room for.
-"""
+"""How many requests a release serves at once: what its scheduler admits and its KV cache has room for."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ REQUEST_TOKENS = 600  # of one of the probe's requests, prompt and answer, on av
 
 
 def admitted(*releases: Release) -> int:
-    """As many as each of these releases admits; MOST where nothing says less (vLLM's own default is 128 or
-    more).
-    """
+    """As many as each of these releases admits; MOST if nothing says less (vLLM: 128 or more)."""
     return min((MOST, *(limit for release in releases for limit in (_scheduled(release), _cached(release)))))
 
 

@@ -79,9 +79,8 @@ class Switch(Judging):
             self.journal.write("commit", "done", release=new.id, verdict=verdict.verdict)
         except Exception as reason:  # whatever it is: from `activate` on the only other way is back
             return self._go_back(new, reason)
-        self._settle(
-            new
-        )  # where the disk refuses that, the proven release stays and recovery completes its record
+        # Where the disk refuses that, the proven release stays and recovery completes its record.
+        self._settle(new)
         try:
             alert = self._soak(new)
         except Exception as reason:
@@ -156,9 +155,7 @@ class Switch(Judging):
                 )
 
     def _reserve_rollback(self, new: Release) -> None:
-        """Just before anything is touched: what held at the beginning still holds, and going back will lack
-        nothing.
-        """
+        """Just before anything is touched: the first checks still hold, and a rollback has what it needs."""
         with self.journal.step("reserve-rollback", release=self.old_id):
             problem = self.service.refused()
             if problem:
@@ -290,9 +287,7 @@ class Switch(Judging):
             self.evidence.say(f"the old release sleeps on, for it could not be stopped: {problem}")
 
     def _soak(self, new: Release) -> str:
-        """Watch the release under real traffic, where that is asked for; returns what its operator must be
-        alerted to.
-        """
+        """Watch the release under real traffic, if asked for; returns what to alert its operator to."""
         if not self.criteria.soak_s or self.order.purpose == ROLLBACK:
             return ""
         with self.journal.step("soak", release=new.id, limit_s=self.criteria.soak_s) as result:
@@ -308,9 +303,7 @@ class Switch(Judging):
         return f"alert from the soak: {reasons}"
 
     def _go_back(self, new: Release, reason: Exception) -> str:
-        """Returns `restore_failed` without an end where the old release does not serve: the recovery unit
-        goes on trying.
-        """
+        """Returns `restore_failed` without an end if the old release does not serve: recovery goes on."""
         text = str(reason) or type(reason).__name__
         verdict = reason.verdict if isinstance(reason, (Worse, TrialOver)) else None
         limit_s = rollback.start_limit_s(self.order.ready_timeout_s)

@@ -17,9 +17,7 @@ UNIT = "vllm.service"
 
 
 def show(host: Host, item: Wanted) -> None:
-    """The changes from the unit that the host has now to the one that was planned; all of it for a first
-    release.
-    """
+    """The changes from the host's unit to the planned one; all of it for a first release."""
     path = f"{item.root}/{item.service.name}/current/{UNIT}"
     before = asked(host, FileContents, path=path) or []
     logger.info(f"{host.print_prefix}{item.service.name}: changes of {path}:")

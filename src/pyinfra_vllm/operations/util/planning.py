@@ -195,9 +195,7 @@ def _code(service: Service) -> list[str]:
 
 
 def _bytecode(service: Service, compiled: float) -> list[str]:
-    """A warning about a venv without byte code: the unit can't write any there, whoever owns it
-    (ProtectSystem=strict).
-    """
+    """A warning about a venv without byte code, which the unit can't write (ProtectSystem=strict)."""
     path = service.runtime.path
     if path is None or compiled >= MOSTLY_COMPILED:
         return []

@@ -1,6 +1,4 @@
-"""Commands on one host: with the privileges of the operation whose callback this is, or else of the
-inventory.
-"""
+"""Commands on one host, with the privileges of the operation whose callback this is, or the inventory's."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ chmod "$2" "$1.partial" && sync "$1.partial" && mv -fT -- "$1.partial" "$1" && s
 
 
 def never_ask() -> None:
-    """From now on a host whose sudo asks for a password refuses, instead of holding the run up at a prompt
-    nobody sees.
-    """
+    """From now on a sudo that asks for a password refuses, instead of waiting at an unseen prompt."""
 
     def refuse(prompt: str = "", stream: TextIO | None = None) -> str:
         raise HostError("sudo asks for a password here")
@@ -54,9 +50,7 @@ def never_ask() -> None:
 
 
 class Remote:
-    """Every word is quoted; text travels on standard input, so that nothing secret rides on
-    argv or in /tmp.
-    """
+    """Every word is quoted; text travels on standard input, so no secret is on argv or in /tmp."""
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -67,9 +67,7 @@ class Screen:
 
     @contextmanager
     def following(self, host: Host) -> Iterator[Callable[[Working], None]]:
-        """Show what the host is at as long as the block lasts, each time that the yielded
-        function is called.
-        """
+        """Show what the host is at while the block lasts, at each call of the yielded function."""
         self._told[host.name] = self._now()
         try:
             yield lambda working: self._show(host, working)

@@ -53,9 +53,7 @@ class Unit:
     """One transient unit on one host: `pyinfra-vllm-<name>.service`."""
 
     def __init__(self, host: Host, name: str, what: str, properties: Sequence[str] = ()) -> None:
-        """A unit by its name. `what`: its work, for the operator's screen; `properties` of systemd, beside
-        `PROPERTIES`.
-        """
+        """A unit by name. `what`: its work, for the screen; `properties` of systemd beside `PROPERTIES`."""
         self.host = host
         self.what = what
         self.properties = (*PROPERTIES, *properties)

@@ -183,6 +183,14 @@ def test_an_answer_is_checked_against_its_type(kind: Any, answer: Any, problem: 
         answers.read(json.dumps(answer), kind)
 
 
+def test_a_host_with_petabytes_is_believed() -> None:
+    """Sizes of file systems, checkpoints and downloads: a disk of 2 TB is nothing special."""
+    told = {"mount": "/srv", "device": "/dev/md0", "read_only": False, "free_inodes": None}
+    sizes = {"path": "/srv", "type": "xfs", "free_bytes": 10**15, "total_bytes": 8 * 10**15}
+    assert Filesystem().process([json.dumps({**told, **sizes})])
+    assert answers.read('{"state": "downloading", "total_bytes": 1.2e12}', answers.UnitStatus)
+
+
 def test_keys_that_a_type_does_not_name_are_allowed() -> None:
     found = answers.read('{"kind": "x", "path": "/x", "bytes": 1, "new": []}', answers.Removable)
     assert found["bytes"] == 1

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-# Beyond these a number is damage, and ratios of such numbers leave what a float can hold.
-MOST = 1e12
+# Beyond these a number is damage, and ratios of such numbers leave what a float can hold. Bytes of a file
+# system are the largest that are told: a few petabytes.
+MOST = 1e18
 LEAST_S = 1e-9
 Check = Callable[[Any, str], None]
 

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pyinfra_testing.operations
+import pyinfra_testing.util
 import pytest
 from pyinfra_testing.facts import make_fact_tests
 from pyinfra_testing.operations import make_operation_tests
 
+from pyinfra_vllm.answers import typed
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.config import Declared, Service
+from pyinfra_vllm.facts.told import Told
 
 HERE = Path(__file__).parent
 pytestmark = [
@@ -56,6 +59,17 @@ def arguments(operation: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[
 
 
 pyinfra_testing.operations.coerce_operation_arguments = arguments
+
+plain_fact = pyinfra_testing.util.FakeHost.get_fact
+
+
+def fact(host: Any, kind: Any, *args: Any, **kwargs: Any) -> Any:
+    """A fixture's fact, as the fact itself makes it of a host's JSON."""
+    found = plain_fact(host, kind, *args, **kwargs)
+    return typed(found, kind.kind, "the fixture") if found is not None and issubclass(kind, Told) else found
+
+
+pyinfra_testing.util.FakeHost.get_fact = fact
 
 
 def folders(kind: str) -> list[Path]:

@@ -1,5 +1,6 @@
-"""The JSON answers of hosts, which are not trusted: their types, and the one place that checks them.
+"""The JSON answers of hosts, which are not trusted: the one place that checks them, and some of their types.
 
+The others are dataclasses beside the code that writes them (on_host/inspect, on_host/state/observed.py, ...).
 An answer is checked against its type once, when it arrives; one that does not fit is a HostError, which stops
 that host alone. Keys that a type does not name are allowed: newer programs tell more. Text stays as it is: it
 is made printable where it is printed (printable.py).
@@ -8,6 +9,7 @@ is made printable where it is printed (printable.py).
 from __future__ import annotations
 
 import json
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import (
@@ -39,7 +41,6 @@ from .on_host.state.values import (
     mapping,
     number,
     or_null,
-    share,
     shown,
     text,
     timestamp,
@@ -60,12 +61,17 @@ def read(answer: str, kind: type[T]) -> T:
     """The value of a host's JSON. Raises HostError for whatever is not JSON, or not of that kind."""
     try:
         value = json.loads(answer, parse_constant=_refused)
-        check_of(cast(Any, kind))(value, "its answer")
+        return typed(value, kind, "its answer")
     except RecordError as error:
         raise HostError(f"sent an invalid answer: {one_line(error)}. {ADVICE}") from error
     except (ValueError, RecursionError) as error:
         raise HostError(f"sent an invalid answer: no JSON, but {shown(answer)}. {ADVICE}") from error
-    found: T = value
+
+
+def typed(value: Any, kind: type[T], where: str) -> T:
+    """The value, once it is shown to be of that kind. Raises RecordError, which names the key."""
+    check_of(cast(Any, kind))(value, where)
+    found: T = _made(value, kind)
     return found
 
 
@@ -82,7 +88,10 @@ def _refused(constant: str) -> NoReturn:
 
 @cache
 def check_of(kind: Any) -> Check:
-    """The check that a type of this module stands for; `Annotated` carries its own."""
+    """The check that a type stands for; `Annotated` carries its own.
+
+    A dataclass stands for a mapping with its fields as keys; those without a default are needed.
+    """
     origin, inner = get_origin(kind), get_args(kind)
     if kind in SIMPLE:
         return SIMPLE[kind]
@@ -91,14 +100,49 @@ def check_of(kind: Any) -> Check:
         return check
     if origin in (Union, UnionType):
         return or_null(check_of(inner[0]))
-    if origin is list:
+    if origin in (list, tuple):
         return list_of(check_of(inner[0]))
     if origin is dict:
         return map_of(check_of(inner[1]))
-    keys = get_type_hints(kind, include_extras=True)
-    needed = tuple(key for key, hint in keys.items() if get_origin(hint) is Required)
-    known = {key: check_of(get_args(hint)[0] if key in needed else hint) for key, hint in keys.items()}
-    return mapping(known, needed)
+    if keys := _keys(kind):
+        hints = {key: hint for key, (_, hint) in keys.items()}
+        needed = [_key(each) for each in fields(kind) if MISSING is each.default is each.default_factory]
+    else:
+        hints = get_type_hints(kind, include_extras=True)
+        needed = [key for key, hint in hints.items() if get_origin(hint) is Required]
+        hints |= {key: get_args(hints[key])[0] for key in needed}
+    return mapping({key: check_of(hint) for key, hint in hints.items()}, tuple(needed))
+
+
+@cache
+def _keys(kind: Any) -> dict[str, tuple[str, Any]]:
+    """For each key of a dataclass's JSON its field and the field's type; {} for any other type."""
+    if not is_dataclass(kind):
+        return {}
+    hints = get_type_hints(kind, include_extras=True)
+    return {_key(each): (each.name, hints[each.name]) for each in fields(kind)}
+
+
+def _key(of: Field[Any]) -> str:
+    """Some keys can't be the name of a field."""
+    return str(of.metadata.get("key", of.name))
+
+
+def _made(value: Any, kind: Any) -> Any:
+    """A checked value with dataclasses and tuples where the type has some."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if value is None or kind is Any:
+        return value
+    if origin in (Annotated, Union, UnionType):
+        return _made(value, inner[0])
+    if origin in (list, tuple):
+        return origin(_made(one, inner[0]) for one in value)
+    if origin is dict:
+        return {key: _made(one, inner[1]) for key, one in value.items()}
+    if keys := _keys(kind):
+        known = ((name, key, hint) for key, (name, hint) in keys.items() if key in value)
+        return kind(**{name: _made(value[key], hint) for name, key, hint in known})
+    return value
 
 
 def entry(value: Any, where: str) -> None:
@@ -272,145 +316,12 @@ class News(TypedDict, total=False):
     end: Required[End | None]
 
 
-class Built(TypedDict, total=False):
-    """The packages that a runtime was installed with."""
-
-    packages: Required[list[str]]
-
-
-class Runtime(TypedDict, total=False):
-    """An installed vLLM (on_host/inspect/runtime.py); `compiled`: share of its files with byte code."""
-
-    path: str
-    version: Required[str]
-    distribution: Required[str]
-    python: str
-    executable: Required[bool]
-    built: Required[Built | None]
-    flags: list[str] | None
-    compiled: Annotated[float, share]
-    torch: str | None
-    problem: str | None
-
-
-class GpuProcess(TypedDict, total=False):
-    """A process on a GPU."""
-
-    pid: Required[int | None]
-    unit: Required[str | None]
-    used_mib: int | None
-    name: str | None
-
-
-class Gpu(TypedDict, total=False):
-    """A card or a MIG instance (on_host/inspect/gpus.py). `split`: a card in MIG mode."""
-
-    index: Required[int | None]
-    card: int
-    uuid: str | None
-    name: Required[str | None]
-    memory_mib: int | None
-    used_mib: int | None
-    driver: str | None
-    compute_capability: str | None
-    ecc: str | None
-    instance: str | None
-    split: bool
-    processes: Required[list[GpuProcess]]
-
-
-class Gpus(TypedDict, total=False):
-    """The GPUs of a host, or the problem why they are unknown."""
-
-    problem: Required[str | None]
-    gpus: Required[list[Gpu]]
-
-
-class StoredCheckpoint(TypedDict, total=False):
-    """A checkpoint on a host (on_host/inspect/checkpoints.py). `state`: complete, damaged or partial."""
-
-    directory: Required[str]
-    name: str
-    commit: str
-    state: Required[str]
-    problems: Required[list[str]]
-    bytes: Required[int]
-    referenced_by: Required[list[str]]
-
-
-class Filesystem(TypedDict, total=False):
-    """The file system of a path (on_host/inspect/disk.py)."""
-
-    path: str
-    mount: Required[str]
-    device: Required[str]
-    type: str
-    read_only: Required[bool]
-    free_bytes: Required[int]
-    total_bytes: int
-    free_inodes: Required[int | None]
-
-
-class Host(TypedDict, total=False):
-    """The installation on a host (on_host/inspect/host.py)."""
-
-    python: Required[list[int]]
-    platform: str
-    systemd: Required[int | None]
-    program: Required[str | None]
-    recovery_unit: Required[str | None]
-    machine: str
-    loose: str | None
-    users: Required[dict[str, bool]]
-
-
 class Removable(TypedDict, total=False):
     """Something that no release needs (on_host/staging/prune.py)."""
 
     kind: Required[str]
     path: Required[str]
     bytes: Required[int]
-
-
-class DoctorCheck(TypedDict, total=False):
-    """One check of `doctor`."""
-
-    name: Required[str]
-    ok: Required[bool]
-    detail: Required[str]
-
-
-class Examination(TypedDict, total=False):
-    """A host's answer to `doctor` (on_host/doctor.py); `now` is its clock, in Unix time."""
-
-    checks: Required[list[DoctorCheck]]
-    now: Required[float]
-
-
-class Cause(TypedDict, total=False):
-    """The root cause of a failed start."""
-
-    at: float | None
-    process: str
-    text: Required[str]
-    traceback: Required[list[str]]
-
-
-class LogLine(TypedDict, total=False):
-    """One line of a unit's log."""
-
-    at: Required[float | None]
-    unit: Required[str]
-    text: Required[str]
-
-
-class ServiceLog(TypedDict, total=False):
-    """The journal of one service's units (on_host/server/logs.py)."""
-
-    service: Required[str]
-    cause: Required[Cause | None]
-    problem: Required[str]
-    lines: Required[list[LogLine]]
 
 
 class UnitStatus(TypedDict, total=False):
@@ -475,15 +386,11 @@ DOCUMENTS: tuple[tuple[Literal["verdict", "release", "old"], Any], ...] = (
 
 def observed(value: Any) -> list[Observed]:
     """The services of a host, from the JSON of on_host/state/observe.py. Raises HostError."""
-    release = or_null(check_of(StagedRelease))
-    found = []
     try:
-        list_of(mapping({"release": release}))(value, "its answer")
-        for place, one in enumerate(value):
-            found.append(Observed.read(one, f"its answer[{place}]"))
+        list_of(mapping({"release": or_null(check_of(StagedRelease))}))(value, "its answer")
+        return typed(value, list[Observed], "its answer")
     except RecordError as error:
         raise HostError(f"sent an invalid answer: {one_line(error)}. {ADVICE}") from error
-    return found
 
 
 def evidence(told: list[ToldService]) -> list[ToldService]:

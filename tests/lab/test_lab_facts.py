@@ -26,6 +26,7 @@ from pyinfra_vllm.facts.record import Record, Running
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.facts.service import Service, Services
+from pyinfra_vllm.on_host.inspect.gpus import Found
 from pyinfra_vllm.operations.util.archive import digest
 
 ROOT = "/srv/pyinfra-vllm"
@@ -75,11 +76,11 @@ def main_pid(host: Host, unit: str = UNIT) -> int:
 
 def test_what_a_host_has_of_us(serving: Host) -> None:
     found = told(serving, HostFact(), ROOT, ("vllm", "nobody", "stranger"))
-    assert found["users"] == {"vllm": True, "nobody": True, "stranger": False}
-    assert found["program"] == f"on-host-{digest()}.pyz" and len(found["recovery_unit"]) == 64
+    assert found.users == {"vllm": True, "nobody": True, "stranger": False}
+    assert found.program == f"on-host-{digest()}.pyz" and len(found.recovery_unit) == 64
     version = serving.ssh("systemctl --version | head -n 1").stdout.split()[1]
-    assert (found["systemd"], found["platform"]) == (int(version), serving.ssh("uname -m").stdout.strip())
-    assert tuple(found["python"]) >= (3, 9)
+    assert (found.systemd, found.platform) == (int(version), serving.ssh("uname -m").stdout.strip())
+    assert tuple(found.python) >= (3, 9)
 
 
 def test_services_and_what_they_run(serving: Host) -> None:
@@ -99,20 +100,20 @@ def test_services_and_what_they_run(serving: Host) -> None:
 def test_what_is_on_its_disk(serving: Host) -> None:
     (checkpoint,) = told(serving, Checkpoints(), ROOT)
     current = told(serving, Service(), ROOT, "tiny").current
-    assert (checkpoint["state"], checkpoint["referenced_by"]) == ("complete", [f"tiny/{current}"])
-    assert checkpoint["bytes"] > 300_000
+    assert (checkpoint.state, checkpoint.referenced_by) == ("complete", [f"tiny/{current}"])
+    assert checkpoint.bytes > 300_000
     filesystem = told(serving, Filesystem(), f"{ROOT}/not/there")
     free = int(serving.ssh("df --output=avail -B1 /srv | tail -n 1").stdout)
-    assert (filesystem["path"], filesystem["type"], filesystem["read_only"]) == (ROOT, "overlay", False)
-    assert abs(filesystem["free_bytes"] - free) < 2 * 10**9
+    assert (filesystem.path, filesystem.type, filesystem.read_only) == (ROOT, "overlay", False)
+    assert abs(filesystem.free_bytes - free) < 2 * 10**9
 
 
 def test_its_vllm_and_its_gpus(serving: Host) -> None:
     runtime = told(serving, Runtime(), str(light_runtime.PATH))
-    assert (runtime["version"], runtime["executable"], runtime["problem"]) == ("0.32.0", True, None)
-    assert "--disable-uvicorn-access-log" in runtime["flags"] and runtime["built"] is None
-    assert runtime["compiled"] == 0.0, "nobody compiled the stub"
-    assert told(serving, Gpus()) == {"gpus": [], "problem": None}
+    assert (runtime.version, runtime.executable, runtime.problem) == ("0.32.0", True, None)
+    assert "--disable-uvicorn-access-log" in runtime.flags and runtime.built is None
+    assert runtime.compiled == 0.0, "nobody compiled the stub"
+    assert told(serving, Gpus()) == Found((), None)
 
 
 def test_the_journal_is_read_from_a_mark_on(serving: Host) -> None:

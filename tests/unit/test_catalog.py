@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from resolving import asked
+from seen import gpu
 
 from pyinfra_vllm.catalog import conditions, flags, gpus, shapes, table, versions
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host.inspect.gpus import Process
 from pyinfra_vllm.tuning import values
 from pyinfra_vllm.tuning.decision import fixed_facts
 from pyinfra_vllm.tuning.facts import DERIVED, Facts
@@ -421,91 +423,81 @@ def declared(**settings: Any) -> Any:
     return SimpleNamespace(own_cards=(), **known | settings)
 
 
-def gpu_fact(**changes: Any) -> dict[str, Any]:
-    return {
-        "index": 0, "uuid": "GPU-0", "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564,
-        "driver": "580.95.05",
-        "compute_capability": "8.9", "ecc": "[N/A]", "processes": [], **changes,
-    }  # fmt: skip
-
-
-def process(unit: str | None) -> dict[str, Any]:
-    return {"pid": 7, "unit": unit, "used_mib": 900, "name": "python3"}
+def process(unit: str | None) -> Process:
+    return Process(7, unit, 900, "python3")
 
 
 @pytest.mark.parametrize(
     ("facts", "service", "runtime", "message"),
     [
-        ([gpu_fact()], {}, "0.33.0", None),
-        ([gpu_fact(driver="570.86.15")], {}, "0.19.1", None),
-        ([gpu_fact(driver="570.86.15")], {}, "0.20.0", "install driver 580"),
-        ([gpu_fact(driver="570.86.15")], {}, "0.25.1+cu129", None),  # vllm#42756
-        ([gpu_fact(driver="570.86.15")], {}, "0.25.1+cu130", "too old for vLLM 0.25.1+cu130 (CUDA 13.0)"),
-        ([gpu_fact(driver="520.61.05")], {}, "0.25.1+cu129", "(CUDA 12.9): install driver 525"),
-        ([gpu_fact(driver="570.86.15")], {}, versions.build("0.25.1", "2.11.0+cu129"), None),
-        ([gpu_fact(driver="570.86.15")], {}, versions.build("0.25.1", "2.11.0"), "install driver 580"),
+        ([gpu()], {}, "0.33.0", None),
+        ([gpu(driver="570.86.15")], {}, "0.19.1", None),
+        ([gpu(driver="570.86.15")], {}, "0.20.0", "install driver 580"),
+        ([gpu(driver="570.86.15")], {}, "0.25.1+cu129", None),  # vllm#42756
+        ([gpu(driver="570.86.15")], {}, "0.25.1+cu130", "too old for vLLM 0.25.1+cu130 (CUDA 13.0)"),
+        ([gpu(driver="520.61.05")], {}, "0.25.1+cu129", "(CUDA 12.9): install driver 525"),
+        ([gpu(driver="570.86.15")], {}, versions.build("0.25.1", "2.11.0+cu129"), None),
+        ([gpu(driver="570.86.15")], {}, versions.build("0.25.1", "2.11.0"), "install driver 580"),
         (
-            [gpu_fact(name="NVIDIA B200", memory_mib=183359, compute_capability="10.0", driver="550.1")],
+            [gpu(name="NVIDIA B200", memory_mib=183359, compute_capability="10.0", driver="550.1")],
             {},
             "0.19.1",
             "570",
         ),
-        ([gpu_fact(processes=[process("vllm-chat.service")])], {}, "0.33.0", None),
-        ([gpu_fact(processes=[process(None)])], {}, "0.33.0", "in use by python3 (process 7"),
-        ([gpu_fact(processes=[process("ollama.service")])], {}, "0.33.0", "unit ollama.service"),
-        ([gpu_fact()], {"gpu": "NVIDIA GeForce RTX 4090"}, "0.33.0", None),
-        ([gpu_fact()], {"gpu": "NVIDIA H200"}, "0.33.0", "NVIDIA H200 is declared"),
-        ([gpu_fact()], {"gpus": (0, 1)}, "0.33.0", "1 not there"),
-        ([gpu_fact(), gpu_fact(index=1, name="NVIDIA L4", memory_mib=23034)], {}, "0.33.0", "together"),
+        ([gpu(processes=[process("vllm-chat.service")])], {}, "0.33.0", None),
+        ([gpu(processes=[process(None)])], {}, "0.33.0", "in use by python3 (process 7"),
+        ([gpu(processes=[process("ollama.service")])], {}, "0.33.0", "unit ollama.service"),
+        ([gpu()], {"gpu": "NVIDIA GeForce RTX 4090"}, "0.33.0", None),
+        ([gpu()], {"gpu": "NVIDIA H200"}, "0.33.0", "NVIDIA H200 is declared"),
+        ([gpu()], {"gpus": (0, 1)}, "0.33.0", "1 not there"),
+        ([gpu(), gpu(index=1, name="NVIDIA L4", memory_mib=23034)], {}, "0.33.0", "together"),
         (
             [
-                gpu_fact(name="NVIDIA GeForce RTX 3090", memory_mib=24576, compute_capability="8.6"),
-                gpu_fact(
-                    index=1, name="NVIDIA GeForce RTX 3090 Ti", memory_mib=24564, compute_capability="8.6"
-                ),
+                gpu(name="NVIDIA GeForce RTX 3090", memory_mib=24576, compute_capability="8.6"),
+                gpu(index=1, name="NVIDIA GeForce RTX 3090 Ti", memory_mib=24564, compute_capability="8.6"),
             ],
             {},
             "0.33.0",
             None,
         ),
         (
-            [gpu_fact(), gpu_fact(index=1, name="NVIDIA GeForce RTX 3090", compute_capability="8.6")],
+            [gpu(), gpu(index=1, name="NVIDIA GeForce RTX 3090", compute_capability="8.6")],
             {},
             "0.33.0",
             "together: their compute capabilities differ",
         ),
-        ([gpu_fact(), gpu_fact(index=1, processes=[process(None)])], {"gpus": (0,)}, "0.33.0", None),
+        ([gpu(), gpu(index=1, processes=[process(None)])], {"gpus": (0,)}, "0.33.0", None),
         (
-            [gpu_fact(name="Tesla V100-SXM2-16GB", memory_mib=16384, compute_capability="7.0")],
+            [gpu(name="Tesla V100-SXM2-16GB", memory_mib=16384, compute_capability="7.0")],
             {},
             "0.18.0",
             "need 7.5",
         ),
-        ([gpu_fact(processes=[process("vllm-b.service")])], {}, "0.33.0", "unit vllm-b.service"),
+        ([gpu(processes=[process("vllm-b.service")])], {}, "0.33.0", "unit vllm-b.service"),
         (
-            [gpu_fact(processes=[process("vllm-b.service")])],
+            [gpu(processes=[process("vllm-b.service")])],
             {"gpu_sharing_reason": "both small"},
             "0.33.0",
             None,
         ),
         (
-            [gpu_fact(processes=[process("x.service")])],
+            [gpu(processes=[process("x.service")])],
             {"gpu_sharing_reason": "both small"},
             "0.33.0",
             "unit x.service",
         ),
-        ([gpu_fact(driver="[N/A]")], {}, "0.33.0", "names no driver version ([N/A])"),
-        ([gpu_fact(driver="")], {}, "0.33.0", "names no driver version"),
-        ([gpu_fact()], {"gpu": "GeForce RTX-4090"}, "0.33.0", None),
-        ([gpu_fact()], {"gpu": "NVIDIA A10"}, "0.33.0", "NVIDIA A10 is declared"),
+        ([gpu(driver="[N/A]")], {}, "0.33.0", "names no driver version ([N/A])"),
+        ([gpu(driver="")], {}, "0.33.0", "names no driver version"),
+        ([gpu()], {"gpu": "GeForce RTX-4090"}, "0.33.0", None),
+        ([gpu()], {"gpu": "NVIDIA A10"}, "0.33.0", "NVIDIA A10 is declared"),
         (
-            [gpu_fact(name="NVIDIA A10", memory_mib=23028, compute_capability="8.6")],
+            [gpu(name="NVIDIA A10", memory_mib=23028, compute_capability="8.6")],
             {"gpu": "NVIDIA A10"},
             "0.33.0",
             None,
         ),
-        ([gpu_fact(name="NVIDIA Z10", memory_mib=0)], {}, "0.33.0", "is not in the catalog"),
-        ([gpu_fact(name="NVIDIA X", compute_capability="[N/A]")], {}, "0.33.0", "capability [N/A]"),
+        ([gpu(name="NVIDIA Z10", memory_mib=0)], {}, "0.33.0", "is not in the catalog"),
+        ([gpu(name="NVIDIA X", compute_capability="[N/A]")], {}, "0.33.0", "capability [N/A]"),
         ([], {}, "0.33.0", "no nvidia-smi"),
         ([], {"gpu": "NVIDIA H200"}, "0.33.0", "NVIDIA H200 is declared"),
     ],
@@ -523,6 +515,6 @@ def test_preflight_of_a_cpu_host() -> None:
 
 
 def test_other_services_of_this_program_may_share_a_gpu_when_they_are_named() -> None:
-    facts = [gpu_fact(processes=[process("vllm-embed.service")])]
+    facts = [gpu(processes=[process("vllm-embed.service")])]
     assert preflight(facts, declared(), "0.33.0")
     assert preflight(facts, declared(), "0.33.0", ["vllm-embed.service"]) == []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from seen import gpu, installed
 from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm.commands import doctor as command
@@ -22,6 +23,7 @@ from pyinfra_vllm.on_host import doctor
 from pyinfra_vllm.on_host.inspect import driver as inspect_driver
 from pyinfra_vllm.on_host.inspect import nvidia
 from pyinfra_vllm.on_host.inspect import packages as inspect_packages
+from pyinfra_vllm.on_host.inspect.gpus import Found
 from pyinfra_vllm.on_host.server import hooks
 from pyinfra_vllm.on_host.server import release as releases
 from pyinfra_vllm.on_host.state import manifest, observe
@@ -229,7 +231,7 @@ def healthy(serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch) -> Simulate
 
 def wrong(host: SimulatedHost, spare_bytes: int = 0) -> dict[str, str]:
     checks = doctor.examine(host.paths.root, spare_bytes, units=host.paths.units)
-    return {check["name"]: check["detail"] for check in checks if not check["ok"]}
+    return {check.name: check.detail for check in checks if not check.ok}
 
 
 def test_all_checks_pass_on_a_healthy_host(healthy: SimulatedHost) -> None:
@@ -295,7 +297,7 @@ def test_memory_is_for_all_starts_together(
     monkeypatch.setattr(doctor, "_anonymous_bytes", lambda units: 0)
     paths = doctor.ServicePaths(tmp_path, "chat")
     result = doctor._answer("memory", lambda: doctor._memory([paths]))
-    assert result["ok"] is ok and "of memory" in result["detail"]
+    assert result.ok is ok and "of memory" in result.detail
 
 
 # The control machine's own checks
@@ -306,7 +308,7 @@ def test_memory_is_for_all_starts_together(
 )
 def test_a_clock_that_is_off_is_told(now: float, says: str) -> None:
     found = clock(now, earliest=100.0, latest=102.0)
-    assert found["ok"] == (not says) and says in found["detail"]
+    assert found.ok == (not says) and says in found.detail
 
 
 def service(*windows: dict[str, Any], **more: Any) -> Service:
@@ -340,7 +342,7 @@ def service(*windows: dict[str, Any], **more: Any) -> Service:
 )
 def test_a_window_that_no_switch_fits_is_told(declared: Service, says: str) -> None:
     found = reachable(declared, datetime(2026, 11, 21, 12, tzinfo=UTC))
-    assert found["ok"] == (not says) and says in found["detail"]
+    assert found.ok == (not says) and says in found.detail
 
 
 # The command
@@ -349,8 +351,8 @@ def test_a_window_that_no_switch_fits_is_told(declared: Service, says: str) -> N
 def test_the_json_is_the_contract_and_a_host_that_is_down_has_failed(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = {"name": "clock", "ok": True, "detail": ""}
-    found = [Examined("gpu-1", (good,)), Examined("gpu-2", problem="not reached: timed out")]
+    good: dict[str, Any] = {"name": "clock", "ok": True, "detail": ""}
+    found = [Examined("gpu-1", (doctor.Check(**good),)), Examined("gpu-2", problem="not reached: timed out")]
     monkeypatch.setattr(command, "run", lambda *arguments, **options: found)
     ended = run("doctor", "inventory/x.py", "--json")
     assert ended.code == 1
@@ -420,13 +422,13 @@ def test_the_doctor_says_whether_the_current_release_can_sleep(
 
 
 def test_the_doctor_says_whether_what_is_declared_can_have_standby(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {Runtime: {"version": "0.24.0"}, Gpus: {"gpus": [{"index": 0, "name": "NVIDIA H200"}]}}
+    facts: dict[Any, Any] = {Runtime: installed("0.24.0"), Gpus: Found((gpu(name="NVIDIA H200"),), None)}
     monkeypatch.setattr(declared_doctor, "asked", lambda host, fact, **_: facts[fact])
     service = Service.model_validate(
         {"name": "chat", "model": "o/m", "runtime": {"version": "0.24.0"}, "port": 1, "standby": True}
     )
     told = declared_doctor._standby(None, "/srv", service)  # type: ignore[arg-type]
-    assert told["ok"] and told["detail"].startswith("no, because vLLM 0.24.0 can't be sent to sleep")
-    facts[Runtime] = {"version": "0.33.0"}
+    assert told.ok and told.detail.startswith("no, because vLLM 0.24.0 can't be sent to sleep")
+    facts[Runtime] = installed("0.33.0")
     told = declared_doctor._standby(None, "/srv", service)  # type: ignore[arg-type]
-    assert told["ok"] and told["detail"].startswith("the old release sleeps")
+    assert told.ok and told.detail.startswith("the old release sleeps")

@@ -10,6 +10,7 @@ import pytest
 from seen import summary
 from simulated import NEW, OLD, SimulatedHost
 
+from pyinfra_vllm.answers import typed
 from pyinfra_vllm.config import Overrides, Runtime, Service
 from pyinfra_vllm.on_host.state.observed import Summary
 from pyinfra_vllm.on_host.state.transactions import transactions
@@ -170,7 +171,7 @@ def test_a_host_s_own_record_has_what_is_needed(tmp_path: Path, monkeypatch: pyt
     host.switch()
     host.rates[OLD] = 1.0
     host.switch(OLD)
-    (first, second) = [Summary.of(each.as_dict()) for each in transactions(host.journal())]
+    (first, second) = [typed(each.as_dict(), Summary, "it") for each in transactions(host.journal())]
     assert {"activate intended", "ready done"} <= set(first.turns)
     assert {"restore intended", "restore done"} <= set(second.turns)
     assert estimate(service(), [first, second]).source == "measured here in 2 switches"

@@ -454,4 +454,4 @@ def test_the_cuda_of_a_venv_is_its_torch_s(tmp_path: Path) -> None:
     (tmp_path / "bin/python").touch()
     found = inspect_runtime.runtime(tmp_path)
     assert found is not None
-    assert versions.build(found["version"], found["torch"]) == "0.25.1+cu129"
+    assert versions.build(found.version, found.torch) == "0.25.1+cu129"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer, serving
+from seen import installed
 from test_field import MODELS
 from test_foreseen import Host
 from test_planning import ROOT, gpu, service
@@ -120,9 +121,9 @@ def test_row_4_cuda_counts_by_the_bus() -> None:
         ),
     ]
     found = plan(Host(gpus=cards), ROOT, service(gpus=(1,)), checkpoint("32b-awq", QWEN, 18 * 10**9))  # type: ignore[arg-type]
-    assert found.gpu == cards[1]["name"]
+    assert found.gpu == cards[1].name
     assert found.release.environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert found.release.environment["CUDA_VISIBLE_DEVICES"] in (cards[1]["uuid"], "1")
+    assert found.release.environment["CUDA_VISIBLE_DEVICES"] in (cards[1].uuid, "1")
 
 
 def test_row_5_a_short_config_has_its_class_s_values(resolve: Any) -> None:
@@ -179,10 +180,7 @@ def test_row_8_mistral_s_own_form_is_kept_for_its_loader(run: Any, hub: dict[str
 
 @pytest.mark.parametrize(("torch", "allowed"), [("2.11.0+cu129", True), ("2.11.0+cu130", False)])
 def test_row_9_the_driver_is_held_against_the_venv_s_cuda(torch: str, allowed: bool) -> None:
-    runtime = {
-        "distribution": "vllm", "version": "0.25.1", "torch": torch, "executable": True, "built": None,
-        "flags": None,
-    }  # fmt: skip
+    runtime = installed("0.25.1", torch=torch)
     host = Host(gpus=[gpu(driver="570.133.20")], runtime=runtime)
     asked = service(runtime=Runtime(path="/opt/vllm"))
     if allowed:
@@ -209,10 +207,7 @@ BLACKWELL = {"name": "NVIDIA GeForce RTX 5090", "memory_mib": 32607, "compute_ca
     ],
 )
 def test_more_drivers(torch: str, driver: str, card: dict[str, Any], needed: str | None) -> None:
-    told = {
-        "distribution": "vllm", "version": "0.25.1", "torch": torch, "executable": True, "built": None,
-        "flags": None,
-    }  # fmt: skip
+    told = installed("0.25.1", torch=torch)
     host = Host(gpus=[gpu(driver=driver, **card)], runtime=told)
     asked = service(runtime=Runtime(path="/opt/vllm"))
     try:

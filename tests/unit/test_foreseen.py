@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from seen import seen
+from seen import installed, seen
 from test_planning import ROOT, STRANGER, gpu, locked, service
 
 from pyinfra_vllm.checkpoint import Lock
@@ -19,6 +20,10 @@ from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime as RuntimeFact
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.inspect import disk as inspect_disk
+from pyinfra_vllm.on_host.inspect.checkpoints import Stored
+from pyinfra_vllm.on_host.inspect.gpus import Found
+from pyinfra_vllm.on_host.inspect.host import Installation
 from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.operations import program
 from pyinfra_vllm.operations.util.foreseen import host_plan, service_plan
@@ -29,15 +34,8 @@ from pyinfra_vllm.rollout.progress import Progress, Wanted
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-OF_HOST = {"python": [3, 11, 2], "platform": "x86_64", "systemd": 252, "program": None, "recovery_unit": None,
-           "machine": "", "loose": None, "users": {"vllm": True}}  # fmt: skip
-DISK = {
-    "mount": "/srv",
-    "device": "/dev/sdb1",
-    "read_only": False,
-    "free_bytes": 10**12,
-    "free_inodes": 10**7,
-}
+OF_HOST = Installation([3, 11, 2], "x86_64", 252, None, None, None, machine="", users={"vllm": True})
+DISK = inspect_disk.Filesystem("/srv", "/srv", "/dev/sdb1", "ext4", 10**12, 10**13, 10**7, read_only=False)
 
 
 class Host:
@@ -58,7 +56,7 @@ class Host:
         }
         name, default = known.get(fact, ("observed", seen()))
         found = self.facts.get(name, default)
-        return {"gpus": found, "problem": self.facts.get("problem")} if fact is Gpus else found
+        return Found(tuple(found), self.facts.get("problem")) if fact is Gpus else found
 
 
 @pytest.fixture(autouse=True)
@@ -92,19 +90,13 @@ def wanted(**settings: Any) -> Wanted:
     return plan(Host(), ROOT, service(**settings), locked())  # type: ignore[arg-type]
 
 
-OTHER_RUNTIME = {
-    "distribution": "vllm",
-    "version": "0.31.0",
-    "executable": True,
-    "built": None,
-    "flags": None,
-}
+OTHER_RUNTIME = installed("0.31.0")
 REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no python3": ({"host": None}, {}, "python3 is not there"),
-    "old python3": ({"host": OF_HOST | {"python": [3, 7, 0]}}, {}, "its python3 is 3.7.0"),
-    "no systemd": ({"host": OF_HOST | {"systemd": None}}, {}, "not booted with systemd"),
-    "old systemd": ({"host": OF_HOST | {"systemd": 219}}, {}, "its systemd is 219"),
-    "a loose folder": ({"host": OF_HOST | {"loose": "/srv"}}, {}, "others than root may write to /srv"),
+    "old python3": ({"host": replace(OF_HOST, python=[3, 7, 0])}, {}, "its python3 is 3.7.0"),
+    "no systemd": ({"host": replace(OF_HOST, systemd=None)}, {}, "not booted with systemd"),
+    "old systemd": ({"host": replace(OF_HOST, systemd=219)}, {}, "its systemd is 219"),
+    "a loose folder": ({"host": replace(OF_HOST, loose="/srv")}, {}, "others than root may write to /srv"),
     "no GPU": ({"gpus": []}, {}, "this host has no GPU"),
     "a driver that is dead": ({"gpus": [], "problem": "no answer"}, {}, "its GPUs are unknown: no answer"),
     "an old driver": ({"gpus": [gpu(driver="535.104.05")]}, {}, "driver 535.104.05 is too old"),
@@ -112,8 +104,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another card": ({}, {"gpu": "NVIDIA H200"}, "gpu: NVIDIA H200 is declared"),
     "a model that doesn't fit": ({}, {"max_model_len": 40960}, "doesn't fit on 1 x"),
     "a misspelt flag": ({}, {"flags": {"--max-num-seq": 8}}, "did you mean --max-num-seqs?"),
-    "a full disk": ({"disk": DISK | {"free_bytes": 0}}, {}, "short: it has 0 B free"),
-    "a read-only disk": ({"disk": DISK | {"read_only": True}}, {}, "is read-only"),
+    "a full disk": ({"disk": replace(DISK, free_bytes=0)}, {}, "short: it has 0 B free"),
+    "a read-only disk": ({"disk": replace(DISK, read_only=True)}, {}, "is read-only"),
     "no vLLM at its path": ({}, {"runtime": Runtime(path="/opt/none")}, "no vLLM is installed at /opt/none"),
     "another runtime": (
         {"runtime": OTHER_RUNTIME},
@@ -143,8 +135,8 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     cards = [gpu(driver="535.104.05", processes=[STRANGER])]
     found = foreseen(
         service(flags={"--max-num-seq": 8}),
-        host=OF_HOST | {"systemd": None},
-        disk=DISK | {"free_bytes": 0},
+        host=replace(OF_HOST, systemd=None),
+        disk=replace(DISK, free_bytes=0),
         gpus=cards,
     )
     assert [says in "\n".join(found.reasons) for says in ("systemd", "short")] == [True, True]
@@ -171,8 +163,8 @@ def test_two_services_of_one_checkpoint_download_it_once() -> None:
 
 
 def test_what_an_interrupted_download_has_is_not_downloaded_again() -> None:
-    partial = {"directory": locked().directory(ROOT) + ".partial", "state": "partial", "bytes": 10**9,
-               "problems": [], "referenced_by": []}  # fmt: skip
+    directory = locked().directory(ROOT) + ".partial"
+    partial = Stored(directory, "acme--32b-awq", locked().commit, "partial", [], 10**9, [])
     assert one(stored=[partial]).download_bytes == locked().total_bytes - 10**9
 
 

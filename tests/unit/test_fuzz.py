@@ -21,7 +21,7 @@ from bench_records import graded, phase, record
 from huggingface_hub.hf_api import ModelInfo
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from seen import seen
+from seen import gpu, seen
 from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm.answers import observed
@@ -226,11 +226,7 @@ def assert_rendered_as_declared(root: str, service: Any) -> list[str]:
     return unit_syntax.command(told["ExecStart"])
 
 
-CARD = {
-    "index": 0, "uuid": "GPU-0", "name": "NVIDIA H200", "memory_mib": 143771, "driver": "580.1",
-    "compute_capability": "9.0",
-    "ecc": "[N/A]", "processes": [],
-}  # fmt: skip
+CARD = {"name": "NVIDIA H200", "memory_mib": 143771, "driver": "580.1", "compute_capability": "9.0"}
 HYBRID = {
     **CONFIG, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -254,10 +250,10 @@ def test_a_checkpoint_and_a_card_are_refused_or_answered(
     """
     TRIED["configs"] += 1
     service = SERVICE.model_copy(update={"variants": ({variant: value},), "flags": {"--max-num-seqs": value}})
-    assert isinstance(preflight([{**CARD, **card_of(card)}], service, "0.33.0"), list)
+    assert isinstance(preflight([gpu(**card_of(card))], service, "0.33.0"), list)
     try:
         locked = replace(LOCKED, config=config)
-        found = resolve(requests.on_host(service, locked, [CARD], "0.33.0", None))
+        found = resolve(requests.on_host(service, locked, [gpu(**CARD)], "0.33.0", None))
     except RolloutError as error:
         assert "\n" not in str(error)
         return

@@ -9,13 +9,16 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from seen import gpu
 
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.on_host.inspect import nvidia
+from pyinfra_vllm.on_host.inspect.gpus import Found, Gpu, Process
 from pyinfra_vllm.on_host.server import gpu_memory
 from pyinfra_vllm.on_host.state import cgroup
 
@@ -35,7 +38,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-unt
     return place
 
 
-def told() -> dict[str, Any]:
+def told() -> Found:
     """The fact's result, from its own command in a shell, as on a host."""
     command = Gpus().command().get_raw_value()
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, cwd="/")
@@ -43,10 +46,10 @@ def told() -> dict[str, Any]:
     return Gpus().process(done.stdout.splitlines())
 
 
-def gpus() -> list[dict[str, Any]]:
+def gpus() -> tuple[Gpu, ...]:
     found = told()
-    assert found["problem"] is None
-    return list(found["gpus"])
+    assert found.problem is None
+    return found.gpus
 
 
 def test_a_host_without_nvidia_smi_has_no_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,19 +57,13 @@ def test_a_host_without_nvidia_smi_has_no_gpus(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (tmp_path / "python3").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert told() == {"gpus": [], "problem": None}
+    assert told() == Found((), None)
 
 
 def test_a_card_with_all_that_is_told_of_it(smi) -> None:  # type: ignore[no-untyped-def]
     smi(card(**{"memory.used": 1695}))
-    assert gpus() == [
-        {
-            "index": 0, "uuid": uuid(0), "name": "NVIDIA H200", "memory_mib": 143771, "used_mib": 1695,
-            "driver": "580.159.04", "compute_capability": "9.0", "ecc": "Enabled", "card": 0,
-            "instance": None,
-            "split": False, "processes": [],
-        }
-    ]  # fmt: skip
+    h200 = gpu(uuid=uuid(0), name="NVIDIA H200", memory_mib=143771, used_mib=1695, driver="580.159.04")
+    assert gpus() == (replace(h200, compute_capability="9.0", ecc="Enabled"),)
 
 
 def test_each_process_is_on_its_own_card_with_its_own_name(smi) -> None:  # type: ignore[no-untyped-def]
@@ -75,14 +72,10 @@ def test_each_process_is_on_its_own_card_with_its_own_name(smi) -> None:  # type
         card(1, [{"pid": 4194305, "used": 12}]),
     )
     first, second = gpus()
-    (mine,), (gone,) = first["processes"], second["processes"]
-    assert mine == {
-        "pid": os.getpid(),
-        "unit": cgroup.unit_of(Path("/proc/self")),
-        "used_mib": 900,
-        "name": "/usr/bin/python3 -c a, b",
-    }
-    assert gone == {"pid": 4194305, "unit": None, "used_mib": 12, "name": "[Not Found]"}
+    (mine,), (gone,) = first.processes, second.processes
+    unit = cgroup.unit_of(Path("/proc/self"))
+    assert mine == Process(os.getpid(), unit, 900, "/usr/bin/python3 -c a, b")
+    assert gone == Process(4194305, None, 12, "[Not Found]")
 
 
 def test_what_the_driver_does_not_tell_is_none_and_no_number(smi) -> None:  # type: ignore[no-untyped-def]
@@ -90,41 +83,39 @@ def test_what_the_driver_does_not_tell_is_none_and_no_number(smi) -> None:  # ty
     unknown = {"memory.total": "[N/A]", "memory.used": "[N/A]", "ecc.mode.current": "[N/A]"}
     smi(card(**unknown, processes=[{"pid": "[N/A]", "name": "[Insufficient Permissions]"}]))
     (found,) = gpus()
-    assert (found["memory_mib"], found["used_mib"]) == (None, None)
-    assert found["processes"] == [
-        {"pid": None, "unit": None, "used_mib": None, "name": "[Insufficient Permissions]"}
-    ]
+    assert (found.memory_mib, found.used_mib) == (None, None)
+    assert found.processes == (Process(None, None, None, "[Insufficient Permissions]"),)
 
 
 def test_a_chip_without_memory_of_its_own_has_the_host_s(smi) -> None:  # type: ignore[no-untyped-def]
     smi(card(name="NVIDIA GB10", **{"memory.total": "[N/A]"}))
     (found,) = gpus()
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
-    assert found["memory_mib"] == int(total.split()[1]) // 1024
+    assert found.memory_mib == int(total.split()[1]) // 1024
 
 
 def test_an_old_driver_without_newer_columns_still_tells_the_rest(smi) -> None:  # type: ignore[no-untyped-def]
     smi(card(driver_version="440.33.01"), refused=["compute_cap", "mig.mode.current"])
     (found,) = gpus()
-    assert (found["driver"], found["compute_capability"], found["split"]) == ("440.33.01", None, False)
+    assert (found.driver, found.compute_capability, found.split) == ("440.33.01", None, False)
 
 
 def test_a_column_that_is_needed_and_refused_is_an_error(smi) -> None:  # type: ignore[no-untyped-def]
     smi(card(), refused=["uuid"])
-    assert 'exited with 2: Field "uuid" is not a valid field' in told()["problem"]
+    assert 'exited with 2: Field "uuid" is not a valid field' in told().problem
 
 
 def test_a_dead_driver_is_an_error_in_its_own_words_and_no_host_without_gpus(smi) -> None:  # type: ignore[no-untyped-def]
     smi(dead=True)
     found = told()
-    assert found["gpus"] == []
-    assert "exited with 9: NVIDIA-SMI has failed because it couldn't communicate" in found["problem"]
+    assert found.gpus == ()
+    assert "exited with 9: NVIDIA-SMI has failed because it couldn't communicate" in found.problem
 
 
 @pytest.mark.parametrize("garbage", ["No devices were found", "Unable to determine the device handle"])
 def test_an_answer_that_is_no_answer_is_an_error(smi, garbage: str) -> None:  # type: ignore[no-untyped-def]
     smi(garbage=garbage)
-    assert garbage in told()["problem"]
+    assert garbage in told().problem
 
 
 def test_a_driver_that_hangs_is_given_up(smi) -> None:  # type: ignore[no-untyped-def]
@@ -146,17 +137,17 @@ def test_mig_instances_follow_their_card_each_with_its_own_processes(smi) -> Non
     process = {"pid": os.getpid(), "name": "VLLM::EngineCore", "used": 4981, "place": (9, 0)}
     smi(split(process), card(1))
     whole, first, second, other = gpus()
-    assert (whole["split"], whole["index"], len(whole["processes"])) == (True, 0, 1)
-    assert (first["index"], first["card"], first["uuid"]) == (None, 0, uuid(0, "MIG"))
-    assert (first["instance"], first["number"], first["memory_mib"], first["used_mib"]) == (
+    assert (whole.split, whole.index, len(whole.processes)) == (True, 0, 1)
+    assert (first.index, first.card, first.uuid) == (None, 0, uuid(0, "MIG"))
+    assert (first.instance, first.number, first.memory_mib, first.used_mib) == (
         "1g.20gb",
         0,
         20096,
         5000,
     )
-    assert [process["name"] for process in first["processes"]] == ["VLLM::EngineCore"]
-    assert (second["uuid"], second["memory_mib"], second["processes"]) == (uuid(1, "MIG"), None, [])
-    assert (other["index"], other["split"]) == (1, False)
+    assert [process.name for process in first.processes] == ["VLLM::EngineCore"]
+    assert (second.uuid, second.memory_mib, second.processes) == (uuid(1, "MIG"), None, ())
+    assert (other.index, other.split) == (1, False)
 
 
 def test_memory_in_use_is_read_by_the_names_of_the_release(smi) -> None:  # type: ignore[no-untyped-def]

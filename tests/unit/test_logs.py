@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_a_journal_that_can_not_be_read_is_told(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(unit_log, "lines", fail)
     (found,) = logs.read(tmp_path, ["chat"], 10)
-    (told,) = journal.lines("gpu-1", [asdict(found)])
+    (told,) = journal.lines("gpu-1", [found])
     assert told.startswith(
         "gpu-1 chat: the journal can't be read: journalctl exited with 1: No journal files"
     )
@@ -107,17 +108,11 @@ def test_the_entries_own_time_is_read() -> None:
     assert line.at is None
 
 
-TOLD: dict[str, Any] = {
-    "service": "chat",
-    "problem": "",
-    "cause": {
-        "at": 1700000000.0,
-        "process": "EngineCore",
-        "text": "ValueError: \x1b[2Jgone",
-        "traceback": ["  File \x07"],
-    },
-    "lines": [{"at": 1700000001.5, "unit": "service", "text": "\x1b]0;owned\x07 hello"}],
-}
+TOLD = logs.ServiceLog(
+    "chat",
+    logs.FailedStart(1700000000.0, "EngineCore", "ValueError: \x1b[2Jgone", ["  File \x07"]),
+    lines=(logs.Told(1700000001.5, "service", "\x1b]0;owned\x07 hello"),),
+)
 
 
 def test_the_root_cause_comes_first_and_all_of_it_is_printable() -> None:
@@ -136,8 +131,9 @@ def test_json_has_all_of_it_and_a_host_that_is_down_exits_1(
 ) -> None:
     monkeypatch.setattr(command, "run", lambda *arguments: Answer("gpu-1", [TOLD]))
     ended = run("logs", "gpu-1", "--json")
-    assert (ended.code, ended.json) == (0, {"host": "gpu-1", "problem": "", "services": [TOLD]})
-    none = {**TOLD, "cause": None, "lines": [], "problem": "no service has this name here; there is none"}
+    services = json.loads(json.dumps([asdict(TOLD)]))
+    assert (ended.code, ended.json) == (0, {"host": "gpu-1", "problem": "", "services": services})
+    none = replace(TOLD, cause=None, lines=(), problem="no service has this name here; there is none")
     monkeypatch.setattr(command, "run", lambda *arguments: Answer("gpu-1", [none]))
     assert run("logs", "gpu-1", "nope").code == 1
     monkeypatch.setattr(command, "run", lambda *arguments: Answer("gpu-1", problem="not reached: \x1b[2J"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from seen import seen
+import seen
 
 from pyinfra_vllm.catalog import shapes, table
 from pyinfra_vllm.checkpoint import Checkpoint, File
@@ -17,6 +18,8 @@ from pyinfra_vllm.config import Runtime, Service
 from pyinfra_vllm.errors import HostError, RolloutError
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime as RuntimeFact
+from pyinfra_vllm.on_host.inspect.gpus import Found, Gpu, Process
+from pyinfra_vllm.on_host.inspect.runtime import Installed
 from pyinfra_vllm.operations import preflight
 from pyinfra_vllm.operations import release as releases
 from pyinfra_vllm.operations.util import planning
@@ -38,13 +41,8 @@ CONFIG = {
 SIZE = 19_300_000_000
 
 
-def gpu(index: int = 0, **changes: Any) -> dict[str, Any]:
-    return {
-        "index": index, "uuid": nvidia_smi.uuid(index), "name": "NVIDIA GeForce RTX 4090",
-        "memory_mib": 24564,
-        "driver": "580.95.05", "compute_capability": "8.9", "ecc": "[N/A]", "used_mib": 0, "card": index,
-        "instance": None, "split": False, "processes": [], **changes,
-    }  # fmt: skip
+def gpu(index: int = 0, **changes: Any) -> Gpu:
+    return seen.gpu(index, **{"uuid": nvidia_smi.uuid(index), **changes})
 
 
 class Host:
@@ -52,13 +50,11 @@ class Host:
 
     name = print_prefix = "gpu-1"
 
-    def __init__(
-        self, gpus: list[dict[str, Any]], runtime: dict[str, Any] | None = None, problem: str | None = None
-    ) -> None:
-        self.gpus, self.runtime = {"gpus": gpus, "problem": problem}, runtime
+    def __init__(self, gpus: list[Gpu], runtime: Installed | None = None, problem: str | None = None) -> None:
+        self.gpus, self.runtime = Found(tuple(gpus), problem), runtime
 
     def get_fact(self, fact: Any, **asked: Any) -> Any:
-        return {Gpus: self.gpus, RuntimeFact: self.runtime}.get(fact, seen())
+        return {Gpus: self.gpus, RuntimeFact: self.runtime}.get(fact, seen.seen())
 
 
 def locked(config: Any = None, size: int = SIZE) -> Checkpoint:
@@ -73,7 +69,7 @@ def service(**settings: Any) -> Service:
     return Service(**{"runtime": Runtime(version="0.33.0"), **known, **settings})
 
 
-def planned(cards: list[dict[str, Any]], config: Any = None, size: int = SIZE, **settings: Any) -> Wanted:
+def planned(cards: list[Gpu], config: Any = None, size: int = SIZE, **settings: Any) -> Wanted:
     return plan(Host(cards), ROOT, service(**settings), locked(config, size))  # type: ignore[arg-type]
 
 
@@ -89,22 +85,15 @@ def test_one_of_two_cards_is_one_rank() -> None:
     assert "--tensor-parallel-size" not in planned([gpu(0), gpu(1)], gpus=(1,)).release.argv
 
 
-def instance(number: int = 0, card: int = 0, **changes: Any) -> dict[str, Any]:
+def instance(number: int = 0, card: int = 0, **changes: Any) -> Gpu:
     uuid = nvidia_smi.uuid(number, "MIG")
-    told = {
-        "index": None,
-        "uuid": uuid,
-        "card": card,
-        "instance": "3g.40gb",
-        "number": number,
-        "split": False,
-    }
-    return H100 | {**told, "memory_mib": 40448, "processes": [], **changes}
+    told = {"index": None, "uuid": uuid, "card": card, "instance": "3g.40gb", "number": number}
+    return replace(H100, **{**told, "memory_mib": 40448, **changes})
 
 
 H100 = gpu(0, name="NVIDIA H100 80GB HBM3", memory_mib=81559, compute_capability="9.0")
-SPLIT = H100 | {"split": True}
-STRANGER = {"pid": 4711, "unit": "jupyter.service", "used_mib": 900, "name": "python3"}
+SPLIT = replace(H100, split=True)
+STRANGER = Process(4711, "jupyter.service", 900, "python3")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +135,7 @@ def test_a_mig_instance_is_named_by_its_uuid_and_has_its_own_memory() -> None:
 def test_each_service_looks_at_its_own_cards_only() -> None:
     cards = [gpu(0, processes=[STRANGER]), gpu(1)]
     assert planned(cards, gpus=(1,)).release.gpu_count == 1
-    split = [SPLIT | {"processes": [STRANGER]}, instance(0, processes=[STRANGER]), instance(1)]
+    split = [replace(SPLIT, processes=(STRANGER,)), instance(0, processes=(STRANGER,)), instance(1)]
     assert planned(split, gpus=(nvidia_smi.uuid(1, "MIG"),)).release.gpu_count == 1
 
 
@@ -167,7 +156,7 @@ def test_nccl_is_told_what_the_operator_declares() -> None:
 
 @pytest.mark.parametrize(("compiled", "warned"), [(0.02, True), (0.89, True), (0.95, False), (1.0, False)])
 def test_a_venv_without_byte_code_is_told_with_what_it_costs(compiled: float, warned: bool) -> None:
-    found = {"version": "0.33.0", "flags": None, "compiled": compiled}
+    found = seen.installed("0.33.0", compiled=compiled)
     kept = service(runtime=Runtime(path="/opt/vllm"))
     said = plan(Host([gpu()], found), ROOT, kept, locked()).warnings  # type: ignore[arg-type]
     told = [line for line in said if "have no byte code" in line]
@@ -364,7 +353,7 @@ def test_operations_refuse_one_host_and_go_on(operation: Any, monkeypatch: pytes
 
 
 def test_an_installed_runtime_of_no_known_version_is_this_host_s_failure() -> None:
-    host = Host([gpu()], {"version": "0.25.l", "flags": ["--max-model-len"]})
+    host = Host([gpu()], seen.installed("0.25.l", flags=["--max-model-len"]))
     with pytest.raises(HostError, match="is not a version number"):
         plan(host, ROOT, service(), locked())  # type: ignore[arg-type]
 

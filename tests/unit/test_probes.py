@@ -37,10 +37,10 @@ def complete(directory: Path) -> None:
 
 def test_the_file_system_of_a_path_that_is_not_there(tmp_path: Path) -> None:
     found = run(Filesystem(), tmp_path / "a b'c" / "d")
-    assert found["path"] == str(tmp_path)
-    assert found["free_bytes"] > 0
-    assert found["read_only"] is False
-    assert str(tmp_path).startswith(found["mount"])
+    assert found.path == str(tmp_path)
+    assert found.free_bytes > 0
+    assert found.read_only is False
+    assert str(tmp_path).startswith(found.mount)
 
 
 def test_the_innermost_mount_is_taken_and_its_name_unescaped(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_checkpoints_tell_their_state_and_who_needs_them(tmp_path: Path) -> None
     release.mkdir(parents=True)
     (release / "release.json").write_text(json.dumps({"checkpoint": {"directory": str(tiny / COMMIT)}}))
 
-    found = {item["directory"].rsplit("/", 1)[1]: item for item in run(Checkpoints(), tmp_path)}
-    states = {name[0]: (item["state"], item["referenced_by"]) for name, item in found.items()}
+    found = {item.directory.rsplit("/", 1)[1]: item for item in run(Checkpoints(), tmp_path)}
+    states = {name[0]: (item.state, item.referenced_by) for name, item in found.items()}
     assert states == {
         "a": ("complete", ["chat/r1"]), "b": ("damaged", []), "c": ("partial", []), "d": ("partial", []),
     }  # fmt: skip
-    assert "config.json has 3 bytes, expected 2" in found["b" * 40]["problems"][0]
-    assert found[COMMIT]["bytes"] >= 2
+    assert "config.json has 3 bytes, expected 2" in found["b" * 40].problems[0]
+    assert found[COMMIT].bytes >= 2
 
 
 def test_a_release_that_can_not_be_read_is_an_error_not_no_reference(tmp_path: Path) -> None:

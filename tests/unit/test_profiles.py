@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from resolving import resolve, values
+from seen import gpu
 
 from pyinfra_vllm import cli, fleet, inventory
 from pyinfra_vllm.catalog import shapes, table
@@ -24,6 +25,7 @@ from pyinfra_vllm.config import profiles as files
 from pyinfra_vllm.config.layers import normal_flag
 from pyinfra_vllm.config.profiles import MeasuredProfile
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host.inspect.gpus import Gpu
 from pyinfra_vllm.tuning import request, resolver
 from pyinfra_vllm.tuning.resolution import Resolution
 
@@ -120,12 +122,8 @@ def service() -> Service:
     return found.hosts["gpu-1.invalid"].service("chat")
 
 
-def told() -> dict[str, Any]:
-    return {
-        "index": 0, "uuid": "GPU-0", "name": "NVIDIA H200", "memory_mib": 143771, "driver": "580.159.04",
-        "compute_capability": "9.0", "ecc": "[N/A]", "used_mib": 0, "card": 0, "instance": None,
-        "split": False, "processes": [],
-    }  # fmt: skip
+def told() -> Gpu:
+    return gpu(name="NVIDIA H200", memory_mib=143771, compute_capability="9.0")
 
 
 # Every command reads the same files

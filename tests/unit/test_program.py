@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,8 +13,8 @@ from pyinfra_vllm.operations import program
 from pyinfra_vllm.rollout.progress import Progress
 
 
-def found(systemd: int) -> dict[str, Any]:
-    return {"python": [3, 9, 2], "systemd": systemd, "program": None, "recovery_unit": None, "users": {}}
+def found(systemd: int) -> inspect_host.Installation:
+    return inspect_host.Installation([3, 9, 2], "x86_64", systemd, None, None, None, machine="", users={})
 
 
 def test_a_token_needs_a_systemd_that_hands_it_over_unseen(monkeypatch: pytest.MonkeyPatch) -> None:

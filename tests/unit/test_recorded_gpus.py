@@ -8,6 +8,7 @@ must be read out of it.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_the_cards_and_their_processes_are_read(
     program.write_text(PROGRAM.format(path=str(recorded / "smi.json")))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    found: list[Any] = [gpu.as_dict() for gpu in inspect_gpus.gpus()]
+    found: list[Any] = list(map(asdict, inspect_gpus.gpus()))
     wanted = expected(recorded)["gpus"]
     told = [{**card, "processes": [each["name"] for each in card["processes"]]} for card in found]
     assert [{key: card[key] for key in want} for card, want in zip(told, wanted, strict=True)] == wanted

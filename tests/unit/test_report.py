@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.commands.report import report
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.bench.record import Graded, Record
+from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.transactions import Transaction, without_service_s
 from pyinfra_vllm.report import evidence, plots
 from pyinfra_vllm.report.history import local
@@ -230,15 +231,22 @@ def spoilt(value: Any, key: str = "") -> Any:
     return f"{value}{EVIL}" if isinstance(value, str) and key not in fixed and not is_time else value
 
 
+def document(service: Observed) -> dict[str, Any]:
+    """The JSON that it was read from."""
+    told: dict[str, Any] = json.loads(json.dumps(asdict(service)))
+    told["history"] = [{**each, "from": each["old"], "to": each["new"]} for each in told["history"]]
+    return told
+
+
 def test_no_text_of_a_host_becomes_markup_wherever_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *others = nights.fleet(tmp_path, monkeypatch)
     assert first.value is not None
     look = Look(
-        observed(spoilt([service.document for service in first.value.running])),
+        observed(spoilt([document(service) for service in first.value.running])),
         {EVIL: spoilt(first.value.record["chat"])},
-        gpus=tuple(spoilt([nights.gpu(unit=f"vllm-chat{EVIL}.service")])),
+        gpus=(nights.gpu(unit=f"vllm-chat{EVIL}.service"),),
     )
     text = render("x", [Answer(f"a{EVIL}", look), *others], nights.MORNING)
     assert "<script" not in text and "<img" not in text
@@ -287,7 +295,9 @@ def test_gpu_memory_is_that_of_the_cards_that_the_service_runs_on(teller: Teller
     mine, other = nights.gpu(), nights.gpu(9000, "vllm-coder.service")
     assert memory_of("chat", [mine, other]) == "61.2 of 79.6 GiB"
     assert memory_of("chat", [mine, mine]) == "122.4 of 159.3 GiB, 2 GPUs"
-    assert memory_of("chat", [{**mine, "split": True}, {**mine, "memory_mib": 40192}]) == "61.2 of 39.2 GiB"
+    assert (
+        memory_of("chat", [replace(mine, split=True), replace(mine, memory_mib=40192)]) == "61.2 of 39.2 GiB"
+    )
     assert memory_of("chat", [nights.gpu(None)]) == memory_of("chat", [other]) == memory_of("chat", []) == ""
     look = replace(teller.look(), gpus=(mine,))
     assert "61.2 of 79.6 GiB" in render("x", [Answer("gpu1", look)], nights.MORNING)

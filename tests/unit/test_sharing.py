@@ -13,6 +13,7 @@ from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.config import Declared, Fleet
 from pyinfra_vllm.config.models import Runtime, Service, Sources, Swarm
 from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.on_host.inspect.checkpoints import Stored
 from pyinfra_vllm.on_host.staging import pieces
 from pyinfra_vllm.operations import checkpoint as checkpoints
 from pyinfra_vllm.operations import share
@@ -291,7 +292,8 @@ def test_all_have_joined_before_anybody_asks_who_lacks_it(monkeypatch: pytest.Mo
     }
     chat = locked("a/chat")
     fleet = Fleet(hosts, lock=Lock([chat]))
-    here = {"h1": [{"directory": chat.directory(hosts["h1"].root), "state": "complete"}], "h2": []}
+    stored = Stored(chat.directory(hosts["h1"].root), chat.name, chat.commit, "complete", [], 1, [])
+    here = {"h1": [stored], "h2": []}
     monkeypatch.setattr(share, "_sharings", {})
     monkeypatch.setattr(share, "state", SimpleNamespace(is_executing=True))
     monkeypatch.setattr(share, "asked", lambda host, *_, **__: here[host.name])

@@ -21,7 +21,6 @@ from pyinfra_vllm.on_host.gate import in_turns, soak, turns
 from pyinfra_vllm.on_host.server import control, service, systemd
 from pyinfra_vllm.on_host.state import durable, observe, paths, running
 from pyinfra_vllm.on_host.state.lock import exclusive
-from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.switch import calibrating, judging, recovery, standby
 from pyinfra_vllm.on_host.switch.order import CALIBRATION, ROLLBACK, TRIAL, Order
 
@@ -428,7 +427,7 @@ def test_whoever_looks_at_the_host_sees_that_the_front_is_lost(
     monkeypatch.setattr(running, "release", lambda unit, shown: host.running)
 
     def lost() -> bool:
-        return Observed.read(observe.service(host.paths), "test").front_lost
+        return bool(observe.service(host.paths)["front_lost"])
 
     checked = service.Service(host.paths, host.said.append)
     assert not lost() and f"leads to release {OLD}" in doctor._front(checked)

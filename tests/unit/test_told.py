@@ -52,7 +52,7 @@ def known(host: Any, root: Path) -> None:
 def test_facts_that_were_asked_together_take_one_command(tmp_path: Path) -> None:
     host: Any = Host()
     known(host, tmp_path)
-    assert asked(host, Filesystem, path=str(tmp_path))["path"] == str(tmp_path)
+    assert asked(host, Filesystem, path=str(tmp_path)).path == str(tmp_path)
     assert asked(host, Checkpoints, root=str(tmp_path), _ignore_errors=True) == []
     assert asked(host, Checkpoints, root=str(tmp_path)) == []
     assert host.ran == ["Together"]
@@ -80,7 +80,7 @@ def test_a_host_that_was_changed_is_asked_anew(tmp_path: Path) -> None:
     assert asked(host, Checkpoints, root=str(tmp_path)) == []
     forget(host)
     assert current(host) is None
-    assert [item["state"] for item in asked(host, Checkpoints, root=str(tmp_path))] == ["partial"]
+    assert [item.state for item in asked(host, Checkpoints, root=str(tmp_path))] == ["partial"]
     assert host.ran == ["Together", "Together"] and current(host) is not before
 
 
@@ -117,7 +117,7 @@ def test_a_question_that_fails_is_asked_alone_and_spoils_no_other(tmp_path: Path
     release.parent.mkdir(parents=True)
     release.write_text("{")
     known(host, tmp_path)
-    assert asked(host, Filesystem, path=str(tmp_path))["path"] == str(tmp_path)
+    assert asked(host, Filesystem, path=str(tmp_path)).path == str(tmp_path)
     assert asked(host, Checkpoints, root=str(tmp_path)) == []  # its default, as pyinfra gave the host up
     assert host.ran == ["Together", "Checkpoints"]
 
@@ -125,7 +125,7 @@ def test_a_question_that_fails_is_asked_alone_and_spoils_no_other(tmp_path: Path
 def test_a_host_that_can_answer_nothing_together_is_asked_one_by_one(tmp_path: Path) -> None:
     host: Any = Host(broken=True)
     known(host, tmp_path)
-    assert asked(host, Filesystem, path=str(tmp_path))["path"] == str(tmp_path)
+    assert asked(host, Filesystem, path=str(tmp_path)).path == str(tmp_path)
     assert host.ran == ["Together", "Filesystem"]
 
 
@@ -145,7 +145,7 @@ def test_invalid_answer_does_not_stop_the_run(
     made = Together.process
     monkeypatch.setattr(Together, "process", lambda self, output: made(self, [answer]))
     known(host, tmp_path)
-    assert asked(host, Filesystem, path=str(tmp_path))["path"] == str(tmp_path)
+    assert asked(host, Filesystem, path=str(tmp_path)).path == str(tmp_path)
     assert host.ran == ["Together", "Filesystem"]
 
 

@@ -15,6 +15,7 @@ from simulated import Killed, SimulatedHost
 from test_space import pruned
 
 from pyinfra_vllm import tuned
+from pyinfra_vllm.answers import typed
 from pyinfra_vllm.config import Overrides, Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.bench import probe
@@ -167,7 +168,7 @@ class SimulatedNight:
     def _fact(self, host: Any, what: Any, root: str, **more: Any) -> Any:
         if what is tuning.RecordFact:
             return recall.recall(Path(root), more["newest"], more["max_bytes"], ["chat"])
-        return Observed.read(observe.service(self.host.paths), "the host")
+        return typed(observe.service(self.host.paths), Observed, "the host")
 
     def _remote(self, host: Any) -> Any:
         night_itself = self

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from seen import gpu
 
-from pyinfra_vllm.answers import Gpu
 from pyinfra_vllm.tuning.standby import hindrances
 
-H200: Gpu = {"index": 0, "name": "NVIDIA H200", "processes": []}
-GB10: Gpu = {"index": 0, "name": "NVIDIA GB10", "processes": []}
+H200 = gpu(name="NVIDIA H200")
+GB10 = gpu(name="NVIDIA GB10")
 
 
 def test_one_card_and_a_vllm_that_can_sleep_are_enough() -> None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import click
 
-from ..answers import DoctorCheck
 from ..asking import Host, Hosts
 from ..inventory import root_of
+from ..on_host.doctor import Check
 from ..report import checkup
 from ..report.checkup import Examined
 from ..report.tables import console
@@ -28,7 +28,7 @@ def run(
 
     wanted, problem = declared(inventory, group_data)
 
-    def question(host: Host) -> list[DoctorCheck]:
+    def question(host: Host) -> list[Check]:
         mine = wanted.hosts.get(host.name) if wanted else None
         return examine(host, root_of(host), mine, deep=deep)
 

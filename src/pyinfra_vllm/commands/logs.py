@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import click
 
-from ..answers import ServiceLog
 from ..asking import Answer, Hosts, fact
 from ..errors import DeclarationError
 from ..facts.logs import Logs
 from ..inventory import root_of
+from ..on_host.server.logs import ServiceLog
 from ..printable import printable
 from ..report import journal
 from . import options
@@ -64,11 +65,15 @@ def logs(
     """
     answer = run(host, service, inventory, newest, group_data)
     if json_wanted:
-        told = {"host": answer.host, "problem": answer.problem, "services": answer.value or []}
+        told = {
+            "host": answer.host,
+            "problem": answer.problem,
+            "services": list(map(asdict, answer.value or [])),
+        }
         click.echo(json.dumps(told, indent=2))
     elif answer.value is None:
         click.echo(printable(f"{answer.host}: {answer.problem}"), err=True)
     else:
         for line in journal.lines(answer.host, answer.value):
             click.echo(line)
-    return int(answer.value is None or any(service["problem"] for service in answer.value))
+    return int(answer.value is None or any(service.problem for service in answer.value))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pyinfra.api import StringCommand
 from typing_extensions import override
 
-from pyinfra_vllm import answers
 from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
+from pyinfra_vllm.on_host.inspect.checkpoints import Stored
 
 
-class Checkpoints(Told[list[answers.StoredCheckpoint]]):
+class Checkpoints(Told[list[Stored]]):
     """
     Every checkpoint below the root: complete, damaged or partial as the file system tells (no content is
     read), with the bytes it takes and the releases that refer to it.
@@ -19,7 +19,7 @@ class Checkpoints(Told[list[answers.StoredCheckpoint]]):
     """
 
     default = list
-    kind = list[answers.StoredCheckpoint]
+    kind = list[Stored]
 
     @override
     def command(self, root: str) -> StringCommand:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pyinfra.api import StringCommand
 from typing_extensions import override
 
-from pyinfra_vllm import answers
 from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
+from pyinfra_vllm.on_host.server.logs import ServiceLog
 
 
-class Logs(Told[list[answers.ServiceLog] | None]):
+class Logs(Told[list[ServiceLog] | None]):
     """The log lines of the units of a host's services (see on_host/server/logs.py).
 
     + root: where pyinfra-vllm keeps its files on the host
@@ -18,7 +18,7 @@ class Logs(Told[list[answers.ServiceLog] | None]):
     + service: only this one; left out: all of them
     """
 
-    kind = list[answers.ServiceLog]
+    kind = list[ServiceLog]
 
     @override
     def command(self, root: str, newest: int, service: str | None = None) -> StringCommand:

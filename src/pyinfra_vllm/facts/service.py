@@ -12,6 +12,7 @@ from pyinfra_vllm import answers
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.told import Told
+from pyinfra_vllm.on_host.inspect.host import Installation
 from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.values import shown
 
@@ -62,14 +63,14 @@ class Services(FactBase[list[str]]):
         return sorted(path.split("/")[-2] for path in output)
 
 
-class Host(Told[answers.Host | None]):
+class Host(Told[Installation | None]):
     """The installation on a host: python3's version, the program, the recovery unit, users and platform.
 
     + root: where pyinfra-vllm keeps its files on the host
     + users: names to look up
     """
 
-    kind = answers.Host
+    kind = Installation
 
     @override
     def command(self, root: str, users: tuple[str, ...] = ()) -> StringCommand:

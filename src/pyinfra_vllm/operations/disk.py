@@ -12,8 +12,6 @@ from pyinfra import host
 from pyinfra.api import Host, operation
 from pyinfra.api.command import PyinfraCommand
 
-from pyinfra_vllm.answers import Filesystem as FilesystemOfPath
-from pyinfra_vllm.answers import StoredCheckpoint
 from pyinfra_vllm.checkpoint import Checkpoint, Lock
 from pyinfra_vllm.config import Declared
 from pyinfra_vllm.facts.checkpoint import Checkpoints
@@ -21,6 +19,8 @@ from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.inventory import command
+from pyinfra_vllm.on_host.inspect import disk as inspect_disk
+from pyinfra_vllm.on_host.inspect.checkpoints import Stored
 from pyinfra_vllm.operations.util.refuse import alone, refuse
 from pyinfra_vllm.text import in_units
 
@@ -73,25 +73,23 @@ def question(host: Host, declared: Declared, lock: Lock) -> tuple[str | None, st
         return None, "everything that was declared is on the disk already"
     disk = fact(host, Filesystem, path=declared.root)
     needed = sum(need.bytes for need in needs) + MARGIN_BYTES
-    enough = f"{disk['mount']} has {in_units(disk['free_bytes'])} free, {in_units(needed)} are needed"
+    enough = f"{disk.mount} has {in_units(disk.free_bytes)} free, {in_units(needed)} are needed"
     return shortfall(needs, disk, unreferenced(stored, declared.root, wanted)), enough
 
 
-def _checkpoints(
-    root: str, wanted: Iterable[Checkpoint], stored: Iterable[StoredCheckpoint]
-) -> Iterable[Need]:
+def _checkpoints(root: str, wanted: Iterable[Checkpoint], stored: Iterable[Stored]) -> Iterable[Need]:
     """The missing part of each checkpoint, once however many services share it."""
-    here = {item["directory"]: item for item in stored}
+    here = {item.directory: item for item in stored}
     for directory, checkpoint in {item.directory(root): item for item in wanted}.items():
         if directory in here:
             # A damaged or unmarked one is repaired file by file: at most its largest file is there twice.
-            if here[directory]["state"] != "complete":
-                missing = max(0, checkpoint.total_bytes - here[directory]["bytes"])
+            if here[directory].state != "complete":
+                missing = max(0, checkpoint.total_bytes - here[directory].bytes)
                 twice = max(file.size for file in checkpoint.files)
                 yield Need(f"repair of {checkpoint.name}", missing + twice, len(checkpoint.files))
             continue
         partial = here.get(f"{directory}.partial")
-        missing = checkpoint.total_bytes - (partial["bytes"] if partial else 0)
+        missing = checkpoint.total_bytes - (partial.bytes if partial else 0)
         yield Need(checkpoint.name, max(0, missing), len(checkpoint.files) + 8)
 
 
@@ -103,42 +101,40 @@ def _runtimes(host: Host, declared: Declared) -> Iterable[Need]:
             yield Need(f"{package} {version} (estimate)", RUNTIME_BYTES[package], RUNTIME_INODES)
 
 
-def shortfall(needs: list[Need], disk: FilesystemOfPath, spare: list[StoredCheckpoint]) -> str | None:
+def shortfall(needs: list[Need], disk: inspect_disk.Filesystem, spare: list[Stored]) -> str | None:
     """Why the disk can't take all of `needs`, with checkpoints that could go; None where it can."""
-    where = f"the file system {disk['mount']} ({disk['device']})"
-    if disk["read_only"]:
+    where = f"the file system {disk.mount} ({disk.device})"
+    if disk.read_only:
         return (
             f"{where} is read-only. Nothing was written. Look at the kernel's log, then mount it for writing."
         )
-    short_bytes = sum(need.bytes for need in needs) + MARGIN_BYTES - disk["free_bytes"]
+    short_bytes = sum(need.bytes for need in needs) + MARGIN_BYTES - disk.free_bytes
     short_inodes = 0
-    if disk["free_inodes"] is not None:
-        short_inodes = sum(need.inodes for need in needs) + MARGIN_INODES - disk["free_inodes"]
+    if disk.free_inodes is not None:
+        short_inodes = sum(need.inodes for need in needs) + MARGIN_INODES - disk.free_inodes
     if short_bytes <= 0 and short_inodes <= 0:
         return None
     short = [f"{in_units(short_bytes)} short"] if short_bytes > 0 else []
     short += [f"{short_inodes} inodes short"] if short_inodes > 0 else []
     listed = ", ".join(f"{need.what}: {in_units(need.bytes)}" for need in needs)
     return (
-        f"{where} is {' and '.join(short)}: it has {in_units(disk['free_bytes'])} free and needs {listed},"
+        f"{where} is {' and '.join(short)}: it has {in_units(disk.free_bytes)} free and needs {listed},"
         f" and a margin of {in_units(MARGIN_BYTES)}. Nothing was written. {_advice(spare)}"
     )
 
 
-def unreferenced(
-    stored: Iterable[StoredCheckpoint], root: str, wanted: Iterable[Checkpoint]
-) -> list[StoredCheckpoint]:
+def unreferenced(stored: Iterable[Stored], root: str, wanted: Iterable[Checkpoint]) -> list[Stored]:
     """Checkpoints that no release refers to and that were not declared, the largest first."""
     kept = {checkpoint.directory(root) for checkpoint in wanted}
     kept |= {f"{directory}.partial" for directory in kept}
-    spare = [item for item in stored if not item["referenced_by"] and item["directory"] not in kept]
-    return sorted(spare, key=lambda item: -int(item["bytes"]))
+    spare = [item for item in stored if not item.referenced_by and item.directory not in kept]
+    return sorted(spare, key=lambda item: -item.bytes)
 
 
-def _advice(spare: list[StoredCheckpoint]) -> str:
+def _advice(spare: list[Stored]) -> str:
     if not spare:
         return (
             "No checkpoint could go: releases refer to all of them. Enlarge the file system or move the root."
         )
-    listed = ", ".join(f"{item['directory']} ({in_units(item['bytes'])})" for item in spare[:5])
+    listed = ", ".join(f"{item.directory} ({in_units(item.bytes)})" for item in spare[:5])
     return f"No release refers to these checkpoints: {listed}. `{command('prune')}` removes them."

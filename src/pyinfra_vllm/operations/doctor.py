@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pyinfra.api import Host
 
 from pyinfra_vllm import window
-from pyinfra_vllm.answers import DoctorCheck, Examination
 from pyinfra_vllm.catalog import versions
 from pyinfra_vllm.config import Declared, Service
 from pyinfra_vllm.errors import HostError
@@ -20,6 +19,7 @@ from pyinfra_vllm.facts import script
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.told import asked
+from pyinfra_vllm.on_host.doctor import Check, Examination
 from pyinfra_vllm.operations.disk import MARGIN_BYTES
 from pyinfra_vllm.operations.util.planning import runtime_path
 from pyinfra_vllm.operations.util.remote import Remote
@@ -33,7 +33,7 @@ from pyinfra_vllm.tuning.standby import hindrances, told
 CLOCK_S = 10.0
 
 
-def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = False) -> list[DoctorCheck]:
+def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = False) -> list[Check]:
     """Every check of a host. Raises HostError where it can't be asked.
 
     + declared: its declaration; None: the declaration could not be read
@@ -42,7 +42,7 @@ def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = Fa
     words, sources = script.from_input("doctor", root, str(MARGIN_BYTES), *(["--deep"] if deep else []))
     began = time.time()
     told = Remote(host).json(Examination, *words, stdin=sources)
-    checks = [clock(told["now"], began, time.time()), *told["checks"]]
+    checks = [clock(told.now, began, time.time()), *told.checks]
     for service in declared.services if declared else ():
         checks += [_gpu(host, root, service), reachable(service, datetime.now(UTC))]
         if service.standby:
@@ -52,9 +52,9 @@ def examine(host: Host, root: str, declared: Declared | None, *, deep: bool = Fa
     return checks
 
 
-def _as_metrics(host: Host, directory: str, checks: list[DoctorCheck]) -> DoctorCheck:
+def _as_metrics(host: Host, directory: str, checks: list[Check]) -> Check:
     """Has the host write which checks failed. Names alone: the file is for everybody to read."""
-    failed = json.dumps([check["name"] for check in checks if not check["ok"]])
+    failed = json.dumps([check.name for check in checks if not check.ok])
     words, sources = script.from_input("server.metrics", directory, failed)
     try:
         Remote(host).run(*words, stdin=sources)
@@ -63,7 +63,7 @@ def _as_metrics(host: Host, directory: str, checks: list[DoctorCheck]) -> Doctor
     return _check("metrics", "")
 
 
-def clock(now: float, earliest: float, latest: float) -> DoctorCheck:
+def clock(now: float, earliest: float, latest: float) -> Check:
     """Whether the host's clock agrees with this machine's, as far as the time of asking tells."""
     off = max(earliest - now, now - latest, 0.0)
     if off <= CLOCK_S:
@@ -75,7 +75,7 @@ def clock(now: float, earliest: float, latest: float) -> DoctorCheck:
     )
 
 
-def _gpu(host: Host, root: str, service: Service) -> DoctorCheck:
+def _gpu(host: Host, root: str, service: Service) -> Check:
     """The checks of a rollout's preflight: cards, driver, and other processes on them."""
     name = f"{service.name}: gpu"
     try:
@@ -83,28 +83,28 @@ def _gpu(host: Host, root: str, service: Service) -> DoctorCheck:
         told = asked(host, Gpus)
     except HostError as error:
         return _check(name, str(error))
-    version = found["version"] if found else service.runtime.version
-    if told["problem"] or version is None:
-        return _check(name, told["problem"] or "no vLLM is installed to ask for")
-    build = versions.build(version, found.get("torch") if found else None)
-    return _check(name, "; ".join(preflight(told["gpus"], service, build)))
+    version = found.version if found else service.runtime.version
+    if told.problem or version is None:
+        return _check(name, told.problem or "no vLLM is installed to ask for")
+    build = versions.build(version, found.torch if found else None)
+    return _check(name, "; ".join(preflight(told.gpus, service, build)))
 
 
-def _standby(host: Host, root: str, service: Service) -> DoctorCheck:
+def _standby(host: Host, root: str, service: Service) -> Check:
     """Whether flags, vLLM and cards allow it. No failure: without it a switch is a plain restart."""
     name = f"{service.name}: standby declared"
     try:
         found = asked(host, Runtime, path=runtime_path(root, service))
-        cards = devices.chosen(service.gpus, asked(host, Gpus)["gpus"])
+        cards = devices.chosen(service.gpus, asked(host, Gpus).gpus)
     except HostError as error:
         return _check(name, str(error))
-    version = found["version"] if found else service.runtime.version
+    version = found.version if found else service.runtime.version
     flags = {spelled(flag): value for flag, value in service.flags.items()}
     problems = hindrances(version or "0", cards, flags, service.environment)
-    return {"name": name, "ok": True, "detail": told("; ".join(problems))}
+    return Check(name, True, told("; ".join(problems)))
 
 
-def reachable(service: Service, at: datetime) -> DoctorCheck:
+def reachable(service: Service, at: datetime) -> Check:
     """Whether a switch could begin in one of the next openings, early enough to end before it closes."""
     needed = estimate.estimate(service)
     now = window.state(service.window, at, needed.length)
@@ -122,5 +122,5 @@ def reachable(service: Service, at: datetime) -> DoctorCheck:
     return _check(f"{service.name}: window", why if moments else f"it never opens: {now.reason}")
 
 
-def _check(name: str, problem: str) -> DoctorCheck:
-    return {"name": name, "ok": not problem, "detail": problem}
+def _check(name: str, problem: str) -> Check:
+    return Check(name, not problem, problem)

@@ -9,9 +9,9 @@ from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, Host, QuoteString, State, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
-from pyinfra_vllm import answers
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.facts.told import asked
+from pyinfra_vllm.on_host.inspect.host import Installation
 from pyinfra_vllm.operations.util.archive import archive, digest
 from pyinfra_vllm.operations.util.refuse import alone, refuse
 from pyinfra_vllm.operations.util.remote import LOST, Remote
@@ -123,12 +123,12 @@ def installed(
         yield refuse(problem or "it told nothing")
         return
 
-    missing = [user for user in users if not found["users"][user]]
+    missing = [user for user in users if not found.users[user]]
     program = f"on-host-{digest()}.pyz"
     texts = units(root, metrics)
-    stale_unit = found["recovery_unit"] != hashlib.sha256("".join(texts.values()).encode()).hexdigest()
+    stale_unit = found.recovery_unit != hashlib.sha256("".join(texts.values()).encode()).hexdigest()
 
-    if not missing and found["program"] == program and not stale_unit:
+    if not missing and found.program == program and not stale_unit:
         host.noop(f"{root} has the program {program}, its recovery and the users {', '.join(users)}")
         return
     for user in missing:
@@ -139,7 +139,7 @@ def installed(
             ),
             QuoteString(user),
         )
-    if found["program"] != program:
+    if found.program != program:
         yield FunctionCommand(_install, (root, program), {})
     if stale_unit:
         yield FunctionCommand(_lay_down, (texts,), {})
@@ -149,23 +149,23 @@ def installed(
         yield f"sync --file-system {UNITS}"
 
 
-def question(host: Host, root: str, users: Sequence[str]) -> tuple[answers.Host | None, str | None]:
+def question(host: Host, root: str, users: Sequence[str]) -> tuple[Installation | None, str | None]:
     """Return the host's installed state, and why nothing can be installed there (None where it can)."""
     found = asked(host, HostFact, root=root, users=tuple(users))
-    problem = _problem(found) or _loose(found.get("loose") if found else None)
+    problem = _problem(found) or _loose(found.loose if found else None)
     if problem or not found:
         return found, problem
-    twin = PROGRESS.twin(host.name, found.get("machine", ""))
+    twin = PROGRESS.twin(host.name, found.machine)
     return found, twin and (
         f"it is the same machine as {twin}: an inventory names each machine once. Nothing of it was"
         " touched under this name; take one of the two out."
     )
 
 
-def _problem(found: answers.Host | None) -> str | None:
+def _problem(found: Installation | None) -> str | None:
     if not found:
         return "python3 is not there: install Debian's or Ubuntu's package `python3`. Nothing was changed."
-    python, systemd = found["python"], found["systemd"]
+    python, systemd = found.python, found.systemd
     if tuple(python[:2]) < OLDEST_PYTHON:
         version = ".".join(map(str, python))
         return (

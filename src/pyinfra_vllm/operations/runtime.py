@@ -14,12 +14,12 @@ from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, Host, State, operation
 from pyinfra.api.command import PyinfraCommand
 
-from pyinfra_vllm.answers import Runtime as InstalledRuntime
 from pyinfra_vllm.config import Runtime as Declared
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.told import asked
+from pyinfra_vllm.on_host.inspect.runtime import Installed
 from pyinfra_vllm.on_host.staging.build import key, same
 from pyinfra_vllm.operations.util.planning import runtime_path
 from pyinfra_vllm.operations.util.refuse import alone, refuse
@@ -56,7 +56,7 @@ def present(root: str, service: Service) -> Generator[PyinfraCommand, None, None
     if reason := problem(path, declared, found):
         yield refuse(reason)
     elif found is not None:
-        host.noop(f"{path} has {found['distribution']} {found['version']}")
+        host.noop(f"{path} has {found.distribution} {found.version}")
     else:
         if not state.is_executing:
             source = declared.index or "the default index"
@@ -76,7 +76,7 @@ def _request(root: str, declared: Declared) -> dict[str, object]:
     }
 
 
-def problem(path: str, declared: Declared, found: InstalledRuntime | None) -> str | None:
+def problem(path: str, declared: Declared, found: Installed | None) -> str | None:
     """Why the venv at `path` can't be used; None where it can, or can be installed."""
     if declared.version is None:
         if found is None:
@@ -84,22 +84,20 @@ def problem(path: str, declared: Declared, found: InstalledRuntime | None) -> st
                 f"{path} holds no vLLM. Nothing was changed. Correct runtime.path, or declare"
                 " runtime.version."
             )
-        if not found["executable"]:
-            return (
-                f"{path} has {found['distribution']} {found['version']} but no bin/vllm. Nothing was changed."
-            )
+        if not found.executable:
+            return f"{path} has {found.distribution} {found.version} but no bin/vllm. Nothing was changed."
         return None
     if found is None:
         return None
-    if found["distribution"] != declared.package or not same(found["version"], declared.version):
+    if found.distribution != declared.package or not same(found.version, declared.version):
         return (
-            f"{path} holds {found['distribution']} {found['version']}, declared is {declared.package} "
+            f"{path} holds {found.distribution} {found.version}, declared is {declared.package} "
             f"{declared.version}. It was left as it is, as a release may run from it. Move it away, or"
             " declare runtime.path."
         )
-    if found["built"] is not None and found["built"]["packages"] != list(declared.packages):
+    if found.built is not None and found.built.packages != list(declared.packages):
         return (
-            f"{path} was installed with the packages {found['built']['packages']}, declared are "
+            f"{path} was installed with the packages {found.built.packages}, declared are "
             f"{list(declared.packages)}. It was left as it is, as a release may run from it. Declare a venv"
             " of your own as runtime.path, or remove this one when no release needs it."
         )

@@ -66,8 +66,8 @@ def joined(declared: Fleet, checkpoint: Checkpoint) -> Commands:
         host.noop(f"does not share {checkpoint.repo}")
         return
     directory = checkpoint.directory(mine.root)
-    here = {item["directory"]: item for item in asked(host, Checkpoints, root=mine.root)}.get(directory)
-    has = here is not None and here["state"] == "complete"
+    here = {item.directory: item for item in asked(host, Checkpoints, root=mine.root)}.get(directory)
+    has = here is not None and here.state == "complete"
     address, problem = _address(host, settings)
     if here is not None and not has:
         problem = "it is damaged here, and mended from the Hub"

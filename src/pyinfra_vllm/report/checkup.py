@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rich.console import Console
 
-from ..answers import DoctorCheck
+from ..on_host.doctor import Check
 from . import columns
 from .columns import Line
 
@@ -20,12 +20,12 @@ class Examined:
     """One host: its checks, or why it could not be asked."""
 
     host: str
-    checks: tuple[DoctorCheck, ...] = ()
+    checks: tuple[Check, ...] = ()
     problem: str = ""
 
     @property
-    def wrong(self) -> list[DoctorCheck]:
-        return [check for check in self.checks if not check["ok"]]
+    def wrong(self) -> list[Check]:
+        return [check for check in self.checks if not check.ok]
 
     @property
     def state(self) -> str:
@@ -36,10 +36,8 @@ class Examined:
     def as_dict(self) -> dict[str, object]:
         """For --json: a host that could not be asked has failed one check, that it answers."""
         unreached = [{"name": "reached", "ok": False, "detail": self.problem}] if self.problem else []
-        checks = [
-            {"name": check["name"], "ok": check["ok"], "detail": check["detail"]} for check in self.checks
-        ]
-        return {"host": self.host, "ok": self.state == "ok", "checks": unreached + checks}
+        checks = [*unreached, *map(asdict, self.checks)]
+        return {"host": self.host, "ok": self.state == "ok", "checks": checks}
 
 
 def show(screen: Console, found: Sequence[Examined]) -> None:
@@ -52,5 +50,5 @@ def _line(each: Examined) -> Line:
         return Line({"state": each.state, "host": each.host}, COLOURS[each.state], (each.problem,))
     count = len(each.checks)
     said = f"{len(each.wrong)} of {count} checks failed" if each.wrong else f"{count} checks"
-    reasons = tuple(f"{check['name']}: {check['detail']}" for check in each.wrong)
+    reasons = tuple(f"{check.name}: {check.detail}" for check in each.wrong)
     return Line({"state": each.state, "host": each.host, "checks": said}, COLOURS[each.state], reasons)

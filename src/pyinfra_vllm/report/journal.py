@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from ..answers import ServiceLog
+from ..on_host.server.logs import ServiceLog
 from ..printable import printable
 
 NONE = "no start that failed is in the journal, or none says why"
@@ -16,24 +16,24 @@ def lines(host: str, told: Sequence[ServiceLog]) -> Iterator[str]:
     if not told:
         yield f"{host}: no service here"
     for service in told:
-        yield from _service(f"{host} {printable(service['service'])}", service)
+        yield from _service(f"{host} {printable(service.service)}", service)
 
 
 def _service(name: str, told: ServiceLog) -> Iterator[str]:
-    if told["problem"]:
-        yield f"{name}: {printable(told['problem'])}"
+    if told.problem:
+        yield f"{name}: {printable(told.problem)}"
         return
-    cause = told["cause"]
+    cause = told.cause
     if cause is None:
         yield f"{name}: {NONE}"
     else:
-        text = ": ".join(filter(None, (cause.get("process", ""), cause["text"])))
-        yield f"{name}: the start of {moment(cause.get('at'))} failed: {printable(text)}"
-        yield from (f"    {printable(line)}" for line in cause["traceback"])
+        text = ": ".join(filter(None, (cause.process, cause.text)))
+        yield f"{name}: the start of {moment(cause.at)} failed: {printable(text)}"
+        yield from (f"    {printable(line)}" for line in cause.traceback)
     yield ""
-    for line in told["lines"]:
-        yield f"{moment(line['at'])}  {printable(line['unit']):8}  {printable(line['text'])}"
-    if not told["lines"]:
+    for line in told.lines:
+        yield f"{moment(line.at)}  {printable(line.unit):8}  {printable(line.text)}"
+    if not told.lines:
         yield f"{name}: its units have logged nothing"
 
 

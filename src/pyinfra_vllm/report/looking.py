@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyinfra_vllm.facts.told import asked
 
-from ..answers import Gpu, ToldService
+from ..answers import ToldService
 from ..asking import Host, fact
 from ..checkpoint import LOCK_FILE, Lock
 from ..config import Fleet, Service
@@ -16,6 +16,7 @@ from ..errors import RolloutError
 from ..facts.gpu import Gpus
 from ..facts.record import Record, Running
 from ..inventory import root_of
+from ..on_host.inspect.gpus import Gpu
 from ..on_host.state.observed import Observed
 from ..release import same_but_for_values
 
@@ -78,8 +79,8 @@ def at_report(fleet: Fleet | None, newest: int, max_bytes: int = MAX_EVIDENCE_BY
 
     def question(host: Host) -> Look:
         told = _record(host, newest, max_bytes)
-        gpus = asked(host, Gpus, _ignore_errors=True)["gpus"]
-        return Look(fact(host, Running, root=root_of(host)), told, _wishes(host, fleet), tuple(gpus))
+        gpus = asked(host, Gpus, _ignore_errors=True).gpus
+        return Look(fact(host, Running, root=root_of(host)), told, _wishes(host, fleet), gpus)
 
     return question
 

@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from ..answers import CheckpointPlace, Gpu, RuntimePlace, ToldService
+from ..answers import CheckpointPlace, RuntimePlace, ToldService
 from ..asking import Answer
+from ..on_host.inspect.gpus import Gpu
 from ..on_host.state.observed import Holder, Observed, Summary
 from ..on_host.state.transactions import RESTORE_FAILED
 from ..text import gpu_memory
@@ -83,11 +84,11 @@ def memory_of(service: str, gpus: Iterable[Gpu]) -> str:
     + gpus: every card and instance of the host
     """
     unit = f"vllm-{service}.service"
-    own = [gpu for gpu in gpus if not gpu.get("split") and unit in {one["unit"] for one in gpu["processes"]}]
+    own = [gpu for gpu in gpus if not gpu.split and unit in {one.unit for one in gpu.processes}]
     sizes = [
-        (mib, of_mib)
+        (gpu.used_mib, gpu.memory_mib)
         for gpu in own
-        if (mib := gpu.get("used_mib")) is not None and (of_mib := gpu.get("memory_mib")) is not None
+        if gpu.used_mib is not None and gpu.memory_mib is not None
     ]
     if not own or len(sizes) < len(own):
         return ""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pyinfra_vllm.catalog import gpus, versions
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host.inspect.gpus import Gpu as HostGpu
 
 # The first vLLM that takes a UUID in CUDA_VISIBLE_DEVICES; older ones end with `invalid literal for int()`
 # (platforms/cuda.py device_control_id_to_physical_device_id, 0.23.0 and 0.24.0; vLLM issues 13815 and 41848).
@@ -15,22 +15,21 @@ UUIDS_FROM = "0.24"
 MOST_UNLIKE = 1.5  # times the memory bandwidth of the slowest card of a service
 
 Name = int | str
-Row = Mapping[str, Any]
 
 
-def chosen(declared: Sequence[Name] | None, rows: Sequence[Row]) -> list[Row]:
+def chosen(declared: Sequence[Name] | None, rows: Sequence[HostGpu]) -> list[HostGpu]:
     """The GPUs of a service, in the order in which it names them; without names every card of the host."""
     if declared is None:
-        return [row for row in rows if row.get("instance") is None]
+        return [row for row in rows if row.instance is None]
     return [row for name in declared for row in rows if called(row, name)]
 
 
-def called(row: Row, name: Name) -> bool:
+def called(row: HostGpu, name: Name) -> bool:
     """Whether a GPU is the one of that index or UUID."""
-    return name in (row["index"], row["uuid"])
+    return name in (row.index, row.uuid)
 
 
-def smallest(used: Sequence[Row], own: Sequence[gpus.Gpu] = ()) -> gpus.Gpu:
+def smallest(used: Sequence[HostGpu], own: Sequence[gpus.Gpu] = ()) -> gpus.Gpu:
     """The card of a service that has the least memory: vLLM plans for all ranks with the least that one has
     (v1/core/kv_cache_utils.py get_kv_cache_configs). Raises DeclarationError for an unknown card.
     """
@@ -38,17 +37,17 @@ def smallest(used: Sequence[Row], own: Sequence[gpus.Gpu] = ()) -> gpus.Gpu:
     return min(cards, key=lambda card: card.usable_bytes)
 
 
-def card(row: Row, own: Sequence[gpus.Gpu] = ()) -> gpus.Gpu:
+def card(row: HostGpu, own: Sequence[gpus.Gpu] = ()) -> gpus.Gpu:
     """The card that a host tells of. Raises DeclarationError for an unknown one."""
-    return gpus.find(row["name"], row["compute_capability"], row["memory_mib"], own)
+    return gpus.find(row.name or "", row.compute_capability, row.memory_mib, own)
 
 
-def unlike(used: Sequence[Row], own: Sequence[gpus.Gpu] = ()) -> list[str]:
+def unlike(used: Sequence[HostGpu], own: Sequence[gpus.Gpu] = ()) -> list[str]:
     """The problem of cards that can't serve one model together, if any.
 
     Kernels follow the compute capability, and every card waits for the slowest at each layer.
     """
-    names = {row["name"] for row in used}
+    names = {row.name or "" for row in used}
     if len(names) <= 1:
         return []
     try:
@@ -64,14 +63,14 @@ def unlike(used: Sequence[Row], own: Sequence[gpus.Gpu] = ()) -> list[str]:
     return [f"gpus: {', '.join(sorted(names))} can't serve one model together: {reason}"]
 
 
-def said(row: Row) -> str:
+def said(row: HostGpu) -> str:
     """How a message names a GPU."""
-    if row.get("instance") is not None:
-        return f"MIG instance {row['instance']} {row['uuid']} of GPU {row['card']} ({row['name']})"
-    return f"GPU {row['index']} ({row['name']})"
+    if row.instance is not None:
+        return f"MIG instance {row.instance} {row.uuid} of GPU {row.card} ({row.name})"
+    return f"GPU {row.index} ({row.name})"
 
 
-def problems(declared: Sequence[Name] | None, rows: Sequence[Row], runtime_version: str) -> list[str]:
+def problems(declared: Sequence[Name] | None, rows: Sequence[HostGpu], runtime_version: str) -> list[str]:
     """The problems of a service's GPU names on this host."""
     missing = [name for name in declared or () if not any(called(row, name) for row in rows)]
     found = []
@@ -79,10 +78,8 @@ def problems(declared: Sequence[Name] | None, rows: Sequence[Row], runtime_versi
         found.append(f"gpus: {', '.join(map(str, missing))} not there; this host has {listed(rows)}")
     used = chosen(declared, rows)
     for row in used:
-        if row.get("split"):
-            instances = [
-                each["uuid"] for each in rows if each.get("instance") and each["card"] == row["card"]
-            ]
+        if row.split:
+            instances = [str(each.uuid) for each in rows if each.instance and each.card == row.card]
             found.append(
                 f"gpus: {said(row)} is split by MIG and can't be used whole: declare one of its instances, "
                 f"{', '.join(instances) or 'of which it has none'}, or another card"
@@ -90,9 +87,9 @@ def problems(declared: Sequence[Name] | None, rows: Sequence[Row], runtime_versi
     found += [
         f"gpus: nvidia-smi doesn't tell the memory of {said(row)}: name a card, or another instance"
         for row in used
-        if row.get("instance") is not None and not row["memory_mib"]
+        if row.instance is not None and not row.memory_mib
     ]
-    if any(row.get("instance") for row in used) and not takes_uuids(runtime_version):
+    if any(row.instance for row in used) and not takes_uuids(runtime_version):
         found.append(
             f"gpus: vLLM {runtime_version} can't be given a MIG instance, which has no index: use runtime "
             f"{UUIDS_FROM} or newer"
@@ -100,15 +97,15 @@ def problems(declared: Sequence[Name] | None, rows: Sequence[Row], runtime_versi
     return found
 
 
-def warnings(declared: Sequence[Name] | None, rows: Sequence[Row]) -> list[str]:
+def warnings(declared: Sequence[Name] | None, rows: Sequence[HostGpu]) -> list[str]:
     """VLLM asks NVML for the card whose index is the instance's number on its card (nvmlDeviceGetIndex)."""
-    cards = {row["index"]: row for row in rows if row.get("instance") is None}
+    cards = {row.index: row for row in rows if row.instance is None}
     return [
-        f"{said(row)}: vLLM takes its number {row['number']} for the index of a card and asks the driver for"
+        f"{said(row)}: vLLM takes its number {row.number} for the index of a card and asks the driver for"
         " that one's name, capability and memory"
         for row in chosen(declared, rows)
-        if row.get("instance") is not None and row["number"] != row["card"]
-        if row["number"] not in cards or cards[row["number"]]["name"] != row["name"]
+        if row.instance is not None and row.number != row.card
+        if row.number not in cards or cards[row.number].name != row.name
     ]
 
 
@@ -116,7 +113,9 @@ def takes_uuids(runtime_version: str) -> bool:
     return not versions.below(versions.parse(runtime_version), UUIDS_FROM)
 
 
-def environment(declared: Sequence[Name] | None, rows: Sequence[Row], runtime_version: str) -> dict[str, str]:
+def environment(
+    declared: Sequence[Name] | None, rows: Sequence[HostGpu], runtime_version: str
+) -> dict[str, str]:
     """The variables that give a service its GPUs, and no other, whatever order the driver counts in."""
     if declared is None:
         return {}
@@ -124,13 +123,12 @@ def environment(declared: Sequence[Name] | None, rows: Sequence[Row], runtime_ve
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, names))}
 
 
-def _index(name: Name, rows: Sequence[Row]) -> Name:
-    return next((row["index"] for row in rows if called(row, name) and row["index"] is not None), name)
+def _index(name: Name, rows: Sequence[HostGpu]) -> Name:
+    return next((row.index for row in rows if called(row, name) and row.index is not None), name)
 
 
-def listed(rows: Sequence[Row]) -> str:
+def listed(rows: Sequence[HostGpu]) -> str:
     """The GPUs of a host in the form of a declaration."""
     return ", ".join(
-        str(row["uuid"]) if row.get("instance") is not None else f"{row['index']} ({row['uuid']})"
-        for row in rows
+        str(row.uuid) if row.instance is not None else f"{row.index} ({row.uuid})" for row in rows
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pyinfra_vllm.catalog import gpus, table, versions
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host.inspect.gpus import Gpu as HostGpu
+from pyinfra_vllm.on_host.inspect.gpus import Process
 from pyinfra_vllm.tuning import devices
 
 BUILD = re.compile(r"\+.*\bcu(\d\d)(\d)\b")
@@ -20,7 +22,7 @@ _RELEASE = re.compile(r"\.[0-9a-f]{12}(?=\.service$)")
 
 
 def preflight(
-    gpu_facts: Sequence[Mapping[str, Any]],
+    gpu_facts: Sequence[HostGpu],
     service: Service,
     runtime_version: str,
     own_units: Sequence[str] = (),
@@ -54,7 +56,7 @@ def _without_gpus(service: Service) -> list[str]:
     return []
 
 
-def _of_gpu(row: Mapping[str, Any], service: Service, runtime_version: str, units: set[str]) -> list[str]:
+def _of_gpu(row: HostGpu, service: Service, runtime_version: str, units: set[str]) -> list[str]:
     where = devices.said(row)
     try:
         card = devices.card(row, service.own_cards)
@@ -62,20 +64,20 @@ def _of_gpu(row: Mapping[str, Any], service: Service, runtime_version: str, unit
         return [f"{where}: {error}"]
     problems = [card.rejected] if card.rejected else []
     problems += _driver(row, card, runtime_version, where)
-    if service.gpu and not _is_declared(service, row["name"], card):
+    if service.gpu and not _is_declared(service, row.name or "", card):
         problems.append(f"{where}: gpu: {service.gpu} is declared; correct the declaration or the inventory")
-    for process in row["processes"]:
+    for process in row.processes:
         if not _is_own(process, units) and not _shares(service, process):
             problems.append(
-                f"{where} is in use by {process['name']} (process {process['pid']}, {process['used_mib']}"
-                f" MiB, unit {process.get('unit') or 'none'}): stop it, or declare other gpus"
+                f"{where} is in use by {process.name} (process {process.pid}, {process.used_mib}"
+                f" MiB, unit {process.unit or 'none'}): stop it, or declare other gpus"
             )
     return problems
 
 
-def _is_own(process: Mapping[str, Any], units: set[str]) -> bool:
+def _is_own(process: Process, units: set[str]) -> bool:
     """Whether it is the service's, whose servers with standby have units of their own."""
-    unit = str(process.get("unit") or "")
+    unit = process.unit or ""
     return unit in units or _RELEASE.sub("", unit) in units
 
 
@@ -90,9 +92,9 @@ def _is_declared(service: Service, name: str, card: gpus.Gpu) -> bool:
         return False
 
 
-def _shares(service: Service, process: Mapping[str, Any]) -> bool:
+def _shares(service: Service, process: Process) -> bool:
     """Whether the operator recorded why services may share a GPU, and this process is one of ours."""
-    return bool(service.gpu_sharing_reason) and str(process.get("unit") or "").startswith("vllm-")
+    return bool(service.gpu_sharing_reason) and (process.unit or "").startswith("vllm-")
 
 
 def cuda_of(runtime_version: str) -> str:
@@ -104,21 +106,21 @@ def cuda_of(runtime_version: str) -> str:
     return found
 
 
-def _driver(row: Mapping[str, Any], card: gpus.Gpu, runtime_version: str, where: str) -> list[str]:
+def _driver(row: HostGpu, card: gpus.Gpu, runtime_version: str, where: str) -> list[str]:
     cuda = cuda_of(runtime_version)
     line = versions.first(table("runtimes.yaml")["drivers"], versions.parse(cuda))
     blackwell = card.architecture.get("name") == "Blackwell"
     needed = line["driver_blackwell" if blackwell else "driver"]
-    major = str(row["driver"]).split(".", 1)[0]
+    major = str(row.driver).split(".", 1)[0]
     if not re.fullmatch("[0-9]{1,6}", major):
         return [
-            f"{where}: nvidia-smi names no driver version ({row['driver']}): repair the driver; "
+            f"{where}: nvidia-smi names no driver version ({row.driver}): repair the driver; "
             f"vLLM {runtime_version} needs {needed} or newer"
         ]
     if int(major) >= int(needed):
         return []
     way_out = ", or declare a runtime below 0.20 or a build of CUDA 12 (+cu129)" if cuda >= "13" else ""
     return [
-        f"{where}: driver {row['driver']} is too old for vLLM {runtime_version} (CUDA {cuda}): "
+        f"{where}: driver {row.driver} is too old for vLLM {runtime_version} (CUDA {cuda}): "
         f"install driver {needed} or newer{way_out}"
     ]

@@ -11,6 +11,7 @@ from pyinfra_vllm.catalog import gpus, shapes, versions
 from pyinfra_vllm.catalog.gpus import Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.errors import DeclarationError
+from pyinfra_vllm.on_host.inspect.gpus import Gpu as HostGpu
 from pyinfra_vllm.tuning import devices, values
 from pyinfra_vllm.tuning.measured import Settings
 
@@ -107,7 +108,7 @@ def of_service(
 def on_host(
     service: Service,
     checkpoint: Checkpoint,
-    gpu_facts: Sequence[Mapping[str, Any]],
+    gpu_facts: Sequence[HostGpu],
     version: str,
     runtime_flags: Collection[str] | None,
 ) -> Request:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyinfra_vllm.catalog import versions
-from pyinfra_vllm.on_host.inspect.gpus import UNIFIED
+from pyinfra_vllm.on_host.inspect.gpus import UNIFIED, Gpu
 from pyinfra_vllm.tuning.resolution import Resolution
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ UNTRIED = (
 def of_service(
     service: Service,
     version: str,
-    gpus: Sequence[Mapping[str, Any]],
+    gpus: Sequence[Gpu],
     resolution: Resolution,
     has_state_layers: bool,
 ) -> str | None:
@@ -62,7 +62,7 @@ def as_dict(problem: str | None) -> dict[str, object] | None:
 
 def hindrances(
     version: str,
-    gpus: Sequence[Mapping[str, Any]],
+    gpus: Sequence[Gpu],
     flags: Mapping[str, Any],
     environment: Mapping[str, str],
     has_state_layers: bool = False,
@@ -86,10 +86,10 @@ def _of_version(version: str) -> Iterator[str]:
         yield f"vLLM {version} can't be sent to sleep under load, {FROM} and newer can"
 
 
-def _of_cards(gpus: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _of_cards(gpus: Sequence[Gpu]) -> Iterator[str]:
     if not gpus:
         yield "there is no NVIDIA GPU whose memory a server that sleeps could give back"
-    for name in sorted({gpu["name"] or "" for gpu in gpus if UNIFIED.search(gpu["name"] or "")}):
+    for name in sorted({gpu.name for gpu in gpus if gpu.name and UNIFIED.search(gpu.name)}):
         yield f"{name} shares its memory with the host, where a wake can take the host down"
 
 

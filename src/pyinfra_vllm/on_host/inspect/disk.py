@@ -6,34 +6,47 @@ import json
 import os
 import re
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 MOUNTS = "/proc/self/mountinfo"
 
 
-def filesystem(path: str, mounts: str = MOUNTS) -> dict[str, Any]:
-    """The file system that a file at `path` would be written to.
+@dataclass(frozen=True)
+class Filesystem:
+    """The file system of a path. Sizes in bytes, as an ordinary process may use them.
 
-    Sizes in bytes, as an ordinary process may use them. `free_inodes` is None where there is no fixed number
-    of them (btrfs says 0 of 0).
+    free_inodes: None where there is no fixed number of them (btrfs says 0 of 0)
     """
+
+    path: str
+    mount: str
+    device: str
+    type: str
+    free_bytes: int
+    total_bytes: int
+    free_inodes: int | None
+    read_only: bool
+
+
+def filesystem(path: str, mounts: str = MOUNTS) -> Filesystem:
+    """The file system that a file at `path` would be written to."""
     folder = Path(path).resolve()
     while not folder.is_dir():
         folder = folder.parent
     parent = str(folder)
     numbers = os.statvfs(parent)
     mount, device, kind = mounted_at(parent, mounts)
-    return {
-        "path": parent,
-        "mount": mount,
-        "device": device,
-        "type": kind,
-        "free_bytes": numbers.f_bavail * numbers.f_frsize,
-        "total_bytes": numbers.f_blocks * numbers.f_frsize,
-        "free_inodes": numbers.f_favail if numbers.f_files else None,
-        "read_only": bool(numbers.f_flag & os.ST_RDONLY),
-    }
+    return Filesystem(
+        path=parent,
+        mount=mount,
+        device=device,
+        type=kind,
+        free_bytes=numbers.f_bavail * numbers.f_frsize,
+        total_bytes=numbers.f_blocks * numbers.f_frsize,
+        free_inodes=numbers.f_favail if numbers.f_files else None,
+        read_only=bool(numbers.f_flag & os.ST_RDONLY),
+    )
 
 
 def mounted_at(path: str, mounts: str = MOUNTS) -> tuple[str, str, str]:
@@ -56,5 +69,5 @@ def _plain(word: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    json.dump(filesystem(argv[0]), sys.stdout)
+    json.dump(asdict(filesystem(argv[0])), sys.stdout)
     return 0

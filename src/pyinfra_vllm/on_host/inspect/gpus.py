@@ -78,8 +78,13 @@ class Gpu:
     processes: tuple[Process, ...] = ()
     number: int | None = None
 
-    def as_dict(self) -> dict[str, object]:
-        return {key: value for key, value in asdict(self).items() if key != "number" or value is not None}
+
+@dataclass(frozen=True)
+class Found:
+    """The GPUs of a host, or the problem why they are unknown."""
+
+    gpus: tuple[Gpu, ...]
+    problem: str | None
 
 
 def gpus() -> list[Gpu]:
@@ -239,8 +244,8 @@ def _number(text: str | None) -> int | None:
 def main(argv: list[str]) -> int:
     """Prints one JSON object: the GPUs, or why they can't be told."""
     try:
-        told: dict[str, object] = {"gpus": [gpu.as_dict() for gpu in gpus()], "problem": None}
+        found = Found(tuple(gpus()), None)
     except nvidia.NoAnswer as error:
-        told = {"gpus": [], "problem": str(error)}
-    json.dump(told, sys.stdout)
+        found = Found((), str(error))
+    json.dump(asdict(found), sys.stdout)
     return 0

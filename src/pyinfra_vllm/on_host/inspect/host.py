@@ -9,8 +9,8 @@ import pwd
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 UNITS = Path("/etc/systemd/system")
 RECOVERY_UNITS = (
@@ -23,6 +23,28 @@ ENABLED = (
     "multi-user.target.wants/pyinfra-vllm-recover.service",
     "timers.target.wants/pyinfra-vllm-recover-due.timer",
 )
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What is installed on a host.
+
+    systemd: the version it was booted with; None where it was not
+    loose: see `loose`
+    program: the name of the program; None without one
+    recovery_unit: see `recovery_units`
+    machine: see `machine`
+    users: whether each of those asked for is there
+    """
+
+    python: list[int]
+    platform: str
+    systemd: int | None
+    loose: str | None
+    program: str | None
+    recovery_unit: str | None
+    machine: str
+    users: dict[str, bool]
 
 
 def recovery_units(units: Path = UNITS) -> str | None:
@@ -77,21 +99,21 @@ def systemd() -> int | None:
     return int(told.split()[1].partition(".")[0])
 
 
-def inspect(root: Path, users: list[str]) -> dict[str, Any]:
+def inspect(root: Path, users: list[str]) -> Installation:
     link = root / "bin" / "on-host.pyz"
-    return {
-        "python": list(sys.version_info[:3]),
-        "platform": os.uname().machine,
-        "systemd": systemd(),
-        "loose": loose(root),
-        "program": str(link.readlink()) if link.is_symlink() and link.exists() else None,
-        "recovery_unit": recovery_units(),
-        "machine": machine(),
-        "users": {user: known(user) for user in users},
-    }
+    return Installation(
+        python=list(sys.version_info[:3]),
+        platform=os.uname().machine,
+        systemd=systemd(),
+        loose=loose(root),
+        program=str(link.readlink()) if link.is_symlink() and link.exists() else None,
+        recovery_unit=recovery_units(),
+        machine=machine(),
+        users={user: known(user) for user in users},
+    )
 
 
 def main(argv: list[str]) -> int:
     """Prints one JSON object. The arguments are ROOT [USER ...]."""
-    json.dump(inspect(Path(argv[0]), argv[1:]), sys.stdout)
+    json.dump(asdict(inspect(Path(argv[0]), argv[1:])), sys.stdout)
     return 0

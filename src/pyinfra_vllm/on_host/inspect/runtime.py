@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from ..state.values import share
 from . import flags
 
 # The distribution's name on disk; the CPU build may bring a `vllm` beside it that holds metadata only.
@@ -16,14 +18,36 @@ RECORD = ".complete"  # written last by `build`: what it was asked to install
 IMPORTED = ("vllm",)
 
 
-def runtime(path: Path) -> dict[str, Any] | None:
-    """Version, distribution, Python and known flags of the vLLM in the venv at `path`; None where there is
-    none.
+@dataclass(frozen=True)
+class Built:
+    """The packages that a runtime was installed with, beside vLLM."""
 
-    A venv whose installation was interrupted is none. `built` holds what our own installation was asked for,
-    None for a venv that the operator keeps. `compiled` is the share of Python's files with byte code that the
-    interpreter takes. `flags` is None when the sources can't be read, with the reason in `problem`.
+    packages: list[str]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A vLLM in a venv.
+
+    built: None for a venv that the operator keeps; RECORD as it is, which `Built` reads
+    compiled: the share of Python's files with byte code that the interpreter takes
+    flags: None when the sources can't be read, with the reason in `problem`
     """
+
+    distribution: str
+    version: str
+    path: str
+    python: str
+    executable: bool
+    built: Built | None
+    compiled: Annotated[float, share]
+    torch: str | None
+    flags: list[str] | None
+    problem: str | None
+
+
+def runtime(path: Path) -> Installed | None:
+    """The vLLM in the venv at `path`; None without one, or where its installation was interrupted."""
     if not (path / "bin" / "python").exists() or (path / BUILDING).exists():
         return None
     for packages in sorted(
@@ -32,17 +56,17 @@ def runtime(path: Path) -> dict[str, Any] | None:
         found = distribution(packages)
         if found is not None:
             known, problem = _flags(packages)
-            return {
+            return Installed(
                 **found,
-                "path": str(path),
-                "python": packages.parent.name[len("python") :],
-                "executable": (path / "bin" / "vllm").exists(),
-                "built": _built(path),
-                "compiled": compiled(packages),
-                "torch": _torch(packages),
-                "flags": known,
-                "problem": problem,
-            }
+                path=str(path),
+                python=packages.parent.name[len("python") :],
+                executable=(path / "bin" / "vllm").exists(),
+                built=_built(path),
+                compiled=compiled(packages),
+                torch=_torch(packages),
+                flags=known,
+                problem=problem,
+            )
     return None
 
 
@@ -111,5 +135,6 @@ def _built(path: Path) -> Any:
 
 
 def main(argv: list[str]) -> int:
-    json.dump(runtime(Path(argv[0])), sys.stdout)
+    found = runtime(Path(argv[0]))
+    json.dump(asdict(found) if found else None, sys.stdout)
     return 0

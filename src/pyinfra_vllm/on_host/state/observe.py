@@ -80,7 +80,7 @@ def proven(history: list[Transaction], live: bool) -> str | None:
 
 
 def service(paths: ServicePaths) -> dict[str, Any]:
-    """One service, as JSON: `observed.Observed` reads it."""
+    """One service, as JSON: `observed.Observed` is what it is read as."""
     state = unit_state(paths.unit)
     history = transactions(journal.read(paths.journal))
     told = [each.as_dict() for each in history]

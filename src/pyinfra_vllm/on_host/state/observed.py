@@ -1,15 +1,17 @@
-"""The types of a host's `status`: written by observe.py, read once on the control machine.
+"""The types of a host's `status`: written by observe.py, read once on the control machine (answers.py).
 
-Pure, and shared by both sides. Keys that are not named here are kept as they are: newer programs tell more.
+Keys that are not named here are allowed: newer programs tell more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from .values import count, flag, list_of, map_of, mapping, or_null, text, timestamp
+from .values import timestamp
+
+Time = Annotated[str, timestamp]  # ISO 8601 in UTC
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,6 @@ class Holder:
     since: str = ""
     purpose: str = ""
 
-    @classmethod
-    def of(cls, value: Mapping[str, Any]) -> Holder:
-        return cls(*(str(value.get(key, "")) for key in ("holder", "since", "purpose")))
-
 
 @dataclass(frozen=True)
 class Rejection:
@@ -31,41 +29,34 @@ class Rejection:
 
     at: str
     reason: str
-    criteria: Mapping[str, Any] | None = None
+    criteria: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A transaction in a few values (transactions.py makes them). Times are ISO 8601 in UTC.
+    """A transaction in a few values (transactions.py makes them).
 
-    old, new: the releases; `from` and `to` in the journal
     ended, outcome: None while it is open; an outcome without an end is a rollback that fails
-    turns: when each of transactions.TURNS began and ended, such as "restore intended"
-    kept: whether the new release was committed
     reported: whether an operator has seen the end
+    turns: when each of transactions.TURNS began and ended, such as "restore intended"
+    old, new: the releases
+    kept: whether the new release was committed
     """
 
     tx: str
-    began: str
-    ended: str | None = None
+    began: Time
+    outcome: str | None
+    reported: bool
+    turns: dict[str, Time]
+    ended: Time | None = None
     purpose: str = "rollout"
-    old: str | None = None
-    new: str = ""
+    old: str | None = field(default=None, metadata={"key": "from"})
+    new: str = field(default="", metadata={"key": "to"})
     operator: str = ""
-    outcome: str | None = None
     reason: str = ""
     verdict: str | None = None
-    turns: Mapping[str, str] = field(default_factory=dict)
     kept: bool = False
-    reported: bool = False
     recovered: bool = False
-
-    @classmethod
-    def of(cls, value: Mapping[str, Any]) -> Summary:
-        """Of a checked mapping."""
-        names = {"old": "from", "new": "to"}
-        known = {name: names.get(name, name) for name in cls.__dataclass_fields__}
-        return cls(**{name: value[key] for name, key in known.items() if key in value})
 
 
 @dataclass(frozen=True)
@@ -82,6 +73,10 @@ class Observed:
     service: str
     current: str | None
     running: str | None
+    staged: tuple[str, ...]
+    rejected: dict[str, Rejection]
+    lock: Holder | None
+    history: tuple[Summary, ...]
     unit: str = ""
     active: str | None = None
     sub: str | None = None
@@ -90,32 +85,8 @@ class Observed:
     previous: str | None = None
     proven: str | None = None
     release: Any = None
-    staged: tuple[str, ...] = ()
     rehearsed: tuple[str, ...] = ()
-    rejected: Mapping[str, Rejection] = field(default_factory=dict)
-    lock: Holder | None = None
     front_lost: bool = False
-    history: tuple[Summary, ...] = ()
-    document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def read(cls, value: Any, where: str) -> Observed:
-        """The observation that a host sent. Raises RecordError naming the key."""
-        CHECK(value, where)
-        plain = ("service", "current", "running", "unit", "active", "sub", "since", "restarts", "previous")
-        lock = value["lock"]
-        return cls(
-            **{key: value[key] for key in (*plain, "proven", "release", "front_lost") if key in value},
-            staged=tuple(value["staged"]),
-            rehearsed=tuple(value.get("rehearsed", ())),
-            rejected={
-                name: Rejection(one["at"], one["reason"], one.get("criteria"))
-                for name, one in value["rejected"].items()
-            },
-            lock=None if lock is None else Holder.of(lock),
-            history=tuple(map(Summary.of, value["history"])),
-            document=value,
-        )
 
     @property
     def last(self) -> Summary | None:
@@ -137,33 +108,3 @@ class Observed:
             criteria.get(key) != value for key, value in judged_by.items() if key != "quality_prompts"
         )
         return None if changed else found
-
-
-_SUMMARY = mapping(
-    {
-        **dict.fromkeys(("tx", "to", "operator", "purpose", "reason"), text),
-        **dict.fromkeys(("from", "outcome", "verdict"), or_null(text)),
-        **dict.fromkeys(("began", "ended"), timestamp),
-        **dict.fromkeys(("reported", "kept", "recovered"), flag),
-        "turns": map_of(timestamp),
-    },
-    ("tx", "began", "outcome", "reported", "turns"),
-)
-CHECK = mapping(
-    {
-        **dict.fromkeys(("service", "unit"), text),
-        **dict.fromkeys(
-            ("active", "sub", "since", "current", "previous", "running", "proven"), or_null(text)
-        ),
-        "restarts": count,
-        "front_lost": flag,
-        "staged": list_of(text),
-        "rehearsed": list_of(text),
-        "rejected": map_of(
-            mapping({"at": text, "reason": text, "criteria": or_null(mapping())}, ("at", "reason"))
-        ),
-        "lock": or_null(mapping(dict.fromkeys(("holder", "since", "purpose"), text))),
-        "history": list_of(_SUMMARY),
-    },
-    ("service", "current", "running", "staged", "rejected", "lock", "history"),
-)

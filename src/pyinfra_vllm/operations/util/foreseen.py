@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from pyinfra.api import Host
 
-from pyinfra_vllm.answers import StoredCheckpoint
 from pyinfra_vllm.checkpoint import Lock
 from pyinfra_vllm.config import Declared, Overrides, Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.told import asked
+from pyinfra_vllm.on_host.inspect.checkpoints import Stored
 from pyinfra_vllm.operations import checkpoint, disk, program, runtime
 from pyinfra_vllm.operations.util.planning import Refused, missing_secrets, plan, runtime_path
 from pyinfra_vllm.operations.util.switching import hindrance, under_way
@@ -40,7 +40,7 @@ def host_plan(host: Host, declared: Declared, lock: Lock, overrides: Overrides) 
         return HostPlan(host.name, services, (problem or "it told nothing",))
     reasons = [problem] if problem else []
     reasons += _of_disk(host, declared, lock)
-    stored = {item["directory"]: item for item in asked(host, Checkpoints, root=declared.root)}
+    stored = {item.directory: item for item in asked(host, Checkpoints, root=declared.root)}
     services = tuple(
         _service(host, declared.root, item, lock, overrides, stored) for item in declared.services
     )
@@ -63,7 +63,7 @@ def _service(
     service: Service,
     lock: Lock,
     overrides: Overrides,
-    stored: dict[str, StoredCheckpoint],
+    stored: dict[str, Stored],
 ) -> ServicePlan:
     locked = lock.get(service.model, service.revision)
     path = runtime_path(root, service)
@@ -79,13 +79,10 @@ def _service(
         return ServicePlan(service.name, REFUSED, reasons=(str(error),))
     directory = locked.directory(root)
     left = checkpoint.missing_bytes(locked, stored.get(directory), stored.get(f"{directory}.partial"))
-    stored[directory] = {  # another service of the same checkpoint downloads nothing
-        "directory": directory,
-        "state": "complete",
-        "problems": [],
-        "bytes": locked.total_bytes,
-        "referenced_by": [],
-    }
+    # Another service of the same checkpoint downloads nothing.
+    stored[directory] = Stored(
+        directory, locked.name, locked.commit, "complete", [], bytes=locked.total_bytes, referenced_by=[]
+    )
     installs = "" if there else f"{service.runtime.package} {service.runtime.version}"
     made = service_plan(wanted, overrides, left, installs, missing)
     return _refused(made, wrong) if wrong else made

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 from pyinfra.api import Host
 
-from pyinfra_vllm.answers import Gpu
 from pyinfra_vllm.catalog import shapes, table, versions
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Declared, Service
@@ -24,6 +23,7 @@ from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.facts.service import Service as ServiceFact
 from pyinfra_vllm.facts.told import asked, fact
+from pyinfra_vllm.on_host.inspect.gpus import Gpu
 from pyinfra_vllm.release import (
     ASK_FOR_KEY,
     OBEY_ROOT,
@@ -105,10 +105,10 @@ def plan(
     """
     version, flags, compiled, build = _runtime(host, root, service)
     cards = asked(host, Gpus)
-    if cards["problem"]:
+    if cards.problem:
         remedy = "Repair the driver until `nvidia-smi` answers (after an update: reboot)"
-        raise Refused(service, [f"its GPUs are unknown: {cards['problem']}. {remedy}"])
-    gpus = cards["gpus"]
+        raise Refused(service, [f"its GPUs are unknown: {cards.problem}. {remedy}"])
+    gpus = cards.gpus
     try:
         resolution = _resolved(service, checkpoint, gpus, version, flags, build)
         used = devices.chosen(service.gpus, gpus)
@@ -131,7 +131,7 @@ def plan(
         service=service,
         release=release,
         observed=fact(host, ServiceFact, root=root, service=service.name),
-        gpu=used[0]["name"] if used else "cpu",
+        gpu=used[0].name or "" if used else "cpu",
         warnings=(
             *resolution.warnings,
             *_bytecode(service, compiled),
@@ -148,7 +148,7 @@ def space(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> sp
     """The configurations that tuning may try for a service on this host. Raises HostError."""
     version, flags, _, _ = _runtime(host, root, service)
     try:
-        wanted = request.on_host(service, checkpoint, asked(host, Gpus)["gpus"], version, flags)
+        wanted = request.on_host(service, checkpoint, asked(host, Gpus).gpus, version, flags)
         return spaces.pruned(wanted, service.tune.draft_head, service.tune.only)
     except RolloutError as error:
         raise HostError(f"{service.name}: {error}") from error
@@ -157,7 +157,7 @@ def space(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> sp
 def _resolved(
     service: Service,
     checkpoint: Checkpoint,
-    gpus: list[Gpu],
+    gpus: Sequence[Gpu],
     version: str,
     flags: frozenset[str] | None,
     build: str,
@@ -213,10 +213,8 @@ def _runtime(host: Host, root: str, service: Service) -> tuple[str, frozenset[st
     path = runtime_path(root, service)
     found = asked(host, Runtime, path=path)
     if found:
-        flags = found.get("flags")
-        version = found["version"]
-        build = versions.build(version, found.get("torch"))
-        return version, frozenset(flags) if flags else None, found.get("compiled", 1.0), build
+        build = versions.build(found.version, found.torch)
+        return found.version, frozenset(found.flags) if found.flags else None, found.compiled, build
     if service.runtime.version is None:
         raise Refused(service, [f"no vLLM is installed at {path}: correct runtime.path"])
     return service.runtime.version, None, 1.0, service.runtime.version
@@ -292,7 +290,7 @@ def _release(
     checkpoint: Checkpoint,
     resolution: Resolution,
     version: str,
-    gpus: list[Gpu],
+    gpus: Sequence[Gpu],
     secrets: Mapping[str, str],
     can_sleep: bool = False,
 ) -> Release:

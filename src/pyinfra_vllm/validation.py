@@ -59,7 +59,7 @@ def _of_standby(service: Service, checkpoint: Checkpoint | None) -> Iterator[str
         return  # which is a problem, and told as one
     if question is None or answer is None:
         return
-    cards = () if question.card.platform == "cpu" else ({"name": question.card.title},)
+    cards = () if question.card.platform == "cpu" else (question.card.title,)
     problem = standby.of_service(service, question.version, cards, answer, question.shape.hybrid)
     if problem:
         yield f"standby: {standby.told(problem)}"

@@ -15,7 +15,7 @@ AT = "2026-11-20T02:00:00.000+00:00"
 
 def switched(**values: Any) -> dict[str, Any]:
     """A switch in a host's `status`."""
-    known = {"tx": "t", "began": AT, "outcome": None, "reported": False, "turns": {}}
+    known: dict[str, Any] = {"tx": "t", "began": AT, "outcome": None, "reported": False, "turns": {}}
     return {**known, **values}
 
 
@@ -25,8 +25,14 @@ def summary(**values: Any) -> Summary:
 
 def document(**values: Any) -> dict[str, Any]:
     """A service in a host's `status`, without a release unless one is given."""
-    known = {"service": "chat", "current": None, "running": None, "proven": None, "release": None}
-    lists = {"staged": [], "rejected": {}, "lock": None, "history": []}
+    known: dict[str, Any] = {
+        "service": "chat",
+        "current": None,
+        "running": None,
+        "proven": None,
+        "release": None,
+    }
+    lists: dict[str, Any] = {"staged": [], "rejected": {}, "lock": None, "history": []}
     found = {**known, **lists, **values}
     return {**found, "last": found["history"][-1] if found["history"] else None}
 
@@ -37,7 +43,7 @@ def seen(**values: Any) -> Observed:
 
 def gpu(index: int = 0, **values: Any) -> Gpu:
     """A card on which nothing runs."""
-    known = {
+    known: dict[str, Any] = {
         "index": index, "uuid": f"GPU-{index}", "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564,
         "used_mib": 0, "driver": "580.95.05", "compute_capability": "8.9", "ecc": "[N/A]", "card": index,
         "instance": None, "split": False, "processes": [],

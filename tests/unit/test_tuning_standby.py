@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from seen import gpu
 
 from pyinfra_vllm.tuning.standby import hindrances
 
-H200 = gpu(name="NVIDIA H200")
-GB10 = gpu(name="NVIDIA GB10")
+H200, GB10 = "NVIDIA H200", "NVIDIA GB10"
 
 
 def test_one_card_and_a_vllm_that_can_sleep_are_enough() -> None:

@@ -262,7 +262,7 @@ def _shown(text: str) -> str:
 
 def _standby(request: Request, resolution: Resolution) -> str:
     """Why the servers of such a service can't sleep; empty where they can."""
-    cards = () if request.card.platform == "cpu" else ({"name": request.card.title},)
+    cards = () if request.card.platform == "cpu" else (request.card.title,)
     flags, variables = resolution.values, resolution.environment
     return "; ".join(standby.hindrances(request.version, cards, flags, variables, request.shape.hybrid))
 

@@ -95,7 +95,7 @@ def _standby(host: Host, root: str, service: Service) -> Check:
     name = f"{service.name}: standby declared"
     try:
         found = asked(host, Runtime, path=runtime_path(root, service))
-        cards = devices.chosen(service.gpus, asked(host, Gpus).gpus)
+        cards = [card.name or "" for card in devices.chosen(service.gpus, asked(host, Gpus).gpus)]
     except HostError as error:
         return _check(name, str(error))
     version = found.version if found else service.runtime.version

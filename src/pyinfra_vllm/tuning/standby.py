@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyinfra_vllm.catalog import versions
-from pyinfra_vllm.on_host.inspect.gpus import UNIFIED, Gpu
+from pyinfra_vllm.on_host.inspect.gpus import UNIFIED
 from pyinfra_vllm.tuning.resolution import Resolution
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ UNTRIED = (
 def of_service(
     service: Service,
     version: str,
-    gpus: Sequence[Gpu],
+    gpus: Sequence[str],
     resolution: Resolution,
     has_state_layers: bool,
 ) -> str | None:
     """Why a declared service can't have it on this host; empty where it can, None where it is not asked for.
 
-    + gpus: those that the service uses
+    + gpus: the names of those that the service uses
     """
     if not service.standby:
         return None
@@ -62,14 +62,14 @@ def as_dict(problem: str | None) -> dict[str, object] | None:
 
 def hindrances(
     version: str,
-    gpus: Sequence[Gpu],
+    gpus: Sequence[str],
     flags: Mapping[str, Any],
     environment: Mapping[str, str],
     has_state_layers: bool = False,
 ) -> tuple[str, ...]:
     """Why not; () where nothing that is known here stands against it.
 
-    + gpus: those that the service uses
+    + gpus: the names of those that the service uses
     + flags: all flags of the command line with their values
     + has_state_layers: the model keeps a state beside its KV cache (Mamba, DeltaNet)
     """
@@ -86,10 +86,10 @@ def _of_version(version: str) -> Iterator[str]:
         yield f"vLLM {version} can't be sent to sleep under load, {FROM} and newer can"
 
 
-def _of_cards(gpus: Sequence[Gpu]) -> Iterator[str]:
+def _of_cards(gpus: Sequence[str]) -> Iterator[str]:
     if not gpus:
         yield "there is no NVIDIA GPU whose memory a server that sleeps could give back"
-    for name in sorted({gpu.name for gpu in gpus if gpu.name and UNIFIED.search(gpu.name)}):
+    for name in sorted(set(filter(UNIFIED.search, gpus))):
         yield f"{name} shares its memory with the host, where a wake can take the host down"
 
 

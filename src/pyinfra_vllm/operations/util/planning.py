@@ -115,7 +115,8 @@ def plan(
         values = _secrets(service) if secrets is None else secrets
         _keep_off_the_disk(service, resolution.environment, version)
         _check_template(service)
-        asleep = standby.of_service(service, version, used, resolution, _has_state(service, checkpoint))
+        names = [card.name or "" for card in used]
+        asleep = standby.of_service(service, version, names, resolution, _has_state(service, checkpoint))
         can_sleep = asleep == ""
         release = _release(root, service, checkpoint, resolution, version, gpus, values, can_sleep)
     except HostError:

@@ -43,7 +43,7 @@ from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.paths import ServicePaths
 from pyinfra_vllm.on_host.state.status import RUN
 from pyinfra_vllm.on_host.state.values import RecordError
-from pyinfra_vllm.on_host.switch import recovery
+from pyinfra_vllm.on_host.switch.unfinished import Unfinished
 from pyinfra_vllm.operations import checkpoint as operation
 from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.report import history, page, status
@@ -531,7 +531,7 @@ def test_a_recovery_ends_any_journal_or_says_why_it_can_not(
     simulated.running = running
     try:
         simulated.recover(boot)
-    except recovery.Unfinished as error:
+    except Unfinished as error:
         assert str(error).startswith("chat: ")
 
 

@@ -19,6 +19,7 @@ from pyinfra_vllm.on_host.state import durable, evidence, lock, manifest
 from pyinfra_vllm.on_host.state import journal as journals
 from pyinfra_vllm.on_host.switch import outcomes, recovery, rollback
 from pyinfra_vllm.on_host.switch.order import ROLLBACK
+from pyinfra_vllm.on_host.switch.unfinished import Unfinished
 
 
 def prepared(root: Path, patch: pytest.MonkeyPatch, rate: float) -> SimulatedHost:
@@ -150,9 +151,7 @@ def test_a_recovery_that_the_disk_refuses_says_so_and_can_be_run_again(
     log.write("activate", "intended", **{"from": OLD, "to": NEW})
     with monkeypatch.context() as patch:
         patch.setattr(rollback, "restore", refuse)
-        with pytest.raises(
-            recovery.Unfinished, match=r"chat: .*Read-only file system\. The host tries again"
-        ):
+        with pytest.raises(Unfinished, match=r"chat: .*Read-only file system\. The host tries again"):
             serving.recover()
     assert serving.recover() == ["chat: rolled_back"]
     assert serving.running == OLD
@@ -235,7 +234,7 @@ def test_one_service_s_damaged_journal_holds_up_no_other(
     (other / "journal.jsonl").write_text("".join(texts))
     (other / "current").mkdir()  # not even a link
     activated(serving)
-    with contextlib.suppress(recovery.Unfinished):
+    with contextlib.suppress(Unfinished):
         serving.recover(boot=True)
     assert serving.running == OLD and serving.starts[-1] == OLD
 
@@ -281,7 +280,7 @@ def test_a_recovery_that_finds_the_lock_held_says_so_and_does_not_call_it_done(
     activated(serving)
     with (
         lock.exclusive(serving.paths.lock, "alice@control", "pruning"),
-        pytest.raises(recovery.Unfinished, match="alice@control has held this service"),
+        pytest.raises(Unfinished, match="alice@control has held this service"),
     ):
         serving.recover()
     assert serving.recover() == ["chat: rolled_back"]

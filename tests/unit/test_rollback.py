@@ -19,6 +19,7 @@ from pyinfra_vllm.on_host.server import service, systemd
 from pyinfra_vllm.on_host.state import durable, lock, observe
 from pyinfra_vllm.on_host.state import journal as journals
 from pyinfra_vllm.on_host.switch import interruption, recovery
+from pyinfra_vllm.on_host.switch.unfinished import Unfinished
 
 
 def at(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, step: str, act: Callable[[], None]) -> None:
@@ -262,7 +263,7 @@ def test_a_shutdown_is_no_failure_and_the_next_boot_finishes(
         with pytest.raises(Killed):
             serving.switch()
         serving.dead = False
-        with pytest.raises(recovery.Unfinished, match="shutting down"):
+        with pytest.raises(Unfinished, match="shutting down"):
             serving.recover()
         assert not recovery.insist(serving.paths, serving.said.append)
         assert serving.failing == "" and serving.outcome() is None
@@ -315,7 +316,7 @@ def test_the_next_run_of_the_same_rollout_is_refused_while_the_old_release_can_t
     serving.rates[NEW] = 50.0
     serving.dies_when_stopped.add(OLD)
     assert serving.switch() == "restore_failed"
-    with pytest.raises(recovery.Unfinished, match=f"{NEW} is to be replaced by {OLD}, which fails"):
+    with pytest.raises(Unfinished, match=f"{NEW} is to be replaced by {OLD}, which fails"):
         serving.switch()
     assert serving.switch("cccccccccccc") == "committed", "another release is somebody's decision"
     ends = [entry["outcome"] for entry in serving.journal() if entry["step"] == "end"]

@@ -17,13 +17,13 @@ from .staging import build, bytecode, compiled, fetch, prune, rehearsal, swarm
 from .state import follow, lock, observe, private
 from .state.paths import DEFAULT_ROOT, ServicePaths, services
 from .state.status import RUN
-from .switch import base, calibrating, interruption, order, recovery, rollback, transaction
+from .switch import base, calibrating, interruption, order, recovery, rollback, transaction, unfinished
 
 REFUSALS = (
     lock.Held,
     order.BadOrder,
     releases.NotReady,
-    recovery.Unfinished,
+    unfinished.Unfinished,
     rollback.GoingDown,
     systemd.SystemdError,
     compiled.Unusable,

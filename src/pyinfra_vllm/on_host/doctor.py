@@ -31,7 +31,7 @@ from .server.service import Foreign, PortTaken, Service
 from .state import cgroup, journal, lock, manifest, observe
 from .state.paths import UNITS, ServicePaths, awake, leads_to, services
 from .state.transactions import newest, transactions
-from .switch import recovery, standby
+from .switch import standby, unfinished
 
 MEMINFO, PROC = Path("/proc/meminfo"), Path("/proc")
 # An estimate, not measured on every vLLM: its own memory while it starts, without weights on a GPU.
@@ -258,7 +258,7 @@ def _plain(check: Callable[[], None]) -> Probe:
 
 
 def _ended(paths: ServicePaths) -> str:
-    if recovery.owes(paths):
+    if unfinished.owes(paths):
         last = newest(journal.read(paths.journal))
         why = last.failing if last else None
         said = f"the newest switch has no end, or left the service drained{f': {why}' if why else ''}"

@@ -21,12 +21,12 @@ from ..state import transactions
 from ..state.evidence import Evidence
 from ..state.journal import Journal
 from ..state.paths import ServicePaths
-from . import recovery, rollback, saturation, standby
+from . import rollback, saturation, standby, unfinished
 from .order import ROLLOUT, Order
 
 COMMITTED, ROLLED_BACK, DEFERRED, REFUSED = "committed", "rolled_back", "deferred", "refused"
-INTERRUPTED, RESTORE_FAILED = recovery.INTERRUPTED, transactions.RESTORE_FAILED
-TRIED, FAILED = recovery.TRIED, "failed"  # a trial: with a verdict, and without one
+INTERRUPTED, RESTORE_FAILED = unfinished.INTERRUPTED, transactions.RESTORE_FAILED
+TRIED, FAILED = unfinished.TRIED, "failed"  # a trial: with a verdict, and without one
 SERVING, SILENT, DOWN = "serving", "silent", "down"  # what the old release did when the transaction began
 
 
@@ -53,10 +53,10 @@ class Transaction:
 
     def _begin(self) -> None:
         """Finish what the last transaction left, and write down what this one is to do."""
-        ended = recovery.finish_last(self.paths, self.evidence.say)
-        recovery.settle(self.paths, self.evidence.say, ended)
+        ended = unfinished.finish_last(self.paths, self.evidence.say)
+        unfinished.settle(self.paths, self.evidence.say, ended)
         if ended == RESTORE_FAILED:
-            recovery.give_up_last(self.paths, self.order.release)
+            unfinished.give_up_last(self.paths, self.order.release)
         self.hooks.adopt(self.order.hooks, self.order.release)
         self.old_id = self.paths.linked(self.paths.current) or self.service.running_release()
         self.old_was = self._old_state()
@@ -113,7 +113,7 @@ class Transaction:
             rollback.mend_links(self.service, standby.kept(self.journal.entries()))
         still_drained = ""
         if self.hooks.drained:
-            still_drained = recovery.undrain_if_serving(self.hooks, self.service, untouched)
+            still_drained = unfinished.undrain_if_serving(self.hooks, self.service, untouched)
         reason = "; ".join(filter(None, (reason, still_drained)))
         fields: dict[str, Any] = {"outcome": outcome, "reason": reason}
         if verdict:

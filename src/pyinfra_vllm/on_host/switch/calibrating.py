@@ -23,7 +23,7 @@ from ..state import durable
 from ..state.journal import now
 from ..state.lock import exclusive
 from ..state.paths import ServicePaths
-from . import recovery, rollback
+from . import rollback, unfinished
 from .base import DEFERRED, FAILED, REFUSED, RESTORE_FAILED, Transaction
 from .order import Order
 
@@ -123,6 +123,6 @@ class Calibrating(Transaction):
         if problem:
             problem = f"{reason}; it did not come back: {problem}"
             rollback.note_failure(self.journal, problem, None, words=self.last_words)
-            recovery.settle(self.paths, self.evidence.say, RESTORE_FAILED)
+            unfinished.settle(self.paths, self.evidence.say, RESTORE_FAILED)
             return RESTORE_FAILED  # without an end: the recovery unit goes on trying
         return self._end(FAILED, f"{reason}; release {release.id} serves, and nothing was stored")

@@ -1,7 +1,7 @@
 """The switch: replace a service's current release by another, or put the current one back.
 
 Until `activate` nothing that runs is touched. From `activate` on there are two ways to end, commit and roll
-back, and the journal says at every moment which one a recovery has to finish (see recovery.py).
+back, and the journal says at every moment which one a recovery has to finish (see unfinished.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..server.service import NotServing, PortTaken, Service, Stopped
 from ..staging import chat_template, pages
 from ..state.lock import exclusive
 from ..state.paths import ServicePaths
-from . import compile_caches, outcomes, pair, recovery, rollback, standby
+from . import compile_caches, outcomes, pair, rollback, standby, unfinished
 from .base import COMMITTED, DEFERRED, FAILED, INTERRUPTED, REFUSED, RESTORE_FAILED, ROLLED_BACK, TRIED
 from .judging import Judging, Worse
 from .order import ROLLBACK, TRIAL, Order
@@ -320,7 +320,7 @@ class Switch(Judging):
         if verdict and verdict.reasons:
             self._tell(verdict)
         if outcome == RESTORE_FAILED:
-            recovery.settle(self.paths, self.evidence.say, outcome)
+            unfinished.settle(self.paths, self.evidence.say, outcome)
             return outcome
         return self._end(outcome, text, verdict)
 
@@ -334,7 +334,7 @@ class Switch(Judging):
         if verdict:
             self._tell(verdict)
         if outcome == RESTORE_FAILED:
-            recovery.settle(self.paths, self.evidence.say, outcome)
+            unfinished.settle(self.paths, self.evidence.say, outcome)
             return outcome
         return self._end(TRIED if verdict else FAILED, text, verdict)
 

@@ -1,40 +1,22 @@
-"""Reads a repository's metadata from the Hub and makes a checked `Checkpoint` of it.
+"""Makes a checked `Checkpoint` of what the Hub says of a repository, and refuses what must not be served.
 
-Everything that the Hub answers is untrusted: names, sizes and hashes are checked here, before they are
-written to the lock file, and the few small files read on the way (config.json and the like) are held to the
-size and hash listed. Nothing is kept: no cache is written, no weights are downloaded.
+Names, sizes and hashes are checked before they are written to the lock file. No weights are downloaded.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
-
-from huggingface_hub import hf_hub_url
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.hf_api import ModelInfo
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pyinfra_vllm import checkpoint, hub_endpoint
 from pyinfra_vllm.checkpoint import Checkpoint, File
 from pyinfra_vllm.errors import CheckpointRefused, HubError, one_line
+from pyinfra_vllm.hub_api import HubApi
 from pyinfra_vllm.on_host.state import manifest
-from pyinfra_vllm.on_host.state.values import shown
-
-TIMEOUT_S = 30.0  # between two bytes; huggingface_hub's own default is 10
-READ_DEADLINE_S = 120.0  # for one small file in all
 
 LARGEST_METADATA_BYTES = 64 * 1024**2  # tokenizers of 250,000 entries are about 35 MB
-LARGEST_READ_BYTES = 16 * 1024**2  # config.json is a few kB; the index of a 400 GB model about 10 MB
-LARGEST_ANSWER_BYTES = 64 * 1024**2  # a listing has about 300 bytes a file
-LARGEST_ERROR_BYTES = 1024**2
-MOST_REDIRECTS = 5
 LARGEST_LISTING = 20_000  # entries; repositories with many quantizations have a few thousand
 
 INDEX = "model.safetensors.index.json"
@@ -69,15 +51,13 @@ _SHARD = re.compile(r"(.+)-(\d{4,6})-of-(\d{4,6})\.safetensors")
 MOST_SHARDS = 4096
 LARGEST_POINTER_BYTES = 512  # a Git LFS pointer has about 130
 
-T = TypeVar("T")
-
 
 class Hub:
     """One Hub: the endpoint from HF_ENDPOINT, the token from HF_TOKEN or where `hf auth login` keeps it."""
 
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
         self.endpoint = endpoint.rstrip("/") if endpoint else hub_endpoint.endpoint()
-        self._token = token
+        self._api = HubApi(self.endpoint, token)
 
     def __repr__(self) -> str:
         return f"Hub({self.endpoint!r})"
@@ -87,9 +67,7 @@ class Hub:
     ) -> Checkpoint:
         """The checkpoint that `repo` at `revision` means now.
 
-        + allow_code: keep the repository's Python files and accept `auto_map` (a service declares
-            `allow_code`
-          with a reason)
+        + allow_code: keep the repository's Python files and accept `auto_map` (declared with a reason)
         + consolidated: the weights in Mistral's own form, which `load-format: mistral` loads and nothing else
 
         Raises CheckpointRefused for a repository that must not be served, HubError for a failure of the Hub.
@@ -104,7 +82,7 @@ class Hub:
         self._refuse_adapter(repo, commit, listing)
         _refuse_pickles(repo, listing)
         files = self._needed(repo, commit, listing, allow_code, consolidated)
-        config = self._json(repo, commit, _named(repo, files, "config.json"))
+        config = self._api.json(repo, commit, _named(repo, files, "config.json"))
         config = self._with_quantization(repo, commit, files, config)
         if not allow_code:
             self._refuse_code(repo, commit, files, config)
@@ -115,7 +93,7 @@ class Hub:
 
     def _listing(self, repo: str, revision: str) -> tuple[str, tuple[File, ...]]:
         """The commit and every file of the repository whose name, size and hash can be used."""
-        info = self._ask(repo, lambda: self._info(repo, revision))
+        info = self._api.info(repo, revision)
         commit, siblings = str(info.sha), info.siblings or []
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise HubError(f"{self.endpoint} names no commit for {repo}@{revision} (found {commit[:60]!r})")
@@ -132,13 +110,6 @@ class Hub:
             raise HubError(f"{self.endpoint} lists a file of {repo} twice")
         return commit, tuple(file for file in files if not manifest.unsafe(file.path))
 
-    def _info(self, repo: str, revision: str) -> ModelInfo:
-        """The request of `HfApi.model_info` and its reading of the answer, whose length is bounded here."""
-        url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
-        return ModelInfo(
-            **json.loads(self._body(url, LARGEST_ANSWER_BYTES, f"about {repo} than it can have to say"))
-        )
-
     def _needed(
         self, repo: str, commit: str, listing: tuple[File, ...], allow_code: bool, consolidated: bool
     ) -> tuple[File, ...]:
@@ -154,7 +125,7 @@ class Hub:
                     " nothing else. Nothing was written. Take the flag out."
                 )
         elif index is not None:
-            weights = _indexed(repo, weights, self._json(repo, commit, index))
+            weights = _indexed(repo, weights, self._api.json(repo, commit, index))
         elif any(path.startswith("model") for path in weights):
             # Mistral's repositories hold the same weights a second time as consolidated*.safetensors.
             weights = {path: file for path, file in weights.items() if not path.startswith("consolidated")}
@@ -177,7 +148,7 @@ class Hub:
         whole = [file for file in listing if file.path.startswith("pytorch_model")]
         if about is None or whole or not all(map(_of_adapter, _weights(listing))):
             return
-        base = self._json(repo, commit, about).get("base_model_name_or_path")
+        base = self._api.json(repo, commit, about).get("base_model_name_or_path")
         named = f" ({one_line(base)})" if isinstance(base, str) and base else ""
         raise CheckpointRefused(
             f"{repo} is an adapter: it has {ADAPTER} and no weights but the adapter's, which change those of"
@@ -204,7 +175,7 @@ class Hub:
                 " AWQ, GPTQ or compressed-tensors repository."
             )
         if MODELOPT in beside:
-            return {**config, "quantization_config": self._json(repo, commit, beside[MODELOPT])}
+            return {**config, "quantization_config": self._api.json(repo, commit, beside[MODELOPT])}
         if alone := next((name for name in OLD_QUANTIZATION if name in beside), None):
             raise CheckpointRefused(
                 f"{repo}: {alone} says how the weights are quantized, and config.json does not: vLLM reads"
@@ -220,7 +191,7 @@ class Hub:
         configurations = {"config.json": config}
         for file in files:
             if file.path in NAME_CODE:
-                configurations[file.path] = self._json(repo, commit, file)
+                configurations[file.path] = self._api.json(repo, commit, file)
         for path, content in configurations.items():
             if content.get("auto_map"):
                 raise CheckpointRefused(
@@ -228,119 +199,6 @@ class Hub:
                     " trust_remote_code. Nothing was written. Use a repository at which config.json alone"
                     " says what the model is, or read the code and declare why it may run: `allow_code`."
                 )
-
-    def _json(self, repo: str, commit: str, file: File) -> Mapping[str, Any]:
-        """The content of a small JSON file, held to the size and the hash that the listing stated."""
-        if file.size > LARGEST_READ_BYTES:
-            raise CheckpointRefused(f"{repo}: {file.path} has {file.size} bytes, too many for what it is")
-        body = self._ask(repo, lambda: self._read(repo, commit, file))
-        if not matches(body, file):
-            raise HubError(f"{self.endpoint} sent {repo}/{file.path} with other content than it lists")
-        try:
-            content = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointRefused(f"{repo}: {file.path} is not JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointRefused(f"{repo}: {file.path} is not a JSON object")
-        return content
-
-    def _read(self, repo: str, commit: str, file: File) -> bytes:
-        url = hf_hub_url(repo, file.path, revision=commit, endpoint=self.endpoint)
-        return self._body(url, file.size, f"of {repo}/{file.path} than it lists")
-
-    def _body(self, url: str, limit: int, more: str) -> bytes:
-        """The body of an answer of at most `limit` bytes: an endless or a slow one ends here.
-
-        Raises HubError.
-        """
-        deadline = time.monotonic() + READ_DEADLINE_S
-        for _ in range(MOST_REDIRECTS):
-            answer = self._answer(url, limit, more, deadline)
-            if not isinstance(answer, str):
-                return answer
-            url = answer
-        raise HubError(f"{self.endpoint} redirects more than {MOST_REDIRECTS} times")
-
-    def _answer(self, url: str, limit: int, more: str, deadline: float) -> bytes | str:
-        """The body that one URL answers, or the URL that it redirects to. No byte of it is decompressed or
-        read past a limit: the client by itself would do both with the body of a redirect or an error.
-        """
-        session = get_session()
-        request = session.build_request("GET", url, headers=self._headers(url), timeout=TIMEOUT_S)
-        response = session.send(request, stream=True, follow_redirects=False)
-        try:
-            encoding = response.headers.get("Content-Encoding", "identity")
-            if encoding.lower() != "identity":
-                raise HubError(
-                    f"{self.endpoint} sends a compressed answer ({encoding[:40]!r}), which was not asked for"
-                )
-            if response.has_redirect_location:
-                return self._redirected(response.url, response.headers["Location"])
-            most = limit if response.is_success else LARGEST_ERROR_BYTES
-            body = bytearray()
-            for chunk in response.iter_raw(64 * 1024):
-                body += chunk
-                if len(body) > most:
-                    raise HubError(f"{self.endpoint} sends more {more}")
-                if time.monotonic() > deadline:
-                    raise HubError(f"{self.endpoint} took over {READ_DEADLINE_S:.0f} s for {url}")
-        finally:
-            response.close()
-        whole = type(response)(
-            response.status_code, headers=response.headers, content=bytes(body), request=request
-        )
-        hf_raise_for_status(whole)
-        return bytes(body)
-
-    def _headers(self, url: str) -> dict[str, str]:
-        """The headers for a URL: the token goes to the Hub's own host alone."""
-        own = _origin(url) == _origin(self.endpoint)
-        token = (self._token or hub_endpoint.token(self.endpoint) or False) if own else False
-        return {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
-
-    def _redirected(self, url: Any, location: str) -> str:
-        target = str(url.join(location))
-        if not target.startswith(
-            ("https://", "http://" if self.endpoint.startswith("http://") else "https://")
-        ):
-            raise HubError(f"{self.endpoint} redirects to {shown(target)}, which is not encrypted")
-        return target
-
-    def _ask(self, repo: str, question: Callable[[], T]) -> T:
-        """One question to the Hub; every failure becomes a HubError with its remedy."""
-        untouched = "The lock file is as it was."
-        try:
-            return question()
-        except HubError as error:
-            raise HubError(f"{error}. {untouched}") from error
-        except GatedRepoError as error:
-            raise HubError(
-                f"{repo} on {self.endpoint} is gated: accept its terms there and set HF_TOKEN. {untouched}"
-            ) from error
-        except RevisionNotFoundError as error:
-            raise HubError(f"{repo} on {self.endpoint} has no such revision. {untouched}") from error
-        except RepositoryNotFoundError as error:
-            raise HubError(
-                f"{repo} is not on {self.endpoint}, or is private: check the name, or set HF_TOKEN."
-                f" {untouched}"
-            ) from error
-        except Exception as error:  # the client raises anything over the answer of an untrusted server
-            raise HubError(
-                f"{self.endpoint} could not be asked about {repo}: {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:300]}. {untouched}"
-            ) from error
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def matches(body: bytes, file: File) -> bool:
-    """Whether `body` is the content that the listing stated."""
-    if file.sha256 is not None:
-        return hashlib.sha256(body).hexdigest() == file.sha256
-    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest() == file.blob_sha1
 
 
 def _file(repo: str, sibling: Any) -> File:

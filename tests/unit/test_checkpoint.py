@@ -13,7 +13,7 @@ from hub_server import Fault, HubServer, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyinfra_vllm import checkpoint, hub
+from pyinfra_vllm import checkpoint, hub, hub_api
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock, parse, render
 from pyinfra_vllm.errors import CheckpointRefused, HubError, LockError
 from pyinfra_vllm.hub import Hub
@@ -228,7 +228,7 @@ def test_an_endless_body_is_cut_off(server: HubServer) -> None:
 
 
 def test_a_listing_without_end_is_cut_off(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "LARGEST_ANSWER_BYTES", 2**20)
+    monkeypatch.setattr(hub_api, "LARGEST_ANSWER_BYTES", 2**20)
     server.endless_answer = True
     with pytest.raises(HubError, match="sends more about acme/tiny-awq than it can have to say"):
         ask(server)

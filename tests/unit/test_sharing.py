@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.config import Declared, Fleet
-from pyinfra_vllm.config.models import Runtime, Service, Sources, Swarm
+from pyinfra_vllm.config.models import Runtime, Service
+from pyinfra_vllm.config.rollout import Sources, Swarm
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.inspect.checkpoints import Stored
 from pyinfra_vllm.on_host.staging import pieces

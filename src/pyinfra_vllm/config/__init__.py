@@ -5,9 +5,11 @@ one `DeclarationError`. This package never reads an inventory (that is `fleet.py
 """
 
 from .declared import Declared, Fleet, Overrides, declare
+from .gate import Gate
 from .layers import Layer, Merged, merge
-from .models import Gate, Rollout, Runtime, Service
+from .models import Runtime, Service
 from .problems import Problem, Problems
+from .rollout import Rollout
 
 __all__ = [
     "Declared",

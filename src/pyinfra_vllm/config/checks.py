@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..window import never_begins, shown_duration
 from .layers import Merged, located
-from .models import API_KEY, Rollout, Service
+from .models import API_KEY, Service
 from .problems import ON_HOSTS, Problems, unknown
+from .rollout import Rollout
 
 if TYPE_CHECKING:
     from .declared import Declared

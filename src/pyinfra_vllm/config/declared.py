@@ -18,9 +18,10 @@ from .base import Declaration
 from .checks import check_host
 from .fields import AbsolutePath, Pin, Text, as_tuple
 from .layers import ABSENT, Merged, Path, dotted, located, lookup, overlay, without_removed
-from .models import Rollout, Service, Sources
+from .models import Service
 from .problems import Problems
 from .reading import read
+from .rollout import Rollout, Sources
 
 DEFAULT_ROOT = "/srv/pyinfra-vllm"
 # The keys of inventory and group data that are ours; every other key belongs to somebody else.

@@ -1,29 +1,19 @@
-"""The shape of one service and of a rollout. A field's description says what is allowed; messages quote it.
+"""The shape of one service. A field's description says what is allowed; messages quote it.
 
 Strict: text is not a number, `True` is not 1, an unknown key is an error.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-import typing
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    create_model,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ..catalog import space, table
 from ..catalog.gpus import Gpu
-from ..on_host.bench.criteria import Criteria
-from ..on_host.bench.quality import QuestionsError, load
 from ..text import counted
 from ..window import parse_duration
 from .base import Declaration
@@ -35,7 +25,6 @@ from .fields import (
     Flags,
     GpuNames,
     IndexLocation,
-    OneAddress,
     PlainMap,
     Port,
     Repository,
@@ -49,6 +38,7 @@ from .fields import (
     as_tuple,
     no_control,
 )
+from .gate import Gate
 from .hooks import Hooks
 from .problems import ItemError, unknown
 from .profiles import MeasuredProfile
@@ -132,74 +122,6 @@ class Runtime(Declaration):
         if self.path is not None and (self.index is not None or self.packages):
             raise ValueError("`index` and `packages` go with `version`; a venv by `path` is left as it is")
         return self
-
-
-_WORDS = {
-    "bool": "true or false",
-    "dict[str, float]": 'a map of names to finite numbers, like {"c1": 30}',
-    "float": "a finite number",
-    "int": "a whole number",
-    "str": "text",
-    "tuple[int, ...]": "a list of whole numbers",
-    "tuple[int | str, ...]": 'a list of whole numbers and "max"',
-    "dict[str, dict[str, float | None]]": (
-        'a map of phases to metrics and shares, like {"c1": {"ttft_s": 0.8}}'
-    ),
-}
-
-
-def _words(kind: str) -> str:
-    base = kind.removesuffix(" | None")
-    return _WORDS.get(base, f"of type {base}") + (" or None" if base != kind else "")
-
-
-def _gate_fields() -> dict[str, Any]:
-    """`Criteria`, field by field: the host owns the names, types and defaults; this only reads them."""
-    hints = typing.get_type_hints(Criteria)
-    checked = {str: Text, str | None: Text | None}
-    made: dict[str, Any] = {}
-    for item in dataclasses.fields(Criteria):
-        hint = checked.get(hints[item.name], hints[item.name])
-        if any(typing.get_origin(each) is tuple for each in (hint, *typing.get_args(hint))):
-            hint = Annotated[hint, BeforeValidator(as_tuple)]
-        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-        made[item.name] = (hint, Field(default, description=_words(str(item.type))))
-    return made
-
-
-class _Gate(Declaration):
-    def criteria(self) -> Criteria:
-        """The criteria of the host's gate."""
-        return Criteria(**{name: getattr(self, name) for name in type(self).model_fields})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _none_where_it_means_nothing(cls, values: Any) -> Any:
-        """`None` removes a setting that cannot be None itself."""
-        if not isinstance(values, dict):
-            return values
-        nullable = {
-            name
-            for name, hint in typing.get_type_hints(Criteria).items()
-            if type(None) in typing.get_args(hint)
-        }
-        return {key: value for key, value in values.items() if value is not None or key in nullable}
-
-    @model_validator(mode="after")
-    def _usable(self) -> Self:
-        criteria = self.criteria()
-        if criteria.quality_prompts is not None:  # read here and now: a wave must not stumble over it
-            try:
-                load(criteria.quality_prompts)
-            except QuestionsError as error:
-                raise ItemError("quality_prompts", str(error)) from error
-        return self
-
-
-if typing.TYPE_CHECKING:
-    Gate = _Gate
-else:
-    Gate = create_model("Gate", __base__=_Gate, **_gate_fields())
 
 
 class Tune(Declaration):
@@ -388,61 +310,3 @@ class Service(Declaration):
     def open_to_network(self) -> bool:
         """Whether the server listens wider than loopback."""
         return not self.bind.startswith(_LOOPBACK)
-
-
-Count = Annotated[int, Field(ge=1)]
-Percent = Annotated[str, Field(pattern=r"^([1-9]\d?|100)%$")]
-
-
-class Rollout(Declaration):
-    """Order in which hosts switch, and the rule that stops the rest."""
-
-    canary: Annotated[int, Field(ge=0)] | Annotated[tuple[Text, ...], BeforeValidator(as_tuple)] = Field(
-        default=1, description="a number of hosts of each kind (0: none), or a list of host names"
-    )
-    waves: Annotated[tuple[Count | Percent, ...], BeforeValidator(as_tuple)] = Field(
-        default=(),
-        description='a list of host counts and percentages, like [2, "25%"]; the rest follows in one wave',
-    )
-    max_failures: Annotated[int, Field(ge=0)] = Field(default=0, description="a number of hosts, 0 or more")
-    on_failure: Literal["stop", "rollback_all"] = Field(
-        default="stop", description='"stop" or "rollback_all"'
-    )
-    pause_s: Annotated[float, Field(ge=0, le=86400)] = Field(
-        default=0.0, description="seconds from 0 to 86400"
-    )
-    max_unavailable: dict[ServiceName, Count | Percent] = Field(
-        default_factory=dict,
-        description='a map of service names to a host count or a percentage, like {"chat": "25%"}',
-    )
-
-    share_compile_cache: bool = Field(default=False, description="True or False")
-
-    def most_waves(self, hosts: int) -> int:
-        """The most waves that `rollout.waves.plan` can make for that many hosts: a wave has at least one."""
-        return hosts if self.max_unavailable else min(hosts, 1 + len(self.waves) + 1)
-
-
-class Swarm(Declaration):
-    """How hosts fetch a checkpoint from each other."""
-
-    from_hub: Annotated[int, Field(ge=1, le=16)] = Field(
-        default=4, description="a number of hosts from 1 to 16 that fetch from the Hub, each a part"
-    )
-    port: Port = Field(default=6881, description="a TCP port from 1 to 65535, free on the host")
-    address: OneAddress | None = Field(
-        default=None,
-        description="an IP address of the host at which the others reach it; left out: the one of SSH",
-    )
-    max_mib_per_s: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
-        default=None, description="MiB per second in each direction, 1 or more; None: no limit"
-    )
-
-
-class Sources(Declaration):
-    """Where a host asks for checkpoints before it asks the Hub."""
-
-    path: AbsolutePath | None = Field(
-        default=None, description="the absolute path of a folder of checkpoints on the host, or None"
-    )
-    swarm: Swarm | None = Field(default=None, description="a map of settings, {} for the defaults, or None")

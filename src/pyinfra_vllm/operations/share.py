@@ -18,7 +18,7 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra_vllm import answers
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Fleet
-from pyinfra_vllm.config.models import Swarm
+from pyinfra_vllm.config.rollout import Swarm
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.hub_endpoint import endpoint, token

@@ -13,7 +13,73 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..state import durable
+from ..state.paths import FRONT_FILES, ServicePaths, awake
+from . import systemd
+
 PAUSE_S, ASK_S = 0.1, 5.0
+STOP_S = 90.0
+
+
+class Front:
+    """The front of one service, which a release without standby has none of."""
+
+    def __init__(self, paths: ServicePaths) -> None:
+        self.paths = paths
+        self._unit = paths.front_unit(FRONT_FILES[0])
+
+    @property
+    def release(self) -> str | None:
+        """The current release, where clients ask the front for it."""
+        try:
+            current = self.paths.linked(self.paths.current)
+        except OSError:  # not even a link
+            return None
+        return current if current and self.paths.has_front(current) else None
+
+    @property
+    def listens(self) -> bool:
+        """Whether systemd listens for this service."""
+        return self.release is not None and self._shown("ActiveState").get("ActiveState") == "active"
+
+    def lay(self) -> None:
+        """Before a start: systemd listens at the address of a release with standby, and of no other."""
+        current = self.release
+        if current is None:
+            self.take_away()
+            return
+        self.lead_to(current)
+        shown = self._shown("ActiveState", "Listen")
+        if shown.get("ActiveState") == "active" and shown.get("Listen") != self._declared_address(current):
+            self._stop()
+        systemd.start(self._unit)
+
+    def lead_to(self, release_id: str) -> None:
+        """Lead new connections to the server of this release."""
+        link = awake(self.paths.name)
+        link.parent.mkdir(mode=0o755, exist_ok=True)
+        lead(link, self.paths.api_socket(release_id))
+
+    def take_away(self) -> None:
+        """A release without standby listens on the port by itself."""
+        links = [link for link in self.paths.front_links if link.is_symlink()]
+        if links:
+            self._stop()
+            for link in links:
+                durable.remove(link)
+            systemd.daemon_reload()
+
+    def _shown(self, *properties: str) -> dict[str, str]:
+        return systemd.show(self._unit, *properties)
+
+    def _declared_address(self, release_id: str) -> str:
+        text = (self.paths.release(release_id) / FRONT_FILES[0]).read_text(encoding="utf-8")
+        lines = (line.partition("=") for line in text.splitlines())
+        return next(f"{value} (Stream)" for name, _, value in lines if name == "ListenStream")
+
+    def _stop(self) -> None:
+        for file in FRONT_FILES:
+            systemd.stop(self.paths.front_unit(file), STOP_S)
 
 
 def accepts(path: Path) -> bool:

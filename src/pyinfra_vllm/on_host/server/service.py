@@ -12,10 +12,11 @@ from typing import Any, Callable
 
 from ..openai.client import Client, ClientError, Refused
 from ..state import durable, secrets_file
-from ..state.paths import API_SOCKET, CONTROL_SOCKET, FRONT_FILES, ServicePaths, awake
-from . import compile_cache, front, kv_cache, root_cause, sockets, systemd
+from ..state.paths import API_SOCKET, CONTROL_SOCKET, ServicePaths
+from . import compile_cache, kv_cache, root_cause, sockets, systemd
 from .control import ASLEEP, SERVING, Control, Mute
 from .control import Refused as NotDone
+from .front import Front
 from .release import Release
 
 POLL_S = 1.0
@@ -30,7 +31,6 @@ DOWN = ("inactive", "failed")
 RUN = Path("/run")
 RUN_BYTES_NEEDED = 20 << 20  # newer systemd refuses to reload below 16 MiB (RELOAD_DISK_SPACE_MIN)
 INODES_NEEDED = 64  # links, evidence and a few files of the release's cache
-FRONT_STOP_S = 90.0
 SYSTEMD = "init.scope"  # the unit of systemd itself, which listens for the front
 STOP_LIMIT_S = 3600.0  # of a release whose own limit can't be read; systemd knows the unit's
 
@@ -66,6 +66,7 @@ class Service:
         self.paths = paths
         self.say = say
         self.unit = unit or paths.unit
+        self.front = Front(paths)
         self._known: frozenset[sockets.Listener] = frozenset()  # listeners that were shown to be the unit's
 
     def point_at(self, release_id: str | None) -> None:
@@ -74,7 +75,7 @@ class Service:
         Raises SystemdError where systemd refuses to load that, and has another one.
         """
         if release_id is None:
-            self._take_front_away()
+            self.front.take_away()
             for link in self._links:
                 if not self._foreign(link):
                     durable.remove(link)
@@ -123,20 +124,11 @@ class Service:
     def _links(self) -> dict[Path, Path]:
         """How systemd finds the unit, and that it is to start at boot: each link and where it leads."""
         unit, wants = self.paths.unit_link, self.paths.wants_link
-        current = self._with_front
+        current = self.front.release
         if current is None:
             return {unit: self.paths.current / "vllm.service", wants: unit}
         server = self.server_link(current)
         return {**server, unit: next(iter(server)), wants: unit, **self.paths.front_links}
-
-    @property
-    def _with_front(self) -> str | None:
-        """The current release, where clients ask the front for it."""
-        try:
-            current = self.paths.linked(self.paths.current)
-        except OSError:  # not even a link
-            return None
-        return current if current and self.paths.has_front(current) else None
 
     def server_link(self, release_id: str) -> dict[Path, Path]:
         """How systemd finds the server of a release with standby, current or not."""
@@ -253,55 +245,19 @@ class Service:
         folder = self.paths.sockets_folder(release_id)
         return Control(folder / CONTROL_SOCKET, self.paths.server_unit(release_id))
 
-    def _lay_front(self) -> None:
-        """Before a start: systemd listens at the address of a release with standby, and of no other."""
-        current = self._with_front
-        if current is None:
-            self._take_front_away()
-            return
-        self._lead_front(current)
-        unit = self.paths.front_unit(FRONT_FILES[0])
-        shown = systemd.show(unit, "ActiveState", "Listen")
-        if shown.get("ActiveState") == "active" and shown.get("Listen") != self._declared_address(current):
-            self._stop_front()
-        systemd.start(unit)
-
-    def _lead_front(self, release_id: str) -> None:
-        link = awake(self.paths.name)
-        link.parent.mkdir(mode=0o755, exist_ok=True)
-        front.lead(link, self.paths.api_socket(release_id))
-
     @property
     def front_lost(self) -> bool:
         """Whether the current release runs, and the front does not lead to it. So it may be in a switch."""
-        current = self._with_front
+        current = self.front.release
         return self.paths.front_lost(current) and self.running_release() == current
 
     def mend_front(self) -> bool:
         """Lead the front to the current release again; whether that was needed."""
-        if not self.front_lost or (current := self._with_front) is None:
+        if not self.front_lost or (current := self.front.release) is None:
             return False
-        self._lead_front(current)
+        self.front.lead_to(current)
         self.say(f"the front led to no server, and leads to {current} again")
         return True
-
-    def _declared_address(self, release_id: str) -> str:
-        text = (self.paths.release(release_id) / FRONT_FILES[0]).read_text(encoding="utf-8")
-        lines = (line.partition("=") for line in text.splitlines())
-        return next(f"{value} (Stream)" for name, _, value in lines if name == "ListenStream")
-
-    def _take_front_away(self) -> None:
-        """A release without standby listens on the port by itself."""
-        links = [link for link in self.paths.front_links if link.is_symlink()]
-        if links:
-            self._stop_front()
-            for link in links:
-                durable.remove(link)
-            systemd.daemon_reload()
-
-    def _stop_front(self) -> None:
-        for file in FRONT_FILES:
-            systemd.stop(self.paths.front_unit(file), FRONT_STOP_S)
 
     @property
     def down(self) -> bool:
@@ -318,7 +274,7 @@ class Service:
     def start(self) -> str | None:
         """Start what `current` points to; returns a mark in the log from which its lines begin."""
         cursor = systemd.log_cursor()
-        self._lay_front()
+        self.front.lay()
         systemd.start(self.paths.unit)
         return cursor
 
@@ -410,19 +366,10 @@ class Service:
     def no_foreign_listener(self, release: Release) -> None:
         """Raises PortTaken where another program has the release's port: it would answer in its place."""
         found = sockets.foreign_listeners(release.port, self.unit)
-        if found and self._has_front:
+        if found and self.front.listens:
             found = [name for name in sockets.foreign_listeners(release.port, SYSTEMD) if name in found]
         if found:
             raise PortTaken(f"port {release.port} is held by {', '.join(found)}, not by {self.unit}")
-
-    @property
-    def _has_front(self) -> bool:
-        """Whether systemd listens for this service."""
-        if self._with_front is None:
-            return False
-        return (
-            systemd.show(self.paths.front_unit(FRONT_FILES[0]), "ActiveState").get("ActiveState") == "active"
-        )
 
     def _generation_problem(self, release: Release, timeout_s: float = GENERATION_TIMEOUT_S) -> str:
         try:

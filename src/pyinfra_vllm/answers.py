@@ -394,9 +394,7 @@ def observed(value: Any) -> list[Observed]:
 
 
 def evidence(told: list[ToldService]) -> list[ToldService]:
-    """The same switches without the documents that are no evidence: those are named as left out, and the rest
-    of the switch is shown.
-    """
+    """The same switches; documents that are no evidence are named as left out, the rest is shown."""
     for service in told:
         for switch in service["transactions"]:
             if not switch["entries"]:

@@ -1,5 +1,4 @@
-"""Asks the hosts of an inventory something, in parallel, and lets no host that is down keep the others from
-answering.
+"""Asks the hosts of an inventory something, in parallel; a host that is down keeps no other from answering.
 
 The commands that only look go through here. With operations/, facts/, fleet.py, spoken.py and inventory.py it
 is what imports pyinfra: hosts are reached exactly as `pyinfra INVENTORY deploy.py` reaches them (ssh_*,

@@ -1,8 +1,7 @@
 """Checkpoints: the files, with size and content hash, of each declared model.
 
 `checkpoints.lock.yaml` is the record of that; every rollout reads it and nothing here talks to a host or to a
-network (`hub` asks the Hub). A lock file is read strictly: one entry that can't be trusted makes the whole
-file an error.
+network (`hub` asks the Hub). A lock file is read strictly: one entry that can't be trusted is an error.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The `pyinfra-vllm` command: finds the command's module, runs it, and turns expected failures into exit
-codes.
+"""The `pyinfra-vllm` command: finds the command's module, runs it, and makes exit codes of failures.
 
 Results go to stdout, messages to stderr. Each command lives in `commands/` and is imported only when it is
 used, so that `resolve` does not wait for what `lock` needs.

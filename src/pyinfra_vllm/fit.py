@@ -183,8 +183,7 @@ def _loaded_bytes(shape: Shape, load: Load) -> float:
 
 
 def checkpoint_bytes(shape: Shape, width: int = 2, text_only: bool = False) -> int:
-    """Bytes of a checkpoint's tensors by its shape: for models that have not been locked (else sizes are
-    known).
+    """Bytes of a checkpoint's tensors by its shape: for models that have not been locked (else known).
 
     + width: bytes of an unquantized value
     + text_only: without the vision tower

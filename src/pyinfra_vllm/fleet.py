@@ -1,5 +1,4 @@
-"""Loads the declaration of a whole fleet: inventory and group data, layer by layer, checked before any host
-is contacted.
+"""Loads the declaration of a whole fleet, layer by layer, all checked before any host is contacted.
 
 `check()` is pyinfra's hook (top-level config.py calls it), `declared()` is what deploy.py uses, `way_back()`
 and `root_of()` are what rollback.py uses, `load()` serves the `pyinfra-vllm` commands. inventory.py has the
@@ -83,8 +82,7 @@ _way_back: WayBack | None = None
 class InvalidDeclaration(CliError, PyinfraError):  # type: ignore[misc]  # pyinfra_cli is untyped
     """Stops the pyinfra command line with one message and exit code 2.
 
-    Both bases are needed: pyinfra lets a PyinfraError out of config.py as it is, and prints a CliError
-    without traceback.
+    Both bases are needed: pyinfra lets a PyinfraError out of config.py, and prints a CliError plainly.
     """
 
     def __init__(self, error: RolloutError) -> None:

@@ -1,5 +1,4 @@
-"""Loads an inventory file as pyinfra does, finds the hosts that a pattern means, and the layers of data of
-each host.
+"""Loads an inventory file as pyinfra does: hosts that a pattern means, and the layers of data of each.
 
 Contacts none of them. Layers go from general to particular: all, the inventory, groups in the inventory's
 order, host, --data. Names decide that, never how many hosts a group happens to hold.

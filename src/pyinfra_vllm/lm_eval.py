@@ -1,5 +1,4 @@
-"""The operator's own lm-evaluation-harness: runs it against a server, and reads what it wrote as scores for a
-record.
+"""The operator's own lm-evaluation-harness: run against a server, and what it wrote read as scores.
 
 Judges nothing. It takes hours where the probe takes minutes, so it is for outside the window.
 """

@@ -1,5 +1,4 @@
-"""Makes text from elsewhere safe to print: what a host, a server or a Hub said must not steer the operator's
-terminal.
+"""Makes text from elsewhere safe to print: it must not steer the operator's terminal.
 
 The one home of that rule. Every path to a person's eyes goes through it: pyinfra's log (hearing.py), tables,
 lines and the report. JSON stays data: its own escapes are safe on a terminal.

@@ -298,11 +298,9 @@ def difference_of_environment(old: Mapping[str, str], new: Mapping[str, str]) ->
 
 
 def difference_of_secrets(old: StagedRelease | None, new: Release) -> list[str]:
-    """The changes between the secrets of a staged release (its release.json) and those of another, by name
-    only.
+    """The changes between a staged release's secrets (its release.json) and those of another, by name only.
 
-    Nobody has the old values here: they were the new ones if the old release, with these in it, has its very
-    id.
+    Nobody has the old values here: they were the new ones if these give the old release its very id.
     """
     before, after = set(old.get("secrets", ())) if old else set[str](), set(new.secrets)
     changes = [f"- {name}" for name in sorted(before - after)] + [

@@ -50,9 +50,7 @@ class Place:
 
 
 def unproven(place: Place, settings: Settings) -> MeasuredProfile:
-    """The profile that a candidate would have, to be resolved as it will be after it has won. It has no
-    evidence, so it is never written.
-    """
+    """The profile that a candidate would have, resolved as after it has won. No evidence: never written."""
     tuned = Tuned.model_construct(
         flags=dict(settings.flags),
         environment=dict(settings.environment),

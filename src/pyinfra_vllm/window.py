@@ -168,8 +168,7 @@ class WindowState:
 
     `closes` and `last_start` are None while closed, and when nothing ever closes.
 
-    `last_start` is `closes` less what a switch and its rollback need; it lies before the question when it is
-    too late.
+    `last_start` is `closes` less what a switch and its rollback need; it is in the past when too late.
     """
 
     open: bool
@@ -221,9 +220,7 @@ def longest(windows: Sequence[Window], at: datetime, enough: timedelta = timedel
 
 
 def never_begins(windows: Sequence[Window], at: datetime, needed: timedelta, source: str = "") -> str:
-    """Why no switch can ever begin in these windows after `at` (aware), of windows as the subject of the
-    sentence; empty where one can.
-    """
+    """Why no switch can ever begin in these windows after `at` (aware); empty where one can."""
     if not windows:
         return ""
     opened = longest(windows, at, needed)
@@ -279,9 +276,7 @@ def _stretches(window: Window, start: datetime, end: datetime) -> list[Interval]
 
 
 def _exceptions(window: Window, start: datetime, end: datetime) -> list[Days | Interval]:
-    """The window's exceptions; of repeating ones those that can matter to an opening that reaches into the
-    time from `start` to `end`.
-    """
+    """The window's exceptions; of repeating ones those that matter to an opening within the time."""
     first, last = start - window.duration - _SPARE, end + _SPARE
     return [
         part

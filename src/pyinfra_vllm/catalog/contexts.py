@@ -63,8 +63,7 @@ def derive(text: Mapping[str, Any], name: str) -> Contexts:
 def overridden(contexts: Contexts, overrides: Mapping[str, Any], name: str) -> Contexts:
     """The contexts with what --hf-overrides puts over a config.json, at its top or under `text_config`.
 
-    Lengths that aren't overridden are taken as the config's own, without another rope scaling than the one
-    that is put over it.
+    Lengths that aren't overridden are taken as the config's own, with the rope scaling that is put over it.
     """
     inner = overrides.get("text_config")
     text = {**overrides, **(inner if isinstance(inner, Mapping) else {})}

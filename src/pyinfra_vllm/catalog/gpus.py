@@ -72,8 +72,7 @@ class Gpu:
         experts: bool = False,
         kind: str = "wna16",
     ) -> list[str]:
-        """The kernels that a quantized model takes: for its linear layers and then, where it has them, its
-        experts.
+        """The kernels that a quantized model takes: for its linear layers and then, if it has them, experts.
 
         Without any fast kernel for the linear layers the answer is []: the experts' alone would hide that.
 
@@ -223,9 +222,7 @@ def _same_card(rest: str, row: Mapping[str, Any]) -> bool:
 
 
 def normal(name: str) -> str:
-    """A GPU name without case, maker, series and punctuation: `NVIDIA A100-SXM4-80GB` is `a100 sxm4 80gb`,
-    `rtx4090` is `rtx 4090` and `80G` is `80gb`.
-    """
+    """A GPU name without case, maker, series and punctuation: `NVIDIA A100-SXM4-80GB` is `a100 sxm4 80gb`."""
     text = re.sub(r"[-_/]+", " ", name.lower())
     text = re.sub(r"\b(rtx|gtx)(?=[a-z]?\d)", r"\1 ", text)
     text = re.sub(r"\b(\d{4})(?=(ti|d)\b)", r"\1 ", text)

@@ -121,9 +121,7 @@ def relock(
 
 
 def doubtful_size(entry: Checkpoint) -> str:
-    """Why a checkpoint's size can't be that of its config.json; empty where it can, or where the model has
-    parts that aren't counted here.
-    """
+    """Why a checkpoint's size can't be that of its config.json, where all its parts are counted; or ""."""
     try:
         possible = fit.possible_bytes(shapes.from_config(entry.repo, entry.config))
     except DeclarationError:  # validate and resolve name the key

@@ -155,9 +155,7 @@ def _shape(locked: Checkpoint) -> Shape:
 
 
 def _card(name: str | None, memory: str | None, capability: str | None) -> Gpu:
-    """The card that is asked about; memory and compute capability, where they are given, are the operator's
-    word against catalog and file.
-    """
+    """The card that is asked about; memory and compute capability, if given, overrule catalog and file."""
     if memory is None and capability is None:
         if name is None:
             raise DeclarationError("Which card? Say --gpu NAME, or --gpu-memory and --compute-capability")

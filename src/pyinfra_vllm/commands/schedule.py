@@ -70,8 +70,7 @@ def schedule(
     """Print the systemd timer and service for unattended rollouts, or --install them.
 
     Every few minutes the timer runs `schedule --tick`: while all windows are closed no host is contacted;
-    inside one, pyinfra is run for the hosts whose declared release does not run. Exit codes are those of
-    `pyinfra`.
+    inside one, pyinfra is run for the hosts whose declared release does not run. Exit codes are `pyinfra`'s.
     """
     if (tick and installing) or (dry and not tick):
         raise click.UsageError("--tick goes without --install, and --dry with --tick")

@@ -1,6 +1,4 @@
-"""The base of every declared object: frozen, strict (text is no number, `True` is not 1), no unknown
-keys, no number without an end.
-"""
+"""The base of every declared object: frozen, strict (text is no number), no unknown keys, numbers end."""
 
 from __future__ import annotations
 

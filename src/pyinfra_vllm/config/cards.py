@@ -1,7 +1,6 @@
 """The operator's own cards: `cards.yaml`, beside checkpoints.lock.yaml.
 
-It is a layer below all group data with the one key `cards`, so every service has them. `resolve` reads the
-same file.
+It is a layer below all group data with the one key `cards`. `resolve` reads the same file.
 """
 
 from __future__ import annotations

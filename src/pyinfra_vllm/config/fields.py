@@ -1,5 +1,4 @@
-"""The kinds of text that a declaration may hold, as data: a pattern, and the sentence that says what is
-allowed.
+"""The kinds of text that a declaration may hold, as data: a pattern, and a sentence for what is allowed.
 
 Everything here ends in a unit file, an environment file or an argument list on a host, so no kind of text
 lets a control character through: an operator's string can never become a second line.

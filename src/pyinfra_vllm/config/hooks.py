@@ -1,7 +1,6 @@
 """Declared hooks: commands on the host or URLs that a switch calls (docs/hooks.md).
 
-Nothing here may hold a secret: it is kept on the host for anyone to read. A secret URL is named by its
-variable.
+Nothing here may hold a secret: all can read it on the host. A secret URL is named by its variable.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Collects the problems of a declaration, one line each, to report all of them at once.
 
-A line names the file, the dotted key, the value and what is allowed. A value that may be a secret is never
-shown.
+A line names the file, the dotted key, the value (never one that may be secret) and what is allowed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Reads declared windows: maps with `cron`, `duration`, `timezone`, and maybe `except` and `deny`.
 
-An `except` item is a date, a range of dates, or the path of an `.ics` file (beside the project, read here and
-now).
+An `except` item is a date, a range of dates, or the path of an `.ics` file (read here and now).
 """
 
 from __future__ import annotations

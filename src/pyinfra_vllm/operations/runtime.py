@@ -38,8 +38,7 @@ _FIND_UV = (
 @alone
 def present(root: str, service: Service) -> Generator[PyinfraCommand, None, None]:
     """
-    Have the declared vLLM on the host. A venv given by path is only looked at; one by version is installed
-    once.
+    Have the declared vLLM on the host. A venv by path is only looked at; one by version is installed once.
 
     + root: where pyinfra-vllm keeps its files on the host
     + service: its declaration

@@ -1,7 +1,6 @@
 """Has the hosts of a run share a checkpoint, so that few of them ask the Hub (docs/architecture.md).
 
-None of this fails a host: whatever does not come this way is said, and `checkpoint.present` gets it from the
-Hub.
+None of this fails a host: what does not come this way `checkpoint.present` gets from the Hub.
 """
 
 from __future__ import annotations

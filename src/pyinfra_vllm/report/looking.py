@@ -115,9 +115,7 @@ def _wish(host: Host, root: str, service: Service) -> Wish:
 
 
 def _wish_without_values(wanted: Wanted, missing: list[str]) -> Wish:
-    """The wish of a service whose secrets are not set here: the current release counts as declared where all
-    but their values agrees.
-    """
+    """The wish of a service whose secrets are not set here: agreement in all but their values counts."""
     service, current = wanted.service, wanted.observed.release
     if current and same_but_for_values(current, wanted.release):
         return Wish(service.name, service.model, current["id"], gpu=wanted.gpu)

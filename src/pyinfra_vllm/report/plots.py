@@ -1,10 +1,8 @@
-"""Small plots as inline SVG: two distributions, ratios with their intervals, a timeline, a trend, a Pareto
-front.
+"""Small plots as inline SVG: distributions, ratios with intervals, a timeline, a trend, a Pareto front.
 
 Pure: numbers in, markup out.
 
-Colours come from the page's style sheet by class, so that one picture serves light and dark. Nothing is
-loaded.
+Colours come from the page's style sheet by class, so that one picture serves light and dark.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Hosts and services as they are now: one row each, with the differences between declared, staged, current
-and running release.
+"""Hosts and services now: a row each, and how declared, staged, current and running release differ.
 
 Pure: it turns answers of hosts into rows.
 """

@@ -58,8 +58,7 @@ def lives(
     now: datetime,
     serving: Mapping[str, Collection[str]] | None = None,
 ) -> list[Live]:
-    """Every declared service, wave by wave, in the inventory's order within a wave; hosts that are down come
-    last.
+    """Every declared service, wave by wave, in the inventory's order; hosts that are down come last.
 
     + serving: service -> every host that declares it; left out: those that need a switch
     """

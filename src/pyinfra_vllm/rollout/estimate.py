@@ -69,8 +69,7 @@ def restarts(service: Service, history: History = ()) -> Estimate:
 
 def _measured(service: Service, history: History) -> Estimate | None:
     """The longest switch and the longest rollback among the newest whole switches, with a margin on both.
-    Measuring counts with the most that the gate may take for it: what ended soon the last time may be
-    doubtful the next time.
+    Measuring counts with the most that the gate may take: it may end later the next time.
     """
     whole = _whole(history)
     if not whole:

@@ -122,9 +122,7 @@ def _entry(entry: Entry) -> list[str]:
 
 
 def _judged(entry: Entry) -> list[str]:
-    """A gate's verdict: the table of the criteria that passed, the verdict, a line for each other criterion,
-    and one for each note.
-    """
+    """A verdict: a table of criteria that passed, the verdict, a line for each other criterion and note."""
     unmet = _unmet(entry)
     sentences = [Row.read(row, "metric").sentence() for row in unmet]
     notes = [text for text in entry["reasons"] if text not in sentences]

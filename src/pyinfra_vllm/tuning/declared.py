@@ -59,8 +59,7 @@ def known_flags(version: str, installed: Collection[str] | None, profile: Profil
 def apply_variants(variants: Iterable[str | Mapping[str, Any]], facts: Facts, profile: Profile) -> None:
     """Applies variants: a name, {name: {parameter: value}} or {name: first parameter}.
 
-    In the order declared, except that those marked `first` come first: how many tokens are drafted decides
-    sizes.
+    In the order declared, except that those marked `first` come first: drafted tokens decide sizes.
     """
     items: list[tuple[str, Any]] = []
     for variant in variants:

@@ -2,8 +2,7 @@
 
 Layers, later ones winning: base, GPU, model, objective, variants, the operator's own; then the rules that
 join them. All of them are data (`catalog/`). Where a profile was measured for exactly this (profiles/), it
-stands in the place of the objective's layer. Asks no host and no network; decides nothing that the data
-doesn't say.
+stands in the place of the objective's layer. Asks no host and no network; the data alone decides.
 """
 
 from __future__ import annotations

@@ -76,8 +76,7 @@ class Space:
     def candidate(self, name: str) -> Candidate:
         """The candidate of that name: one of `candidates`, or several of them together (search.JOIN).
 
-        Its flags may contradict each other: then its resolution has errors. Raises KeyError for a name that
-        is not in the space.
+        Its flags may contradict each other: then its resolution has errors. Raises KeyError for no such name.
         """
         known = {each.name: each for each in self.candidates}
         if name in known:

@@ -1,7 +1,6 @@
 """The traffic of a service, from its own /metrics. Pure.
 
-Prompt and answer lengths come from their histograms, requests at a time from the sum of their durations
-(Little's law).
+Prompt and answer lengths come from histograms, requests at a time from durations (Little's law).
 """
 
 from __future__ import annotations
@@ -69,9 +68,7 @@ class Traffic:
 
 
 def traffic(later: str, seconds: float, earlier: str = "") -> Traffic:
-    """The traffic between two answers of /metrics, `seconds` apart; since the server's start where there is
-    only one. Raises NoTraffic.
-    """
+    """The traffic between two answers of /metrics, or since the server's start. Raises NoTraffic."""
     if seconds <= 0:
         raise NoTraffic(f"{seconds:g} seconds apart: the second answer must be the later one")
     after, before = samples(later), samples(earlier)

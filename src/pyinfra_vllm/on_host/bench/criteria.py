@@ -255,8 +255,7 @@ class Criteria:
         }[metric]
 
     def allowed(self, phase: str, metric: str, before: float, noise: float | None = None) -> float | None:
-        """How much worse may still be called no worse, as a logarithm of the ratio; None where this never
-        decides.
+        """How much worse is still no worse, as a logarithm of the ratio; None where this never decides.
 
         Worse is what is beyond its margin, and beyond its floor, and beyond what noise alone does.
 

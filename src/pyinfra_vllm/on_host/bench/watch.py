@@ -1,5 +1,4 @@
-"""Watches confounders of the probe: its own lateness, its processor time, and other traffic on the
-server.
+"""Watches confounders of the probe: its own lateness, its processor time, and others' traffic.
 
 Observes and reports; what that means for a verdict is decided in the gate.
 """

@@ -111,9 +111,7 @@ def beyond_doubt(verdict: Verdict) -> bool:
 
 
 def _sure(row: Row) -> bool:
-    """Whether it failed beyond doubt: by what has no interval, or by twice what is allowed with all of its
-    interval beyond the limit.
-    """
+    """Whether it failed beyond doubt: with no interval, or all of it beyond twice what is allowed."""
     if row.verdict != FAIL:
         return False
     if row.interval is None or row.ratio is None or row.limit is None:

@@ -1,9 +1,7 @@
-"""Judges quality from two records: likelihood of fixed texts, answers that were lost, and the form of
-answers.
+"""Judges quality from two records: likelihood of fixed texts, lost answers, and the form of answers.
 
 Each is a criterion of its own, because each sees other damage: weights that were rounded badly cost bits, a
-wrong chat template costs no bits and breaks the form, and only questions see a model that writes well and
-knows nothing.
+wrong chat template costs no bits and breaks the form, and only questions see missing knowledge.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""When one side has been measured long enough: decided by its own rounds alone, before or without knowing the
-other side.
+"""When one side has been measured long enough: by its own rounds alone, without the other side's.
 
 So the rule can't favour either verdict: it stops where two sides that vary as this one does would be compared
 precisely enough, whatever their difference is (docs/gate.md).
@@ -32,8 +31,7 @@ def settled(phases: Iterable[Phase], criteria: Criteria, noise: Noise | None = N
 
 
 def left_s(criteria: Criteria, record: Record, until_s: float = math.inf) -> float:
-    """Seconds for which this side may still be measured: its budget, and beyond it while the window leaves
-    room.
+    """Seconds for which this side may still be measured: its budget, or more if the window has room.
 
     + until_s: seconds until measuring must end
     """

@@ -1,9 +1,7 @@
-"""Compares two checked records phase by phase: each metric with its ratio, its interval and what that amounts
-to.
+"""Compares two checked records phase by phase: each metric's ratio, interval and what these amount to.
 
 Intervals are computed over rounds, because requests within a round are correlated; records without
-rounds are compared request by request. Ratios are after / before of the same prompts; logarithms make them
-symmetric.
+rounds are compared request by request. Ratios are after / before; logarithms make them symmetric.
 """
 
 from __future__ import annotations
@@ -189,8 +187,7 @@ def _judged(
 
 
 def _slump(metric: str, before: Phase, after: Phase) -> float:
-    """By how much the slowest stretch of the old release's rounds is worse than those that are compared, as a
-    logarithm.
+    """By how much the slowest stretch of the old release's rounds is worse than the rest, as a logarithm.
 
     A machine's speed changes over minutes, and the spread of consecutive rounds does not show that.
     """

@@ -213,11 +213,9 @@ def _under_way(metrics: Metrics) -> float:
 
 
 def _errors(seen: Seen) -> float:
-    """Requests that ended by an error of the server: `finished_reason="error"` of the engine, or an answer of
-    5xx.
+    """Requests that ended by an error of the server: `finished_reason="error"`, or an answer of 5xx.
 
-    The engine's errors become such answers, where the answer has not begun; so the larger of the two counts
-    them all.
+    The engine's errors become such answers, where none has begun; so the larger of the two counts all.
     """
     engine = _moved_where(seen, FINISHED, 'finished_reason="error"')
     return max(engine, _moved_where(seen, HTTP, 'status="5'))
@@ -260,8 +258,7 @@ class _Single:
         return cls()
 
     def too_slow(self, seen: Seen, share: float) -> str:
-        """Whether the busy time gave less than that share of what one stream makes in it; empty where it did
-        not.
+        """Whether the busy time gave less than that share of one stream's rate; empty where it did not.
 
         Long prompts with short answers are work too, of which few output tokens come.
         """

@@ -57,8 +57,7 @@ def recovery_units(units: Path = UNITS) -> str | None:
 
 
 def machine() -> str:
-    """An identifier of this machine: two names of an inventory that lead to one machine have the
-    same.
+    """An identifier of this machine: two names of an inventory that lead to one machine have the same.
 
     Cloned machines share a machine id, containers of one machine its boot id; no two of them share all three.
     """

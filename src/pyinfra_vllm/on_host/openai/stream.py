@@ -1,5 +1,4 @@
-"""Parses a server's answer: a stream of events with tokens in it, or one of the ways in which it is
-none.
+"""Parses a server's answer: a stream of events with tokens in it, or one of the ways to be none.
 
 Reads bytes that were received; never touches a socket.
 """

@@ -1,5 +1,4 @@
-"""Carries compiled kernels from the cache of one release into that of the next, and nothing that was put
-there later.
+"""Carries compiled kernels from the cache of one release into the next one's, and nothing else in it.
 
 Compiling takes a GPU server a minute or two at the first start of each release. But a cache belongs to its
 server, and one that was taken over could leave code in it for the next release. So root notes what is in a
@@ -121,9 +120,7 @@ def _opened(cache: Path, name: str, flags: int) -> int:
 
 
 def read(cache: Path, name: str, until: float, into: Any = None) -> tuple[str, int, os.stat_result] | None:
-    """sha256, size and status of a regular file, copied `into` an open file on the way; None for what is
-    none, or takes too long.
-    """
+    """sha256, size and status of a regular file, copied `into` an open file; None for others, or too slow."""
     try:
         descriptor = _opened(cache, name, _FILE)
     except OSError:  # gone, or a link by now

@@ -1,5 +1,4 @@
-"""Takes what vLLM 0.12 to 0.28 wrote of its environment, `VLLM_API_KEY` in clear text, out of a service's
-cache.
+"""Takes `VLLM_API_KEY`, which vLLM 0.12 to 0.28 wrote in clear text, out of a service's compile cache.
 
 The service's user owns the cache, and root does this while that user's processes may run: so no link is
 followed, nothing is opened but directories, and nothing is read. A name is removed, no more.

@@ -2,8 +2,7 @@
 
 `drain` comes before anything is touched, `undrain` once tokens are generated again, `notify` at each event. A
 failing notify is noted and changes nothing; a failing drain ends the switch before it begins. Which hooks
-there are is kept in `hooks.json` beside the journal, so that a recovery finds them without a control machine.
-It never decides anything.
+there are is kept in `hooks.json` beside the journal, for recoveries. It never decides anything.
 """
 
 from __future__ import annotations
@@ -71,9 +70,7 @@ class Hooks:
         self.declared: Mapping[str, Any] = durable.read_json(paths.hooks, {})
 
     def adopt(self, declared: Mapping[str, object] | None, release_id: str) -> None:
-        """Take what the order of a release declares, and keep it for whoever comes after; None (a rollback by
-        hand) keeps the last.
-        """
+        """Take what an order declares, and keep it for the next; None (a rollback by hand) keeps the last."""
         wanted = {**declared, RELEASE: release_id} if declared else declared
         if wanted is not None and wanted != self.declared:
             durable.write_json(self.paths.hooks, wanted)

@@ -21,8 +21,7 @@ _LOGGED = re.compile(r"KV cache size: ([0-9][0-9,]{0,20}) tokens")
 
 
 def measured(metrics: Iterable[str], log: Iterable[str]) -> dict[str, Any]:
-    """The server's report: `tokens` and, where known, `max_concurrency`, `blocks`, `block_size`; {} where
-    nothing.
+    """The server's report: `tokens` and, where known, `max_concurrency`, `blocks`, `block_size`; else {}.
 
     + metrics: the names of the samples, labels included
     + log: its lines since its start

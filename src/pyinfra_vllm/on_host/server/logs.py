@@ -83,8 +83,7 @@ def _service(paths: ServicePaths, newest: int) -> ServiceLog:
 def failed_start(lines: Iterable[Line]) -> FailedStart | None:
     """Why the newest start that did not get as far as taking requests failed; None where none says why.
 
-    A client's words are in a server's log once it takes requests, and could pass for a cause: such a start
-    does not count.
+    A client's words are in a server's log once it takes requests: such a start does not count.
     """
     for start in reversed(_starts(lines)):
         if any(unit_log.ACCEPTS.search(line.text) for line in start):

@@ -1,8 +1,7 @@
 """The state of this host's services as Prometheus metrics, for the textfile collector of node_exporter.
 
 A unit of its own writes them (operations/program.py): nothing that goes wrong here can disturb a switch. It
-only reads what `observe` reads. A name is one of METRICS, a label is a name or an id, never a reason: there
-are no secrets in it.
+only reads what `observe` reads. A name is one of METRICS, a label a name or an id: there are no secrets.
 """
 
 from __future__ import annotations

@@ -130,8 +130,7 @@ def load(paths: ServicePaths, release_id: str) -> Release:
 def stage(paths: ServicePaths, payload: Path) -> str:
     """Lay a release down whole, or not at all, with a cache of its own. Returns the release id.
 
-    payload: JSON with `id`, `user` and `files` (name -> text); removed once it was read, as it may hold
-        secrets.
+    payload: JSON with `id`, `user` and `files` (name -> text); removed once read, as it may hold secrets.
     """
     value = json.loads(payload.read_text(encoding="utf-8"))
     payload.unlink()

@@ -1,8 +1,7 @@
 """Finds out of a service's log why its start failed: the exception of the deepest process that failed. Pure.
 
 vLLM is several processes. A worker that fails makes the engine fail, and the engine the API server, whose
-traceback comes last and says only "See root cause above". systemd's own lines count where it could not even
-run vLLM.
+traceback comes last and says only "See root cause above". systemd's lines count if it can't run vLLM.
 """
 
 from __future__ import annotations

@@ -111,8 +111,7 @@ class Service:
             durable.link_absolutely(link, target)
 
     def _set_aside(self, link: Path) -> None:
-        """Somebody's file in our link's place, as `systemctl edit --full` writes it: kept under a name that
-        systemd ignores.
+        """Somebody's file in our link's place (`systemctl edit --full`): kept under a name systemd ignores.
 
         Never a unit that was there before: `no_foreign_unit` lets no switch begin then.
         """

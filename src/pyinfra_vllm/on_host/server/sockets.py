@@ -1,8 +1,7 @@
 """Finds the listeners on a port of this host: another server than the one that was started may answer there.
 
 Asked of the kernel. A process can hide its descriptors from /proc, and call its control group as it likes
-below one that is its own; it can't choose the user of its sockets, nor the control group in which it made
-them.
+below one that is its own; it can't choose the user of its sockets, nor their control group.
 """
 
 from __future__ import annotations
@@ -58,9 +57,7 @@ def listeners(port: int) -> frozenset[Listener]:
 
 
 def unit_behind(connected: socket.socket) -> str | None:
-    """The unit whose process listens at the other end of a Unix socket, as the kernel knows it; None for one
-    that has ended, or of no unit.
-    """
+    """The unit whose process listens at the other end of a Unix socket, by the kernel; else None."""
     told = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     process, _, _ = _CREDENTIALS.unpack(told)
     return cgroup.unit_of(cgroup.PROC / str(process))

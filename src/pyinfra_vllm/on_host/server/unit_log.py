@@ -1,5 +1,4 @@
-"""A unit's log by the journal's own fields: which start a line belongs to, and bounded however much a server
-writes.
+"""A unit's log by the journal's own fields: which start a line belongs to; bounded, whatever is written.
 
 A server's lines are not to be trusted: what a client sends is quoted in them. So a line ends where the
 journal's entry ends, not where its text breaks, and of a start only what came before the server took requests
@@ -133,8 +132,7 @@ def _text(message: Any) -> str | None:
 
 
 def before_requests(found: Iterable[Line], start: str) -> list[str]:
-    """The lines of one start up to where its server takes requests: from there on a client's words may be in
-    them.
+    """The lines of one start up to where its server takes requests: clients may have written the rest.
 
     + start: systemd's name for it (InvocationID); empty where systemd does not say: every line counts
     """

@@ -1,7 +1,6 @@
 """Another Python that runs a module of `in_runtime/`: one line of JSON in, lines of JSON out.
 
-It may be any Python of the host, and may talk to other machines: its output is read with bounds, and believed
-in nothing.
+It may be any Python of the host, and may talk to other machines: its output is read with bounds.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Bytes from the Hub into part files: started, watched and ended here, fetched by the runtime's own Hub
-client.
+"""Bytes from the Hub into part files: fetched by the runtime's own Hub client, which is watched here.
 
 The Hub is not trusted: a file that grows past its locked size, a body that trickles, and content with another
 hash all end in a FetchError. Nothing outside the directory of part files is written, and no checkpoint is

@@ -1,5 +1,4 @@
-"""Have one checkpoint on this host: whole, verified against the lock file by content, readable by the
-service's user.
+"""Have one checkpoint on this host: whole, verified against the lock file, readable by the service's user.
 
 Runs as root in a transient systemd unit, from a request file that holds no secret (the Hub's token comes as a
 systemd credential). Files that are right already are not fetched again: an interrupted download goes on, a
@@ -154,9 +153,7 @@ Bring = Callable[[list[Wanted], Verified], None]
 
 
 def _sources(request: Request, status: Progress) -> Iterator[Bring]:
-    """Where files come from, in turn. Each hands on what it has and is right; the last brings the rest or
-    raises FetchError.
-    """
+    """Where files come from, in turn: each hands on what is right; the last brings the rest or raises."""
     if request.shared and not request.order:
         yield functools.partial(_copy, request, status)
     if request.order:

@@ -54,8 +54,7 @@ class Journal:
         return entry
 
     def try_write(self, step: str, state: str, **fields: Any) -> None:
-        """The same for a rollback, which must not need a free byte: a full disk is said on stderr, not
-        raised.
+        """The same for a rollback, which must not need a free byte: a full disk is only said on stderr.
 
         The transaction then keeps no end, so every later recovery looks at it again.
         """

@@ -93,8 +93,7 @@ def _take(path: Path, how: int, until: float) -> int:
 
 
 def tighten(path: Path) -> None:
-    """Replace a lock that others may open, as earlier versions made it: whoever can open it can hold it for
-    ever.
+    """Replace a lock that others may open, as earlier versions made it: they could hold it for ever.
 
     One that our own program holds is left until it is let go. Two that replace it at once agree by a lock
     that was never open to others.

@@ -63,8 +63,7 @@ def unsafe(path: str) -> str | None:
     """Why a file name from a repository must not be used on a disk, or None.
 
     Names come from an untrusted Hub, through a lock file that people edit: anything that could leave the
-    checkpoint's directory, hide in it, or mean something else on another system is refused rather than
-    repaired.
+    checkpoint's directory, hide in it, or mean something else on another system is refused.
     """
     if any(0xD800 <= ord(character) <= 0xDFFF for character in path):
         return "is not valid Unicode"  # asked first: nothing else can be asked of text that has no UTF-8

@@ -58,11 +58,9 @@ def holder(path: Path) -> dict[str, Any] | None:
 
 
 def proven(history: list[Transaction], live: bool) -> str | None:
-    """The release that was committed last, and not taken back since; None while that is still being found
-    out.
+    """The release that was committed last, and not taken back since; None while that is being found out.
 
-    A transaction without an end that touched the service may yet go back, and one that is live may yet touch
-    it.
+    A transaction without an end that touched the service, or a live one, may yet go back.
     """
     last = history[-1] if history else None
     if last is None:

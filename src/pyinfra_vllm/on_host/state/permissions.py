@@ -1,7 +1,6 @@
 """Decides which files a user may access, as root from owners, modes and access lists.
 
-Nothing is run as that user to find out: a process of the server's user can be stopped, or taken over, by the
-server.
+Nothing is run as that user to find out: the server could stop or take over such a process.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Which release a unit runs, as root and systemd know it: nothing that the server's own process can write
-counts.
+"""Which release a unit runs, as root and systemd know it: nothing that the server can write counts.
 
 The unit has root write down, at each start, which release its text is and systemd's own id of that start.
 Units of an earlier version don't: of them counts the text that systemd has loaded.

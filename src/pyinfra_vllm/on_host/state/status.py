@@ -1,8 +1,6 @@
-"""Tells whoever follows a unit how far it is: one small JSON file, replaced whole, and lines for the unit's
-own log.
+"""Tells whoever follows a unit how far it is: one small JSON file, and lines for the unit's own log.
 
-`state` is done or failed at the end, anything else before; `error` says why it failed, `message` what is done
-now.
+`state` is done or failed at the end, anything else before; `error` says why, `message` what is done.
 """
 
 from __future__ import annotations

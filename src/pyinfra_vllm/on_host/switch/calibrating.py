@@ -1,5 +1,4 @@
-"""Measures one unchanged service several times across restarts, and keeps how noisy it is in the host's
-state.
+"""Measures one unchanged service several times across restarts, and keeps its noise on the host.
 
 The service's release never changes: the current one is restarted inside the window, as often as the order
 says. At the end it generates tokens again, or the outcome says that it does not. recovery.py ends

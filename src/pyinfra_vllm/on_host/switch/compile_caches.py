@@ -13,9 +13,7 @@ from ..state.paths import ServicePaths
 
 
 def carry(paths: ServicePaths, old: Release | None, new: Release) -> dict[str, str]:
-    """Compiled code for a release that was never started: of a host that runs it, or else of the old
-    release. Without any it compiles for itself.
-    """
+    """Compiled code for a release that never started: of a host that runs it, or of the old release."""
     brought = paths.carried_cache(new.id)
     donor = durable.read_json(brought / compiled.LISTED, {}).get("from")
     if donor is not None:

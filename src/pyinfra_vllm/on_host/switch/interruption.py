@@ -2,8 +2,7 @@
 
 Recovery does the rest.
 
-A shutdown must not wait for a switch: systemd refuses every start by then, so nothing could be finished
-anyway.
+A shutdown must not wait for a switch: systemd refuses every start by then, so none could be finished.
 """
 
 from __future__ import annotations

@@ -41,8 +41,7 @@ def recover(
 
     wait_s: how long to wait for whoever holds a service's lock
 
-    Raises Unfinished at the end, where a service's lock is held or something refused: what serves goes on
-    serving.
+    Raises Unfinished at the end, where a lock is held or something refused: what serves goes on serving.
     """
     found = [paths for paths in services(root, units) if name in (None, paths.name)]
     if boot:
@@ -80,8 +79,7 @@ def _recover_one(paths: ServicePaths, say: Say, wait_s: float) -> str | None:
 def _prepare_and_start(paths: ServicePaths, say: Say) -> str | None:
     """At boot.
 
-    A service whose lock is held has a live transaction: it was not the host's boot that called, and all is
-    well.
+    A service whose lock is held has a live transaction: it was not the host's boot that called.
     """
     outcome = None
     try:

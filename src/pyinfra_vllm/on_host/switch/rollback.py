@@ -42,8 +42,7 @@ def start_limit_s(ready_timeout_s: object) -> float:
 
 
 def reserve(paths: ServicePaths, old_id: str | None, new_id: str) -> None:
-    """Reserve all that going back needs, so that it lacks nothing: links, the journal's next entries, the
-    rejection.
+    """Reserve all that going back needs: links, the journal's next entries, the rejection.
 
     Raises OSError where the disk has no room for it: then nothing may be touched.
     """
@@ -74,8 +73,7 @@ def restore(
     rejects: bool = False,
     verdict: str | None = None,
 ) -> str:
-    """Start the old release and wait until it generates tokens; returns the outcome, `rolled_back` or
-    `restore_failed`.
+    """Start the old release and wait for tokens; returns the outcome, `rolled_back` or `restore_failed`.
 
     Where it won't start, the new one is tried again, because serving something beats serving nothing. The
     journal keeps one `restore intended` and a `failed` for each new problem, however often it is tried.

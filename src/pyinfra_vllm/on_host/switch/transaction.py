@@ -340,9 +340,7 @@ class Switch(Judging):
 
 
 def _of_trial(reason: Exception, verdict: Verdict | None, silent: bool) -> Verdict | None:
-    """The answer of a trial; None where something else ended it. One that does not start, or does not serve
-    to the end, fails.
-    """
+    """A trial's answer; None if something else ended it. One that does not start or serve on fails."""
     if silent or (isinstance(reason, Worse) and verdict and verdict.verdict == PASS):
         return Verdict(FAIL, verdict.metrics if verdict else (), (str(reason),))
     return verdict

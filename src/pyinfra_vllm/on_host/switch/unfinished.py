@@ -279,8 +279,7 @@ def _why_restored(left: Left) -> str:
 
 
 def give_up_last(paths: ServicePaths, release_id: str) -> None:
-    """Another transaction follows one whose old release can't be had: what serves now is what the next one
-    goes back to.
+    """Another transaction follows one whose old release can't be had: it goes back to what serves now.
 
     Raises Unfinished where it is the same release once more: that would be measured against itself.
     """
@@ -297,8 +296,7 @@ def give_up_last(paths: ServicePaths, release_id: str) -> None:
 
 
 def settle(paths: ServicePaths, say: Say, ended: str | None = None) -> bool:
-    """Makes up for hooks of the newest transaction that are missing after its end: undrain, and the last
-    event.
+    """Makes up for missing hooks of the newest transaction after its end: undrain, and the last event.
 
     `ended` is how a recovery has just ended it, which a full disk may have kept out of the journal. Returns
     whether nothing is owed any more. The caller holds the lock.

@@ -1,7 +1,6 @@
 """Fail one host with a sentence, without touching the others.
 
-An exception in an operation would end the run for every host; a command that fails ends it for this host
-alone.
+An exception in an operation would end the run for every host; a command that fails ends one host's.
 """
 
 from __future__ import annotations

@@ -87,8 +87,7 @@ class Remote:
         return answers.read(self.run(*words, stdin=stdin, timeout_s=timeout_s), kind)
 
     def write(self, path: str, content: str | bytes | tuple[str, ...], mode: str = "600") -> None:
-        """Replace the file in one step, durably; `path` is absolute, and nobody but root may write to its
-        folder.
+        """Replace the file in one step, durably; `path` is absolute, in a folder that only root may write to.
 
         The only way in which a file comes to a host. pyinfra's own uploads go through a name in /tmp that
         anybody can compute and take first. The sum travels on standard input, too: on argv it would tell

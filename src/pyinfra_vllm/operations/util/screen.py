@@ -1,8 +1,7 @@
 """The operator's screen while hosts work: on a terminal one line for each host that moves in place, elsewhere
 at most a line a minute.
 
-Events are logged by pyinfra's logger and scroll above these lines. Nothing here decides anything or asks
-a host.
+Events are logged by pyinfra's logger and scroll above these lines. Nothing here decides or asks.
 """
 
 from __future__ import annotations

@@ -61,15 +61,13 @@ class Release:
     environment: variables of the unit, without secrets
     secrets: variables and their values; the id covers them, and nothing but their own file ever holds them
     checkpoint: {"repo", "revision", "commit", "directory"}
-    stable_path: where the server sees the checkpoint, the same while only the weights change; None: where it
-        is
+    stable_path: where the server sees the checkpoint, the same while only the weights change; or None
     runtime: {"version", "path"}
     gpus: indexes or UUIDs, as declared; None: all
     kernel: kernels that the gate may find in the log; None where it must not look
     standby: its server can sleep while another one serves (docs/standby.md): it listens on a Unix socket in a
         folder of its own, behind the service's front
-    key_is_asked_for: by a module of ours (in_runtime/api_key.py), as this vLLM would write the key to the
-        disk
+    key_is_asked_for: by in_runtime/api_key.py, as this vLLM would write the key to the disk
     allow_code: why the checkpoint's own code may run; None where it may not
     """
 

@@ -32,7 +32,7 @@ _KEYS = ("flags", "variants", "environment", "gpus", "gpu", "max_model_len", "ru
 def problems(service: Service, checkpoint: Checkpoint | None, at: datetime) -> Iterator[Found]:
     """Everything that is wrong with one service.
 
-    + checkpoint: its entry in the lock; None where there is none, which somebody else says
+    + checkpoint: its entry in the lock; None where there is none, which others say
     + at: now, aware
     """
     yield from _flags(service)

@@ -104,8 +104,7 @@ def prune(
 
     Kept are the current and the previous release, one that waits to be switched to, everything that they
     refer to, what is declared now, and what `keep` pins. Exit code 1 when a host could not be asked, or is
-    busy with a switch or a
-    download: nothing was touched there.
+    busy with a switch or a download: nothing was touched there.
     """
     answers = run(inventory, limit, group_data, delete=delete)
     if json_wanted:

@@ -19,8 +19,7 @@ from pyinfra_vllm.rollout.opening import explain, measure_until, opening, shut
 class Prepared:
     """An order that is ready to be sent.
 
-    prompts: the text of the operator's own quality prompts, which the host reads from a file; None: they have
-        none
+    prompts: the text of the operator's own quality prompts, which the host reads from a file; or None
     deferred: why the window does not let it begin now; None where it may
     """
 

@@ -86,8 +86,7 @@ class Rung:
 class Search:
     """A search among configurations.
 
-    + groups: name -> group of every configuration, the most promising first; those of one group exclude each
-        other
+    + groups: name -> group of every configuration, most promising first; those of a group exclude each other
     + pairs: how many the confirmation has, fixed before the first trial (`pairs_needed`)
     + looks_s: seconds of measuring on each side, by rung, the last one for all further (`looks`)
     """

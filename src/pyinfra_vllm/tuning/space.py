@@ -91,8 +91,7 @@ class Space:
 def pruned(request: Request, draft_head: str | None = None, only: Collection[str] | None = None) -> Space:
     """The space for one service.
 
-    + request: of the current configuration; where a measured profile of its is in use, that is what the
-        others are tried against
+    + request: of the current configuration (or the measured profile in use), which others are tried against
     + draft_head: the folder of an EAGLE3 head of this model, on the host
     + only: the names of the configurations to try; None: all
     """

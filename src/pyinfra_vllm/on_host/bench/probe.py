@@ -50,12 +50,9 @@ def measure(
 
     + deadline: on time.monotonic()'s clock; the settings' budget from now on without it
     + progress: told a line now and then
-    + like: the record of the other side: the same prompts, in as many rounds at most. One that never answered
-        has no
-      plan to share
-    + extend: an earlier record of this same server: measure further rounds and return the longer record. With
-        `like` a
-      few, of the same prompts again; else new ones until the deadline
+    + like: the record of the other side: the same prompts, in as many rounds at most, where it has a plan
+    + extend: an earlier record of this same server, to be made longer: with `like` by a few rounds of the
+        same prompts, else by new ones until the deadline
     + enough: asked after each round: whether the phases measured so far are known precisely enough
 
     Raises ProbeError where nothing answers, or where the server refuses the model or the key. A server that

@@ -28,8 +28,7 @@ def rows(
 ) -> list[Row]:
     """One row for each absolute criterion that was set, and always one for errors.
 
-    + asks_gpus: whether the GPUs were asked at all; where they were not, their limit is shown and decides
-        nothing
+    + asks_gpus: whether the GPUs were asked at all; else their limit is shown and decides nothing
     """
     then = {phase.name: phase for phase in before.phases} if before else {}
     found = [_errors(before, after, criteria.max_error_rate)]
@@ -80,9 +79,8 @@ def _under_other_traffic(item: Row, after: Record) -> Row:
 
 
 def _errors(before: Record | None, after: Record, limit: float) -> Row:
-    """Failed requests, warm-up and questions included. Answers without `usage`, and what was never asked, are
-    no errors of
-    serving: they can't be judged.
+    """Failed requests, warm-up and questions included. Answers without `usage`, and what was never asked,
+    can't be judged, so they are no errors of serving.
     """
     failed, total = _failures(after)
     then = None

@@ -45,8 +45,7 @@ def compare(
 
     Those with `decides` false are shown and never decide (docs/gate.md).
 
-    + noise: metric -> how much worse the second of two runs of an unchanged service may be, as a share
-        (calibration)
+    + noise: metric -> how much worse, as a share, the second run of an unchanged service may be (calibration)
     + late_s: how late the probe's own threads ran, on the mean of the worse side
     """
     margin = criteria.margin(before.name, "tokens_per_s") or 0.0

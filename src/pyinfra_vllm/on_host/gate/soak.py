@@ -234,8 +234,7 @@ class _Single:
     """The cost of one stream when the gate measured it: the unit in which real traffic is expressed.
 
     output_s: seconds per output token, all included
-    prompt_s: seconds per prompt token, for prompts that are longer than the gate's own were beside their
-        answers
+    prompt_s: seconds per prompt token, for prompts longer than the gate's own beside their answers
     prompts: prompt tokens per output token of the gate's own requests
     """
 

@@ -77,8 +77,7 @@ class Client:
     + api_key: sent as a bearer token; never part of a message
     + timeout_s: limit of one request, from connecting to its last byte
     + listener: who listens where the server is to be, or a ClientError; asked before and after each
-        connection is made,
-      and nothing is sent where the answers differ
+        connection is made, and nothing is sent where the answers differ
     + unix: the server's Unix socket, where it has one: connections are made there, and not to the URL's host
     + prove: raises a ClientError where a connection that was just made leads to somebody else
     + headers: sent with each request

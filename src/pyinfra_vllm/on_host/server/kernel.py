@@ -79,9 +79,8 @@ def check(
 
     + lines: the server's log since its start; prefixes (journal, process, time) may stay on them
     + version: the runtime's version; None: the one that the log names
-    + expected: kernels the profile expects, such as ["Marlin"], and for a mixture of experts theirs as the
-        second;
-      [] for a model that is not quantized; None: unknown
+    + expected: kernels the profile expects, such as ["Marlin"], and as the second those of a mixture of
+        experts; [] for a model that is not quantized; None: unknown
 
     Returns {"verdict": "pass" | "fail" | "inconclusive", "kernels": [...], "lines": [...], "reasons": [...]}.
     No line about the kernel is inconclusive: a changed wording must not look like a healthy server.

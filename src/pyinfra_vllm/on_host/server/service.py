@@ -58,8 +58,7 @@ class Foreign(Exception):
 class Service:
     """Acts on the unit and asks its server; keeps no state of its own.
 
-    + unit: the one that is asked; left out: the current release's. A release with standby has its own before
-        it is current
+    + unit: the one that is asked, as that of a release with standby that is not current; None: the current's
     """
 
     def __init__(self, paths: ServicePaths, say: Say, unit: str | None = None) -> None:

@@ -86,9 +86,15 @@ class Window:
             raise ValueError(f"a window lasts more than nothing and at most {LONGEST_DURATION.days} days")
 
 
+# Files beside the zones: whichever this machine is in, and zones that count leap seconds.
+_NO_NAMES = ("localtime", "posixrules", "right/")
+
+
 @cache
 def zone(name: str) -> zoneinfo.ZoneInfo:
     """The timezone; raises ValueError for a name that is not an IANA one."""
+    if name.startswith(_NO_NAMES):
+        raise ValueError("unknown timezone")
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -159,7 +165,7 @@ def parse_days(value: object) -> Days:
 
 def timezone_names() -> Iterable[str]:
     """Every IANA name known here, for the nearest one in a message."""
-    return zoneinfo.available_timezones()
+    return (name for name in zoneinfo.available_timezones() if not name.startswith(_NO_NAMES))
 
 
 @dataclass(frozen=True)

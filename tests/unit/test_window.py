@@ -336,7 +336,18 @@ def test_impossible_cron_lines_are_refused(cron: str, message: str) -> None:
         Window(cron, HOUR, "Europe/Berlin")
 
 
-@pytest.mark.parametrize("zone", ["Europe/Berln", "", "../../etc/passwd", "/etc/localtime", "Mars/Base"])
+@pytest.mark.parametrize(
+    "zone",
+    [
+        "Europe/Berln",
+        "",
+        "../../etc/passwd",
+        "/etc/localtime",
+        "Mars/Base",
+        "localtime",
+        "right/Europe/Berlin",
+    ],
+)
 def test_unknown_timezones_are_refused(zone: str) -> None:
     with pytest.raises(ValueError, match="unknown timezone"):
         Window("0 2 * * *", HOUR, zone)

@@ -170,7 +170,9 @@ def declared() -> Fleet:
     hearing.guard()
     if _current is None:
         try:
-            path = pyinfra_command.inventory_argument()
+            given = pyinfra_command.given()
+            spoken.check_options(given, waves=True)
+            path = str(given["inventory"])
             loaded = inventories.in_order(state.inventory, path)
             _current = from_inventory(loaded, inventories.Files(path, str(Path.cwd()), ()))
         except RolloutError as error:

@@ -115,12 +115,14 @@ def order_groups() -> None:
         cli.make_inventory = _in_order(cli.make_inventory)
 
 
-def inventory_argument() -> str:
-    """The inventory as it was typed, for a project whose config.py does not call `fleet.check`."""
+def given() -> Mapping[str, Any]:
+    """The command line as it was typed, for a project whose config.py does not call `fleet.check`."""
     if not pyinfra.is_cli:
-        return "inventory"
-    given = cli.cli.make_context("pyinfra", sys.argv[1:], resilient_parsing=True).params
-    return str(given["inventory"])
+        return {"inventory": "inventory"}
+    parameters: Mapping[str, Any] = cli.cli.make_context(
+        "pyinfra", sys.argv[1:], resilient_parsing=True
+    ).params
+    return parameters
 
 
 def _in_order(make: Callable[..., Inventory]) -> Callable[..., Inventory]:

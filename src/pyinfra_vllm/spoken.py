@@ -52,14 +52,14 @@ def check_options(given: Mapping[str, Any], *, waves: bool) -> None:
         # pyinfra 3.10, api/operations.py: without waiting, failed hosts are never counted and the exit code
         # is 0.
         raise DeclarationError(
-            "--no-wait hides failed hosts from pyinfra; run without it. No host was contacted."
+            "--no-wait hides failed hosts from pyinfra; run without it. No host was touched."
         )
     if waves and given.get("serial"):
         # One host runs all waves before the next runs any: hosts would be held for want of a canary's
         # verdict.
         raise DeclarationError(
             "--serial takes hosts in another order than the waves; run with `--parallel 1`. No host was"
-            " contacted."
+            " touched."
         )
 
 

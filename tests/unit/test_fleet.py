@@ -578,3 +578,6 @@ def test_a_project_without_config_py_has_the_same_order(project: Path) -> None:
     told = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert told.returncode == 0, told.stderr
     assert "max_model_len=8192" in told.stdout
+    for option in ("--no-wait", "--serial"):
+        told = subprocess.run([*command, option], capture_output=True, text=True, timeout=60)
+        assert told.returncode == 2 and f"Not started: {option}" in told.stderr, told.stderr

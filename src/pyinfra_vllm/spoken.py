@@ -54,6 +54,12 @@ def check_options(given: Mapping[str, Any], *, waves: bool) -> None:
         raise DeclarationError(
             "--no-wait hides failed hosts from pyinfra; run without it. No host was touched."
         )
+    if given.get("retry"):
+        # A wave whose release went back would be carried out again, and its outcome be the second one's.
+        raise DeclarationError(
+            "--retry would switch a host again whose release has just gone back; run without it: downloads"
+            " and lost connections are tried again anyhow. No host was touched."
+        )
     if waves and given.get("serial"):
         # One host runs all waves before the next runs any: hosts would be held for want of a canary's
         # verdict.

@@ -382,6 +382,7 @@ def pyinfra(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         ({}, ("--limit", "nobody"), "matches no host"),
         ({}, ("--no-wait",), "--no-wait hides failed hosts"),
         ({}, ("--serial",), "--serial takes hosts in another order"),
+        ({}, ("--retry", "2"), "--retry would switch a host again"),
     ],
 )
 def test_pyinfra_ends_with_2_before_it_contacts_a_host(

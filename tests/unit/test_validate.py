@@ -194,6 +194,15 @@ def test_a_missing_or_broken_lock_names_the_command_for_this_inventory(text: str
     assert "`pyinfra-vllm lock inventory/mine.py`" in problem.fix
 
 
+def test_an_entry_of_the_lock_that_is_wrong_is_named(run: Any) -> None:
+    file = Path("checkpoints.lock.yaml")
+    file.write_text(file.read_text().replace("a" * 40, "main"))
+    ended = run("validate", "inventory/mine.py", "--json")
+    (problem,) = ended.json["problems"]
+    assert (ended.code, problem["file"], problem["key"]) == (2, str(file), f"{MODEL}@main")
+    assert problem["fix"].startswith("commit must be 40 lower-case hex digits (found 'main')")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

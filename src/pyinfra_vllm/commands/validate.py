@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from ..text import counted, wrapped
 from . import options
 
 NARROWEST = 40
+# Of a LockError: the entry that it is about, and what is wrong.
+IN_LOCK = re.compile(rf"{re.escape(str(LOCK_FILE))}(?:, entry (\S+?))?:? (.*)")
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,10 @@ def _lock(problems: Problems) -> Lock | None:
     try:
         return Lock.load(LOCK_FILE)
     except LockError as error:
-        problems.add(str(LOCK_FILE), "", inventories.naming(str(error)).removeprefix(f"{LOCK_FILE} "))
+        message = inventories.naming(str(error))
+        found = IN_LOCK.fullmatch(message)
+        entry, fix = found.groups("") if found else ("", message)
+        problems.add(str(LOCK_FILE), entry, fix)
         return None
 
 

@@ -7,10 +7,12 @@ Each names its source. The right answer is the report's own, or that of vLLM's c
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import resolving
 from test_field_more import CAUSAL, project, resolve  # noqa: F401  # resolve and project are fixtures
 
 from pyinfra_vllm import fit
@@ -67,6 +69,28 @@ def test_maps_in_dotted_names_are_one_map(resolve: Any) -> None:
     asked = ("--max-model-len", "131072")
     assert resolve(config, *asked, card="H200", runtime="0.28.0")["errors"]
     assert resolve(config, *asked, *dotted, card="H200", runtime="0.28.0")["errors"] == []
+
+
+def test_parts_of_a_map_are_emitted_as_the_map() -> None:
+    """The recipe of MiniMax-M3: `--attention_config.use_trtllm_attention true`. vLLM 0.32's parser takes the
+    next flag for a part without a value, and parts together in the place of the map itself.
+    """
+    parts = {
+        "attention_config.use_trtllm_attention": True,
+        "attention_config.flash_attn_version": 3,
+        "compilation-config": {"pass_config": {"fuse_norm_quant": False}},
+        "compilation-config.pass_config.eliminate_noops": "true",
+        "compilation-config.cudagraph_mode": "PIECEWISE",
+    }
+    argv = resolving.resolve("Qwen/Qwen3-14B-AWQ", "H100", "0.32.0", max_model_len=8192, flags=parts).argv()
+    given = {argv[at]: json.loads(argv[at + 1]) for at, word in enumerate(argv) if word.endswith("-config")}
+    assert given == {
+        "--attention-config": {"flash_attn_version": 3, "use_trtllm_attention": True},
+        "--compilation-config": {
+            "cudagraph_mode": "PIECEWISE",
+            "pass_config": {"eliminate_noops": True, "fuse_norm_quant": False},
+        },
+    }
 
 
 def test_overrides_name_the_class_that_is_served(resolve: Any) -> None:
@@ -155,10 +179,10 @@ def test_flags_of_older_public_commands(resolve: Any, flag: str, said: str) -> N
         ),
         ("compilation-config.pass_config.enable_noop=true", "has no key 'pass_config.enable_noop'"),
         ('compilation-config={"pass_config": {"fuse_norm_quant": true}}', None),
-        ("compilation-config.pass_config.fuse-norm-quant=true", None),
+        ("compilation-config.pass_config.fuse_norm_quant=true", None),
         ('kv-transfer-config={"kv_connectors": "LMCacheConnectorV1"}', "did you mean kv_connector?"),
         ('compilation-config={"mode": 3, "cudagraph_mode": "PIECEWISE"}', None),
-        ("compilation-config.cudagraph-mode=PIECEWISE", None),
+        ("compilation-config.cudagraph-mode=PIECEWISE", "did you mean cudagraph_mode?"),
         ("eplb-config.num_redundant_experts=32", None),
         ('hf-overrides={"whatever": 1}', None),
     ],

@@ -134,13 +134,14 @@ def apply_flags(declared: Mapping[str, Any], known: Collection[str], version: st
             profile.fail(f"flags: {name} {refusal}")
             continue
         existing = _existing(flag, known, version, profile)
-        wrong = existing and values.problem(existing, value, version)
+        whole, inner = values.of_map(existing, value) if existing else ("", None)
+        wrong = existing and values.problem(whole, inner, version)
         if wrong:
             profile.misread(f"flags: {name} {wrong}")
         elif existing and said.setdefault(existing, (name, value))[1] != value:
             profile.fail(f"flags: {said[existing][0]} and {name} are the same flag; declare one of them")
         elif existing:
-            _declare(existing, values.read(existing, value), profile)
+            _declare(whole, values.read(whole, inner), profile)
 
 
 def _declare(flag: str, value: Any, profile: Profile) -> None:
@@ -241,7 +242,7 @@ def keep_known(profile: Profile, known: Collection[str], version: str) -> None:
         chosen = profile.flags.pop(flag)
         new = flag_table.renamed(flag)
         if new and flag_table.base(new) in known:
-            profile.set(new, chosen.value, chosen.reason, chosen.source)
+            profile.set(*values.of_map(new, chosen.value), chosen.reason, chosen.source)
             continue
         profile.warn(f"{flag} is left out: vLLM {version} doesn't have it ({chosen.reason})")
 

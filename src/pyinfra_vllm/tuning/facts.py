@@ -12,7 +12,7 @@ from pyinfra_vllm.catalog.contexts import Context, overridden
 from pyinfra_vllm.catalog.gpus import GIB, Gpu
 from pyinfra_vllm.catalog.shapes import Shape, architecture_of, generates
 from pyinfra_vllm.tuning import values
-from pyinfra_vllm.tuning.profile import Profile, merge
+from pyinfra_vllm.tuning.profile import Profile
 
 GPUS_OF_A_HOST = (1, 2, 3, 4, 5, 6, 7, 8)
 SPECULATION = {"--spec-method": "method", "--spec-model": "model", "--spec-tokens": "num_speculative_tokens"}
@@ -179,16 +179,9 @@ def _other_ranks(facts: Facts) -> int:
 
 
 def configured(facts: Facts, flag: str) -> dict[str, Any]:
-    """The map of a flag such as --speculative-config, with what dotted names (`flag.key`) add to it."""
-    whole, dotted = facts[flag], f"{flag}."
-    found = dict(whole) if isinstance(whole, Mapping) else {}
-    for name, setting in facts.profile.flags.items():
-        if name.startswith(dotted):
-            inner = setting.value
-            for key in reversed(name.removeprefix(dotted).split(".")):
-                inner = {key: inner}
-            found = merge(found, inner)
-    return {str(key).replace("-", "_"): value for key, value in found.items()}
+    """The map of a flag such as --speculative-config."""
+    whole = facts[flag]
+    return {str(key).replace("-", "_"): value for key, value in (whole or {}).items()}
 
 
 def speculation(facts: Facts) -> dict[str, Any]:

@@ -45,7 +45,9 @@ class Profile:
 
     def set(self, flag: str, value: Any, reason: str, source: str) -> None:
         before = self.value(flag)
-        merged = merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+        merged = (
+            _merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+        )
         self.flags[flag] = Flag(flag, merged, reason, source)
 
     def warn(self, text: str) -> None:
@@ -116,10 +118,9 @@ def _set_variable(name: str, value: str, reason: str, source: str, profile: Prof
         profile.fail(f"environment: {{{name}: {own}}} can't be: {reason}. Take it out or declare {value}")
 
 
-def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Both maps in one, key by key at every level; the second's values win."""
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
         both = isinstance(merged.get(key), Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(merged[key], value) if both else value
+        merged[key] = _merge(merged[key], value) if both else value
     return merged

@@ -7,6 +7,7 @@ Says what is wrong with a value, in words for an operator; decides nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
@@ -67,17 +68,13 @@ def _word_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
 
 
 def _key_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
-    """Of a map, also in dotted names, with a key that the scanned minor version refuses, also in a map within
-    it.
-    """
+    """Of a map with a key that the scanned minor version refuses, also in a map within it."""
     scanned = table("flag_types.json")
-    head, _, dotted = flag.partition(".")
-    keys: list[str] = scanned["flags"].get(head, {}).get("keys", [])
+    keys: list[str] = scanned["flags"].get(flag, {}).get("keys", [])
     if not keys or asked[:2] != versions.parse(scanned["version"])[:2]:
         return None
     maps = {key.partition(".")[0] for key in keys if "." in key}
-    given = _paths({dotted.replace("-", "_"): value} if dotted else _map(value) or {}, maps)
-    unknown = next((key for key in given if key not in keys), None)
+    unknown = next((key for key in _paths(_map(value) or {}, maps) if key not in keys), None)
     if unknown is None:
         return None
     near = difflib.get_close_matches(unknown, keys, n=1, cutoff=TRUE_NEIGHBOUR)
@@ -89,11 +86,9 @@ def _key_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
 def _paths(given: Mapping[str, Any], maps: Collection[str]) -> Iterator[str]:
     """The keys of a map, and as `outer.inner` those of the maps within it whose own are known."""
     for key, value in given.items():
-        outer, dot, inner = str(key).partition(".")
-        known = outer in maps
-        yield f"{outer}{dot}{inner.partition('.')[0]}" if known else outer
-        if known and not dot and isinstance(value, Mapping):
-            yield from (f"{outer}.{each}" for each in value)
+        yield str(key)
+        if key in maps and isinstance(value, Mapping):
+            yield from (f"{key}.{each}" for each in value)
 
 
 def parameter_problem(default: Any, value: Any) -> str | None:
@@ -112,6 +107,21 @@ def read(flag: str, value: Any) -> Any:
     if "size" in kinds:
         return _readable(value)
     return _map(value) if "map" in kinds else value
+
+
+def of_map(flag: str, value: Any) -> tuple[str, Any]:
+    """A part of a map, `--x.y` and its value, as the map: vLLM's own parser would take several parts together
+    in the place of the map itself, and of a part without a value the next flag for it.
+    """
+    head, *path = flag.split(".")
+    if value is None or not path:
+        return flag, value
+    if isinstance(value, str):  # as the parser reads it
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    for key in reversed(path):
+        value = {key: value}
+    return head, value
 
 
 def meaning(name: str, value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -542,3 +543,18 @@ def test_more_cards_are_offered_whatever_size_was_declared(resolve: Any) -> None
     asked = ("--gpu-count", "2", "--max-model-len", "65536", "--flag", "tensor-parallel-size=2")
     (error,) = resolve(config, *asked, card="RTX 4090", size=48 * 10**9)["errors"]
     assert "4 GPUs and another tensor-parallel-size" in error
+
+
+# Flags of vllm-project/recipes (2026-08-21), as an operator writes them; in tests/lab/test_lab_parser.py
+# vLLM's own parser reads what is emitted
+
+COMMANDS = json.loads((Path(__file__).parents[1] / "fixtures/field/commands.json").read_text())
+ANY = {**MOE, "num_attention_heads": 64, "num_hidden_layers": 4, "num_nextn_predict_layers": 1}
+
+
+@pytest.mark.parametrize("row", COMMANDS, ids=lambda row: f"{row['source']} {' '.join(row['flags'])}")
+def test_the_flags_of_recipes(row: dict[str, Any]) -> None:
+    model = shapes.from_config("acme/new", ANY)
+    ranks = row["flags"].get("tensor-parallel-size", row["flags"].get("data-parallel-size", 1))
+    errors = resolving.resolve(model, "H200", "0.32.0", gpu_count=ranks, flags=row["flags"]).errors
+    assert row["refused"] in str(errors) if row["refused"] else not errors

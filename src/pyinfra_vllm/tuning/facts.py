@@ -180,8 +180,10 @@ def _other_ranks(facts: Facts) -> int:
 
 def configured(facts: Facts, flag: str) -> dict[str, Any]:
     """The map of a flag such as --speculative-config."""
-    whole = facts[flag]
-    return {str(key).replace("-", "_"): value for key, value in (whole or {}).items()}
+    chosen = facts.profile.flags.get(flag)
+    if chosen is None or not isinstance(chosen.value, Mapping):
+        return {}  # none, or the level that --compilation-config was up to 0.11
+    return {str(key).replace("-", "_"): value for key, value in chosen.value.items()}
 
 
 def speculation(facts: Facts) -> dict[str, Any]:

@@ -109,8 +109,8 @@ class Units:
         self.sharing: Sharing | None = None
 
     def __call__(self, host: Any, name: str, what: str, properties: tuple[str, ...] = ()) -> Any:
-        def begin(program: str, verb: str, asks: dict[str, Any], *writable: str, **secret: str) -> None:
-            assert (program, verb, writable) == (f"{ROOT}/bin/on-host.pyz", "fetch", (ROOT,))
+        def begin(root: str, verb: str, asks: dict[str, Any], **secret: str) -> None:
+            assert (root, verb) == (ROOT, "fetch")
             self.told_to.append((host.name, asks, secret, properties))
 
         def follow() -> str:

@@ -71,9 +71,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(host: Any, **secret: str) -> None:
-    Unit(host, "fetch-x", "download x").run(
-        "/r/bin/on-host.pyz", "fetch", {"root": "/r"}, writable="/r", **secret
-    )
+    Unit(host, "fetch-x", "download x").run("/r", "fetch", {"root": "/r"}, **secret)
 
 
 def test_the_secret_is_a_credential_and_is_removed(caplog: pytest.LogCaptureFixture) -> None:
@@ -83,6 +81,7 @@ def test_the_secret_is_a_credential_and_is_removed(caplog: pytest.LogCaptureFixt
     assert host.stdin.count("hf_canary") == 1
     (started,) = [command for command in host.commands if command.startswith("systemd-run")]
     assert "LoadCredential=hub-token:/run/pyinfra-vllm/fetch-x.secret" in started
+    assert "ReadWritePaths=/r /run/pyinfra-vllm" in started and "/r/bin/on-host.pyz fetch" in started
     assert "--collect" in started
     assert host.commands[-1] == "rm -f -- /run/pyinfra-vllm/fetch-x.secret"
 

@@ -128,7 +128,7 @@ def fetch(state: State, host: Host, root: str, asks: Mapping[str, Any]) -> bool:
     secret = {"hub_token": hub_token} if hub_token else {}
     unit = Unit(host, f"fetch-{asks['key']}", f"download {what}")
     try:
-        unit.run(f"{root}/bin/on-host.pyz", "fetch", asks, root, **secret)
+        unit.run(root, "fetch", asks, **secret)
     except HostError as error:
         logger.error(f"{host.print_prefix}{what} is not here: {printable(error)}")
         return False

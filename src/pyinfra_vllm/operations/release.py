@@ -18,7 +18,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.staging.rehearsal import TRANSIENT_UNITS
 from pyinfra_vllm.operations.util.planning import planned
 from pyinfra_vllm.operations.util.refuse import alone, refuse
-from pyinfra_vllm.operations.util.remote import LOST, Remote
+from pyinfra_vllm.operations.util.remote import LOST, Remote, program
 from pyinfra_vllm.operations.util.unit import RUN_DIRECTORY, Unit
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.release import Release
@@ -64,9 +64,7 @@ def stage(state: State, host: Host, root: str, release: Release) -> bool:
         remote.run("mkdir", "-p", "-m", "755", release.directory)
         remote.run("install", "-d", "-m", "700", RUN_DIRECTORY)
         remote.write(payload, json.dumps(content))
-        remote.run(
-            "python3", "-I", f"{root}/bin/on-host.pyz", "--root", root, "stage", release.service, payload
-        )
+        remote.run(*program(root), "stage", release.service, payload)
     except LOST as error:
         logger.error(
             f"{host.print_prefix}release {release.id} of {release.service} was not staged: {printable(error)}"
@@ -122,4 +120,4 @@ def asked_of_vllm(host: Host, root: str, release: Release) -> str:
     """
     unit = Unit(host, f"rehearse-{release.service}", "ask vLLM whether it accepts the release")
     request = {"root": root, "service": release.service, "release": release.id}
-    return unit.run(f"{root}/bin/on-host.pyz", "rehearse", request, root, str(TRANSIENT_UNITS))
+    return unit.run(root, "rehearse", request, str(TRANSIENT_UNITS))

@@ -109,7 +109,7 @@ def install(state: State, host: Host, root: str, request: Mapping[str, Any]) -> 
     unit = Unit(host, f"build-{key(request['name'])}", f"install {what}")
     try:
         request = {**request, "uv": _uv(host, root)}
-        unit.run(f"{root}/bin/on-host.pyz", "build", request, root)
+        unit.run(root, "build", request)
     except HostError as error:
         logger.error(f"{host.print_prefix}{what} is not installed: {printable(error)}")
         return False

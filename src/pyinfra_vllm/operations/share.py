@@ -153,7 +153,7 @@ def _fetch(host: Host, sharing: Sharing, part: Part, root: str, asks: Mapping[st
     unit = Unit(host, f"fetch-{asks['key']}", what, _PROPERTIES)
     asks = {**asks, "part": {"begin": begin, "end": end, "piece": sharing.piece}}
     try:
-        unit.run(f"{root}/bin/on-host.pyz", "fetch", asks, root, **secret)
+        unit.run(root, "fetch", asks, **secret)
         if not sharing.bring(part, unit.told.get("pieces", "")):
             _tell(host, f"sent invalid hashes of its part of {_named(asks)}")
     except LOST as error:
@@ -167,8 +167,8 @@ def _begin(state: State, host: Host, sharing: Sharing, root: str, asks: Mapping[
             _tell(host, f"{_named(asks)} is not shared: a part of it could not be fetched on any host")
         return True
     try:
-        unit = _unit(host, sharing, asks)
-        unit.begin(f"{root}/bin/on-host.pyz", "fetch", {**asks, "swarm": order(sharing, host.name)}, root)
+        shared = {**asks, "swarm": order(sharing, host.name)}
+        _unit(host, sharing, asks).begin(root, "fetch", shared)
     except LOST as error:
         _tell(host, f"did not begin to share {_named(asks)}: {error}")
         sharing.leave(host.name)

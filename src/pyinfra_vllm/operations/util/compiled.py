@@ -20,7 +20,7 @@ from pyinfra_vllm import answers
 from pyinfra_vllm.answers import T
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.staging.compiled import MOST_BYTES, PIECE
-from pyinfra_vllm.operations.util.remote import LOST, Remote
+from pyinfra_vllm.operations.util.remote import LOST, Remote, program
 from pyinfra_vllm.operations.util.unit import ANSWER_S
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.rollout.progress import PROGRESS, Wanted
@@ -68,9 +68,9 @@ def bring(host: Host, item: Wanted) -> None:
     """Have the host start its new release with what another host has compiled for it."""
     if not PROGRESS.settings.share_compile_cache:
         return
-    program = _Program(host, item)
+    asked = _Program(host, item)
     try:
-        told = program.ask(answers.CompiledWanted, "wanted")
+        told = asked.ask(answers.CompiledWanted, "wanted")
         found = CACHES.of(host, item) if told["wanted"] else None
         if found is None:
             return
@@ -80,7 +80,7 @@ def bring(host: Host, item: Wanted) -> None:
         if problem:
             _say(host, item, f"compiles for itself: {problem}")
             return
-        count = _send(program, found)
+        count = _send(asked, found)
     except LOST as error:
         _say(host, item, f"compiles for itself: {error}")
         return
@@ -92,7 +92,7 @@ class _Program:
 
     def __init__(self, host: Host, item: Wanted) -> None:
         self.remote = Remote(host)
-        self.words = ("python3", "-I", f"{item.root}/bin/on-host.pyz", "--root", item.root, "compiled")
+        self.words = (*program(item.root), "compiled")
         self.about = (item.service.name, item.release.id)
 
     def ask(self, kind: type[T], do: str, *words: str, limit_s: int = ANSWER_S) -> T:
@@ -101,16 +101,16 @@ class _Program:
 
 def _fetch(donor: Host, item: Wanted) -> Cache:
     cache = Cache(donor.name)
-    program = _Program(donor, item)
+    asked = _Program(donor, item)
     try:
-        packed = program.ask(answers.CompiledPacked, "pack", limit_s=PACK_S)
+        packed = asked.ask(answers.CompiledPacked, "pack", limit_s=PACK_S)
         if packed["bytes"] > MOST_BYTES + HEADERS:
             raise HostError(f"its compile cache has {packed['bytes'] >> 20} MiB")
         cache.machine, cache.sha256 = packed["machine"], packed["sha256"]
         for number in range(-(-packed["bytes"] // PIECE)):
-            told = program.ask(answers.CompiledPiece, "piece", "--number", str(number))
+            told = asked.ask(answers.CompiledPiece, "piece", "--number", str(number))
             cache.file.write(_decoded(told["base64"]))
-        program.ask(dict[str, str], "forget")
+        asked.ask(dict[str, str], "forget")
     except (*LOST, ValueError) as error:
         cache.problem = f"{donor.name} gave nothing: {error}"
     return cache
@@ -124,12 +124,12 @@ def _decoded(piece: str) -> bytes:
     return found
 
 
-def _send(program: _Program, cache: Cache) -> int:
-    folder = program.ask(answers.CompiledFolder, "expect")["folder"]
+def _send(asked: _Program, cache: Cache) -> int:
+    folder = asked.ask(answers.CompiledFolder, "expect")["folder"]
     for number, piece in enumerate(_pieces(cache)):
-        program.remote.write(str(Path(folder) / format(number, FORMAT)), piece)
+        asked.remote.write(str(Path(folder) / format(number, FORMAT)), piece)
     words = ("--sha256", cache.sha256, "--donor", cache.donor)
-    return program.ask(answers.CompiledTaken, "take", *words, limit_s=PACK_S)["files"]
+    return asked.ask(answers.CompiledTaken, "take", *words, limit_s=PACK_S)["files"]
 
 
 def _pieces(cache: Cache) -> Iterator[bytes]:

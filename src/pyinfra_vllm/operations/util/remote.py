@@ -99,6 +99,11 @@ class Remote:
         self.run("sh", "-c", _WRITE, "sh", path, mode, stdin=sent)
 
 
+def program(root: str) -> tuple[str, ...]:
+    """The words that run the host's own program."""
+    return ("python3", "-I", f"{root}/bin/on-host.pyz", "--root", root)
+
+
 def as_lines(content: str | bytes) -> tuple[str, ...]:
     """Its sha256, then the content in base64, in lines of 1 MiB."""
     data = content.encode() if isinstance(content, str) else content

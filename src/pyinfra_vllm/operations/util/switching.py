@@ -19,7 +19,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.transactions import RESTORE_FAILED
 from pyinfra_vllm.on_host.switch.order import ROLLBACK, ROLLOUT, Order
-from pyinfra_vllm.operations.util.remote import LOST, Remote, never_ask
+from pyinfra_vllm.operations.util.remote import LOST, Remote, never_ask, program
 from pyinfra_vllm.operations.util.screen import SCREEN, Working
 from pyinfra_vllm.operations.util.unit import ANSWER_S, POLL_S, RUN_DIRECTORY, NoContact, through_outages
 from pyinfra_vllm.printable import printable
@@ -41,7 +41,7 @@ class Switching:
         self.order, self.prompts = prepared.order, prepared.prompts
         self.remote = Remote(host)
         self.root = root
-        self.program = f"{root}/bin/on-host.pyz"
+        self.program = program(root)
         self.unit = f"{UNIT}-{self.order.service}"
 
     def run(self) -> Outcome:
@@ -83,8 +83,7 @@ class Switching:
         """End the soak of the release that an operator leaves by hand: its outcome has been decided."""
         self._say("ends the soak of the release that is to be left")
         self.remote.run("systemctl", "stop", self.unit)
-        program = ("python3", "-I", self.program, "--root", self.root)
-        self.remote.run(*program, "recover", "--wait", str(ANSWER_S), self.order.service)
+        self.remote.run(*self.program, "recover", "--wait", str(ANSWER_S), self.order.service)
         return self._observe()
 
     def _observe(self) -> Observed:
@@ -92,9 +91,7 @@ class Switching:
 
     def _host_program(self, kind: type[T], *words: str) -> T:
         """The answer of the host's program, within a time limit."""
-        return self.remote.json(
-            kind, "python3", "-I", self.program, "--root", self.root, *words, timeout_s=ANSWER_S
-        )
+        return self.remote.json(kind, *self.program, *words, timeout_s=ANSWER_S)
 
     def _start(self, observed: Observed) -> str | None:
         """Hand the order to systemd on the host; returns the transaction that was the newest before."""
@@ -178,7 +175,7 @@ class Switching:
             return f"the switch did not begin, so nothing was touched. Its last words: {said}"
         return (
             "the switch ended in the middle and its recovery could not finish it. Run the same command"
-            f" again, or on the host `python3 {self.program} --root {self.root} recover"
+            f" again, or on the host `python3 {self.root}/bin/on-host.pyz --root {self.root} recover"
             f" {self.order.service}`. Its last words: {said}"
         )
 
@@ -239,7 +236,6 @@ def launch(remote: Remote, root: str, order: Order) -> None:
     path = f"{RUN_DIRECTORY}/{unit}-{secrets.token_hex(4)}.json"
     remote.run("install", "-d", "-m", "700", RUN_DIRECTORY)
     remote.write(path, json.dumps(order.as_dict()))
-    program = f"{root}/bin/on-host.pyz"
     remote.run(
         *("sh", "-c", _LAUNCH, "sh", path),
         "systemd-run",
@@ -253,17 +249,10 @@ def launch(remote: Remote, root: str, order: Order) -> None:
         "--property=OOMScoreAdjust=-500",
         f"--property=ExecStopPost=-/usr/bin/env rm -f {path}",
         f"--property=OnFailure=pyinfra-vllm-recover@{order.service}.service",
-        "/usr/bin/env",
-        "python3",
-        "-I",
-        program,
-        "--root",
-        root,
-        "switch",
-        path,
+        *("/usr/bin/env", *program(root), "switch", path),
     )
 
 
 def acknowledge(remote: Remote, root: str, service: str, tx: str) -> None:
     """Note on the host that an operator has seen how the transaction ended."""
-    remote.run("python3", "-I", f"{root}/bin/on-host.pyz", "--root", root, "reported", service, tx)
+    remote.run(*program(root), "reported", service, tx)

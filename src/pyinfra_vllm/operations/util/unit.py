@@ -64,25 +64,23 @@ class Unit:
         self._request = f"{RUN_DIRECTORY}/{name}.request"
         self._secret = f"{RUN_DIRECTORY}/{name}.secret"
 
-    def run(self, program: str, verb: str, request: Mapping[str, Any], *writable: str, **secret: str) -> str:
+    def run(self, root: str, verb: str, request: Mapping[str, Any], *writable: str, **secret: str) -> str:
         """Have the host do `verb`, watch until it is done, and return its last message.
 
         Raises HostError with the reason when it fails.
 
-        + program: the host's program, `on-host.pyz`
+        + root: where pyinfra-vllm keeps its files on the host, its program among them
         + request: the work, without secrets
-        + writable: the directories that the work may change
+        + writable: the directories that the work may change, beside the root
         + secret: at most one systemd credential, by name (with - for _)
         """
-        self.begin(program, verb, request, *writable, **secret)
+        self.begin(root, verb, request, *writable, **secret)
         return self.follow()
 
-    def begin(
-        self, program: str, verb: str, request: Mapping[str, Any], *writable: str, **secret: str
-    ) -> None:
+    def begin(self, root: str, verb: str, request: Mapping[str, Any], *writable: str, **secret: str) -> None:
         """Start the work, unless it is under way, and leave the host to it. As `run`."""
         if self._look()[1] in _OVER:
-            self._start([program, verb, self._request], request, writable, secret)
+            self._start([f"{root}/bin/on-host.pyz", verb, self._request], request, (root, *writable), secret)
         else:
             self._say("is under way already: following it")
 

@@ -136,16 +136,16 @@ def meant(path: str) -> str:
 def _nearest(path: str) -> str | None:
     """The inventory file that a path was probably meant to be; the only one where there is but one."""
     folders = dict.fromkeys((Path(path), Path(path).parent, Path(FOLDER)))
-    files = [str(file) for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.py"))]
-    known = {Path(file).stem: file for file in files if _may_be_inventory(Path(file), path)}
+    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.py"))]
+    known = {
+        file.stem: str(file)
+        for file in files
+        if file.name not in DEPLOYS and file.parent.name == FOLDER and file != Path(path)
+    }
     if len(known) == 1:
         return next(iter(known.values()))
     stem = nearest(Path(path).stem, known)
     return known[stem] if stem else None
-
-
-def _may_be_inventory(file: Path, typed: str) -> bool:
-    return file.name not in DEPLOYS and file.parent.name == FOLDER and file != Path(typed)
 
 
 def in_order(inventory: Inventory, path: str) -> Inventory:

@@ -93,7 +93,8 @@ def planned(service: Service, checkpoint: Checkpoint, at: datetime) -> Plan | No
     pairs = search.pairs_needed(deviation) if by_name else 0
     rungs = tuple(search.outline(len(by_name), looks_s))
     beside = restarts(service)
-    lengths = [beside.length + _both_sides(look) for look in _looks(rungs, pairs, criteria.budget_s)]
+    looks = _looks(rungs, pairs, criteria.budget_s)  # on each of two sides
+    lengths = [beside.length + timedelta(seconds=2 * look) for look in looks]
     return Plan(
         service=service,
         space=found,
@@ -150,10 +151,6 @@ def _which(plan: Plan, done: int, count: int) -> str:
 def _looks(rungs: tuple[Rung, ...], pairs: int, budget_s: float) -> list[float]:
     """Seconds of each look on each side, in order."""
     return [look for rung in rungs for look in [rung.look_s] * rung.trials] + [budget_s] * pairs
-
-
-def _both_sides(look_s: float) -> timedelta:
-    return timedelta(seconds=2 * look_s)
 
 
 def _as_dict(candidate: Candidate) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from pyinfra_vllm.on_host.doctor import Check
 from pyinfra_vllm.report import checkup
 from pyinfra_vllm.report.checkup import Examined
 from pyinfra_vllm.report.history import Switch
@@ -122,22 +123,22 @@ PAST = [
     ),
     switch("gpu-05", "under way", "2026-11-21T02:00:05+00:00", verdict="", reason="", ended="", took_s=None),
 ]
-CHECKS = tuple({"name": name, "ok": True, "detail": ""} for name in ("clock", "program", "recovery", "disk"))
+CHECKS = tuple(Check(name, True, "") for name in ("clock", "program", "recovery", "disk"))
 EXAMINED = [
     Examined("gpu-01", CHECKS),
     Examined(
         "gpu-02",
         (
             *CHECKS,
-            {
-                "name": "driver",
-                "ok": False,
-                "detail": (
+            Check(
+                "driver",
+                False,
+                (
                     "the kernel has the NVIDIA module 570.10.01, the libraries are 580.159.04:"
                     " a server that is started now gets no GPU. Boot the host"
                 ),
-            },
-            {"name": "chat: rollback files", "ok": False, "detail": f"release {B} has lost its file argv"},
+            ),
+            Check("chat: rollback files", False, f"release {B} has lost its file argv"),
         ),
     ),
     Examined("gpu-04", problem="not reached: timed out"),
@@ -155,7 +156,7 @@ SCREENS: dict[str, tuple[Callable[[Console], None], list[str]]] = {
     ),
     "doctor": (
         lambda screen: checkup.show(screen, EXAMINED),
-        [text for each in EXAMINED for text in (each.host, *(check["detail"] for check in each.wrong))],
+        [text for each in EXAMINED for text in (each.host, *(check.detail for check in each.wrong))],
     ),
 }
 
@@ -229,7 +230,7 @@ def test_a_pipe_gets_one_line_for_each_with_the_reason_at_its_end() -> None:
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "\x1b]0;owned\x07", "\u202egnp", "a\nb", "[bold]x[/bold]"])
 def test_nothing_that_a_host_says_steers_the_screen(text: str) -> None:
-    examined = [Examined(text, ({"name": text, "ok": False, "detail": text},)), Examined("b", problem=text)]
+    examined = [Examined(text, (Check(text, False, text),)), Examined("b", problem=text)]
     past = [switch(text, text, "2026-11-20T02:00:05+00:00", reason=text, operator=text, purpose=text)]
     for found in (
         shown(lambda screen: checkup.show(screen, examined), 80),

@@ -104,7 +104,7 @@ def tune(
         overrides = {"switch_now": now, "reason": reason}
         ran = tune_run.run(inventory, limit, named, overrides, group_data, dry=dry, anew=anew, out=out)
         if json_wanted:
-            tune_run.print_json(ran)
+            click.echo(json.dumps(tune_run.as_dict(ran), indent=2))
         else:
             tune_run.show(ran, dry=dry)
         return ran.exit_code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,10 +150,6 @@ def as_dict(ran: Ran) -> dict[str, Any]:
         "ruled_out": [{"name": each.name, "because": each.because} for each in found.space.ruled_out],
     }
     return {**answer, "profile": ran.profile, "page": ran.page}
-
-
-def print_json(ran: Ran) -> None:
-    click.echo(json.dumps(as_dict(ran), indent=2))
 
 
 def _step(step: night.Step) -> dict[str, Any]:

@@ -30,9 +30,9 @@ class Line:
     reasons: tuple[str, ...] = ()
 
 
-def fitting(names: Sequence[str], lines: Sequence[Line], width: int, widest: int = WIDEST) -> list[str]:
+def fitting(names: Sequence[str], lines: Sequence[Line], width: int) -> list[str]:
     """The first columns that fit side by side; at least the first three."""
-    widths = _widths(names, lines, widest)
+    widths = _widths(names, lines, WIDEST)
     kept = list(names)
     while len(kept) > 3 and sum(widths[name] + GAP for name in kept) - GAP > width:
         kept.pop()

@@ -74,11 +74,11 @@ def at_history(newest: int = NEWEST) -> Question:
     return lambda host: Look([], _record(host, newest, max_bytes=0))
 
 
-def at_report(fleet: Fleet | None, newest: int, max_bytes: int = MAX_EVIDENCE_BYTES) -> Question:
+def at_report(fleet: Fleet | None, newest: int) -> Question:
     """The running release, the switches of each service with their evidence, and the GPUs."""
 
     def question(host: Host) -> Look:
-        told = _record(host, newest, max_bytes)
+        told = _record(host, newest, MAX_EVIDENCE_BYTES)
         gpus = asked(host, Gpus, _ignore_errors=True).gpus
         return Look(fact(host, Running, root=root_of(host)), told, _wishes(host, fleet), gpus)
 

@@ -27,6 +27,7 @@ PARETO = 230  # height of a Pareto plot
 TREND = (150, 30)  # width and height of a trend
 LEAST_SPAN = 0.2  # of the highest value: a trend's axis covers at least that, so that noise stays small
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+TICKS = 4
 
 
 def escape(text: object) -> str:
@@ -96,12 +97,12 @@ class Point:
     bad: bool
 
 
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round values from `low` to `high`, about so many."""
+def ticks(low: float, high: float) -> list[float]:
+    """Round values from `low` to `high`, about TICKS of them."""
     span = high - low
     if not (span > 0 and math.isfinite(span)):
         return [low]
-    rough = span / about
+    rough = span / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(step * power for step in STEPS if step * power >= rough * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
@@ -143,15 +144,13 @@ def distribution(title: str, unit: str, before: Sequence[float], after: Sequence
     low, high = span_of(before, after)
     scale = Scale(low, high)
     sides = [("before", before), ("after", after)]
-    parts = [
-        _side(scale, name, values, unit, 14 + ROW * number) for number, (name, values) in enumerate(sides)
-    ]
+    parts = [_side(scale, name, values, 14 + ROW * number) for number, (name, values) in enumerate(sides)]
     height = 14 + ROW * 2 + AXIS
     label = f"{title}: {_medians(before, after, unit)}"
     return _svg(height, label, [*_axis(scale, 14 + ROW * 2, unit), *parts])
 
 
-def _side(scale: Scale, name: str, values: Sequence[float], unit: str, top: float) -> str:
+def _side(scale: Scale, name: str, values: Sequence[float], top: float) -> str:
     base = top + ROW - 14
     text = f'<text class="name" x="{LEFT - 8}" y="{base - 4}" text-anchor="end">{name}</text>'
     if not values:

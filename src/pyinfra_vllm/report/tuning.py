@@ -85,7 +85,7 @@ def render(found: Tuned, at: datetime, zone: tzinfo | None = None) -> str:
             picture=picture(found, measured, shown),
             proof=[_interval(each) for each in compared],
             pairs=[line for line in night.results(found.lines) if "pair" in line],
-            costs=[each for each in compared if _is_worse(each)],
+            costs=[each for each in compared if _interval(each).verdict == "fail"],
             words=WORDS,
         )
     )
@@ -166,10 +166,6 @@ def _interval(each: Compared) -> Interval:
         better = (low > 1) != (each.metric in LESS_IS_BETTER)
         verdict = "pass" if better else "fail"
     return Interval(f"{each.phase} {WORDS[each.metric]}", each.ratio, low, high, 1.0, verdict)
-
-
-def _is_worse(each: Compared) -> bool:
-    return _interval(each).verdict == "fail"
 
 
 def changes(candidates: Sequence[Any]) -> dict[str, str]:

@@ -297,14 +297,12 @@ class _Run:
         asked = self.output_tokens
         if self.settings.output_tokens or asked < 2:
             return False
+        batches = sizing.least_batches(self.settings.concurrency, self.words)
         self.output_tokens, shorter = sizing.shorter(
-            self._least_batches(), asked, self.typical, first_tokens, self._speed_s()
+            batches, asked, self.typical, first_tokens, self._speed_s()
         )
         self.typical.update(shorter)
         return self.output_tokens < asked
-
-    def _least_batches(self) -> dict[str, int]:
-        return sizing.least_batches(self.settings.concurrency, self.words)
 
     def _speed_s(self) -> float:
         """Seconds left for the rounds once those for quality are set aside."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..bench.plan import Plan
 from ..bench.record import Phase, Record
 from ..state.values import RecordError
 
@@ -21,7 +20,9 @@ def check_pair(before: Record, after: Record) -> None:
         *((name, "after", "before") for name in others if name not in phases),
     ):
         raise RecordError(f"phase {name!r} is in the {here} record and not in the {there} record")
-    same_texts = before.plan is not None and after.plan is not None and _same_texts(before.plan, after.plan)
+    # Where both records agree on the setting for the probe's texts, prompts of one name are equal.
+    words = before.plan.words if before.plan else {}
+    same_texts = bool(words) and after.plan is not None and words == after.plan.words
     for name, phase in phases.items():
         if phase.concurrency != others[name].concurrency:
             raise RecordError(
@@ -29,11 +30,6 @@ def check_pair(before: Record, after: Record) -> None:
                 f" {others[name].concurrency} after"
             )
         _check_prompts(phase, others[name], same_texts)
-
-
-def _same_texts(before: Plan, after: Plan) -> bool:
-    """Where both records agree on the setting for the probe's texts, prompts of one name are equal."""
-    return bool(before.words) and before.words == after.words
 
 
 def _check_prompts(before: Phase, after: Phase, same_texts: bool) -> None:

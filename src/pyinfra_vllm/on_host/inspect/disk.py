@@ -29,14 +29,14 @@ class Filesystem:
     read_only: bool
 
 
-def filesystem(path: str, mounts: str = MOUNTS) -> Filesystem:
+def filesystem(path: str) -> Filesystem:
     """The file system that a file at `path` would be written to."""
     folder = Path(path).resolve()
     while not folder.is_dir():
         folder = folder.parent
     parent = str(folder)
     numbers = os.statvfs(parent)
-    mount, device, kind = mounted_at(parent, mounts)
+    mount, device, kind = mounted_at(parent)
     return Filesystem(
         path=parent,
         mount=mount,

@@ -14,6 +14,7 @@ COMMAND_TIMEOUT_S = 120
 ASK_TIMEOUT_S = 10  # of a question that PID 1 answers at once when it answers at all
 ASK_TRIES = 3  # PID 1 answers nobody while it executes itself anew
 PAUSE_S = 0.5
+NEWEST = 5000  # lines of a log
 
 
 class SystemdError(Exception):
@@ -134,10 +135,10 @@ def log_cursor() -> str | None:
     return None
 
 
-def log_since(unit: str, cursor: str | None, limit: int = 5000) -> list[str]:
-    """The unit's log lines after the mark, oldest first, the newest `limit`; of a long log both ends."""
+def log_since(unit: str, cursor: str | None) -> list[str]:
+    """The unit's log lines after the mark, oldest first, the newest NEWEST; of a long log both ends."""
     try:
-        return unit_log.bounded(line.text for line in unit_log.lines(unit, cursor, limit))
+        return unit_log.bounded(line.text for line in unit_log.lines(unit, cursor, NEWEST))
     except unit_log.LogError as error:
         raise SystemdError(str(error)) from error
 

@@ -4,6 +4,7 @@ command line.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import os
@@ -18,7 +19,7 @@ from resolving import resolve
 
 from pyinfra_vllm import fleet, inventory, spoken
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock, render
-from pyinfra_vllm.config import Overrides
+from pyinfra_vllm.config import Fleet, Overrides
 from pyinfra_vllm.config.declared import KEYS
 from pyinfra_vllm.errors import CheckpointRefused, DeclarationError, LockError
 
@@ -582,3 +583,16 @@ def test_a_project_without_config_py_has_the_same_order(project: Path) -> None:
     for option in ("--no-wait", "--serial"):
         told = subprocess.run([*command, option], capture_output=True, text=True, timeout=60)
         assert told.returncode == 2 and f"Not started: {option}" in told.stderr, told.stderr
+
+
+def test_deploy_takes_of_a_fleet_only_what_it_has() -> None:
+    tree = ast.parse((PROJECT / "deploy.py").read_text())
+    asked = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "declared"
+    }
+    assert asked <= {*dir(Fleet), *Fleet.__dataclass_fields__}
+    assert {"waves", "waves_back", "hosts"} <= asked, "else this looks at nothing"

@@ -106,7 +106,7 @@ class Fleet:
 
     @property
     def waves_back(self) -> int:
-        """The most waves that may have to be taken back when the rollout stops."""
+        """The most waves that may have to be taken back when the rollout stops; deploy.py asks."""
         return self.waves if self.rollout.on_failure == "rollback_all" else 0
 
     @property

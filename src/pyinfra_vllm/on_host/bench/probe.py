@@ -121,8 +121,7 @@ class _Run:
         record = self._start()
         try:
             self._first_answer()
-            if "cache_salt" not in self.client.extensions:
-                self.nonce = prompts.nonce(self.salt)
+            self._keep_out_of_caches()
             with scheduling.first_in_line():
                 record = self._speed(record, like.plan if like else None)
         except _Silent as silent:
@@ -133,8 +132,7 @@ class _Run:
         """The record with further rounds: a few of the same prompts `again`, or new ones until enough."""
         plan = record.plan or Plan()
         self.aside = 0.0  # the questions were asked the first time
-        if "cache_salt" not in self.client.extensions:
-            self.nonce = prompts.nonce(self.salt)
+        self._keep_out_of_caches()
         self._know_times(record)
         done = whole(record)
         with scheduling.first_in_line():
@@ -146,13 +144,17 @@ class _Run:
     def single(self, like: Record, number: int, round_s: float) -> tuple[Phase, ...]:
         """This round alone, of every phase."""
         self.aside = 0.0
-        if "cache_salt" not in self.client.extensions:
-            self.nonce = prompts.nonce(self.salt)
+        self._keep_out_of_caches()
         self._know_times(like)
         plan = sizing.in_turns(like.plan or Plan(), self.settings.concurrency, self.typical, round_s)
         with scheduling.first_in_line():
             found = self._rounds(replace(like, phases=()), plan, number, number + 1)
         return found.phases
+
+    def _keep_out_of_caches(self) -> None:
+        """A server that takes no salt gets prompts that no cache can have."""
+        if "cache_salt" not in self.client.extensions:
+            self.nonce = prompts.nonce(self.salt)
 
     def _speed(self, record: Record, known: Plan | None) -> Record:
         """Warm up, then measure the rounds of the other side's plan, or of a new plan."""

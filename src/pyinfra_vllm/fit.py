@@ -13,7 +13,8 @@ from typing import Any
 from pyinfra_vllm import kv_layout
 from pyinfra_vllm.catalog import table
 from pyinfra_vllm.catalog.gpus import GIB, MIB, Gpu
-from pyinfra_vllm.catalog.shapes import FP4, Shape
+from pyinfra_vllm.catalog.quantization import FP4
+from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.kv_layout import Layout
 
 DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}

@@ -14,6 +14,7 @@ from resolving import asked
 from seen import gpu
 
 from pyinfra_vllm.catalog import conditions, flags, gpus, shapes, table, versions
+from pyinfra_vllm.catalog.quantization import Quantization
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.inspect.gpus import Process
 from pyinfra_vllm.tuning import values
@@ -327,7 +328,7 @@ def test_a_compressed_tensors_config() -> None:
         "config_groups": {"group_0": {"weights": weights}}},
     }  # fmt: skip
     shape = shapes.from_config("a/b", config)
-    assert shape.quantization == shapes.Quantization("compressed-tensors", 4, 32, True)
+    assert shape.quantization == Quantization("compressed-tensors", 4, 32, True)
 
 
 def test_a_config_without_layers_is_an_error_that_names_the_key() -> None:

@@ -19,6 +19,7 @@ from test_planning import ROOT, gpu, service
 
 from pyinfra_vllm import fit, hub_endpoint
 from pyinfra_vllm.catalog import gpus, shapes
+from pyinfra_vllm.catalog.quantization import Quantization
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, File, Lock
 from pyinfra_vllm.config import Runtime
 from pyinfra_vllm.errors import HostError
@@ -161,7 +162,7 @@ def test_a_quantization_beside_the_config(run: Any, hub: dict[str, bytes]) -> No
     hub["hf_quant_config.json"] = b'{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}'
     assert run("lock", "inventory/prod.py").code == 0
     config = Lock.load(LOCK_FILE).get("acme/new").config
-    assert shapes.from_config("acme/new", {**LLAMA, **config}).quantization == shapes.Quantization(
+    assert shapes.from_config("acme/new", {**LLAMA, **config}).quantization == Quantization(
         "modelopt", bits=8, group_size=-1, zero_point=False, kernels="fp8"
     )
     del hub["hf_quant_config.json"]

@@ -10,6 +10,7 @@ from resolving import resolve, values
 
 from pyinfra_vllm.catalog import gpus, shapes, table
 from pyinfra_vllm.catalog.layers import Cached
+from pyinfra_vllm.catalog.quantization import Quantization
 from pyinfra_vllm.tuning.resolution import Resolution
 
 GEMMA = shapes.from_config(
@@ -21,7 +22,7 @@ INDEXED = Cached(6, 1, 576, index_bytes=132)
 
 
 def packed(**changes: Any) -> shapes.Shape:
-    return replace(GEMMA, quantization=shapes.Quantization(**{"method": "awq", **changes}))
+    return replace(GEMMA, quantization=Quantization(**{"method": "awq", **changes}))
 
 
 LOCKED_WITH_VISION = replace(shapes.find("Qwen/Qwen3.5-4B") or pytest.fail(), weights_bytes=9 * gpus.GIB)

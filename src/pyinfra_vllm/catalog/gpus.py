@@ -78,7 +78,7 @@ class Gpu:
 
         + disabled: class names as in VLLM_DISABLED_KERNELS, such as MacheteLinearKernel; they spare experts
         + chosen: the one that --linear-backend names
-        + kind: of the weights, see shapes.Quantization; for 8 bits on both sides the experts' isn't known
+        + kind: of the weights, see Quantization; for 8 bits on both sides the experts' isn't known
         """
         if kind != "wna16":
             rows = table("gpus.yaml")["scaled_kernels"][kind]

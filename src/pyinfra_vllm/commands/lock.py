@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pyinfra_vllm import fit, fleet, hub_endpoint
-from pyinfra_vllm.catalog import shapes
+from pyinfra_vllm.catalog import config_json, shapes
 from pyinfra_vllm.checkpoint import LOCK_FILE, Checkpoint, Lock
 from pyinfra_vllm.commands import options
 from pyinfra_vllm.errors import DeclarationError
@@ -126,7 +126,7 @@ def doubtful_size(entry: Checkpoint) -> str:
         possible = fit.possible_bytes(shapes.from_config(entry.repo, entry.config))
     except DeclarationError:  # validate and resolve name the key
         return ""
-    if not possible or shapes.is_part(entry.config):
+    if not possible or config_json.is_part(entry.config):
         return ""
     expected = min(possible, key=lambda size: abs(size - entry.weights_bytes))
     off = abs(entry.weights_bytes - expected) > SMALL_BYTES

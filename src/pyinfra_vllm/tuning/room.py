@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from pyinfra_vllm import fit
-from pyinfra_vllm.catalog import gpus, shapes
+from pyinfra_vllm.catalog import gpus
+from pyinfra_vllm.catalog.quantization import Quantization
 from pyinfra_vllm.tuning import declared as operator
 from pyinfra_vllm.tuning.decision import Decision, decide
 from pyinfra_vllm.tuning.facts import GPUS_OF_A_HOST, splits, tensor_parallel_choices
@@ -85,7 +86,7 @@ def _more_gpus(request: Request, decision: Decision) -> Iterator[str]:
             more = [fewer for fewer in more if fewer < count]
             break
     yield from itertools.islice(_stages(request, decision, more), 1)
-    packed = replace(request.shape, quantization=shapes.Quantization("awq"), weights_bytes=None)
+    packed = replace(request.shape, quantization=Quantization("awq"), weights_bytes=None)
     if request.shape.quantization is None and _works(replace(request, shape=packed), decision):
         yield "the AWQ checkpoint of this model (about a third of the memory)"
 

@@ -15,7 +15,7 @@ far. A test is a value, a list of values (any of them), or a mapping of these wo
     differs             has another value than this
     starts_with         the text begins with this one
 
-Where a word takes a number or a version, "$name" stands for another fact. No fact, no comparison passes.
+Where a word takes a number or a version, "$name" is another fact. Without a value it passes no test.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def _judged(
 
 
 def _slump(metric: str, before: Phase, after: Phase) -> float:
-    """By how much the slowest stretch of the old release's rounds is worse than the rest, as a logarithm.
+    """By how much the slowest stretch of the old release's rounds is worse than the compared, as a logarithm.
 
     A machine's speed changes over minutes, and the spread of consecutive rounds does not show that.
     """

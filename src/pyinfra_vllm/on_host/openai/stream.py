@@ -1,4 +1,4 @@
-"""Parses a server's answer: a stream of events with tokens in it, or one of the ways to be none.
+"""Parses a server's answer: a stream of events with tokens in it, or one of several kinds of failure.
 
 Reads bytes that were received; never touches a socket.
 """

@@ -67,7 +67,7 @@ def host_problem(*releases: Release) -> str:
 
 
 def kept(entries: Sequence[Entry]) -> str | None:
-    """The old release of a committed switch, while its journal lets it sleep on or its soak goes on."""
+    """The old release of a committed switch that may sleep on: until its time is over or its soak ended."""
     switch = Transaction(entries)
     noted = switch.find(KEEP, "note")
     if noted is None or switch.find("soak", "done") or switch.find("restore", "intended"):

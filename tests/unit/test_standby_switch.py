@@ -164,6 +164,7 @@ def test_where_requests_do_not_end_the_two_are_judged_one_after_the_other(host: 
     host.faults.add((NEW, "busy"))
     assert host.switch() == "committed"
     ends_right(host, NEW)
+    assert "requests" in rounds_of(host)["because"]
     assert rounds_of(host)["blocks"] == 0 and "measured in" not in " ".join(verdict(host)["reasons"])
 
 
@@ -178,8 +179,10 @@ def test_a_new_release_that_fails_in_a_turn_goes_back(host: StandbyHost, fault: 
 def test_an_old_release_that_has_to_be_started_in_a_turn_is_another_start(host: StandbyHost) -> None:
     host.takes_turns = True
     host.wrong.add(OLD)
-    host.switch()
-    ends_right(host, NEW if host.outcome() == "committed" else OLD)
+    assert host.switch() == "committed"
+    ends_right(host, NEW)
+    assert host.starts == [NEW, OLD]
+    assert rounds_of(host)["because"] == "the old release had to be started in a turn"
 
 
 def test_two_starts_of_each_side_are_measured_where_that_is_asked_for(host: StandbyHost) -> None:
@@ -214,6 +217,7 @@ def test_without_time_for_second_starts_one_start_of_each_is_measured(
     soon = time.time() + 100.0
     assert host.switch(criteria={"restarts": 2}, measure_until=soon) == "committed"
     assert host.starts == [NEW] and rounds_of(host)["starts"] == 1
+    assert rounds_of(host)["because"] == "there was no time left for second starts"
 
 
 @pytest.mark.parametrize("who", [OLD, NEW])
@@ -225,6 +229,8 @@ def test_a_second_start_that_fails_leaves_one_proven_release(host: StandbyHost, 
     # what was measured, and stays.
     assert outcome == ("rolled_back" if who == NEW else "committed")
     ends_right(host, OLD if who == NEW else NEW)
+    if who == OLD:
+        assert "does not serve after its second start" in rounds_of(host)["because"]
 
 
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])

@@ -162,6 +162,9 @@ class Judging(Transaction):
             except Failed as problem:
                 raise NotServing(str(problem)) from problem
             result.update(turns=found.turns, blocks=len(found.blocks), starts=found.starts)
+            if taken.cut_short:
+                self.evidence.say(f"turns: {taken.cut_short}")
+                result["because"] = taken.cut_short
         self.evidence.keep("turns", found.as_dict())
         return found
 

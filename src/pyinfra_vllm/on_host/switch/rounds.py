@@ -42,6 +42,7 @@ class Rounds:
     def __init__(self, reach: Reach, ask: Ask, enough: Enough, keep_canary: Keep, seed: str) -> None:
         self.reach, self.ask, self.enough, self.keep_canary = reach, ask, enough, keep_canary
         self.orders = turns.orders(MOST_BLOCKS, seed)
+        self.cut_short = ""  # why the measurement ended before its time, or has one start of each side
         self.blocks: list[list[Side]] = []
         self.changes = 0
 
@@ -63,8 +64,10 @@ class Rounds:
             if start_again and start_again():
                 self._start_both_again()
                 self._fill(1, share, budget_s, longest_s)
-        except (Busy, _Restarted):
-            pass  # what was measured so far counts
+            elif start_again:
+                self.cut_short = "there was no time left for second starts"
+        except (Busy, _Restarted) as problem:  # what was measured so far counts
+            self.cut_short = str(problem)
         self.changes += bool(self.reach(pair.TURN_TO_NEW))
         return InTurns(self.blocks, self.changes)
 
@@ -100,7 +103,7 @@ class Rounds:
                 "the new release had to be stopped in a turn: it failed to sleep, or kept its memory"
             )
         if Act(pair.START, pair.OLD) in acts:
-            raise _Restarted
+            raise _Restarted("the old release had to be started in a turn")
         return bool(acts)
 
     def _start_both_again(self) -> None:
@@ -117,4 +120,4 @@ class Rounds:
             self.reach(pair.TURN_TO_OLD)
             self.keep_canary(pair.OLD)
         except (Stuck, ClientError) as problem:
-            raise _Restarted from problem
+            raise _Restarted(f"the old release does not serve after its second start: {problem}") from problem

@@ -51,7 +51,7 @@ def test_vllm_s_own_parser_takes_what_is_emitted() -> None:
 
 
 def test_the_parser_is_asked() -> None:
-    """What it says of a key that is gone, and of a part of a map without a value."""
+    """It refuses a key that is gone, and a part of a map without a value."""
     gone = ["--compilation-config", '{"use_inductor":false}']
     bare = ["--attention-config.use_trtllm_attention", "--enforce-eager"]
     answers = asked([gone, bare, ["--enforce-eager"]])

@@ -81,7 +81,7 @@ def _fp8_cache(method: str, found: Mapping[str, Any]) -> bool:
 
 
 def _of_modelopt(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What modelopt says; in a file of its own that is a part (hf_quant_config.json)."""
+    """The settings that modelopt wrote: in hf_quant_config.json they are under `quantization`."""
     inner = found.get("quantization")
     return inner if isinstance(inner, Mapping) else found
 

@@ -107,7 +107,7 @@ class Progress:
         self.going.pop((host, service), None)
 
     def under_way(self) -> list[str]:
-        """What hosts go on with though nobody follows it any more, one line each."""
+        """The switches that go on on their hosts and that nobody follows any more, one line each."""
         return [f"{host}: {service}: {text}" for (host, service), text in sorted(self.going.items())]
 
     def record(self, outcome: Outcome) -> None:

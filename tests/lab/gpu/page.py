@@ -153,7 +153,7 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
 
 
 def _switch(number: int, told: Mapping[str, Any]) -> str:
-    """What clients, card and machine saw of a switch with standby."""
+    """A switch with standby as a line: clients, turns, memory, widths of the intervals."""
     back = f", {told['gap_back_s']} s on the way back ({told['back_s']} s by the journal)"
     wider = "; ".join(f"{name} {each['turns']} ({each['apart']})" for name, each in told["widths"].items())
     return (

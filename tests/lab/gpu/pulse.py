@@ -33,8 +33,28 @@ def enter(host: Host) -> None:
         os.close(descriptor)
 
 
+class Watch:
+    """Something that goes on in a thread of its own from `begin` to `end`."""
+
+    ending_s = 30.0  # at most, from `end` on
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join(self.ending_s)
+
+    def _go_on(self) -> None:
+        raise NotImplementedError
+
+
 @dataclass
-class Pulse:
+class Pulse(Watch):
     """When the server was healthy: asking costs the GPU nothing, so that what is measured stays
     what it is.
     """
@@ -42,17 +62,6 @@ class Pulse:
     host: Host
     port: int
     heard: list[tuple[float, bool]] = field(default_factory=list)  # time.monotonic(), whether it answered 200
-
-    def __post_init__(self) -> None:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-
-    def begin(self) -> None:
-        self._thread.start()
-
-    def end(self) -> None:
-        self._stop.set()
-        self._thread.join(10)
 
     def silent_s(self, since: float, until: float) -> float:
         """Seconds without a healthy server between two moments: each from the last answer to the next."""
@@ -64,7 +73,7 @@ class Pulse:
             quiet = not healthy
         return silent + (until - last if quiet else 0.0)
 
-    def _listen(self) -> None:
+    def _go_on(self) -> None:
         enter(self.host)
         while not self._stop.is_set():
             healthy = self._healthy()
@@ -83,24 +92,13 @@ class Pulse:
 
 
 @dataclass
-class GpuMemory:
+class GpuMemory(Watch):
     """MiB in use on the host's GPUs together, asked once a second."""
 
     host: Host
     used: list[int] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def begin(self) -> None:
-        self._thread.start()
-
-    def end(self) -> None:
-        self._stop.set()
-        self._thread.join(30)
-
-    def _look(self) -> None:
+    def _go_on(self) -> None:
         while not self._stop.wait(1.0):
             asked = self.host.ssh(
                 "nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits", check=False
@@ -110,7 +108,7 @@ class GpuMemory:
 
 
 @dataclass
-class Load:
+class Load(Watch):
     """One stream of requests, one after another; (when it ended, how long it took) of each, None for a failed
     one.
     """
@@ -119,17 +117,6 @@ class Load:
     port: int
     model: str
     done: list[tuple[float, float | None]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._go_on, daemon=True)
-
-    def begin(self) -> None:
-        self._thread.start()
-
-    def end(self) -> None:
-        self._stop.set()
-        self._thread.join(30)
 
     def told(self, since: float, until: float) -> dict[str, Any]:
         return {
@@ -172,8 +159,10 @@ class Load:
 
 
 @dataclass
-class Clients:
+class Clients(Watch):
     """Ten clients a second, each of whom asks for one token on a connection of its own, and waits for it."""
+
+    ending_s = 2 * PATIENCE_S  # whoever has asked is answered
 
     host: Host
     port: int
@@ -181,24 +170,12 @@ class Clients:
     answered: list[float] = field(default_factory=list)  # time.time() of each
     refused: list[str] = field(default_factory=list)  # why a client got no token
 
-    def __post_init__(self) -> None:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._come, daemon=True)
-
-    def begin(self) -> None:
-        self._thread.start()
-
-    def end(self) -> None:
-        """When whoever has asked was answered."""
-        self._stop.set()
-        self._thread.join(2 * PATIENCE_S)
-
     def longest_gap_s(self, since: float, until: float) -> float:
         """Seconds in which no token came."""
         heard = [since, *sorted(at for at in list(self.answered) if since < at < until), until]
         return max(later - earlier for earlier, later in itertools.pairwise(heard))
 
-    def _come(self) -> None:
+    def _go_on(self) -> None:
         enter(self.host)  # and so do the threads that are begun in here
         asking: list[threading.Thread] = []
         while not self._stop.wait(0.1):
@@ -225,22 +202,14 @@ class Clients:
 
 
 @dataclass
-class HostMemory:
+class HostMemory(Watch):
     """The most of this machine's memory in use, in MiB, by one look a second."""
 
     def __post_init__(self) -> None:
         self.before = self.most = self._used()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        super().__post_init__()
 
-    def begin(self) -> None:
-        self._thread.start()
-
-    def end(self) -> None:
-        self._stop.set()
-        self._thread.join(5)
-
-    def _look(self) -> None:
+    def _go_on(self) -> None:
         while not self._stop.wait(1.0):
             self.most = max(self.most, self._used())
 

@@ -73,7 +73,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Beside:
-    """What was seen beside a rollout."""
+    """The clients, the card's memory and the machine's, watched during a rollout."""
 
     clients: Clients
     card: GpuMemory

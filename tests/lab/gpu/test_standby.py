@@ -66,8 +66,8 @@ def _must(story: Story, step: Step, seen: dict[str, Any], stays: str | None) -> 
 
 
 def _seen(story: Story, beside: Beside) -> dict[str, Any]:
-    """What clients, card and machine saw of the newest switch. Wrong answers after a wake would have led to a
-    start of that release.
+    """The measurements of the newest switch. Wrong answers after a wake would have led to a start of that
+    release, which `acts` would have.
     """
     entries = looks.newest_entries(story.host, "chat")
     at = {

@@ -46,7 +46,7 @@ FRONT, SWITCH = "vllm-chat-front.service", "pyinfra-vllm-switch-chat.service"
 
 @dataclass(frozen=True)
 class Case:
-    """What is done when the journal has come to `at`; + slower: in a switch that goes back."""
+    """A fault: `do`, once the journal has the entry `at`. slower: the new release is, so it goes back."""
 
     name: str
     at: str

@@ -27,7 +27,7 @@ ENABLED = (
 
 @dataclass(frozen=True)
 class Installation:
-    """What is installed on a host.
+    """The installation on a host.
 
     systemd: the version it was booted with; None where it was not
     loose: see `loose`

@@ -283,5 +283,12 @@ def test_calibrate_finds_the_noise_and_compare_takes_it(run: Any, tmp_path: Path
 
 def test_calibration_needs_three_runs(run: Any, tmp_path: Path) -> None:
     path = written(tmp_path / "r.json", record())
-    ended = run("calibrate", path, path)
+    other = written(tmp_path / "other.json", record())
+    ended = run("calibrate", path, other)
     assert ended.code == 2 and "at least 3 runs" in ended.err
+
+
+def test_calibration_counts_no_run_twice(run: Any, tmp_path: Path) -> None:
+    path = written(tmp_path / "r.json", record())
+    ended = run("calibrate", path, path, path)
+    assert ended.code == 2 and "r.json is named twice" in ended.err

@@ -146,6 +146,7 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ),
         ({"max_model_len": 0}, "must be a number of tokens"),
         ({"max_model_len": 4096.0}, "must be a number of tokens"),
+        ({"max_model_len": "auto"}, "left out it is the model's own"),
         ({"user": "root"}, "never runs as root"),
         ({"user": "Vllm"}, "must be a system user name"),
         ({"ready_timeout_s": 0}, "must be seconds"),

@@ -138,6 +138,7 @@ def test_criteria_come_back_from_their_own_values() -> None:
         ({"quality": 1}, "quality = 1 can't be used: allowed is true or false"),
         ({"concurrency": [0]}, "concurrency = (0,) can't be used"),
         ({"concurrency": [8, 8]}, "each number once"),
+        ({"concurrency": [1, 1025]}, "whole numbers from 1 to 1024"),
         ({"prompt_tokens": 300}, "prompt_tokens = 300 can't be used: allowed is a list of whole numbers"),
         ({"prompt_tokens": []}, "one to 8 whole numbers of at least 1, or null"),
         ({"prompt_tokens": [300, 0]}, "one to 8 whole numbers of at least 1, or null"),

@@ -44,6 +44,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         "use runtime 0.14",
     ),
     "fp8-kv-needs-ampere": ({"gpu": "Tesla T4", "variants": ["fp8_kv_cache"]}, "take the variant out"),
+    "fp8-cache-of-triton-needs-ada": (
+        {"gpu": "A40", "flags": {"kv-cache-dtype": "fp8_per_token_head"}},
+        "declare int8_per_token_head",
+    ),
     "fp8-kv-on-hopper-needs-bfloat16": ({"variants": ["fp8_kv_cache"]}, "('--dtype', 'bfloat16')"),
     "fp8-kv-on-ampere-needs-flashinfer": (
         {"gpu": "A40", "variants": ["fp8_kv_cache"]},
@@ -336,6 +340,15 @@ def test_another_spelling_of_what_a_rule_wants_is_no_contradiction() -> None:
 @pytest.mark.parametrize("dtype", ["fp8", "fp8_e5m2", "fp8_per_token_head", "fp8_inc", "fp8_ds_mla"])
 def test_no_cache_of_8_bits_before_ampere(dtype: str) -> None:
     assert "take the variant out" in str(resolve(gpu="Tesla T4", flags={"kv-cache-dtype": dtype}).errors)
+
+
+def test_a_cache_that_only_triton_serves_needs_ada() -> None:
+    asked = {"model": "Qwen/Qwen3-4B-AWQ", "max_model_len": 4096}
+    for gpu in ("NVIDIA A10G", "NVIDIA A100-SXM4-80GB"):
+        found = resolve(**asked, gpu=gpu, flags={"kv-cache-dtype": "fp8_per_token_head"})
+        assert "declare int8_per_token_head" in str(found.errors)
+        assert not resolve(**asked, gpu=gpu, flags={"kv-cache-dtype": "int8_per_token_head"}).errors
+    assert not resolve(**asked, gpu="NVIDIA L4", flags={"kv-cache-dtype": "fp8_per_token_head"}).errors
 
 
 BACKEND = {"gpu": "NVIDIA A10G", "runtime": "0.12.0", "variants": ["fp8_kv_cache"], "max_model_len": 4096}

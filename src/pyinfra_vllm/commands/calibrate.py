@@ -35,6 +35,9 @@ def run(records: list[Path], out: Path | None = None) -> Noise:
 
     Raises DeclarationError.
     """
+    for path in records:
+        if len([other for other in records if other.resolve() == path.resolve()]) > 1:
+            raise DeclarationError(f"{path} is named twice: the noise is what differs between runs")
     try:
         found = enumerate(map(record_in, records), 1)
         noise = calibration([Record.read(value, f"record {number}") for number, value in found])

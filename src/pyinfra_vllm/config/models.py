@@ -167,7 +167,9 @@ class Service(Declaration):
         default="balanced", description='"latency", "throughput" or "balanced"'
     )
     max_model_len: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="a number of tokens, at least 1"
+        default=None,
+        description="a number of tokens, at least 1; left out it is the model's own,"
+        " and a refusal names the longest that fits",
     )
     variants: Annotated[
         tuple[Text | PlainMap, ...], BeforeValidator(as_tuple), AfterValidator(_known_variants)

@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 MAX = "max"  # in `concurrency`, and as a phase: saturation, as many requests at once as the server admits
 MOST_LENGTHS = 8  # of prompts that take turns
 MOST = 64  # requests at once that saturation means at most
+MOST_STREAMS = 1024  # at once: the most sequences that vLLM lets run unless told otherwise
 # What decides by comparison, and where: `ONE_STREAM` at one stream only (docs/gate.md says why).
 EVERY_PHASE, ONE_STREAM = ("tokens_per_s", "e2e_s"), ("tpot_s", "ttft_s")
 # A share of the measured value: 0.05 means 5 %.
@@ -114,8 +115,8 @@ class Criteria:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "concurrency", tuple(self.concurrency))
-        if not self.concurrency or any(not _is_count(item) and item != MAX for item in self.concurrency):
-            words = f'whole numbers of at least 1, and "{MAX}" for as many as the server admits'
+        if not self.concurrency or any(not _is_streams(item) for item in self.concurrency):
+            words = f'whole numbers from 1 to {MOST_STREAMS}, and "{MAX}" for as many as the server admits'
             raise CriteriaError(_refusal("concurrency", self.concurrency, words))
         if len(set(self.concurrency)) != len(self.concurrency):
             raise CriteriaError(_refusal("concurrency", self.concurrency, "each number once"))
@@ -306,6 +307,10 @@ def _phase(concurrency: int | str) -> str:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_streams(value: Any) -> bool:
+    return value == MAX or (_is_count(value) and value <= MOST_STREAMS)
 
 
 def _is_number(value: Any) -> bool:

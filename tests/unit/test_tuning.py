@@ -60,9 +60,9 @@ def test_every_model_on_every_gpu(version: str) -> None:
 
 @pytest.mark.alone
 def test_all_models_on_all_gpus_take_less_than_a_second() -> None:
-    """The issue's second for one version; the better of two, in time of the processor."""
+    """For one version, the best of five, in time of the processor: other work can only add to it."""
     times = []
-    for _ in range(2):
+    for _ in range(5):
         began = time.process_time()
         for gpu in GPUS:
             for model in shapes.names():

@@ -183,6 +183,7 @@ def test_an_old_release_that_sleeps_on_is_woken_by_hand(host: Host, serves_a: st
     done = deploy("b", **how)
     assert done.returncode == 0 and "the old release sleeps on" in done.stderr, done.stderr[-4000:]
     new = status(host)["current"]
+    assert status(host)["asleep"]["release"] == serves_a
     assert units(host) == sorted(f"vllm-tiny.{each}.service" for each in (serves_a, new))
     assert restarts(host, serves_a) == "no" and restarts(host, new) == "always"
     doctor = run("pyinfra-vllm", "doctor", control.INVENTORY, "--limit", NAME, "--json", release="b", **how)

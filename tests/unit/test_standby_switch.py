@@ -8,6 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +16,20 @@ from typing import Any
 import pytest
 from standby_host import NEW, OLD, Killed, StandbyHost
 
+from pyinfra_vllm.answers import typed
+from pyinfra_vllm.asking import Answer
 from pyinfra_vllm.on_host import doctor
 from pyinfra_vllm.on_host.bench import probe
 from pyinfra_vllm.on_host.gate import in_turns, soak, turns
 from pyinfra_vllm.on_host.server import control, service, systemd
 from pyinfra_vllm.on_host.state import durable, observe, paths, running
 from pyinfra_vllm.on_host.state.lock import exclusive
+from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.switch import calibrating, judging, recovery, standby
 from pyinfra_vllm.on_host.switch.order import CALIBRATION, ROLLBACK, TRIAL, Order
+from pyinfra_vllm.report.looking import Look
+from pyinfra_vllm.report.status import rows
+from pyinfra_vllm.report.tables import reasons_of
 
 TO_NEW = ["sleep old", "start new", "lead new", "relay old"]
 BACK = ["lead old", "sleep new", "wake old", "canary old", "serve old", "relay new", "stop new"]
@@ -592,6 +599,32 @@ def test_the_old_release_sleeps_on_until_its_time_is_over(host: StandbyHost) -> 
         assert host.recover() == [f"chat: {OLD} was stopped, which slept"]
         ends_right(host, NEW)
         assert recovery.start_due(*where) == []
+
+
+def test_whoever_looks_at_the_host_sees_what_sleeps_on_and_until_when(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper = host.paths.server_unit(OLD)
+
+    def shown(unit: str) -> dict[str, str]:
+        active = "active" if unit != sleeper or OLD in host.servers else "inactive"
+        return {"ActiveState": active, "MainPID": "1"}
+
+    monkeypatch.setattr(observe, "unit_state", shown)
+    monkeypatch.setattr(running, "release", lambda unit, shown: host.running)
+    assert observe.service(host.paths)["asleep"] is None
+    host.switch(**SLEEPS)
+    seen = typed(observe.service(host.paths), Observed, "test")
+    (row,) = rows([Answer("gpu1", Look([seen], {}))])
+    assert (
+        row.asleep == OLD and 3500 < datetime.fromisoformat(row.asleep_until).timestamp() - time.time() < 3601
+    )
+    (note,) = reasons_of(row)
+    assert note.startswith(f"{OLD} sleeps beside it until 20") and note.endswith("UTC: rollback.py wakes it")
+    assert row.state == "ok"
+    with later(3601):
+        host.recover()
+    assert observe.service(host.paths)["asleep"] is None
 
 
 def test_systemd_does_not_restart_a_server_that_sleeps_on_and_restarts_it_once_it_serves(

@@ -32,6 +32,7 @@ class Row:
     verdict: how the newest switch ended
     drift: the differences, in words; empty when declared, current and running agree
     switching: who switches it at this moment
+    asleep: the release that sleeps beside it, and can be woken until `asleep_until` (UTC)
     """
 
     host: str
@@ -47,6 +48,8 @@ class Row:
     verdict: str = ""
     drift: tuple[str, ...] = ()
     switching: str = ""
+    asleep: str | None = None
+    asleep_until: str = ""
     declared: str | None = None
     current: str | None = None
     running: str | None = None
@@ -167,6 +170,8 @@ def _row(
         verdict=_verdict(observed.last),
         drift=different,
         switching=switching,
+        asleep=observed.asleep.release if observed.asleep else None,
+        asleep_until=observed.asleep.until if observed.asleep else "",
         declared=wish.release if wish else None,
         current=observed.current,
         running=observed.running,

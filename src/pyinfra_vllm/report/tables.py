@@ -114,7 +114,9 @@ def _summary(rows: Sequence[Row], left_out: Sequence[str]) -> str:
 
 def reasons_of(row: Row) -> list[str]:
     """The notes on a service, beside its state."""
-    return list(filter(None, (row.problem, row.switching, *row.drift, row.note)))
+    until = f"{short_time(row.asleep_until)} UTC"
+    asleep = f"{row.asleep} sleeps beside it until {until}: rollback.py wakes it" if row.asleep else ""
+    return list(filter(None, (row.problem, row.switching, *row.drift, asleep, row.note)))
 
 
 def show_history(screen: Console, switches: Sequence[Switch], *, wide: bool = False) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,15 @@ def proven(history: list[Transaction], live: bool) -> str | None:
     return found
 
 
+def asleep(paths: ServicePaths, last: Transaction | None) -> dict[str, str] | None:
+    """The old release that sleeps on after the commit, and until when; None where none does."""
+    sleeper = last.sleeper if last else None
+    if sleeper is None or unit_state(paths.server_unit(sleeper["release"])).get("ActiveState") != "active":
+        return None
+    until = datetime.fromtimestamp(sleeper["until"], timezone.utc)
+    return {"release": sleeper["release"], "until": until.isoformat(timespec="seconds")}
+
+
 def service(paths: ServicePaths) -> dict[str, Any]:
     """One service, as JSON: `observed.Observed` is what it is read as."""
     state = unit_state(paths.unit)
@@ -95,6 +105,7 @@ def service(paths: ServicePaths) -> dict[str, Any]:
         "previous": linked(paths.previous),
         "running": runs,
         "front_lost": held is None and runs == current and paths.front_lost(current),
+        "asleep": asleep(paths, history[-1] if history else None),
         "release": read_json(paths.current / "release.json"),
         "staged": sorted(e.name for e in releases.iterdir() if not e.name.startswith("."))
         if releases.is_dir()

@@ -33,6 +33,14 @@ class Rejection:
 
 
 @dataclass(frozen=True)
+class Asleep:
+    """A release that sleeps beside the one that serves, and can be woken until then."""
+
+    release: str
+    until: Time
+
+
+@dataclass(frozen=True)
 class Summary:
     """A transaction in a few values (transactions.py makes them).
 
@@ -87,6 +95,7 @@ class Observed:
     release: Any = None
     rehearsed: tuple[str, ...] = ()
     front_lost: bool = False
+    asleep: Asleep | None = None
 
     @property
     def last(self) -> Summary | None:

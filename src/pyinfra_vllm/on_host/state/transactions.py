@@ -15,6 +15,7 @@ Entry = Mapping[str, Any]
 
 RESTORE_FAILED = "restore_failed"
 ROLLOUT, CALIBRATION = "rollout", "calibration"
+SLEEPS_ON = "standby-for"  # the entry that lets the old release sleep on after the commit
 # The steps that show how long a switch and its rollback took, and how much of it was measuring.
 TURNS = ("measure-before", "activate", "ready", "measure-after", "turns", "restore")
 
@@ -128,6 +129,13 @@ class Transaction:
             return None
         failed = self.find("restore", "failed")
         return str(failed.get("error", "")) if failed else None
+
+    @property
+    def sleeper(self) -> Entry | None:
+        """The `release` that may sleep on after the commit, `until` a time (Unix); None where none may."""
+        noted = self.find(SLEEPS_ON, "note")
+        over = self.find("soak", "done") or self.find("restore", "intended")
+        return noted if noted and noted["release"] and not over else None
 
     @property
     def turns(self) -> dict[str, str]:

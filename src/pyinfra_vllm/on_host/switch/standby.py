@@ -21,7 +21,7 @@ from ..server.release import NotReady, Release
 from ..server.service import Service
 from ..state.journal import Entry, Journal
 from ..state.paths import FRONT_FILES, ServicePaths, awake
-from ..state.transactions import Transaction
+from ..state.transactions import SLEEPS_ON, Transaction
 from . import pair
 from .pair import NEW, OLD, Act
 from .two_servers import Limits, Member, TwoServers
@@ -40,7 +40,7 @@ SPARE_MIB = 512  # a server that sleeps keeps at least as much, so that a wake n
 OLDEST_SYSTEMD = 252
 MEMINFO = Path("/proc/meminfo")
 FREE_SHARE = 0.1  # of host memory, which must stay free
-CANARIES, ACTS, KEEP = "canary", "turn", "standby-for"  # entries of the journal
+CANARIES, ACTS = "canary", "turn"  # entries of the journal
 
 
 def refusal(paths: ServicePaths, old: Release | None, new: Release, asleep: bool = False) -> str | None:
@@ -68,11 +68,8 @@ def host_problem(*releases: Release) -> str:
 
 def kept(entries: Sequence[Entry]) -> str | None:
     """The old release of a committed switch that may sleep on: until its time is over or its soak ended."""
-    switch = Transaction(entries)
-    noted = switch.find(KEEP, "note")
-    if noted is None or switch.find("soak", "done") or switch.find("restore", "intended"):
-        return None
-    return noted["release"] if time.time() < noted["until"] else None
+    sleeper = Transaction(entries).sleeper
+    return sleeper["release"] if sleeper and time.time() < sleeper["until"] else None
 
 
 def _old_systemd() -> str:
@@ -123,7 +120,7 @@ class Turns:
         """
         problem = _short_of_memory(self.releases[NEW]) if self._sleeps(OLD) else "it does not sleep"
         release = None if problem else self.releases[OLD].id
-        self._write(KEEP, "note", release=release, until=time.time() + seconds, because=problem)
+        self._write(SLEEPS_ON, "note", release=release, until=time.time() + seconds, because=problem)
         return not problem
 
     def keep_canary(self, who: str) -> None:

@@ -25,7 +25,7 @@ from .fault import Fault, Scene
 from .ground import ENDS, ROOT, SWITCH, Ground
 from .invariants import Answers, Expected
 from .operators import OPERATORS, Operator
-from .table import CALIBRATED, CALIBRATION_RUNS, GATES, LIFE, NEEDS_DISK, RANDOM, Case
+from .table import CALIBRATED, CALIBRATION_RUNS, GATES, LEFT, LIFE, NEEDS_DISK, ORDERS, RANDOM, Case
 
 SWITCH_S = 12.0  # as long as a switch to a good release takes here, roughly; random faults strike within
 REST_S = 1.0  # so long nothing may stir before a host counts as at rest
@@ -228,6 +228,7 @@ class _Run:
             self.operator = OPERATORS[self.case.fault](ground, name, self.case.to)
             return
         order: dict[str, Any] = {"criteria": {**ground.gate, **GATES.get(self.case.to, {})}}
+        order |= ORDERS.get(self.case.to, {})
         if self.case.to == CALIBRATED:
             order |= {"purpose": CALIBRATION, "runs": CALIBRATION_RUNS}
         if (
@@ -375,8 +376,12 @@ class _Run:
         return look
 
     def _converge(self, look: dict[str, Any]) -> None:
-        """The next ordinary order brings what was wanted, and everything is in order then."""
-        wanted = self.expected.new if self.case.good else self.expected.old
+        """The next ordinary order brings what was wanted, and everything is in order then.
+
+        Where the old release sleeps on, it is wanted back.
+        """
+        forward = self.case.good and self.case.to != LEFT
+        wanted = self.expected.new if forward else self.expected.old
         if look["service"]["running"] == wanted or self.result.violations:
             return
         self.began = time.monotonic()

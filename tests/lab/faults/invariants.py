@@ -137,14 +137,20 @@ def no_orphans(look: Look, seen: Answers, case: Expected) -> list[str]:
     found = [
         f"process {item['pid']} is left ({item['state']}): {item['command'][:120]}"
         for item in look["processes"]
-        if _is_left(item, look["service"]["running"])
+        if _is_left(item, {look["service"]["running"], _sleeper(look)})
     ]
     found += [f"mount {path} is left" for path in sorted(set(look["mounts"]) - set(case.mounts))]
     units = [line.split()[0] for line in look["units"]]
     return found + [f"unit {name} is left" for name in units if not name.startswith(RECOVERY_UNITS)]
 
 
-def _is_left(process: dict[str, Any], running: str | None) -> bool:
+def _sleeper(look: Look) -> str | None:
+    """The old release, where the record says that it sleeps on after the commit."""
+    noted = [entry for entry in look["entries"] if entry["step"] == "standby-for"]
+    return noted[-1]["release"] if noted and _has(look, "commit.done") else None
+
+
+def _is_left(process: dict[str, Any], wanted: set[str | None]) -> bool:
     """Ours and not one of a running service, whose unit has its release in its name with standby; the look
     itself and what systemd starts are neither.
     """
@@ -154,7 +160,7 @@ def _is_left(process: dict[str, Any], running: str | None) -> bool:
         return False
     if "on-host.pyz" in process["command"] or "pyinfra-vllm" in process["cgroup"]:
         return True
-    own = ("/vllm-tiny.service", f"/vllm-tiny.{running}.service")
+    own = ("/vllm-tiny.service", *(f"/vllm-tiny.{release}.service" for release in wanted))
     return "vllm serve" in process["command"] and not process["cgroup"].endswith(own)
 
 
@@ -267,10 +273,21 @@ def product_says_the_same(look: Look, seen: Answers, case: Expected) -> list[str
         for key in ("running", "current")
         if said[key] != service[key]
     ]
+    asleep = (said["asleep"] or {}).get("release")
+    if asleep != (sleeps := _sleeps(look)):
+        found.append(f"the product says {asleep} is asleep, and {sleeps} is")
     outcome = said["last"]["outcome"] if said["last"] else None
     if service["last"] and outcome != service["last"]["outcome"]:
         found.append(f"the product says {outcome}, and the journal {service['last']['outcome']}")
     return found
+
+
+def _sleeps(look: Look) -> str | None:
+    """The release of a second server."""
+    sleeper = _sleeper(look)
+    own = f"/vllm-tiny.{sleeper}.service"
+    there = [item for item in look["processes"] if item["cgroup"].endswith(own)]
+    return sleeper if there and sleeper != look["service"]["running"] else None
 
 
 # What the witness heard

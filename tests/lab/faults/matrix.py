@@ -17,7 +17,7 @@ from lab.control import CHECKOUT
 from .cases import Result
 from .classes import FAULTS
 from .operators import TITLES
-from .table import CALIBRATED, GOOD, LIFE, OWN_FAULTS, SLOW, SLOWER, SOAKED, WATCHED
+from .table import CALIBRATED, GOOD, LEFT, LIFE, OWN_FAULTS, SLOW, SLOWER, SOAKED, WATCHED
 
 PATH = CHECKOUT / "docs/faults.md"
 TABLE = CHECKOUT / "docs/faults-table.md"
@@ -25,6 +25,7 @@ RELEASES = {
     GOOD: "",
     SOAKED: ", with a soak",
     WATCHED: ", with a long soak",
+    LEFT: ", beside which the old one sleeps on",
     SLOW: ", to a release that fails its gate",
     SLOWER: ", to a release five times slower",
     CALIBRATED: "is measured 13 times",

@@ -5,7 +5,7 @@ gives back, and a front that is killed or led nowhere. Each passes by itself, or
 from __future__ import annotations
 
 from .fault import RETRIED_S, Act, Fault, Scene
-from .ground import ENGINE, UNIT, Ground
+from .ground import ENGINE, LOOKS, UNIT, Ground
 
 FRONT, AWAKE = "vllm-tiny-front.service", "/run/vllm-tiny/awake"
 HELD_MIB = 140_000  # of the stand-in's 143,771: no start and no wake has room
@@ -51,6 +51,11 @@ def crash_own(which: str) -> Act:
     return strike
 
 
+def look_now(ground: Ground, scene: Scene) -> None:
+    """The host's look of every two minutes, without waiting for it."""
+    ground.inside("systemctl", "start", LOOKS)
+
+
 SLEEPERS: dict[str, Fault] = {
     **{
         f"{name}-{which}": Fault(
@@ -68,6 +73,12 @@ SLEEPERS: dict[str, Fault] = {
     ),
     "front": Fault("SIGKILL of the front", kill_front),
     "symlink": Fault("the front's symlink is lost", lose_symlink),
+    "symlink-late": Fault(
+        "the front's symlink is lost, and nobody switches", lose_symlink, limit_s=RETRIED_S, lasts_s=120
+    ),
     "crash-old": Fault("SIGKILL of the old release's server", crash_own("old"), limit_s=60),
+    "crash-sleeper": Fault(
+        "SIGKILL of the release that sleeps on, and nobody switches", crash_own("old"), look_now, lasting=True
+    ),
     "crash-new": Fault("SIGKILL of the new release's server", crash_own("new"), limit_s=60),
 }

@@ -36,6 +36,7 @@ SOAK = ("soak.intended", "soak.done")
 
 LIFE, RANDOM = "its whole life", "random"
 GOOD, SOAKED, WATCHED, CALIBRATED = "good", "soaked", "watched", "calibrated"
+LEFT = "left-asleep"
 SLOW, SLOWER = "slow-kernel", "slower"
 # What the order asks beside the tests' usual gate, by what it is to.
 GATES: dict[str, dict[str, Any]] = {
@@ -44,6 +45,7 @@ GATES: dict[str, dict[str, Any]] = {
     # Its answers are all finished in time: nothing but the missing baseline is against it.
     SLOWER: {"throughput_margin": 0.4, "on_inconclusive": "rollback", "budget_s": 10.0},
 }
+ORDERS: dict[str, dict[str, Any]] = {LEFT: {"standby_for_s": 3600.0}}
 CALIBRATION_RUNS = 13  # restarts the service more often than a start limit of ten allows
 OWN_FAULTS = {
     "crashes": "crashes after it was healthy, again and again",
@@ -59,7 +61,8 @@ class Case:
     """One fault at one step of a switch to one kind of release, and perhaps a second one after it.
 
     to: `good` is the other good release, `soaked` and `watched` the same with a short and a long soak,
-        `calibrated` the same release measured again and again; else a release that is worse or fails by
+        `calibrated` the same release measured again and again, `left-asleep` the other good release, beside
+        which the old one sleeps on after the commit; else a release that is worse or fails by
         itself
     by: who orders it: the host's own switch unit with the product's order, or `pyinfra` as an operator types
         it
@@ -85,7 +88,7 @@ class Case:
     @property
     def good(self) -> bool:
         """Whether the release that it switches to is as good as the old one."""
-        return self.to in (GOOD, SOAKED, WATCHED)
+        return self.to in (GOOD, SOAKED, WATCHED, LEFT)
 
 
 def _each(fault: str, *points: str, to: str = GOOD, by: str = "order") -> list[Case]:
@@ -359,6 +362,9 @@ STANDBY_BACK = (
     *(f"restore.intended+{number}" for number in range(1, 7)),
     "restore.done",
 )
+# Where the old release sleeps on after the commit.
+SLEEPS_ON = ("commit.done", "standby-for.note", "end.done")
+_left = {"to": LEFT}
 STANDBY: list[Case] = [
     *_each("nothing", LIFE),
     *_each("nothing", LIFE, **_back),
@@ -388,6 +394,18 @@ STANDBY: list[Case] = [
     *_each("crash-old", *STANDBY_BACK[:5], **_back),
     *_each("crash-new", "turn.note#3", "turn.note#4", "ready.done", "measure-after.intended", "judge.done"),
     *_each("crash-new", *STANDBY_BACK[:3], **_back),
+    *_each("symlink-late", "end.done"),
+    *_each("nothing", LIFE, **_left),
+    *[case for how in ("kill", "power", "front", "crash-new") for case in _each(how, *SLEEPS_ON, **_left)],
+    *_each("reboot", "end.done", **_left),
+    *_each("full", *SLEEPS_ON[:2], **_left),
+    *_each("symlink", *SLEEPS_ON[:2], **_left),
+    *_each("symlink-late", "end.done", **_left),
+    *_each("crash-old", *SLEEPS_ON[:2], **_left),
+    *_each("crash-sleeper", "end.done", **_left),
+    *_each("no-wake-old", *SLEEPS_ON[:2], **_left),
+    *_each("wrong-old", "standby-for.note", **_left),
+    *_each("memory-held", "standby-for.note", **_left),
 ]
 STANDBY_SAMPLE: list[Case] = [
     *_each("kill", "turn.note#1", "point.done"),
@@ -399,6 +417,9 @@ STANDBY_SAMPLE: list[Case] = [
     *_each("no-sleep-old", "activate.intended"),
     *_each("no-wake-old", "judge.done", **_back),
     *_each("wrong-old", "judge.done", **_back),
+    *_each("nothing", LIFE, **_left),
+    *_each("kill", "standby-for.note", **_left),
+    *_each("crash-sleeper", "end.done", **_left),
 ]
 CASES: list[Case] = list(dict.fromkeys([*BY_STEP, *AMONG_OTHERS, *TWICE, *BY_OPERATORS, *SAMPLE]))
 NEEDS_DISK = ("full", "read-only", "inodes")

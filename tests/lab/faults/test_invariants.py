@@ -71,7 +71,7 @@ def host_in_order() -> dict[str, Any]:
         "mounts": ["/", "/srv"],
         "links": {"unit": True, "at boot": True},
         "failed": ["systemd-logind.service loaded failed failed"],
-        "status": {"running": NEW, "current": NEW, "last": {"outcome": "committed"}},
+        "status": {"running": NEW, "current": NEW, "last": {"outcome": "committed"}, "asleep": None},
         "units": ["pyinfra-vllm-recover.service loaded active exited"],
         "files": [
             "tiny/journal.jsonl",
@@ -84,6 +84,27 @@ def host_in_order() -> dict[str, Any]:
 
 def test_a_host_in_order_passes() -> None:
     assert violated(host_in_order(), by_turns(), CASE) == []
+
+
+def asleep(look: dict[str, Any]) -> None:
+    """The old release's server is there beside the new one's, as the record says."""
+    noted = step("standby-for", 17, "note", release=OLD, until=1e10)
+    for entries in (look["entries"], look["evidence"]["journal"]):
+        entries.insert(4, noted)
+    look["processes"].append(orphan(command="vllm serve m", cgroup=f"/system.slice/vllm-tiny.{OLD}.service"))
+    look["status"]["asleep"] = {"release": OLD}
+
+
+def test_a_release_that_sleeps_on_is_no_orphan() -> None:
+    look = host_in_order()
+    asleep(look)
+    assert violated(look, by_turns(), CASE) == []
+    look["status"]["asleep"] = None
+    (untold,) = violated(look, by_turns(), CASE)
+    assert f"the product says None is asleep, and {OLD} is" in untold
+    for entries in (look["entries"], look["evidence"]["journal"]):
+        entries[4]["release"] = None
+    assert "process 7 is left" in str(violated(look, by_turns(), CASE))
 
 
 def orphan(**fields: Any) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def status():
         (service,) = json.loads(said.stdout)
     except ValueError:
         return {"error": said.stderr[-500:]}
-    return {"running": service["running"], "current": service["current"], "last": service["last"]}
+    return {key: service[key] for key in ("running", "current", "last", "asleep")}
 
 
 def main():

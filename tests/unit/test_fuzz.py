@@ -333,6 +333,7 @@ REQUEST = {
 @many("requests")
 @given(content=broken(REQUEST))
 @example(content={**REQUEST, "files": [{**REQUEST["files"][0], "path": "\ud800"}]})
+@example(content={**REQUEST, "swarm": {**REQUEST["swarm"], "\n": 1}})
 def test_a_request_is_refused_or_stays_inside(service: ServicePaths, content: Any) -> None:
     TRIED["requests"] += 1
     path = service.root / "request.json"

@@ -83,7 +83,8 @@ def read_request(path: Path) -> Request:
         order = swarm.order_of(content["swarm"]) if content.get("swarm") else None
         shared = Path(content["shared"]) if content.get("shared") else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FetchError(f"{path} is no request to fetch: {type(error).__name__}: {error}") from error
+        why = " ".join(str(error).split())  # a key that nobody knows may hold a line break
+        raise FetchError(f"{path} is no request to fetch: {type(error).__name__}: {why}") from error
     if not root.is_absolute() or ".." in root.parts:
         raise FetchError(f"root must be an absolute path, found {str(root)!r}")
     if shared and (not shared.is_absolute() or ".." in shared.parts):

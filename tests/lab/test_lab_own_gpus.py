@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +132,7 @@ def test_layers_have_the_shapes_of_awq(checkpoint: Path) -> None:
 def test_other_layouts_have_their_own_tensors(
     tmp_path: Path, layout: str, parts: dict[str, tuple[str, list[int]]]
 ) -> None:
-    shapes.write(replace(SMALL, layout=layout, llama=True), tmp_path / "it")
+    shapes.write(replace(SMALL, layout=layout, family="llama"), tmp_path / "it")
     layer = tensors(tmp_path / "it/model-001.safetensors")
     prefix = "model.layers.1.mlp.down_proj."
     found = {
@@ -143,6 +145,36 @@ def test_other_layouts_have_their_own_tensors(
     config = json.loads((tmp_path / "it/config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert ("quantization_config" in config) == (layout != "float16")
+
+
+def test_a_model_that_drafts_has_a_layer_for_it_and_biases(tmp_path: Path) -> None:
+    shapes.write(replace(SMALL, layout="float16", family="mimo"), tmp_path / "it")
+    ends = tensors(tmp_path / "it/model-ends.safetensors")
+    drafting = {name.removeprefix("model.mtp_layers.0."): shape for name, (_, shape, _) in ends.items()}
+    assert drafting["input_proj.weight"] == [256, 2 * 256] and drafting["mlp.up_proj.weight"] == [512, 256]
+    norms = {name for name in drafting if name.endswith("layernorm.weight") and "model." not in name}
+    assert len(norms) == 5
+    layer = tensors(tmp_path / "it/model-001.safetensors")
+    assert layer["model.layers.1.self_attn.k_proj.bias"][:2] == ("F16", [2 * 128])
+    assert not any("q_norm" in name for name in layer)
+    config = json.loads((tmp_path / "it/config.json").read_text())
+    assert (config["architectures"], config["model_type"]) == (["MiMoForCausalLM"], "qwen2")
+    assert config["num_nextn_predict_layers"] == 1
+
+
+def test_drafts_are_taken_as_right_at_the_rates_that_are_given(tmp_path: Path) -> None:
+    folder = Path(page.__file__).parent / "acceptance"
+    program = tmp_path / "serve.py"
+    program.write_text("import json, sys; print(sys.argv[2])")
+    asked = json.dumps({"method": "mtp", "num_speculative_tokens": 2})
+    words = (sys.executable, str(program), "--speculative-config", asked)
+    environment = {"PYTHONPATH": str(folder), "LAB_ACCEPTANCE": "0.7,0.5,0.3"}
+    told = json.loads(subprocess.run(words, env=environment, capture_output=True, check=True).stdout)
+    assert told["rejection_sample_method"] == "synthetic" and told["method"] == "mtp"
+    assert told["synthetic_acceptance_rates"] == [0.7, 0.5]
+    del environment["LAB_ACCEPTANCE"]
+    told = subprocess.run(words, env=environment, capture_output=True, check=True, text=True).stdout
+    assert told.strip() == asked
 
 
 def test_numbers_of_eight_bits_are_numbers() -> None:

@@ -58,6 +58,10 @@ TITLES = {
     "standby-faults-second": "Standby, faults: the second half",
     "tuning-8B": "Tuning from vLLM's own choices, 8B",
     "tuning-32B": "Tuning from vLLM's own choices, 32B",
+    "drafting-one-stream": "Drafted tokens one by one, one stream",
+    "drafts-one-stream": "Tuning of drafted tokens, one stream",
+    "drafting-64-streams": "Drafted tokens one by one, 64 streams",
+    "drafts-64-streams": "Tuning of drafted tokens, 64 streams",
     "other-models": "A model outside the catalog: float16, FP8, GPTQ",
 }
 
@@ -144,6 +148,10 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
         elif name == "tuned":
             found = value.get("winner") or "nothing better"
             yield f"`tune`: {found}, {value.get('ratio')} times, {value.get('interval')}: {value.get('why')}"
+        elif name == "drafted":
+            yield "tokens/s by the number of drafted tokens: " + ", ".join(
+                f"{tokens}: {rate:.1f}" for tokens, rate in value.items()
+            )
         elif name == "first_start":
             yield f"without service in the switch, of that of a first start by hand: {value}"
         elif name == "right":

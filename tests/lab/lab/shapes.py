@@ -29,7 +29,7 @@ CHUNK = 64 << 20
 @dataclass(frozen=True)
 class Shape:
     """Qwen3's (https://huggingface.co/Qwen/Qwen3-32B-AWQ/blob/main/config.json and its smaller sisters'), or
-    a Llama's of no published name, in one of the LAYOUTS.
+    of another of the FAMILIES and of no published name, in one of the LAYOUTS.
     """
 
     hidden: int
@@ -39,7 +39,7 @@ class Shape:
     kv_heads: int
     tied: bool  # the output projection is the embedding
     layout: str = "awq"
-    llama: bool = False
+    family: str = "qwen3"
 
     def projections(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of each projection of a layer."""
@@ -56,7 +56,22 @@ class Shape:
 
     def norms(self) -> dict[str, int]:
         whole = {"input_layernorm": self.hidden, "post_attention_layernorm": self.hidden}
-        return whole if self.llama else {**whole, "self_attn.q_norm": HEAD, "self_attn.k_norm": HEAD}
+        on_heads = {"self_attn.q_norm": HEAD, "self_attn.k_norm": HEAD}
+        return {**whole, **on_heads} if self.family == "qwen3" else whole
+
+    @property
+    def drafts(self) -> bool:
+        """Whether a layer of its own drafts the next tokens (multi-token prediction)."""
+        return self.family == "mimo"
+
+
+# What config.json calls them. MiMo's own model_type is in no library: it is Qwen2 but for the layer that
+# drafts.
+FAMILIES = {
+    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
+    "llama": ("LlamaForCausalLM", "llama"),
+    "mimo": ("MiMoForCausalLM", "qwen2"),
+}
 
 
 SHAPES = {
@@ -64,9 +79,11 @@ SHAPES = {
     "Qwen/Qwen3-8B-AWQ": Shape(4096, 12288, 36, 32, 8, False),
     "Qwen/Qwen3-32B-AWQ": Shape(5120, 25600, 64, 64, 8, False),
     # A model that the catalog doesn't know, as it is published in the other ways.
-    "acme/House-8B": Shape(4096, 12288, 36, 32, 8, False, "float16", llama=True),
-    "acme/House-8B-FP8": Shape(4096, 12288, 36, 32, 8, False, "fp8", llama=True),
-    "acme/House-8B-GPTQ-Int4": Shape(4096, 12288, 36, 32, 8, False, "gptq", llama=True),
+    "acme/House-8B": Shape(4096, 12288, 36, 32, 8, False, "float16", "llama"),
+    "acme/House-8B-FP8": Shape(4096, 12288, 36, 32, 8, False, "fp8", "llama"),
+    "acme/House-8B-GPTQ-Int4": Shape(4096, 12288, 36, 32, 8, False, "gptq", "llama"),
+    # One that drafts its next tokens, as XiaomiMiMo/MiMo-7B does.
+    "acme/Draft-8B": Shape(4096, 12288, 36, 32, 8, False, "float16", "mimo"),
 }
 
 
@@ -147,7 +164,23 @@ def _layer(shape: Shape, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
         for part, tensor in tensors(inputs, outputs, chance).items():
             yield f"{name}.{part}", tensor
     for name, size in shape.norms().items():
-        yield f"{name}.weight", Tensor("F16", (size,), struct.pack("<e", 1))
+        yield f"{name}.weight", _ones(size)
+    for name in ("q_proj", "k_proj", "v_proj") if shape.family == "mimo" else ():
+        _, outputs = shape.projections()[f"self_attn.{name}"]
+        yield f"self_attn.{name}.bias", Tensor("F16", (outputs,), struct.pack("<e", 0))
+
+
+def _ones(size: int) -> Tensor:
+    return Tensor("F16", (size,), struct.pack("<e", 1))
+
+
+def _drafting(shape: Shape) -> Iterator[tuple[str, Tensor]]:
+    """The layer that drafts, by the names of vllm/model_executor/models/mimo_mtp.py."""
+    yield from _layer(shape)
+    for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
+        yield f"{name}.weight", _ones(shape.hidden)
+    for part, tensor in _float16(2 * shape.hidden, shape.hidden, random.Random(3)).items():
+        yield f"input_proj.{part}", tensor
 
 
 # Layouts: the tensors of a projection, so that about one comes out where about one goes in
@@ -223,7 +256,9 @@ def _ends(shape: Shape) -> Iterator[tuple[str, Tensor]]:
     names = ["model.embed_tokens"] if shape.tied else ["model.embed_tokens", "lm_head"]
     for name in names:
         yield f"{name}.weight", Tensor("F16", (VOCABULARY, shape.hidden), values)
-    yield "model.norm.weight", Tensor("F16", (shape.hidden,), struct.pack("<e", 1))
+    yield "model.norm.weight", _ones(shape.hidden)
+    if shape.drafts:
+        yield from ((f"model.mtp_layers.0.{name}", tensor) for name, tensor in _drafting(shape))
 
 
 def _safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -243,9 +278,10 @@ def _safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _config(shape: Shape) -> dict[str, object]:
     _, quantization = LAYOUTS[shape.layout]
+    architecture, model_type = FAMILIES[shape.family]
     return {
-        "architectures": ["LlamaForCausalLM" if shape.llama else "Qwen3ForCausalLM"],
-        "model_type": "llama" if shape.llama else "qwen3",
+        "architectures": [architecture],
+        "model_type": model_type,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.inner,
         "num_hidden_layers": shape.layers,
@@ -263,6 +299,7 @@ def _config(shape: Shape) -> dict[str, object]:
         "eos_token_id": 2,
         "torch_dtype": "float16",
         **({"quantization_config": quantization} if quantization else {}),
+        **({"num_nextn_predict_layers": 1} if shape.drafts else {}),
     }
 
 

@@ -43,7 +43,7 @@ test-full: lab-cache
 	$(BIN)/python -m pytest -m "alone and full" tests/lab
 	$(BIN)/python -m pytest $(TWO_LABS) -m "not alone and full" tests/lab
 
-# A tuning with the real vLLM, which nothing else runs: nobody has seen its end yet.
+# A tuning with the real vLLM on the CPU, which nothing else runs: a quarter of an hour.
 test-long: lab-cache
 	$(BIN)/python -m pytest -m long tests/lab
 

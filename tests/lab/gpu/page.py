@@ -130,8 +130,8 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
         elif name == "neighbour":
             yield from (_load(f"the other service, {when}", told) for when, told in value.items())
         elif name == "sleep_mode":
-            share = f"{value['ratio']} {value['interval']}"
-            yield f"tokens/s at one stream with sleep mode, of those without: {share}"
+            shares = ", ".join(f"{phase} {ratio}" for phase, ratio in value.items())
+            yield f"tokens/s with sleep mode, of those without: {shares}"
         elif name == "faults":
             for told in value:
                 well = "" if told["right"] else ", and that is not right"

@@ -5,6 +5,7 @@ second ask through the front. A host for each, so that they can run side by side
 from __future__ import annotations
 
 import json
+import statistics
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +23,9 @@ GRAPHS = {"max-cudagraph-capture-size": 64}  # as many as the gate asks at once
 GATE = {"budget_s": 30, "quality": False}  # random weights have no answers to lose
 TIMES = 3
 BACK_S = 3.0  # without a token on the way back, at most
-COST = 0.01  # of sleep mode, in tokens/s while it is awake, at most
+# Of sleep mode, in tokens/s while it is awake, at most. The mean of the phases: two starts of one release
+# differ by 0.8 % at one stream (docs/gate.md), which sleep mode has no part in.
+COST = 0.01
 
 
 @pytest.mark.parametrize("ends", ["kept", "back"])
@@ -37,9 +40,9 @@ def test_nobody_is_refused_while_a_release_is_judged_beside_the_one_that_sleeps(
         plain = story.plain_restart("systemctl restart without standby").silent_s
         asleep = story.deploy("the same with standby", standby=True)
         story.ends(asleep, 0, "committed", "pass")
-        cost = _row(story, "tokens_per_s", "c1")
-        story.facts["sleep_mode"] = {"ratio": cost["ratio"], "interval": cost["interval"]}
-        story.must(abs(cost["ratio"] - 1) <= COST, "sleep mode costs nothing while it is awake", cost)
+        story.facts["sleep_mode"] = cost = _ratios(story)
+        mean = statistics.geometric_mean(cost.values())
+        story.must(abs(mean - 1) <= COST, "sleep mode costs nothing while it is awake", mean, cost)
         story.facts["switches"] = told = []
         for number in range(1, TIMES + 1):
             # Another variable that nothing reads: another release, and equal but for the flag.
@@ -114,11 +117,10 @@ def _widths(story: Story) -> dict[str, dict[str, float]]:
     return found
 
 
-def _row(story: Story, metric: str, phase: str) -> dict[str, Any]:
-    """This criterion of the newest verdict."""
+def _ratios(story: Story) -> dict[str, float]:
+    """Of each phase of the newest verdict, tokens/s after by tokens/s before."""
     rows = _kept(story, "verdict")["metrics"]
-    (row,) = [row for row in rows if (row["name"], row["phase"]) == (metric, phase)]
-    return dict(row)
+    return {row["phase"]: row["ratio"] for row in rows if row["name"] == "tokens_per_s"}
 
 
 def _kept(story: Story, name: str) -> dict[str, Any]:

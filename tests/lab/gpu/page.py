@@ -46,6 +46,7 @@ TITLES = {
     "equal-releases-first": "Switches between equal releases, the first host",
     "equal-releases-second": "Switches between equal releases, the second host",
     "equal-releases-third": "Switches between equal releases, the third host",
+    "equal-releases-fourth": "Switches between equal releases, the fourth host",
     "tensor-parallel": "Two GPUs, one service",
     "two-services": "Two GPUs, a service on each",
     "quality": "Answers, on the trained checkpoint",

@@ -1,7 +1,7 @@
 """The same service switched ten times between two equal releases: nothing may be found worse, doubt is the
 exception.
 
-The ten are shared between three hosts, so that they can run side by side on a card each.
+The ten are shared between four hosts, so that they can run side by side on a card each.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from lab.session import Lab
 from .story import Story, host, service
 
 MODEL = "Qwen/Qwen3-32B-AWQ"  # a small one is as slow as the processor that drives it, and varies with it
-SHARES = {"first": 6, "second": 2, "third": 2}  # switches of each host
-DOUBTS = {"first": 1, "second": 0, "third": 0}  # of the ten, one may stay undecided
+SHARES = {"first": 3, "second": 3, "third": 2, "fourth": 2}  # switches of each host
+DOUBTS = {"first": 1, "second": 0, "third": 0, "fourth": 0}  # of the ten, one may stay undecided
 GRAPHS = {"max-cudagraph-capture-size": 64}  # as many as the gate asks at once; fewer to capture, ten times
 QUICK = {"budget_s": 20, "quality": False}  # for the first installation, which nothing is compared with
 GATE = {"quality": False}  # the default settings; random weights have no answers to lose

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pyinfra_vllm.on_host.bench import likelihood, quality
+from pyinfra_vllm.on_host.bench.questions import builtin, further
 from pyinfra_vllm.on_host.openai.client import Client
 
 LONGEST_S = 300.0  # of one run
@@ -46,7 +47,7 @@ def collected(client: Client, runs: int, seed: int) -> dict[str, Any]:
 
 def _run(client: Client, seed: int, number: int) -> tuple[list[dict[str, object]], float]:
     """The graded entries, and how many seconds they took."""
-    questions = quality.builtin() + quality.further()
+    questions = builtin() + further()
     random.Random(seed + number).shuffle(questions)
     began = time.perf_counter()
     found = quality.ask_all(client, questions, began + LONGEST_S, keep_answers=number == 0)

@@ -15,13 +15,14 @@ from lab.session import Lab
 
 from pyinfra_vllm.on_host.bench import quality
 from pyinfra_vllm.on_host.bench.criteria import Criteria
+from pyinfra_vllm.on_host.bench.questions import load
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import ladder
 from pyinfra_vllm.on_host.openai.client import Client
 
 pytestmark = pytest.mark.full
 
-TRAINED, _ = quality.load(Path(serving.__file__).parent / "training/questions.jsonl")
+TRAINED, _ = load(Path(serving.__file__).parent / "training/questions.jsonl")
 RUNS = 20
 RUNGS = ("sane_share", "form", "quality_points")
 PORTS = {"lab/good-a": 8101, "lab/good-b": 8102, "lab/broken": 8103}

@@ -15,7 +15,7 @@ from openai_server import serving
 
 from pyinfra_vllm.on_host.bench import likelihood
 from pyinfra_vllm.on_host.bench.criteria import Criteria
-from pyinfra_vllm.on_host.bench.likelihood import Text
+from pyinfra_vllm.on_host.bench.questions import PIECE_BYTES, Text, cut
 from pyinfra_vllm.on_host.openai.client import Client
 
 Measured = dict[str, Any]
@@ -88,9 +88,9 @@ def test_texts_that_there_is_no_time_for_are_named() -> None:
 
 @given(st.text(max_size=3000))
 def test_cutting_loses_nothing(text: str) -> None:
-    pieces = likelihood.cut(text)
+    pieces = cut(text)
     assert "".join(pieces) == text.strip() or not "".join(pieces).strip()
-    assert all(len(piece.encode()) <= likelihood.PIECE_BYTES * 2 + 4 for piece in pieces)
+    assert all(len(piece.encode()) <= PIECE_BYTES * 2 + 4 for piece in pieces)
 
 
 # Judging

@@ -14,10 +14,11 @@ import pytest
 from bench_records import judge
 from openai_server import Behaviour, serving
 
-from pyinfra_vllm.on_host.bench import load, phases, probe, prompts, quality
+from pyinfra_vllm.on_host.bench import load, phases, probe, prompts
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.plan import Settings
 from pyinfra_vllm.on_host.bench.probe import ProbeError
+from pyinfra_vllm.on_host.bench.questions import builtin
 from pyinfra_vllm.on_host.bench.record import Record, Request
 from pyinfra_vllm.on_host.openai.client import Client
 
@@ -255,7 +256,7 @@ def test_a_release_that_hangs_on_questions_does_not_lose_its_criterion() -> None
         before = measure(client, settings)
         server.behaviour.mute = True
         after = measure(client, settings, like=before)
-    asked = len(quality.builtin())
+    asked = len(builtin())
     assert before["quality"] and after["quality"] == [] and after["quality_unanswered"] == asked
     (row,) = [item for item in verdict(after, before)["metrics"] if item["name"] == "quality_points"]
     assert (row["verdict"], row["decides"]) == ("inconclusive", True)

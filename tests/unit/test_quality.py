@@ -14,9 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import serving
 
-from pyinfra_vllm.on_host.bench import form, graders, likelihood, quality
+from pyinfra_vllm.on_host.bench import form, graders, quality
 from pyinfra_vllm.on_host.bench.criteria import Criteria
-from pyinfra_vllm.on_host.bench.quality import Question, QuestionsError
+from pyinfra_vllm.on_host.bench.questions import (
+    FURTHER,
+    FURTHER_SETS,
+    Question,
+    QuestionsError,
+    Text,
+    builtin,
+    further,
+    load,
+)
 from pyinfra_vllm.on_host.bench.record import AskedOver, Record
 from pyinfra_vllm.on_host.gate import ladder
 from pyinfra_vllm.on_host.openai.client import Client
@@ -48,7 +57,7 @@ def right_answer(question: Question) -> str:
 
 
 def test_there_are_enough_questions_in_both_languages_and_of_every_kind() -> None:
-    questions = quality.builtin()
+    questions = builtin()
     assert len(questions) >= 150
     languages = Counter(question.id[:2] for question in questions)
     assert set(languages) == {"en", "ja"} and min(languages.values()) >= 50
@@ -59,7 +68,7 @@ def test_there_are_enough_questions_in_both_languages_and_of_every_kind() -> Non
     )
 
 
-@pytest.mark.parametrize("question", quality.builtin(), ids=lambda question: question.id)
+@pytest.mark.parametrize("question", builtin(), ids=lambda question: question.id)
 def test_every_question_accepts_its_answer_and_refuses_another(question: Question) -> None:
     grade = graders.GRADERS[question.kind]
     assert grade(right_answer(question), question.expect)
@@ -197,7 +206,7 @@ def test_a_grader_that_raises_is_found_while_the_file_is_read(
     with pytest.raises(
         QuestionsError, match=r"own\.jsonl:1: the grader of exact fails on expect: ZeroDivision"
     ):
-        quality.load(tmp_path / "own.jsonl")
+        load(tmp_path / "own.jsonl")
 
 
 def test_a_model_that_thinks_all_the_same_gets_room_to_end() -> None:
@@ -215,21 +224,21 @@ def test_an_error_is_an_entry_with_its_kind() -> None:
 def test_the_deadline_ends_it() -> None:
     began = time.monotonic()
     with serving(wedged=True) as server:
-        assert quality.ask_all(Client(server.url, "m"), quality.builtin(), time.perf_counter() + 0.3) == []
+        assert quality.ask_all(Client(server.url, "m"), builtin(), time.perf_counter() + 0.3) == []
     assert time.monotonic() - began < 4
 
 
 def test_an_unchanged_model_never_fails_and_a_broken_one_does() -> None:
-    knows = {question.prompt: right_answer(question) for question in quality.builtin()}
-    before = record(phase(1), quality=asked(quality.builtin(), answers=knows))
-    assert sum(item["passed"] for item in before["quality"]) == len(quality.builtin())
+    knows = {question.prompt: right_answer(question) for question in builtin()}
+    before = record(phase(1), quality=asked(builtin(), answers=knows))
+    assert sum(item["passed"] for item in before["quality"]) == len(builtin())
     for _ in range(3):
-        after = record(phase(1), quality=asked(quality.builtin(), answers=knows))
+        after = record(phase(1), quality=asked(builtin(), answers=knows))
         assert {
             row.verdict
             for row in ladder.rows(Record.read(before, "before"), Record.read(after, "after"), Criteria())
         } == {"pass"}
-    broken = record(phase(1), quality=asked(quality.builtin(), default_answer="!!!!!" * 20))
+    broken = record(phase(1), quality=asked(builtin(), default_answer="!!!!!" * 20))
     assert judge(before, broken)["verdict"] == "fail"
 
 
@@ -242,9 +251,9 @@ def test_a_file_of_own_prompts(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     text = '{"id": "own-3", "text": "Ein Satz. Und noch einer.", "language": "de"}'
     path.write_text(LINE + "\n\n" + LINE.replace("own-1", "own-2") + "\n" + text + "\n")
-    questions, texts = quality.load(path)
+    questions, texts = load(path)
     assert [question.id for question in questions] == ["own-1", "own-2"]
-    assert texts == [likelihood.Text("own-3", "de", ("Ein Satz. Und noch einer.",))]
+    assert texts == [Text("own-3", "de", ("Ein Satz. Und noch einer.",))]
 
 
 @pytest.mark.parametrize(
@@ -276,30 +285,30 @@ def test_what_is_wrong_with_own_prompts_is_named(tmp_path: Path, text: str, said
     path = tmp_path / "own.jsonl"
     path.write_text(text)
     with pytest.raises(QuestionsError) as error:
-        quality.load(path)
+        load(path)
     assert said in str(error.value)
 
 
 def test_what_the_built_in_questions_expect_can_be_graded() -> None:
-    questions = quality.builtin() + quality.further()
+    questions = builtin() + further()
     assert not any(graders.unfit(question.kind, question.expect) for question in questions)
-    assert all(graders.GRADERS[item.kind](str(item.expect), item.expect) for item in quality.further())
+    assert all(graders.GRADERS[item.kind](str(item.expect), item.expect) for item in further())
 
 
 def test_further_questions_are_always_the_same_and_each_is_there_once() -> None:
-    found = quality.further()
-    assert found == quality.further() and len(found) == 6 * quality.FURTHER_SETS
+    found = further()
+    assert found == further() and len(found) == 6 * FURTHER_SETS
     assert len({item.id for item in found}) == len(found)
-    assert all(item.id.startswith(quality.FURTHER) for item in found)
-    assert not {item.id for item in found} & {item.id for item in quality.builtin()}
+    assert all(item.id.startswith(FURTHER) for item in found)
+    assert not {item.id for item in found} & {item.id for item in builtin()}
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_questions_of_one_language_alone(language: str) -> None:
-    questions = quality.builtin((language,)) + quality.further((language,))
-    assert {item.id.removeprefix(quality.FURTHER)[:2] for item in questions} == {language}
+    questions = builtin((language,)) + further((language,))
+    assert {item.id.removeprefix(FURTHER)[:2] for item in questions} == {language}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(QuestionsError, match=r"nowhere\.jsonl"):
-        quality.load(tmp_path / "nowhere.jsonl")
+        load(tmp_path / "nowhere.jsonl")

@@ -20,7 +20,7 @@ from pyinfra_vllm.commands.files import record_in
 from pyinfra_vllm.errors import DeclarationError, HostError
 from pyinfra_vllm.on_host.bench import phases, probe
 from pyinfra_vllm.on_host.bench.plan import Settings
-from pyinfra_vllm.on_host.bench.quality import QuestionsError
+from pyinfra_vllm.on_host.bench.questions import QuestionsError
 from pyinfra_vllm.on_host.bench.record import Record, Scores, read_with_plan
 from pyinfra_vllm.on_host.openai.client import Client
 from pyinfra_vllm.on_host.state.values import RecordError

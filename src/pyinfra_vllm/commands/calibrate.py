@@ -19,8 +19,8 @@ from pyinfra_vllm.commands.files import record_in
 from pyinfra_vllm.commands.one_service import followed, host_of, service_of, tell_on_stderr
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.bench.record import Record
-from pyinfra_vllm.on_host.gate.calibration import LEAST_RUNS, calibration
-from pyinfra_vllm.on_host.gate.noise import Noise
+from pyinfra_vllm.on_host.gate.calibration import calibration
+from pyinfra_vllm.on_host.gate.noise import LEAST_RUNS, Noise
 from pyinfra_vllm.on_host.state.values import RecordError
 from pyinfra_vllm.printable import printable
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from ..checkpoint import Checkpoint, Lock
-from ..on_host.staging import swarm
+from ..on_host.state.paths import PEER_USER
 from . import cards, profiles
 from .base import Declaration
 from .checks import check_host
@@ -78,7 +78,7 @@ class Declared:
     def users(self) -> tuple[str, ...]:
         """The system users that the host needs: its services', and the one that talks to other hosts."""
         own = {service.user for service in self.services}
-        return tuple(sorted(own | {swarm.USER} if self.sources.swarm else own))
+        return tuple(sorted(own | {PEER_USER} if self.sources.swarm else own))
 
     def service(self, name: str) -> Service:
         """The service of that name; raises KeyError."""

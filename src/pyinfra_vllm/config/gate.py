@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from ..on_host.bench.criteria import Criteria
-from ..on_host.bench.quality import QuestionsError, load
+from ..on_host.bench.questions import QuestionsError, load
 from .base import Declaration
 from .fields import Text, as_tuple
 from .problems import ItemError

@@ -21,7 +21,7 @@ from pyinfra_vllm.answers import ToldSwitch
 from pyinfra_vllm.asking import fact
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Declared, Overrides, Service
-from pyinfra_vllm.errors import HostError
+from pyinfra_vllm.errors import HostError, RolloutError
 from pyinfra_vllm.facts import told
 from pyinfra_vllm.facts.record import Record as RecordFact
 from pyinfra_vllm.facts.service import Service as ServiceFact
@@ -44,7 +44,7 @@ from pyinfra_vllm.tuning import night
 from pyinfra_vllm.tuning.night import Cut, Ended, Failed, Line, PutOff, Result, Setup, Step, Stopped
 from pyinfra_vllm.tuning.pareto import Slo, Speed
 from pyinfra_vllm.tuning.search import Done, Pair
-from pyinfra_vllm.tuning.space import Candidate, Space
+from pyinfra_vllm.tuning.space import Candidate, Space, pruned
 from pyinfra_vllm.window import shown_duration
 
 MAX_EVIDENCE = 64 << 20  # bytes of one trial's records
@@ -105,7 +105,11 @@ class Tuning:
                 " compared with it. Nothing was touched."
             )
         self.slo = Slo(service.tune.max_ttft_s, service.tune.max_tpot_s)
-        self.space = planning.space(host, self.root, service, checkpoint)
+        try:
+            asked = planning.asked_of_resolver(host, self.root, service, checkpoint)
+            self.space = pruned(asked, service.tune.draft_head, service.tune.only)
+        except RolloutError as error:
+            raise HostError(f"{service.name}: {error}") from error
         self.place = tuned.Place(
             card=serving.gpu,
             gpus=serving.release.gpu_count,

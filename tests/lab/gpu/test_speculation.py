@@ -83,7 +83,8 @@ def test_every_number_of_drafted_tokens_is_measured(lab: Lab, name: str) -> None
     ):
         prepare(solo)
         story.install("first installation, nothing drafted")
-        story.facts["drafted"] = rates = {}
+        rates: dict[str, float] = {}
+        story.facts["drafted"] = rates
         for tokens in TOKENS:
             step = story.deploy(f"{tokens} drafted", variants=[{"mtp": tokens}])
             story.ends(step, 0, "committed")

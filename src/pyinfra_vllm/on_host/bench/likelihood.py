@@ -18,23 +18,13 @@ from dataclasses import dataclass
 
 from ..openai.client import COMPLETIONS, Client, ClientError, HttpError
 from ..openai.stream import choices
+from .questions import Text
 from .record import Likelihood
 from .stats import t_value
 
 MOST_NATS, ROUNDING = 1e4, 1e-3  # of one token; a probability above 1 is no probability
 PIECE_S = 60.0  # for one piece, at most
 COMPILERS = ("g++", "clang++")
-PIECE_BYTES = 600  # of an operator's text; a longer one is cut at the ends of its sentences
-SENTENCE_ENDS = ".!?。！？\n"
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text in one language, cut into pieces of a few sentences; each piece is asked by itself."""
-
-    id: str
-    language: str
-    pieces: tuple[str, ...]
 
 
 def builtin(languages: tuple[str, ...]) -> list[Text]:
@@ -50,20 +40,6 @@ def builtin(languages: tuple[str, ...]) -> list[Text]:
         for item in items
         if item["language"] in languages
     ]
-
-
-def cut(text: str) -> tuple[str, ...]:
-    """The text in pieces of about PIECE_BYTES, cut after a sentence where there is one."""
-    pieces, piece = [], ""
-    for character in text.strip():
-        piece += character
-        size = len(piece.encode())
-        if (character in SENTENCE_ENDS and size >= PIECE_BYTES / 2) or size >= PIECE_BYTES * 2:
-            pieces.append(piece)
-            piece = ""
-    if piece.strip():
-        pieces.append(piece)
-    return tuple(pieces)
 
 
 class NoLikelihood(Exception):

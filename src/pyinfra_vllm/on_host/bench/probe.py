@@ -16,6 +16,8 @@ from ..openai.client import Client, ClientError, HttpError, Refused, Streamed, T
 from . import likelihood, load, prompts, quality, scheduling, sizing
 from .phases import MANY, never_begun, round_line, whole, with_round
 from .plan import Plan, Settings, phase_name
+from .questions import Question, Text, builtin, further
+from .questions import load as own_questions
 from .record import Graded, Phase, Record, Request, WarmUp
 from .sizing import REQUEST_TIMEOUT_S
 from .watch import Watch, costs_of_both, traffic_of_both
@@ -323,15 +325,15 @@ class _Run:
             graded += self._asked(self._further(like), speaker)
         return replace(record, asked_over=speaker.way(), quality=tuple(graded), quality_unanswered=unanswered)
 
-    def _further(self, like: Record | None) -> list[quality.Question]:
+    def _further(self, like: Record | None) -> list[Question]:
         """Those that the other side answered; all of them where there is no other side."""
-        questions = quality.further(self.settings.languages)
+        questions = further(self.settings.languages)
         if like is None:
             return questions
         answered = {item.prompt for item in like.quality}
         return [question for question in questions if question.id in answered]
 
-    def _asked(self, questions: list[quality.Question], speaker: quality.Speaker) -> list[Graded]:
+    def _asked(self, questions: list[Question], speaker: quality.Speaker) -> list[Graded]:
         keep = self.settings.keep_answers
         return quality.ask_all(self.client, questions, self.end, keep, self.say, speaker)
 
@@ -412,15 +414,15 @@ def _give_up_where_refused(error: ClientError) -> None:
         raise ProbeError(f"the server refuses the request ({error}): nothing was measured") from error
 
 
-def _questions(settings: Settings) -> tuple[list[quality.Question], list[likelihood.Text]]:
+def _questions(settings: Settings) -> tuple[list[Question], list[Text]]:
     """Loaded before anything is asked: a damaged file must not be found after a switch.
 
     Raises QuestionsError.
     """
     if not settings.quality:
         return [], []
-    questions, texts = quality.load(settings.quality_prompts) if settings.quality_prompts else ([], [])
+    questions, texts = own_questions(settings.quality_prompts) if settings.quality_prompts else ([], [])
     if settings.quality_builtin:
-        questions += quality.builtin(settings.languages)
+        questions += builtin(settings.languages)
         texts += likelihood.builtin(settings.languages)
     return questions, texts

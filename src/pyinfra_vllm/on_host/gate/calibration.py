@@ -14,11 +14,9 @@ from ..bench.record import Phase, Record
 from ..bench.stats import T99, t_value
 from ..state.values import RecordError
 from .gate import incomparable
-from .noise import Noise
+from .noise import LEAST_RUNS, Noise
 from .pairing import check_pair
 from .relative import compare
-
-LEAST_RUNS = 3
 
 
 def calibration(records: Sequence[Record]) -> Noise:

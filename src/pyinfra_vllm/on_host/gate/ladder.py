@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..bench import likelihood
 from ..bench.criteria import Criteria
-from ..bench.quality import FURTHER
+from ..bench.questions import FURTHER
 from ..bench.record import AskedOver, Likelihood, Record
 from ..bench.stats import chance, detectable_drop
 from .verdict import FAIL, INCONCLUSIVE, PASS, Row, row

@@ -10,6 +10,7 @@ from ..bench.criteria import EVERY_PHASE, ONE_STREAM
 from ..state.values import RecordError, amount, count, mapping, named, required, shown
 
 SCHEMA = "pyinfra-vllm/noise/1"
+LEAST_RUNS = 3  # to see how they vary
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, Callable, cast
 
 from ..state import durable
+from ..state.paths import PEER_USER
 from ..state.status import Status
 from . import child, pieces
 from .download import Download, FetchError, Source, Stretch, Verified, Wanted, Watch
 
-USER = "vllm-peer"
 QUIET_S = 30.0  # with no host connected that lacks something, sharing ends after so long
 SLOWEST = 2 << 20  # bytes/s: a minute, and as long as all takes so, is the longest that sharing may take
 RECORD = "part.json"
@@ -66,7 +66,7 @@ class Order:
     stall_s: float = 60.0
     min_bytes_per_s: float = 64 * 1024
     quiet_s: float = QUIET_S
-    user: str = USER
+    user: str = PEER_USER
     endpoint: str = "the swarm of the other hosts"
 
     def __post_init__(self) -> None:

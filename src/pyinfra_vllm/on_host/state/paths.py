@@ -12,6 +12,7 @@ UNITS = Path("/etc/systemd/system")
 SECRETS_FILE = "secrets.env"
 API_KEY_MODULE = "pyinfra_vllm_api_key.py"  # in a release's folder, which is then on vLLM's PYTHONPATH
 STANDBY_MODULE = "pyinfra_vllm_standby.py"  # in the same folder
+PEER_USER = "vllm-peer"  # whom the child that shares a checkpoint runs as
 # Of a service with standby: the units of its front, the name of each in its release's folder, and the sockets
 # of each server.
 FRONT, FRONT_FILES = "front", ("front.socket", "front.service")

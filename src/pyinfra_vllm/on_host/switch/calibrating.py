@@ -12,8 +12,8 @@ from typing import Any
 
 from ..bench import phases
 from ..bench.record import Record
-from ..gate.calibration import LEAST_RUNS, calibration
-from ..gate.noise import Noise
+from ..gate.calibration import calibration
+from ..gate.noise import LEAST_RUNS, Noise
 from ..server import release as releases
 from ..server import root_cause
 from ..server.release import NotReady, Release

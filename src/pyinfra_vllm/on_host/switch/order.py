@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..gate.calibration import LEAST_RUNS
+from ..gate.noise import LEAST_RUNS
 from ..state import durable
 
 ROLLOUT = "rollout"

@@ -38,7 +38,6 @@ from pyinfra_vllm.rollout.progress import Wanted
 from pyinfra_vllm.text import sentence
 from pyinfra_vllm.tuning import declared as flags_declared
 from pyinfra_vllm.tuning import devices, request, standby
-from pyinfra_vllm.tuning import space as spaces
 from pyinfra_vllm.tuning.preflight import preflight
 from pyinfra_vllm.tuning.resolution import Resolution
 from pyinfra_vllm.tuning.resolver import resolve
@@ -145,14 +144,10 @@ def plan(
     )
 
 
-def space(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> spaces.Space:
-    """The configurations that tuning may try for a service on this host. Raises HostError."""
+def asked_of_resolver(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> request.Request:
+    """What the resolver is asked for a service on this host. Raises RolloutError."""
     version, flags, _, _ = _runtime(host, root, service)
-    try:
-        wanted = request.on_host(service, checkpoint, asked(host, Gpus).gpus, version, flags)
-        return spaces.pruned(wanted, service.tune.draft_head, service.tune.only)
-    except RolloutError as error:
-        raise HostError(f"{service.name}: {error}") from error
+    return request.on_host(service, checkpoint, asked(host, Gpus).gpus, version, flags)
 
 
 def _resolved(

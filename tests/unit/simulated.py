@@ -142,6 +142,7 @@ class SimulatedHost:
         stubs: list[tuple[Any, str, Callable[..., Any]]] = [
             (systemd, "daemon_reload", self._daemon_reload),
             (systemd, "start", self._start),
+            (systemd, "forget_failure", lambda unit: None),
             (systemd, "start_in_background", self._start_in_background),
             (systemd, "stopping", lambda: False),
             (systemd, "stop", self._stop),

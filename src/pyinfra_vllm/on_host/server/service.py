@@ -201,6 +201,7 @@ class Service:
         systemd.stop(self.paths.server_unit(release_id), limit_s)
         self._forget_sleep(release_id)
         if release_id != self.paths.linked(self.paths.current):
+            systemd.forget_failure(self.paths.server_unit(release_id))
             for link in self.server_link(release_id):
                 durable.remove(link)
 

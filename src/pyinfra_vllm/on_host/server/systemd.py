@@ -46,9 +46,14 @@ def daemon_reload() -> None:
 
 def start(unit: str) -> None:
     """Start the unit. Its start limit is for crash loops: no start of ours counts towards it."""
-    with suppress(SystemdError):  # where systemd has not loaded it yet, nothing was counted either
-        _run("systemctl", "reset-failed", unit)
+    forget_failure(unit)
     _run("systemctl", "start", unit)
+
+
+def forget_failure(unit: str) -> None:
+    """Have `systemctl --failed` list it no more, and its starts not counted."""
+    with suppress(SystemdError):  # where systemd has not loaded it, there is nothing to forget
+        _run("systemctl", "reset-failed", unit)
 
 
 def start_in_background(unit: str) -> None:

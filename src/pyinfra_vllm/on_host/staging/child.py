@@ -40,36 +40,34 @@ def told(
     except OSError as error:
         yield iter([_failed("client", f"{name}: {python} can't be started: {error}")])
         return
-    with child:
-        try:
-            _tell(cast("IO[bytes]", child.stdin), order)
-            yield _events(child, name)
-        finally:
-            child.kill()
-
-
-def _tell(stdin: IO[bytes], order: Mapping[str, Any]) -> None:
+    stdin = cast("IO[bytes]", child.stdin)
+    lines: queue.Queue[bytes | None] = queue.Queue(MOST_LINES)
+    last_words: deque[bytes] = deque(maxlen=15)
+    _reading(child.stdout, lines.put)
+    said = _reading(child.stderr, last_words.append)
     try:
-        stdin.write(json.dumps(order).encode() + b"\n")
-        stdin.flush()
-    except BrokenPipeError:  # it ended at once: its own last words say why
+        with suppress(BrokenPipeError):  # it ended at once: its own last words say why
+            stdin.write(json.dumps(order).encode() + b"\n")
+            stdin.flush()
+        yield _events(child, name, lines, said, last_words)
+    finally:
+        child.kill()
         with suppress(BrokenPipeError):
             stdin.close()
+        child.wait()
 
 
 def _failed(kind: str, error: str) -> Event:
     return {"path": "", "kind": kind, "error": error}
 
 
-def _events(child: subprocess.Popen[bytes], name: str) -> Iterator[Event | None]:
-    lines: queue.Queue[bytes | None] = queue.Queue(MOST_LINES)
-    last_words: deque[bytes] = deque(maxlen=15)
-    readers = [
-        threading.Thread(target=_read, args=(child.stdout, lines.put), daemon=True),
-        threading.Thread(target=_read, args=(child.stderr, last_words.append), daemon=True),
-    ]
-    for reader in readers:
-        reader.start()
+def _events(
+    child: subprocess.Popen[bytes],
+    name: str,
+    lines: queue.Queue[bytes | None],
+    said: threading.Thread,
+    last_words: deque[bytes],
+) -> Iterator[Event | None]:
     while True:
         try:
             line = lines.get(timeout=POLL_S)
@@ -79,7 +77,7 @@ def _events(child: subprocess.Popen[bytes], name: str) -> Iterator[Event | None]
         if line is None:
             break
         yield _event(line)
-    readers[1].join(POLL_S * 5)
+    said.join(POLL_S * 5)
     if child.wait() != 0:
         words = b" ".join(word for word in last_words if word).decode(errors="replace")
         # By itself it ends with 0 whatever others do: this is a Python in which it can't work. A signal may
@@ -97,8 +95,18 @@ def _event(line: bytes) -> Event:
     return event if isinstance(event, dict) else {"path": "", "error": str(event)[:400]}
 
 
-def _read(stream: Any, take: Callable[[Any], None]) -> None:
-    """Pass lines on until the stream ends, then a None."""
-    for line in iter(lambda: stream.readline(LONGEST_LINE), b""):
-        take(line.strip())
-    take(None)
+def _reading(stream: Any, take: Callable[[Any], None]) -> threading.Thread:
+    """A thread that passes lines on until the stream ends, then a None.
+
+    It closes the stream itself: closed by another thread, it fails in the middle of a line.
+    """
+
+    def read() -> None:
+        with stream:
+            for line in iter(lambda: stream.readline(LONGEST_LINE), b""):
+                take(line.strip())
+        take(None)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread

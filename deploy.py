@@ -3,14 +3,25 @@
 from pyinfra import host
 
 from pyinfra_vllm import fleet
-from pyinfra_vllm.operations import checkpoint, disk, preflight, program, release, runtime, share, switch
-from pyinfra_vllm.operations.util.planning import ask_together
+from pyinfra_vllm.operations.util.asking import ask_together
 
 declared = fleet.declared()
 mine = declared.hosts[host.name]
 turns = {"rollout": declared.rollout, "serving": declared.serving, "overrides": declared.overrides}
 
 ask_together(host, mine)
+
+# Only now: they are loaded while the hosts answer.
+from pyinfra_vllm.operations import (  # noqa: E402
+    checkpoint,
+    disk,
+    preflight,
+    program,
+    release,
+    runtime,
+    share,
+    switch,
+)
 
 program.installed(name="Prepare the host", root=mine.root, users=mine.users, metrics=mine.metrics)
 

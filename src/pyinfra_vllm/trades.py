@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyinfra_vllm.on_host.bench.criteria import MAX, MOST, Criteria
-from pyinfra_vllm.on_host.gate.relative import needed
+from pyinfra_vllm.on_host.bench.criteria import MAX, MOST, Criteria, margin_for
 
 # By how much a host may differ from the measured one and the margins named here still let it pass.
 UNLIKE = 0.05
@@ -109,7 +108,7 @@ def _change(phase: str, metric: str, before: float, after: float, criteria: Crit
         after=after,
         limit=None if allowed is None else math.exp(worse * allowed),
         passes=allowed is None or loss <= allowed,
-        margin=needed(metric, loss + UNLIKE),
+        margin=margin_for(metric, loss + UNLIKE),
     )
 
 

@@ -27,7 +27,7 @@ from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.facts.service import Service, Services
 from pyinfra_vllm.on_host.inspect.gpus import Found
-from pyinfra_vllm.operations.util.archive import digest
+from pyinfra_vllm.operations.util.archive import program_name
 
 ROOT = "/srv/pyinfra-vllm"
 UNIT = "vllm-tiny.service"
@@ -77,7 +77,7 @@ def main_pid(host: Host, unit: str = UNIT) -> int:
 def test_what_a_host_has_of_us(serving: Host) -> None:
     found = told(serving, HostFact(), ROOT, ("vllm", "nobody", "stranger"))
     assert found.users == {"vllm": True, "nobody": True, "stranger": False}
-    assert found.program == f"on-host-{digest()}.pyz" and len(found.recovery_unit) == 64
+    assert found.program == program_name() and "recover --boot" in found.recovery_units
     version = serving.ssh("systemctl --version | head -n 1").stdout.split()[1]
     assert (found.systemd, found.platform) == (int(version), serving.ssh("uname -m").stdout.strip())
     assert tuple(found.python) >= (3, 9)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pyinfra_vllm.on_host
-from pyinfra_vllm.operations.util.archive import archive, digest
+from pyinfra_vllm.operations.util.archive import archive, program_name
 
 ON_HOST = Path(pyinfra_vllm.on_host.__file__).parent
 VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
@@ -36,7 +36,7 @@ def interpreters() -> list[str]:
 def test_the_same_sources_make_the_same_bytes() -> None:
     first = archive()
     archive.cache_clear()
-    assert archive() == first and len(digest()) == 12
+    assert archive() == first and program_name().startswith("on-host-")
 
 
 @pytest.mark.parametrize("python", interpreters())

@@ -194,4 +194,4 @@ def test_missing_venv_is_not_installed(tmp_path: Path) -> None:
     ("0.33.1", "0.33.0", False)],
 )  # fmt: skip
 def test_a_local_part_does_not_make_another_version(installed: str, declared: str, expected: bool) -> None:
-    assert build.same(installed, declared) is expected
+    assert inspect_runtime.same(installed, declared) is expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
@@ -319,9 +318,8 @@ def test_the_unit_writes_them_only_where_they_are_declared(tmp_path: Path) -> No
 def test_a_host_gets_other_units_where_the_declaration_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """And none where it does not: by what the host says of the units that it has."""
     had = program.units("/srv/x", "/var/lib/collector")
-    name = f"on-host-{program.digest()}.pyz"
-    units = hashlib.sha256("".join(had.values()).encode()).hexdigest()
-    told = Installation([3, 11, 2], "x86_64", 252, None, name, units, "", {})
+    name = program.program_name()
+    told = Installation([3, 11, 2], "x86_64", 252, None, name, "".join(had.values()), "", {})
     monkeypatch.setattr(program, "question", lambda host, root, users: (told, None))
     monkeypatch.setattr(program, "host", SimpleNamespace(noop=lambda words: None))
     install = program.installed._inner

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -51,8 +50,7 @@ def test_installed_units_are_recognised_on_the_host(tmp_path: Path) -> None:
     for link in inspect_host.ENABLED:
         (tmp_path / link).parent.mkdir()
         (tmp_path / link).symlink_to(tmp_path / Path(link).name)
-    wanted = hashlib.sha256("".join(texts.values()).encode()).hexdigest()
-    assert inspect_host.recovery_units(tmp_path) == wanted
+    assert inspect_host.recovery_units(tmp_path) == "".join(texts.values())
     assert set(program.ENABLED) == {Path(link).name for link in inspect_host.ENABLED}
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.facts import told
+from pyinfra_vllm.facts import script, told
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.told import Together, ask_together, asked, current, forget
 from pyinfra_vllm.operations.util import refuse
+from pyinfra_vllm.operations.util.archive import archive, program_name
 
 
 class Host:
@@ -30,12 +31,14 @@ class Host:
 
     def get_fact(self, what: Any, _ignore_errors: bool = False, _timeout: int = 0, **arguments: Any) -> Any:
         fact = what()
-        self.ran.append(what.__name__)
+        by_installed = bool(arguments.get("installed"))
+        self.ran.append("installed" if by_installed else what.__name__)
         if self.broken and what is Together:
             return fact.default()
         command = fact.command(**arguments).get_raw_value()
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, cwd="/")
-        return fact.process(done.stdout.splitlines()) if done.returncode == 0 else fact.default()
+        answered = done.returncode == 0 and done.stdout
+        return fact.process(done.stdout.splitlines()) if answered else fact.default()
 
 
 @pytest.fixture(autouse=True)
@@ -154,3 +157,54 @@ def test_a_runtime_that_is_not_there_is_an_answer(tmp_path: Path) -> None:
     ask_together(host, [(Runtime, {"path": str(tmp_path / "none")})])
     assert asked(host, Runtime, path=str(tmp_path / "none")) is None
     assert host.ran == ["Together"]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of a host that was prepared: with the program, and a unit of root's that runs it."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / program_name()).write_bytes(archive())
+    unit = tmp_path / "due.service"
+    unit.write_text(f'ExecStart=/usr/bin/env python3 -I "{tmp_path}/bin/on-host.pyz" recover --due\n')
+    monkeypatch.setattr(script, "DUE_UNIT", str(unit))
+    return tmp_path
+
+
+def known_by_installed(host: Any, root: Path) -> None:
+    facts: Any = [(Filesystem, {"path": str(root)}), (Checkpoints, {"root": str(root)})]
+    ask_together(host, facts, installed=(str(root), program_name()))
+    assert asked(host, Filesystem, path=str(root)).path == str(root)
+    assert asked(host, Checkpoints, root=str(root)) == []
+
+
+def test_the_program_that_is_there_answers(prepared: Path) -> None:
+    host: Any = Host()
+    known_by_installed(host, prepared)
+    assert host.ran == ["installed"]
+    question = Together().command((("inspect.disk", "/"),), (str(prepared), program_name()))
+    assert len(question.get_raw_value()) < 1000, "nothing is sent along"
+
+
+@pytest.mark.parametrize("missing", ["the program", "the unit", "the root in the unit"])
+def test_a_program_comes_along_where_none_is_there_that_root_runs_anyway(
+    prepared: Path, missing: str
+) -> None:
+    program, unit = prepared / "bin" / program_name(), prepared / "due.service"
+    program.write_text(f"open('{prepared}/was-run', 'w')")
+    if missing == "the program":
+        program.unlink()
+    elif missing == "the unit":
+        unit.unlink()
+    else:
+        unit.write_text('ExecStart=/usr/bin/env python3 -I "/elsewhere/bin/on-host.pyz" recover --due\n')
+    host: Any = Host()
+    known_by_installed(host, prepared)
+    assert host.ran == ["installed", "Together"]
+    assert not (prepared / "was-run").exists()
+
+
+def test_a_damaged_program_spoils_no_answer(prepared: Path) -> None:
+    (prepared / "bin" / program_name()).write_bytes(archive()[:100_000])
+    host: Any = Host()
+    known_by_installed(host, prepared)
+    assert host.ran == ["installed", "Together"]

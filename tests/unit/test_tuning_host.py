@@ -75,7 +75,7 @@ class SimulatedNight:
             (tuning, "Switching", self._switching),
             (tuning, "fact", self._fact),
             (tuning.told, "forget", lambda host: None),
-            (tuning.planning, "ask_together", lambda host, declared: None),
+            (tuning, "ask_together", lambda host, declared: None),
             (tuning.planning, "planned", self._planned),
             (tuning.planning, "asked_of_resolver", lambda *_: None),
             (tuning, "pruned", lambda *_: self.space),

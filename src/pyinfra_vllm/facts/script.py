@@ -41,6 +41,7 @@ sys.exit(importlib.import_module("on_host." + sys.argv[2]).main(sys.argv[3:]))
 _IMPORTS = re.compile(r"^ *from (\.+)([\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 _NAME = re.compile(r"(?<!as )\b(?!as\b)\w+")
 
+DUE_UNIT = "/etc/systemd/system/pyinfra-vllm-recover-due.service"
 Words = tuple[str, ...]  # a module of `on_host`, such as `state.observe`, and the arguments of its main()
 
 
@@ -69,6 +70,20 @@ def together(questions: Sequence[Words]) -> Question:
     module = "inspect.together"
     modules = dict.fromkeys(words[0] for words in questions)
     return Question((module, json.dumps(questions)), Packed(module, *modules))
+
+
+def by_installed(root: str, program: str, questions: Sequence[Words]) -> StringCommand:
+    """The same, by the program of that name below the root; it prints nothing where that is not there.
+
+    It is run only where a unit of root's runs what lies in that folder every two minutes anyway: whoever
+    could put something else there gains nothing by it.
+    """
+    path = f"{root}/bin/{program}"
+    return StringCommand(
+        "! grep -qsF", QuoteString(f"{root}/bin/on-host.pyz"), DUE_UNIT,
+        "|| ! test -f", QuoteString(path),
+        "|| python3 -I", QuoteString(path), "answer", QuoteString(json.dumps(questions)),
+    )  # fmt: skip
 
 
 def from_input(module: str, *arguments: str) -> tuple[tuple[str, ...], str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pyinfra.api import FactBase, Host
+from pyinfra.api import FactBase, Host, StringCommand
 from typing_extensions import override
 
 from pyinfra_vllm import answers
@@ -46,6 +46,8 @@ class Together(FactBase[list[str | None]]):
     """A host's answers to several questions, by one command (see on_host/inspect/together.py).
 
     + questions: of each its words (script.Question)
+    + installed: root and name of the program that is asked, which may not be there: then there is no answer;
+      None: one is sent along
     """
 
     default = list
@@ -55,7 +57,11 @@ class Together(FactBase[list[str | None]]):
         return "python3"
 
     @override
-    def command(self, questions: tuple[Words, ...]) -> Question:
+    def command(
+        self, questions: tuple[Words, ...], installed: tuple[str, str] | None = None
+    ) -> StringCommand:
+        if installed:
+            return script.by_installed(*installed, questions)
         return script.together(questions)
 
     @override
@@ -71,14 +77,30 @@ class _Answers:
     at: float  # time.monotonic()
 
 
-_expected: dict[str, tuple[Words, ...]] = {}  # by host: the questions that a run will ask of it
+@dataclass(frozen=True)
+class _Expected:
+    """The questions that a run will ask of a host, and the program there that may answer them."""
+
+    questions: tuple[Words, ...]
+    installed: tuple[str, str] | None
+
+
+_expected: dict[str, _Expected] = {}  # by host
 _answers: dict[str, _Answers] = {}
 
 
-def ask_together(host: Host, facts: Iterable[tuple[type[Told[Any]], Mapping[str, Any]]]) -> None:
-    """Ask a host at once for facts, given with their arguments, that `asked` is going to be called for."""
+def ask_together(
+    host: Host,
+    facts: Iterable[tuple[type[Told[Any]], Mapping[str, Any]]],
+    installed: tuple[str, str] | None = None,
+) -> None:
+    """Ask a host at once for facts, given with their arguments, that `asked` is going to be called for.
+
+    + installed: root and name of the program that answers where it is there; one is sent where it is not
+    """
     questions = (_question(what, arguments) for what, arguments in facts)
-    _expected[host.name] = tuple(dict.fromkeys(words for words in questions if words))
+    asked_for = tuple(dict.fromkeys(words for words in questions if words))
+    _expected[host.name] = _Expected(asked_for, installed)
     _ask(host)
 
 
@@ -94,20 +116,35 @@ def current(host: Host) -> object | None:
 
 
 def _ask(host: Host) -> _Answers:
-    questions = _expected[host.name]
-    try:
-        told = host.get_fact(Together, questions=questions, _ignore_errors=True, _timeout=LIMIT_S)
-    except (HostError, *INVALID):  # then each is asked alone, and the operation that does so refuses
-        told = []
-    found = _answers[host.name] = _Answers(dict(zip(questions, told, strict=False)), time.monotonic())
+    expected = _expected[host.name]
+    told: list[str | None] = []
+    if expected.installed:
+        told = _told(host, expected.questions, expected.installed)
+    if not told:
+        told = _told(host, expected.questions, None)
+    by_question = dict(zip(expected.questions, told, strict=False))
+    found = _answers[host.name] = _Answers(by_question, time.monotonic())
     return found
+
+
+def _told(host: Host, questions: tuple[Words, ...], installed: tuple[str, str] | None) -> list[str | None]:
+    """The answers; none where the host can't give them together: then each is asked alone, and the operation
+    that does so refuses.
+    """
+    try:
+        told: list[str | None] = host.get_fact(
+            Together, questions=questions, installed=installed, _ignore_errors=True, _timeout=LIMIT_S
+        )
+    except (HostError, *INVALID):
+        return []
+    return told
 
 
 def _answered(host: Host, what: type[FactBase[T]], arguments: Mapping[str, Any]) -> str | None:
     """The answer of the last command; None where the question has to be asked alone."""
-    expected = _expected.get(host.name, ())
+    expected = _expected.get(host.name)
     words = _question(what, arguments) if expected else None
-    if words is None or words not in expected:
+    if expected is None or words not in expected.questions:
         return None
     if current(host) is None:
         _ask(host)

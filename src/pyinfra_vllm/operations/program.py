@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Mapping, Sequence
 
 from pyinfra import host, logger
@@ -12,7 +11,7 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.on_host.inspect.host import Installation
-from pyinfra_vllm.operations.util.archive import archive, digest
+from pyinfra_vllm.operations.util.archive import archive, program_name
 from pyinfra_vllm.operations.util.refuse import alone, refuse
 from pyinfra_vllm.operations.util.remote import LOST, Remote
 from pyinfra_vllm.rendering import quoted
@@ -124,9 +123,9 @@ def installed(
         return
 
     missing = [user for user in users if not found.users[user]]
-    program = f"on-host-{digest()}.pyz"
+    program = program_name()
     texts = units(root, metrics)
-    stale_unit = found.recovery_unit != hashlib.sha256("".join(texts.values()).encode()).hexdigest()
+    stale_unit = found.recovery_units != "".join(texts.values())
 
     if not missing and found.program == program and not stale_unit:
         host.noop(f"{root} has the program {program}, its recovery and the users {', '.join(users)}")

@@ -15,7 +15,7 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
-from pyinfra_vllm.on_host.staging.rehearsal import TRANSIENT_UNITS
+from pyinfra_vllm.on_host.state.paths import TRANSIENT_UNITS
 from pyinfra_vllm.operations.util.planning import planned
 from pyinfra_vllm.operations.util.refuse import alone, refuse
 from pyinfra_vllm.operations.util.remote import LOST, Remote, program

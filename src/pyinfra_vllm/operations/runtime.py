@@ -19,9 +19,8 @@ from pyinfra_vllm.config import Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.told import asked
-from pyinfra_vllm.on_host.inspect.runtime import Installed
-from pyinfra_vllm.on_host.staging.build import key, same
-from pyinfra_vllm.operations.util.planning import runtime_path
+from pyinfra_vllm.on_host.inspect.runtime import Installed, same, unit_key
+from pyinfra_vllm.operations.util.asking import runtime_path
 from pyinfra_vllm.operations.util.refuse import alone, refuse
 from pyinfra_vllm.operations.util.remote import Remote, as_lines
 from pyinfra_vllm.operations.util.unit import Unit
@@ -106,7 +105,7 @@ def problem(path: str, declared: Declared, found: Installed | None) -> str | Non
 def install(state: State, host: Host, root: str, request: Mapping[str, Any]) -> bool:
     """Runs on the control machine when the operation is executed; the host installs by itself."""
     what = f"{request['package']} {request['version']}"
-    unit = Unit(host, f"build-{key(request['name'])}", f"install {what}")
+    unit = Unit(host, f"build-{unit_key(request['name'])}", f"install {what}")
     try:
         request = {**request, "uv": _uv(host, root)}
         unit.run(root, "build", request)

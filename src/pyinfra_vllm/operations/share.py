@@ -22,7 +22,7 @@ from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.hub_endpoint import endpoint, token
 from pyinfra_vllm.operations.checkpoint import COMPLETED, request
-from pyinfra_vllm.operations.util.planning import runtime_path
+from pyinfra_vllm.operations.util.asking import runtime_path
 from pyinfra_vllm.operations.util.refuse import alone
 from pyinfra_vllm.operations.util.remote import LOST, Remote
 from pyinfra_vllm.operations.util.unit import Unit

@@ -33,6 +33,7 @@ from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.values import RecordError
 from pyinfra_vllm.operations import release as releases
 from pyinfra_vllm.operations.util import planning
+from pyinfra_vllm.operations.util.asking import ask_together
 from pyinfra_vllm.operations.util.remote import Remote
 from pyinfra_vllm.operations.util.switching import Switching
 from pyinfra_vllm.operations.util.unit import NoContact
@@ -90,7 +91,7 @@ class Tuning:
         self.host, self.root, self.service = host, declared.root, service
         self.checkpoint, self.overrides = checkpoint, overrides
         self.remote, self.say = Remote(host), say
-        planning.ask_together(host, declared)
+        ask_together(host, declared)
         serving = planning.planned(host, self.root, service, checkpoint)
         if held := serving.observed.lock:
             who, since = held.holder or "someone", held.since or "an unknown time"

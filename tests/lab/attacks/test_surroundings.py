@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyinfra_vllm.operations.util.archive import archive, digest
+from pyinfra_vllm.operations.util.archive import archive, program_name
 
 from .people import MALLORY, PLACE, ROOT, SERVICE, UNIT, Attacked, sources
 
@@ -53,7 +53,7 @@ def test_a_logins_limits_umask_and_language_leave_nothing_half_done(
     found = target.status()
     assert found["running"] == found["current"], found
     assert done.returncode or found["current"] != old
-    assert target.sources(f"{ROOT}/bin/on-host-{digest()}.pyz") == sources(archive())
+    assert target.sources(f"{ROOT}/bin/{program_name()}") == sources(archive())
     assert target.sh(f"find {ROOT} /run/pyinfra-vllm ! -type l -perm /022") == ""
     last = json.loads(target.sh(f'grep \'"step": *"end"\' {SERVICE}/journal.jsonl | tail -n 1'))
     assert last["outcome"] in ("committed", "rolled_back", "refused")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import uv
 
-from pyinfra_vllm.operations.util.archive import archive, digest
+from pyinfra_vllm.operations.util.archive import archive, program_name
 
 from .people import PLACE, ROOT, Attacked, sources
 
 RECOVERY = "/etc/systemd/system/pyinfra-vllm-recover.service"
-PROGRAM = f"{ROOT}/bin/on-host-{digest()}.pyz"
+PROGRAM = f"{ROOT}/bin/{program_name()}"
 # The names that pyinfra gives uploads: anybody can compute them. What came is replaced before root takes it.
 EVIL = f"""#!/usr/bin/python3
 import os

@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 MAX = "max"  # in `concurrency`, and as a phase: saturation, as many requests at once as the server admits
 MOST_LENGTHS = 8  # of prompts that take turns
 MOST = 64  # requests at once that saturation means at most
+MOST_LOG = 50.0  # of a ratio: a change that is larger, or known less well than that, is unknown
 MOST_STREAMS = 1024  # at once: the most sequences that vLLM lets run unless told otherwise
 # What decides by comparison, and where: `ONE_STREAM` at one stream only (docs/gate.md says why).
 EVERY_PHASE, ONE_STREAM = ("tokens_per_s", "e2e_s"), ("tpot_s", "ttft_s")
@@ -375,3 +376,12 @@ def _check_type(key: str, value: Any) -> None:
 
 def _refusal(key: str, value: Any, allowed: str) -> str:
     return f"gate setting {key} = {value!r} can't be used: allowed is {allowed}"
+
+
+def margin_for(metric: str, loss: float) -> float | None:
+    """The margin, rounded up to whole percent, that lets a metric be worse by this logarithm, or None."""
+    if loss > MOST_LOG:
+        return None
+    share = -math.expm1(-loss) if metric == "tokens_per_s" else math.expm1(loss)
+    margin = math.ceil(100 * share + 1e-6) / 100  # what is exactly at its limit may be past it by a rounding
+    return margin if metric != "tokens_per_s" or margin < 1 else None

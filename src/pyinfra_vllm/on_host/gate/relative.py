@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..bench.criteria import ONE_STREAM, Criteria
+from ..bench.criteria import MOST_LOG, ONE_STREAM, Criteria, margin_for
 from ..bench.record import Phase, Request, Round
 from ..bench.stats import half_width, percentile
 from .verdict import FAIL, INCONCLUSIVE, PASS, TAIL, Row, row
@@ -25,7 +25,6 @@ LATE_SHARE = 0.05  # of a measured time that the probe's own lateness may explai
 # Failures that say nothing about how fast the server is: the answer can't be counted, or it was not asked at
 # all.
 NOT_JUDGED = ("no_usage", "not_asked", "grader")
-MOST = 50.0  # of a logarithm's half width: more than that is unknown
 # By how much more two runs of an unchanged service differ than their rounds tell, where that is enough to
 # matter (benchmarks/gate/README.md). Calibration measures it; without one, a change must be so many half
 # widths to be a failure.
@@ -161,8 +160,8 @@ def _judged(
         allowed = math.log1p(criteria.throughput_margin)
     worse = -1 if row.name == "tokens_per_s" else 1
     loss, bound = worse * change, max(allowed, math.log1p(noise or 0.0))
-    limit = round(math.exp(worse * min(bound, MOST)), 6)
-    found = replace(row, limit=limit, decides=decides, needed=needed(row.name, loss + width))
+    limit = round(math.exp(worse * min(bound, MOST_LOG)), 6)
+    found = replace(row, limit=limit, decides=decides, needed=margin_for(row.name, loss + width))
     if loss > bound and loss > width:
         if noise is None and loss <= UNSEEN * width:
             doubt = (
@@ -215,15 +214,6 @@ def by_round(phase: Phase, metric: str) -> dict[int, float]:
     return {number: statistics.fmean(values) for number, values in found.items() if values}
 
 
-def needed(metric: str, loss: float) -> float | None:
-    """The margin, rounded up to whole percent, with which this would have passed, or None."""
-    if loss > MOST:
-        return None
-    share = -math.expm1(-loss) if metric == "tokens_per_s" else math.expm1(loss)
-    needed = math.ceil(100 * share + 1e-6) / 100  # what is exactly at its limit may be past it by a rounding
-    return needed if metric != "tokens_per_s" or needed < 1 else None
-
-
 def _where_medians_agree(row: Row, logs: list[float], criteria: Criteria) -> Row:
     """The row as a pass where the median request is as fast as before: few slow ones move a mean, and what
     they cost as a whole is in tokens/s.
@@ -264,7 +254,7 @@ def _row(
     name: str, phase: str, before: float, after: float, log_ratio: float, width: float, doubt: str = ""
 ) -> Row:
     """A compared row that is still to be judged. `width`: half of the interval of the ratio's logarithm."""
-    known = width < MOST
+    known = width < MOST_LOG
     low, high = (math.exp(log_ratio + side * width) for side in ((-1, 1) if known else (0, 0)))
     return Row(
         name=name,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pwd
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from . import programs
 
 UNITS = Path("/etc/systemd/system")
 RECOVERY_UNITS = (
@@ -32,7 +32,7 @@ class Installation:
     systemd: the version it was booted with; None where it was not
     loose: see `loose`
     program: the name of the program; None without one
-    recovery_unit: see `recovery_units`
+    recovery_units: see the function of that name
     machine: see `machine`
     users: whether each of those asked for is there
     """
@@ -42,18 +42,18 @@ class Installation:
     systemd: int | None
     loose: str | None
     program: str | None
-    recovery_unit: str | None
+    recovery_units: str | None
     machine: str
     users: dict[str, bool]
 
 
 def recovery_units(units: Path = UNITS) -> str | None:
-    """One hash over the texts of the recovery's units; None where one is missing or not enabled."""
+    """The texts of the recovery's units, joined; None where one is missing or not enabled."""
     try:
         text = b"".join((units / name).read_bytes() for name in RECOVERY_UNITS)
     except OSError:
         return None
-    return hashlib.sha256(text).hexdigest() if all((units / link).is_symlink() for link in ENABLED) else None
+    return text.decode(errors="replace") if all((units / link).is_symlink() for link in ENABLED) else None
 
 
 def machine() -> str:
@@ -92,7 +92,7 @@ def loose(root: Path) -> str | None:
 
 def systemd() -> int | None:
     """The version of the systemd that this host was booted with; None where it was not."""
-    if not Path("/run/systemd/system").is_dir() or shutil.which("systemd-run") is None:
+    if not Path("/run/systemd/system").is_dir() or not programs.there("systemd-run"):
         return None
     told = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=True).stdout
     return int(told.split()[1].partition(".")[0])
@@ -106,7 +106,7 @@ def inspect(root: Path, users: list[str]) -> Installation:
         systemd=systemd(),
         loose=loose(root),
         program=str(link.readlink()) if link.is_symlink() and link.exists() else None,
-        recovery_unit=recovery_units(),
+        recovery_units=recovery_units(),
         machine=machine(),
         users={user: known(user) for user in users},
     )

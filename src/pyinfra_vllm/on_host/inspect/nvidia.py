@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from contextlib import suppress
+
+from . import programs
 
 PROGRAM = "nvidia-smi"
 TIMEOUT_S = 60.0
@@ -19,7 +20,7 @@ class NoAnswer(Exception):
 
 
 def there() -> bool:
-    return shutil.which(PROGRAM) is not None
+    return programs.there(PROGRAM)
 
 
 def ask(*arguments: str, timeout_s: float = TIMEOUT_S) -> str:

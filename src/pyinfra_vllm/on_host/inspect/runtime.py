@@ -46,6 +46,16 @@ class Installed:
     problem: str | None
 
 
+def unit_key(name: str) -> str:
+    """Names the unit that installs a runtime: systemd's unit names can't hold the + of a local version."""
+    return name.replace("+", "_")
+
+
+def same(installed: str, declared: str) -> bool:
+    """Whether an installed version is the declared one; builds add a local part to it (0.33.0+cu130)."""
+    return declared in (installed, installed.split("+", 1)[0])
+
+
 def runtime(path: Path) -> Installed | None:
     """The vLLM in the venv at `path`; None without one, or where its installation was interrupted."""
     if not (path / "bin" / "python").exists() or (path / BUILDING).exists():

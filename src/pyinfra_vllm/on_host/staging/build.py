@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..inspect.runtime import BUILDING, RECORD, distribution
+from ..inspect.runtime import BUILDING, RECORD, distribution, same, unit_key
 from ..state import durable, task
 from ..state.status import RUN, Status
 
@@ -49,7 +49,7 @@ class Request:
 
     @property
     def key(self) -> str:
-        return key(self.name)
+        return unit_key(self.name)
 
     @property
     def cache(self) -> Path:
@@ -76,11 +76,6 @@ class Request:
             "packages": list(self.packages),
             "index": self.index,
         }
-
-
-def key(name: str) -> str:
-    """Names the unit that installs a runtime: systemd's unit names can't hold the + of a local version."""
-    return name.replace("+", "_")
 
 
 def main(argv: list[str]) -> int:
@@ -193,11 +188,6 @@ def _uv(request: Request, status: Status, *arguments: str) -> None:
             f"{request.package} {request.version} could not be installed; nothing is left of the attempt. "
             f"uv says: {' '.join(line for line in lines if line)[-800:]}"
         )
-
-
-def same(installed: str, declared: str) -> bool:
-    """Whether an installed version is the declared one; builds add a local part to it (0.33.0+cu130)."""
-    return declared in (installed, installed.split("+", 1)[0])
 
 
 def _check(request: Request) -> None:

@@ -20,12 +20,11 @@ from typing import Any
 
 from ..server.release import NotReady, Release, load
 from ..state import durable, task
-from ..state.paths import ServicePaths
+from ..state.paths import TRANSIENT_UNITS, ServicePaths
 from ..state.status import RUN, Status
 
 LIMIT_S = 600  # at low priority beside a busy server
 MOST_BYTES = 64 << 10  # of an answer
-TRANSIENT_UNITS = Path("/run/systemd/system")
 TEMPORARY = "/tmp/pyinfra-vllm"  # PrivateTmp= of the unit: gone with it
 # A program that ends by itself must not have these, or they touch the server's own files.
 DROPPED = frozenset(

@@ -7,7 +7,6 @@ places of large ones; `damaged` reads every byte. Nothing here repairs, download
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -101,6 +100,8 @@ def hash_file(path: Path, blob: bool = False) -> str:
     The blob hash is sha1 over ``blob SIZE NUL content`` (git's object format); the Hub states it for files
     that are not kept in LFS.
     """
+    import hashlib  # 4 ms, which a run that has nothing to read need not take of every host
+
     buffer = bytearray(CHUNK_BYTES)
     with path.open("rb", buffering=0) as file:
         found = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size) if blob else hashlib.sha256()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 DEFAULT_ROOT = Path("/srv/pyinfra-vllm")
 UNITS = Path("/etc/systemd/system")
+TRANSIENT_UNITS = Path("/run/systemd/system")
 SECRETS_FILE = "secrets.env"
 API_KEY_MODULE = "pyinfra_vllm_api_key.py"  # in a release's folder, which is then on vLLM's PYTHONPATH
 STANDBY_MODULE = "pyinfra_vllm_standby.py"  # in the same folder

@@ -12,18 +12,16 @@ from pyinfra.api import Host
 
 from pyinfra_vllm.catalog import shapes, table, versions
 from pyinfra_vllm.checkpoint import Checkpoint
-from pyinfra_vllm.config import Declared, Service
+from pyinfra_vllm.config import Service
 from pyinfra_vllm.config.models import API_KEY
 from pyinfra_vllm.errors import HostError, RolloutError
 from pyinfra_vllm.facts import told
-from pyinfra_vllm.facts.checkpoint import Checkpoints
-from pyinfra_vllm.facts.disk import Filesystem
 from pyinfra_vllm.facts.gpu import Gpus
 from pyinfra_vllm.facts.runtime import Runtime
-from pyinfra_vllm.facts.service import Host as HostFact
 from pyinfra_vllm.facts.service import Service as ServiceFact
 from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.on_host.inspect.gpus import Gpu
+from pyinfra_vllm.operations.util.asking import runtime_path
 from pyinfra_vllm.release import (
     ASK_FOR_KEY,
     OBEY_ROOT,
@@ -61,27 +59,6 @@ class Refused(HostError):
             f"{service.name}: {sentence('; '.join(problems))} Nothing was staged or touched for it."
         )
         self.problems = tuple(problems)
-
-
-def runtime_path(root: str, service: Service) -> str:
-    """Path of the service's vLLM: the operator's own venv, or ours for that version."""
-    return service.runtime.path or f"{root}/runtimes/{service.runtime.version}"
-
-
-def ask_together(host: Host, declared: Declared) -> None:
-    """Ask a host by one command for all that a run wants to know of it, however many services it has."""
-    root, services = declared.root, declared.services
-    told.ask_together(
-        host,
-        [
-            (HostFact, {"root": root, "users": tuple(declared.users)}),
-            (Gpus, {}),
-            (Checkpoints, {"root": root}),
-            (Filesystem, {"path": root}),
-            *((Runtime, {"path": runtime_path(root, service)}) for service in services),
-            *((ServiceFact, {"root": root, "service": service.name}) for service in services),
-        ],
-    )
 
 
 def planned(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> Wanted:

@@ -1,0 +1,11 @@
+"""Which programs this host has."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def there(program: str) -> bool:
+    """Whether it is found in PATH. As shutil.which, whose archivers take 3 ms to import in each question."""
+    return any(os.access(Path(folder, program), os.X_OK) for folder in os.get_exec_path())

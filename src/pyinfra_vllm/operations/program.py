@@ -78,6 +78,7 @@ Description=pyinfra-vllm: look for unfinished switches
 [Timer]
 OnActiveSec=2min
 OnUnitInactiveSec=2min
+AccuracySec=1s
 
 [Install]
 WantedBy=timers.target

@@ -29,6 +29,7 @@ from .table import CALIBRATED, CALIBRATION_RUNS, GATES, LEFT, LIFE, NEEDS_DISK, 
 
 SWITCH_S = 12.0  # as long as a switch to a good release takes here, roughly; random faults strike within
 REST_S = 1.0  # so long nothing may stir before a host counts as at rest
+HELD_S = 1.0  # an answer that takes longer is held until a server is there again
 STAYS_S = 6.0  # after its switch a host that waits for its cause to be mended is looked at
 _operators = threading.Semaphore(3)  # so many command lines at once on two cores
 
@@ -341,10 +342,12 @@ class _Run:
         if begin["tx"] == self.before or not ends or ends[-1]["outcome"] not in ENDS or self.ground.busy:
             return False
         serves = begin["to"] if ends[-1]["outcome"] == "committed" else begin["from"]
-        last = self._answers().last
-        if last is None and self._is_masked():
+        answers = self._answers()
+        if answers.last is None and self._is_masked():
             return True
-        return last is not None and serves in invariants.speakers(last, self.expected)
+        if answers.last is None or time.monotonic() - answers.last.at > HELD_S * self.ground.patience:
+            return False
+        return serves in invariants.speakers(answers.last, self.expected)
 
     def _is_masked(self) -> bool:
         """Whether a colleague masked a service that the switch then never touched: once it is down, nobody

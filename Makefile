@@ -50,6 +50,7 @@ test-long: lab-cache
 # The real vLLM's cases come after: two cores that carry the light hosts' table starve three real servers.
 test-faults: lab-cache
 	PYINFRA_VLLM_FAULTS=all $(BIN)/python -m pytest tests/lab/faults/test_invariants.py tests/lab/faults/test_faults.py
+	PYINFRA_VLLM_FAULTS=all $(BIN)/python -m pytest tests/lab/faults/test_faults_standby.py
 	PYINFRA_VLLM_FAULTS=all $(BIN)/python -m pytest tests/lab/faults/test_way_back.py tests/lab/faults/test_faults_real.py
 
 # On a machine with NVIDIA GPUs, and PYINFRA_VLLM_LAB_RUNTIME naming a venv with vLLM for them (docs/gpu.md).

@@ -120,6 +120,18 @@ def real(results: Sequence[Result]) -> str:
     return "\n".join([summary + _violations(violated), *lines, *rows]) + "\n"
 
 
+def by_class(results: Sequence[Result]) -> str:
+    """How the cases of another chapter ended: a row for each class of faults."""
+    violated = [result for result in results if result.violations]
+    lines = [
+        f"{len(results)} cases on {datetime.now(UTC).date()}, {len(violated)} with violations.\n",
+        "| fault | cases | outcomes | unresponsive (s) | in order after (s) | limit (s) |",
+        "|---|--:|---|--:|--:|--:|",
+        *(_class(name, results) for name in _names(results)),
+    ]
+    return "\n".join(lines) + "\n" + _violations(violated)
+
+
 def summary(results: Sequence[Result], randoms: Sequence[Result], pairs: Sequence[Result]) -> str:
     single = [result for result in results if result.case.then is None]
     twice = [result for result in results if result.case.then is not None]
@@ -204,7 +216,9 @@ def _title(fault: str) -> str:
 def _row(result: Result) -> str:
     case = result.case
     to = RELEASES[case.to]
-    step = f"the release {to}" if case.point == LIFE else f"`{case.point}`{to}"
+    step = f"`{case.point}`{to}"
+    if case.point == LIFE:
+        step = f"the release{to}" if to.startswith(",") else f"the release {to}".strip()
     if case.then is not None:
         step = f"{case.fault} at {step}, then {case.then[0]} at `{case.then[1]}`"
         step += " (not reached)" if result.missed else ""

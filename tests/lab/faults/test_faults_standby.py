@@ -47,5 +47,5 @@ def test_nothing_is_lost_with_standby(results: dict[str, Result], case: Case) ->
 
 @pytest.mark.skipif(not EVERYTHING, reason="the whole table writes its chapter: make test-faults")
 def test_the_chapter_on_standby_is_written(results: dict[str, Result]) -> None:
-    matrix.add(matrix.OTHERS[2], matrix.real([results[str(case)] for case in STANDBY]))
+    matrix.add(matrix.OTHERS[2], matrix.by_class([results[str(case)] for case in STANDBY]))
     assert len(results) == len(STANDBY)

@@ -3,7 +3,7 @@
 from pyinfra import host
 
 from pyinfra_vllm import fleet
-from pyinfra_vllm.operations.util.asking import ask_together
+from pyinfra_vllm.operations.util.together import ask_together
 
 declared = fleet.declared()
 mine = declared.hosts[host.name]

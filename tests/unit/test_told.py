@@ -196,7 +196,9 @@ def test_a_program_comes_along_where_none_is_there_that_root_runs_anyway(
     elif missing == "the unit":
         unit.unlink()
     else:
-        unit.write_text('ExecStart=/usr/bin/env python3 -I "/elsewhere/bin/on-host.pyz" recover --due\n')
+        unit.write_text(
+            f'ExecStart=/usr/bin/env python3 -I "/data{prepared}/bin/on-host.pyz" recover --due\n'
+        )
     host: Any = Host()
     known_by_installed(host, prepared)
     assert host.ran == ["installed", "Together"]

@@ -77,7 +77,7 @@ class SimulatedNight:
             (tuning.told, "forget", lambda host: None),
             (tuning, "ask_together", lambda host, declared: None),
             (tuning.planning, "planned", self._planned),
-            (tuning.planning, "asked_of_resolver", lambda *_: None),
+            (tuning.planning, "resolver_request", lambda *_: None),
             (tuning, "pruned", lambda *_: self.space),
             (tuning.planning, "plan", self._plan),
             (tuning.releases, "stage", self._stage),

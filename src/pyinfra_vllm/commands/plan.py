@@ -31,8 +31,8 @@ def run(
     Raises DeclarationError or LockError; then no host was contacted.
     """
     # imported for planning only
-    from pyinfra_vllm.operations.util.asking import ask_together
     from pyinfra_vllm.operations.util.foreseen import host_plan
+    from pyinfra_vllm.operations.util.together import ask_together
 
     values = spoken.parse_data(data)
     wanted = fleet.load(inventory, values, group_data, limit=limit, need_secrets=False)

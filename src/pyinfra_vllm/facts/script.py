@@ -15,6 +15,8 @@ from typing import cast
 from pyinfra.api import QuoteString, StringCommand
 from typing_extensions import override
 
+from pyinfra_vllm.rendering import quoted
+
 # Makes the modules importable from memory, as they are on the control machine, then runs the first one's
 # main().
 _START = """\
@@ -80,7 +82,7 @@ def by_installed(root: str, program: str, questions: Sequence[Words]) -> StringC
     """
     path = f"{root}/bin/{program}"
     return StringCommand(
-        "! grep -qsF", QuoteString(f"{root}/bin/on-host.pyz"), DUE_UNIT,
+        "! grep -qsF", QuoteString(quoted(f"{root}/bin/on-host.pyz")), DUE_UNIT,
         "|| ! test -f", QuoteString(path),
         "|| python3 -I", QuoteString(path), "answer", QuoteString(json.dumps(questions)),
     )  # fmt: skip

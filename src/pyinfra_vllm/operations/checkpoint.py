@@ -17,8 +17,8 @@ from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.hub_endpoint import endpoint, token
 from pyinfra_vllm.on_host.inspect.checkpoints import Stored
-from pyinfra_vllm.operations.util.asking import runtime_path
 from pyinfra_vllm.operations.util.refuse import alone
+from pyinfra_vllm.operations.util.together import runtime_path
 from pyinfra_vllm.operations.util.unit import Unit
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.text import in_units

@@ -21,8 +21,8 @@ from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.on_host.doctor import Check, Examination
 from pyinfra_vllm.operations.disk import MARGIN_BYTES
-from pyinfra_vllm.operations.util.asking import runtime_path
 from pyinfra_vllm.operations.util.remote import Remote
+from pyinfra_vllm.operations.util.together import runtime_path
 from pyinfra_vllm.rollout import estimate
 from pyinfra_vllm.tuning import devices
 from pyinfra_vllm.tuning.declared import spelled

@@ -20,9 +20,9 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.on_host.inspect.runtime import Installed, same, unit_key
-from pyinfra_vllm.operations.util.asking import runtime_path
 from pyinfra_vllm.operations.util.refuse import alone, refuse
 from pyinfra_vllm.operations.util.remote import Remote, as_lines
+from pyinfra_vllm.operations.util.together import runtime_path
 from pyinfra_vllm.operations.util.unit import Unit
 from pyinfra_vllm.printable import printable
 

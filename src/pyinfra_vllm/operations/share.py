@@ -22,9 +22,9 @@ from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.hub_endpoint import endpoint, token
 from pyinfra_vllm.operations.checkpoint import COMPLETED, request
-from pyinfra_vllm.operations.util.asking import runtime_path
 from pyinfra_vllm.operations.util.refuse import alone
 from pyinfra_vllm.operations.util.remote import LOST, Remote
+from pyinfra_vllm.operations.util.together import runtime_path
 from pyinfra_vllm.operations.util.unit import Unit
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.rollout.sharing import Member, Part, Sharing

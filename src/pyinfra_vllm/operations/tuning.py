@@ -33,9 +33,9 @@ from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.values import RecordError
 from pyinfra_vllm.operations import release as releases
 from pyinfra_vllm.operations.util import planning
-from pyinfra_vllm.operations.util.asking import ask_together
 from pyinfra_vllm.operations.util.remote import Remote
 from pyinfra_vllm.operations.util.switching import Switching
+from pyinfra_vllm.operations.util.together import ask_together
 from pyinfra_vllm.operations.util.unit import NoContact
 from pyinfra_vllm.rollout import orders
 from pyinfra_vllm.rollout.estimate import restarts
@@ -107,7 +107,7 @@ class Tuning:
             )
         self.slo = Slo(service.tune.max_ttft_s, service.tune.max_tpot_s)
         try:
-            asked = planning.asked_of_resolver(host, self.root, service, checkpoint)
+            asked = planning.resolver_request(host, self.root, service, checkpoint)
             self.space = pruned(asked, service.tune.draft_head, service.tune.only)
         except RolloutError as error:
             raise HostError(f"{service.name}: {error}") from error

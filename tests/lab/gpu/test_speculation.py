@@ -29,7 +29,7 @@ NOISE: dict[str, Any] = {"schema": "pyinfra-vllm/noise/1", "runs": 5}
 
 @dataclass(frozen=True)
 class Traffic:
-    """What is tuned for, and how often drafts are right.
+    """The objective of a tuning, and the share of drafted tokens that is accepted.
 
     rates: of tests/v1/spec_decode/test_acceptance_length.py in vLLM (MT-Bench, 80 prompts)
     """

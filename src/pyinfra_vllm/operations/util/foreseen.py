@@ -18,9 +18,9 @@ from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.on_host.inspect.checkpoints import Stored
 from pyinfra_vllm.operations import checkpoint, disk, program, runtime
-from pyinfra_vllm.operations.util.asking import runtime_path
 from pyinfra_vllm.operations.util.planning import Refused, missing_secrets, plan
 from pyinfra_vllm.operations.util.switching import hindrance, under_way
+from pyinfra_vllm.operations.util.together import runtime_path
 from pyinfra_vllm.release import (
     changed_environment,
     changed_flags,

@@ -21,7 +21,7 @@ from pyinfra_vllm.facts.runtime import Runtime
 from pyinfra_vllm.facts.service import Service as ServiceFact
 from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.on_host.inspect.gpus import Gpu
-from pyinfra_vllm.operations.util.asking import runtime_path
+from pyinfra_vllm.operations.util.together import runtime_path
 from pyinfra_vllm.release import (
     ASK_FOR_KEY,
     OBEY_ROOT,
@@ -121,8 +121,8 @@ def plan(
     )
 
 
-def asked_of_resolver(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> request.Request:
-    """What the resolver is asked for a service on this host. Raises RolloutError."""
+def resolver_request(host: Host, root: str, service: Service, checkpoint: Checkpoint) -> request.Request:
+    """The resolver's request for a service on this host. Raises RolloutError."""
     version, flags, _, _ = _runtime(host, root, service)
     return request.on_host(service, checkpoint, asked(host, Gpus).gpus, version, flags)
 

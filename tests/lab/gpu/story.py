@@ -194,10 +194,13 @@ class Story:
             shutil.copy(pages / "tuning.html", self.place / f"{number}-tuning.html")
         return self._add(step), dict(json.loads(done.stdout or "{}"))
 
-    def plain_restart(self, title: str) -> Step:
-        """`systemctl restart` of the release that runs: every other time is compared with this one."""
+    def plain_restart(self, title: str, unit: str = "") -> Step:
+        """`systemctl restart` of the release that runs: every other time is compared with this one.
+
+        unit: of that release; left out: the service's, which it is without standby
+        """
         begun = time.monotonic()
-        self.host.ssh(f"systemctl restart vllm-{self.service}", timeout=300)
+        self.host.ssh(f"systemctl restart {unit or f'vllm-{self.service}'}", timeout=300)
         self._until_healthy(begun)
         silent = self.pulse.silent_s(begun, time.monotonic())
         return self._add(Step(title, time.monotonic() - begun, silent, 0, plain_s=silent))

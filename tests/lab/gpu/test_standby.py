@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +19,7 @@ from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import gate
 
 from . import looks
-from .story import Beside, Step, Story, host, service
+from .story import Beside, Story, host, service
 
 GRAPHS = {"max-cudagraph-capture-size": 64}  # as many as the gate asks at once
 GATE = {"budget_s": 30, "quality": False}  # random weights have no answers to lose
@@ -28,14 +30,12 @@ BACK_S = 3.0  # without a token on the way back, at most
 COST = 0.01
 
 
-@pytest.mark.parametrize("ends", ["kept", "back"])
-@pytest.mark.parametrize("model", ["Qwen/Qwen3-8B-AWQ", "Qwen/Qwen3-32B-AWQ"])
-def test_nobody_is_refused_while_a_release_is_judged_beside_the_one_that_sleeps(
-    lab: Lab, model: str, ends: str
-) -> None:
-    declared = {"chat": service(model, gate=GATE, flags=GRAPHS)}
-    name = f"standby-{model.split('-')[1]}-{ends}"
-    with host(lab, "standby", 1, [model]) as solo, Story(name, solo, declared, "chat") as story:
+MODELS = pytest.mark.parametrize("model", ["Qwen/Qwen3-8B-AWQ", "Qwen/Qwen3-32B-AWQ"])
+
+
+@MODELS
+def test_an_equal_release_is_kept_beside_the_one_that_sleeps(lab: Lab, model: str) -> None:
+    with _story(lab, model, "kept") as story:
         story.install("first installation, without standby")
         plain = story.plain_restart("systemctl restart without standby").silent_s
         asleep = story.deploy("the same with standby", standby=True)
@@ -43,29 +43,45 @@ def test_nobody_is_refused_while_a_release_is_judged_beside_the_one_that_sleeps(
         story.facts["sleep_mode"] = cost = _ratios(story)
         mean = statistics.geometric_mean(cost.values())
         story.must(abs(mean - 1) <= COST, "sleep mode costs nothing while it is awake", mean, cost)
-        story.facts["switches"] = told = []
-        for number in range(1, TIMES + 1):
-            # Another variable that nothing reads: another release, and equal but for the flag.
-            environment = {**story.services["chat"]["environment"], "DESCRIPTION": f"{number}"}
-            flags = GRAPHS if ends == "kept" else {**GRAPHS, "enforce-eager": True}
-            before = looks.running(solo, "chat")
-            title = f"{'an equal' if ends == 'kept' else 'a slower'} release, {number} of {TIMES}"
-            step, beside = story.deploy_beside_clients(title, environment=environment, flags=flags)
-            told.append(seen := _seen(story, beside) | {"plain_restart_s": plain})
-            _must(story, step, seen, before if ends == "back" else None)
+        for seen in _switches(story, plain, "an equal release", GRAPHS):
+            story.ends(story.steps[-1], 0, "committed", "pass")
+            story.must(seen["blocks"] >= 6, "there were enough rounds in turns for a verdict", seen["blocks"])
 
 
-def _must(story: Story, step: Step, seen: dict[str, Any], stays: str | None) -> None:
-    if stays:
-        story.ends(step, 1, "rolled_back", "fail")
-        story.serves(stays)
-        story.must("wake old" in seen["acts"], "the old release was woken", seen["acts"])
-        story.must((seen["gap_back_s"] or 99) <= BACK_S, f"tokens are back within {BACK_S} s", seen)
-    else:
-        story.ends(step, 0, "committed", "pass")
-        story.must(seen["blocks"] >= 6, "there were enough rounds in turns for a verdict", seen["blocks"])
-    story.must(seen["refused"] == [], "no client was refused", seen["refused"])
-    story.must(seen["acts"].count("start old") == 0, "the old release was never started", seen["acts"])
+@MODELS
+def test_a_slower_release_goes_back_to_the_one_that_sleeps(lab: Lab, model: str) -> None:
+    with _story(lab, model, "back", standby=True) as story:
+        story.install("first installation, with standby")
+        old = looks.running(story.host, "chat")
+        plain = story.plain_restart("systemctl restart", f"vllm-chat.{old}").silent_s
+        for seen in _switches(story, plain, "a slower release", {**GRAPHS, "enforce-eager": True}):
+            story.ends(story.steps[-1], 1, "rolled_back", "fail")
+            story.serves(old)
+            story.must("wake old" in seen["acts"], "the old release was woken", seen["acts"])
+            story.must((seen["gap_back_s"] or 99) <= BACK_S, f"tokens are back within {BACK_S} s", seen)
+
+
+@contextmanager
+def _story(lab: Lab, model: str, ends: str, **settings: Any) -> Iterator[Story]:
+    declared = {"chat": service(model, gate=GATE, flags=GRAPHS, **settings)}
+    name = f"standby-{model.split('-')[1]}-{ends}"
+    with host(lab, "standby", 1, [model]) as solo, Story(name, solo, declared, "chat") as story:
+        yield story
+
+
+def _switches(story: Story, plain: float, title: str, flags: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What was seen of each of the switches, one after another."""
+    story.facts["switches"] = told = []
+    for number in range(1, TIMES + 1):
+        # Another variable that nothing reads: another release, and equal but for the flags.
+        environment = {**story.services["chat"]["environment"], "DESCRIPTION": f"{number}"}
+        _, beside = story.deploy_beside_clients(
+            f"{title}, {number} of {TIMES}", environment=environment, flags=flags
+        )
+        told.append(seen := _seen(story, beside) | {"plain_restart_s": plain})
+        story.must(seen["refused"] == [], "no client was refused", seen["refused"])
+        story.must(seen["acts"].count("start old") == 0, "the old release was never started", seen["acts"])
+        yield seen
 
 
 def _seen(story: Story, beside: Beside) -> dict[str, Any]:

@@ -8,7 +8,9 @@ judged by turns, with one start of each side and with two, and one after the oth
 old release, then all of the new one, as many as the turns took, with the same limits and a t interval of
 the two means. The recorded rounds are those of `benchmarks/gate/traces`: of one unchanged server, in the
 order in which they were measured, so that their noise is what a machine really has; which of them get
-the new release's name is drawn anew. Exits with 1 when a target is missed in a world that has one.
+the new release's name is drawn anew. Live blocks are those of switches between equal releases on a GPU
+(`pack.py`), drawn with replacement, with the difference that their two starts really had. Exits with 1 when a
+target is missed in a world that has one.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from pyinfra_vllm.on_host.gate.relative import by_round
 from pyinfra_vllm.on_host.gate.turns import FAIL, INCONCLUSIVE, PASS, Block, Finding, Limits
 
 TRACES = Path(__file__).resolve().parents[1] / "gate/traces"
+LIVE = Path(__file__).resolve().parent / "traces"
+BUDGET_S = 120.0  # the gate's default
 SEED = 20261129
 LIMITS = Limits()
 SLOWER = math.log1p(0.03)
@@ -192,6 +196,38 @@ def replayed(runs: list[list[float]], draws: int, loss: float) -> dict[str, Seen
     return found
 
 
+def live() -> Iterator[tuple[str, float, list[list[float]]]]:
+    """Of each live trace and metric: the seconds of a block, and of each switch the losses of its blocks."""
+    for path in sorted(LIVE.glob("*.json.xz")):
+        trace: dict[str, Any] = json.loads(lzma.decompress(path.read_bytes()))
+        names = ("c1 tokens_per_s", "c1 tpot_s", "c8 tokens_per_s", "c64 tokens_per_s")
+        for name in names:
+            found = [
+                [
+                    Block("".join(one["side"] for one in block), [one["values"][name] for one in block]).loss
+                    for block in switch
+                ]
+                for switch in trace["switches"]
+            ]
+            yield f"{trace['where']}: {name}", trace["block_s"], found
+
+
+def drawn(switches: list[list[float]], block_s: float, draws: int, loss: float) -> dict[str, Seen]:
+    """As many blocks as the default budget has, shared between one start of each side or two."""
+    chance = random.Random(f"{SEED} {loss}")
+    found = {how: Seen(Counter(), [], []) for how in (ONE, TWO)}
+    count = max(turns.LEAST_BLOCKS, int(BUDGET_S / block_s))
+    for _ in range(draws):
+        for how, pairs in ((ONE, 1), (TWO, 2)):
+            blocks = [
+                Block("ABBA", (0.0, value + loss, value + loss, 0.0), (pair, pair))
+                for pair in range(pairs)
+                for value in chance.choices(chance.choice(switches), k=count // pairs)
+            ]
+            note(found[how], turns.judge(blocks, LIMITS), 4 * len(blocks))
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -212,6 +248,11 @@ def main() -> int:
         for what, loss in (("equal", 0.0), ("3 % slower", SLOWER)):
             found = replayed(runs, draws, loss)
             print("".join(f"| {how} | {what} | {seen.line()} |\n" for how, seen in found.items()), end="")
+    for name, block_s, switches in live():
+        header(name)
+        for what, loss in (("equal", 0.0), ("3 % slower", SLOWER)):
+            told = drawn(switches, block_s, draws, loss)
+            print("".join(f"| {how} | {what} | {seen.line()} |\n" for how, seen in told.items()), end="")
     print(f"\ntargets missed: {missed}")
     return int(missed > 0)
 

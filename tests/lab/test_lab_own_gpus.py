@@ -158,7 +158,7 @@ def test_a_model_that_drafts_has_a_layer_for_it_and_biases(tmp_path: Path) -> No
     assert layer["model.layers.1.self_attn.k_proj.bias"][:2] == ("F16", [2 * 128])
     assert not any("q_norm" in name for name in layer)
     config = json.loads((tmp_path / "it/config.json").read_text())
-    assert (config["architectures"], config["model_type"]) == (["MiMoForCausalLM"], "qwen2")
+    assert (config["architectures"], config["model_type"]) == (["MiMoForCausalLM"], "qwen3")
     assert config["num_nextn_predict_layers"] == 1
 
 

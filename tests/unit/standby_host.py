@@ -31,6 +31,7 @@ class StandbyHost(SimulatedHost):
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.servers: dict[str, str] = {}
         self.relays: dict[str, str] = {}
+        self.slept: set[str] = set()  # since their start
         self.faults: set[tuple[str, str]] = set()
         self.wrong: set[str] = set()  # answers otherwise after a wake
         self.listening = False  # systemd, for the front
@@ -131,6 +132,7 @@ class StandbyHost(SimulatedHost):
         if not self._has_room(release_id):
             self.violations.append(f"{release_id} is started while another server has the card's memory")
         self.servers[release_id] = "serving"
+        self.slept.discard(release_id)
         if not paths.awake("chat").is_symlink():  # its unit's ExecStartPre=
             self.paths.sockets_folder(release_id).parent.mkdir(exist_ok=True)
             paths.awake("chat").symlink_to(f"{release_id}/api.sock")
@@ -165,7 +167,8 @@ class StandbyHost(SimulatedHost):
     def _state(self, release_id: str) -> State:
         if release_id not in self.servers or release_id in self.broken:
             raise Mute(f"{release_id} does not answer")
-        return State(self.servers[release_id], 0, 0, self.relays.get(release_id, ""), "key")
+        slept, relay = release_id in self.slept, self.relays.get(release_id, "")
+        return State(self.servers[release_id], slept, 0, 0, relay, "key")
 
     def _tell(self, this: control.Control, do: str, limit_s: float = 0.0, **words: Any) -> State:
         release_id = _release(this.unit)
@@ -173,6 +176,7 @@ class StandbyHost(SimulatedHost):
         if do == "sleep" and state != "asleep":
             if (release_id, "busy") in self.faults:
                 raise Refused("requests are still in flight")
+            self.slept.add(release_id)
             self._become(release_id, "sleep", "asleep")
         elif do == "wake" and state == "asleep":
             if not self._has_room(release_id):

@@ -14,6 +14,7 @@ import pytest
 from pyinfra_vllm.in_runtime import standby
 from pyinfra_vllm.on_host.switch import pair
 from pyinfra_vllm.on_host.switch.pair import (
+    ACTIVATE,
     ASLEEP,
     AWAIT,
     AWAKE,
@@ -45,14 +46,14 @@ from pyinfra_vllm.on_host.switch.pair import (
     Server,
 )
 
-GOALS = [BACK, FORWARD, KEEP, TURN_TO_OLD]
+GOALS = [BACK, FORWARD, KEEP, TURN_TO_OLD, ACTIVATE]
 MOST_ACTS = 14
 
 
 def servers() -> list[Server]:
     """Everything that can be seen of one server."""
     plain = [Server(state) for state in (DOWN, STARTING, DRAINING, FAILED)]
-    busy = [Server(SERVING, busy=busy) for busy in (False, True)]
+    busy = [Server(SERVING, busy=busy, slept=slept) for busy in (False, True) for slept in (False, True)]
     awake = [
         Server(AWAKE, canary=canary, busy=busy) for canary in (None, True, False) for busy in (False, True)
     ]
@@ -86,7 +87,7 @@ def done(act: Act, seen: Seen) -> Seen:
         AWAIT: replace(server, owes=False),
     }.get(act.do, server)
     if act.do == AWAIT and server.state in (STARTING, DRAINING):
-        after = Server(SERVING if server.state == STARTING else ASLEEP)
+        after = Server(SERVING, slept=False) if server.state == STARTING else Server(ASLEEP)
     front = act.who if act.do == LEAD else seen.front
     room = {STOP: False, SLEEP: False, MEMORY: True}.get(act.do, seen.room)
     servers = {"old": after, "new": seen.new} if act.who == OLD else {"old": seen.old, "new": after}
@@ -162,6 +163,17 @@ def test_a_turn() -> None:
     assert story(TURN_TO_NEW, seen) == [
         "lead new", "sleep old", "memory new", "wake new", "canary new", "serve new", "relay old",
     ]  # fmt: skip
+
+
+def test_a_release_that_has_just_started_sleeps_once_before_clients_come() -> None:
+    seen = Seen(old=Server(SERVING), new=Server(DOWN), front=OLD)
+    assert story(ACTIVATE, seen) == [
+        "sleep old", "memory new", "start new", "await new", "sleep new", "lead new", "memory new",
+        "wake new", "canary new", "serve new", "relay old",
+    ]  # fmt: skip
+    alone = Seen(old=Server(DOWN), new=Server(DOWN))
+    assert story(ACTIVATE, alone) == ["start new", "await new", "lead new"]  # nobody to go back to
+    assert "sleep new" not in story(TURN_TO_NEW, seen)
 
 
 def test_rollback_after_a_worse_verdict() -> None:

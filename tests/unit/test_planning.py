@@ -372,7 +372,7 @@ def test_a_release_can_sleep_only_where_that_is_declared_and_can_be_had() -> Non
     asked = planned([gpu(0), gpu(1)], standby=True)
     assert (asked.standby, asked.release.standby) == ("", True)
     assert "--enable-sleep-mode" in asked.release.argv and "--port" not in asked.release.argv
-    assert any("not tried it on a GPU yet" in warning for warning in asked.warnings)
+    assert any("tried it on one GPU with one model" in warning for warning in asked.warnings)
     plain = planned([gpu(0), gpu(1)])
     assert (plain.standby, plain.release.standby) == (None, False)
     assert not any("standby" in warning for warning in plain.warnings)

@@ -286,4 +286,4 @@ def test_whether_the_servers_can_sleep_is_said_where_it_is_asked() -> None:
     assert answer["standby"] == {"possible": True, "because": ""}
     several = run(*ASKED, "--standby", "--flag", "api-server-count=2").stdout
     assert "Standby: no, because --api-server-count 2 has several processes" in several
-    assert "has not tried it on a GPU yet" in several
+    assert "has tried it on one GPU with one model" in several

@@ -31,7 +31,9 @@ from pyinfra_vllm.report.looking import Look
 from pyinfra_vllm.report.status import rows
 from pyinfra_vllm.report.tables import reasons_of
 
-TO_NEW = ["sleep old", "start new", "lead new", "relay old"]
+TO_NEW = [
+    "sleep old", "start new", "sleep new", "lead new", "wake new", "canary new", "serve new", "relay old",
+]  # fmt: skip
 BACK = ["lead old", "sleep new", "wake old", "canary old", "serve old", "relay new", "stop new"]
 
 
@@ -144,6 +146,24 @@ def test_both_are_measured_in_turns_and_the_verdict_says_how_many(host: StandbyH
     assert host.starts == [NEW]  # every turn is a sleep and a wake
     kept = json.loads((host.paths.evidence / verdict(host)["tx"] / "turns.json").read_text())
     assert len(kept["blocks"]) == 6 and kept["blocks"][0][0]["values"]["c1 tokens_per_s"] < 0
+
+
+def test_a_baseline_that_varies_is_not_measured_on_where_it_takes_turns(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[bool] = []
+    measure = judging.Judging._measure
+
+    def counted(this: judging.Judging, *words: Any, **how: Any) -> Any:
+        measured.append("extend" in how)
+        return measure(this, *words, **how)
+
+    monkeypatch.setattr(judging.Judging, "_measure", counted)
+    monkeypatch.setattr(judging.precision, "settled", lambda *_: False)
+    monkeypatch.setattr(judging.precision, "left_s", lambda *_: 100.0)
+    host.takes_turns = True
+    assert host.switch() == "committed"
+    assert measured == [False, False]  # before and after
 
 
 @pytest.mark.parametrize(("rate", "outcome"), [(100.0, "committed"), (92.0, "rolled_back")])

@@ -21,7 +21,7 @@ from pyinfra_vllm.in_runtime import standby as middleware
 from pyinfra_vllm.on_host.server import control, front, systemd
 from pyinfra_vllm.on_host.state.paths import leads_to
 from pyinfra_vllm.on_host.switch import pair
-from pyinfra_vllm.on_host.switch.pair import BACK, FORWARD, KEEP, TURN_TO_NEW, TURN_TO_OLD, Act
+from pyinfra_vllm.on_host.switch.pair import ACTIVATE, BACK, FORWARD, KEEP, TURN_TO_NEW, TURN_TO_OLD, Act
 from pyinfra_vllm.on_host.switch.two_servers import Failed, Limits, Member, Stuck, TwoServers
 
 AWAKE, ASLEEP = 90, 2
@@ -188,7 +188,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 
 def test_a_start_turns_and_both_ends(world: World) -> None:
-    assert world.reach(TURN_TO_NEW) == ["sleep old", "start new", "lead new", "relay old"]
+    assert world.reach(ACTIVATE) == [
+        "sleep old", "start new", "sleep new", "lead new", "wake new", "canary new", "serve new", "relay old",
+    ]  # fmt: skip
     assert world.reach(TURN_TO_OLD) == [
         "lead old", "sleep new", "wake old", "canary old", "serve old", "relay new",
     ]  # fmt: skip
@@ -252,6 +254,24 @@ def test_a_sleeper_that_keeps_its_memory_is_stopped(world: World) -> None:
     world.faults["a"].add("keeps memory")
     assert world.reach(TURN_TO_NEW) == ["sleep old", "memory new", "start new", "lead new"]
     assert set(world.servers) == {"b"}
+
+
+def test_a_new_release_that_keeps_its_memory_in_its_first_sleep_is_given_up(world: World) -> None:
+    world.faults["b"].add("keeps memory")
+    old = world.servers["a"]
+    room = world.room
+    # Its own memory is in its own way, as on a card.
+    world.two.room = lambda who: room(who) and not (who == pair.NEW and _kept(world, "b"))
+    with pytest.raises(Failed, match="had to be stopped"):
+        world.reach(ACTIVATE)
+    world.faults["b"].clear()
+    assert "wake old" in world.reach(BACK)
+    assert world.servers == {"a": old}
+
+
+def _kept(world: World, name: str) -> bool:
+    server = world.servers.get(name)
+    return server is not None and server.engine.asleep and server.engine.used == AWAKE
 
 
 def test_memory_in_use_by_an_unknown_process_is_waited_for_and_reported(

@@ -241,7 +241,7 @@ def test_standby_is_warned_of_as_untried_and_where_it_cant_be_had() -> None:
     assert not any("standby" in warning for warning in examine("inventory/mine.py", at=NOW).warnings)
     declare(standby=True)
     (untried,) = (text for text in examine("inventory/mine.py", at=NOW).warnings if "standby" in text)
-    assert untried.startswith("chat: standby: this project has not tried it on a GPU yet")
+    assert untried.startswith("chat: standby: this project has tried it on one GPU with one model")
     declare(standby=True, flags={"api-server-count": 2})
     warnings = examine("inventory/mine.py", at=NOW).warnings
     assert any("standby: no, because --api-server-count 2" in text for text in warnings)

@@ -63,6 +63,7 @@ class Standby:
         self.most_held = int(os.environ.get(HOLD, MOST_HELD))
         self.hold_s = float(os.environ.get(HOLD_S, LONGEST_HELD_S))
         self.state = SERVING
+        self.slept = False  # since its start
         self.relay_to = ""
         self.ending = False
         self.in_flight = 0
@@ -165,6 +166,7 @@ class Standby:
                 told = {"ok": False, "error": str(error) or type(error).__name__}
             seen = {
                 "state": self.state,
+                "slept": self.slept,
                 "in_flight": self.in_flight,
                 "held": len(self.waiting),
                 "relay": self.relay_to,
@@ -223,6 +225,7 @@ class Standby:
         except BaseException:
             self._become(FAILED)
             raise
+        self.slept = True
         self._become(ASLEEP if asleep else AWAKE)
 
     def _open(self) -> None:

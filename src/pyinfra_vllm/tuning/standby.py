@@ -23,8 +23,8 @@ SEVERAL_PROCESSES = ("--api-server-count", "--data-parallel-size")
 CONNECTORS = ("--kv-transfer-config", "--kv-offloading-size", "--kv-offloading-backend")
 RUST = "VLLM_USE_RUST_FRONTEND"
 UNTRIED = (
-    "standby: this project has not tried it on a GPU yet, only on servers without one (docs/standby.md,"
-    " State): try it on a host that may fail"
+    "standby: this project has tried it on one GPU with one model, else on servers without a GPU"
+    " (docs/standby.md, State): try it on a host that may fail"
 )
 
 

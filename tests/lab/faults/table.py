@@ -333,8 +333,8 @@ FEW: list[Case] = [
     *_each("cable", "activate.intended", by="pyinfra"),
 ]
 # With standby, where the old release sleeps while the new one is judged. The acts of a turn are notes: the
-# first are sleep old, start new, await new, lead new, relay old.
-TURN = tuple(f"turn.note#{number}" for number in range(1, 6))
+# first are sleep old, start new, await new, sleep new, lead new, wake new, canary new, serve new, relay old.
+TURN = tuple(f"turn.note#{number}" for number in range(1, 10))
 STANDBY_KEPT = (
     "begin.done",
     "canary.done",
@@ -348,7 +348,7 @@ STANDBY_KEPT = (
     "measure-after.intended",
     # In turns: the servers change in each block.
     "turns.intended",
-    *(f"turn.note#{number}" for number in (6, 8, 10, 12, 14)),
+    *(f"turn.note#{number}" for number in (10, 12, 14, 16, 18)),
     "turns.done",
     "judge.done",
     "point.intended",
@@ -383,16 +383,16 @@ STANDBY: list[Case] = [
     *_each("symlink", *STANDBY_BACK[:3], **_back),
     *_each("no-sleep-old", "begin.done", "activate.intended"),
     *_each("no-sleep-old", "activate.intended", **_back),
-    *_each("no-sleep-new", "ready.done", "judge.done", "restore.intended", **_back),
+    *_each("no-sleep-new", "activate.intended", "ready.done", "judge.done", "restore.intended", **_back),
     *_each(
         "no-wake-old", "activate.intended", "judge.done", "restore.intended", "restore.intended+2", **_back
     ),
     *_each("wrong-old", "activate.intended", "judge.done", "restore.intended", "restore.intended+2", **_back),
-    *_each("memory-held", "activate.intended", "turn.note#1"),
+    *_each("memory-held", "activate.intended", "turn.note#1", "turn.note#4"),
     *_each("memory-held", "restore.intended", **_back),
     *_each("crash-old", "begin.done", "activate.intended", *TURN, "ready.done", "judge.done", "commit.done"),
     *_each("crash-old", *STANDBY_BACK[:5], **_back),
-    *_each("crash-new", "turn.note#3", "turn.note#4", "ready.done", "measure-after.intended", "judge.done"),
+    *_each("crash-new", *TURN[2:8], "ready.done", "measure-after.intended", "judge.done"),
     *_each("crash-new", *STANDBY_BACK[:3], **_back),
     *_each("symlink-late", "end.done"),
     *_each("nothing", LIFE, **_left),
@@ -411,7 +411,7 @@ STANDBY_SAMPLE: list[Case] = [
     *_each("kill", "turn.note#1", "point.done"),
     *_each("kill", "restore.intended+3", **_back),
     *_each("power", "turn.note#2"),
-    *_each("kill", "turn.note#10"),
+    *_each("kill", "turn.note#4", "turn.note#14"),
     *_each("front", "turn.note#2"),
     *_each("symlink", "judge.done"),
     *_each("no-sleep-old", "activate.intended"),

@@ -38,6 +38,8 @@ each, several parts run side by side: `pytest -s -m gpu -k one_gpu tests/lab/gpu
 
 Where no registry is reached, carry the Debian packages that `python -m lab carry --into DIR` fetches and name them in
 `PYINFRA_VLLM_LAB_DEBS`: the hosts' system is then the machine's own under a layer with these, and nothing is installed.
+`scripts/gpu_without_registry` packs these with a vLLM and the control side (pack.sh), sets both up there (setup.sh) and runs
+stories on a card (stories.sh).
 The output of real tools (nvidia-smi, logs, metrics, journals) is kept in `build/gpu`, or where `PYINFRA_VLLM_LAB_RESULTS` says.
 """  # noqa: E501
 NONE = "\n## Results\n\nThere is no whole run yet.\n"
@@ -51,9 +53,12 @@ TITLES = {
     "two-services": "Two GPUs, a service on each",
     "quality": "Answers, on the trained checkpoint",
     "first-start": "The first start of a next checkpoint",
+    "standby-8B-cost": "Standby, 8B: the cost of sleep mode",
     "standby-8B-kept": "Standby, 8B: equal releases are kept",
     "standby-8B-back": "Standby, 8B: slower releases go back",
+    "standby-32B-cost": "Standby, 32B: the cost of sleep mode",
     "standby-32B-kept": "Standby, 32B: equal releases are kept",
+    "standby-32B-kept-again": "Standby, 32B: an equal release is kept again",
     "standby-32B-back": "Standby, 32B: slower releases go back",
     "standby-faults-first": "Standby, faults: the first half",
     "standby-faults-second": "Standby, faults: the second half",
@@ -133,6 +138,8 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
         elif name == "sleep_mode":
             shares = ", ".join(f"{phase} {ratio}" for phase, ratio in value.items())
             yield f"tokens/s with sleep mode, of those without: {shares}"
+        elif name == "quiet":
+            yield f"where nobody else asked: {_in_turns(value)}"
         elif name == "faults":
             for told in value:
                 well = "" if told["right"] else ", and that is not right"
@@ -164,15 +171,19 @@ def _facts(facts: Mapping[str, Any], of: str = "") -> Iterable[str]:
 def _switch(number: int, told: Mapping[str, Any]) -> str:
     """A switch with standby as a line: clients, turns, memory, widths of the intervals."""
     back = f", {told['gap_back_s']} s on the way back ({told['back_s']} s by the journal)"
-    wider = "; ".join(f"{name} {each['turns']} ({each['apart']})" for name, each in told["widths"].items())
     return (
         f"switch {number}: {told['answered']:,} clients answered, {len(told['refused'])} refused; no token"
         f" for {told['gap_start_s']} s while the new release started (a plain restart:"
         f" {told['plain_restart_s']:.1f} s), {told['gap_turns_s']} s afterwards"
-        f"{back if told['back_s'] is not None else ''}; {told['turns']} turns, {told['blocks']} blocks;"
-        f" {told['asleep_mib']:,} MiB of the card while one slept, {told['host_mib']:,} MiB more of the"
-        f" machine's memory; widths of the intervals in turns (one after the other): {wider or 'none'}"
+        f"{back if told['back_s'] is not None else ''}; {told['asleep_mib']:,} MiB of the card while one"
+        f" slept, {told['host_mib']:,} MiB more of the machine's memory; {_in_turns(told)}"
     )
+
+
+def _in_turns(told: Mapping[str, Any]) -> str:
+    wider = "; ".join(f"{name} {each['turns']} ({each['apart']})" for name, each in told["widths"].items())
+    widths = f"widths of the intervals in turns (one after the other): {wider or 'none'}"
+    return f"{told['turns']} turns, {told['blocks']} blocks; {widths}"
 
 
 def _load(title: str, told: Mapping[str, Any]) -> str:

@@ -66,11 +66,11 @@ class Shape:
 
 
 # What config.json calls them. MiMo's own model_type is in no library: it is Qwen2 but for the layer that
-# drafts.
+# drafts, and called Qwen3 here, for transformers puts a tokenizer of its own in the place of any Qwen2's.
 FAMILIES = {
     "qwen3": ("Qwen3ForCausalLM", "qwen3"),
     "llama": ("LlamaForCausalLM", "llama"),
-    "mimo": ("MiMoForCausalLM", "qwen2"),
+    "mimo": ("MiMoForCausalLM", "qwen3"),
 }
 
 

@@ -29,9 +29,13 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class State:
-    """A server's answer on its control socket, with the pass for requests that go before its clients' own."""
+    """A server's answer on its control socket, with the pass for requests that go before its clients' own.
+
+    slept: whether it has slept since its start
+    """
 
     state: str
+    slept: bool
     in_flight: int
     held: int
     relay: str
@@ -78,6 +82,7 @@ def _read(line: bytes) -> State:
         raise Refused(str(answer["error"]))
     return State(
         str(answer["state"]),
+        bool(answer.get("slept", True)),  # a release that was built before does not say
         int(answer["in_flight"]),
         int(answer["held"]),
         str(answer["relay"]),

@@ -73,10 +73,12 @@ class Judging(Transaction):
     def _measure_well(self, old: Release) -> Record:
         """The baseline, measured beyond its budget where it varies so much that it could not resolve the
         margins: once the old release is stopped, its side of the doubt can't be measured away any more. Never
-        beyond the last start.
+        beyond the last start. One that only sleeps is measured again, in turns.
         """
         noise = self._noise()
         found = self._measure(old, "before", noise)
+        if self.turns:
+            return found
         criteria = self.criteria.at(max(self.settings.concurrency))
         left = precision.left_s(criteria, found, _until(self.order.last_start))
         if left > 1.0 and found.plan and not precision.settled(found.phases, criteria, noise):

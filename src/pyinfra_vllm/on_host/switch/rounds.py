@@ -109,7 +109,7 @@ class Rounds:
     def _start_both_again(self) -> None:
         """First the new release, while the old one is there; then the old one, while the new one is."""
         self.changes += bool(self.reach(pair.BACK))
-        self.reach(pair.TURN_TO_NEW)
+        self.reach(pair.ACTIVATE)
         try:
             self.keep_canary(pair.NEW)
         except ClientError as problem:

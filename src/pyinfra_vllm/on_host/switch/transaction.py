@@ -223,10 +223,12 @@ class Switch(Judging):
             return cursor
 
     def _reach_new(self, turns: standby.Turns) -> None:
-        """One that still sleeps since its own switch and fails to wake is started."""
+        """One that still sleeps since its own switch and fails to wake is started. Whoever goes back by hand
+        wants it to serve, whether it can sleep or not.
+        """
         slept = self.service.asleep(self.order.release)
         try:
-            turns.reach(pair.TURN_TO_NEW)
+            turns.reach(pair.TURN_TO_NEW if self.order.purpose == ROLLBACK else pair.ACTIVATE)
         except Failed as problem:
             if not slept:
                 raise

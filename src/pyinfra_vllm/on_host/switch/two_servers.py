@@ -91,6 +91,7 @@ class TwoServers:
         # Of this process alone; one that follows finds out anew.
         self._right: dict[str, bool] = {}  # canaries since the last wake
         self._busy: set[str] = set()
+        self._slept = ""  # who slept last, until somebody got the memory
         self._mute: set[str] = set()  # did not answer within a limit
         self._written_off: set[str] = set()  # requests that waited too long
 
@@ -128,7 +129,7 @@ class TwoServers:
             return Server(self._unit_state(who))
         owes = bool(told.held or told.in_flight) and who not in self._written_off
         relays = told.relay == str(self._other(who).api)
-        return Server(told.state, self._right.get(who), who in self._busy, relays, owes)
+        return Server(told.state, self._right.get(who), who in self._busy, relays, owes, told.slept)
 
     def _told(self, who: str) -> State | None:
         try:
@@ -170,6 +171,7 @@ class TwoServers:
 
     def _start(self, who: str) -> None:
         self._forget(who)
+        self._slept = ""
         systemd.start(self.members[who].unit)
 
     def _forget(self, who: str) -> None:
@@ -185,10 +187,12 @@ class TwoServers:
                 self._busy.add(who)  # or failed, which the next look shows
                 return
         self._busy.discard(who)
+        self._slept = who
 
     def _wake(self, who: str) -> None:
         self._right.pop(who, None)
         self._written_off.discard(who)
+        self._slept = ""
         with self._answering(who):
             try:
                 self.members[who].control.tell("wake", self.limits.wake_s)
@@ -227,10 +231,10 @@ class TwoServers:
     def _await_memory(self, who: str) -> None:
         if self._until(lambda: self.room(who), self.limits.memory_s):
             return
-        other = NEW if who == OLD else OLD
-        if self._server(other).state != pair.ASLEEP:
+        keeper = who if self._slept == who else NEW if who == OLD else OLD
+        if self._server(keeper).state != pair.ASLEEP:
             raise Stuck(f"the card's memory is still in use, by an unknown process: {self.look(who)}")
-        self._stop(other)  # it sleeps and keeps its memory
+        self._stop(keeper)  # it sleeps and keeps its memory
 
     @contextmanager
     def _answering(self, who: str) -> Iterator[None]:

@@ -214,7 +214,9 @@ class StandbyHost(SimulatedHost):
 
     def _answers(self, this: standby.Turns, who: str, key: str) -> str:
         release_id = this.releases[who].id
-        return "otherwise" if key and release_id in self.wrong else f"answers of {release_id}"
+        if release_id in self.wrong and release_id in self.slept:
+            return "otherwise"
+        return f"answers of {release_id}"
 
 
 def _release(unit: str) -> str:

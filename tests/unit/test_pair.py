@@ -53,7 +53,12 @@ MOST_ACTS = 14
 def servers() -> list[Server]:
     """Everything that can be seen of one server."""
     plain = [Server(state) for state in (DOWN, STARTING, DRAINING, FAILED)]
-    busy = [Server(SERVING, busy=busy, slept=slept) for busy in (False, True) for slept in (False, True)]
+    busy = [
+        Server(SERVING, canary=canary, busy=busy, slept=slept)
+        for canary in (None, True, False)
+        for busy in (False, True)
+        for slept in (False, True)
+    ]
     awake = [
         Server(AWAKE, canary=canary, busy=busy) for canary in (None, True, False) for busy in (False, True)
     ]
@@ -168,8 +173,8 @@ def test_a_turn() -> None:
 def test_a_release_that_has_just_started_sleeps_once_before_clients_come() -> None:
     seen = Seen(old=Server(SERVING), new=Server(DOWN), front=OLD)
     assert story(ACTIVATE, seen) == [
-        "sleep old", "memory new", "start new", "await new", "sleep new", "lead new", "memory new",
-        "wake new", "canary new", "serve new", "relay old",
+        "sleep old", "memory new", "start new", "await new", "canary new", "sleep new", "lead new",
+        "memory new", "wake new", "canary new", "serve new", "relay old",
     ]  # fmt: skip
     alone = Seen(old=Server(DOWN), new=Server(DOWN))
     assert story(ACTIVATE, alone) == ["start new", "await new", "lead new"]  # nobody to go back to

@@ -32,7 +32,8 @@ from pyinfra_vllm.report.status import rows
 from pyinfra_vllm.report.tables import reasons_of
 
 TO_NEW = [
-    "sleep old", "start new", "sleep new", "lead new", "wake new", "canary new", "serve new", "relay old",
+    "sleep old", "start new", "canary new", "sleep new", "lead new", "wake new", "canary new", "serve new",
+    "relay old",
 ]  # fmt: skip
 BACK = ["lead old", "sleep new", "wake old", "canary old", "serve old", "relay new", "stop new"]
 
@@ -68,8 +69,8 @@ def test_a_release_that_is_no_worse_is_kept_and_the_old_one_stopped(host: Standb
     steps = [entry["step"] for entry in host.journal() if entry["state"] == "done"]
     assert steps == [
         "begin", "prove-way-back", "prove-way-forward", "measure-before", "canary", "window",
-        "reserve-rollback", "activate", "ready", "canary", "kernel", "measure-after", "judge", "point",
-        "commit", "end",
+        "reserve-rollback", "canary", "activate", "ready", "canary", "kernel", "measure-after", "judge",
+        "point", "commit", "end",
     ]  # fmt: skip
 
 
@@ -111,6 +112,13 @@ def test_whatever_fails_one_proven_release_serves(
     assert host.switch() == ("committed" if stays == NEW else "rolled_back")
     ends_right(host, stays)
     assert [one for one in host.starts if one == OLD] == [one for one in starts if one == OLD]
+
+
+def test_a_new_release_that_answers_otherwise_after_its_first_wake_goes_back(host: StandbyHost) -> None:
+    host.wrong.add(NEW)
+    assert host.switch() == "rolled_back"
+    assert host.starts == [NEW] and "stop new" in host.acts()
+    ends_right(host, OLD)
 
 
 def test_an_old_release_that_answers_otherwise_after_its_wake_is_started_anew(host: StandbyHost) -> None:

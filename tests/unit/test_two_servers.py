@@ -189,7 +189,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 def test_a_start_turns_and_both_ends(world: World) -> None:
     assert world.reach(ACTIVATE) == [
-        "sleep old", "start new", "sleep new", "lead new", "wake new", "canary new", "serve new", "relay old",
+        "sleep old", "start new", "canary new", "sleep new", "lead new", "wake new", "canary new",
+        "serve new", "relay old",
     ]  # fmt: skip
     assert world.reach(TURN_TO_OLD) == [
         "lead old", "sleep new", "wake old", "canary old", "serve old", "relay new",

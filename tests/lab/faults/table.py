@@ -333,8 +333,9 @@ FEW: list[Case] = [
     *_each("cable", "activate.intended", by="pyinfra"),
 ]
 # With standby, where the old release sleeps while the new one is judged. The acts of a turn are notes: the
-# first are sleep old, start new, await new, sleep new, lead new, wake new, canary new, serve new, relay old.
-TURN = tuple(f"turn.note#{number}" for number in range(1, 10))
+# first are sleep old, start new, await new, canary new, sleep new, lead new, wake new, canary new, serve new,
+# relay old.
+TURN = tuple(f"turn.note#{number}" for number in range(1, 11))
 STANDBY_KEPT = (
     "begin.done",
     "canary.done",
@@ -343,12 +344,12 @@ STANDBY_KEPT = (
     *TURN,
     "activate.done",
     "ready.done",
-    "canary.done#2",
+    "canary.done#3",
     "kernel.done",
     "measure-after.intended",
     # In turns: the servers change in each block.
     "turns.intended",
-    *(f"turn.note#{number}" for number in (10, 12, 14, 16, 18)),
+    *(f"turn.note#{number}" for number in (11, 13, 15, 17, 19)),
     "turns.done",
     "judge.done",
     "point.intended",
@@ -388,11 +389,11 @@ STANDBY: list[Case] = [
         "no-wake-old", "activate.intended", "judge.done", "restore.intended", "restore.intended+2", **_back
     ),
     *_each("wrong-old", "activate.intended", "judge.done", "restore.intended", "restore.intended+2", **_back),
-    *_each("memory-held", "activate.intended", "turn.note#1", "turn.note#4"),
+    *_each("memory-held", "activate.intended", "turn.note#1", "turn.note#5"),
     *_each("memory-held", "restore.intended", **_back),
     *_each("crash-old", "begin.done", "activate.intended", *TURN, "ready.done", "judge.done", "commit.done"),
     *_each("crash-old", *STANDBY_BACK[:5], **_back),
-    *_each("crash-new", *TURN[2:8], "ready.done", "measure-after.intended", "judge.done"),
+    *_each("crash-new", *TURN[2:9], "ready.done", "measure-after.intended", "judge.done"),
     *_each("crash-new", *STANDBY_BACK[:3], **_back),
     *_each("symlink-late", "end.done"),
     *_each("nothing", LIFE, **_left),
@@ -411,7 +412,7 @@ STANDBY_SAMPLE: list[Case] = [
     *_each("kill", "turn.note#1", "point.done"),
     *_each("kill", "restore.intended+3", **_back),
     *_each("power", "turn.note#2"),
-    *_each("kill", "turn.note#4", "turn.note#14"),
+    *_each("kill", "turn.note#5", "turn.note#15"),
     *_each("front", "turn.note#2"),
     *_each("symlink", "judge.done"),
     *_each("no-sleep-old", "activate.intended"),

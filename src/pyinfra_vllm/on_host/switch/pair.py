@@ -49,7 +49,7 @@ class Server:
 
     state: of its unit where that is `down` or `starting`, else what its control socket says. A server that
         runs and does not answer within its limit is `failed`
-    canary: whether its answers since the last wake were right; None where they were not asked for
+    canary: whether its answers since the last wake or start were right; None where they were not asked for
     slept: whether it has slept since its start
     busy: it was told to sleep, and its requests did not end in time
     relays: those that wait for it are answered by the other one
@@ -69,7 +69,7 @@ class Server:
 
     @property
     def broken(self) -> bool:
-        return self.state == FAILED or (self.state == AWAKE and self.canary is False)
+        return self.state == FAILED or (self.state in (AWAKE, SERVING) and self.canary is False)
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Seen:
 class Goal:
     """Who serves, and what becomes of the other: `asleep` (where it is not down anyway) or `down`.
 
-    sleeps_first: one that has just started sleeps and wakes once before any client is led to it, while the
-        other sleeps. A first sleep takes seconds (5.4 for 5.7 GiB of weights on an H200, for host memory has
-        to be pinned; the next 0.3), which clients would wait for on the way back
+    sleeps_first: one that has just started answers the canary questions, sleeps and wakes before any client
+        is led to it, while the other sleeps. A first sleep takes seconds (5.4 for 5.7 GiB of weights on an
+        H200, for host memory has to be pinned; the next 0.3), which clients would wait for on the way back
     """
 
     serves: str
@@ -162,8 +162,9 @@ def _settle(goal: Goal, seen: Seen) -> Act | None:
     """The server of the goal serves: lead clients to it, then put the other one to sleep or stop it."""
     server, other = seen.of(goal.serves), seen.of(goal.its_other)
     if seen.front != goal.serves:
-        first = goal.sleeps_first and other.state == ASLEEP and not server.slept and not server.busy
-        return Act(SLEEP if first else LEAD, goal.serves)
+        if goal.sleeps_first and other.state == ASLEEP and not server.slept and not server.busy:
+            return Act(CANARY if server.canary is None else SLEEP, goal.serves)
+        return Act(LEAD, goal.serves)
     if other.has_memory:
         return _take_memory(goal, seen)
     if other.state == DOWN:

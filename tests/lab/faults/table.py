@@ -342,9 +342,9 @@ STANDBY_KEPT = (
     "reserve-rollback.done",
     "activate.intended",
     *TURN,
+    "canary.done#2",
     "activate.done",
     "ready.done",
-    "canary.done#3",
     "kernel.done",
     "measure-after.intended",
     # In turns: the servers change in each block.

@@ -127,6 +127,11 @@ class Turns:
         """Write down what this server answers now. Raises ClientError where it does not answer."""
         self._write(CANARIES, "done", release=self.releases[who].id, answers=self._answers(who, ""))
 
+    def know_canary(self, who: str) -> None:
+        """The same, unless it was asked before its first sleep."""
+        if self._kept(CANARIES, release=self.releases[who].id) is None:
+            self.keep_canary(who)
+
     def _member(self, who: str) -> Member:
         release = self.releases[who]
         assert release.sockets is not None

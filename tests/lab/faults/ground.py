@@ -43,6 +43,7 @@ FOLDER = "var/lib/faults"
 NO_START = f"/{FOLDER}/no-start"  # no start of the stub succeeds before the Unix time in it
 ENGINE = f"/{FOLDER}/engine"  # what fails of the stub's engine: `RELEASE SLEEP fails`, `RELEASE WAKE wrong`
 GATE = {**light_runtime.GATE, "budget_s": 5.0, "concurrency": [1]}
+STANDBY_MOST_S = 7.0  # in turns, with standby: a whole switch may take 30 s, on cores that others use
 SLOWNESS = float(os.environ.get("PYINFRA_VLLM_LAB_SLOWNESS", "1"))  # of this machine, where others use it too
 REAL_BUDGET_S = 20.0  # three real servers share two cores: 10 s once ended before a round's first answer
 
@@ -73,7 +74,9 @@ class Ground:
 
     @property
     def gate(self) -> dict[str, Any]:
-        return {**GATE, "budget_s": REAL_BUDGET_S} if self.real else GATE
+        if self.real:
+            return {**GATE, "budget_s": REAL_BUDGET_S}
+        return {**GATE, "max_budget_s": STANDBY_MOST_S} if self.standby else GATE
 
     @property
     def patience(self) -> float:

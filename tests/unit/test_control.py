@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,13 +63,14 @@ def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Control
 
 
 def test_a_server_is_told_to_sleep_and_to_wake(control: Control) -> None:
-    assert control.state().state == "serving"
+    assert (control.state().state, control.state().slept) == ("serving", False)
     slept = control.tell("sleep", limit_s=5)
     assert (slept.state, slept.held, slept.in_flight, slept.relay) == ("asleep", 0, 0, "")
     assert control.tell("relay", to="/b/api.sock").relay == "/b/api.sock"
     woken = control.tell("wake", limit_s=5)
     assert woken.state == "awake" and len(woken.key) == 32
-    assert control.tell("serve").state == "serving"
+    served = control.tell("serve")
+    assert (served.state, served.slept) == ("serving", True)
 
 
 def test_refusal_carries_the_servers_reason(control: Control) -> None:
@@ -82,10 +84,9 @@ def test_listener_of_another_unit_is_refused(control: Control) -> None:
     assert control.state().state == "serving"
 
 
-@pytest.mark.parametrize("answer", [b"", b"{}\n", b"[]\n", b"\xff\n", b'{"ok": true}\n', b"x" * (1 << 17)])
-def test_damaged_answer_is_mute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
-    monkeypatch.setattr(cgroup, "unit_of", lambda process: UNIT)
-    path = tmp_path / "control.sock"
+@contextmanager
+def answering(path: Path, answer: bytes) -> Iterator[Control]:
+    """The socket of a server of the unit that answers its one command so."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen()
@@ -98,9 +99,24 @@ def test_damaged_answer_is_mute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
         saying = threading.Thread(target=say)
         saying.start()
-        with pytest.raises(Mute):
-            Control(path, UNIT).state()
+        yield Control(path, UNIT)
         saying.join()
+
+
+@pytest.mark.parametrize("answer", [b"", b"{}\n", b"[]\n", b"\xff\n", b'{"ok": true}\n', b"x" * (1 << 17)])
+def test_damaged_answer_is_mute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    monkeypatch.setattr(cgroup, "unit_of", lambda process: UNIT)
+    with answering(tmp_path / "control.sock", answer) as control, pytest.raises(Mute):
+        control.state()
+
+
+def test_a_server_of_an_older_release_does_not_say_whether_it_has_slept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "unit_of", lambda process: UNIT)
+    old = b'{"ok": true, "state": "serving", "in_flight": 0, "held": 0, "relay": "", "pass": "x"}\n'
+    with answering(tmp_path / "control.sock", old) as control:
+        assert control.state().slept
 
 
 def test_missing_socket_is_mute(tmp_path: Path) -> None:

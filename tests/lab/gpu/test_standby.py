@@ -83,7 +83,7 @@ def _story(lab: Lab, model: str, name: str, wanted: dict[str, Any], **settings: 
 
 
 def _switches(story: Story, count: int, title: str, flags: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What was seen of each switch, one after another, from the first installation on."""
+    """Install, restart, then make so many switches beside clients; yields the measurements of each."""
     story.install("first installation, with standby")
     story.facts["first"] = first = looks.running(story.host, "chat")
     plain = story.plain_restart("systemctl restart", f"vllm-chat.{first}").silent_s
@@ -131,7 +131,7 @@ def _seen(story: Story, beside: Beside) -> dict[str, Any]:
 def _turns(story: Story) -> dict[str, Any]:
     """How often the servers changed, and how many blocks there were."""
     entries = looks.newest_entries(story.host, "chat")
-    (*_, found) = [{}, *(entry for entry in entries if (entry["step"], entry["state"]) == ("turns", "done"))]
+    found = next((each for each in entries if (each["step"], each["state"]) == ("turns", "done")), {})
     return {"turns": found.get("turns"), "blocks": found.get("blocks", 0)}
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import statistics
 import time
+from collections.abc import Callable
+from functools import partial
+from importlib import resources
 from typing import Any
 
 import pytest
+import yaml
 from resolving import resolve, values
 
 from pyinfra_vllm.catalog import flags as flag_table
@@ -26,6 +31,9 @@ A10G_STACK = (
     "qk_norm_rope_fusion",
     "no_thinking",
 )
+
+# Readings of the table of cards: 0.9 s where the walk took 0.85 and was 19 of them. It is 16 now.
+SECOND = 20
 
 
 # The whole table
@@ -60,15 +68,33 @@ def test_every_model_on_every_gpu(version: str) -> None:
 
 @pytest.mark.alone
 def test_all_models_on_all_gpus_take_less_than_a_second() -> None:
-    """The issue's second for one version; the better of two, in time of the processor."""
-    times = []
-    for _ in range(2):
-        began = time.process_time()
-        for gpu in GPUS:
-            for model in shapes.names():
-                resolve(model, gpu, VERSIONS[-1], max_model_len=4096)
-        times.append(time.process_time() - began)
-    assert min(times) < 1.0  # 1.9 before 0.85, 1680 answers
+    """For one version, and on a machine that reads the table of cards in 0.045 s: machines differ by more
+    than two, and one by half from second to second, so the walk is measured in readings, in turns with it.
+    The better of two.
+    """
+    assert min(readings_of_a_walk(), readings_of_a_walk()) < SECOND
+
+
+def readings_of_a_walk() -> float:
+    cards = (resources.files("pyinfra_vllm.catalog") / "gpus.yaml").read_text(encoding="utf-8")
+    walk, readings = 0.0, []
+    for index, gpu in enumerate(GPUS):
+        walk += time_of(partial(resolve_all, gpu))
+        if index % 3 == 0:
+            readings.append(time_of(lambda: yaml.load(cards, yaml.SafeLoader)))
+    return walk / statistics.mean(readings)
+
+
+def resolve_all(gpu: str) -> None:
+    for model in shapes.names():
+        resolve(model, gpu, VERSIONS[-1], max_model_len=4096)
+
+
+def time_of(work: Callable[[], object]) -> float:
+    """Seconds of the processor."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
 
 
 def test_no_setting_is_tried_where_the_weights_alone_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:

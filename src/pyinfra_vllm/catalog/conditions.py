@@ -20,44 +20,69 @@ Where a word takes a number or a version, "$name" is another fact. Without a val
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pyinfra_vllm.catalog import versions
 
 Facts = Mapping[str, Any]
+Passes = Callable[
+    [Any, Facts], bool
+]  # a test, of one fact's value; the other facts are there to compare with
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test of a `when`. `alone`: it compares with no other fact."""
+
+    fact: str
+    passes: Passes
+    alone: bool
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A `when` that has been read: most of a resolution is spent in asking it."""
+
+    tests: tuple[Test, ...]
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether every test holds.
+
+        Raises KeyError for a fact that doesn't exist: a typing error in the catalog.
+        """
+        for test in self.tests:
+            try:
+                value = facts[test.fact]
+            except KeyError:
+                value = _fact(test.fact, facts)
+            if not test.passes(value, facts):
+                return False
+        return True
+
+    def among(self, known: Facts) -> Condition | None:
+        """What is left to ask where these facts are known; None where it can't hold."""
+        told = [test for test in self.tests if test.alone and test.fact in known]
+        if not all(test.passes(known[test.fact], known) for test in told):
+            return None
+        return Condition(tuple(test for test in self.tests if test not in told))
+
+    def needed(self) -> tuple[str, ...]:
+        """The flags and variables without which it can't hold: most rules are about one that isn't set."""
+        return tuple(test.fact for test in self.tests if _is_setting(test.fact) and not test.passes(None, {}))
+
+
+def read(when: Mapping[str, Any] | None) -> Condition:
+    """A `when` of the catalog. Raises ValueError for a word that is no test."""
+    return Condition(
+        tuple(Test(name, _passes(test), "$" not in str(test)) for name, test in (when or {}).items())
+    )
 
 
 def holds(when: Mapping[str, Any] | None, facts: Facts) -> bool:
-    """Whether every test holds.
-
-    Raises KeyError for a fact that doesn't exist: a typing error in the catalog.
-    """
-    if not when:
-        return True
-    for name, test in when.items():  # most of a resolution is spent here
-        try:
-            value = facts[name]
-        except KeyError:
-            value = _fact(name, facts)
-        if not _test(test, value, facts):
-            return False
-    return True
-
-
-def possible(when: Mapping[str, Any] | None, known: Mapping[str, Any]) -> bool:
-    """Whether a `when` may hold where these facts are known: their tests do, but for those against others."""
-    return all(
-        name not in known or "$" in str(test) or _test(test, known[name], known)
-        for name, test in (when or {}).items()
-    )
-
-
-def needed(when: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The flags and variables without which a `when` can't hold: most rules are about one that isn't set."""
-    return tuple(
-        name for name, test in (when or {}).items() if _is_setting(name) and not _test(test, None, {})
-    )
+    """The same for a `when` that is asked once."""
+    return read(when).holds(facts)
 
 
 def _is_setting(name: str) -> bool:
@@ -75,34 +100,47 @@ def _fact(name: str, facts: Facts) -> Any:
         ) from None
 
 
-def _test(test: Any, value: Any, facts: Facts) -> bool:
-    if type(test) is str and type(value) is str:  # as most are
-        return test == value
-    if isinstance(test, dict):
-        for word, operand in test.items():  # noqa: SIM110  # as above
-            if not _word(word, operand, value, facts):
-                return False
-        return True
+def _passes(test: Any) -> Passes:
+    if isinstance(test, Mapping):
+        return _all([_word(word, operand) for word, operand in test.items()])
     if isinstance(test, list):
-        return any(_same(each, value) for each in test)
-    return _same(test, value)
+        return lambda value, facts: any(_same(each, value) for each in test)
+    return lambda value, facts: _same(test, value)
 
 
-def _word(word: str, operand: Any, value: Any, facts: Facts) -> bool:
+def _all(words: Iterable[Passes]) -> Passes:
+    first, *others = words
+    if not others:
+        return first
+    return lambda value, facts: first(value, facts) and all(word(value, facts) for word in others)
+
+
+def _word(word: str, operand: Any) -> Passes:
     if word == "set":
-        return (value is not None) is bool(operand)
+        wanted = bool(operand)
+        return lambda value, facts: (value is not None) is wanted
     if word == "not":
-        return not _test(operand, value, facts)
+        passes = _passes(operand)
+        return lambda value, facts: not passes(value, facts)
     if word not in COMPARISONS:
         raise ValueError(f"`when` uses {word!r}, which is no test: not, set, {', '.join(COMPARISONS)}")
-    if value is None:
-        return False
-    if isinstance(operand, str) and operand.startswith("$"):
-        operand = _fact(operand[1:], facts)
-    return operand is not None and COMPARISONS[word](value, operand)
+    compare = COMPARISONS[word]
+    if not (isinstance(operand, str) and operand.startswith("$")):
+        return lambda value, facts: value is not None and compare(value, operand)
+    other = operand[1:]
+
+    def compared(value: Any, facts: Facts) -> bool:
+        if value is None:
+            return False
+        with_this = _fact(other, facts)
+        return with_this is not None and compare(value, with_this)
+
+    return compared
 
 
 def _same(wanted: Any, value: Any) -> bool:
+    if type(wanted) is str and type(value) is str:  # as most are
+        return wanted == value
     if isinstance(wanted, bool) or isinstance(value, bool):
         return wanted is value
     return value is not None and str(wanted) == str(value)

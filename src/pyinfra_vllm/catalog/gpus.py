@@ -221,6 +221,7 @@ def _same_card(rest: str, row: Mapping[str, Any]) -> bool:
     )
 
 
+@lru_cache(maxsize=1024)
 def normal(name: str) -> str:
     """A GPU name without case, maker, series and punctuation: `NVIDIA A100-SXM4-80GB` is `a100 sxm4 80gb`."""
     text = re.sub(r"[-_/]+", " ", name.lower())

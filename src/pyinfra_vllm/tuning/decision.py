@@ -12,7 +12,7 @@ from typing import Any
 
 from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import table
-from pyinfra_vllm.catalog.conditions import needed, possible
+from pyinfra_vllm.catalog.conditions import Condition, read
 from pyinfra_vllm.catalog.gpus import Gpu
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.tuning import declared as operator
@@ -69,19 +69,21 @@ def decide(request: Request) -> Decision:
     settled = tuple(fixed[name] for name in SETTLED)
     found = _measured(request, profile)
     instead = found.settings if found else request.instead
-    for _, entry in _possible("layers.yaml", settled, UNMEASURED if instead else ()):
-        apply(entry, facts, profile)
+    for _, when, entry in _possible("layers.yaml", settled, UNMEASURED if instead else ()):
+        if when.holds(facts):
+            apply(entry, facts, profile)
     settings = measured.apply(instead, request, known, profile) if instead else {}
     operator.apply_variants(request.variants, facts, profile)
     operator.apply_flags(request.flags, known, version, profile)
     operator.check_names(request.flags, request.environment, shape.name, facts["draft_model"], profile)
     operator.apply_environment(request.environment, version, profile)
-    for names, rule in _possible("rules.yaml", settled):
+    for names, when, rule in _possible("rules.yaml", settled):
         for name in names:
             if name not in profile.flags and name not in profile.environment:
                 break
         else:
-            apply(rule, facts, profile)
+            if when.holds(facts):
+                apply(rule, facts, profile)
     operator.keep_known(profile, known, version)
     _add_refusals(request, profile)
     kernels = _kernels(shape, card, facts)
@@ -120,8 +122,9 @@ def _measured(request: Request, profile: Profile) -> Measured | None:
 @lru_cache(maxsize=1024)
 def _possible(
     name: str, settled: tuple[Any, ...], without: tuple[str, ...] = ()
-) -> tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]:
-    """The entries of a table that may apply for these facts, in order, each with the settings it is about.
+) -> tuple[tuple[tuple[str, ...], Condition, Mapping[str, Any]], ...]:
+    """The entries of a table that may apply for these facts, in order, each with the settings it is about
+    and what is left of its condition.
 
     + without: layers that are left out
 
@@ -131,9 +134,8 @@ def _possible(
     rows = table(name)
     layers = [layer for layer in LAYERS if layer not in without]
     entries = [entry for layer in layers for entry in rows[layer]] if isinstance(rows, Mapping) else rows
-    return tuple(
-        (needed(entry.get("when")), entry) for entry in entries if possible(entry.get("when"), known)
-    )
+    left = [(read(entry.get("when")).among(known), entry) for entry in entries]
+    return tuple((when.needed(), when, entry) for when, entry in left if when)
 
 
 def _keeps_to_states(load: fit.Load, predicted: fit.Fit, facts: Facts) -> bool:

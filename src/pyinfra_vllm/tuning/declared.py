@@ -9,6 +9,7 @@ from typing import Any
 
 from pyinfra_vllm.catalog import flags as flag_table
 from pyinfra_vllm.catalog import table, variables, versions
+from pyinfra_vllm.catalog.conditions import holds
 from pyinfra_vllm.tuning import values
 from pyinfra_vllm.tuning.facts import Facts
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
@@ -93,8 +94,10 @@ def _apply_variant(name: str, given: Any, facts: Facts, profile: Profile) -> Non
     parameters = _parameters(name, known[name].get("parameters", {}), given, profile)
     if parameters is None:
         return
+    asked = facts.given(parameters)
     for entry in known[name]["entries"]:
-        apply(entry, facts.given(parameters), profile)
+        if holds(entry.get("when"), asked):
+            apply(entry, asked, profile)
 
 
 def _parameters(
@@ -146,7 +149,7 @@ def apply_flags(declared: Mapping[str, Any], known: Collection[str], version: st
 
 def _declare(flag: str, value: Any, profile: Profile) -> None:
     if value is None:
-        profile.flags.pop(flag, None)
+        profile.drop(flag)
         return
     profile.set(flag, value, "declared by the operator", SOURCE)
     profile.declared.add(flag)
@@ -222,7 +225,7 @@ def apply_environment(declared: Mapping[str, str], version: str, profile: Profil
             profile.warn(f"environment: vLLM {version} doesn't read {name}: {advice}")
         elif wrong := variables.problem(name, str(value)):
             _misread_variable(f"environment: {name} {wrong}", version, profile)
-        profile.environment[name] = Flag(name, str(value), "declared by the operator", SOURCE)
+        profile.take(Flag(name, str(value), "declared by the operator", SOURCE))
         profile.declared.add(name)
 
 
@@ -239,7 +242,8 @@ def keep_known(profile: Profile, known: Collection[str], version: str) -> None:
     for flag in list(profile.flags):
         if flag_table.base(flag) in known:
             continue
-        chosen = profile.flags.pop(flag)
+        chosen = profile.flags[flag]
+        profile.drop(flag)
         new = flag_table.renamed(flag)
         if new and flag_table.base(new) in known:
             profile.set(*values.of_map(new, chosen.value), chosen.reason, chosen.source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import table, versions
@@ -16,6 +16,7 @@ from pyinfra_vllm.tuning.profile import Profile
 
 GPUS_OF_A_HOST = (1, 2, 3, 4, 5, 6, 7, 8)
 SPECULATION = {"--spec-method": "method", "--spec-model": "model", "--spec-tokens": "num_speculative_tokens"}
+T = TypeVar("T")
 CPU_SEQUENCES = 4  # full-length requests that a CPU host's cache holds unless the operator says otherwise
 
 
@@ -75,20 +76,32 @@ class Facts(Mapping[str, Any]):
         self.profile = profile
         self.shape = shape
         self.gpu = gpu
+        self._derived: dict[Callable[[Facts], Any], Any] = {}  # after so many changes to the profile:
+        self._changes = profile.changes
 
     def __getitem__(self, name: str) -> Any:
-        derive = DERIVED.get(name)
-        if derive:
-            return derive(self)
-        if name in self.fixed:
-            return self.fixed[name]
         if name.startswith("--"):
             chosen = self.profile.flags.get(name)
             return values.meaning(name, chosen.value) if chosen else None
+        derive = DERIVED.get(name)
+        if derive:
+            return self.once(derive)
+        if name in self.fixed:
+            return self.fixed[name]
         if not name.isupper():
             raise KeyError(name)
         setting = self.profile.environment.get(name)
         return values.meaning(name, setting.value) if setting else None
+
+    def once(self, derive: Callable[[Facts], T]) -> T:
+        """What follows from the facts, worked out once until the profile changes: rules ask many times."""
+        if self._changes != self.profile.changes:
+            self._derived.clear()
+            self._changes = self.profile.changes
+        if derive not in self._derived:
+            self._derived[derive] = derive(self)
+        found: T = self._derived[derive]
+        return found
 
     def __contains__(self, name: object) -> bool:
         return name in self.fixed or name in DERIVED
@@ -158,7 +171,7 @@ def tensor_parallel_choices(shape: Shape) -> list[int]:
 def _tensor_parallel_size(facts: Facts) -> int:
     """The declared one, or the GPUs that the other kinds of parallelism leave to each of their ranks."""
     declared = facts["--tensor-parallel-size"]
-    return int(declared or max(1, facts.fixed["gpu_count"] // _other_ranks(facts)))
+    return int(declared or max(1, facts.fixed["gpu_count"] // facts.once(_other_ranks)))
 
 
 def pipeline_parallel_size(facts: Facts) -> int:
@@ -169,13 +182,13 @@ def _gpus_needed(facts: Facts) -> int:
     """Processes with a GPU of their own (vllm/config/parallel.py), less those of data-parallel ranks
     elsewhere.
     """
-    return _tensor_parallel_size(facts) * _other_ranks(facts)
+    return facts.once(_tensor_parallel_size) * facts.once(_other_ranks)
 
 
 def _other_ranks(facts: Facts) -> int:
     ranks = facts["--data-parallel-size-local"] or facts["--data-parallel-size"] or 1
     prefill = int(facts["--prefill-context-parallel-size"] or 1)
-    return pipeline_parallel_size(facts) * int(ranks) * prefill
+    return facts.once(pipeline_parallel_size) * int(ranks) * prefill
 
 
 def configured(facts: Facts, flag: str) -> dict[str, Any]:
@@ -196,33 +209,33 @@ def speculation(facts: Facts) -> dict[str, Any]:
 
 def _twice_speculated(facts: Facts) -> str | None:
     """The shorthand whose key --speculative-config has too."""
-    if not speculation(facts):
+    if not facts.once(speculation):
         return None
     whole = configured(facts, "--speculative-config")
     return next((flag for flag, key in SPECULATION.items() if facts[flag] and key in whole), None)
 
 
 def _speculative_tokens(facts: Facts) -> int:
-    return _count(speculation(facts).get("num_speculative_tokens")) or 0
+    return _count(facts.once(speculation).get("num_speculative_tokens")) or 0
 
 
 def _draft_layers(facts: Facts) -> int:
     """Layers of multi-token prediction that run: each has full attention (models/qwen3_5_mtp.py)."""
-    return facts.shape.mtp_layers if str(speculation(facts).get("method")).endswith("mtp") else 0
+    return facts.shape.mtp_layers if str(facts.once(speculation).get("method")).endswith("mtp") else 0
 
 
 def _speculative_method(facts: Facts) -> str | None:
-    method = speculation(facts).get("method")
+    method = facts.once(speculation).get("method")
     return method if isinstance(method, str) else None
 
 
 def _own_mtp(facts: Facts) -> bool:
     """Whether the model itself is to predict several tokens: by no model of another repository."""
-    return str(_speculative_method(facts)).endswith("mtp") and _draft_model(facts) is None
+    return str(facts.once(_speculative_method)).endswith("mtp") and facts.once(_draft_model) is None
 
 
 def _draft_model(facts: Facts) -> str | None:
-    model = speculation(facts).get("model")
+    model = facts.once(speculation).get("model")
     return model if isinstance(model, str) else None
 
 
@@ -240,14 +253,14 @@ def _largest_graph(facts: Facts) -> int | None:
         or facts["--cuda-graph-sizes"]
     )
     sizes = map(_count, listed if isinstance(listed, list | tuple) else [listed])
-    most = _batched_tokens(facts)
+    most = facts.once(_batched_tokens)
     return max((size for size in sizes if size and size <= most), default=None)
 
 
 def _captured_graph(facts: Facts) -> int | None:
     """The largest captured size up to the limit if none are listed (config/vllm.py): by 8, then by 16."""
-    limit = _graph_limit(facts)
-    if limit is None or _largest_graph(facts) or limit == _batched_tokens(facts):
+    limit = facts.once(_graph_limit)
+    if limit is None or facts.once(_largest_graph) or limit == facts.once(_batched_tokens):
         return limit
     if limit < 8:
         return max(size for size in (1, 2, 4) if size <= limit)
@@ -256,8 +269,8 @@ def _captured_graph(facts: Facts) -> int | None:
 
 def _graph_size(facts: Facts) -> int:
     """A graph size that agrees with the drafted tokens: full batches, or the multiple below the declared."""
-    step = _decode_step(facts)
-    return _decode_tokens(facts) or max(1, (_graph_limit(facts) or step) // step) * step
+    step = facts.once(_decode_step)
+    return facts.once(_decode_tokens) or max(1, (facts.once(_graph_limit) or step) // step) * step
 
 
 def batch_defaults(facts: Facts) -> Mapping[str, int]:
@@ -285,8 +298,8 @@ def _batched_tokens(facts: Facts) -> int:
     declared: int | None = facts["--max-num-batched-tokens"]
     if declared:
         return declared
-    whole = _length(facts) if facts["--enable-chunked-prefill"] is False else None
-    return max(batch_defaults(facts)["max_num_batched_tokens"], whole or 0)
+    whole = facts.once(_length) if facts["--enable-chunked-prefill"] is False else None
+    return max(facts.once(batch_defaults)["max_num_batched_tokens"], whole or 0)
 
 
 def _architecture(facts: Facts) -> str | None:
@@ -304,11 +317,11 @@ def _context(facts: Facts) -> Context:
 
 
 def _max_position(facts: Facts) -> int | None:
-    return _context(facts).longest or None
+    return facts.once(_context).longest or None
 
 
 def _length(facts: Facts) -> int | None:
-    default = _context(facts).default
+    default = facts.once(_context).default
     length: int | None = facts.fixed["max_model_len"] or default or None
     return length
 
@@ -319,12 +332,12 @@ def _count(value: Any) -> int | None:
 
 
 def _decode_step(facts: Facts) -> int:
-    return 1 + _speculative_tokens(facts)
+    return 1 + facts.once(_speculative_tokens)
 
 
 def _decode_tokens(facts: Facts) -> int | None:
     sequences = facts["--max-num-seqs"]
-    return int(sequences) * _decode_step(facts) if sequences else None
+    return int(sequences) * facts.once(_decode_step) if sequences else None
 
 
 def _spare_gib(facts: Facts) -> float | None:
@@ -332,19 +345,19 @@ def _spare_gib(facts: Facts) -> float | None:
     share = facts["--gpu-memory-utilization"]
     if share is None:
         return None
-    return round((facts.gpu.usable_bytes * float(share) - _weights_bytes(facts)) / GIB, 1)
+    return round((facts.gpu.usable_bytes * float(share) - facts.once(_weights_bytes)) / GIB, 1)
 
 
 def _beside_weights(facts: Facts) -> int:
     """Bytes of a GPU beside the weights, whatever share of it vLLM may take."""
-    return facts.gpu.usable_bytes - _weights_bytes(facts)
+    return facts.gpu.usable_bytes - facts.once(_weights_bytes)
 
 
 def _weights_bytes(facts: Facts) -> int:
     """Bytes of the weights on one GPU, before anything is known of a kernel that repacks them."""
     load = fit.Load(
-        *(_tensor_parallel_size(facts), 0, 1.0, 1, 1),
-        pipeline_parallel_size=pipeline_parallel_size(facts),
+        *(facts.once(_tensor_parallel_size), 0, 1.0, 1, 1),
+        pipeline_parallel_size=facts.once(pipeline_parallel_size),
         data_parallel_size=int(facts["--data-parallel-size"] or 1),
         offload_bytes=int(float(facts["--cpu-offload-gb"] or 0) * GIB),
     )
@@ -352,7 +365,7 @@ def _weights_bytes(facts: Facts) -> int:
 
 
 def _cpu_kv_cache_gib(facts: Facts) -> int:
-    tokens = _length(facts) or 0
+    tokens = facts.once(_length) or 0
     request = fit.layout(facts.shape, fit.Load(1, tokens, 1.0, 1, 1)).request_bytes(tokens)
     return max(1, math.ceil(CPU_SEQUENCES * request / GIB))
 
@@ -364,7 +377,7 @@ def _choices(facts: Facts) -> str:
 
 DERIVED: dict[str, Callable[[Facts], Any]] = {
     "architecture": _architecture,
-    "generates": lambda facts: generates(_architecture(facts) or ""),
+    "generates": lambda facts: generates(facts.once(_architecture) or ""),
     "length": _length,
     "max_position": _max_position,
     "batched_tokens": _batched_tokens,

@@ -26,7 +26,7 @@ def load_of(facts: Facts, kernels: Sequence[str]) -> fit.Load | None:
         max_model_len=length,
         utilization=float(share),
         max_num_batched_tokens=facts["batched_tokens"],
-        max_num_seqs=int(facts["--max-num-seqs"] or batch_defaults(facts)["max_num_seqs"]),
+        max_num_seqs=int(facts["--max-num-seqs"] or facts.once(batch_defaults)["max_num_seqs"]),
         kv_cache_dtype=str(facts["--kv-cache-dtype"] or "auto"),
         dtype=str(facts["--dtype"] or "auto"),
         prefix_caching=_prefix_caching(facts),
@@ -36,7 +36,7 @@ def load_of(facts: Facts, kernels: Sequence[str]) -> fit.Load | None:
         graph_limit=facts["graph_limit"] or facts["largest_graph"],
         eager=bool(facts["--enforce-eager"]),
         kernels=tuple(kernels),
-        pipeline_parallel_size=pipeline_parallel_size(facts),
+        pipeline_parallel_size=facts.once(pipeline_parallel_size),
         data_parallel_size=int(facts["--data-parallel-size"] or 1),
         kv_cache_bytes=_fixed_cache_bytes(facts),
         batches_in_flight=_batches_in_flight(facts),
@@ -55,8 +55,8 @@ def _batches_in_flight(facts: Facts) -> int:
     """
     if versions.below(facts.fixed["vllm"], "0.26"):
         return 1
-    stages = pipeline_parallel_size(facts)
-    drafted = str(speculation(facts).get("method")) in NOT_AHEAD
+    stages = facts.once(pipeline_parallel_size)
+    drafted = str(facts.once(speculation).get("method")) in NOT_AHEAD
     alone = facts.gpu.platform == "cpu" or facts["--async-scheduling"] is False or drafted
     return stages if alone else stages + 1
 

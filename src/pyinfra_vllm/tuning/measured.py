@@ -81,10 +81,12 @@ def apply(given: Settings, request: Request, known: Collection[str], profile: Pr
     own = names_declared(request)
     for name, value in given.flags.items():
         if declared.spelled(name) not in own and value is None:
-            profile.flags.pop(declared.spelled(name), None)
-    profile.flags.update({name: flag for name, flag in read.flags.items() if name not in own})
-    profile.environment.update({name: flag for name, flag in read.environment.items() if name not in own})
-    return {**read.flags, **read.environment}
+            profile.drop(declared.spelled(name))
+    settings = {**read.flags, **read.environment}
+    for name, setting in settings.items():
+        if name not in own:
+            profile.take(setting)
+    return settings
 
 
 def differences(
@@ -112,9 +114,8 @@ def _read(given: Settings, known: Collection[str], version: str, profile: Profil
     for text in read.warnings:
         profile.warn(f"{given.source}: {text}")
     profile.understood = profile.understood and read.understood
-    for settings in (read.flags, read.environment):
-        for name, flag in settings.items():
-            settings[name] = replace(flag, reason=given.reason, source=given.source)
+    for setting in (*read.flags.values(), *read.environment.values()):
+        read.take(replace(setting, reason=given.reason, source=given.source))
     return read
 
 

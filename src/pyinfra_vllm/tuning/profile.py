@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyinfra_vllm.catalog.conditions import Facts, holds
+from pyinfra_vllm.catalog.conditions import Facts
 from pyinfra_vllm.tuning import values
 
 NAME = re.compile(r"\$(--[a-z0-9-]+|[a-z_]+)")
@@ -29,12 +29,16 @@ class Flag:
 class Profile:
     """Flags by name, environment by variable, and what was said about them.
 
-    Later settings win; mappings merge.
+    Later settings win; mappings merge. `changes` counts them: what follows from the settings is right until
+    the next.
     """
 
     def __init__(self) -> None:
-        self.flags: dict[str, Flag] = {}
-        self.environment: dict[str, Flag] = {}
+        self._flags: dict[str, Flag] = {}
+        self._environment: dict[str, Flag] = {}
+        self.flags: Mapping[str, Flag] = self._flags
+        self.environment: Mapping[str, Flag] = self._environment
+        self.changes = 0
         self.warnings: list[str] = []
         self.errors: list[str] = []
         self.understood = True  # every declared value was one
@@ -48,7 +52,17 @@ class Profile:
         merged = (
             _merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
         )
-        self.flags[flag] = Flag(flag, merged, reason, source)
+        self.take(Flag(flag, merged, reason, source))
+
+    def take(self, setting: Flag) -> None:
+        """A flag or a variable as it is, in the place of any before."""
+        settings = self._flags if setting.flag.startswith("-") else self._environment
+        settings[setting.flag] = setting
+        self.changes += 1
+
+    def drop(self, flag: str) -> None:
+        self._flags.pop(flag, None)
+        self.changes += 1
 
     def warn(self, text: str) -> None:
         if text not in self.warnings:
@@ -65,9 +79,7 @@ class Profile:
 
 
 def apply(entry: Mapping[str, Any], facts: Facts, profile: Profile) -> None:
-    """Applies one entry of the catalog where its `when` holds."""
-    if not holds(entry.get("when"), facts):
-        return
+    """Applies one entry of the catalog, whose `when` holds."""
     reason = fill(entry.get("reason", ""), facts)
     source = entry.get("source", "")
     for flag, value in entry.get("flags", {}).items():
@@ -75,7 +87,7 @@ def apply(entry: Mapping[str, Any], facts: Facts, profile: Profile) -> None:
     for name, value in entry.get("environment", {}).items():
         _set_variable(name, str(fill(value, facts)), reason, source, profile)
     for flag in entry.get("drop", ()):
-        profile.flags.pop(flag, None)
+        profile.drop(flag)
     if "warning" in entry:
         profile.warn(fill(entry["warning"], facts))
     if "error" in entry:
@@ -111,7 +123,7 @@ def _set(flag: str, value: Any, reason: str, source: str, profile: Profile) -> N
 def _set_variable(name: str, value: str, reason: str, source: str, profile: Profile) -> None:
     """The same for a variable of the environment."""
     if name not in profile.declared:
-        profile.environment[name] = Flag(name, value, reason, source)
+        profile.take(Flag(name, value, reason, source))
         return
     own = profile.environment[name].value
     if values.meaning(name, own) != values.meaning(name, value):

@@ -262,6 +262,7 @@ def test_the_page_has_a_row_for_each_step_and_the_reason_of_each_way_back() -> N
     assert "GPU 0: 133,633 MiB in use, 132,269 predicted (+1.0%)" in text
     assert "cut off" not in text and "cut off" in page.render([{**document, "ended": False}])
     assert "no whole run yet" in page.render([])
+    assert "Linux 6.18; product `0a1b2c3d4e5f`.\n" in page.render([{**document, "product": "0a1b2c3d4e5f"}])
     # A run of some stories leaves the others' chapters as they are, in the page's own order.
     other = page.render([{**document, "story": "other-models"}])
     both = page.render([document], before=other)

@@ -4,6 +4,7 @@ keeping.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import device_policy, venvs
+from lab.control import CHECKOUT
 from lab.machine import Host
 
 from pyinfra_vllm.on_host.inspect import gpus as inspect_gpus
@@ -108,6 +110,16 @@ def running(host: Host, service: str) -> str | None:
     """The release that the process was started from."""
     (found,) = json.loads(host.ssh(f"python3 {ROOT}/bin/on-host.pyz status {service}").stdout)
     return None if found["running"] is None else str(found["running"])
+
+
+def product() -> str:
+    """What is being tried, as a digest: the stories of several runs are of one product, or they aren't."""
+    folders = [path for name in ("src", "templates") for path in (CHECKOUT / name).rglob("*")]
+    files = [path for path in folders if path.is_file() and path.suffix != ".pyc"]
+    digest = hashlib.sha256()
+    for path in sorted([*files, CHECKOUT / "deploy.py", CHECKOUT / "rollback.py"]):
+        digest.update(f"{path.relative_to(CHECKOUT)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 def machine(host: Host) -> dict[str, Any]:

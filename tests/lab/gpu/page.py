@@ -12,6 +12,7 @@ from typing import Any
 
 from lab.control import CHECKOUT
 
+from . import looks
 from .story import PLACE
 
 PAGE = CHECKOUT / "docs/gpu.md"
@@ -27,6 +28,8 @@ other.
   first installation that is the whole start.
 - **Plain restarts**: the same divided by what `systemctl restart` took in the same story. A release that goes back has
   restarted twice.
+- **Product**: a digest of `src`, `templates`, `deploy.py` and `rollback.py`. Stories with the same one tried the same product,
+  whenever they ran; `python -m gpu.page` names those that tried another than this checkout's.
 
 ## Run it
 
@@ -88,7 +91,8 @@ def _chapters(page: str) -> dict[str, str]:
 def _chapter(story: Mapping[str, Any]) -> str:
     machine = story["machine"]
     where = f"{'; '.join(machine['gpus'])}; {machine['cpus']} CPUs; Linux {machine['kernel']}"
-    lines = [f"\n## {TITLES[story['story']]}\n", f"{story['at'][:10]}, {where}.\n"]
+    product = f"; product `{story['product']}`" if "product" in story else ""
+    lines = [f"\n## {TITLES[story['story']]}\n", f"{story['at'][:10]}, {where}{product}.\n"]
     lines += [
         "| step | exit | end | verdict | took | without service | plain restarts |",
         "|---|--:|---|---|--:|--:|--:|",
@@ -201,7 +205,12 @@ def main() -> int:
         return 1
     page = Path(sys.argv[1] if len(sys.argv) > 1 else PAGE)
     before = page.read_text(encoding="utf-8") if page.exists() else ""
-    page.write_text(render(found, before), encoding="utf-8")
+    text = render(found, before)
+    page.write_text(text, encoding="utf-8")
+    now = looks.product()
+    for title, chapter in _chapters(text).items():
+        if title in TITLES.values() and f"product `{now}`" not in chapter:
+            print(f"tried another product than this, {now}: {title}")
     return 0
 
 

@@ -291,6 +291,7 @@ class Story:
             "story": self.name,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": looks.machine(self.host),
+            "product": looks.product(),
             "services": self.services,
             "steps": rows,
             "facts": self.facts,

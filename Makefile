@@ -6,6 +6,8 @@ FAST := $(if $(wildcard /dev/shm/.),/dev/shm,/tmp)
 LOCK_OPTIONS := --extra build --extra test --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 # Two labs side by side, a file in one of them; files in the order that tests/lab/conftest.py gives them.
 TWO_LABS := -n 2 --dist loadfile --no-loadscope-reorder --durations 60
+# Tests start a hundred programs of the project's, which without byte code would be compiled anew each time.
+unexport PYTHONDONTWRITEBYTECODE
 LAB := PYTHONPATH=tests/lab $(BIN)/python -m lab
 
 .PHONY: demo test test-fast test-thorough test-alone test-lab test-full test-long test-faults test-gpu lint bench-gate bench-quality bench-turns bench-accuracy bench bench-unchanged bench-away bench-scale bench-verification bench-swarm lab-packages lab-cache lab-image lab-runtime lab-up lab-down update clean

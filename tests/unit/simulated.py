@@ -64,6 +64,8 @@ class SimulatedHost:
             tuple[str, str | None]
         ] = []  # the release that was measured, and the key it was asked with
         (root / "units").mkdir(parents=True)
+        self.runtime = root / "runtime"
+        self.runtime.mkdir()
         self._patch(monkeypatch)
 
     # What the tests do
@@ -78,7 +80,7 @@ class SimulatedHost:
             "user": getpass.getuser(),
             "argv": ["/bin/sh", release_id],
             "checkpoint": {"directory": str(self.paths.root / "checkpoints" / release_id)},
-            "runtime": {"version": "0.32.0"},
+            "runtime": {"version": "0.32.0", "path": str(self.runtime)},
             "stop_limit_s": 1,
             "secrets": sorted(values or ()),
             **more,

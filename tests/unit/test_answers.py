@@ -118,6 +118,7 @@ def test_valid_answer_is_accepted(told: dict[str, Any]) -> None:
     read_by_all(found)
 
 
+@pytest.mark.thorough
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(number=st.integers(0, 10_000), value=JSON)
 def test_whatever_is_changed_in_an_answer_is_refused_or_can_be_read(
@@ -144,6 +145,7 @@ def test_invalid_answer_is_a_host_error_for_every_fact(fact: Any, answer: str) -
         fact().process([answer])
 
 
+@pytest.mark.thorough
 @settings(max_examples=100)
 @given(value=JSON)
 def test_no_json_is_another_error(value: Any) -> None:

@@ -20,14 +20,10 @@ VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
 
 def interpreters() -> list[str]:
-    """Every python3 of this machine that works: the one that runs the tests, and others where they are
-    installed.
-    """
+    """Every python3 of this machine: the one that runs the tests, and others where they are installed."""
+    installed = [shutil.which(f"python{version}") for version in VERSIONS]
     found = [sys.executable]
-    for version in VERSIONS:
-        program = shutil.which(f"python{version}")
-        if program and subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode == 0:
-            found.append(program)
+    found += [program for program in installed if program and "shims" not in Path(program).parts]
     pyenv = Path.home() / ".pyenv" / "versions"
     found += [str(path) for version in VERSIONS for path in pyenv.glob(f"{version}.*/bin/python")]
     return found
@@ -39,6 +35,7 @@ def test_the_same_sources_make_the_same_bytes() -> None:
     assert archive() == first and program_name().startswith("on-host-")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("python", interpreters())
 def test_archive_runs_without_the_checkout(tmp_path: Path, python: str) -> None:
     program = tmp_path / "on-host.pyz"
@@ -66,6 +63,7 @@ def compiled(folder: Path) -> Path:
     return program
 
 
+@pytest.mark.thorough
 def test_byte_code_that_the_host_adds_is_used(tmp_path: Path) -> None:
     program = compiled(tmp_path)
     bare = tmp_path / "bare.pyz"
@@ -79,6 +77,7 @@ def test_byte_code_that_the_host_adds_is_used(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("python", interpreters())
 def test_another_python_takes_the_sources(tmp_path: Path, python: str) -> None:
     program = compiled(tmp_path)

@@ -126,6 +126,7 @@ def test_complete_runtime_is_not_rebuilt(tmp_path: Path, wheels: Path) -> None:
     assert (path / "bin/vllm").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.thorough
 def test_interrupted_build_is_rebuilt(tmp_path: Path, wheels: Path) -> None:
     wheel(wheels)
     _, _, path = install(tmp_path)
@@ -138,6 +139,7 @@ def test_interrupted_build_is_rebuilt(tmp_path: Path, wheels: Path) -> None:
     assert not (path / "half").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("made", "complaint"),
     [

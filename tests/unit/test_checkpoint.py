@@ -362,6 +362,7 @@ configs = st.dictionaries(
 )
 
 
+@pytest.mark.thorough
 @given(configs)
 @settings(max_examples=25)
 def test_any_config_survives_the_lock_file(config: dict[str, Any]) -> None:
@@ -369,6 +370,7 @@ def test_any_config_survives_the_lock_file(config: dict[str, Any]) -> None:
     assert parse(render([made])) == (made,)
 
 
+@pytest.mark.thorough
 @given(st.text() | st.from_regex(r"[\[\]{}:,&*!|>%@`'\"#\- \n\ta0]*", fullmatch=True))
 @settings(max_examples=500)
 def test_no_text_breaks_the_reader(text: str) -> None:
@@ -376,6 +378,7 @@ def test_no_text_breaks_the_reader(text: str) -> None:
         parse(text)
 
 
+@pytest.mark.thorough
 @given(st.data())
 @settings(max_examples=300)
 def test_no_edit_of_a_lock_file_breaks_the_reader(data: st.DataObject) -> None:

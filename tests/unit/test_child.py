@@ -18,6 +18,7 @@ def chatterbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pkgutil.get_data", lambda _package, _module: CHATTERBOX)
 
 
+@pytest.mark.thorough
 def test_a_child_left_in_the_middle_of_its_lines_leaves_no_failed_thread(
     chatterbox: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def test_exceptions_are_dates_ranges_and_calendars(run: Any, tmp_path: Path) -> 
     assert [text[:10] for text in ended.json["next"][:3]] == ["2026-06-03", "2026-06-07", "2026-06-08"]
 
 
+@pytest.mark.thorough
 def test_a_freeze_until_further_notice_is_an_exception(run: Any, project: Path) -> None:
     frozen = ("--except", "2026-12-24..9999-12-31", "--at", "2026-12-23T12:00", "--json")
     assert run("windows", *NIGHT, *frozen).json["next"] == []
@@ -242,6 +243,7 @@ def test_a_commands_own_exit_code_is_kept(run: Any, monkeypatch: pytest.MonkeyPa
         assert run("windows").code == code
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "words",
     [
@@ -262,6 +264,7 @@ def test_a_reader_that_has_gone_is_no_verdict(words: tuple[str, ...]) -> None:
     assert (ended.returncode, ended.stderr) == (cli.NOBODY_READS, "")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "utf-8"])
 def test_a_name_that_the_terminal_can_not_show_is_written_out(project: Path, encoding: str) -> None:
     Path("inventory/prod.py").write_text('small = ["\u5927.invalid"]\n')
@@ -272,6 +275,7 @@ def test_a_name_that_the_terminal_can_not_show_is_written_out(project: Path, enc
     assert ("\u5927" if encoding == "utf-8" else "\\u5927") + ".invalid" in told.stdout.decode(encoding)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("without", ["", "1"])
 def test_no_color_is_kept_to_on_a_terminal(project: Path, without: str) -> None:
     Lock([entry("acme/tiny")]).dump()
@@ -311,6 +315,7 @@ def test_a_number_that_means_nothing_is_refused(
     assert (ended.code, ended.out) == (2, "") and said in ended.err
 
 
+@pytest.mark.thorough
 def test_the_installed_script_works() -> None:
     script = Path(sys.executable).parent / "pyinfra-vllm"
     ended = subprocess.run(

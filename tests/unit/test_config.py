@@ -322,6 +322,7 @@ def test_other_places_do_not_show_secrets_either() -> None:
     assert "hunter2" not in only({"secrets": {"VLLM_API_KEY": "hunter2!"}})
 
 
+@pytest.mark.thorough
 @given(st.text(max_size=20).filter(lambda text: any(ord(char) < 32 or ord(char) == 127 for char in text)))
 @example("0\t")  # a requirement, if the tab were taken for a space
 def test_no_control_character_gets_through_anywhere(text: str) -> None:
@@ -369,6 +370,7 @@ JUNK = st.recursive(
 KEYS = st.sampled_from([*Service.model_fields, "window.cron"])
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(st.dictionaries(st.one_of(KEYS, st.integers(), st.text(max_size=3)), JUNK, max_size=3), JUNK, JUNK)
 def test_junk_is_told_in_lines_and_never_breaks_anything(

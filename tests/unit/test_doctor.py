@@ -324,6 +324,7 @@ def service(*windows: dict[str, Any], **more: Any) -> Service:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("declared", "says"),
     [
@@ -370,6 +371,7 @@ def test_the_json_is_the_contract_and_a_host_that_is_down_has_failed(
     assert run("doctor", "inventory/x.py").code == 0
 
 
+@pytest.mark.thorough
 def test_a_real_host_is_asked_and_answers(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program is sent and runs on this machine, installs nothing, and misses what was never installed."""
     if os.geteuid() != 0:
@@ -383,6 +385,7 @@ def test_a_real_host_is_asked_and_answers(run: Any, tmp_path: Path, monkeypatch:
     assert found["clock"]["ok"] and not (tmp_path / "none").exists()
 
 
+@pytest.mark.thorough
 def test_the_result_is_among_the_metrics_where_they_are_declared(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

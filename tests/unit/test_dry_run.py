@@ -44,6 +44,7 @@ def pyinfra(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", [("--dry",), ("--dry", "-y")], ids=" ".join)
 def test_a_dry_run_tells_what_the_run_would_refuse_and_ends_with_1(
     project: Path, words: tuple[str, ...]
@@ -59,6 +60,7 @@ def test_a_dry_run_tells_what_the_run_would_refuse_and_ends_with_1(
     assert not (project / "root").exists()
 
 
+@pytest.mark.thorough
 def test_a_host_that_is_down_ends_a_dry_run_without_a_question() -> None:
     Path("inventory/prod.py").write_text('here = ["@local"]\naway = ["gpu-1.invalid"]\n')
     told = pyinfra("--dry")
@@ -68,6 +70,7 @@ def test_a_host_that_is_down_ends_a_dry_run_without_a_question() -> None:
     assert "Press enter" not in told.stderr
 
 
+@pytest.mark.thorough
 def test_a_question_without_a_terminal_ends_a_run_in_one_line() -> None:
     Path("inventory/prod.py").write_text('here = ["@local"]\naway = ["gpu-1.invalid"]\n')
     told = pyinfra()
@@ -80,6 +83,7 @@ def test_a_question_without_a_terminal_ends_a_run_in_one_line() -> None:
     assert "there is no terminal to answer" in told.stderr
 
 
+@pytest.mark.thorough
 def test_a_question_with_standard_input_closed_ends_a_run_in_one_line() -> None:
     command = f"{Path(sys.executable).parent / 'pyinfra'} inventory/prod.py deploy.py <&-"
     told = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=300)
@@ -87,6 +91,7 @@ def test_a_question_with_standard_input_closed_ends_a_run_in_one_line() -> None:
     assert "there is no terminal to answer" in told.stderr
 
 
+@pytest.mark.thorough
 def test_swapped_arguments_get_the_right_order() -> None:
     command = [str(Path(sys.executable).parent / "pyinfra"), "deploy.py", "inventory/prod.py"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -94,6 +99,7 @@ def test_swapped_arguments_get_the_right_order() -> None:
     assert "comes first: `pyinfra inventory/prod.py deploy.py`" in told.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_ended_while_it_connects_has_not_rolled_out(number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -119,6 +119,7 @@ def test_a_checkpoint_is_fetched_verified_and_readable_by_all(lab: Lab) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_complete_checkpoint_is_not_fetched_again(lab: Lab) -> None:
     lab.fetch()
     before = len(lab.server.served)
@@ -128,6 +129,7 @@ def test_complete_checkpoint_is_not_fetched_again(lab: Lab) -> None:
     assert (lab.directory / "manifest.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.thorough
 def test_the_token_comes_as_a_credential_and_goes_to_the_hub_alone(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +180,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.thorough
 def test_after_kill_9_it_goes_on_from_the_bytes_it_has(lab: Lab) -> None:
     lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=2_000_000)
     with start(lab) as running:
@@ -197,6 +200,7 @@ def test_after_kill_9_it_goes_on_from_the_bytes_it_has(lab: Lab) -> None:
     assert before <= settled
 
 
+@pytest.mark.thorough
 def test_a_cut_connection_is_resumed_in_the_same_run(lab: Lab) -> None:
     lab.server.faults["model-1.safetensors"] = Fault(cut_after=700_000)
     assert lab.fetch(attempts=3) == 0
@@ -204,6 +208,7 @@ def test_a_cut_connection_is_resumed_in_the_same_run(lab: Lab) -> None:
     assert lab.server.sent("model-1.safetensors") < 1.5 * len(WEIGHTS)  # a chunk at each cut comes twice
 
 
+@pytest.mark.thorough
 def test_a_server_that_ignores_ranges_is_taken_from_zero(lab: Lab) -> None:
     lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=2_000_000)
     with start(lab) as running:
@@ -215,6 +220,7 @@ def test_a_server_that_ignores_ranges_is_taken_from_zero(lab: Lab) -> None:
     lab.assert_complete()
 
 
+@pytest.mark.thorough
 def test_two_at_once_are_refused(lab: Lab) -> None:
     lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=1_000_000)
     with start(lab) as running:
@@ -248,6 +254,7 @@ def flip_a_byte(path: Path, *, keep_time: bool = False) -> None:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "symlink", "directory-symlink", "manifest"])
 def test_damage_is_found_by_stat_and_only_that_file_is_fetched(lab: Lab, damage: str) -> None:
     lab.fetch()
@@ -283,6 +290,7 @@ def test_damage_is_found_by_stat_and_only_that_file_is_fetched(lab: Lab, damage:
     assert (lab.directory / "model-2.safetensors").stat().st_ino == inode
 
 
+@pytest.mark.thorough
 def test_a_byte_that_a_failing_disk_flipped_is_found_by_reading(lab: Lab) -> None:
     lab.fetch()
     flip_a_byte(lab.directory / "model-1.safetensors", keep_time=True)
@@ -294,6 +302,7 @@ def test_a_byte_that_a_failing_disk_flipped_is_found_by_reading(lab: Lab) -> Non
     assert [request.path for request in lab.server.served] == ["model-1.safetensors"]
 
 
+@pytest.mark.thorough
 def test_a_touched_file_is_read_not_fetched(lab: Lab) -> None:
     lab.fetch()
     os.utime(lab.directory / "model-1.safetensors")
@@ -303,6 +312,7 @@ def test_a_touched_file_is_read_not_fetched(lab: Lab) -> None:
     assert lab.server.served == []
 
 
+@pytest.mark.thorough
 def test_a_damaged_partial_file_is_not_trusted(lab: Lab) -> None:
     lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=100_000)
     with start(lab) as running:
@@ -314,6 +324,7 @@ def test_a_damaged_partial_file_is_not_trusted(lab: Lab) -> None:
     lab.assert_complete()
 
 
+@pytest.mark.thorough
 def test_a_directory_without_its_marker_is_read_and_marked(lab: Lab) -> None:
     lab.fetch()
     manifest.unmark(lab.directory)
@@ -323,6 +334,7 @@ def test_a_directory_without_its_marker_is_read_and_marked(lab: Lab) -> None:
     assert lab.server.served == []
 
 
+@pytest.mark.thorough
 def test_a_repair_that_fails_leaves_the_rest_as_it_was(lab: Lab) -> None:
     lab.fetch()
     flip_a_byte(lab.directory / "model-1.safetensors")
@@ -343,6 +355,7 @@ LIES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("lie", LIES)
 def test_wrong_content_twice_is_an_error_and_is_removed(lab: Lab, lie: str) -> None:
     lab.server.faults["model-1.safetensors"] = LIES[lie]
@@ -352,12 +365,14 @@ def test_wrong_content_twice_is_an_error_and_is_removed(lab: Lab, lie: str) -> N
     assert lab.server.sent("model-1.safetensors") < 8 * len(WEIGHTS)
 
 
+@pytest.mark.thorough
 def test_wrong_content_of_every_file_leaves_the_disk_as_it_was(lab: Lab) -> None:
     lab.server.faults = {path: Fault(content=b"x" * len(content)) for path, content in FILES.items()}
     lab.error()
     lab.assert_as_it_was()
 
 
+@pytest.mark.thorough
 def test_trickling_download_is_given_up(lab: Lab) -> None:
     lab.server.faults["model-1.safetensors"] = Fault(bytes_per_s=1000)
     began = time.monotonic()
@@ -366,12 +381,14 @@ def test_trickling_download_is_given_up(lab: Lab) -> None:
     assert time.monotonic() - began < 15
 
 
+@pytest.mark.thorough
 def test_redirects_in_a_circle_end(lab: Lab) -> None:
     url = f"{lab.server.endpoint}/{REPO}/resolve/{lab.server.commit(REPO)}/config.json"
     lab.server.faults["config.json"] = Fault(location=url)
     assert "config.json" in lab.error()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "where", ["file:///etc/hostname", "ftp://127.0.0.1/x", "http://127.0.0.1:9/x", "//", "\\\\x", "data:,x"]
 )
@@ -383,6 +400,7 @@ def test_a_redirect_to_nowhere_good_ends_and_nothing_of_it_is_kept(lab: Lab, whe
     lab.assert_as_it_was()
 
 
+@pytest.mark.thorough
 def test_an_unreachable_hub_leaves_the_disk_as_it_was(lab: Lab) -> None:
     assert "could not be reached" in lab.error(endpoint="http://127.0.0.1:9")
     lab.assert_as_it_was()
@@ -398,6 +416,7 @@ def test_a_runtime_without_the_client_says_so(lab: Lab) -> None:
     lab.assert_as_it_was()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "path", ["../x", "/etc/x", "a/../../x", "a\\x", "C:x", "a\0b", ".hidden", "a//b", "", 7]
 )

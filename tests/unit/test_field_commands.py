@@ -233,6 +233,7 @@ def test_row_11_a_level_is_no_compilation_config(run: Any) -> None:
     assert answer.code == 2 and "must be a map or the JSON text of one" in str(answer.json["errors"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variable", ["VLLM_ATTENTION_BACKEND", "VLLM_USE_V1"])
 def test_row_12_variables_that_nobody_reads_are_told(run: Any, resolve: Any, variable: str) -> None:
     answer = resolve("QwQ-32B-AWQ", "H100", "--max-model-len", "8192", "--env", f"{variable}=1")
@@ -297,6 +298,7 @@ WINDOW = {"cron": "0 2 * * *", "duration": "30m", "timezone": "Europe/Berlin"}
 DENIED = [WINDOW, {**WINDOW, "cron": "0 1 * * *", "duration": "5h", "deny": True}]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("window", "said"), [([WINDOW], "is never open for longer than 30m"), (DENIED, "never opens again")]
 )
@@ -440,6 +442,7 @@ def test_longcat_has_two_attention_layers_in_each() -> None:
 # Values of flags, by vLLM 0.32's own parser (catalog/flag_types.json)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
@@ -460,6 +463,7 @@ def test_values_that_the_parser_refuses(run: Any, flag: str, said: str) -> None:
     assert answer.code == 2 and said in str(answer.json["errors"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "flag",
     [

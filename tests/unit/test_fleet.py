@@ -169,6 +169,7 @@ def test_an_inventory_that_lists_no_hosts_is_refused_with_what_it_may_be(text: s
     assert message in str(refused.value)
 
 
+@pytest.mark.thorough
 def test_an_inventory_that_ends_the_program_is_no_finished_rollout() -> None:
     write("inventory/prod.py", "import sys\nsys.exit(0)")
     ended = pyinfra("inventory/prod.py", "deploy.py", "--dry")
@@ -267,6 +268,7 @@ def test_starts_of_each_side_may_be_given_for_one_run() -> None:
     assert {(gate.restarts, gate.budget_s) for gate in gates} == {(2, 60)}
 
 
+@pytest.mark.thorough
 def test_a_run_from_another_directory_prepares_no_host(
     project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +372,7 @@ def pyinfra(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("files", "arguments", "message"),
     [
@@ -397,6 +400,7 @@ def test_pyinfra_ends_with_2_before_it_contacts_a_host(
     assert "Traceback" not in ended.stderr and "Connecting" not in ended.stderr
 
 
+@pytest.mark.thorough
 def test_what_needs_no_declaration_runs_without_a_valid_one() -> None:
     write("group_data/small.py", 'services = {"chat": {"prot": 1}}')
     write("rollback.py", "from pyinfra_vllm import fleet\n\nprint('told', fleet.way_back())\n")
@@ -406,6 +410,7 @@ def test_what_needs_no_declaration_runs_without_a_valid_one() -> None:
     assert "operator='ann'" in ended.stdout
 
 
+@pytest.mark.thorough
 def test_deploy_files_see_the_fleet_that_was_checked() -> None:
     write("inventory/prod.py", 'small = ["@local"]')
     write(
@@ -439,6 +444,7 @@ def go_back(*arguments: str) -> subprocess.CompletedProcess[str]:
     return pyinfra("inventory/prod.py", "rollback.py", "-y", *arguments)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -468,6 +474,7 @@ def test_invalid_rollback_arguments_end_it_before_a_host_is_contacted(
     assert "Traceback" not in ended.stderr and "Connecting" not in ended.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("data", [(), ("--data", "service=embed")])
 def test_a_host_without_the_wanted_service_fails_and_says_what_it_has(
     way_back: Path, data: tuple[str, ...]
@@ -485,6 +492,7 @@ def test_a_host_without_the_wanted_service_fails_and_says_what_it_has(
     assert has in ended.stderr and "Traceback" not in ended.stderr
 
 
+@pytest.mark.thorough
 def test_a_group_may_be_named_to_take_all_of_it_back(way_back: Path) -> None:
     write("inventory/prod.py", 'small = ["@local"]\n')
     Path("group_data/prod.py").unlink()
@@ -492,6 +500,7 @@ def test_a_group_may_be_named_to_take_all_of_it_back(way_back: Path) -> None:
         assert "it has chat, embed" in go_back(*limit, "--data", "service=code").stderr
 
 
+@pytest.mark.thorough
 def test_what_was_typed_is_taken_as_it_was_typed(way_back: Path) -> None:
     write("rollback.py", "from pyinfra_vllm import fleet\n\nprint(fleet.way_back())\n")
     for release in ("123456789012", "012345678901", "4711e0000000"):
@@ -557,6 +566,7 @@ def test_the_inventory_s_own_group_is_the_general_one_wherever_it_is_listed(list
     assert [host.services[0].max_model_len for host in load().hosts.values()] == [8192, 8192, 32768]
 
 
+@pytest.mark.thorough
 def test_pyinfra_s_own_settings_follow_the_same_order() -> None:
     """`ssh_user` and the like are read by pyinfra itself, also where its own command line loads the inventory."""  # noqa: E501
     write("group_data/prod.py", 'ssh_user = "inventory"\n')
@@ -570,6 +580,7 @@ def test_pyinfra_s_own_settings_follow_the_same_order() -> None:
     assert {host["name"]: host["data"]["ssh_user"] for host in json.loads(told.stdout)} == wanted
 
 
+@pytest.mark.thorough
 def test_a_project_without_config_py_has_the_same_order(project: Path) -> None:
     write("group_data/prod.py", SETTINGS % (32768, 64, "inventory"))
     write("group_data/h200.py", SETTINGS % (8192, 8, "group"))

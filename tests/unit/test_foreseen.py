@@ -216,6 +216,7 @@ def test_a_release_that_failed_its_gate_may_be_tried_again_under_another_one() -
     assert one(observed=seen(rejected={new.release.id: stricter})).action == plans.INSTALL
 
 
+@pytest.mark.thorough
 def test_who_only_looks_needs_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a pull request no secrets are set: what runs as declared is unchanged, all else has no name."""
     secret = service(secrets={"VLLM_API_KEY": "CHAT_KEY"})

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from bench_records import judge, record, request, row
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +61,7 @@ def test_a_release_that_is_slower_than_its_machine_ever_was_still_fails() -> Non
     assert verdict["verdict"] == "fail"
 
 
+@pytest.mark.thorough
 @given(
     seed=st.integers(0, 10_000),
     fell_to=st.floats(0.6, 0.9),

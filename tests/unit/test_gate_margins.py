@@ -214,6 +214,7 @@ def criteria(draw: st.DrawFn) -> Criteria:
     )
 
 
+@pytest.mark.thorough
 @settings(max_examples=150, deadline=None)
 @given(
     criteria(),
@@ -232,6 +233,7 @@ def test_a_release_that_is_slower_throughout_never_gets_a_better_verdict(
     assert ORDER[second] >= ORDER[first]
 
 
+@pytest.mark.thorough
 @settings(max_examples=150, deadline=None)
 @given(criteria(), SHARE, st.floats(0.5, 3), st.integers(2, 30), st.floats(0, 0.2), st.integers(0, 1000))
 def test_a_wider_margin_or_a_higher_floor_never_gives_a_worse_verdict(
@@ -255,6 +257,7 @@ def test_a_wider_margin_or_a_higher_floor_never_gives_a_worse_verdict(
     assert ORDER[judge(before, after, loose)["verdict"]] <= ORDER[judge(before, after, limits)["verdict"]]
 
 
+@pytest.mark.thorough
 @settings(max_examples=100, deadline=None)
 @given(st.floats(0, 0.2), st.floats(0.5, 3), st.integers(2, 30), st.integers(0, 1000))
 def test_a_difference_below_its_floor_is_never_worse(

@@ -112,12 +112,14 @@ def test_a_dead_driver_is_an_error_in_its_own_words_and_no_host_without_gpus(smi
     assert "exited with 9: NVIDIA-SMI has failed because it couldn't communicate" in found.problem
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("garbage", ["No devices were found", "Unable to determine the device handle"])
 def test_an_answer_that_is_no_answer_is_an_error(smi, garbage: str) -> None:  # type: ignore[no-untyped-def]
     smi(garbage=garbage)
     assert garbage in told().problem
 
 
+@pytest.mark.thorough
 def test_a_driver_that_hangs_is_given_up(smi) -> None:  # type: ignore[no-untyped-def]
     smi(hangs_s=30)
     began = time.monotonic()
@@ -150,6 +152,7 @@ def test_mig_instances_follow_their_card_each_with_its_own_processes(smi) -> Non
     assert (other.index, other.split) == (1, False)
 
 
+@pytest.mark.thorough
 def test_memory_in_use_is_read_by_the_names_of_the_release(smi) -> None:  # type: ignore[no-untyped-def]
     smi(split(), card(1, **{"memory.used": 700}), card(2, **{"memory.used": 900}))
     assert gpu_memory.used_mib() == 900

@@ -58,6 +58,7 @@ def test_bytes_that_are_no_text_are_replaced() -> None:
     assert heard(Channel(iter([b"\xff\xfe\n"]))).stdout_lines == ["\ufffd\ufffd"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("piece", [b"x" * 65536, b"\n" * 65536, b"\x00" * 65536])
 @pytest.mark.parametrize("stream", ["out", "err"])
 def test_an_answer_without_end_is_given_up(
@@ -71,6 +72,7 @@ def test_an_answer_without_end_is_given_up(
     assert channel.closed
 
 
+@pytest.mark.thorough
 def test_trickling_output_ends_at_the_time_limit() -> None:
     def drip() -> Iterator[bytes]:
         while True:
@@ -101,6 +103,7 @@ def test_a_connection_that_is_lost_is_an_error() -> None:
         heard(Channel(cut()))
 
 
+@pytest.mark.thorough
 def test_a_host_that_speaks_no_ssh_is_one_line_and_does_not_steer_the_terminal(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 

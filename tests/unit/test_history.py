@@ -142,6 +142,7 @@ def test_since_takes_a_date_a_time_and_how_long_ago() -> None:
             since_when(text)
 
 
+@pytest.mark.thorough
 def test_the_command_prints_table_and_json(
     eventful: Teller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -459,6 +459,7 @@ def test_a_secret_url_is_taken_from_the_services_secrets_and_never_told(server: 
         hooks.call({"url_env": "GONE"}, {}, 30, secrets, "notify")
 
 
+@pytest.mark.thorough
 def test_the_documented_program_posts_to_a_slack_compatible_webhook(server: str, tmp_path: Path) -> None:
     """Called as a host calls it: it says how a switch ended, as text that mentions and links nobody."""
     page = Path(__file__).parents[2].joinpath("docs/hooks.md").read_text()

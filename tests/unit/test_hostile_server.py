@@ -126,6 +126,7 @@ ASKED: dict[str, Callable[[Client], object]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_each_attack_is_an_error_of_the_client_soon_and_within_bounds(name: str, asked: str) -> None:
@@ -138,6 +139,7 @@ def test_each_attack_is_an_error_of_the_client_soon_and_within_bounds(name: str,
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_MEMORY_KB
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ATTACKS)
 def test_hostile_metrics_raise_no_unexpected_error(name: str) -> None:
     with server(ATTACKS[name]) as url:
@@ -205,6 +207,7 @@ ANSWERS = st.dictionaries(
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=300)
 @given(st.lists(ANSWERS, max_size=3))
 def test_whatever_an_event_holds_it_is_an_answer_or_a_client_error(answers: list[Any]) -> None:
@@ -214,6 +217,7 @@ def test_whatever_an_event_holds_it_is_an_answer_or_a_client_error(answers: list
             read_stream(Events(0.0, [*lines, (2.0, b"data: [DONE]")]), required)
 
 
+@pytest.mark.thorough
 @settings(max_examples=300)
 @given(ANSWERS)
 def test_whatever_an_answer_holds_it_is_read_or_a_client_error(answer: Any) -> None:
@@ -234,6 +238,7 @@ def test_an_answer_longer_than_any_is_refused() -> None:
         quality._read({"choices": [{"text": "x" * 10**6}]})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "text", ["a" * quality.LONGEST_ANSWER, "ab" * 100_000, "\u0301" * 100_000, "<think>" * 30_000]
 )
@@ -251,6 +256,7 @@ def test_a_pattern_that_takes_for_ever_is_ended(monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "text", ["(" * 100_000, "-" * 200_000 + "1", "x" + "[0]" * 50_000, "lambda:" * 50_000, "\x00", "f(" * 90]
 )

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import pyinfra_vllm
 
 SOURCE = Path(pyinfra_vllm.__file__).parent
@@ -39,6 +41,7 @@ def test_packages_on_the_host_import_from_those_before_them() -> None:
     assert wrong == []
 
 
+@pytest.mark.thorough
 def test_imports_have_no_cycle() -> None:
     rooms: dict[str, set[str]] = {}
     for module, told in imports(SOURCE):

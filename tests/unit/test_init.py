@@ -136,6 +136,7 @@ def in_ci(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.thorough
 def test_what_ci_runs_passes_a_new_project_and_stops_a_broken_one(run: Any) -> None:
     run("init", "--host", "gpu-1.invalid", "--model", "Qwen/Qwen3-14B-AWQ")
     missing = in_ci(".ci/check")
@@ -166,6 +167,7 @@ def test_the_package_runs_as_a_module() -> None:
     assert done.returncode == 0 and done.stdout.startswith("pyinfra-vllm, version ")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_are_told_how_to_complete(shell: str) -> None:
     done = subprocess.run(

@@ -185,6 +185,7 @@ def test_a_baseline_without_likelihood_compares_nothing_and_says_why() -> None:
     assert any("no likelihood of 2 texts before" in line and "no g++" in line for line in judged["reasons"])
 
 
+@pytest.mark.thorough
 @given(st.lists(st.floats(0.5, 2.0), min_size=2, max_size=6), st.floats(1.0, 1.5), st.floats(1.0, 1.5))
 def test_more_bits_never_make_a_better_verdict(factors: list[float], one: float, other: float) -> None:
     order = ("pass", "inconclusive", "fail")

@@ -201,6 +201,7 @@ def test_a_hub_that_is_away_leaves_the_file(server: HubServer, monkeypatch: pyte
     assert LOCK_FILE.read_text() == text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("endpoint", ["http://[::1", "nonsense", "ftp://x", "http://h:99999", "http://h h"])
 def test_a_hub_that_is_no_url_is_2_and_said_before_its_client_is_imported(
     server: HubServer, endpoint: str

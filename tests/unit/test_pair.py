@@ -99,6 +99,7 @@ def done(act: Act, seen: Seen) -> Seen:
     return Seen(**servers, front=front, room=room)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("goal", GOALS, ids=str)
 def test_the_goal_is_reached_from_every_state(goal: Goal) -> None:
     for seen in everything():

@@ -44,6 +44,7 @@ def beats(one: Speeds, other: Speeds, objective: str) -> bool:
     return all(mine <= its for mine, its in pairs) and any(mine < its for mine, its in pairs)
 
 
+@pytest.mark.thorough
 @given(configurations(), OBJECTIVES, SLOS)
 def test_each_configuration_has_one_place(tried: Mapping[str, Speeds], objective: str, slo: Slo) -> None:
     found = front(tried, objective, slo)
@@ -63,6 +64,7 @@ def test_nothing_that_meets_the_slo_beats_the_front(
     assert bool(found.on) == bool(within)
 
 
+@pytest.mark.thorough
 @given(configurations(), OBJECTIVES, SLOS)
 def test_what_misses_the_slo_is_beyond_a_limit_and_nothing_else_is(
     tried: Mapping[str, Speeds], objective: str, slo: Slo
@@ -76,6 +78,7 @@ def test_what_misses_the_slo_is_beyond_a_limit_and_nothing_else_is(
         assert (name in found.missed) == (late or slow)
 
 
+@pytest.mark.thorough
 @given(configurations(), OBJECTIVES, SLOS, st.randoms())
 def test_the_order_of_the_trials_changes_nothing(
     tried: Mapping[str, Speeds], objective: str, slo: Slo, source: object
@@ -97,6 +100,7 @@ def test_the_fastest_in_the_phase_of_the_objective_is_on_the_front(
     assert any(decisive(tried[name], objective).tokens_per_s == fastest for name in found.on)
 
 
+@pytest.mark.thorough
 @given(configurations(), OBJECTIVES, SLOS)
 def test_what_is_not_on_the_front_can_be_left_out(
     tried: Mapping[str, Speeds], objective: str, slo: Slo

@@ -168,6 +168,7 @@ def test_shown_table_has_the_profile() -> None:
     assert f"Measured profile: {NAME}, measured 2026-11-29" in " ".join(done.stdout.split())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [

@@ -205,6 +205,7 @@ def test_a_release_that_can_not_be_read_stops_everything(storage: Storage) -> No
     assert storage.everything() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("held", ["service", "storage"])
 def test_prune_is_refused_while_a_lock_is_held(storage: Storage, held: str) -> None:
     before = storage.everything()
@@ -244,6 +245,7 @@ def mortal(monkeypatch: pytest.MonkeyPatch, die_at: int | None) -> list[str]:
     return calls
 
 
+@pytest.mark.thorough
 def test_a_kill_at_any_call_leaves_each_checkpoint_whole_or_gone(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         total = Storage(tmp_path / "dry")

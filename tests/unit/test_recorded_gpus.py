@@ -38,6 +38,7 @@ def test_there_is_a_recording() -> None:
     assert FOLDERS
 
 
+@pytest.mark.thorough
 def test_the_cards_and_their_processes_are_read(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def note_of(name: str, criterion: str) -> str:
     return next(row.note for row in rows if row.name == criterion)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "criterion"), DAMAGED.items())
 def test_damage_fails_by_the_criterion_that_is_made_for_it(name: str, criterion: str) -> None:
     verdict, by = table.judged(table.record(kept()[table.BASE]), table.record(kept()[name]))
@@ -89,6 +90,7 @@ def test_a_good_checkpoint_passes_as_a_first_installation(name: str) -> None:
     assert table.judged(None, table.record(kept()[name])) == ("pass", [])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("before", "after"), PAIRS)
 def test_twenty_runs_of_a_harmless_change_pass(before: str, after: str) -> None:
     runs = len(kept()[after]["runs"])
@@ -99,6 +101,7 @@ def test_twenty_runs_of_a_harmless_change_pass(before: str, after: str) -> None:
         assert found == ("pass", []), (run, other)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", KERNELS)
 def test_another_kernel_is_no_damage(name: str) -> None:
     base = kept()[name.partition("@")[0]]

@@ -66,6 +66,7 @@ def test_death_at_any_call_leaves_the_old_release_or_the_new_proven_one(
             assert host.running == (NEW if rate == 100.0 else OLD), "the next ordinary run did not converge"
 
 
+@pytest.mark.thorough
 def test_death_during_recovery_is_recovered_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _die_in_every_recovery(tmp_path, monkeypatch, range(5, count_calls(tmp_path, monkeypatch, 50.0), 12))
 

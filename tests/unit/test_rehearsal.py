@@ -152,6 +152,7 @@ def test_what_is_kept_of_an_answer_is_bounded(tmp_path: Path) -> None:
     assert all(len(line) <= 600 for line in [*kept.warnings, *map(str, kept.derived.values())])
 
 
+@pytest.mark.thorough
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(),

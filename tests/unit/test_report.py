@@ -196,6 +196,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.thorough
 def test_three_nights_make_a_page_that_loads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = nights.fleet(tmp_path, monkeypatch)
     text = render("inventory/prod.py", answers, nights.MORNING)
@@ -268,6 +269,7 @@ def test_a_fleet_without_a_switch_has_a_page_too(teller: Teller) -> None:
     assert "No host recorded a switch." in text and OLD in text
 
 
+@pytest.mark.thorough
 def test_the_command_writes_one_file(teller: Teller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     teller.host.stage(NEW)
@@ -317,6 +319,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_any_host_is_asked(
     assert f"--out '{out}' can't be written to: " in str(done.exception)
 
 
+@pytest.mark.thorough
 def test_a_page_that_cannot_be_written_is_one_line(
     teller: Teller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

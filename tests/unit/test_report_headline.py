@@ -87,6 +87,7 @@ def test_hosts_stand_by_severity_and_those_that_went_back_before_their_equals(
     assert told == [("b", "x"), ("a", "x"), ("c", "y"), ("c", "x"), ("d", "x")]
 
 
+@pytest.mark.thorough
 def test_the_page_begins_with_the_sentence_its_period_and_the_worst_host(fleet: list[Answer[Look]]) -> None:
     text = render("prod", fleet, nights.MORNING, zone=ZURICH)
     assert '<p class="headline">2 of 24 hosts went back last night, 1 is down, 1 does not serve.</p>' in text

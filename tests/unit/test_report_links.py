@@ -39,12 +39,14 @@ def links(text: str) -> list[str]:
     return re.findall(r'<a href="#([^"]+)"', text)
 
 
+@pytest.mark.thorough
 def test_every_link_leads_to_one_place_on_the_page(page: str) -> None:
     places = re.findall(r' id="([^"]+)"', page)
     assert len(places) == len(set(places))
     assert len(links(page)) > 24 * 3 and set(links(page)) <= set(places)
 
 
+@pytest.mark.thorough
 def test_a_host_leads_to_its_nights_its_newest_switch_and_back(page: str) -> None:
     place = re.search(r'id="(h[0-9]+)"(?:(?!</tbody>).)*<b>gpu-03</b>', page, re.DOTALL)
     assert place is not None
@@ -56,6 +58,7 @@ def test_a_host_leads_to_its_nights_its_newest_switch_and_back(page: str) -> Non
     assert links(part(page, switch)) == [place[1], trend]
 
 
+@pytest.mark.thorough
 def test_the_filters_count_the_hosts_that_they_show(page: str) -> None:
     assert re.findall(r'<label for="show-([a-z]+)">([^<]+)</label>', page) == [
         ("all", "all: 24"), ("look", "need a look: 4"), ("back", "went back: 2"),
@@ -76,6 +79,7 @@ def test_a_host_that_went_back_needs_a_look_however_it_is_now(fleet: list[Answer
     assert 'data-show="look back"' in text and '<span class="badge ok">ok</span>' in text
 
 
+@pytest.mark.thorough
 def test_services_have_a_filter_where_there_are_several(fleet: list[Answer[Look]], page: str) -> None:
     assert 'id="service-0"' not in page
     text = render("prod", [with_service(fleet[0], EVIL), *fleet[1:]], nights.MORNING)

@@ -44,6 +44,7 @@ def only(*shown: Shown) -> Trend:
     return trend
 
 
+@pytest.mark.thorough
 def test_every_host_has_its_three_nights(fleet: list[Answer[Look]]) -> None:
     found = trends(shown_switches(fleet), ZURICH)
     assert len(found) == 23 and ("gpu-09", "chat") not in found
@@ -82,6 +83,7 @@ def test_only_one_load_is_compared_that_of_the_newest_measurement() -> None:
     assert [(night.tokens_per_s, night.ttft_ms) for night in trend.nights] == [(None, 20), (900, 25)]
 
 
+@pytest.mark.thorough
 def test_memory_is_a_trend_where_the_gate_measured_it(fleet: list[Answer[Look]]) -> None:
     both = "<th>GPU memory</th><th>time without service</th></tr>"
     assert both not in render("x", fleet, nights.MORNING)
@@ -128,6 +130,7 @@ def test_noise_stays_small_and_bars_begin_at_zero() -> None:
     assert heights(5) == [(low + high) / 2] and heights(0, bars=True) == [high]
 
 
+@pytest.mark.thorough
 def test_the_page_has_the_nights_of_every_host_that_switched(fleet: list[Answer[Look]]) -> None:
     text = render("prod", fleet, nights.MORNING, zone=ZURICH)
     assert "<h2>Nights 2026-11-18 to 2026-11-20</h2>" in text

@@ -53,6 +53,7 @@ def test_the_json_has_exactly_the_contract_s_keys() -> None:
     assert answer["errors"] == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

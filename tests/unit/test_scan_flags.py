@@ -40,6 +40,7 @@ def test_the_catalog_is_what_the_script_writes() -> None:
     assert scan_flags.render(scan_flags.read(scan_flags.CATALOG)) == text
 
 
+@pytest.mark.thorough
 @given(
     st.dictionaries(
         st.sampled_from(["0.9.2", "0.11.0", "0.12.0", "0.25.1", "0.33.0"]),

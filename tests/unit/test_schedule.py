@@ -159,6 +159,7 @@ def tried(release: str, began: str, outcome: str) -> dict[str, Any]:
     return {"history": [switched(to=release, began=began, outcome=outcome)]}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("values", "kind"),
     [

@@ -215,6 +215,7 @@ def on_a_terminal(seconds: int, interrupt_after_s: float | None = None, **enviro
     return terminal
 
 
+@pytest.mark.thorough
 def test_lines_move_in_place_and_news_scrolls_above_them() -> None:
     terminal = on_a_terminal(12)
     assert terminal.most == 3, "one line a host"
@@ -228,16 +229,19 @@ def test_lines_move_in_place_and_news_scrolls_above_them() -> None:
     assert terminal.seen[-1] == "the end" and len(terminal.seen) == 10, terminal.seen
 
 
+@pytest.mark.thorough
 def test_ctrl_c_leaves_the_terminal_as_it_was() -> None:
     terminal = on_a_terminal(300, interrupt_after_s=1.0)
     assert terminal.cursor and "Exiting upon user request!" in terminal.seen, terminal.seen
     assert not any("wait for tokens" in row for row in terminal.seen)
 
 
+@pytest.mark.thorough
 def test_no_color_is_respected() -> None:
     assert not on_a_terminal(6, NO_COLOR="1").coloured
 
 
+@pytest.mark.thorough
 def test_a_dumb_terminal_gets_plain_lines() -> None:
     terminal = on_a_terminal(6, TERM="dumb", PYINFRA_PROGRESS="off")
     assert terminal.most == 0 and len(terminal.seen) == 10

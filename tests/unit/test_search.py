@@ -97,6 +97,7 @@ def searching(groups: dict[str, str], seed: int = 0, pairs: int = search.FEWEST_
     return Search(groups, seed, pairs, LOOKS_S)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("trace", "budget_s"), [("h200", 30.0), ("lab-cpu", 120.0)])
 def test_equal_configurations_win_in_at_most_one_of_100_nights_and_5_percent_is_found(
     trace: str, budget_s: float
@@ -219,6 +220,7 @@ SIZES = st.integers(1, 20)
 RATIOS = st.floats(0.5, 2.0)
 
 
+@pytest.mark.thorough
 @settings(max_examples=80, deadline=None)
 @given(count=SIZES, seed=st.integers(0, 99), source=st.randoms(use_true_random=False))
 def test_every_search_ends_within_its_outline_and_each_look_is_taken_once(

@@ -120,6 +120,7 @@ def test_the_key_reaches_it_through_its_environment_only(tmp_path: Path) -> None
     assert key == "sesame" and "sesame" not in str(argv) + json.dumps(record.as_dict())
 
 
+@pytest.mark.thorough
 def test_bench_hands_it_the_key_of_the_environment(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_its_failure_carries_its_last_words(tmp_path: Path) -> None:
         second_opinion.run_vllm_bench(str(tmp_path / "nothing"), "http://x", "m", "/ck", (1,))
 
 
+@pytest.mark.thorough
 def test_bench_writes_its_record_like_any_other(run: Any, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     words = ("bench", "--url", "http://x", "--model", "m", "--out", out, "--engine", "vllm-bench")

@@ -24,7 +24,6 @@ from pyinfra_vllm.on_host.staging.prune import Keep
 from pyinfra_vllm.operations import release as operation
 from pyinfra_vllm.operations import switch
 from pyinfra_vllm.operations.util import planning
-from pyinfra_vllm.release import Release
 from pyinfra_vllm.report import looking
 from pyinfra_vllm.rollout.progress import Wanted
 
@@ -44,6 +43,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedHost:
 # What a release is named by
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "secrets", [{}, ROTATED, {"OTHER_KEY": "hunter2"}, {**KEY, "WEBHOOK": "http://x"}, {"VLLM_API_KEY": ""}]
 )
@@ -51,6 +51,7 @@ def test_another_secret_is_another_release(secrets: dict[str, str]) -> None:
     assert make(secrets=secrets).id != make(secrets=KEY).id == make(secrets=dict(KEY)).id
 
 
+@pytest.mark.thorough
 def test_the_same_value_means_something_else_in_another_service() -> None:
     names = {releases._digest(service, tuple(KEY.items())) for service in ("chat", "code")}
     assert len(names) == 2
@@ -77,6 +78,7 @@ def test_without_secrets_there_is_no_file_and_no_line_that_would_do_without_it()
 # What a plan says
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
@@ -143,19 +145,23 @@ def test_a_release_whose_secrets_are_not_at_hand_has_no_name(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("key", "running", "expected"),
     [
-        ("hunter2", make(secrets=KEY), make(secrets=KEY).id),
-        ("hunter3", make(secrets=KEY), make(secrets=ROTATED).id),
-        (None, make(secrets=KEY), make(secrets=KEY).id),
-        (None, make(secrets=KEY, stop_limit_s=90), None),
-        (None, make(secrets={**KEY, "B": "b"}), None),
-        (None, make(), None),
+        ("hunter2", {"secrets": KEY}, KEY),
+        ("hunter3", {"secrets": KEY}, ROTATED),
+        (None, {"secrets": KEY}, KEY),
+        (None, {"secrets": KEY, "stop_limit_s": 90}, None),
+        (None, {"secrets": {**KEY, "B": "b"}}, None),
+        (None, {}, None),
         (None, None, None),
     ],
 )
 def test_who_only_looks_needs_no_values(
-    monkeypatch: pytest.MonkeyPatch, key: str | None, running: Release | None, expected: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    key: str | None,
+    running: dict[str, Any] | None,
+    expected: dict[str, str] | None,
 ) -> None:
-    current = json.loads(running.files()["release.json"]) if running else None
+    """The release that is wanted is the one with the `expected` secrets."""
+    current = json.loads(make(**running).files()["release.json"]) if running is not None else None
 
     def plan(host: Any, root: str, service: Service, checkpoint: Any, secrets: Any = None) -> Wanted:
         values = planning._secrets(service) if secrets is None else secrets
@@ -167,7 +173,7 @@ def test_who_only_looks_needs_no_values(
     )
     monkeypatch.setenv("CHAT_KEY", key) if key else monkeypatch.delenv("CHAT_KEY", raising=False)
     wish = looking._wish(None, "/srv/pyinfra-vllm", WITH_KEY)  # type: ignore[arg-type]
-    assert wish.release == expected
+    assert wish.release == (make(secrets=expected).id if expected else None)
     assert ("it depends on CHAT_KEY, not set" in wish.problem) == (expected is None)
 
 
@@ -244,6 +250,7 @@ def test_a_release_without_its_key_is_refused(host: SimulatedHost, which: str, l
 # Whose secrets hooks get: those of the release whose order declared them
 
 
+@pytest.mark.thorough
 def test_hooks_get_the_newest_secrets_also_on_the_way_back(host: SimulatedHost, tmp_path: Path) -> None:
     told = tmp_path / "told"
     command = ["/bin/sh", "-c", f'echo "$VLLM_API_KEY" >> {told}']

@@ -187,6 +187,7 @@ def test_what_changes_answers_is_marked() -> None:
     assert marked == {"fp8-kv-cache"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("gpu", CARDS)
 def test_space_of_every_card_is_whole(gpu: str, objective: str) -> None:

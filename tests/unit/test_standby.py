@@ -421,6 +421,7 @@ def test_the_module_needs_nothing_but_the_standard_library(tmp_path: Path) -> No
 ACTS = st.lists(st.sampled_from(["ask", "sleep", "wake", "serve", "fail", "mend"]), max_size=14)
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None)
 @given(ACTS)
 def test_no_request_reaches_a_sleeping_engine_and_all_are_answered(acts: list[str]) -> None:

@@ -268,6 +268,7 @@ def test_a_second_start_that_fails_leaves_one_proven_release(host: StandbyHost, 
         assert "does not serve after its second start" in rounds_of(host)["because"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
 def test_death_at_some_calls_around_second_starts_leaves_one_proven_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: bool
@@ -282,6 +283,7 @@ def test_a_trial_takes_turns_too(host: StandbyHost) -> None:
     ends_right(host, OLD)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
 def test_death_at_some_calls_of_a_measurement_in_turns_leaves_one_proven_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: bool
@@ -307,6 +309,7 @@ def count_calls(
         return len(host.calls)
 
 
+@pytest.mark.thorough
 def test_death_at_some_calls_leaves_one_proven_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -800,6 +803,7 @@ def test_where_host_memory_is_short_after_the_commit_the_old_release_is_stopped_
     assert (noted["release"], noted["because"]) == (None, "40 GiB")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
 def test_death_at_any_late_call_leaves_the_new_release_and_at_most_a_sleeper(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: bool

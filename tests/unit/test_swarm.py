@@ -158,6 +158,7 @@ def fleet(server: HubServer, tmp_path: Path) -> Iterator[Fleet]:
             pass
 
 
+@pytest.mark.thorough
 def test_four_hosts_get_a_checkpoint_that_two_fetched_half_each(fleet: Fleet) -> None:
     hashes = fleet.begin(0, 1)
     slack = 2 * 256 * 1024 + (1 << 22)  # what was on its way when the client had enough
@@ -171,6 +172,7 @@ def test_four_hosts_get_a_checkpoint_that_two_fetched_half_each(fleet: Fleet) ->
     assert not list(fleet.path.rglob(".parts"))
 
 
+@pytest.mark.thorough
 def test_sharing_ends_when_all_have_it_and_nobody_waits_for_who_has_gone(fleet: Fleet) -> None:
     hashes = fleet.begin(0)
     children = fleet.share([0, 1, 2, 3], hashes, quiet_s=600.0)
@@ -193,6 +195,7 @@ def test_peer_that_sends_garbage_costs_time_only(fleet: Fleet) -> None:
     assert "bytes of other content came from others; thrown away" in fleet.log(2)
 
 
+@pytest.mark.thorough
 def test_source_that_hashes_wrong_bytes_is_found_out_by_the_lock(fleet: Fleet) -> None:
     fleet.server.faults["model-1.safetensors"] = Fault(content=bytes(3_000_000))
     hashes = fleet.begin(0)
@@ -253,6 +256,7 @@ def test_complete_host_is_a_source_and_asks_no_hub(fleet: Fleet) -> None:
     assert fleet.from_hub() == before
 
 
+@pytest.mark.thorough
 def test_address_outside_the_fleet_is_not_talked_to(fleet: Fleet) -> None:
     hashes = fleet.begin(0)
     order = fleet.order(0, [0, 1], hashes)
@@ -275,6 +279,7 @@ def test_address_outside_the_fleet_is_not_talked_to(fleet: Fleet) -> None:
     assert not answers("127.0.9.9")
 
 
+@pytest.mark.thorough
 def test_missing_libtorrent_is_said(fleet: Fleet, tmp_path: Path) -> None:
     hashes = fleet.begin(0)
     python = tmp_path / "python"
@@ -315,6 +320,7 @@ def test_file_with_a_second_name_and_no_file_are_not_taken(tmp_path: Path, name:
     assert swarm.keep_right(tmp_path, [wanted], lambda *_: None, Status(tmp_path / "status.json")) == [name]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "event",
     [
@@ -337,6 +343,7 @@ def test_invalid_output_of_the_child_raises_no_unexpected_error(
     assert "Traceback" not in fleet.log(0)
 
 
+@pytest.mark.thorough
 def test_interrupted_part_is_not_fetched_again(fleet: Fleet) -> None:
     first = fleet.begin(0)
     before = fleet.from_hub()
@@ -344,6 +351,7 @@ def test_interrupted_part_is_not_fetched_again(fleet: Fleet) -> None:
     assert fleet.from_hub() == before
 
 
+@pytest.mark.thorough
 def test_shared_folder_is_asked_before_the_hub(fleet: Fleet, tmp_path: Path) -> None:
     shared = tmp_path / "shared" / "acme--tiny-awq" / fleet.server.commit(REPO)
     for path, content in FILES.items():

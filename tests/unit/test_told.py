@@ -140,6 +140,7 @@ def test_invalid_answer_names_its_fact(tmp_path: Path, monkeypatch: pytest.Monke
         asked(host, Filesystem, path=str(tmp_path))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("answer", ["", "no JSON", "[1]", "{}", "[" * 100_000])
 def test_invalid_answer_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str

@@ -178,6 +178,7 @@ def test_old_release_that_is_down_stays_the_rollback_target(
     )
 
 
+@pytest.mark.thorough
 def test_code_that_the_checkpoint_brings_is_told_in_the_journal_with_its_reason(host: SimulatedHost) -> None:
     host.stage(NEW, allow_code="read in ticket 7")
     assert host.switch() == "committed"

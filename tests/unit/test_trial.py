@@ -92,6 +92,7 @@ def test_what_is_no_fault_of_the_release_is_no_verdict(
     assert "verdict" not in the_end(host)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS, ids=["restarts", "standby"])
 @pytest.mark.parametrize("boot", [False, True], ids=["killed", "power cut"])
 def test_death_at_some_calls_leaves_the_old_release(

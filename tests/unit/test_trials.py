@@ -53,6 +53,7 @@ def test_night_of_the_clock_change_has_another_hour() -> None:
     assert [f"{start:%H:%M %Z}" for start in night.starts] == ["02:00 CEST", "02:00 CET", "03:00 CET"]
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=LENGTHS,

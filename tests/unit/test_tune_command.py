@@ -93,6 +93,7 @@ def test_plan_reads_like_a_plan() -> None:
     assert "9 pairs" in words
 
 
+@pytest.mark.thorough
 def test_windows_without_room_are_told() -> None:
     declare(window={**WINDOW, "duration": "21m"})
     assert planned()["nights"] == []

@@ -135,6 +135,7 @@ def test_nothing_better_is_done_and_writes_nothing(host: Answering) -> None:
     assert code == 0 and "Done: nothing was better" in said and not Path("profiles").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("answer", "code", "said"),
     [

@@ -137,6 +137,7 @@ def test_folder_that_can_t_be_written_is_said() -> None:
         files.keep(tuned.proven(H200, FOUND, journal(), done()))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("gpu", CARDS)
 def test_each_candidate_is_resolved_from_its_profile_as_it_was_tried(gpu: str) -> None:
     """So the release that was measured is, but for its name, the one that the committed file rolls out."""

@@ -49,6 +49,7 @@ ALLOWED = (
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_model_on_every_gpu(version: str) -> None:
     known = flag_table.known(version)

@@ -320,6 +320,7 @@ def test_whatever_value_a_known_flag_gets_there_is_an_answer(flags: dict[str, An
     assert json.dumps(found.as_dict(), allow_nan=False)
 
 
+@pytest.mark.thorough
 @given(
     st.sampled_from(["Qwen/Qwen3.5-4B", "Qwen/Qwen3-30B-A3B-AWQ"]),
     st.sampled_from(["T4", "A10G", "H200", "cpu"]),

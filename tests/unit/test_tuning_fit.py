@@ -41,6 +41,7 @@ def test_a_model_too_large_for_one_gpu_fits_in_two_pipeline_stages() -> None:
     assert "doesn't fit" in str(resolve("Qwen/Qwen2.5-32B-Instruct", "A100 40GB", max_model_len=4096).errors)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("length", [4096, 32768, 262144])
 @pytest.mark.parametrize("version", ["0.25.1", "0.28.0"])
 @pytest.mark.parametrize("gpu", ["T4", "RTX 4090", "A10G", "RTX 5090", "A100 40GB"])

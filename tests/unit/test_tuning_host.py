@@ -222,6 +222,7 @@ def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedNight
     return SimulatedNight(tmp_path, monkeypatch)
 
 
+@pytest.mark.thorough
 def test_the_best_one_is_found_proven_and_written(simulated: SimulatedNight) -> None:
     found = simulated.run()
     assert found.done is not None and found.done.winner == "humming + interactivity"
@@ -240,6 +241,7 @@ def test_the_best_one_is_found_proven_and_written(simulated: SimulatedNight) -> 
     assert "--performance-mode" in settings.flags and "--linear-backend" in settings.flags
 
 
+@pytest.mark.thorough
 def test_nothing_is_committed_or_rejected(simulated: SimulatedNight) -> None:
     simulated.run()
     assert {entry["outcome"] for entry in simulated.host.journal() if entry["step"] == "end"} == {"tried"}
@@ -272,6 +274,7 @@ def test_killed_at_ten_random_moments_and_two_power_cuts(
     assert len(keys) == len(set(keys)), "nothing that had its end was tried again"
 
 
+@pytest.mark.thorough
 def test_kill_of_the_control_machine_at_every_line_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +300,7 @@ def test_kill_of_the_control_machine_at_every_line_goes_on(
             assert found.done is not None and found.done.winner == "humming + interactivity", moment
 
 
+@pytest.mark.thorough
 def test_what_the_gate_would_not_keep_does_not_win(
     simulated: SimulatedNight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +327,7 @@ def test_what_the_gate_would_not_keep_does_not_win(
     assert found.done is not None and found.done.winner == "interactivity"
 
 
+@pytest.mark.thorough
 def test_limit_that_is_missed_does_not_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = ANY.model_copy(update={"tune": ANY.tune.model_copy(update={"max_ttft_s": 0.042})})
     found = SimulatedNight(tmp_path, monkeypatch, service).run()
@@ -330,6 +335,7 @@ def test_limit_that_is_missed_does_not_win(tmp_path: Path, monkeypatch: pytest.M
     assert "first token after" in failed["interactivity"] and "humming" not in failed
 
 
+@pytest.mark.thorough
 def test_what_its_vllm_refuses_is_never_tried(simulated: SimulatedNight) -> None:
     simulated.refused["humming"] = "vLLM: unrecognized arguments: --linear-backend"
     found = simulated.run()
@@ -338,6 +344,7 @@ def test_what_its_vllm_refuses_is_never_tried(simulated: SimulatedNight) -> None
     assert simulated._release("humming") not in {order.release for order in simulated.orders}
 
 
+@pytest.mark.thorough
 def test_candidate_that_can_t_be_served_fails_alone(simulated: SimulatedNight) -> None:
     simulated.no_plan = {"humming"}
     found = simulated.run()
@@ -346,6 +353,7 @@ def test_candidate_that_can_t_be_served_fails_alone(simulated: SimulatedNight) -
     assert found.done is not None and found.done.winner == "interactivity"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("trouble", ["no plan", "no contact"])
 def test_host_in_trouble_stops_the_search_and_blames_no_candidate(
     simulated: SimulatedNight, trouble: str
@@ -389,6 +397,7 @@ def test_trial_that_is_under_way_is_waited_for(simulated: SimulatedNight) -> Non
         simulated.run()
 
 
+@pytest.mark.thorough
 def test_one_that_does_not_start_never_comes_back(simulated: SimulatedNight) -> None:
     simulated.host.broken.add(simulated._release("humming"))
     found = simulated.run()
@@ -396,6 +405,7 @@ def test_one_that_does_not_start_never_comes_back(simulated: SimulatedNight) -> 
     assert simulated.tries.count("humming") == 1 and simulated.serves()
 
 
+@pytest.mark.thorough
 def test_looks_are_the_gates_budget_and_pairs_all_of_it(simulated: SimulatedNight) -> None:
     simulated.service = ANY.model_copy(update={"gate": ANY.gate.model_copy(update={"budget_s": 120.0})})
     noise = {"schema": "pyinfra-vllm/noise/1", "runs": 5, "phases": {"c1": {"tokens_per_s": 0.004}}}
@@ -457,6 +467,7 @@ def test_a_dry_run_changes_nothing(simulated: SimulatedNight) -> None:
     assert found.step is not None and tuning.begins(found).endswith("look 1, 5 seconds")
 
 
+@pytest.mark.thorough
 def test_anew_begins_from_the_first_trial(simulated: SimulatedNight) -> None:
     first = simulated.run()
     again = simulated.run(anew=True)

@@ -88,6 +88,7 @@ def test_a_unit_of_measure_changes_nothing(given_blocks: list[Block], scale: flo
     )
 
 
+@pytest.mark.thorough
 @given(BLOCKS, st.floats(0, 0.5))
 def test_slower_candidate_never_gets_a_better_verdict(given_blocks: list[Block], more: float) -> None:
     worse = [shifted(block, lambda side, _: more if side == "B" else 0.0) for block in given_blocks]
@@ -145,6 +146,7 @@ def test_more_blocks_are_wanted_until_they_are_precise_whichever_side_is_better(
         assert turns.settled(blocks(loss), LIMITS) == turns.settled(blocks(0.0), LIMITS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pairs", [[(0, 0)], [(0, 0), (1, 1)]])
 def test_equal_releases_fail_rarely(pairs: list[tuple[int, int]]) -> None:
     """Starts that differ as the default says; benchmarks/turns has more worlds and more draws."""

@@ -307,6 +307,7 @@ def test_a_server_that_is_stuck_is_restarted(world: World) -> None:
     assert world.servers["a"].middleware.state == pair.SERVING
 
 
+@pytest.mark.thorough
 def test_an_old_release_that_does_not_start_either_is_tried_twice_and_then_said(world: World) -> None:
     world.faults["a"].add("no start")
     world.kill("a")

@@ -83,6 +83,7 @@ def test_deep_json_is_no_line() -> None:
     assert unit_log.parsed(b'{"MESSAGE":' + b"[" * 100_000) == []
 
 
+@pytest.mark.thorough
 def test_four_thousand_long_lines_are_kept_as_two_ends() -> None:
     lines = (f"{number} {'x' * 48_000}" for number in range(4000))
     found = unit_log.bounded(line.text for text in lines for line in unit_log.parsed(entry(text)))
@@ -113,6 +114,7 @@ for number in range(200_000):
 """
 
 
+@pytest.mark.thorough
 def test_the_journal_is_left_as_soon_as_the_start_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

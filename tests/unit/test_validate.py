@@ -107,6 +107,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("settings", "key", "says"), PROBLEMS.values(), ids=PROBLEMS)
 def test_what_is_wrong_is_told_once_for_all_hosts(settings: dict[str, Any], key: str, says: str) -> None:
     assert examine("inventory/mine.py", at=NOW).problems == ()

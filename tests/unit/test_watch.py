@@ -119,6 +119,7 @@ def inventory(teller: Teller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return path
 
 
+@pytest.mark.thorough
 def test_one_look_as_json(inventory: Path) -> None:
     done = CliRunner().invoke(watch, [str(inventory), "--json"], standalone_mode=False)
     assert done.return_value == 0, done.output
@@ -129,6 +130,7 @@ def test_one_look_as_json(inventory: Path) -> None:
     assert once.stdout.splitlines()[1].split()[1:4] == ["@local", "chat", "waiting"]
 
 
+@pytest.mark.thorough
 def test_without_a_terminal_each_change_is_a_line(inventory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = 0
 

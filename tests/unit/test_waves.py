@@ -35,6 +35,7 @@ def fleets(draw: st.DrawFn) -> tuple[list[Candidate], Rollout]:
     return hosts, rollout
 
 
+@pytest.mark.thorough
 @given(fleets())
 def test_every_host_is_in_exactly_one_wave(fleet: tuple[list[Candidate], Rollout]) -> None:
     hosts, rollout = fleet
@@ -43,6 +44,7 @@ def test_every_host_is_in_exactly_one_wave(fleet: tuple[list[Candidate], Rollout
     assert all(plan(hosts, rollout))
 
 
+@pytest.mark.thorough
 @given(fleets())
 def test_no_host_goes_before_a_canary(fleet: tuple[list[Candidate], Rollout]) -> None:
     hosts, rollout = fleet
@@ -62,6 +64,7 @@ def test_no_host_goes_before_a_canary(fleet: tuple[list[Candidate], Rollout]) ->
     assert all(set(waves[number]) <= canaries for number in with_canary)
 
 
+@pytest.mark.thorough
 @given(fleets())
 def test_no_wave_takes_more_of_a_service_than_it_may(fleet: tuple[list[Candidate], Rollout]) -> None:
     hosts, rollout = fleet
@@ -73,6 +76,7 @@ def test_no_wave_takes_more_of_a_service_than_it_may(fleet: tuple[list[Candidate
             assert sum(service in services[name] for name in wave) <= most
 
 
+@pytest.mark.thorough
 @given(fleets())
 def test_the_plan_keeps_within_its_bound_and_never_changes(fleet: tuple[list[Candidate], Rollout]) -> None:
     hosts, rollout = fleet

@@ -132,6 +132,7 @@ def computed(reference: Reference, start: datetime, end: datetime) -> set[dateti
     return minutes_of(open_between([reference.window()], start, end))
 
 
+@pytest.mark.thorough
 @settings(max_examples=30, deadline=None)
 @given(references(), st.data())
 def test_agrees_with_the_reference_around_the_odd_nights(reference: Reference, data: st.DataObject) -> None:
@@ -180,6 +181,7 @@ def minute_by_minute(parts: list[Interval]) -> bytearray:
     return marked
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("zone", ZONES)
 @pytest.mark.parametrize("cron", ["30 2 * * *", "0 0 * * *", "15 1 * * *", "45 23 * * *"])
 def test_every_night_has_its_one_opening(zone: str, cron: str) -> None:
@@ -247,6 +249,7 @@ def test_a_timed_exception_cuts_its_hours_out() -> None:
     assert state([window], berlin("2026-06-01T23:00")).next[0] == berlin("2026-06-02T01:00")
 
 
+@pytest.mark.thorough
 def test_an_exception_may_last_until_further_notice() -> None:
     for zone in ("Europe/Berlin", "America/New_York", "Asia/Tokyo", "UTC"):
         frozen = Window("0 22 * * *", 6 * HOUR, zone, (parse_days("2026-12-24..9999-12-31"),))
@@ -293,6 +296,7 @@ def test_the_end_of_a_window_is_closed_and_its_beginning_open() -> None:
     assert not state([nightly()], berlin("2026-06-02T04:00")).open
 
 
+@pytest.mark.thorough
 def test_no_window_is_any_time_and_an_endless_one_never_closes() -> None:
     assert state([], berlin("2026-06-01T12:00")).open
     endless = state([Window("0 * * * *", 2 * HOUR, "Europe/Berlin")], berlin("2026-06-01T12:00"))
@@ -307,6 +311,7 @@ def test_rare_windows_are_found_and_never_more_than_five() -> None:
     assert len(state([nightly()], berlin("2026-06-01T12:00")).next) == 5
 
 
+@pytest.mark.thorough
 @settings(max_examples=50, deadline=None)
 @given(references(), st.datetimes(datetime(2026, 1, 1), datetime(2030, 12, 31)), st.integers(0, 600))
 def test_a_state_never_contradicts_itself(reference: Reference, naive: datetime, needed: int) -> None:

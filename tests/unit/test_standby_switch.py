@@ -25,7 +25,7 @@ from pyinfra_vllm.on_host.server import control, service, systemd
 from pyinfra_vllm.on_host.state import durable, observe, paths, running
 from pyinfra_vllm.on_host.state.lock import exclusive
 from pyinfra_vllm.on_host.state.observed import Observed
-from pyinfra_vllm.on_host.switch import calibrating, judging, recovery, standby
+from pyinfra_vllm.on_host.switch import calibrating, judging, recovery, rounds, standby
 from pyinfra_vllm.on_host.switch.order import CALIBRATION, ROLLBACK, TRIAL, Order
 from pyinfra_vllm.report.looking import Look
 from pyinfra_vllm.report.status import rows
@@ -200,7 +200,33 @@ def test_where_requests_do_not_end_the_two_are_judged_one_after_the_other(host: 
     assert host.switch() == "committed"
     ends_right(host, NEW)
     assert "requests" in rounds_of(host)["because"]
-    assert rounds_of(host)["blocks"] == 0 and "measured in" not in " ".join(verdict(host)["reasons"])
+    assert rounds_of(host)["blocks"] == 0
+    assert told_of_turns(host).startswith("not judged in turns: 0 blocks of four rounds were measured, ")
+    assert rounds_of(host)["because"] in told_of_turns(host)
+
+
+def told_of_turns(host: StandbyHost) -> str:
+    (found,) = [text for text in verdict(host)["reasons"] if " turns: " in text]
+    return str(found)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "left_s", "why"),
+    [
+        ({}, 10_000.0, "(a block took 0 s: gate.budget_s = 1 has room for them)"),
+        ({"max_budget_s": 300.0}, 10_000.0, "(a block took 0 s: gate.max_budget_s = 1 has room for them)"),
+        ({"on_inconclusive": "keep"}, 10_000.0, "(a block took 0 s: gate.budget_s = 1 has room for them)"),
+        ({}, 60.0, "(the window had no time for more)"),
+    ],
+)
+def test_too_few_blocks_are_told_with_the_setting_that_has_room_for_them(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch, criteria: dict[str, Any], left_s: float, why: str
+) -> None:
+    monkeypatch.setattr(rounds, "MOST_BLOCKS", 5)
+    host.takes_turns = True
+    assert host.switch(criteria=criteria, measure_until=time.time() + left_s) == "committed"
+    assert "5 blocks" in told_of_turns(host) and why in told_of_turns(host)
+    assert not any("turns" in str(row.get("by")) for row in verdict(host)["metrics"])
 
 
 @pytest.mark.parametrize("fault", ["sleep", "wake", "memory"])

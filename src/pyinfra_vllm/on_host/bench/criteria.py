@@ -200,6 +200,14 @@ class Criteria:
             return self.budget_s
         return 3 * self.budget_s if self.max_budget_s is None else self.max_budget_s
 
+    def allowing(self, seconds: float) -> str:
+        """The setting with which a side may be measured for so long."""
+        if self.on_inconclusive == "keep":
+            return f"gate.budget_s = {math.ceil(seconds)}"
+        if self.max_budget_s is None:
+            return f"gate.budget_s = {math.ceil(seconds / 3)}"
+        return f"gate.max_budget_s = {math.ceil(seconds)}"
+
     def both_sides_s(self, in_turns: bool) -> float:
         """Seconds of measuring on both sides at most.
 

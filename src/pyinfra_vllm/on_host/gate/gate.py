@@ -39,7 +39,8 @@ def judge(
     + kernel: the finding of server.kernel: a slow one fails, one that the log does not name is inconclusive
     + gpu_memory_mib: in use on the fullest GPU after the switch; None where nvidia-smi did not tell
     + asks_gpus: false where nobody asked them, as for two files: then a limit of their memory decides nothing
-    + turns: rounds in which both servers took turns: the speed is judged by those, all else as ever
+    + turns: rounds in which both servers took turns: the speed is judged by those where there are enough,
+        all else as ever
 
     Raises RecordError where the two records do not belong together.
     """
@@ -73,13 +74,14 @@ def _compared(
     before: Record, after: Record, criteria: Criteria, noise: Noise | None, turns: InTurns | None
 ) -> tuple[list[Row], list[str], list[str]]:
     """The rows of the speed of both sides, what people should know of them, and the reasons for doubt."""
+    blocks = turns if turns and turns.enough else None
     # Others' traffic meets both sides of a block alike.
-    doubts = [] if turns else incomparable(before, after)
+    doubts = [] if blocks else incomparable(before, after)
     rows = _relative_rows(before, after, criteria, noise, doubts)
     reasons = [*notes.of_pair(before, after), _calibration_line(noise, [each.name for each in before.phases])]
-    if not turns:
-        return rows, reasons, doubts
-    return in_turns.rows(rows, turns, criteria, noise), [turns.line(), *reasons], doubts
+    if turns:
+        reasons.insert(0, turns.line())
+    return in_turns.rows(rows, blocks, criteria, noise) if blocks else rows, reasons, doubts
 
 
 def wants_more(

@@ -57,10 +57,12 @@ class InTurns:
     """All blocks of a measurement in turns, four rounds each.
 
     turns: how often the servers changed
+    ended: why there are no more blocks
     """
 
     blocks: Sequence[Sequence[Side]]
     turns: int = 0
+    ended: str = ""
 
     @property
     def enough(self) -> bool:
@@ -94,6 +96,12 @@ class InTurns:
 
     def line(self) -> str:
         """How it was measured, in words."""
+        if not self.enough:
+            return (
+                f"not judged in turns: {len(self.blocks)} blocks of four rounds were measured, and a verdict"
+                f" needs {turns.LEAST_BLOCKS} ({self.ended}). One release was judged after the other, so a"
+                " drift of the machine may pass for a difference"
+            )
         starts = f" and {self.starts} starts of each side" if self.starts > 1 else ""
         return (
             f"measured in {self.turns} turns: {len(self.blocks)} blocks of four rounds{starts}, in an order"

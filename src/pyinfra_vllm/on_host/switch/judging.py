@@ -120,7 +120,7 @@ class Judging(Transaction):
             result["summary"] = phases.summary(after)
         # Nobody is to be served by what is worse beyond doubt for as long as turns take.
         measured = None if gate.beyond_doubt(verdict) else self._measure_in_turns(new)
-        if measured and measured.enough:
+        if measured:
             verdict = self._verdict(new, after, checked, noise, measured)
         self.after = after
         self.evidence.keep("verdict", verdict.as_dict())
@@ -168,7 +168,12 @@ class Judging(Transaction):
                 self.evidence.say(f"turns: {taken.cut_short}")
                 result["because"] = taken.cut_short
         self.evidence.keep("turns", found.as_dict())
-        return found
+        if taken.cut_short:
+            return replace(found, ended=taken.cut_short)
+        if longest_s < self.criteria.longest_s:
+            return replace(found, ended="the window had no time for more")
+        room = self.criteria.allowing(turns.LEAST_BLOCKS * taken.block_s)
+        return replace(found, ended=f"a block took {taken.block_s:.0f} s: {room} has room for them")
 
     def _start_s(self) -> float:
         """Seconds that the start of the new release took, with the sleep of the old one before it."""

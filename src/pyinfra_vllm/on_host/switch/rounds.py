@@ -43,6 +43,7 @@ class Rounds:
         self.reach, self.ask, self.enough, self.keep_canary = reach, ask, enough, keep_canary
         self.orders = turns.orders(MOST_BLOCKS, seed)
         self.cut_short = ""  # why the measurement ended before its time, or has one start of each side
+        self.block_s = 0.0  # of the longest block
         self.blocks: list[list[Side]] = []
         self.changes = 0
 
@@ -76,12 +77,12 @@ class Rounds:
 
         + share: how many starts share the seconds
         """
-        first, block_s, now = len(self.blocks), 0.0, time.monotonic()
+        first, now = len(self.blocks), time.monotonic()
         until = now + longest_s / share
         for number in range(first, first + MOST_BLOCKS // share):
             began = time.monotonic()
             few = number - first < turns.LEAST_BLOCKS / share
-            if began + block_s > (until if few else now + budget_s / share):
+            if began + self.block_s > (until if few else now + budget_s / share):
                 return
             block: list[Side] = []
             for side in self.orders[number]:
@@ -89,7 +90,7 @@ class Rounds:
                 asked = 2 * number + [each.who for each in block].count(side)
                 block.append(Side(side, self.ask(side, asked, until), start))
             self.blocks.append(block)
-            block_s = max(block_s, time.monotonic() - began)
+            self.block_s = max(self.block_s, time.monotonic() - began)
             if self.enough(InTurns(self.blocks[first:])):
                 return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,12 @@ from pyinfra_vllm.on_host.state import paths
 from pyinfra_vllm.on_host.switch import standby, two_servers
 
 __all__ = ["NEW", "OLD", "Killed", "StandbyHost"]
+
+TO_NEW = [
+    "sleep old", "start new", "canary new", "sleep new", "lead new", "wake new", "canary new", "serve new",
+    "relay old",
+]  # fmt: skip
+BACK = ["lead old", "sleep new", "wake old", "canary old", "serve old", "relay new", "stop new"]
 
 HAS_MEMORY = ("serving", "draining", "awake", "failed")
 SHORT = two_servers.Limits(drain_s=0.05, wake_s=0.05, start_s=0.2, memory_s=0.05, stop_s=0.05, owed_s=0.05)
@@ -221,3 +228,62 @@ class StandbyHost(SimulatedHost):
 
 def _release(unit: str) -> str:
     return unit.split(".")[1]
+
+
+def prepared(root: Path, patch: pytest.MonkeyPatch, rate: float = 100.0) -> StandbyHost:
+    host = StandbyHost(root, patch)
+    host.install(OLD)
+    host.stage(NEW)
+    host.rates[NEW] = rate
+    host.calls.clear()
+    return host
+
+
+def ends_right(host: StandbyHost, release_id: str, at: object = "") -> None:
+    """This release is current, serves alone, and clients are led to it."""
+    assert host.servers == {release_id: "serving"}, at
+    assert (host.current, host.leads_to, host.listening) == (release_id, release_id, True), at
+    assert list(host.paths.server_units()) == [release_id], at
+    assert host.paths.unit_link.readlink().name == f"vllm-chat.{release_id}.service", at
+    assert host.violations == [], at
+
+
+def count_calls(
+    root: Path, monkeypatch: pytest.MonkeyPatch, rate: float, takes_turns: bool = False, **order: Any
+) -> int:
+    with monkeypatch.context() as patch:
+        host = prepared(root, patch, rate)
+        host.takes_turns = takes_turns
+        host.switch(**order)
+        return len(host.calls)
+
+
+def die_at_every(
+    step: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rate: float,
+    boot: bool,
+    takes_turns: bool = False,
+    **order: Any,
+) -> None:
+    total = count_calls(tmp_path / "dry", monkeypatch, rate, takes_turns, **order)
+    assert total > 100
+    for moment in range(0, total, step):
+        with monkeypatch.context() as patch:
+            host = prepared(tmp_path / f"{moment}", patch, rate)
+            host.die_at, host.takes_turns = moment, takes_turns
+            with contextlib.suppress(Killed):
+                host.switch(**order)
+            host.recover(boot)
+            committed = any(entry["step"] == "commit" for entry in host.journal())
+            ends_right(
+                host, NEW if committed else OLD, f"dead at {moment}: {host.calls[moment : moment + 1]}"
+            )
+            begun, ended = (
+                [entry for entry in host.journal() if entry["step"] == step] for step in ("begin", "end")
+            )
+            assert len(begun) == len(ended), f"dead at {moment}: the journal has no end"
+            seen = (dict(host.servers), len(host.journal()))
+            host.recover()
+            assert (host.servers, len(host.journal())) == seen, f"dead at {moment}: recovered twice"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -46,6 +47,7 @@ class FarHost:
     answers: dict[str, list[Any]]
     connected: bool = True
     attempts: int = 0
+    asked: list[str] = field(default_factory=list)
     name: str = "gpu1"
     print_prefix: str = ""
     current_op_global_arguments: dict[str, Any] = field(default_factory=lambda: {"_sudo": True})
@@ -53,6 +55,7 @@ class FarHost:
     def run_shell_command(self, command: StringCommand, **options: Any) -> tuple[bool, SimpleNamespace]:
         assert self.connected, "a client that did not connect has no transport to send anything through"
         words = command.get_raw_value().split()
+        self.asked += words
         verb = next((word for word in words if word in self.answers), None)
         if verb is None:
             return True, SimpleNamespace(stdout="", stderr="")
@@ -92,6 +95,26 @@ def test_a_host_that_stays_away_ends_unknown(monkeypatch: pytest.MonkeyPatch) ->
     _, outcome = switched(monkeypatch, follow=[TimeoutError("no answer in 30 s")])
     assert outcome.status == "unknown"
     assert "no contact for" in outcome.message and switching.BY_ITSELF in outcome.message
+
+
+RUNS = {"current": ORDER.release, "running": ORDER.release, "proven": ORDER.release}
+
+
+@pytest.mark.parametrize(
+    ("purpose", "status"),
+    [
+        ("rollout", "unchanged"),
+        ("rollback", "unchanged"),
+        ("trial", "committed"),
+        ("calibration", "committed"),
+    ],
+)
+def test_what_another_run_has_switched_to_meanwhile_is_not_restarted(purpose: str, status: str) -> None:
+    order = dataclasses.replace(ORDER, purpose=purpose)
+    host: Any = FarHost({"status": [[document(**RUNS)]], "reported": [{}], "follow": [ENDED]})
+    outcome = Switching(host, "/srv/x", Prepared(order)).run()
+    assert outcome.status == status
+    assert ("systemd-run" in host.asked) == (status != "unchanged")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from pyinfra_vllm.operations.util.unit import ANSWER_S, POLL_S, RUN_DIRECTORY, N
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.rollout import story
 from pyinfra_vllm.rollout.orders import Prepared
-from pyinfra_vllm.rollout.progress import PROGRESS, Outcome
+from pyinfra_vllm.rollout.progress import PROGRESS, UNCHANGED, Outcome
 
 UNIT = "pyinfra-vllm-switch"
 PATIENCE = 5  # looks
@@ -55,6 +55,8 @@ class Switching:
             if before is not None:
                 self._say("this switch is under way already: following it")
                 return self._follow(before or None)
+            if self._done(observed):
+                return self.outcome(UNCHANGED, "another run has switched to this release meanwhile")
             if self.order.purpose == ROLLBACK and soaks(observed):
                 observed = self._end_soak()
             retry = self.order.purpose != ROLLOUT or RETRY in self.order.overrides
@@ -78,6 +80,11 @@ class Switching:
             return None
         earlier = [record.tx for record in observed.history[:-1]]
         return earlier[-1] if earlier else ""
+
+    def _done(self, observed: Observed) -> bool:
+        """Whether the release that is to serve does: it did not when this run decided to switch."""
+        serve = self.order.purpose in (ROLLOUT, ROLLBACK)
+        return serve and observed.lock is None and observed.runs(self.order.release)
 
     def _end_soak(self) -> Observed:
         """End the soak of the release that an operator leaves by hand: its outcome has been decided."""

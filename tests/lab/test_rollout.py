@@ -331,13 +331,14 @@ def test_release_that_stops_answering_during_its_soak_is_rolled_back(host: Host)
 
 def test_a_second_run_of_another_release_is_refused_and_of_the_same_follows_the_first(host: Host) -> None:
     arguments = ("deploy.py", "-y", "--limit", "stub", "--data", "operator=alice@desk")
-    first = control.spawn("pyinfra", control.INVENTORY, *arguments, env=declared("b"))
+    slow = misbehaving(LIGHT_START_S="12")  # so that it goes on while the others look
+    first = control.spawn("pyinfra", control.INVENTORY, *arguments, env=declared("b", **slow))
     _until(lambda: observed(host)["lock"] is not None, 180)
     other = deploy(release="a")
-    same = deploy(release="b")
-    assert other.returncode == 1
-    assert "alice@desk has held it since 20" in other.stderr and "Nothing was touched" in other.stderr
+    same = deploy(release="b", **slow)
     output, _ = first.communicate(timeout=120)
+    assert other.returncode == 1, other.stderr
+    assert "alice@desk has held it since 20" in other.stderr and "Nothing was touched" in other.stderr
     assert first.returncode == 0, output
     assert same.returncode == 0, same.stderr
     assert "under way already: following it" in same.stderr or "unchanged" in same.stderr

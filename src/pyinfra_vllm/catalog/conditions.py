@@ -27,9 +27,8 @@ from typing import Any
 from pyinfra_vllm.catalog import versions
 
 Facts = Mapping[str, Any]
-Passes = Callable[
-    [Any, Facts], bool
-]  # a test, of one fact's value; the other facts are there to compare with
+# A test of one fact's value; the others are there to compare with.
+Passes = Callable[[Any, Facts], bool]
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class InTurns:
     """All blocks of a measurement in turns, four rounds each.
 
     turns: how often the servers changed
-    ended: why there are no more blocks
+    ended: why there are no more, where they are too few
     """
 
     blocks: Sequence[Sequence[Side]]

@@ -168,12 +168,16 @@ class Judging(Transaction):
                 self.evidence.say(f"turns: {taken.cut_short}")
                 result["because"] = taken.cut_short
         self.evidence.keep("turns", found.as_dict())
+        return found if found.enough else replace(found, ended=self._why_few(taken, longest_s))
+
+    def _why_few(self, taken: rounds.Rounds, longest_s: float) -> str:
+        """Why there are fewer blocks than a verdict needs, with the setting that would allow as many."""
         if taken.cut_short:
-            return replace(found, ended=taken.cut_short)
+            return taken.cut_short
         if longest_s < self.criteria.longest_s:
-            return replace(found, ended="the window had no time for more")
+            return "the window had no time for more"
         room = self.criteria.allowing(turns.LEAST_BLOCKS * taken.block_s)
-        return replace(found, ended=f"a block took {taken.block_s:.0f} s: {room} has room for them")
+        return f"a block took {taken.block_s:.0f} s: {room} has room for them"
 
     def _start_s(self) -> float:
         """Seconds that the start of the new release took, with the sleep of the old one before it."""

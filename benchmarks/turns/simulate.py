@@ -213,18 +213,29 @@ def live() -> Iterator[tuple[str, float, list[list[float]]]]:
 
 
 def drawn(switches: list[list[float]], block_s: float, draws: int, loss: float) -> dict[str, Seen]:
-    """As many blocks as the default budget has, shared between one start of each side or two."""
+    """As many blocks as the default budget has, shared between one start of each side or two; and where
+    those leave it open, more of the last start, until they are precise enough or three budgets are over.
+    """
     chance = random.Random(f"{SEED} {loss}")
     found = {how: Seen(Counter(), [], []) for how in (ONE, TWO)}
-    count = max(turns.LEAST_BLOCKS, int(BUDGET_S / block_s))
+    few, most = (max(turns.LEAST_BLOCKS, int(times * BUDGET_S / block_s)) for times in (1, 3))
     for _ in range(draws):
         for how, pairs in ((ONE, 1), (TWO, 2)):
-            blocks = [
-                Block("ABBA", (0.0, value + loss, value + loss, 0.0), (pair, pair))
-                for pair in range(pairs)
-                for value in chance.choices(chance.choice(switches), k=count // pairs)
-            ]
-            note(found[how], turns.judge(blocks, LIMITS), 4 * len(blocks))
+            switch = [chance.choice(switches) for _ in range(pairs)]
+
+            def block(pair: int, switch: list[list[float]] = switch) -> Block:
+                worse = chance.choice(switch[pair]) + loss
+                return Block("ABBA", (0.0, worse, worse, 0.0), (pair, pair))
+
+            blocks = [block(pair) for pair in range(pairs) for _ in range(few // pairs)]
+            finding = turns.judge(blocks, LIMITS)
+            if finding.verdict == INCONCLUSIVE:
+                last = few // pairs
+                while last < most // pairs and not turns.settled(blocks[-last:], LIMITS):
+                    blocks.append(block(pairs - 1))
+                    last += 1
+                finding = turns.judge(blocks, LIMITS)
+            note(found[how], finding, 4 * len(blocks))
     return found
 
 

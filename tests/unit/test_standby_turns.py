@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from standby_host import BACK, NEW, OLD, TO_NEW, StandbyHost, die_at_every, ends_right, prepared
 
+from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.gate import in_turns, turns
 from pyinfra_vllm.on_host.switch import judging, rounds
 from pyinfra_vllm.on_host.switch.order import TRIAL
@@ -122,6 +124,21 @@ def test_too_few_blocks_are_told_with_the_setting_that_has_room_for_them(
     assert host.switch(criteria=criteria, measure_until=time.time() + left_s) == "committed"
     assert "5 blocks" in told_of_turns(host) and why in told_of_turns(host)
     assert not any("turns" in str(row.get("by")) for row in verdict(host)["metrics"])
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "open_"),
+    [(["pass", "pass"], False), (["inconclusive", "pass"], True), (["inconclusive", "fail"], False)],
+)
+def test_what_is_undecided_is_left_open_unless_something_has_failed(
+    monkeypatch: pytest.MonkeyPatch, verdicts: list[str], open_: bool
+) -> None:
+    """One phase whose margin for each of two metrics decides."""
+    told = iter(verdicts)
+    finding = turns.Finding(0.0, 0.001, 30, 0.5, 8)
+    monkeypatch.setattr(in_turns, "_all_limits", lambda *_: {("c1", "e2e_s"): 1, ("c1", "tokens_per_s"): 1})
+    monkeypatch.setattr(turns, "judge", lambda *_: replace(finding, verdict=next(told)))
+    assert in_turns.left_open(in_turns.InTurns([]), Criteria()) is open_
 
 
 @pytest.mark.parametrize("fault", ["sleep", "wake", "memory"])

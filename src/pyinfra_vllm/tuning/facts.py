@@ -94,7 +94,7 @@ class Facts(Mapping[str, Any]):
         return values.meaning(name, setting.value) if setting else None
 
     def once(self, derive: Callable[[Facts], T]) -> T:
-        """What follows from the facts, worked out once until the profile changes: rules ask many times."""
+        """The result of `derive(self)`, kept until a flag or variable changes: rules ask many times."""
         if self._changes != self.profile.changes:
             self._derived.clear()
             self._changes = self.profile.changes

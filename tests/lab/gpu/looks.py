@@ -113,7 +113,7 @@ def running(host: Host, service: str) -> str | None:
 
 
 def product() -> str:
-    """What is being tried, as a digest: the stories of several runs are of one product, or they aren't."""
+    """A digest of the files of the product: stories with the same digest tried the same product."""
     folders = [path for name in ("src", "templates") for path in (CHECKOUT / name).rglob("*")]
     files = [path for path in folders if path.is_file() and path.suffix != ".pyc"]
     digest = hashlib.sha256()

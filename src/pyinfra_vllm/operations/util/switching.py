@@ -56,7 +56,7 @@ class Switching:
                 self._say("this switch is under way already: following it")
                 return self._follow(before or None)
             if self._done(observed):
-                return self.outcome(UNCHANGED, "another run has switched to this release meanwhile")
+                return self.outcome(UNCHANGED, "it runs by now, without this run. Nothing was touched")
             if self.order.purpose == ROLLBACK and soaks(observed):
                 observed = self._end_soak()
             retry = self.order.purpose != ROLLOUT or RETRY in self.order.overrides
@@ -82,7 +82,7 @@ class Switching:
         return earlier[-1] if earlier else ""
 
     def _done(self, observed: Observed) -> bool:
-        """Whether the release that is to serve does: it did not when this run decided to switch."""
+        """Whether the release that is to serve does by now: another run or the host itself saw to it."""
         serve = self.order.purpose in (ROLLOUT, ROLLBACK)
         return serve and observed.lock is None and observed.runs(self.order.release)
 

@@ -5,6 +5,7 @@ unchanged.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -66,7 +67,8 @@ def test_releases_come_and_go_on_the_real_vllm(solo: Host) -> None:
     slower = deploy(solo, "slow")
     assert slower.returncode == 1, slower.stderr
     assert "verdict: fail" in slower.stderr, slower.stderr
-    assert "c8 tokens_per_s: worse" in slower.stderr, slower.stderr
+    # what is beyond doubt first, tokens per second or the time of an answer, depends on the machine
+    assert re.search(r"c8 (tokens_per_s|e2e_s): worse: ", slower.stderr), slower.stderr
     assert observed(solo)["running"] == release and serves(solo, "lab/good-b")
 
     broken = deploy(solo, "broken")

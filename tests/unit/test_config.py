@@ -247,6 +247,7 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}}, "is set by the product: gpus"),
         ({"environment": {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}}, "is set by the product: gpus"),
         ({"secrets": {"HF_TOKEN": "hf token"}}, "must be"),
+        ({"secrets": {"VLLM_SERVER_DEV_MODE": "MODE"}}, "is no secret; declare it under `environment`"),
         (
             {"gate": {"bugdet_s": 60}},
             'services.chat.gate.bugdet_s = 60: unknown key; did you mean "budget_s"?',

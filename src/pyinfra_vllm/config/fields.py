@@ -17,7 +17,7 @@ import packaging.requirements
 import packaging.version
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..catalog import flags
+from ..catalog import flags, table
 from ..on_host.state.paths import SHARED
 from .problems import SECRET_NAME, ItemError
 
@@ -162,6 +162,13 @@ def _environment(values: dict[str, str]) -> dict[str, str]:
     return values
 
 
+def _secrets(values: dict[str, str]) -> dict[str, str]:
+    for name in values:
+        if name in table("security.yaml")["settings"]:
+            raise ItemError(name, "is no secret; declare it under `environment`, where it is judged")
+    return values
+
+
 def _flags(values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if re.fullmatch(r"--[a-z0-9][a-z0-9-]*(\.[A-Za-z0-9_.-]+)?", name) is None:
@@ -234,7 +241,7 @@ EnvironmentName = Annotated[
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Environment = Annotated[dict[EnvironmentName, Text], AfterValidator(_environment)]
-Secrets = dict[EnvironmentName, EnvironmentName]
+Secrets = Annotated[dict[EnvironmentName, EnvironmentName], AfterValidator(_secrets)]
 Flags = Annotated[dict[str, Any], AfterValidator(_flags)]
 PlainMap = Annotated[dict[str, Any], AfterValidator(plain)]
 GpuUuid = Annotated[

@@ -85,7 +85,7 @@ def decide(request: Request) -> Decision:
             if when.holds(facts):
                 apply(rule, facts, profile)
     operator.keep_known(profile, known, version)
-    _add_refusals(request, profile)
+    _add_refusals(request, facts)
     kernels = _kernels(shape, card, facts)
     load = load_of(facts, kernels)
     predicted = fit.predict(shape, card, load) if load else None
@@ -165,14 +165,14 @@ def _keeps_to_states(load: fit.Load, predicted: fit.Fit, facts: Facts) -> bool:
     return True
 
 
-def _add_refusals(request: Request, profile: Profile) -> None:
+def _add_refusals(request: Request, facts: Facts) -> None:
     if request.card.rejected:
-        profile.fail(request.card.rejected)
-    warnings, errors = security.check(request.version, request.exposed, request.reason)
+        facts.profile.fail(request.card.rejected)
+    warnings, errors = security.check(facts, request.exposed, request.reason)
     for text in warnings:
-        profile.warn(text)
+        facts.profile.warn(text)
     for text in errors:
-        profile.fail(text)
+        facts.profile.fail(text)
 
 
 def _kernels(shape: Shape, card: Gpu, facts: Facts) -> list[str]:

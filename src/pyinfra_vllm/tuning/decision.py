@@ -29,7 +29,7 @@ UNMEASURED = ("objective",)  # the layers that a measured profile replaces
 SETTLED = (
     *("platform", "compute_capability", "vllm", "objective", "model_type", "experts", "hybrid", "vision"),
     *("quantized", "quantization", "quantization_bits", "quantization_group_size", "zero_points"),
-    *("known_kernels", "fp8_kv_checkpoint", "weights_counted", "indexed", "uncounted"),
+    *("known_kernels", "fp8_kv_checkpoint", "weights_counted", "indexed", "uncounted", "latent"),
 )
 STATES_SHARE = 0.95  # of the blocks predicted for states: the prediction may be 5 % too high
 # The values of --linear-backend for 4-bit weights (kernels/linear/__init__.py); any other is warned of and

@@ -28,6 +28,7 @@ def packed(**changes: Any) -> shapes.Shape:
 SCALED_CACHE = replace(
     packed(method="modelopt", bits=4, kernels="nvfp4", fp8_kv_cache=True), model_type="llama"
 )
+MXFP4 = replace(packed(method="mxfp4", kernels="mxfp4"), model_type="gpt_oss")
 LOCKED_WITH_VISION = replace(shapes.find("Qwen/Qwen3.5-4B") or pytest.fail(), weights_bytes=9 * gpus.GIB)
 
 
@@ -200,6 +201,14 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": GEMMA, "gpu": "Tesla T4", "max_model_len": 4096},
         "vLLM refuses it for gemma3_text",
     ),
+    "mxfp4-needs-bfloat16": (
+        {"model": MXFP4, "gpu": "A10G", "flags": {"dtype": "float16"}},
+        "{dtype: half} can't be with the MXFP4 weights",
+    ),
+    "quantized-weights-need-16-bits": (
+        {"flags": {"dtype": "float32"}},
+        "{dtype: float32} can't be with the awq weights",
+    ),
     "layers-of-an-unknown-kind": (
         {"model": replace(GEMMA, uncounted=("conv",))},
         "of kind conv keep something",
@@ -362,6 +371,22 @@ def test_the_cache_that_a_checkpoint_brings_is_no_variant() -> None:
     (error,) = resolve(SCALED_CACHE, "Tesla T4").errors
     assert "brings an FP8 KV cache" in error and "take" not in error
     assert not resolve(SCALED_CACHE, "Tesla T4", flags={"kv-cache-dtype": "float16"}).errors
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_mxfp4_is_served_in_bfloat16(dtype: str) -> None:
+    assert not resolve(MXFP4, "A10G", flags={"dtype": dtype}).errors
+
+
+def test_a_card_without_bfloat16_is_not_told_to_change_a_flag_for_mxfp4() -> None:
+    """The T4 has no kernel for it, and --dtype half there is the catalog's own."""
+    (error,) = resolve(MXFP4, "Tesla T4").errors
+    assert "has no kernel for such weights" in error
+
+
+def test_compressed_tensors_are_served_in_float32() -> None:
+    """compressed_tensors.py get_supported_act_dtypes, 0.32.0."""
+    assert not resolve(packed(method="compressed-tensors"), flags={"dtype": "float32"}).errors
 
 
 @pytest.mark.parametrize("gpu", ["A100-SXM4-80GB", "A10G"])

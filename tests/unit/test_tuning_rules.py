@@ -257,6 +257,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"runtime": "0.32.0", "flags": {"attention-backend": "XFORMERS"}},
         "attention-backend: xformers} is none that vLLM 0.32.0 has",
     ),
+    "attention-backend-of-another-version": (
+        {"runtime": "0.33.0", "flags": {"attention-backend": "XFORMERS"}},
+        "xformers} is none for CUDA: so it is in vLLM 0.32.0, and that of 0.33.0 isn't known",
+    ),
     "attention-backends-of-turing": (
         {"gpu": "Tesla T4", "runtime": "0.32.0", "flags": {"attention-backend": "FLASHINFER"}},
         "flashinfer} can't run on",
@@ -283,6 +287,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "speculation-has-a-method": (
         {"runtime": "0.32.0", "flags": {"speculative-config": {"method": "eagle4", "model": "/srv/draft"}}},
         "eagle4 is no method of vLLM 0.32.0",
+    ),
+    "speculation-of-another-version": (
+        {"runtime": "0.33.0", "flags": {"speculative-config": {"method": "eagle4", "model": "/srv/draft"}}},
+        "eagle4 is no method of vLLM: so it is in vLLM 0.32.0, and that of 0.33.0 isn't known",
     ),
     "multi-token-prediction-needs-its-layers": (
         {

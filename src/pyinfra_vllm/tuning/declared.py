@@ -144,6 +144,8 @@ def apply_flags(declared: Mapping[str, Any], known: Collection[str], version: st
         elif existing and said.setdefault(existing, (name, value))[1] != value:
             profile.fail(f"flags: {said[existing][0]} and {name} are the same flag; declare one of them")
         elif existing:
+            if doubt := values.doubt(whole, inner, version):
+                profile.warn(f"flags: {name} {doubt}")
             _declare(whole, values.read(whole, inner), profile)
 
 

@@ -355,7 +355,8 @@ def test_a_quantized_model_without_any_fast_kernel_is_an_error(model: str, gpu: 
 
 
 def test_a_backend_that_is_asked_for_and_disabled_is_no_kernel() -> None:
-    found = resolve(environment={"VLLM_DISABLED_KERNELS": "HummingLinearKernel"})  # balanced asks for Humming
+    disabled = {"VLLM_DISABLED_KERNELS": "HummingLinearKernel"}
+    found = resolve(flags={"linear-backend": "humming"}, environment=disabled)
     assert "disables every fast kernel" in str(found.errors)
 
 

@@ -399,3 +399,25 @@ def test_a_cpu_cache_that_is_no_number_is_an_error() -> None:
 def test_no_override_gets_an_unknown_flag_into_argv(flags: dict[str, Any]) -> None:
     found = resolve(flags=flags)
     assert {flag.flag.split(".")[0] for flag in found.flags} <= flag_table.known("0.28.0")
+
+
+# A kernel is chosen by --linear-backend or by VLLM_DISABLED_KERNELS: the operator's word ends the objective's
+
+
+@pytest.mark.parametrize("runtime", ["0.28.0", "0.33.0"])
+@pytest.mark.parametrize(
+    ("objective", "declared", "kernel"),
+    [
+        ("latency", {"flags": {"linear-backend": "machete"}}, "Machete"),
+        ("latency", {"flags": {"linear-backend": "humming"}}, "Humming"),
+        ("balanced", {"environment": {"VLLM_DISABLED_KERNELS": "HummingLinearKernel"}}, "Machete"),
+    ],
+)
+def test_the_objective_s_kernel_yields_to_a_declared_one(
+    runtime: str, objective: str, declared: dict[str, Any], kernel: str
+) -> None:
+    found = resolve(runtime=runtime, objective=objective, max_model_len=4096, **declared)
+    assert not found.errors
+    assert found.kernel == (kernel,)
+    assert ("VLLM_DISABLED_KERNELS" in found.environment) is ("environment" in declared)
+    assert ("--linear-backend" in values(found)) is ("flags" in declared)

@@ -77,6 +77,8 @@ def decide(request: Request) -> Decision:
     operator.apply_flags(request.flags, known, version, profile)
     operator.check_names(request.flags, request.environment, shape.name, facts["draft_model"], profile)
     operator.apply_environment(request.environment, version, profile)
+    if not instead:
+        operator.choose_kernel(profile)
     for names, when, rule in _possible("rules.yaml", settled):
         for name in names:
             if name not in profile.flags and name not in profile.environment:

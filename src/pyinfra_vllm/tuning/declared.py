@@ -15,6 +15,7 @@ from pyinfra_vllm.tuning.facts import Facts
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
 
 SOURCE = "declared"
+KERNEL_CHOICES = ("--linear-backend", "VLLM_DISABLED_KERNELS")
 NUMBER_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE",)
 LOADED_BY_NAME = ("--tokenizer", "--hf-config-path", "--lora-modules", "--default-mm-loras")
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -229,6 +230,13 @@ def apply_environment(declared: Mapping[str, str], version: str, profile: Profil
             _misread_variable(f"environment: {name} {wrong}", version, profile)
         profile.take(Flag(name, str(value), "declared by the operator", SOURCE))
         profile.declared.add(name)
+
+
+def choose_kernel(profile: Profile) -> None:
+    """Takes out the objective's choice of a kernel where the operator made one, by whichever of the ways."""
+    if profile.declared.intersection(KERNEL_CHOICES):
+        for name in set(KERNEL_CHOICES) - profile.declared:
+            profile.drop(name)
 
 
 def _misread_variable(problem: str, version: str, profile: Profile) -> None:

@@ -12,7 +12,7 @@ from pyinfra_vllm.catalog import table, versions
 from pyinfra_vllm.tuning.facts import Facts
 from pyinfra_vllm.tuning.profile import fill
 
-OFF = ("", "0", "false", "none")  # values with which a setting does nothing
+OFF = ("", "0", "false")  # values with which a setting does nothing
 
 
 def check(facts: Facts, exposed: bool, reason: str | None) -> tuple[list[str], list[str]]:
@@ -54,9 +54,9 @@ def _affects(row: Mapping[str, Any], version: versions.Version) -> bool:
 def _settings(facts: Facts) -> Iterator[tuple[str | None, str]]:
     """The same of every dangerous setting that is switched on."""
     for name, row in table("security.yaml")["settings"].items():
-        value = str(facts[name]).strip()
-        if value.lower() in OFF:
+        value = facts[name]
+        if value is None or str(value).strip().lower() in OFF:
             continue
         where = "flags" if name.startswith("--") else "environment"
-        said = f"{name.removeprefix('--')}: {'true' if value == 'True' else value}"
+        said = f"{name.removeprefix('--')}: {'true' if value is True else value}"
         yield row.get("refuse"), f"{where}: {{{said}}} {fill(row['text'], facts)}: {row['fix']}"

@@ -292,7 +292,8 @@ class Switch(Judging):
         """Watch the release under real traffic, if asked for; returns what to alert its operator to."""
         if not self.criteria.soak_s or self.order.purpose == ROLLBACK:
             return ""
-        with self.journal.step("soak", release=new.id, limit_s=self.criteria.soak_s) as result:
+        limit_s, action = self.criteria.soak_s, self.criteria.soak_action
+        with self.journal.step("soak", release=new.id, limit_s=limit_s, action=action) as result:
             client = self.service.client(new)
             say, pause = self.evidence.say_how_far, self._pause
             watched = soak.soak(client, self.criteria, self.after, progress=say, sleep=pause)
@@ -315,8 +316,10 @@ class Switch(Judging):
         if self.order.purpose == TRIAL:
             return self._end_trial(new, text, _of_trial(reason, verdict, silent))
         rejects = silent or bool(verdict and verdict.verdict == FAIL)
-        outcome = rollback.restore(self.service, self.journal, self.old_id, new.id, limit_s, text, rejects)
-        if rejects:
+        outcome = rollback.restore(
+            self.service, self.journal, self.old_id, new.id, limit_s, text, rejects, silent
+        )
+        if rejects and not (silent and outcome == RESTORE_FAILED):  # neither starts: the host may be why
             criteria = None if silent else self.criteria.as_dict()
             outcomes.reject(self.paths, new.id, text, self.journal.tx, criteria)
         if verdict and verdict.reasons:

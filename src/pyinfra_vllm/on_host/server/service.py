@@ -6,7 +6,6 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
@@ -15,7 +14,6 @@ from ..state import durable, secrets_file
 from ..state.paths import API_SOCKET, CONTROL_SOCKET, ServicePaths
 from . import compile_cache, kv_cache, root_cause, sockets, systemd
 from .control import ASLEEP, SERVING, Control, Mute
-from .control import Refused as NotDone
 from .front import Front
 from .release import Release
 
@@ -196,8 +194,7 @@ class Service:
 
     def stop_server(self, release_id: str, limit_s: float = STOP_LIMIT_S) -> None:
         """Stop the server of a release with standby, and forget its unit unless the release is current."""
-        with suppress(Mute, NotDone):
-            self.control(release_id).tell("end")  # vLLM's end waits for its connections
+        self.control(release_id).end()  # vLLM's end waits for its connections
         systemd.stop(self.paths.server_unit(release_id), limit_s)
         self._forget_sleep(release_id)
         if release_id != self.paths.linked(self.paths.current):
@@ -237,7 +234,7 @@ class Service:
         """Whether this server says that it sleeps."""
         try:
             return self.control(release_id).state().state == ASLEEP
-        except (Mute, NotDone):
+        except Mute:
             return False
 
     def control(self, release_id: str) -> Control:

@@ -180,19 +180,33 @@ def test_a_disk_that_fills_at_any_write_keeps_no_unproven_release(
 
 
 GIB = 1 << 20  # in the units of /proc/meminfo
+FIT = {"weights_bytes": 20 << 30}  # of one GPU
+SPLIT = ("--tensor-parallel-size", "2", "--pipeline-parallel-size=2")
 
 
 @pytest.mark.parametrize(
-    ("version", "available", "because"),
+    ("version", "available", "fit", "flags", "because"),
     [
-        (251, 500, "systemd is 251, 252 or newer is needed"),
+        (251, 500, FIT, (), "systemd is 251, 252 or newer is needed"),
         (
             257,
             130,
+            FIT,
+            (),
             "80 GiB of host memory may be needed for the weights of releases that sleep, and 30 GiB are free"
             " beyond the 10% that must stay free",
         ),
-        (252, 181, ""),
+        (252, 181, FIT, (), ""),
+        (
+            252,
+            419,
+            FIT,
+            SPLIT,
+            "320 GiB of host memory may be needed for the weights of releases that sleep,"
+            " and 319 GiB are free beyond the 10% that must stay free",
+        ),
+        (252, 421, FIT, SPLIT, ""),
+        (252, 900, {}, (), f"nobody knows how much memory the weights of release {OLD} take"),
     ],
 )
 def test_a_host_that_can_t_have_it_says_why(
@@ -201,11 +215,14 @@ def test_a_host_that_can_t_have_it_says_why(
     tmp_path: Path,
     version: int,
     available: int,
+    fit: dict[str, int],
+    flags: tuple[str, ...],
     because: str,
 ) -> None:
     for name in (OLD, NEW):
         path = host.paths.release(name) / "release.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "fit": {"weights_bytes": 20 << 30}}))
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps({**told, "fit": fit, "argv": [*told["argv"], *flags]}))
     memory = tmp_path / "meminfo"
     memory.write_text(f"MemTotal: {1000 * GIB} kB\nMemAvailable: {available * GIB} kB\n")
     monkeypatch.setattr(standby, "MEMINFO", memory)

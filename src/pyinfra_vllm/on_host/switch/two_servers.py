@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -211,6 +211,9 @@ class TwoServers:
             self.members[who].control.tell("relay", to=str(self._other(who).api))
 
     def _lead(self, who: str) -> None:
+        """Clients of one that sleeps wait there: the other, to which it relays, may be stopped next."""
+        with suppress(Mute, Refused):  # as one that serves does
+            self.members[who].control.tell("relay", to="")
         front.lead(self.awake, self.members[who].api)
 
     def _await(self, who: str) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
@@ -233,7 +234,8 @@ class Service:
         settings = self.paths.asleep_settings(release_id)
         if settings.exists():
             settings.unlink()
-            settings.parent.rmdir()
+            with suppress(OSError):  # settings of somebody else's are in it, too
+                settings.parent.rmdir()
 
     def asleep(self, release_id: str) -> bool:
         """Whether this server says that it sleeps."""

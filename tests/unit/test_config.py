@@ -298,6 +298,12 @@ def test_a_service_never_has_the_name_of_a_folder_that_services_share(name: str)
     assert f"services.{name}: must be another name: every host has a folder {name}" in line
 
 
+def test_a_service_never_has_the_name_of_another_ones_front() -> None:
+    (line,) = lines({"services": {"chat-front": CHAT}})
+    assert "services.chat-front: must not end in -front: a service chat names the unit of its front" in line
+    assert [good({"services": {name: CHAT}}).service(name).name for name in ("front", "front-chat")]
+
+
 def test_questions_of_the_operator_are_read_with_the_declaration(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     question = '{"id": "a", "prompt": "Say yes.", "kind": "exact", "expect": "yes"}'

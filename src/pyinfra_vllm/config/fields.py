@@ -18,7 +18,7 @@ import packaging.version
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..catalog import flags, table
-from ..on_host.state.paths import SHARED
+from ..on_host.state.paths import FRONT, SHARED
 from .problems import SECRET_NAME, ItemError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -63,6 +63,14 @@ def _not_shared(name: str) -> str:
     """A service's folder lies beside those that all services share: under such a name they would be one."""
     if name in SHARED:
         raise ValueError(f"must be another name: every host has a folder {name} that its services share")
+    return name
+
+
+def _no_front(name: str) -> str:
+    """The front of a service with standby has a unit of that name (on_host/state/paths.py)."""
+    if name.endswith(f"-{FRONT}"):
+        other = name[: -len(FRONT) - 1]
+        raise ValueError(f"must not end in -{FRONT}: a service {other} names the unit of its front so")
     return name
 
 
@@ -225,6 +233,7 @@ ServiceName = Annotated[
     str,
     AfterValidator(_matching(r"[a-z0-9][a-z0-9-]{0,39}", "a name of a-z, 0-9 and -, at most 40 characters")),
     AfterValidator(_not_shared),
+    AfterValidator(_no_front),
 ]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Repository = Annotated[str, AfterValidator(_repository)]

@@ -15,9 +15,8 @@ def admitted(*releases: Release) -> int:
 
 
 def _scheduled(release: Release) -> int:
-    words = [part for word in release.argv for part in word.split("=", 1)]
-    found = [value for flag, value in zip(words, words[1:]) if flag == FLAG and value.isdecimal()]
-    return max(1, int(found[-1])) if found else MOST
+    limit = release.number(FLAG)
+    return MOST if limit is None else max(1, limit)
 
 
 def _cached(release: Release) -> int:

@@ -100,7 +100,7 @@ class Switch(Judging):
             releases.prove(self.paths, new)
             releases.out_of_reach(new)
             self.service.no_foreign_listener(new)
-            self.service.no_foreign_unit()
+            self.service.no_foreign_unit(new.id)
             if self.order.purpose != ROLLBACK:
                 result.update(chat_template.check(new))
             result.update(compile_caches.carry(self.paths, self.old, new))
@@ -161,7 +161,7 @@ class Switch(Judging):
             if problem:
                 raise NotReady(f"{problem}. Nothing was touched.")
             self.service.no_foreign_listener(new)
-            self.service.no_foreign_unit()
+            self.service.no_foreign_unit(new.id)
             rollback.reserve(self.paths, self.old_id, new.id)
             if self.turns:
                 self.service.lay_server(new.id)

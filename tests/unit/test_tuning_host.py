@@ -28,6 +28,7 @@ from pyinfra_vllm.operations import tuning
 from pyinfra_vllm.operations.tuning import Found, Tuning
 from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.operations.util.unit import NoContact
+from pyinfra_vllm.rollout import opening
 from pyinfra_vllm.rollout.orders import Prepared
 from pyinfra_vllm.rollout.progress import Outcome
 from pyinfra_vllm.tuning import night
@@ -423,7 +424,11 @@ def at(moment: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
         def now(cls, tz: Any = None) -> datetime:
             return moment
 
-    monkeypatch.setattr(tuning, "datetime", Clock)
+    for each in (tuning, opening):
+        monkeypatch.setattr(each, "datetime", Clock)
+    clock = SimpleNamespace(time=lambda: moment.timestamp(), monotonic=lambda: 0.0)
+    for of_host in (judging, transaction):
+        monkeypatch.setattr(of_host, "time", clock)
 
 
 def windowed(closes: timedelta) -> Service:
@@ -446,12 +451,27 @@ def test_trials_begin_only_where_their_way_back_is_over_before_the_window_closes
     at(NOW.replace(hour=5), monkeypatch)
     assert simulated.run().why.startswith("the window is closed")
     at(NOW.replace(hour=2, minute=1), monkeypatch)
-    clock = SimpleNamespace(time=lambda: NOW.timestamp(), monotonic=lambda: 0.0)
-    for each in (judging, transaction):
-        monkeypatch.setattr(each, "time", clock)
     found = simulated.run()
     latest = {order.last_start for order in simulated.orders}
     assert latest and all(moment <= NOW.replace(minute=45).timestamp() - 10 for moment in latest)
+
+
+def test_trial_whose_window_closed_while_it_was_staged_is_put_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order says that the window is closed, so even the host alone would not begin it."""
+    simulated = SimulatedNight(tmp_path, monkeypatch, windowed(timedelta(minutes=60)))
+    at(NOW.replace(hour=2, minute=5), monkeypatch)
+
+    def slow(*_: Any) -> str:
+        at(NOW.replace(hour=3, minute=25), monkeypatch)
+        return "accepted"
+
+    monkeypatch.setattr(tuning.releases, "asked_of_vllm", slow)
+    found = simulated.run()
+    assert (found.done, found.status) == (None, night.DEFERRED)
+    assert simulated.statuses == ["deferred"] and simulated.serves()
+    assert night.results(found.lines) == []
 
 
 def test_service_that_does_not_run_what_is_declared_is_not_tuned(simulated: SimulatedNight) -> None:

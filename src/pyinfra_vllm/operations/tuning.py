@@ -7,7 +7,6 @@ trial may begin, and always goes back.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 from pyinfra.api import Host
 
-from pyinfra_vllm import tuned, window
+from pyinfra_vllm import tuned
 from pyinfra_vllm.answers import ToldSwitch
 from pyinfra_vllm.asking import fact
 from pyinfra_vllm.checkpoint import Checkpoint
@@ -38,7 +37,8 @@ from pyinfra_vllm.operations.util.switching import Switching
 from pyinfra_vllm.operations.util.together import ask_together
 from pyinfra_vllm.operations.util.unit import NoContact
 from pyinfra_vllm.rollout import orders
-from pyinfra_vllm.rollout.estimate import restarts
+from pyinfra_vllm.rollout.estimate import Estimate, History, restarts
+from pyinfra_vllm.rollout.opening import in_words, opening, shut
 from pyinfra_vllm.rollout.progress import DEFERRED, Wanted
 from pyinfra_vllm.text import counted
 from pyinfra_vllm.tuning import night
@@ -188,17 +188,17 @@ class Tuning:
             self.say(text)
 
     def no_room(self, step: Step) -> str:
-        if not self.service.window or self.overrides.switch_now:
+        needed = self._needed(step, self._observed().history)
+        found = opening(self.service, self.overrides, needed=needed)
+        if found is None or not shut(found):
             return ""
-        length = self._length(step)
-        found = window.state(self.service.window, datetime.now(UTC), length, "a trial")
-        needs = f"a trial takes up to {shown_duration(length)}, its way back included"
         if not found.open:
-            following = f"{found.next[0]:%Y-%m-%d %H:%M %Z}" if found.next else "none"
-            return f"the window is closed: {found.reason}; next opening {following}"
-        if found.last_start is not None and datetime.now(UTC) > found.last_start:
-            return f"the window closes at {found.closes:%H:%M %Z}, and {needs}"
-        return ""
+            return in_words(found)
+        length = shown_duration(needed.length)
+        return (
+            f"the window closes at {found.closes:%H:%M %Z}, and a trial takes up to {length}, its way back"
+            " included"
+        )
 
     def carry_out(self, step: Step) -> Result:
         candidate = self.space.candidate(step.candidate)
@@ -232,9 +232,9 @@ class Tuning:
     def _try(self, step: Step, candidate: Candidate, wanted: Wanted) -> Result:
         judged = self._judged(step, candidate)
         history = self._observed().history
-        prepared = orders.trial(self.root, judged, wanted.release.id, self.overrides, history)
-        order = dataclasses.replace(prepared.order, last_start=self._last_start(step))
-        outcome = Switching(self.host, self.root, dataclasses.replace(prepared, order=order)).run()
+        needed = self._needed(step, history)
+        prepared = orders.trial(self.root, judged, wanted.release.id, self.overrides, history, needed)
+        outcome = Switching(self.host, self.root, prepared).run()
         if outcome.status == TRIED:
             return self._read(judged.gate.criteria(), wanted.release.id, outcome.message)
         if outcome.status == INTERRUPTED:
@@ -272,16 +272,10 @@ class Tuning:
         budget_s = self.service.gate.criteria().budget_s
         return budget_s if isinstance(step, Pair) else max(LEAST_LOOK_S, step.look_s)
 
-    def _length(self, step: Step) -> timedelta:
+    def _needed(self, step: Step, history: History) -> Estimate:
         """How long a trial may take: both restarts, and both looks."""
-        beside = restarts(self.service, self._observed().history).length
-        return beside + 2 * timedelta(seconds=self._look_s(step))
-
-    def _last_start(self, step: Step) -> float | None:
-        if not self.service.window or self.overrides.switch_now:
-            return None
-        found = window.state(self.service.window, datetime.now(UTC), self._length(step), "a trial")
-        return found.last_start.timestamp() if found.last_start else None
+        beside = restarts(self.service, history).length
+        return Estimate(beside + 2 * timedelta(seconds=self._look_s(step)), "a trial")
 
     def _read(self, criteria: Criteria, release: str, message: str) -> Result:
         """The result of the trial that has just ended. Raises HostError."""

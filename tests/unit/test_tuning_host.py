@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -68,6 +69,8 @@ class SimulatedNight:
         self.tries: list[str] = []
         self.runs = True
         self.held: Holder | None = None
+        self.instead: Callable[[], Outcome | None] = lambda: None  # of a switch
+        self.unseen = False  # whether the connection is lost with the host
         self.no_plan: set[str] = set()  # candidates, and the current one, that can't be worked out
         self.old = self._release(CURRENT)
         self.host.install(self.old)
@@ -196,6 +199,8 @@ class SimulatedNight:
 
     def _switch(self, prepared: Prepared) -> Outcome:
         """The control machine sees the end, whoever wrote it: the transaction, or the recovery."""
+        if other := self.instead():
+            return other
         order = prepared.order
         assert order.purpose == TRIAL and order.hooks is not None
         self.orders.append(order)
@@ -209,6 +214,8 @@ class SimulatedNight:
         except Killed:
             self.killed += 1
             self.recover(boot)
+            if self.unseen:
+                raise HostError("gpu-1: not connected") from None
         assert self.serves(), "the old release does not serve after a trial"
         status = str(self.host.outcome()) if self._begun() > begun else "failed"
         self.statuses.append(status)
@@ -388,6 +395,39 @@ def test_trial_without_a_baseline_says_nothing_about_its_configuration(
         found = simulated.run()
     assert (found.status, found.why) == ("stopped", "what serves could not be measured before the trial")
     assert night.results(found.lines) == []
+
+
+def test_lost_connections_cost_a_proven_winner_nothing(simulated: SimulatedNight) -> None:
+    """Three times in the confirmation's last pair: it was the end of the search."""
+    simulated.space = replace(
+        simulated.space,
+        candidates=tuple(each for each in simulated.space.candidates if each.name == "humming"),
+    )
+    lost = [Outcome("gpu-1", "chat", "unknown", "the connection was lost", "r")] * 3
+    simulated.instead = lambda: lost.pop() if lost and len(simulated.orders) == 9 else None
+    for _ in range(3):
+        found = simulated.run()
+        assert (found.done, found.status) == (None, night.STOPPED)
+        assert found.why == "humming: unknown: the connection was lost"
+    found = simulated.run()
+    assert found.done is not None and found.done.winner == "humming"
+
+
+def test_trial_that_dies_on_the_host_counts_also_where_nobody_saw_it(simulated: SimulatedNight) -> None:
+    """A configuration that takes the host down with it must not be tried every night."""
+    simulated.unseen = True
+    simulated.kills = [(30, True)] * 9
+    for _ in range(night.MOST_ATTEMPTS):
+        found = simulated.run()
+        assert (found.done, found.status) == (None, night.STOPPED)
+    assert simulated.killed == night.MOST_ATTEMPTS and simulated.serves()
+    name = simulated.tries[0]
+    assert set(simulated.tries) == {name}
+    simulated.kills, simulated.unseen = [], False
+    found = simulated.run()
+    (line,) = [line for line in night.results(found.lines) if line.get("trial") == name]
+    assert line["failed"] == "cut off 3 times"
+    assert len({line["tx"] for line in found.lines if "cut" in line}) == 3
 
 
 def test_trial_that_is_under_way_is_waited_for(simulated: SimulatedNight) -> None:

@@ -30,6 +30,7 @@ from pyinfra_vllm.on_host.gate.noise import Noise
 from pyinfra_vllm.on_host.gate.verdict import FAIL, Verdict
 from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.values import RecordError
+from pyinfra_vllm.on_host.switch.order import TRIAL
 from pyinfra_vllm.operations import release as releases
 from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.operations.util.remote import Remote
@@ -50,7 +51,7 @@ from pyinfra_vllm.window import shown_duration
 
 MAX_EVIDENCE = 64 << 20  # bytes of one trial's records
 LEAST_LOOK_S = 5.0  # as the gate has it
-TRIED, INTERRUPTED, REFUSED = "tried", "interrupted", "refused"  # outcomes of a trial (switch/transaction.py)
+TRIED, INTERRUPTED = "tried", "interrupted"  # outcomes of a trial (switch/unfinished.py)
 SIDES = ("before", "after")
 SEED = 0
 
@@ -213,12 +214,12 @@ class Tuning:
             return Failed("comes to the same release as the current configuration")
         staged = wanted.release.id in wanted.observed.staged
         if not staged and not releases.stage(self.host.state, self.host, self.root, wanted.release):
-            return Stopped(f"{step.candidate} could not be staged", begun=False)
+            return Stopped(f"{step.candidate} could not be staged")
         if wanted.release.id not in wanted.observed.rehearsed:
             try:
                 self.say(f"{step.candidate}: {releases.asked_of_vllm(self.host, self.root, wanted.release)}")
             except NoContact as error:
-                return Stopped(str(error), begun=False)
+                return Stopped(str(error))
             except HostError as error:
                 self._observed()  # raises where it is the host that doesn't answer
                 return Failed(f"its vLLM was asked: {error}")
@@ -231,18 +232,29 @@ class Tuning:
 
     def _try(self, step: Step, candidate: Candidate, wanted: Wanted) -> Result:
         judged = self._judged(step, candidate)
-        history = self._observed().history
+        observed = self._observed()
+        if tx := self._died(observed, wanted.release.id):
+            return Cut("it died on the host, and nobody was there to see it", tx)
+        history = observed.history
         needed = self._needed(step, history)
         prepared = orders.trial(self.root, judged, wanted.release.id, self.overrides, history, needed)
         outcome = Switching(self.host, self.root, prepared).run()
         if outcome.status == TRIED:
             return self._read(judged.gate.criteria(), wanted.release.id, outcome.message)
-        if outcome.status == INTERRUPTED:
-            return Cut(outcome.message)
+        if tx := self._died(self._observed(), wanted.release.id):
+            return Cut(outcome.message, tx)
         if outcome.status == DEFERRED:
             return PutOff(outcome.message)
-        why = f"{step.candidate}: {outcome.status}: {outcome.message}"
-        return Stopped(why, begun=outcome.status != REFUSED)
+        return Stopped(f"{step.candidate}: {outcome.status}: {outcome.message}")
+
+    def _died(self, observed: Observed, release: str) -> str:
+        """The newest transaction, where it is a trial of this release that died on the host and that the
+        journal has not counted yet; else empty.
+        """
+        last = observed.last
+        if not last or (last.purpose, last.new, last.outcome) != (TRIAL, release, INTERRUPTED):
+            return ""
+        return "" if any(line.get("tx") == last.tx for line in self.lines()) else last.tx
 
     def _wanted(self, candidate: Candidate) -> Wanted:
         """The release of a candidate: the very one that its profile would roll out. Raises HostError."""
@@ -257,7 +269,7 @@ class Tuning:
         try:
             planning.plan(self.host, self.root, self.service, self.checkpoint)
         except HostError as also:
-            return Stopped(str(also), begun=False)
+            return Stopped(str(also))
         return Failed(str(error))
 
     def _judged(self, step: Step, candidate: Candidate) -> Service:

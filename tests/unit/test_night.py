@@ -22,7 +22,9 @@ from pyinfra_vllm.tuning.search import Pair, Trial
 GROUPS = {"marlin": "kernel", "humming": "kernel", "fp8": "kv_cache", "ngram": "speculation"}
 GAINS = {"marlin": 1.24, "humming": 1.19, "fp8": 0.97, "ngram": 0.9}
 QUIET = Noise(5, {"c1": {"tokens_per_s": 0.004}, "c8": {"tokens_per_s": 0.004}})
-SETUP = Setup("chat", "a" * 12, "latency", Slo(), GROUPS, Criteria().as_dict())
+TRIES = {name: [f"--{name}"] for name in GROUPS}
+PLACE = {"card": "NVIDIA H200", "gpus": 1, "memory_mib": 143771}
+SETUP = Setup("chat", "a" * 12, "latency", Slo(), GROUPS, Criteria().as_dict(), TRIES, PLACE)
 
 
 class Killed(BaseException):
@@ -238,9 +240,33 @@ def test_journal_is_named_by_all_that_it_is_about() -> None:
         replace(SETUP, groups={"marlin": "kernel"}),
         replace(SETUP, criteria=Criteria(budget_s=60).as_dict()),
         replace(SETUP, service="other"),
+        replace(SETUP, tries={**TRIES, "fp8": ["--kv-cache-dtype", "fp8_e5m2"]}),
+        replace(SETUP, place={**PLACE, "card": "NVIDIA H100"}),
     ]
-    assert len({SETUP.id, *(each.id for each in others)}) == 7
+    assert len({SETUP.id, *(each.id for each in others)}) == 9
     assert replace(SETUP).id == SETUP.id
+
+
+def test_search_that_begins_anew_says_what_has_changed() -> None:
+    """By the header of the earlier one, as it was read back from its file."""
+    earlier = night.header(night.read(json.dumps(SETUP.header(QUIET, 0, "t0"))))
+    assert SETUP.changed(earlier) == ""
+    now = replace(
+        SETUP,
+        current="b" * 12,
+        tries={**TRIES, "fp8": ["--kv-cache-dtype", "fp8_e5m2"]},
+        place={**PLACE, "card": "NVIDIA H100", "memory_mib": 81559},
+        criteria=Criteria(budget_s=60).as_dict(),
+    )
+    told = (
+        "the release that serves, the gate (budget_s), what the candidates come to (fp8), the place (card,"
+        " memory_mib)"
+    )
+    assert now.changed(earlier) == told
+    assert night.sentence(now.header(QUIET, 0, "t1", told)).endswith(
+        f"to confirm the best. It begins anew, for this has changed: {told}"
+    )
+    assert "the place" in SETUP.changed({"service": "chat", "objective": "latency"}), "of an older version"
 
 
 def test_a_noisy_or_unknown_service_gets_more_pairs() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -70,6 +71,8 @@ class SimulatedNight:
         self.runs = True
         self.held: Holder | None = None
         self.instead: Callable[[], Outcome | None] = lambda: None  # of a switch
+        self.gpu, self.memory_mib = "NVIDIA H200", 143771
+        self.said: list[str] = []
         self.unseen = False  # whether the connection is lost with the host
         self.no_plan: set[str] = set()  # candidates, and the current one, that can't be worked out
         self.old = self._release(CURRENT)
@@ -81,7 +84,7 @@ class SimulatedNight:
             (tuning.told, "forget", lambda host: None),
             (tuning, "ask_together", lambda host, declared: None),
             (tuning.planning, "planned", self._planned),
-            (tuning.planning, "resolver_request", lambda *_: None),
+            (tuning.planning, "resolver_request", self._asked),
             (tuning, "pruned", lambda *_: self.space),
             (tuning.planning, "plan", self._plan),
             (tuning.releases, "stage", self._stage),
@@ -94,7 +97,8 @@ class SimulatedNight:
         overrides = Overrides(operator="alice")
         host = SimpleNamespace(name="gpu-1", state=None)
         checkpoint: Any = None
-        return Tuning(host, declared, self.service, checkpoint, overrides, lambda text: None)  # type: ignore[arg-type]
+        self.said = []
+        return Tuning(host, declared, self.service, checkpoint, overrides, self.said.append)  # type: ignore[arg-type]
 
     def run(self, anew: bool = False) -> Found:
         return self.tuning().run(anew)
@@ -134,7 +138,10 @@ class SimulatedNight:
     def _planned(self, *_: Any) -> Any:
         release = SimpleNamespace(id=self.old, gpu_count=1, runtime={"version": "0.25.1"})
         observed = SimpleNamespace(lock=self.held)
-        return SimpleNamespace(runs=self.runs, release=release, gpu="NVIDIA H200", observed=observed)
+        return SimpleNamespace(runs=self.runs, release=release, gpu=self.gpu, observed=observed)
+
+    def _asked(self, *_: Any) -> Any:
+        return SimpleNamespace(card=SimpleNamespace(memory_mib=self.memory_mib))
 
     def _plan(self, host: Any, root: str, service: Service, checkpoint: Any) -> Any:
         """A candidate is known again by its flags, as its profile has them."""
@@ -184,6 +191,8 @@ class SimulatedNight:
                 if words[0] == "install":
                     path.mkdir(mode=0o700, exist_ok=True)
                     return ""
+                if path.is_dir():
+                    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
                 return path.read_text().rstrip("\n") if path.exists() else ""  # as pyinfra returns it
 
             def write(self, path: str, content: str) -> None:
@@ -518,6 +527,39 @@ def test_service_that_does_not_run_what_is_declared_is_not_tuned(simulated: Simu
     simulated.runs = False
     with pytest.raises(HostError, match="roll that out first"):
         simulated.run()
+
+
+@pytest.mark.thorough
+def test_evidence_of_other_flags_never_counts(
+    simulated: SimulatedNight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A profile must not have today's draft head and yesterday's measurements."""
+
+    def with_head(head: str) -> None:
+        whole = pruned(draft_head=head)
+        only = tuple(each for each in whole.candidates if each.name in ("eagle3-3", "graphs-8"))
+        simulated.space = replace(whole, candidates=only)
+
+    monkeypatch.setitem(GAINS, "eagle3-3", 1.5)
+    with_head("/srv/heads/old")
+    first = simulated.run()
+    assert first.done is not None and first.done.winner == "eagle3-3"
+    tried = len(simulated.orders)
+    with_head("/srv/heads/new")
+    second = simulated.run()
+    assert second.setup.id != first.setup.id and len(simulated.orders) == 2 * tried
+    assert simulated.said[0].endswith("this has changed: what the candidates come to (eagle3-3)")
+
+
+def test_evidence_of_another_card_never_counts(simulated: SimulatedNight) -> None:
+    first = simulated.tuning()
+    first.note(first.setup.header(None, 0, "2026-11-30T02:00:00+00:00"))
+    simulated.memory_mib = 140000
+    second = simulated.tuning()
+    simulated.gpu = "NVIDIA H100 80GB HBM3"
+    third = simulated.tuning()
+    assert len({each.setup.id for each in (first, second, third)}) == 3
+    assert third.look().lines[-1]["because"] == "the place (card, memory_mib)"
 
 
 def test_a_dry_run_changes_nothing(simulated: SimulatedNight) -> None:

@@ -7,6 +7,7 @@ trial may begin, and always goes back.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ from pyinfra_vllm.text import counted
 from pyinfra_vllm.tuning import night
 from pyinfra_vllm.tuning.night import Cut, Ended, Failed, Line, PutOff, Result, Setup, Step, Stopped
 from pyinfra_vllm.tuning.pareto import Slo, Speed
+from pyinfra_vllm.tuning.resolution import Resolution
 from pyinfra_vllm.tuning.search import Done, Pair
 from pyinfra_vllm.tuning.space import Candidate, Space, pruned
 from pyinfra_vllm.window import shown_duration
@@ -54,6 +56,8 @@ LEAST_LOOK_S = 5.0  # as the gate has it
 TRIED, INTERRUPTED = "tried", "interrupted"  # outcomes of a trial (switch/unfinished.py)
 SIDES = ("before", "after")
 SEED = 0
+# The first line of the newest journal in a folder.
+NEWEST = 'newest=$(ls -t -- "$1"/*.jsonl 2>/dev/null | head -n 1); [ -z "$newest" ] || head -n 1 -- "$newest"'
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,11 @@ class Tuning:
             slo=self.slo,
             groups={each.name: each.entry.group for each in self.space.candidates},
             criteria=service.gate.criteria().as_dict(),
+            tries={each.name: _in_full(each.resolution) for each in self.space.candidates},
+            place={**dataclasses.asdict(self.place), "memory_mib": asked.card.memory_mib},
         )
-        self.file = f"{self.root}/{service.name}/tuning/{self.setup.id}.jsonl"
+        self.folder = f"{self.root}/{service.name}/tuning"
+        self.file = f"{self.folder}/{self.setup.id}.jsonl"
 
     def run(self, anew: bool = False) -> Found:
         """Go on with the search, or begin it. `anew`: from the first trial, whatever is known.
@@ -137,7 +144,7 @@ class Tuning:
         """
         lines = self.lines()
         if anew or not lines:
-            self.note(self.setup.header(self._noise(), SEED + len(lines), self.now()))
+            self.note(self._header(lines))
         with self._readable():
             return self._found(night.run(self))
 
@@ -145,13 +152,25 @@ class Tuning:
         """Where the search stands, and what would be tried next. Changes nothing."""
         lines = self.lines()
         if anew or not lines:
-            lines = [*lines, self.setup.header(self._noise(), SEED + len(lines), self.now())]
+            lines = [*lines, self._header(lines)]
         with self._readable():
             step = night.next_step(lines)
             if isinstance(step, Done):
                 return self._found(Ended(step), lines)
             why = self.no_room(step)
             return self._found(Ended(None, DEFERRED if why else "", why), lines)
+
+    def _header(self, lines: Sequence[Line]) -> Line:
+        because = "" if lines else self._changed()
+        return self.setup.header(self._noise(), SEED + len(lines), self.now(), because)
+
+    def _changed(self) -> str:
+        """What has changed since the service's newest search about something else; empty without one."""
+        try:
+            newest = night.read(self.remote.run("sh", "-c", NEWEST, "sh", self.folder))
+            return self.setup.changed(night.header(newest))
+        except night.Damaged:  # or there is none
+            return ""
 
     def _found(self, ended: Ended, lines: Sequence[Line] | None = None) -> Found:
         lines = self.lines() if lines is None else lines
@@ -182,7 +201,7 @@ class Tuning:
             return night.read(self._text(self.file))
 
     def note(self, line: Line) -> None:
-        self.remote.run("install", "-d", "-m", "700", self.file.rpartition("/")[0])
+        self.remote.run("install", "-d", "-m", "700", self.folder)
         before = self._text(self.file).splitlines()  # whose last newline doesn't come along
         self.remote.write(self.file, "".join(f"{each}\n" for each in (*before, json.dumps(line))))
         if text := night.sentence(line):
@@ -341,6 +360,14 @@ class Tuning:
     def _text(self, path: str) -> str:
         """The file's text; empty where there is none."""
         return self.remote.run("sh", "-c", '[ ! -e "$1" ] || cat -- "$1"', "sh", path)
+
+
+def _in_full(resolution: Resolution) -> list[str]:
+    """All that it comes to: flags, then variables."""
+    return [
+        *resolution.argv(),
+        *(f"{name}={value}" for name, value in sorted(resolution.environment.items())),
+    ]
 
 
 def begins(found: Found) -> str:

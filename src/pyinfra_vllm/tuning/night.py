@@ -36,6 +36,16 @@ METRIC = "tokens_per_s"  # in the phase of the objective: what a ratio of the se
 MOST_ATTEMPTS = 3
 CURRENT = "current configuration"  # its name beside those of the candidates
 DEFERRED, STOPPED = "deferred", "stopped"
+SETTINGS = {  # of a search, in words
+    "service": "the service",
+    "current": "the release that serves",
+    "objective": "the objective",
+    "slo": "the limits",
+    "groups": "the candidates' groups",
+    "criteria": "the gate",
+    "tries": "what the candidates come to",
+    "place": "the place",
+}
 
 Line = Mapping[str, Any]
 Step = Trial | Pair
@@ -52,6 +62,8 @@ class Setup:
     + current: the release that serves, against which everything is tried
     + groups: name -> group of each candidate (search.Search)
     + criteria: of the service's gate, which judges each trial
+    + tries: name -> flags and variables of each candidate, as resolved
+    + place: the card with its memory, the number of GPUs, the model and the runtime
     """
 
     service: str
@@ -60,6 +72,8 @@ class Setup:
     slo: Slo
     groups: Mapping[str, str]
     criteria: Mapping[str, Any]
+    tries: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    place: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -67,24 +81,31 @@ class Setup:
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def header(self, noise: Noise | None, seed: int, at: str) -> Line:
+    def changed(self, earlier: Mapping[str, Any]) -> str:
+        """The settings that an earlier search had otherwise, by its header; empty where none."""
+        told = []
+        for key, value in json.loads(json.dumps(asdict(self))).items():
+            other = earlier.get(key)
+            if value != other:
+                parts = _differing(value, other)
+                told.append(SETTINGS[key] + (f" ({', '.join(parts)})" if parts else ""))
+        return ", ".join(told)
+
+    def header(self, noise: Noise | None, seed: int, at: str, because: str = "") -> Line:
         """The first line of its journal: numbers of pairs and lengths of looks are fixed before any trial.
 
         + noise: what a calibration found; None: a noisy service is assumed
+        + because: what has changed since an earlier search; empty where there was none
         """
         budget_s = Criteria.from_dict(self.criteria).budget_s
         deviation = searching.deviation_of(noise, _phase(noise, self.objective), METRIC)
         fixed = {
-            "current": self.current,
-            "objective": self.objective,
-            "slo": asdict(self.slo),
-            "groups": dict(self.groups),
+            **asdict(self),
             "seed": seed,
             "pairs": searching.pairs_needed(deviation),
             "looks_s": list(searching.looks(budget_s, deviation)),
-            "budget_s": budget_s,
         }
-        return {"search": fixed, "at": at}
+        return {"search": fixed, **({"because": because} if because else {}), "at": at}
 
 
 @dataclass(frozen=True)
@@ -272,6 +293,7 @@ def sentence(line: Line) -> str:
         return (
             f"the search begins: {counted(len(fixed['groups']), 'configuration')}, and"
             f" {counted(fixed['pairs'], 'pair')} of starts to confirm the best"
+            + (f". It begins anew, for this has changed: {line['because']}" if "because" in line else "")
         )
     if "begin" in line:
         return f"{name}: {where} begins"
@@ -318,6 +340,13 @@ def measured(
         return Failed(f"its tokens/s at {phase} can't be compared")
     own = next(speed for speed in now if speed.phase == phase)
     return Measured(ratio, then, now, verdict, worse or slo.missed(own), _workload(after), tx)
+
+
+def _differing(one: Any, other: Any) -> list[str]:
+    """The names under which two maps differ; none where one of them is no map."""
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return []
+    return [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
 
 
 def _workload(record: Record) -> dict[str, Any]:

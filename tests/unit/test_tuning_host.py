@@ -71,6 +71,7 @@ class SimulatedNight:
         self.runs = True
         self.held: Holder | None = None
         self.instead: Callable[[], Outcome | None] = lambda: None  # of a switch
+        self.used = True  # whether the candidates' profiles are
         self.gpu, self.memory_mib = "NVIDIA H200", 143771
         self.said: list[str] = []
         self.unseen = False  # whether the connection is lost with the host
@@ -147,6 +148,10 @@ class SimulatedNight:
         """A candidate is known again by its flags, as its profile has them."""
         if not service.profiles:
             return self._worked_out(CURRENT)
+        if not self.used:
+            return self._worked_out(
+                CURRENT, f"{service.profiles[-1].file} is not used: so it is", "it is hot"
+            )
         settings = service.profiles[-1].objectives[service.objective]
         found = [
             name
@@ -156,14 +161,14 @@ class SimulatedNight:
         ]
         return self._worked_out(found[0])
 
-    def _worked_out(self, name: str) -> Any:
+    def _worked_out(self, name: str, *warnings: str) -> Any:
         if name in self.no_plan:
             raise planning.Refused(self.service, [f"{name} can't be served here"])
         release = SimpleNamespace(id=self._release(name))
         observed = SimpleNamespace(
             staged=[path.name for path in self.host.paths.releases.iterdir()], rehearsed=()
         )
-        return SimpleNamespace(release=release, observed=observed)
+        return SimpleNamespace(release=release, observed=observed, warnings=warnings)
 
     def _stacks(self) -> list[str]:
         return [self.tries[-1]] if self.tries and " + " in self.tries[-1] else []
@@ -404,6 +409,20 @@ def test_trial_without_a_baseline_says_nothing_about_its_configuration(
         found = simulated.run()
     assert (found.status, found.why) == ("stopped", "what serves could not be measured before the trial")
     assert night.results(found.lines) == []
+
+
+def test_profile_that_is_not_used_here_is_no_fault_of_the_candidates(simulated: SimulatedNight) -> None:
+    """As where the card is not known again by the profile's name of it: all came to the current release."""
+    simulated.used = False
+    for _ in range(2):
+        found = simulated.run()
+        assert (found.done, found.status) == (None, night.STOPPED)
+    assert "has other flags than the current configuration" in found.why
+    assert found.why.endswith("profiles/NVIDIA-H200--Qwen--Qwen3-32B-AWQ--0.25.1.yaml is not used: so it is")
+    assert simulated.orders == [] and night.results(found.lines) == []
+    simulated.used = True
+    found = simulated.run()
+    assert found.done is not None and found.done.winner == "humming + interactivity"
 
 
 def test_lost_connections_cost_a_proven_winner_nothing(simulated: SimulatedNight) -> None:

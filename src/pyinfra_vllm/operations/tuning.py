@@ -21,6 +21,7 @@ from pyinfra_vllm.answers import ToldSwitch
 from pyinfra_vllm.asking import fact
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Declared, Overrides, Service
+from pyinfra_vllm.config.profiles import MeasuredProfile
 from pyinfra_vllm.errors import HostError, RolloutError
 from pyinfra_vllm.facts import told
 from pyinfra_vllm.facts.record import Record as RecordFact
@@ -225,12 +226,13 @@ class Tuning:
         refused = [each for each in candidate.resolution.errors if each not in self.space.current.errors]
         if refused:
             return Failed(refused[0])
+        made = tuned.unproven(self.place, self.space.settings(candidate))
         try:
-            wanted = self._wanted(candidate)
+            wanted = self._wanted(made)
         except planning.Refused as error:
             return self._refused(error)
         if wanted.release.id == self.setup.current:
-            return Failed("comes to the same release as the current configuration")
+            return self._same(candidate, made, wanted)
         staged = wanted.release.id in wanted.observed.staged
         if not staged and not releases.stage(self.host.state, self.host, self.root, wanted.release):
             return Stopped(f"{step.candidate} could not be staged")
@@ -275,9 +277,21 @@ class Tuning:
             return ""
         return "" if any(line.get("tx") == last.tx for line in self.lines()) else last.tx
 
-    def _wanted(self, candidate: Candidate) -> Wanted:
+    def _same(self, candidate: Candidate, made: MeasuredProfile, wanted: Wanted) -> Result:
+        """A candidate that comes to the current release: its own fault, unless its flags are others and its
+        profile is not used here. That would be so of each candidate, and of the winner.
+        """
+        own, current = candidate.resolution, self.space.current
+        if (own.values, own.environment) == (current.values, current.environment):
+            return Failed("comes to the same release as the current configuration")
+        why = [text for text in wanted.warnings if made.file in text] or ["another profile is used"]
+        return Stopped(
+            f"{candidate.name} has other flags than the current configuration, but its profile would roll out"
+            f" the current release, so nothing can be tried: {'; '.join(why)}"
+        )
+
+    def _wanted(self, made: MeasuredProfile) -> Wanted:
         """The release of a candidate: the very one that its profile would roll out. Raises HostError."""
-        made = tuned.unproven(self.place, self.space.settings(candidate))
         kept = tuple(each for each in self.service.profiles if each.file != made.file)
         told.forget(self.host)  # what is staged and rehearsed has changed
         service = self.service.model_copy(update={"profiles": (*kept, made)})

@@ -104,6 +104,11 @@ class SimulatedNight:
     def run(self, anew: bool = False) -> Found:
         return self.tuning().run(anew)
 
+    def only(self, name: str) -> None:
+        """The space is this one candidate."""
+        candidates = tuple(each for each in self.space.candidates if each.name == name)
+        self.space = replace(self.space, candidates=candidates)
+
     def until_done(self) -> Found:
         """Run again and again, as an operator would, also after the control machine was killed."""
         for _ in range(40):
@@ -413,6 +418,7 @@ def test_trial_without_a_baseline_says_nothing_about_its_configuration(
 
 def test_profile_that_is_not_used_here_is_no_fault_of_the_candidates(simulated: SimulatedNight) -> None:
     """As where the card is not known again by the profile's name of it: all came to the current release."""
+    simulated.only("graphs-8")
     simulated.used = False
     for _ in range(2):
         found = simulated.run()
@@ -421,16 +427,13 @@ def test_profile_that_is_not_used_here_is_no_fault_of_the_candidates(simulated: 
     assert found.why.endswith("profiles/NVIDIA-H200--Qwen--Qwen3-32B-AWQ--0.25.1.yaml is not used: so it is")
     assert simulated.orders == [] and night.results(found.lines) == []
     simulated.used = True
-    found = simulated.run()
-    assert found.done is not None and found.done.winner == "humming + interactivity"
+    assert simulated.run().done is not None and len(simulated.orders) == 1
 
 
+@pytest.mark.thorough
 def test_lost_connections_cost_a_proven_winner_nothing(simulated: SimulatedNight) -> None:
     """Three times in the confirmation's last pair: it was the end of the search."""
-    simulated.space = replace(
-        simulated.space,
-        candidates=tuple(each for each in simulated.space.candidates if each.name == "humming"),
-    )
+    simulated.only("humming")
     lost = [Outcome("gpu-1", "chat", "unknown", "the connection was lost", "r")] * 3
     simulated.instead = lambda: lost.pop() if lost and len(simulated.orders) == 9 else None
     for _ in range(3):
@@ -443,17 +446,16 @@ def test_lost_connections_cost_a_proven_winner_nothing(simulated: SimulatedNight
 
 def test_trial_that_dies_on_the_host_counts_also_where_nobody_saw_it(simulated: SimulatedNight) -> None:
     """A configuration that takes the host down with it must not be tried every night."""
+    simulated.only("humming")
     simulated.unseen = True
     simulated.kills = [(30, True)] * 9
     for _ in range(night.MOST_ATTEMPTS):
         found = simulated.run()
         assert (found.done, found.status) == (None, night.STOPPED)
     assert simulated.killed == night.MOST_ATTEMPTS and simulated.serves()
-    name = simulated.tries[0]
-    assert set(simulated.tries) == {name}
     simulated.kills, simulated.unseen = [], False
     found = simulated.run()
-    (line,) = [line for line in night.results(found.lines) if line.get("trial") == name]
+    (line,) = night.results(found.lines)
     assert line["failed"] == "cut off 3 times"
     assert len({line["tx"] for line in found.lines if "cut" in line}) == 3
 

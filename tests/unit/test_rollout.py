@@ -401,3 +401,22 @@ def test_a_rollback_given_twice_does_not_return_to_the_release_that_was_left(
 
     (named,) = switch.back._inner("/srv/pyinfra-vllm", "chat", Overrides(), release="bad")
     assert named.args[1].order.release == "bad"
+
+
+@pytest.mark.parametrize("purpose", ["rollout", "trial", "calibration"])
+def test_a_closed_window_is_no_order_without_a_limit(purpose: str) -> None:
+    """Nothing may begin and nothing be measured on, also where nobody looks at `deferred`."""
+    long_ago = {"cron": "0 0 29 2 *", "duration": "1m", "timezone": "UTC"}
+    values = wanted("a").service.model_dump(include={"name", "model", "port"})
+    shut = Service.model_validate({**values, "runtime": {"version": "0.33.0"}, "window": [long_ago]})
+    always = Service.model_validate({**values, "runtime": {"version": "0.33.0"}})
+    more: Any = (3,) if purpose == "calibration" else ()
+    make_order: Any = getattr(orders_made, purpose)
+    made = make_order("/srv", shut, "r", Overrides(), *more)
+    assert made.deferred is not None and "the window is closed" in made.deferred
+    assert made.order.last_start == made.order.measure_until == 0.0
+    for free in (
+        make_order("/srv", always, "r", Overrides(), *more),
+        make_order("/srv", shut, "r", Overrides(switch_now=True), *more),
+    ):
+        assert (free.deferred, free.order.last_start, free.order.measure_until) == (None, None, None)

@@ -408,23 +408,6 @@ def test_undecided_comparison_measures_both_sides_further_within_the_window(
     assert all("like" in how for how in second) and all("extend" in how for how in second[1:])
 
 
-def test_both_sides_are_measured_at_what_both_admit(
-    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-    simulated = probe.measure
-    monkeypatch.setattr(
-        probe,
-        "measure",
-        lambda client, settings, **how: (
-            seen.append(settings.concurrency) or simulated(client, settings, **how)
-        ),
-    )
-    serving.stage("cccccccccccc", argv=["/bin/sh", "cccccccccccc", "--max-num-seqs", "24"])
-    serving.switch("cccccccccccc")
-    assert seen == [(1, 8, 24), (1, 8, 24)]
-
-
 def test_names_that_no_file_takes_do_not_keep_the_old_release_from_its_start(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,6 @@ from pyinfra_vllm.rollout.opening import explain
 from pyinfra_vllm.rollout.orders import Prepared
 from pyinfra_vllm.rollout.progress import (
     COMMITTED,
-    DEFERRED,
     HARMLESS,
     HELD,
     PROGRESS,
@@ -356,8 +355,6 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
         prepared = make(item.root, service, release, overrides, history)
     except HostError as error:
         return Outcome(host.name, service.name, "refused", str(error), release)
-    switching = Switching(host, item.root, prepared)
-    if prepared.deferred and not under_way(item.observed, release):
-        return switching.outcome(DEFERRED, f"everything is staged; {prepared.deferred}")
-    compiled.bring(host, item)
-    return switching.run()
+    if not prepared.deferred:
+        compiled.bring(host, item)
+    return Switching(host, item.root, prepared).run()

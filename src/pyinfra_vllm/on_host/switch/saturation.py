@@ -9,9 +9,9 @@ FLAG = "--max-num-seqs"
 REQUEST_TOKENS = 600  # of one of the probe's requests, prompt and answer, on average over its three shapes
 
 
-def admitted(*releases: Release) -> int:
-    """As many as each of these releases admits; MOST if nothing says less (vLLM: 128 or more)."""
-    return min((MOST, *(limit for release in releases for limit in (_scheduled(release), _cached(release)))))
+def admitted(release: Release) -> int:
+    """MOST if nothing says less (vLLM: 128 or more)."""
+    return min(MOST, _scheduled(release), _cached(release))
 
 
 def _scheduled(release: Release) -> int:

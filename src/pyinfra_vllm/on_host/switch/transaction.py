@@ -20,7 +20,7 @@ from ..staging import chat_template, pages
 from ..state.lock import exclusive
 from ..state.paths import ServicePaths
 from . import compile_caches, outcomes, pair, rollback, standby, unfinished
-from .base import COMMITTED, DEFERRED, FAILED, INTERRUPTED, REFUSED, RESTORE_FAILED, ROLLED_BACK, TRIED
+from .base import COMMITTED, DEFERRED, DOWN, FAILED, INTERRUPTED, REFUSED, RESTORE_FAILED, ROLLED_BACK, TRIED
 from .judging import Judging, Worse
 from .order import ROLLBACK, TRIAL, Order
 from .two_servers import Failed
@@ -108,7 +108,7 @@ class Switch(Judging):
                 known = self.old is not None and self.old.runtime == new.runtime
                 result["read_ahead"] = pages.read_ahead(new.checkpoint, None if known else new.runtime)
         self._choose_way(new)
-        self._share_phases(new, *filter(None, [self.old]))
+        self._share_phases(self.old if self.old and self.old_was != DOWN else new)
         self.evidence.keep_release(new.id)
         return new
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from resolving import asked
 from simulated import Killed, SimulatedHost
 from test_space import pruned
 
@@ -30,7 +31,8 @@ from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.operations.util.unit import NoContact
 from pyinfra_vllm.rollout.orders import Prepared
 from pyinfra_vllm.rollout.progress import Outcome
-from pyinfra_vllm.tuning import night
+from pyinfra_vllm.tuning import measured, night
+from pyinfra_vllm.tuning.measured import Settings
 
 NOW = datetime(2026, 11, 30, 2, 30, tzinfo=UTC)
 ANY = Service.model_validate(
@@ -56,6 +58,7 @@ class SimulatedNight:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, service: Service = ANY) -> None:
         self.host = SimulatedHost(root, monkeypatch)
         self.service = service
+        self.asked = asked(service.model, "NVIDIA H200", "0.25.1", objective=service.objective)
         whole = pruned(objective=service.objective)
         self.space = replace(whole, candidates=tuple(each for each in whole.candidates if each.name in GAINS))
         self.names: dict[str, str] = {}  # release -> candidate
@@ -77,7 +80,7 @@ class SimulatedNight:
             (tuning.told, "forget", lambda host: None),
             (tuning, "ask_together", lambda host, declared: None),
             (tuning.planning, "planned", self._planned),
-            (tuning.planning, "resolver_request", lambda *_: None),
+            (tuning.planning, "resolver_request", lambda *_: self.asked),
             (tuning, "pruned", lambda *_: self.space),
             (tuning.planning, "plan", self._plan),
             (tuning.releases, "stage", self._stage),
@@ -134,9 +137,10 @@ class SimulatedNight:
 
     def _plan(self, host: Any, root: str, service: Service, checkpoint: Any) -> Any:
         """A candidate is known again by its flags, as its profile has them."""
-        if not service.profiles:
+        used, _ = measured.valid(replace(self.asked, profiles=service.profiles))
+        if used is None or service is self.service:
             return self._worked_out(CURRENT)
-        settings = service.profiles[-1].objectives[service.objective]
+        settings = used.tuned
         found = [
             name
             for name in [each.name for each in self.space.candidates] + self._stacks()
@@ -234,11 +238,24 @@ def test_the_best_one_is_found_proven_and_written(simulated: SimulatedNight) -> 
     assert len(pairs) == night.header(found.lines)["pairs"] == 9
     settings = found.space.settings(found.space.candidate(found.done.winner))
     made = tuned.proven(found.place, settings, found.lines, found.done)
-    assert made.file == "profiles/NVIDIA-H200--Qwen--Qwen3-32B-AWQ--0.25.1.yaml"
+    assert made.file == "profiles/H200--Qwen--Qwen3-32B-AWQ--0.25.1.yaml"
     assert made.objectives["latency"].gain.after == pytest.approx(
         1.26 * made.objectives["latency"].gain.before
     )
     assert "--performance-mode" in settings.flags and "--linear-backend" in settings.flags
+
+
+@pytest.mark.parametrize("card", ["H200", "NVIDIA H200"])
+def test_what_is_tried_is_the_candidate_also_where_another_file_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: str
+) -> None:
+    """A file named by hand, by another name of the card, is not the file that the candidate would have."""
+    place = tuned.Place(card, 1, ANY.model, "0.25.1", "latency")
+    in_use = tuned.unproven(place, Settings({"--max-num-seqs": 7}, {}, "", ""))
+    service = ANY.model_copy(update={"profiles": (in_use,)})
+    simulated = SimulatedNight(tmp_path, monkeypatch, service)
+    first = next(line for line in night.results(simulated.run().lines) if "trial" in line)
+    assert "ratio" in first, first
 
 
 @pytest.mark.thorough

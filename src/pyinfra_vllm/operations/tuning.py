@@ -111,14 +111,7 @@ class Tuning:
             self.space = pruned(asked, service.tune.draft_head, service.tune.only)
         except RolloutError as error:
             raise HostError(f"{service.name}: {error}") from error
-        self.place = tuned.Place(
-            card=serving.gpu,
-            gpus=serving.release.gpu_count,
-            model=service.model,
-            runtime=serving.release.runtime["version"],
-            objective=service.objective,
-            max_model_len=service.max_model_len,
-        )
+        self.place = tuned.Place.of(asked)
         self.setup = Setup(
             service=service.name,
             current=serving.release.id,
@@ -247,9 +240,8 @@ class Tuning:
     def _wanted(self, candidate: Candidate) -> Wanted:
         """The release of a candidate: the very one that its profile would roll out. Raises HostError."""
         made = tuned.unproven(self.place, self.space.settings(candidate))
-        kept = tuple(each for each in self.service.profiles if each.file != made.file)
         told.forget(self.host)  # what is staged and rehearsed has changed
-        service = self.service.model_copy(update={"profiles": (*kept, made)})
+        service = self.service.model_copy(update={"profiles": (made,)})
         return planning.plan(self.host, self.root, service, self.checkpoint)
 
     def _refused(self, error: planning.Refused) -> Result:

@@ -217,6 +217,20 @@ def test_what_is_no_map_is_told(text: str) -> None:
         files.own()
 
 
+def test_objective_that_stands_twice_is_told() -> None:
+    """As two branches leave it that were merged by hand: one of the two measurements would be lost."""
+    write()
+    text = Path(NAME).read_text()
+    _, begins, latency = text.partition("  latency:\n")
+    Path(NAME).write_text(text + begins + latency)
+    line = len(text.splitlines()) + 1
+    with pytest.raises(DeclarationError, match=f"can't be read: .*'latency' a second time, line {line}"):
+        files.own()
+    Path(NAME).write_text("defaults: &same {model: x}\n<<: *same\n")
+    with pytest.raises(DeclarationError, match="model = 'x': must be a repository"):
+        files.own()
+
+
 def test_the_file_is_named_by_what_it_is_valid_for() -> None:
     write("profiles/fast.yaml")
     with pytest.raises(DeclarationError, match=f"profiles/fast.yaml: must be named {NAME}"):

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ..catalog.gpus import same_memory
 from ..errors import DeclarationError, one_line
+from ..repeated_keys import Loader
 from .base import Declaration
 from .fields import Environment, Flags, Repository, Text, Version, as_tuple
 from .layers import Layer, dotted, merge
@@ -230,8 +231,8 @@ def _one(file: Path, problems: Problems) -> MeasuredProfile | None:
 
 def _content(file: Path, problems: Problems) -> Mapping[Any, Any] | None:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         problems.add(str(file), "", f"can't be read: {one_line(error)}; correct it or remove it")
         return None
     if not isinstance(content, Mapping):

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from pyinfra_vllm import repeated_keys
 from pyinfra_vllm.errors import LockError, one_line
 from pyinfra_vllm.on_host.state import durable, manifest
 
@@ -245,21 +246,13 @@ _Dumper.add_representer(
 )
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(repeated_keys.Loader):
     """Plain YAML; repeated keys and aliases are errors."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("an alias (&name or *name), which no lock file holds")
         return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                line = node.value[number][0].start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key!r} a second time, line {line}")
-        return super().construct_mapping(node, deep)
 
 
 def parse(text: str, name: str = str(LOCK_FILE)) -> tuple[Checkpoint, ...]:

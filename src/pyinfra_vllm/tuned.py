@@ -14,6 +14,7 @@ from pyinfra_vllm.tuning import night
 from pyinfra_vllm.tuning.measured import Settings
 from pyinfra_vllm.tuning.night import METRIC, Line
 from pyinfra_vllm.tuning.pareto import Speed, decisive
+from pyinfra_vllm.tuning.request import Request
 from pyinfra_vllm.tuning.search import Done
 
 METRICS: Mapping[Metric, Callable[[Speed], float | None]] = {
@@ -27,8 +28,9 @@ METRICS: Mapping[Metric, Callable[[Speed], float | None]] = {
 class Place:
     """The card, model, runtime and objective that a profile is valid for.
 
-    + card: as nvidia-smi prints it, or "cpu"
+    + card: the title that the resolver has for it, or "cpu"
     + runtime: vLLM's version; its build doesn't count
+    + memory_mib: of the card; None on a CPU
     """
 
     card: str
@@ -37,11 +39,27 @@ class Place:
     runtime: str
     objective: str
     max_model_len: int | None = None
+    memory_mib: int | None = None
+
+    @classmethod
+    def of(cls, asked: Request) -> Place:
+        """What a profile must be valid for to be used for this request (tuning/measured.py)."""
+        card = asked.card
+        return cls(
+            card="cpu" if card.platform == "cpu" else card.title,
+            gpus=asked.gpu_count,
+            model=asked.shape.name,
+            runtime=asked.version,
+            objective=asked.objective,
+            max_model_len=asked.max_model_len,
+            memory_mib=card.memory_mib or None,
+        )
 
     def profile(self, tuned: Tuned) -> MeasuredProfile:
         return MeasuredProfile(
             schema="pyinfra-vllm/profile/1",
             card=self.card,
+            memory_mib=self.memory_mib,
             gpus=self.gpus,
             model=self.model,
             runtime=self.runtime.partition("+")[0],

@@ -201,6 +201,7 @@ def test_a_bandwidth_lets_unlike_cards_serve_together() -> None:
         ("card: {}", 'cards.yaml: card: unknown key; did you mean "cards"?'),
         ("- A1", "cards.yaml: must be a map with the key cards"),
         ("cards: {", "cards.yaml: can't be read"),
+        (CARD % "48GiB" + CARD % "24GiB", "cards.yaml: can't be read: the key 'cards' a second time, line 3"),
     ],
 )
 def test_a_slip_in_the_file_is_told_alike_by_every_command(text: str, said: str) -> None:

@@ -132,6 +132,14 @@ def test_a_mig_instance_is_named_by_its_uuid_and_has_its_own_memory() -> None:
     assert found.gpu_count == 1
 
 
+def test_a_mig_instance_is_another_kind_of_card_than_the_whole_one() -> None:
+    """So a canary on the one does not speak for the other (rollout/waves.py)."""
+    assert planned([H100]).gpu == "NVIDIA H100 80GB HBM3"
+    for declared in (None, "NVIDIA H100 80GB HBM3", "H100", "NVIDIA H100 80GB HBM3 MIG 3g.40gb"):
+        found = planned([SPLIT, instance(0)], gpus=(nvidia_smi.uuid(0, "MIG"),), gpu=declared)
+        assert found.gpu == "NVIDIA H100 80GB HBM3 MIG 3g.40gb"
+
+
 def test_each_service_looks_at_its_own_cards_only() -> None:
     cards = [gpu(0, processes=[STRANGER]), gpu(1)]
     assert planned(cards, gpus=(1,)).release.gpu_count == 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+import resolving
 import yaml
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -17,7 +19,8 @@ from resolving import resolve, values
 from seen import gpu
 
 from pyinfra_vllm import cli, fleet, inventory
-from pyinfra_vllm.catalog import shapes, table
+from pyinfra_vllm.catalog import gpus, shapes, table
+from pyinfra_vllm.catalog.gpus import Gpu as Card
 from pyinfra_vllm.checkpoint import Checkpoint, File, Lock
 from pyinfra_vllm.commands.validate import run as examine
 from pyinfra_vllm.config import Service
@@ -26,7 +29,7 @@ from pyinfra_vllm.config.layers import normal_flag
 from pyinfra_vllm.config.profiles import MeasuredProfile
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.inspect.gpus import Gpu
-from pyinfra_vllm.tuning import request, resolver
+from pyinfra_vllm.tuning import devices, measured, request, resolver
 from pyinfra_vllm.tuning.resolution import Resolution
 
 MODEL = "Qwen/Qwen3-32B-AWQ"
@@ -174,6 +177,7 @@ def test_shown_table_has_the_profile() -> None:
     [
         ("schema", "profile/2", "schema = 'profile/2': must be \"pyinfra-vllm/profile/1\""),
         ("card", None, "card: missing; must be the GPU model as nvidia-smi prints it"),
+        ("memory_mib", 0, "memory_mib = 0: must be the card's memory in MiB as nvidia-smi prints it"),
         ("gpus", -1, "gpus = -1: must be the service's GPUs; 0 on a CPU"),
         ("model", "Qwen3", "model = 'Qwen3': must be a repository id"),
         ("runtime", 0.25, "runtime = 0.25: must be the measured vLLM version as text"),
@@ -210,6 +214,20 @@ def test_a_slip_in_the_file_is_told_alike_by_every_command(path: str, value: Any
 def test_what_is_no_map_is_told(text: str) -> None:
     Path(NAME).write_text(text)
     with pytest.raises(DeclarationError, match="correct"):
+        files.own()
+
+
+def test_objective_that_stands_twice_is_told() -> None:
+    """As two branches leave it that were merged by hand: one of the two measurements would be lost."""
+    write()
+    text = Path(NAME).read_text()
+    _, begins, latency = text.partition("  latency:\n")
+    Path(NAME).write_text(text + begins + latency)
+    line = len(text.splitlines()) + 1
+    with pytest.raises(DeclarationError, match=f"can't be read: .*'latency' a second time, line {line}"):
+        files.own()
+    Path(NAME).write_text("defaults: &same {model: x}\n<<: *same\n")
+    with pytest.raises(DeclarationError, match="model = 'x': must be a repository"):
         files.own()
 
 
@@ -262,6 +280,111 @@ def test_profile_of_another_runtime_or_card_is_not_used_and_that_is_said(
     assert found.flags == without.flags and found.environment == without.environment
     (warning,) = set(found.warnings) - set(without.warnings)
     assert said in warning and warning.startswith(f"{NAME} is not used: ")
+
+
+def card_of(name: str, memory_mib: int, compute_capability: str, **changes: Any) -> Card:
+    """The card as the resolver knows it from a host's own answer."""
+    seen = gpu(name=name, memory_mib=memory_mib, compute_capability=compute_capability)
+    return devices.card(replace(seen, **changes))
+
+
+def measured_on(card: str, memory_mib: int | None = None) -> MeasuredProfile:
+    told = {**profile().model_dump(by_alias=True), "card": card, "memory_mib": memory_mib}
+    return MeasuredProfile.model_validate(told)
+
+
+H100 = card_of("NVIDIA H100 80GB HBM3", 81559, "9.0")
+SLICE = card_of("NVIDIA H100 80GB HBM3", 40448, "9.0", instance="3g.40gb", number=0)
+WHOLE_SLICE = card_of("NVIDIA H100 80GB HBM3", 81007, "9.0", instance="7g.80gb", number=0)
+RTX_4090 = card_of("NVIDIA GeForce RTX 4090", 24564, "8.9")
+RTX_4090_48 = card_of("NVIDIA GeForce RTX 4090", 49140, "8.9")
+TI_8 = card_of("NVIDIA GeForce RTX 5060 Ti", 8151, "12.0")
+TI_16 = card_of("NVIDIA GeForce RTX 5060 Ti", 16311, "12.0")
+RTX_3080 = card_of("NVIDIA GeForce RTX 3080", 10240, "8.6")
+RTX_3080_12 = card_of("NVIDIA GeForce RTX 3080", 12288, "8.6")
+NEW = card_of("NVIDIA Acme A1", 49152, "8.9")
+NEW_24 = card_of("NVIDIA Acme A1", 24576, "8.9")
+ALIKE = (H100, SLICE, WHOLE_SLICE, RTX_4090, RTX_4090_48, TI_8, TI_16, RTX_3080, RTX_3080_12, NEW, NEW_24)
+
+
+def used(card: Card, *profiles: MeasuredProfile) -> tuple[str | None, str]:
+    """The file that is used on a card, and what is said of the others."""
+    question = resolving.asked(
+        MODEL, card, "0.25.1", objective="latency", max_model_len=1024, profiles=profiles
+    )
+    found, told = measured.valid(question)
+    return found.file if found else None, " ".join(told)
+
+
+@pytest.mark.parametrize("card", ALIKE, ids=lambda card: card.title)
+def test_what_a_card_is_called_is_valid_for_it_and_for_none_that_prints_the_same_name(card: Card) -> None:
+    made = measured_on(card.title, card.memory_mib)
+    assert [each.title for each in ALIKE if used(each, made)[0]] == [card.title]
+
+
+def test_each_kind_of_card_has_a_file_of_its_own() -> None:
+    assert len({measured_on(card.title).file for card in ALIKE}) == len(ALIKE)
+
+
+@pytest.mark.parametrize(
+    ("card", "name", "memory_mib"),
+    [
+        (TI_16, "NVIDIA GeForce RTX 5060 Ti", 16311),
+        (RTX_4090_48, "NVIDIA GeForce RTX 4090", 49140),
+        (RTX_4090, "NVIDIA GeForce RTX 4090", None),
+        (RTX_4090, "NVIDIA GeForce RTX 4090", 24000),  # another driver's figure
+        (NEW, "NVIDIA Acme A1", 49152),
+        (gpus.CPU, "cpu", None),
+    ],
+)
+def test_card_may_be_named_as_nvidia_smi_prints_it(card: Card, name: str, memory_mib: int | None) -> None:
+    assert used(card, measured_on(name, memory_mib))[0]
+
+
+@pytest.mark.parametrize(
+    ("card", "name", "memory_mib", "said"),
+    [
+        (
+            SLICE, "NVIDIA H100 80GB HBM3", None,
+            "measured with 1 x NVIDIA H100 80GB HBM3, and this is 1 x NVIDIA H100 80GB HBM3 MIG 3g.40gb;",
+        ),
+        (
+            RTX_4090, "NVIDIA GeForce RTX 4090", 49140,
+            "1 x NVIDIA GeForce RTX 4090 with 49140 MiB, and this is 1 x GeForce RTX 4090 with 24564 MiB;",
+        ),
+        (
+            RTX_4090_48, "NVIDIA GeForce RTX 4090", None,
+            "with 1 x NVIDIA GeForce RTX 4090 (add `memory_mib: 49140` to it if it was this card), and this",
+        ),
+        (TI_16, "NVIDIA GeForce RTX 5060 Ti", None, "(add `memory_mib: 16311` to it if it was this card)"),
+        (NEW, "NVIDIA Acme A1", None, "(add `memory_mib: 49152` to it if it was this card)"),
+    ],
+)  # fmt: skip
+def test_profile_that_does_not_apply_says_why(
+    card: Card, name: str, memory_mib: int | None, said: str
+) -> None:
+    found, told = used(card, measured_on(name, memory_mib))
+    assert found is None and said in told
+
+
+def test_of_two_files_for_the_same_the_one_measured_last_is_used_and_the_other_is_said() -> None:
+    """A card has several names, and a pre-release is another file than its release."""
+    older = measured_on("H200")
+    newer = profile(measured=date(2026, 11, 30))
+    for files_ in ((older, newer), (newer, older)):
+        found, told = used(gpus.find("NVIDIA H200"), *files_)
+        assert found == newer.file
+        assert told.startswith(f"{older.file} is not used: {newer.file} ") and "remove" in told
+    ours, theirs = measured_on("H200"), profile()  # of one day: the one that is named as `tune` names it
+    assert used(gpus.find("NVIDIA H200"), theirs, ours)[0] == ours.file
+
+
+def test_file_of_another_memory_is_not_mixed_with_this_one() -> None:
+    """A card of the operator's own is named by cards.yaml alone, whatever memory that says."""
+    files.keep(measured_on("NVIDIA Acme A1", 24576))
+    with pytest.raises(DeclarationError, match="is of a card with 24576 MiB, and this one has 49152 MiB"):
+        files.keep(measured_on("NVIDIA Acme A1", 49152))
+    assert files.keep(measured_on("NVIDIA Acme A1", 24570))
 
 
 def test_profile_of_another_model_or_objective_says_nothing() -> None:

@@ -178,12 +178,34 @@ def test_traffic_of_one_answer_is_since_the_server_s_start() -> None:
     assert planned("--metrics", "one.txt")["doubt"] == ""
 
 
+def test_gate_that_is_proposed_fits_the_declared_context() -> None:
+    declare(max_model_len=600)
+    found = planned("--metrics", saved("one.txt", STARTED + 600))
+    assert found["traffic"]["input_tokens_p90"] > 600
+    assert max(found["gate"]["prompt_tokens"]) + found["gate"]["answer_tokens"] == 600
+    told = run("--plan", "--metrics", "one.txt")[1]
+    assert json.dumps(found["gate"]) in told
+    declare(max_model_len=600, gate=found["gate"])
+    assert run("--plan")[0] == 0
+
+
 def test_metrics_that_say_nothing_are_refused() -> None:
     Path("empty.txt").write_text("")
     with pytest.raises(DeclarationError, match=r"--metrics empty\.txt: no process_start_time_seconds in it"):
         run("--plan", "--metrics", "empty.txt")
     with pytest.raises(DeclarationError, match=r"--metrics none\.txt: "):
         run("--plan", "--metrics", "none.txt")
+    Path("down.txt").write_text("<html>502 Bad Gateway</html>")
+    now = saved("now.txt", STARTED + 3600)
+    for earlier in ("empty.txt", "down.txt"):
+        os.utime(earlier, (STARTED + 60, STARTED + 60))
+        with pytest.raises(
+            DeclarationError, match=rf"--metrics {earlier}: no process_start.*[sS]ave it again"
+        ):
+            run("--plan", "--metrics", earlier, "--metrics", now)
+    Path("cut.txt").write_text("\n".join(line for line in RECORDED.splitlines() if "_bucket" not in line))
+    with pytest.raises(DeclarationError, match=r"--metrics cut\.txt: no buckets of vllm:request_prompt"):
+        run("--plan", "--metrics", "cut.txt")
     later, earlier = saved("later.txt", STARTED + 120, 2.0), saved("earlier.txt", STARTED + 60)
     with pytest.raises(DeclarationError, match="must be the later one"):
         run("--plan", "--metrics", later, "--metrics", earlier)
@@ -197,7 +219,12 @@ def test_metrics_that_say_nothing_are_refused() -> None:
 
 
 def test_usage() -> None:
-    for words in (("--plan", "--dry"), ("--plan", "--anew"), ("--plan", "--service", "chat")):
+    for words in (
+        ("--plan", "--dry"),
+        ("--plan", "--anew"),
+        ("--plan", "--service", "chat"),
+        ("--plan", "--reason", "x"),
+    ):
         with pytest.raises(click.UsageError, match="--plan asks no host"):
             run(*words)
     with pytest.raises(click.UsageError, match="go with --plan"):

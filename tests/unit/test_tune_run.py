@@ -122,6 +122,16 @@ def test_json_has_all_of_it(host: Answering) -> None:
     assert found["profile"].startswith("profiles/") and found["page"] is None
 
 
+def test_json_of_a_host_that_could_not_be_asked_has_the_same_keys(host: Answering) -> None:
+    whole = json.loads(tune("--json")[1])
+    host.answer = HostError("roll that out first")
+    found = json.loads(tune("--json")[1])
+    assert list(found) == list(whole) and list(found["front"]) == list(whole["front"])
+    known = {key: value for key, value in found.items() if key not in ("host", "service", "status", "why")}
+    assert not any(known.pop("front").values()) and not any(known.values())
+    assert {type(found[key]) for key in ("results", "ruled_out")} == {list}
+
+
 def test_journal_of_which_no_profile_can_be_made_is_said(host: Answering) -> None:
     damaged = [{**line, "workload": {"input_tokens": "many"}} for line in journal()]
     host.answer = replace(WON, lines=damaged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from resolving import resolve
+from resolving import asked, resolve
+from seen import gpu
 from test_space import CARDS, MODELS, pruned
 
 from pyinfra_vllm import tuned
@@ -21,13 +23,16 @@ from pyinfra_vllm.config import profiles as files
 from pyinfra_vllm.config.problems import Problems
 from pyinfra_vllm.errors import DeclarationError
 from pyinfra_vllm.on_host.bench.criteria import Criteria
-from pyinfra_vllm.tuning import night, search
+from pyinfra_vllm.on_host.inspect.gpus import Gpu
+from pyinfra_vllm.tuning import devices, night, resolver, search, space
 from pyinfra_vllm.tuning.measured import Settings
 from pyinfra_vllm.tuning.night import Line, Setup
 from pyinfra_vllm.tuning.pareto import Slo, Speed
 from pyinfra_vllm.tuning.search import Done
 
 H200 = tuned.Place("NVIDIA H200", 1, "Qwen/Qwen3-32B-AWQ", "0.25.1+cu129", "latency", 4096)
+H100 = gpu(1, name="NVIDIA H100 80GB HBM3", memory_mib=81559, compute_capability="9.0")
+H100_NVL = gpu(0, name="NVIDIA H100 NVL", memory_mib=95830, compute_capability="9.0")
 FOUND = Settings({"--linear-backend": "humming", "--max-num-seqs": None}, {"A": "1"}, "about", "source")
 GROUPS = {"humming": "kernel", "marlin": "kernel", "fp8": "kv_cache", "ngram": "speculation"}
 AT = "2026-11-30T03:12:00+00:00"
@@ -135,6 +140,36 @@ def test_folder_that_can_t_be_written_is_said() -> None:
     Path("profiles").write_text("")
     with pytest.raises(DeclarationError, match="can't be written"):
         files.keep(tuned.proven(H200, FOUND, journal(), done()))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [gpu(name="NVIDIA GeForce RTX 5060 Ti", memory_mib=16311, compute_capability="12.0")],
+        [gpu(name="NVIDIA GeForce RTX 4090", memory_mib=49140)],
+        [replace(H100, instance="3g.40gb", memory_mib=40448)],
+        [H100_NVL, H100],
+    ],
+    ids=lambda rows: " and ".join(row.name for row in rows),
+)
+def test_each_candidate_is_used_on_the_host_it_was_tried_on(rows: list[Gpu]) -> None:
+    given: dict[str, Any] = {"gpu_count": len(rows), "objective": "latency", "max_model_len": 2048}
+    question = asked("Qwen/Qwen3-8B-AWQ", devices.smallest(rows), "0.33.0", **given)
+    found = space.pruned(question)
+    assert found.candidates
+    for candidate in found.candidates:
+        made = tuned.unproven(tuned.Place.of(question), found.settings(candidate))
+        again = resolver.resolve(replace(question, profiles=(made,)))
+        assert sorted(again.argv()) == sorted(candidate.resolution.argv()), candidate.name
+        assert again.environment == candidate.resolution.environment, candidate.name
+
+
+def test_cpu_is_called_as_it_is_declared() -> None:
+    question = asked("Qwen/Qwen3-8B-AWQ", gpus.CPU, "0.33.0", gpu_count=0)
+    made = tuned.unproven(tuned.Place.of(question), FOUND)
+    assert (made.card, made.memory_mib, made.file) == (
+        "cpu", None, "profiles/cpu--Qwen--Qwen3-8B-AWQ--0.33.0.yaml",
+    )  # fmt: skip
 
 
 @pytest.mark.thorough

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from resolving import asked
 from simulated import Killed, SimulatedHost
 from test_space import pruned
 
@@ -33,7 +34,8 @@ from pyinfra_vllm.operations.util.unit import NoContact
 from pyinfra_vllm.rollout import opening
 from pyinfra_vllm.rollout.orders import Prepared
 from pyinfra_vllm.rollout.progress import Outcome
-from pyinfra_vllm.tuning import night
+from pyinfra_vllm.tuning import measured, night
+from pyinfra_vllm.tuning.measured import Settings
 
 NOW = datetime(2026, 11, 30, 2, 30, tzinfo=UTC)
 ANY = Service.model_validate(
@@ -59,6 +61,7 @@ class SimulatedNight:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, service: Service = ANY) -> None:
         self.host = SimulatedHost(root, monkeypatch)
         self.service = service
+        self.asked = asked(service.model, "NVIDIA H200", "0.25.1", objective=service.objective)
         whole = pruned(objective=service.objective)
         self.space = replace(whole, candidates=tuple(each for each in whole.candidates if each.name in GAINS))
         self.names: dict[str, str] = {}  # release -> candidate
@@ -72,7 +75,6 @@ class SimulatedNight:
         self.held: Holder | None = None
         self.instead: Callable[[], Outcome | None] = lambda: None  # of a switch
         self.used = True  # whether the candidates' profiles are
-        self.gpu, self.memory_mib = "NVIDIA H200", 143771
         self.said: list[str] = []
         self.unseen = False  # whether the connection is lost with the host
         self.no_plan: set[str] = set()  # candidates, and the current one, that can't be worked out
@@ -85,7 +87,7 @@ class SimulatedNight:
             (tuning.told, "forget", lambda host: None),
             (tuning, "ask_together", lambda host, declared: None),
             (tuning.planning, "planned", self._planned),
-            (tuning.planning, "resolver_request", self._asked),
+            (tuning.planning, "resolver_request", lambda *_: self.asked),
             (tuning, "pruned", lambda *_: self.space),
             (tuning.planning, "plan", self._plan),
             (tuning.releases, "stage", self._stage),
@@ -144,20 +146,18 @@ class SimulatedNight:
     def _planned(self, *_: Any) -> Any:
         release = SimpleNamespace(id=self.old, gpu_count=1, runtime={"version": "0.25.1"})
         observed = SimpleNamespace(lock=self.held)
-        return SimpleNamespace(runs=self.runs, release=release, gpu=self.gpu, observed=observed)
-
-    def _asked(self, *_: Any) -> Any:
-        return SimpleNamespace(card=SimpleNamespace(memory_mib=self.memory_mib))
+        return SimpleNamespace(runs=self.runs, release=release, observed=observed)
 
     def _plan(self, host: Any, root: str, service: Service, checkpoint: Any) -> Any:
         """A candidate is known again by its flags, as its profile has them."""
-        if not service.profiles:
+        used, _ = measured.valid(replace(self.asked, profiles=service.profiles))
+        if used is None or service is self.service:
             return self._worked_out(CURRENT)
         if not self.used:
             return self._worked_out(
                 CURRENT, f"{service.profiles[-1].file} is not used: so it is", "it is hot"
             )
-        settings = service.profiles[-1].objectives[service.objective]
+        settings = used.tuned
         found = [
             name
             for name in [each.name for each in self.space.candidates] + self._stacks()
@@ -261,11 +261,24 @@ def test_the_best_one_is_found_proven_and_written(simulated: SimulatedNight) -> 
     assert len(pairs) == night.header(found.lines)["pairs"] == 9
     settings = found.space.settings(found.space.candidate(found.done.winner))
     made = tuned.proven(found.place, settings, found.lines, found.done)
-    assert made.file == "profiles/NVIDIA-H200--Qwen--Qwen3-32B-AWQ--0.25.1.yaml"
+    assert made.file == "profiles/H200--Qwen--Qwen3-32B-AWQ--0.25.1.yaml"
     assert made.objectives["latency"].gain.after == pytest.approx(
         1.26 * made.objectives["latency"].gain.before
     )
     assert "--performance-mode" in settings.flags and "--linear-backend" in settings.flags
+
+
+@pytest.mark.parametrize("card", ["H200", "NVIDIA H200"])
+def test_what_is_tried_is_the_candidate_also_where_another_file_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: str
+) -> None:
+    """A file named by hand, by another name of the card, is not the file that the candidate would have."""
+    place = tuned.Place(card, 1, ANY.model, "0.25.1", "latency")
+    in_use = tuned.unproven(place, Settings({"--max-num-seqs": 7}, {}, "", ""))
+    service = ANY.model_copy(update={"profiles": (in_use,)})
+    simulated = SimulatedNight(tmp_path, monkeypatch, service)
+    first = next(line for line in night.results(simulated.run().lines) if "trial" in line)
+    assert "ratio" in first, first
 
 
 @pytest.mark.thorough
@@ -424,7 +437,7 @@ def test_profile_that_is_not_used_here_is_no_fault_of_the_candidates(simulated: 
         found = simulated.run()
         assert (found.done, found.status) == (None, night.STOPPED)
     assert "has other flags than the current configuration" in found.why
-    assert found.why.endswith("profiles/NVIDIA-H200--Qwen--Qwen3-32B-AWQ--0.25.1.yaml is not used: so it is")
+    assert found.why.endswith("profiles/H200--Qwen--Qwen3-32B-AWQ--0.25.1.yaml is not used: so it is")
     assert simulated.orders == [] and night.results(found.lines) == []
     simulated.used = True
     assert simulated.run().done is not None and len(simulated.orders) == 1
@@ -575,9 +588,9 @@ def test_evidence_of_other_flags_never_counts(
 def test_evidence_of_another_card_never_counts(simulated: SimulatedNight) -> None:
     first = simulated.tuning()
     first.note(first.setup.header(None, 0, "2026-11-30T02:00:00+00:00"))
-    simulated.memory_mib = 140000
+    simulated.asked = replace(simulated.asked, card=replace(simulated.asked.card, memory_mib=140000))
     second = simulated.tuning()
-    simulated.gpu = "NVIDIA H100 80GB HBM3"
+    simulated.asked = asked(ANY.model, "NVIDIA H100 80GB HBM3", "0.25.1", objective="latency")
     third = simulated.tuning()
     assert len({each.setup.id for each in (first, second, third)}) == 3
     assert third.look().lines[-1]["because"] == "the place (card, memory_mib)"

@@ -8,10 +8,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinfra_vllm.tuning.workload import ANSWERS, NoTraffic, quantile, traffic
+from pyinfra_vllm.config import Service
+from pyinfra_vllm.tuning.workload import ANSWERS, NoTraffic, Traffic, answer, quantile
+from pyinfra_vllm.tuning.workload import traffic as between
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "gpu"
 METRICS = (RECORDED / "h200-driver580-vllm0.25.1-qwen3-32b" / "metrics.txt").read_text()
+
+
+def traffic(later: str, seconds: float, earlier: str | None = None) -> Traffic:
+    return between(answer(later), seconds, None if earlier is None else answer(earlier))
+
+
+def without_buckets(*ends: str) -> str:
+    """The recorded metrics without the buckets of answers, or those of these upper bounds."""
+    kept = [
+        line
+        for line in METRICS.splitlines()
+        if not (
+            line.startswith(f"{ANSWERS}_bucket") and (not ends or any(f'le="{end}"' in line for end in ends))
+        )
+    ]
+    return "\n".join(kept)
 
 
 def test_recorded_metrics_are_read() -> None:
@@ -47,16 +65,46 @@ def test_only_what_came_between_two_answers_counts() -> None:
 @pytest.mark.parametrize(
     ("later", "seconds", "earlier", "said"),
     [
-        ("", 1.0, "", "is it what vLLM answers at /metrics"),
-        (METRICS, 0.0, "", "must be the later one"),
+        ("", 1.0, None, "is it what vLLM answers at /metrics"),
+        (METRICS, 60.0, "", "no process_start_time_seconds in it"),
+        (METRICS, 60.0, "<html>502 Bad Gateway</html>", "no process_start_time_seconds in it"),
+        (METRICS, 60.0, METRICS.replace(ANSWERS, "x"), "no vllm:request_generation_tokens in it"),
+        (METRICS, 60.0, without_buckets(), "no buckets of vllm:request_generation_tokens"),
+        (without_buckets(), 60.0, None, "no buckets of vllm:request_generation_tokens"),
+        (without_buckets("+Inf"), 60.0, None, "no buckets of vllm:request_generation_tokens up to"),
+        (METRICS.replace("le=", "xx="), 60.0, None, "a bucket of vllm:request_prompt_tokens can't be read"),
+        (METRICS.replace('le="1.0"', 'le="abc"'), 60.0, None, "can't be read: .*le=\"abc\""),
+        (METRICS.replace('le="1.0"', 'le="nan"'), 60.0, None, "can't be read"),
+        (METRICS.replace("e2e_request_latency_seconds_sum", "x"), 60.0, None, "no vllm:e2e_request_latency"),
+        (METRICS, 0.0, None, "must be the later one"),
         (METRICS, 60.0, METRICS, "0 requests say little"),
         (METRICS, 60.0, METRICS.replace("start_time_seconds 1.79", "start_time_seconds 1.78"), "restarted"),
-        (METRICS.replace(ANSWERS, "x"), 60.0, "", "no vllm:request_generation_tokens in it"),
+        (METRICS.replace(ANSWERS, "x"), 60.0, None, "no vllm:request_generation_tokens in it"),
     ],
 )  # fmt: skip
-def test_what_says_nothing_is_told(later: str, seconds: float, earlier: str, said: str) -> None:
+def test_what_says_nothing_is_told(later: str, seconds: float, earlier: str | None, said: str) -> None:
     with pytest.raises(NoTraffic, match=said):
         traffic(later, seconds, earlier)
+
+
+def test_label_that_ends_like_the_bound_s_is_none() -> None:
+    role = METRICS.replace('{engine="0"', '{role="a",engine="0"')
+    assert role != METRICS and traffic(role, 600.0) == traffic(METRICS, 600.0)
+
+
+@given(
+    longest=st.integers(3, 8192),
+    lengths=st.tuples(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(1, 20_000)),
+)
+def test_gate_that_is_proposed_may_be_declared(longest: int, lengths: tuple[int, int, int]) -> None:
+    """Buckets end beyond the longest request that there was, so a length may, too."""
+    median, p90, answers = lengths
+    found = Traffic(100, 60.0, median, max(median, p90), answers, answers, 1.0)
+    gate = found.gate(longest)
+    known = {"name": "chat", "model": "acme/m", "port": 8000, "runtime": {"version": "0.33.0"}}
+    Service.model_validate({**known, "max_model_len": longest, "gate": gate})
+    if max(median, p90) + max(2, answers) <= longest:
+        assert gate == found.gate(None)
 
 
 @given(

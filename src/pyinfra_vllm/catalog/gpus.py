@@ -18,7 +18,8 @@ from pyinfra_vllm.errors import DeclarationError
 MIB = 1024**2
 GIB = 1024**3
 USABLE_SHARE = 0.985  # of nvidia-smi's memory, for a card that isn't in the table (its cards: 0.97 to 0.996)
-MEMORY_TOLERANCE_MIB = 2048  # the same name with another memory size is another card
+# The same name with so much more or less memory is another card: an RTX 3080 has 10240 or 12288 MiB.
+MEMORY_TOLERANCE_MIB = 2048
 NAME_TOLERANCE = 0.1  # names round, and by thousands: a card of 22.5 GiB is called 24 GB
 SIZE = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?) ?(GiB|MiB)")
 MOST_MEMORY_MIB = 4 * 1024**2  # 4 TiB: beyond any card
@@ -107,21 +108,22 @@ def find(
     """The GPU that nvidia-smi calls `name`; "cpu" for none.
 
     The operator's own cards win over the table. A card in neither is described from its compute capability
-    and memory where both are given. Raises DeclarationError with the nearest known names.
+    and memory where both are given, and its title says the memory: other cards may print the same name.
+    Raises DeclarationError with the nearest known names.
     """
     wanted = normal(name)
     if wanted == "cpu":
         return CPU
     refuse_other_makers(name)
     for card in own:
-        if normal(card.title) == wanted and _same_memory(card.memory_mib, memory_mib):
+        if normal(card.title) == wanted and same_memory(card.memory_mib, memory_mib):
             return _with_memory(card, memory_mib)
     rows: dict[str, Any] = table("gpus.yaml")["gpus"]
     for key in _matching(wanted, memory_mib, name):
-        if _same_memory(rows[key]["memory_mib"], memory_mib):
+        if same_memory(rows[key]["memory_mib"], memory_mib):
             return _with_memory(_listed(key), memory_mib)
     if compute_capability and memory_mib:
-        return described(name, compute_capability, memory_mib)
+        return described(_with_size(name, memory_mib), compute_capability, memory_mib)
     raise DeclarationError(_unknown(name, wanted, rows))
 
 
@@ -244,8 +246,14 @@ def _listed(key: str) -> Gpu:
     )
 
 
-def _same_memory(memory_mib: int, told: int | None) -> bool:
-    return not told or abs(told - memory_mib) <= MEMORY_TOLERANCE_MIB
+def same_memory(memory_mib: int, told: int | None) -> bool:
+    """Whether two cards of one name are the same card; so they are where the memory of one is unknown."""
+    return not told or abs(told - memory_mib) < MEMORY_TOLERANCE_MIB
+
+
+def _with_size(name: str, memory_mib: int) -> str:
+    size = f"{round(memory_mib / 1024)} GB"
+    return name if normal(size) in normal(name).split() else f"{name} {size}"
 
 
 def _with_memory(card: Gpu, told: int | None) -> Gpu:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -96,8 +97,10 @@ def tune(
     Exits with 4 where the window closes before the search is done, with 1 where it had to stop, or where a
     declaration can't work as it is.
     """
-    if only_plan and (dry or now or anew or out or named):
-        raise click.UsageError("--plan asks no host: leave out --dry, --now, --anew, --out and --service")
+    if only_plan and (dry or now or anew or reason or out or named):
+        raise click.UsageError(
+            "--plan asks no host: leave out --dry, --now, --anew, --reason, --out and --service"
+        )
     if not only_plan and (at_text or metrics_files):
         raise click.UsageError("--at and --metrics go with --plan")
     if not only_plan:
@@ -113,14 +116,15 @@ def tune(
     if json_wanted:
         answers = [_as_dict(hosts, service, plan) for hosts, service, plan in found]
         if seen:
-            doubt = seen.doubt(found[0][1].objective)
-            answers[0] |= {"traffic": seen.as_dict(), "gate": seen.gate(), "doubt": doubt}
+            service = found[0][1]
+            gate, doubt = seen.gate(service.max_model_len), seen.doubt(service.objective)
+            answers[0] |= {"traffic": seen.as_dict(), "gate": gate, "doubt": doubt}
         click.echo(json.dumps({"services": answers}, indent=2))
     else:
         for hosts, service, plan in found:
             _show(hosts, service, plan)
         if seen:
-            _show_traffic(seen, found[0][1].objective)
+            _show_traffic(seen, found[0][1])
     return int(any(plan is not None and plan.space.current.errors for _, _, plan in found))
 
 
@@ -132,21 +136,31 @@ def _traffic(files: Sequence[Path], services: int) -> Traffic:
         )
     if len(files) > 2:
         raise click.UsageError(f"--metrics takes one file, or an earlier and a later one, not {len(files)}")
-    *earlier, later = files
-    try:
-        texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
-        times = [file.stat().st_mtime for file in files]
+    answers = []
+    for file in files:
+        with _telling(file):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            answers.append((workload.answer(text), file.stat().st_mtime))
+    *earlier, (later, at) = answers
+    with _telling(files[-1]):
         if earlier:
-            return workload.traffic(texts[-1], times[1] - times[0], texts[0])
-        return workload.traffic(texts[-1], workload.since_start(texts[-1], times[0]))
+            return workload.traffic(later, at - earlier[0][1], earlier[0][0])
+        return workload.traffic(later, workload.since_start(later, at))
+
+
+@contextmanager
+def _telling(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, NoTraffic) as error:
-        raise DeclarationError(f"--metrics {later}: {one_line(error)}") from error
+        raise DeclarationError(f"--metrics {file}: {one_line(error)}") from error
 
 
-def _show_traffic(seen: Traffic, objective: str) -> None:
+def _show_traffic(seen: Traffic, service: Service) -> None:
+    gate = json.dumps(seen.gate(service.max_model_len))
     click.echo(f"Traffic: {seen}")
-    click.echo(f'To be judged and tuned with such requests, declare "gate": {json.dumps(seen.gate())}')
-    if doubt := seen.doubt(objective):
+    click.echo(f'To be judged and tuned with such requests, declare "gate": {gate}')
+    if doubt := seen.doubt(service.objective):
         click.echo(f"Warning: {doubt}")
 
 

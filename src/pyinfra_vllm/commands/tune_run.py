@@ -25,6 +25,19 @@ if TYPE_CHECKING:
 FAILED = "failed"
 EXIT_CODES = {"": 0, night.DEFERRED: 4}
 PAGE = "tuning.html"
+# What is known of a tuning whose host could not be asked.
+UNKNOWN: Mapping[str, Any] = {
+    "status": FAILED,
+    "why": "",
+    "winner": None,
+    "ratio": None,
+    "interval": None,
+    "next": None,
+    "results": [],
+    "front": {"on": [], "behind": {}, "missed": {}},
+    "candidates": {},
+    "ruled_out": [],
+}
 
 
 @dataclass(frozen=True)
@@ -130,26 +143,26 @@ def lines(ran: Ran, *, dry: bool) -> list[str]:
 
 
 def as_dict(ran: Ran) -> dict[str, Any]:
-    """The same for programs (docs/tune.md)."""
-    found = ran.found
-    answer: dict[str, Any] = {"host": ran.host, "service": ran.service}
-    if found is None:
-        return {**answer, "status": FAILED, "why": ran.problem}
+    """The same for programs (docs/tune.md): always the same keys."""
+    known = _known(ran.found) if ran.found else {**UNKNOWN, "why": ran.problem}
+    return {"host": ran.host, "service": ran.service, **known, "profile": ran.profile, "page": ran.page}
+
+
+def _known(found: Found) -> dict[str, Any]:
     shown = front(found.measured, found.setup.objective, found.setup.slo)
-    step = found.step
-    answer |= {
-        "status": "done" if found.done else found.status,
-        "why": found.done.why if found.done else found.why,
-        "winner": found.done.winner if found.done else None,
-        "ratio": found.done.ratio if found.done else None,
-        "interval": list(found.done.interval) if found.done and found.done.interval else None,
-        "next": _step(step) if step else None,
+    done = found.done
+    return {
+        "status": "done" if done else found.status,
+        "why": done.why if done else found.why,
+        "winner": done.winner if done else None,
+        "ratio": done.ratio if done else None,
+        "interval": list(done.interval) if done and done.interval else None,
+        "next": _step(found.step) if found.step else None,
         "results": list(night.results(found.lines)),
         "front": {"on": list(shown.on), "behind": dict(shown.behind), "missed": dict(shown.missed)},
         "candidates": _changes(found),
         "ruled_out": [{"name": each.name, "because": each.because} for each in found.space.ruled_out],
     }
-    return {**answer, "profile": ran.profile, "page": ran.page}
 
 
 def _step(step: night.Step) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..catalog.gpus import Gpu, capability_of, described, memory_of
 from ..errors import one_line
+from ..repeated_keys import Loader
 from .base import Declaration
 from .fields import Text
 from .layers import Layer, dotted
@@ -85,10 +86,10 @@ def as_gpus(cards: Mapping[str, Card]) -> tuple[Gpu, ...]:
 
 def _content(problems: Problems) -> Mapping[Any, Any]:
     try:
-        content = yaml.safe_load(CARDS_FILE.read_text(encoding="utf-8"))
+        content = yaml.load(CARDS_FILE.read_text(encoding="utf-8"), Loader=Loader)
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         problems.add(str(CARDS_FILE), "", f"can't be read: {one_line(error)}; correct it or remove it")
         return {}
     if content is not None and not isinstance(content, Mapping):

@@ -17,7 +17,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from ..catalog.gpus import same_memory
 from ..errors import DeclarationError, one_line
+from ..repeated_keys import Loader
 from .base import Declaration
 from .fields import Environment, Flags, Repository, Text, Version, as_tuple
 from .layers import Layer, dotted, merge
@@ -126,7 +128,11 @@ class MeasuredProfile(Declaration):
 
     form: Literal["pyinfra-vllm/profile/1"] = Field(alias="schema", description=f'"{FORM}"')
     card: Annotated[Text, Field(min_length=1)] = Field(
-        description='the GPU model as nvidia-smi prints it, or "cpu"'
+        description='the GPU model as nvidia-smi prints it or the catalog has it, or "cpu"'
+    )
+    memory_mib: Count | None = Field(
+        default=None,
+        description="the card's memory in MiB as nvidia-smi prints it; left out: a card of the catalog",
     )
     gpus: Annotated[int, Field(ge=0)] = Field(default=1, description="the service's GPUs; 0 on a CPU")
     model: Repository = Field(description='a repository id like "Qwen/Qwen3-32B-AWQ"')
@@ -159,10 +165,15 @@ def own() -> tuple[MeasuredProfile, ...]:
 
 def keep(profile: MeasuredProfile) -> Path:
     """Write a profile to its file, whole or not at all. What the file says of other objectives stays; its
-    comments don't. Raises DeclarationError where it can't be read or written.
+    comments don't. Raises DeclarationError where it can't be read or written, or is of another card.
     """
     before = next((each for each in own() if each.file == profile.file), None)
     if before:
+        if before.memory_mib and not same_memory(before.memory_mib, profile.memory_mib):
+            raise DeclarationError(
+                f"{profile.file} is of a card with {before.memory_mib} MiB, and this one has"
+                f" {profile.memory_mib} MiB: move it away, and tune again"
+            )
         objectives = {**before.objectives, **profile.objectives}
         profile = profile.model_copy(update={"objectives": objectives})
     file = Path(profile.file)
@@ -220,8 +231,8 @@ def _one(file: Path, problems: Problems) -> MeasuredProfile | None:
 
 def _content(file: Path, problems: Problems) -> Mapping[Any, Any] | None:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         problems.add(str(file), "", f"can't be read: {one_line(error)}; correct it or remove it")
         return None
     if not isinstance(content, Mapping):

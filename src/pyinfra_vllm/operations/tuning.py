@@ -117,14 +117,7 @@ class Tuning:
             self.space = pruned(asked, service.tune.draft_head, service.tune.only)
         except RolloutError as error:
             raise HostError(f"{service.name}: {error}") from error
-        self.place = tuned.Place(
-            card=serving.gpu,
-            gpus=serving.release.gpu_count,
-            model=service.model,
-            runtime=serving.release.runtime["version"],
-            objective=service.objective,
-            max_model_len=service.max_model_len,
-        )
+        self.place = tuned.Place.of(asked)
         self.setup = Setup(
             service=service.name,
             current=serving.release.id,
@@ -133,7 +126,7 @@ class Tuning:
             groups={each.name: each.entry.group for each in self.space.candidates},
             criteria=service.gate.criteria().as_dict(),
             tries={each.name: _in_full(each.resolution) for each in self.space.candidates},
-            place={**dataclasses.asdict(self.place), "memory_mib": asked.card.memory_mib},
+            place=dataclasses.asdict(self.place),
         )
         self.folder = f"{self.root}/{service.name}/tuning"
         self.file = f"{self.folder}/{self.setup.id}.jsonl"
@@ -292,9 +285,8 @@ class Tuning:
 
     def _wanted(self, made: MeasuredProfile) -> Wanted:
         """The release of a candidate: the very one that its profile would roll out. Raises HostError."""
-        kept = tuple(each for each in self.service.profiles if each.file != made.file)
         told.forget(self.host)  # what is staged and rehearsed has changed
-        service = self.service.model_copy(update={"profiles": (*kept, made)})
+        service = self.service.model_copy(update={"profiles": (made,)})
         return planning.plan(self.host, self.root, service, self.checkpoint)
 
     def _refused(self, error: planning.Refused) -> Result:

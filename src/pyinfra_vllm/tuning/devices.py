@@ -38,8 +38,19 @@ def smallest(used: Sequence[HostGpu], own: Sequence[gpus.Gpu] = ()) -> gpus.Gpu:
 
 
 def card(row: HostGpu, own: Sequence[gpus.Gpu] = ()) -> gpus.Gpu:
-    """The card that a host tells of. Raises DeclarationError for an unknown one."""
+    """The card that a host tells of; a MIG instance is another one than its card, whose name it prints.
+
+    Raises DeclarationError for an unknown one.
+    """
+    if row.instance is not None and row.compute_capability and row.memory_mib:
+        return gpus.described(named(row), row.compute_capability, row.memory_mib)
     return gpus.find(row.name or "", row.compute_capability, row.memory_mib, own)
+
+
+def named(row: HostGpu) -> str:
+    """The name of a GPU as nvidia-smi prints it, and the profile of a MIG instance."""
+    name = row.name or ""
+    return name if row.instance is None else f"{name} MIG {row.instance}"
 
 
 def unlike(used: Sequence[HostGpu], own: Sequence[gpus.Gpu] = ()) -> list[str]:

@@ -1,5 +1,7 @@
 """Applies a measured profile (profiles/*.yaml) where it is valid: this card, model, runtime and objective.
 
+A card's name is no proof: a MIG instance prints that of its card, and an RTX 4090 of 48 GB that of 24.
+
 It stands in the place of the catalog's entries for the objective, which it was measured against. The
 operator's declaration and the rules go before it; a warning says where the two differ, because the file's
 figures then hold no longer.
@@ -49,17 +51,19 @@ class Measured:
 
 
 def valid(request: Request) -> tuple[Measured | None, list[str]]:
-    """The profile that was measured for exactly this, and what is to be said of those of this model that
-    were measured for another runtime or card and so are not used.
+    """The profile that was measured for exactly this, the newest of several, and what is to be said of those
+    of this model that are not used.
     """
     card, gpu_count, objective = request.card, request.gpu_count, request.objective
     version = versions.parse(request.version)
     ours = [each for each in request.profiles if each.model == request.shape.name]
     fitting = [each for each in ours if _same_card(each, card, gpu_count)]
     current = [each for each in fitting if versions.parse(each.runtime) == version]
-    for each in current:
-        if objective in each.objectives:
-            return Measured(each.file, each.objectives[objective]), []
+    same = [each for each in current if objective in each.objectives]
+    if same:
+        used = max(same, key=lambda each: (each.objectives[objective].measured, each.card == card.title))
+        rest = [_superseded(each, used) for each in same if each is not used]
+        return Measured(used.file, used.objectives[objective]), rest
     if current:
         return None, []
     told = ".".join(map(str, version))
@@ -67,7 +71,9 @@ def valid(request: Request) -> tuple[Measured | None, list[str]]:
         why = f"vLLM {' and '.join(each.runtime for each in fitting)}, and this is {told}"
         return None, [_unused(fitting, why)]
     if ours:
-        why = f"{' and '.join(map(_cards, ours))}, and this is {_counted(gpu_count, card.title)}"
+        memory_mib = card.memory_mib if any(each.memory_mib for each in ours) else None
+        this = _counted(gpu_count, card.title, memory_mib)
+        why = f"{' and '.join(_cards(each, card) for each in ours)}, and this is {this}"
         return None, [_unused(ours, why)]
     return None, []
 
@@ -134,12 +140,25 @@ def touched(variants: Sequence[str | Mapping[str, Any]]) -> set[str]:
 
 
 def _same_card(profile: MeasuredProfile, card: Gpu, gpu_count: int) -> bool:
-    if profile.gpus != gpu_count:
-        return False
+    """Whether the profile's name and memory mean this card. A file that doesn't say the memory means the card
+    of the catalog that has this name.
+    """
+    return profile.gpus == gpu_count and _means(profile, profile.memory_mib, card)
+
+
+def _means(profile: MeasuredProfile, memory_mib: int | None, card: Gpu) -> bool:
+    own = (card,) if memory_mib else ()
     try:
-        return gpus.find(profile.card, own=(card,)).title == card.title
+        return gpus.find(profile.card, card.compute_capability, memory_mib, own).title == card.title
     except DeclarationError:
         return False  # a card that nobody knows here is another one
+
+
+def _superseded(profile: MeasuredProfile, used: MeasuredProfile) -> str:
+    return (
+        f"{profile.file} is not used: {used.file} is valid for the same, and of several files the one that"
+        " was measured last counts; remove one of the two"
+    )
 
 
 def _unused(profiles: Sequence[MeasuredProfile], why: str) -> str:
@@ -148,12 +167,17 @@ def _unused(profiles: Sequence[MeasuredProfile], why: str) -> str:
     return f"{files} {used} measured with {why}; the catalog's flags are used"
 
 
-def _cards(profile: MeasuredProfile) -> str:
-    return _counted(profile.gpus, profile.card)
+def _cards(profile: MeasuredProfile, card: Gpu) -> str:
+    told = _counted(profile.gpus, profile.card, profile.memory_mib)
+    unsaid = profile.memory_mib is None and not _means(profile, None, card)
+    if unsaid and _means(profile, card.memory_mib, card):
+        told += f" (add `memory_mib: {card.memory_mib}` to it if it was this card)"
+    return told
 
 
-def _counted(gpu_count: int, card: str) -> str:
-    return f"{gpu_count} x {card}" if gpu_count else card
+def _counted(gpu_count: int, card: str, memory_mib: int | None) -> str:
+    counted = f"{gpu_count} x {card}" if gpu_count else card
+    return f"{counted} with {memory_mib} MiB" if memory_mib else counted
 
 
 def _value(name: str, profile: Profile) -> Any:

@@ -64,7 +64,7 @@ def _of_gpu(row: HostGpu, service: Service, runtime_version: str, units: set[str
         return [f"{where}: {error}"]
     problems = [card.rejected] if card.rejected else []
     problems += _driver(row, card, runtime_version, where)
-    if service.gpu and not _is_declared(service, row.name or "", card):
+    if service.gpu and not _is_declared(service, row, card):
         problems.append(f"{where}: gpu: {service.gpu} is declared; correct the declaration or the inventory")
     for process in row.processes:
         if not _is_own(process, units) and not _shares(service, process):
@@ -81,13 +81,16 @@ def _is_own(process: Process, units: set[str]) -> bool:
     return unit in units or _RELEASE.sub("", unit) in units
 
 
-def _is_declared(service: Service, name: str, card: gpus.Gpu) -> bool:
-    """Whether a card is the declared one: by its own name, or by another name that the catalog has for it."""
-    declared = str(service.gpu)
-    if gpus.normal(declared) == gpus.normal(name):
+def _is_declared(service: Service, row: HostGpu, card: gpus.Gpu) -> bool:
+    """Whether a card is the declared one: by its own name, or by another name that the catalog has for it. A
+    MIG instance may be declared by its card.
+    """
+    declared, name = str(service.gpu), row.name or ""
+    if gpus.normal(declared) in (gpus.normal(name), gpus.normal(card.title)):
         return True
     try:
-        return gpus.find(declared, own=service.own_cards).title == card.title
+        whole = card if row.instance is None else gpus.find(name, own=service.own_cards)
+        return gpus.find(declared, own=service.own_cards).title == whole.title
     except DeclarationError:
         return False
 

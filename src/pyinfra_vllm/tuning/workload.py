@@ -6,6 +6,7 @@ Prompt and answer lengths come from histograms, requests at a time from duration
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from pyinfra_vllm.on_host.openai.client import samples
 PROMPTS, ANSWERS = "vllm:request_prompt_tokens", "vllm:request_generation_tokens"
 DURATION = "vllm:e2e_request_latency_seconds"
 STARTED = "process_start_time_seconds"
+BOUND = re.compile(r'[{,]le="([^"]*)"')  # of a bucket
 FEWEST = 20  # requests; fewer say nothing about traffic
 # Requests at a time, on average: with so many, flags for `latency` cost more than they gain on the cards that
 # were measured, and with so few, flags for `throughput` gain nothing (docs/tuning.md).
@@ -45,10 +47,16 @@ class Traffic:
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 
-    def gate(self) -> dict[str, Any]:
-        """Settings of a gate that measures with prompts and answers as long as these."""
-        lengths = sorted({self.input_tokens, self.input_tokens_p90})
-        return {"prompt_tokens": lengths, "answer_tokens": max(2, self.output_tokens)}
+    def gate(self, max_model_len: int | None) -> dict[str, Any]:
+        """Settings of a gate that measures with prompts and answers as long as these, and fit the context: a
+        bucket may end beyond it.
+        """
+        answer_tokens = max(2, self.output_tokens)
+        lengths = {self.input_tokens, self.input_tokens_p90}
+        if max_model_len is not None:
+            answer_tokens = max(2, min(answer_tokens, max_model_len - 1))
+            lengths = {max(1, min(length, max_model_len - answer_tokens)) for length in lengths}
+        return {"prompt_tokens": sorted(lengths), "answer_tokens": answer_tokens}
 
     def doubt(self, objective: str) -> str:
         """Why this traffic and a service's objective don't belong together; empty where they may."""
@@ -67,16 +75,29 @@ class Traffic:
         )
 
 
-def traffic(later: str, seconds: float, earlier: str = "") -> Traffic:
-    """The traffic between two answers of /metrics, or since the server's start. Raises NoTraffic."""
+def answer(text: str) -> Samples:
+    """An answer of /metrics that tells traffic. Raises NoTraffic, also for the page of an error."""
+    found = samples(text)
+    needed = {name: f"{name}_count" for name in (PROMPTS, ANSWERS)} | {DURATION: f"{DURATION}_sum"}
+    missing = [name for name, key in needed.items() if key not in found]
+    if STARTED not in found or missing:
+        told = STARTED if STARTED not in found else ", ".join(missing)
+        raise NoTraffic(f"no {told} in it: is it what vLLM answers at /metrics? Save it again")
+    for name in (PROMPTS, ANSWERS):
+        _histogram(name, found, {})
+    return found
+
+
+def traffic(after: Samples, seconds: float, before: Samples | None = None) -> Traffic:
+    """The traffic between two answers of /metrics, or since the server's start. Raises NoTraffic.
+
+    + after, before: the later and the earlier one, as `answer` has read them
+    """
     if seconds <= 0:
         raise NoTraffic(f"{seconds:g} seconds apart: the second answer must be the later one")
-    after, before = samples(later), samples(earlier)
-    if before and before.get(STARTED) != after.get(STARTED):
+    if before and before[STARTED] != after[STARTED]:
         raise NoTraffic("the server was restarted between the two answers: its counters began anew")
-    missing = [name for name in (PROMPTS, ANSWERS, DURATION) if f"{name}_count" not in after]
-    if missing:
-        raise NoTraffic(f"no {', '.join(missing)} in it: is it what vLLM answers at /metrics?")
+    before = before or {}
     requests = round(_grown(f"{PROMPTS}_count", after, before))
     if requests < FEWEST:
         raise NoTraffic(f"{requests} requests say little: take the metrics after {FEWEST} at least")
@@ -92,12 +113,9 @@ def traffic(later: str, seconds: float, earlier: str = "") -> Traffic:
     )
 
 
-def since_start(metrics: str, at: float) -> float:
-    """Seconds from the server's start until `at` (Unix time). Raises NoTraffic."""
-    started = samples(metrics).get(STARTED)
-    if started is None:
-        raise NoTraffic(f"no {STARTED} in it: is it what vLLM answers at /metrics?")
-    return at - started
+def since_start(metrics: Samples, at: float) -> float:
+    """Seconds from the server's start until `at` (Unix time)."""
+    return at - metrics[STARTED]
 
 
 def quantile(buckets: Sequence[tuple[float, float]], share: float) -> int:
@@ -118,13 +136,26 @@ def quantile(buckets: Sequence[tuple[float, float]], share: float) -> int:
 
 
 def _histogram(name: str, after: Samples, before: Samples) -> list[tuple[float, float]]:
-    """Upper bounds and how many were at most so long, over all models and engines."""
+    """Upper bounds and how many were at most so long, over all models and engines. Raises NoTraffic."""
     found: dict[float, float] = {}
     for key in after:
         if key.startswith(f"{name}_bucket{{"):
-            bound = float(key.partition('le="')[2].partition('"')[0].replace("+Inf", "inf"))
+            bound = _bound(name, key)
             found[bound] = found.get(bound, 0.0) + _grown(key, after, before)
+    if math.inf not in found:
+        raise NoTraffic(f"no buckets of {name} up to the last one, +Inf, in it: save it again, whole")
     return sorted(found.items())
+
+
+def _bound(name: str, bucket: str) -> float:
+    told = BOUND.search(bucket)
+    try:
+        bound = float(told[1]) if told else math.nan
+    except ValueError:
+        bound = math.nan
+    if math.isnan(bound):
+        raise NoTraffic(f"a bucket of {name} can't be read: {bucket[:200]}: save it again")
+    return bound
 
 
 def _grown(name: str, after: Samples, before: Samples) -> float:

@@ -14,6 +14,7 @@ from lab import control
 from lab.machine import Host
 from lab.session import Lab
 
+from pyinfra_vllm.catalog import gpus
 from pyinfra_vllm.config.profiles import MeasuredProfile
 
 from . import looks
@@ -58,7 +59,8 @@ def test_tuning_finds_the_kernel_for_one_stream(lab: Lab, model: str, tmp_path: 
 
 def _begin_with_stock(solo: Host, model: str) -> Path:
     """A measured profile without any flag, in place of the catalog's flags for the objective."""
-    card = solo.ssh("nvidia-smi --query-gpu=name --format=csv,noheader").stdout.splitlines()[0].strip()
+    name = solo.ssh("nvidia-smi --query-gpu=name --format=csv,noheader").stdout.splitlines()[0].strip()
+    card = gpus.find(name).title  # so that `tune` writes to this very file
     gain = {"phase": "c1", "metric": "tokens_per_s", "before": 1, "after": 1.01, "ratio": 1.01}
     tuned = {
         "flags": {},

@@ -108,7 +108,7 @@ def plan(
         service=service,
         release=release,
         observed=fact(host, ServiceFact, root=root, service=service.name),
-        gpu=used[0].name or "" if used else "cpu",
+        gpu=devices.named(used[0]) if used else "cpu",
         warnings=(
             *resolution.warnings,
             *_bytecode(service, compiled),

@@ -57,6 +57,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"gpu": "A40", "runtime": "0.12.0", "variants": ["fp8_kv_cache"]},
         "('VLLM_ATTENTION_BACKEND', 'FLASHINFER')",
     ),
+    "fp8-kv-on-ampere-needs-what-flashinfer-has": (
+        {"model": replace(GEMMA, sinks=True), "gpu": "A40", "variants": ["fp8_kv_cache"]},
+        "and not with attention sinks, which a/gemma has: take it out",
+    ),
     "fp8-kv-on-ada-and-blackwell": ({"gpu": "L40S", "variants": ["fp8_kv_cache"]}, "TRITON_ATTN"),
     "awq-flag-is-slow": ({"runtime": "0.23.0", "flags": {"quantization": "awq"}}, "about ten times slower"),
     "quantization-comes-from-the-checkpoint": (
@@ -235,8 +239,40 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         "attention-backend: xformers} is none that vLLM 0.32.0 has",
     ),
     "attention-backends-of-turing": (
+        {"gpu": "Tesla T4", "runtime": "0.20.0", "flags": {"attention-backend": "FLASH_ATTN"}},
+        "flash_attn} can't run on",
+    ),
+    "flashinfer-on-turing-until-0.24": (
         {"gpu": "Tesla T4", "runtime": "0.32.0", "flags": {"attention-backend": "FLASHINFER"}},
         "flashinfer} can't run on",
+    ),
+    "flashinfer-has-what-the-model-needs": (
+        {"model": replace(GEMMA, head_dim=96, kv_caches=()), "flags": {"attention-backend": "FLASHINFER"}},
+        "flashinfer} has no heads of 96 channels on H200",
+    ),
+    "flash-attention-2-has-what-the-model-needs": (
+        {
+            "model": replace(GEMMA, image_prefix=True),
+            "gpu": "L40S",
+            "flags": {"attention-backend": "FLASH_ATTN"},
+        },
+        "has no attention that sees an image's tokens both ways on L40S",
+    ),
+    "flash-attention-has-fp8-on-hopper-and-blackwell": (
+        {"gpu": "RTX 5090", "flags": {"attention-backend": "FLASH_ATTN", "kv-cache-dtype": "fp8"}},
+        "flash_attn} has no FP8 KV cache on",
+    ),
+    "flash-attention-s-cache-types": (
+        {"flags": {"attention-backend": "FLASH_ATTN", "kv-cache-dtype": "fp8_e5m2"}},
+        "flash_attn} has no KV cache of fp8_e5m2",
+    ),
+    "flashinfer-s-cache-types": (
+        {"flags": {"attention-backend": "FLASHINFER", "kv-cache-dtype": "turboquant_k8v4"}},
+        "flashinfer} has no KV cache of turboquant_k8v4",
+    ),
+    "triton-s-cache-types": (
+        {"gpu": "B200", "flags": {"attention-backend": "TRITON_ATTN", "kv-cache-dtype": "nvfp4"}},
+        "triton_attn} has no KV cache of nvfp4",
     ),
     "attention-backends-for-a-latent": (
         {"flags": {"attention-backend": "FLASHMLA"}},

@@ -39,6 +39,17 @@ GENERATING = (
     *("ChatModel", "LMHeadModel", "LMModel", "ChatGLMModel", "OmniModel", "UltravoxModel", "AudioModel"),
     *("LlamaModel", "MistralModel", "Qwen2Model", "Gemma2Model"),  # served as their ...ForCausalLM
 )
+# Classes whose attention has sinks, and keys that say so of others' (model_executor/models gpt_oss.py,
+# granite.py, laguna.py and mimo_v2.py, 0.32.0).
+SINKS = ("gpt_oss", "openai_privacy_filter")
+SINK_KEYS = (
+    *("attention_sinks", "swa_attention_sink_enabled"),
+    *("add_swa_attention_sink_bias", "add_full_attention_sink_bias"),
+)
+SINKS_WITH_LAYER_TYPES = ("granite", "granitemoe")
+# Types whose attention sees an image's tokens both ways (transformers_utils/model_arch_config_convertor.py
+# is_mm_prefix_lm, 0.32.0).
+PREFIX_OF_IMAGES = ("bagel", "gemma3", "molmo2", "moondream3", "paligemma")
 VISION_PARTS = ("vision_config", "thinker_config.vision_config")
 
 
@@ -80,6 +91,8 @@ class Shape:
     uncounted: tuple[str, ...] = ()  # kinds of layers that keep something whose size isn't known here
     contexts: Contexts = field(default_factory=Contexts)
     architecture: str = ""  # the class in `architectures`; "" where none is named
+    sinks: bool = False  # attention has sinks
+    image_prefix: bool = False  # attention sees an image's tokens both ways
 
     @property
     def max_position(self) -> int:
@@ -89,6 +102,11 @@ class Shape:
     @property
     def hybrid(self) -> bool:
         return self.state is not None
+
+    @property
+    def head_sizes(self) -> set[int]:
+        """Channels of the heads of attention; they differ where layers keep different things (gemma4)."""
+        return {cache.values // 2 for cache in self.kv_caches} or {self.head_dim}
 
     @property
     def caches(self) -> tuple[kept.Cached, ...]:
@@ -156,7 +174,26 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         weights_bytes=weights_bytes,
         family=family_of(name),
         architecture=architecture_of(config),
+        sinks=_sinks(text),
+        image_prefix=_image_prefix(config, text),
     )
+
+
+def _sinks(text: Mapping[str, Any]) -> bool:
+    kind = text.get("model_type")
+    by_layers = kind in SINKS_WITH_LAYER_TYPES and bool(text.get("layer_types"))
+    return (
+        kind in SINKS
+        or any(text.get(key) for key in SINK_KEYS)
+        or (by_layers and text.get("attention_sinks") is not False)
+    )
+
+
+def _image_prefix(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
+    kind = str(config.get("model_type"))
+    if kind.startswith("gemma4"):
+        return text.get("use_bidirectional_attention") == "vision"
+    return bool(config.get("is_mm_prefix_lm", kind in PREFIX_OF_IMAGES))
 
 
 def generates(architecture: str) -> bool:

@@ -16,6 +16,11 @@ from pyinfra_vllm.tuning.profile import Profile
 
 GPUS_OF_A_HOST = (1, 2, 3, 4, 5, 6, 7, 8)
 SPECULATION = {"--spec-method": "method", "--spec-model": "model", "--spec-tokens": "num_speculative_tokens"}
+# Channels of heads that FlashInfer has (v1/attention/backends/flashinfer.py get_supported_head_sizes, 0.32.0).
+FLASHINFER_HEADS = frozenset((64, 128, 256, 512))
+SINKS, IMAGE_PREFIX = "attention sinks", "attention that sees an image's tokens both ways"
+IMAGE_PREFIX_FROM = "0.13"  # before, vLLM had one way for an image's tokens, too (issue unsloth 3770)
+TEXT_ALONE_FROM = "0.27"  # before, a model that is served for text alone counts as the whole (pull request 48796)
 T = TypeVar("T")
 CPU_SEQUENCES = 4  # full-length requests that a CPU host's cache holds unless the operator says otherwise
 
@@ -234,6 +239,35 @@ def _own_mtp(facts: Facts) -> bool:
     return str(facts.once(_speculative_method)).endswith("mtp") and facts.once(_draft_model) is None
 
 
+def _special_attention(facts: Facts) -> str | None:
+    """The kind of attention that a model has and not every backend; None for the usual one."""
+    if facts.shape.sinks:
+        return SINKS
+    version = facts.fixed["vllm"]
+    if not facts.shape.image_prefix or versions.below(version, IMAGE_PREFIX_FROM):
+        return None
+    alone = _text_alone(facts) and not versions.below(version, TEXT_ALONE_FROM)
+    return None if alone else IMAGE_PREFIX
+
+
+def _text_alone(facts: Facts) -> bool:
+    """Whether no image can come (config/model.py _supports_multimodal_for_mm_prefix, 0.32.0)."""
+    limits = configured(facts, "--limit-mm-per-prompt")
+    return facts["--language-model-only"] is True or (bool(limits) and not any(limits.values()))
+
+
+def _flashinfer_lacks(facts: Facts) -> str | None:
+    """The property of a model for which vLLM refuses FlashInfer on this card; None where it takes it."""
+    shape, capability = facts.shape, facts.fixed["compute_capability"]
+    if shape.latent_kv or capability is None:
+        return None  # FlashInfer for a latent is another backend
+    special = facts.once(_special_attention)
+    if special and (special != SINKS or versions.below(versions.parse(capability), "9.0")):
+        return special
+    lacking = sorted(shape.head_sizes - FLASHINFER_HEADS)
+    return f"heads of {lacking[0]} channels" if lacking else None
+
+
 def _draft_model(facts: Facts) -> str | None:
     model = facts.once(speculation).get("model")
     return model if isinstance(model, str) else None
@@ -387,6 +421,8 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "draft_model": _draft_model,
     "speculative_method": _speculative_method,
     "own_mtp": _own_mtp,
+    "special_attention": _special_attention,
+    "flashinfer_lacks": _flashinfer_lacks,
     "graph_limit": _graph_limit,
     "largest_graph": _largest_graph,
     "captured_graph": _captured_graph,

@@ -13,12 +13,20 @@ from typing import Any
 from pyinfra_vllm import kv_layout
 from pyinfra_vllm.catalog import table
 from pyinfra_vllm.catalog.gpus import GIB, MIB, Gpu
+from pyinfra_vllm.catalog.layers import Cached
 from pyinfra_vllm.catalog.quantization import FP4
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.kv_layout import Layout
 
 DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
-KV_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "nvfp4": 0.5625, "turboquant": 0.5}
+KV_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "nvfp4": 0.5625}
+# Bits of K and V (model_executor/layers/quantization/turboquant/config.py TQ_PRESETS, 0.32.0).
+TURBOQUANT = {
+    "turboquant_k8v4": (8, 4),
+    "turboquant_4bit_nc": (4, 4),
+    "turboquant_k3v4_nc": (3, 4),
+    "turboquant_3bit_nc": (3, 3),
+}
 STEP = 256  # tokens: a context length that is offered is a multiple of it
 SCALE_BYTES = 2  # float16 scale of one group of one column
 # Two float32 scales of each token and head (v1/attention/backends/triton_attn.py customize_spec, 0.32.0).
@@ -258,7 +266,7 @@ def kv_bytes_per_token(shape: Shape, load: Load) -> int:
 
     A layer that drafts has full attention and a cache of its own (models/qwen3_5_mtp.py, `layer_type`).
     """
-    caches = kv_layout.caches(shape.caches, load.draft_layers, load.bounded_caches)
+    caches = _caches(shape, load)
     whole = [cache for cache in caches if not (cache.window or cache.chunk)] or list(caches)
     return int(
         sum(
@@ -272,10 +280,18 @@ def kv_bytes_per_token(shape: Shape, load: Load) -> int:
     )
 
 
+def _caches(shape: Shape, load: Load) -> tuple[Cached, ...]:
+    found = kv_layout.caches(shape.caches, load.draft_layers, load.bounded_caches)
+    bits = TURBOQUANT.get(load.kv_cache_dtype)
+    if bits is None:
+        return found
+    return kv_layout.packed(found, bits, 0 if shape.state else shape.layers, value_bytes(load))
+
+
 def layout(shape: Shape, load: Load) -> Layout:
     """How vLLM lays out what the layers keep for a request."""
     return kv_layout.layout(
-        kv_layout.caches(shape.caches, load.draft_layers, load.bounded_caches),
+        _caches(shape, load),
         shape.state.layers if shape.state else 0,
         state_bytes(shape, load),
         kv_layout.Settings(

@@ -252,3 +252,34 @@ def test_the_longest_context_is_one_that_fits_and_nearly_no_longer_one_does(
     longer = longest + 512
     if longer <= shape(model).max_position:
         assert not fit.predict(shape(model), card, replace(load, max_model_len=longer)).fits
+
+
+@pytest.mark.parametrize(
+    ("preset", "layers", "heads", "size", "needed"),
+    [
+        ("turboquant_k8v4", 32, 8, 128, 3_951_034_368),
+        ("turboquant_4bit_nc", 32, 8, 128, 3_040_870_400),
+        ("turboquant_k3v4_nc", 32, 8, 128, 2_805_989_376),
+        ("turboquant_3bit_nc", 32, 8, 128, 2_571_108_352),
+        ("turboquant_k8v4", 16, 8, 64, 1_166_016_512),
+        ("turboquant_4bit_nc", 30, 4, 256, 2_859_466_752),
+    ],
+)
+def test_a_packed_cache_takes_what_vllm_itself_says(
+    preset: str, layers: int, heads: int, size: int, needed: int
+) -> None:
+    """One request of 65536 tokens, by the grouping code of vLLM 0.32.0."""
+    config = {
+        "model_type": "llama", "num_hidden_layers": layers, "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": heads, "head_dim": size, "vocab_size": 32000,
+    }  # fmt: skip
+    load = replace(STOCK, max_model_len=65536, kv_cache_dtype=preset)
+    model = shapes.from_config("a/b", config)
+    assert fit.layout(model, load).request_bytes(65536) == needed
+    assert fit.kv_bytes_per_token(model, load) * 65536 == needed
+
+
+def test_a_packed_cache_beside_states_is_packed_in_every_layer() -> None:
+    hybrid = shape("Qwen/Qwen3.5-4B")
+    load = replace(STOCK, kv_cache_dtype="turboquant_k8v4")
+    assert fit.kv_bytes_per_token(hybrid, load) == 8 * 4 * (256 + 128 + 4)

@@ -289,6 +289,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         "is for sparse latent attention",
     ),
     "nvfp4-cache-needs-blackwell": ({"flags": {"kv-cache-dtype": "nvfp4"}}, "needs Blackwell, and"),
+    "packed-cache-of-usual-attention": (
+        {"model": GEMMA, "flags": {"kv-cache-dtype": "turboquant_k8v4"}},
+        "turboquant_k8v4} has no sliding windows, which a/gemma has",
+    ),
     "e5m2-cache-beside-fp8-weights": (
         {"model": packed(method="fp8", bits=8, kernels="fp8"), "flags": {"kv-cache-dtype": "fp8_e5m2"}},
         "can't be with the FP8 weights",

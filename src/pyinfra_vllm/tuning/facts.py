@@ -268,6 +268,14 @@ def _flashinfer_lacks(facts: Facts) -> str | None:
     return f"heads of {lacking[0]} channels" if lacking else None
 
 
+def _turboquant_lacks(facts: Facts) -> str | None:
+    """The property of a model for which vLLM refuses TurboQuant; None where it takes it."""
+    if facts.shape.latent_kv:
+        return "latent attention (MLA)"
+    windows = any(cache.window or cache.chunk for cache in facts.shape.caches)
+    return facts.once(_special_attention) or ("sliding windows" if windows else None)
+
+
 def _draft_model(facts: Facts) -> str | None:
     model = facts.once(speculation).get("model")
     return model if isinstance(model, str) else None
@@ -423,6 +431,7 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "own_mtp": _own_mtp,
     "special_attention": _special_attention,
     "flashinfer_lacks": _flashinfer_lacks,
+    "turboquant_lacks": _turboquant_lacks,
     "graph_limit": _graph_limit,
     "largest_graph": _largest_graph,
     "captured_graph": _captured_graph,

@@ -157,9 +157,9 @@ def _expert_bytes(shape: Shape, load: Load, total: float) -> float:
     (fused_moe/config.py flatten_tp_across_dp_and_pcp, 0.32.0): at most what isn't attention or embeddings.
     """
     width = shape.quantization.bits / 8 if shape.quantization else value_bytes(load)
-    experts = shape.layers * shape.experts * 3 * shape.hidden * shape.expert_intermediate
-    others = linear_parameters(shape) - shape.layers * _mlp_parameters(shape)
-    rest = others * width + _embedding_parameters(shape) * value_bytes(load)
+    with_experts = shape.layers - shape.dense_layers
+    experts = with_experts * shape.experts * 3 * shape.hidden * shape.expert_intermediate
+    rest = (linear_parameters(shape) - experts) * width + _embedding_parameters(shape) * value_bytes(load)
     return max(0.0, min(experts * width, total - rest))
 
 
@@ -242,7 +242,8 @@ def linear_parameters(shape: Shape) -> int:
     return (
         shape.attention_layers * _attention_parameters(shape)
         + linear_layers * linear
-        + shape.layers * _mlp_parameters(shape)
+        + (shape.layers - shape.dense_layers) * _mlp_parameters(shape)
+        + shape.dense_layers * 3 * shape.hidden * shape.intermediate
     )
 
 
@@ -367,7 +368,7 @@ def adapter_bytes(shape: Shape, load: Load) -> float:
 
 def peak_bytes(shape: Shape, load: Load) -> float:
     """The larger of the widest MLP step and the sampler's logits (16 bits, then a 32-bit copy)."""
-    width = max(shape.intermediate, shape.expert_intermediate * 8)
+    width = max(shape.intermediate, shape.expert_intermediate * shape.experts_per_token)
     step = load.max_num_batched_tokens * (3 * width + 4 * shape.hidden) * 2 / load.tensor_parallel_size
     rows = min(load.max_num_seqs * (1 + load.speculative_tokens), load.max_num_batched_tokens)
     return max(step, rows * shape.vocabulary * 6)

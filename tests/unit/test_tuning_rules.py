@@ -211,6 +211,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": "Qwen/Qwen3-8B", "flags": {"quantization": "fp8"}},
         "quantizes Qwen/Qwen3-8B while it is loaded",
     ),
+    "quantized-when-all-is-loaded": (
+        {"model": "Qwen/Qwen3-8B", "runtime": "0.15.1", "flags": {"quantization": "fp8"}},
+        "when all of it is loaded",
+    ),
     "bitsandbytes-is-a-plugin-from-0.28": (
         {"model": "Qwen/Qwen3-8B", "flags": {"quantization": "bitsandbytes"}},
         "add that to runtime.packages",
@@ -476,3 +480,25 @@ def test_sizes_that_agree_are_taken() -> None:
 def test_sizes_whose_product_the_host_has(flags: dict[str, Any]) -> None:
     assert not resolve(gpu_count=4, flags=flags).errors
     assert "the service has 2 GPUs" in str(resolve(gpu_count=2, flags=flags).errors)
+
+
+# Weights that are quantized while they are loaded: Qwen3-32B has 65.5 GB of 16 bits
+
+
+@pytest.mark.parametrize("method", ["fp8", "fp8_per_tensor", "mxfp8"])
+def test_layers_that_are_quantized_while_loading_are_counted_in_their_size(method: str) -> None:
+    asked = {"gpu": "L40S", "max_model_len": 8192, "flags": {"quantization": method}}
+    found = resolve("Qwen/Qwen3-32B", runtime="0.32.0", **asked)
+    assert not found.errors and found.fit and found.fit.fits
+    assert 31.5 < found.fit.weights_bytes / gpus.GIB < 33.5  # 31.2e9 of 8 bits and 1.6e9 embedded of 16
+    (error,) = resolve("Qwen/Qwen3-32B", runtime="0.15.1", **asked).errors
+    assert "doesn't fit" in error  # until all is loaded it takes the card twice
+
+
+def test_a_model_that_becomes_smaller_by_an_unknown_share_is_not_refused() -> None:
+    asked = {"gpu": "L40S", "runtime": "0.27.0", "max_model_len": 8192}
+    found = resolve("Qwen/Qwen3-32B", **asked, flags={"quantization": "bitsandbytes"})
+    assert not found.errors and found.fit is None
+    assert "whether Qwen/Qwen3-32B fits can't be known" in str(found.warnings)
+    small = resolve("Qwen/Qwen3-8B", **asked, flags={"quantization": "bitsandbytes"})
+    assert small.fit and small.fit.fits

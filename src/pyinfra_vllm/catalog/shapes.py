@@ -177,8 +177,7 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         contexts=derive(text, name),
         dtype=_dtype(config, text),
         quantization=quantization.read(config, text, name),
-        experts=kept.most_of_blocks(text, "n_routed_experts")
-        or number(*config_json.EXPERT_COUNTS),
+        experts=kept.most_of_blocks(text, "n_routed_experts") or number(*config_json.EXPERT_COUNTS),
         expert_intermediate=kept.most_of_blocks(text, "moe_intermediate_size")
         or number("moe_intermediate_size", *_as_mlp(text)),
         experts_per_token=number("num_experts_per_tok", "experts_per_token") or USUAL_EXPERTS,
@@ -260,8 +259,8 @@ def _refuse_the_impossible(name: str, heads: int, hidden: int, layers: int) -> N
 
 def _intermediate(number: Callable[..., int], text: Mapping[str, Any], count: int, hidden: int) -> int:
     """Channels of the widest MLP."""
-    own = kept.widest_of_layers(text, count) or number("intermediate_size_mlp", "intermediate_size") or kept.widest_mlp(text, hidden)
-    return own or FACTOR * hidden
+    own = kept.widest_of_layers(text, count) or number("intermediate_size_mlp", "intermediate_size")
+    return own or kept.widest_mlp(text, hidden) or FACTOR * hidden
 
 
 def _as_mlp(text: Mapping[str, Any]) -> tuple[str, ...]:

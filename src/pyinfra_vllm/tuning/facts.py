@@ -16,11 +16,12 @@ from pyinfra_vllm.tuning.profile import Profile
 
 GPUS_OF_A_HOST = (1, 2, 3, 4, 5, 6, 7, 8)
 SPECULATION = {"--spec-method": "method", "--spec-model": "model", "--spec-tokens": "num_speculative_tokens"}
-# Channels of heads that FlashInfer has (v1/attention/backends/flashinfer.py get_supported_head_sizes, 0.32.0).
+# Channels of heads that FlashInfer has (backends/flashinfer.py get_supported_head_sizes, 0.32.0).
 FLASHINFER_HEADS = frozenset((64, 128, 256, 512))
 SINKS, IMAGE_PREFIX = "attention sinks", "attention that sees an image's tokens both ways"
-IMAGE_PREFIX_FROM = "0.13"  # before, vLLM had one way for an image's tokens, too (issue unsloth 3770)
-TEXT_ALONE_FROM = "0.27"  # before, a model that is served for text alone counts as the whole (pull request 48796)
+IMAGE_PREFIX_FROM = "0.13"  # before, backends weren't asked for it (unsloth issue 3770, December 2025)
+TEXT_ALONE_FROM = "0.27"  # before, it made no difference that no image can come (pull request 48796)
+BY_LAYER_FROM = "0.16"  # vLLM quantizes each layer as it is loaded (pull request 31914, January 2026)
 T = TypeVar("T")
 CPU_SEQUENCES = 4  # full-length requests that a CPU host's cache holds unless the operator says otherwise
 
@@ -391,7 +392,9 @@ def _spare_gib(facts: Facts) -> float | None:
 
 
 def _beside_weights(facts: Facts) -> int:
-    """Bytes of a GPU beside the weights, whatever share of it vLLM may take."""
+    """Bytes of a GPU beside the weights, whatever share of it vLLM may take; 0 where they aren't known."""
+    if size_is_unknown(facts):
+        return 0
     return facts.gpu.usable_bytes - facts.once(_weights_bytes)
 
 
@@ -402,8 +405,24 @@ def _weights_bytes(facts: Facts) -> int:
         pipeline_parallel_size=facts.once(pipeline_parallel_size),
         data_parallel_size=int(facts["--data-parallel-size"] or 1),
         offload_bytes=int(float(facts["--cpu-offload-gb"] or 0) * GIB),
+        linear_bytes=facts.once(linear_bytes),
     )
     return fit.weights_bytes(facts.shape, load)
+
+
+def linear_bytes(facts: Facts) -> float:
+    """Bytes of a linear layer's value that is quantized while it is loaded; 0 where none is, where the bytes
+    aren't known, and where vLLM holds all of 16 bits until everything is loaded.
+    """
+    if facts.shape.quantization or versions.below(facts.fixed["vllm"], BY_LAYER_FROM):
+        return 0.0
+    return fit.ONLINE.get(str(facts["--quantization"]), 0.0)
+
+
+def size_is_unknown(facts: Facts) -> bool:
+    """Whether the weights are quantized while they are loaded to a size that isn't known here."""
+    method = facts["--quantization"]
+    return facts.shape.quantization is None and method is not None and method not in fit.ONLINE
 
 
 def _cpu_kv_cache_gib(facts: Facts) -> int:

@@ -502,3 +502,53 @@ def test_a_model_that_becomes_smaller_by_an_unknown_share_is_not_refused() -> No
     assert "whether Qwen/Qwen3-32B fits can't be known" in str(found.warnings)
     small = resolve("Qwen/Qwen3-8B", **asked, flags={"quantization": "bitsandbytes"})
     assert small.fit and small.fit.fits
+
+
+# What FlashInfer doesn't serve: on Ampere it alone has FP8 KV cache
+
+
+GEMMA_3 = {
+    "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {},
+    "text_config": {
+        "model_type": "gemma3_text", "hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 48,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "sliding_window": 1024,
+    },
+    "quantization_config": shapes.AWQ,
+}  # fmt: skip
+PHI_3 = {"model_type": "phi3", "quantization_config": shapes.AWQ}  # heads of 96
+GRANITE = {"model_type": "granite", "num_key_value_heads": 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "lacking"),
+    [
+        (GEMMA_3, {}, "attention that sees an image's tokens both ways"),
+        (GEMMA_3, {"runtime": "0.12.0"}, None),
+        (GEMMA_3, {"flags": {"language-model-only": True}}, None),
+        (GEMMA_3, {"flags": {"limit-mm-per-prompt": {"image": 0}}}, None),
+        (GEMMA_3, {"flags": {"limit-mm-per-prompt": {"image": 1}}}, "an image's tokens"),
+        (GEMMA_3, {"flags": {"language-model-only": True}, "runtime": "0.25.1"}, "an image's tokens"),
+        (GEMMA_3, {"gpu": "L40S"}, None),  # Triton has it there
+        ({**GEMMA_3, "model_type": "gemma4_unified"}, {}, None),
+        ({**GEMMA_3, "is_mm_prefix_lm": False}, {}, None),
+        (PHI_3, {}, "heads of 96 channels"),
+        (PHI_3, {"runtime": "0.12.0"}, "heads of 96 channels"),
+        (GRANITE, {}, None),
+        ({**GRANITE, "layer_types": ["full_attention"]}, {}, "attention sinks"),
+        ({**GRANITE, "layer_types": ["full_attention"], "attention_sinks": False}, {}, None),
+    ],
+)
+def test_fp8_cache_on_ampere_is_had_where_flashinfer_serves_the_model(
+    config: dict[str, Any], asked: dict[str, Any], lacking: str | None
+) -> None:
+    model = shapes.from_config("a/model", config, 8 * gpus.GIB)
+    settings = {"gpu": "A10G", "runtime": "0.32.0", "max_model_len": 2048, **asked}
+    found = resolve(model, variants=["fp8_kv_cache"], **settings)
+    assert lacking in str(found.errors) if lacking else not found.errors
+
+
+@pytest.mark.parametrize(("changes", "offered"), [({}, False), ({"head_dim": 128}, True)])
+def test_a_cache_that_no_backend_has_is_not_offered(changes: dict[str, Any], offered: bool) -> None:
+    model = shapes.from_config("a/phi", {**PHI_3, **changes}, int(12.3 * gpus.GIB))
+    (error,) = resolve(model, gpu="RTX A4000", runtime="0.32.0").errors
+    assert "doesn't fit" in error and ("the variant fp8_kv_cache" in error) is offered

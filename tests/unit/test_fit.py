@@ -342,6 +342,8 @@ NEXT = {
         ({"model_type": "longcat_flash"}, 1),
         ({"model_type": "step3p5", "num_nextn_predict_layers": 3}, 3),
         ({"model_type": "mimo_v2_flash", "architectures": ["MiMoV2FlashForCausalLM"]}, 1),
+        ({"model_type": "minimax_m3_vl", "num_mtp_modules": 3}, 3),
+        ({"model_type": "minimax_m2", "num_mtp_modules": 3}, 0),  # whose modules vLLM doesn't run
         ({"model_type": "qwen3"}, 0),
     ],
 )

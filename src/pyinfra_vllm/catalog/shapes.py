@@ -64,7 +64,8 @@ MTP_LAYERS = {
     **dict.fromkeys(("qwen3_next", "longcat_flash", "step3p5", "dots3_note", "minimax_m3_vl"), 1),
     **dict.fromkeys(("MiMoV2ForCausalLM", "MiMoV2OmniForCausalLM", "MiMoV2FlashForCausalLM"), 1),
 }
-MTP_KEYS = ("mtp_num_hidden_layers", "num_nextn_predict_layers", "num_mtp_modules")
+MTP_KEYS = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
+MTP_KEYS_BY_TYPE = {"minimax_m3_vl": ("num_mtp_modules",)}
 VISION_PARTS = ("vision_config", "thinker_config.vision_config")
 
 
@@ -276,8 +277,9 @@ def _dense_layers(number: Callable[..., int], text: Mapping[str, Any], count: in
 
 
 def _mtp_layers(number: Callable[..., int], config: Mapping[str, Any], text: Mapping[str, Any]) -> int:
-    if any(text.get(key) is not None for key in MTP_KEYS):
-        return number(*MTP_KEYS)
+    keys = MTP_KEYS_BY_TYPE.get(str(config.get("model_type")), MTP_KEYS)
+    if any(text.get(key) is not None for key in keys):
+        return number(*keys)
     names = (text.get("model_type"), config.get("model_type"), architecture_of(config))
     return next((MTP_LAYERS[name] for name in map(str, names) if name in MTP_LAYERS), 0)
 

@@ -13,12 +13,23 @@ from typing import Any
 from pyinfra_vllm import kv_layout
 from pyinfra_vllm.catalog import table
 from pyinfra_vllm.catalog.gpus import GIB, MIB, Gpu
+from pyinfra_vllm.catalog.layers import Cached
 from pyinfra_vllm.catalog.quantization import FP4
 from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.kv_layout import Layout
 
 DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
-KV_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "nvfp4": 0.5625, "turboquant": 0.5}
+KV_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5, "nvfp4": 0.5625}
+# Bits of K and V (model_executor/layers/quantization/turboquant/config.py TQ_PRESETS, 0.32.0).
+TURBOQUANT = {
+    "turboquant_k8v4": (8, 4),
+    "turboquant_4bit_nc": (4, 4),
+    "turboquant_k3v4_nc": (3, 4),
+    "turboquant_3bit_nc": (3, 3),
+}
+# Bytes of one value of a linear layer that is quantized while it is loaded, by --quantization; embeddings
+# stay as they are (model_executor/layers/quantization/online/base.py, 0.32.0).
+ONLINE = {"fp8": 1.0, "fp8_per_tensor": 1.0, "fp8_per_block": 1.0, "fp8_per_channel": 1.0, "mxfp8": 33 / 32}
 STEP = 256  # tokens: a context length that is offered is a multiple of it
 SCALE_BYTES = 2  # float16 scale of one group of one column
 # Two float32 scales of each token and head (v1/attention/backends/triton_attn.py customize_spec, 0.32.0).
@@ -53,6 +64,7 @@ class Load:
     context_shards: int = 1  # GPUs that share the tokens of a request (--decode-context-parallel-size)
     convolution_dtype: str = "auto"  # --mamba-cache-dtype
     state_dtype: str = "auto"  # --mamba-ssm-cache-dtype
+    linear_bytes: float = 0  # of a linear layer's value that is quantized while it is loaded; 0: none is
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,7 @@ def uncertain_bytes(requested_bytes: int) -> int:
 def weights_bytes(shape: Shape, load: Load) -> int:
     """Bytes of weights on one GPU: the checkpoint's tensors, what loading adds, what the kernel repacks."""
     memory = table("runtimes.yaml")["memory"]
-    total = float(_loaded_bytes(shape, load))
+    total = float(_loaded_bytes(shape, load)) - _saved_bytes(shape, load)
     quantization = shape.quantization
     if "Machete" in load.kernels and quantization and quantization.zero_point and quantization.group_size > 0:
         total += memory["machete_zero_point_bytes"] * linear_parameters(shape) / quantization.group_size
@@ -148,10 +160,10 @@ def _expert_bytes(shape: Shape, load: Load, total: float) -> float:
     """Bytes of all experts, which data-parallel ranks share as tensor-parallel ones do, dealt out or cut
     (fused_moe/config.py flatten_tp_across_dp_and_pcp, 0.32.0): at most what isn't attention or embeddings.
     """
-    width = shape.quantization.bits / 8 if shape.quantization else value_bytes(load)
-    experts = shape.layers * shape.experts * 3 * shape.hidden * shape.expert_intermediate
-    others = linear_parameters(shape) - shape.layers * _mlp_parameters(shape)
-    rest = others * width + _embedding_parameters(shape) * value_bytes(load)
+    width = shape.quantization.bits / 8 if shape.quantization else load.linear_bytes or value_bytes(load)
+    with_experts = shape.layers - shape.dense_layers
+    experts = with_experts * shape.experts * 3 * shape.hidden * shape.expert_intermediate
+    rest = (linear_parameters(shape) - experts) * width + _embedding_parameters(shape) * value_bytes(load)
     return max(0.0, min(experts * width, total - rest))
 
 
@@ -181,6 +193,24 @@ def _loaded_bytes(shape: Shape, load: Load) -> float:
         _embedding_parameters(shape) + linear_parameters(shape)
     )
     return counted * width / (4 if in_32_bits else 2)
+
+
+def _saved_bytes(shape: Shape, load: Load) -> float:
+    """Bytes that quantizing while loading saves: of linear layers, which are at most what isn't embedded."""
+    if not load.linear_bytes or shape.quantization:
+        return 0.0
+    width = value_bytes(load)
+    most = _loaded_bytes(shape, load) / width - _embedding_parameters(shape)
+    return max(0.0, min(linear_parameters(shape), most)) * (width - load.linear_bytes)
+
+
+def loading_bytes(shape: Shape, load: Load) -> float:
+    """Bytes of one layer that is loaded and not yet quantized (quantization/online/fp8.py: on the meta device
+    until its weights come).
+    """
+    if not load.linear_bytes or shape.quantization:
+        return 0.0
+    return linear_parameters(shape) / shape.layers * value_bytes(load) / load.tensor_parallel_size
 
 
 def checkpoint_bytes(shape: Shape, width: int = 2, text_only: bool = False) -> int:
@@ -234,7 +264,8 @@ def linear_parameters(shape: Shape) -> int:
     return (
         shape.attention_layers * _attention_parameters(shape)
         + linear_layers * linear
-        + shape.layers * _mlp_parameters(shape)
+        + (shape.layers - shape.dense_layers) * _mlp_parameters(shape)
+        + shape.dense_layers * 3 * shape.hidden * shape.intermediate
     )
 
 
@@ -258,7 +289,7 @@ def kv_bytes_per_token(shape: Shape, load: Load) -> int:
 
     A layer that drafts has full attention and a cache of its own (models/qwen3_5_mtp.py, `layer_type`).
     """
-    caches = kv_layout.caches(shape.caches, load.draft_layers, load.bounded_caches)
+    caches = _caches(shape, load)
     whole = [cache for cache in caches if not (cache.window or cache.chunk)] or list(caches)
     return int(
         sum(
@@ -272,10 +303,18 @@ def kv_bytes_per_token(shape: Shape, load: Load) -> int:
     )
 
 
+def _caches(shape: Shape, load: Load) -> tuple[Cached, ...]:
+    found = kv_layout.caches(shape.caches, load.draft_layers, load.bounded_caches)
+    bits = TURBOQUANT.get(load.kv_cache_dtype)
+    if bits is None:
+        return found
+    return kv_layout.packed(found, bits, 0 if shape.state else shape.layers, value_bytes(load))
+
+
 def layout(shape: Shape, load: Load) -> Layout:
     """How vLLM lays out what the layers keep for a request."""
     return kv_layout.layout(
-        kv_layout.caches(shape.caches, load.draft_layers, load.bounded_caches),
+        _caches(shape, load),
         shape.state.layers if shape.state else 0,
         state_bytes(shape, load),
         kv_layout.Settings(
@@ -332,10 +371,12 @@ def states_of_sequence(load: Load) -> int:
 
 
 def overhead_bytes(shape: Shape, load: Load) -> int:
-    """Estimated bytes beside weights and KV cache: CUDA context, a profiled step's peak, CUDA graphs."""
+    """Estimated bytes beside weights and KV cache: CUDA context, and a profiled step's peak with CUDA graphs,
+    or a layer while it is loaded, if that is more.
+    """
     memory = table("runtimes.yaml")["memory"]
     beside = peak_bytes(shape, load) + graph_bytes(shape, load) + adapter_bytes(shape, load)
-    return int(memory["context_gib"] * GIB + beside)
+    return int(memory["context_gib"] * GIB + max(beside, loading_bytes(shape, load)))
 
 
 def adapter_bytes(shape: Shape, load: Load) -> float:
@@ -351,7 +392,7 @@ def adapter_bytes(shape: Shape, load: Load) -> float:
 
 def peak_bytes(shape: Shape, load: Load) -> float:
     """The larger of the widest MLP step and the sampler's logits (16 bits, then a 32-bit copy)."""
-    width = max(shape.intermediate, shape.expert_intermediate * 8)
+    width = max(shape.intermediate, shape.expert_intermediate * shape.experts_per_token)
     step = load.max_num_batched_tokens * (3 * width + 4 * shape.hidden) * 2 / load.tensor_parallel_size
     rows = min(load.max_num_seqs * (1 + load.speculative_tokens), load.max_num_batched_tokens)
     return max(step, rows * shape.vocabulary * 6)

@@ -89,6 +89,28 @@ def caches(found: Sequence[Cached], draft_layers: int, bounded: bool) -> tuple[C
     return tuple(kept)
 
 
+def packed(found: Sequence[Cached], bits: tuple[int, int], layers: int, width: int) -> tuple[Cached, ...]:
+    """The layers as TurboQuant keeps them: K and V of so many `bits`, and without packing the first and the
+    last two layers (model_executor/layers/quantization/turboquant/config.py, 0.32.0).
+
+    + layers: of a model without states; 0 for one with them, which has all packed
+    + width: bytes of a value that isn't packed
+    """
+    widest = max(found, key=lambda cache: cache.kv_heads * cache.values)
+    edges = min(2 * min(2, layers // 2), widest.layers)
+    rows = [replace(cache, head_bytes=_slot_bytes(cache.values // 2, *bits)) for cache in found]
+    rows[found.index(widest)] = replace(rows[found.index(widest)], layers=widest.layers - edges)
+    rows.append(replace(widest, layers=edges, head_bytes=widest.values * width))
+    return tuple(row for row in rows if row.layers) or tuple(rows[:1])
+
+
+def _slot_bytes(channels: int, key_bits: int, value_bits: int) -> int:
+    """K and V of one head: K of 8 bits, or fewer with its norm of 2 bytes; V with scale and zero point."""
+    keys = -(-channels * key_bits // 8) + (0 if key_bits == 8 else 2)
+    slot = keys + -(-channels * value_bits // 8) + 4
+    return slot + slot % 2
+
+
 def heads(cache: Cached, tensor_parallel_size: int) -> int:
     """KV heads on one GPU; a head is never split."""
     return max(1, cache.kv_heads // tensor_parallel_size)
@@ -96,7 +118,8 @@ def heads(cache: Cached, tensor_parallel_size: int) -> int:
 
 def token_bytes(cache: Cached, tensor_parallel_size: int, width: float, scales_bytes: float = 0) -> float:
     """Bytes of one token in one layer on one GPU; `width`: of one value, `scales_bytes`: beside a head's."""
-    return heads(cache, tensor_parallel_size) * (cache.values * width + scales_bytes) + cache.index_bytes
+    of_head = cache.head_bytes or cache.values * width + scales_bytes
+    return heads(cache, tensor_parallel_size) * of_head + cache.index_bytes
 
 
 def layout(found: Sequence[Cached], state_layers: int, state_bytes: int, settings: Settings) -> Layout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -252,3 +253,108 @@ def test_the_longest_context_is_one_that_fits_and_nearly_no_longer_one_does(
     longer = longest + 512
     if longer <= shape(model).max_position:
         assert not fit.predict(shape(model), card, replace(load, max_model_len=longer)).fits
+
+
+@pytest.mark.parametrize(
+    ("preset", "layers", "heads", "size", "needed"),
+    [
+        ("turboquant_k8v4", 32, 8, 128, 3_951_034_368),
+        ("turboquant_4bit_nc", 32, 8, 128, 3_040_870_400),
+        ("turboquant_k3v4_nc", 32, 8, 128, 2_805_989_376),
+        ("turboquant_3bit_nc", 32, 8, 128, 2_571_108_352),
+        ("turboquant_k8v4", 16, 8, 64, 1_166_016_512),
+        ("turboquant_4bit_nc", 30, 4, 256, 2_859_466_752),
+    ],
+)
+def test_a_packed_cache_takes_what_vllm_itself_says(
+    preset: str, layers: int, heads: int, size: int, needed: int
+) -> None:
+    """One request of 65536 tokens, by the grouping code of vLLM 0.32.0."""
+    config = {
+        "model_type": "llama", "num_hidden_layers": layers, "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": heads, "head_dim": size, "vocab_size": 32000,
+    }  # fmt: skip
+    load = replace(STOCK, max_model_len=65536, kv_cache_dtype=preset)
+    model = shapes.from_config("a/b", config)
+    assert fit.layout(model, load).request_bytes(65536) == needed
+    assert fit.kv_bytes_per_token(model, load) * 65536 == needed
+
+
+def test_a_packed_cache_beside_states_is_packed_in_every_layer() -> None:
+    hybrid = shape("Qwen/Qwen3.5-4B")
+    load = replace(STOCK, kv_cache_dtype="turboquant_k8v4")
+    assert fit.kv_bytes_per_token(hybrid, load) == 8 * 4 * (256 + 128 + 4)
+
+
+OSS = {
+    "model_type": "gpt_oss", "num_hidden_layers": 36, "hidden_size": 2880, "intermediate_size": 2880,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "num_local_experts": 128,
+    "num_experts_per_tok": 4, "vocab_size": 201088, "quantization_config": {"quant_method": "mxfp4"},
+}  # fmt: skip
+
+
+def test_data_parallel_ranks_share_experts_that_are_as_wide_as_the_mlp() -> None:
+    """gpt-oss-120b of 65.2 GB: of its 117e9 parameters 115e9 are those of experts, of 4 bits."""
+    model = shapes.from_config("a/gpt-oss", OSS, 65_200_000_000)
+    one, two = (
+        fit.weights_bytes(model, replace(STOCK, data_parallel_size=ranks)) / 10**9 for ranks in (1, 2)
+    )
+    assert one == pytest.approx(66, abs=0.5)
+    assert two == pytest.approx(37, abs=1)
+
+
+def test_a_config_s_number_of_experts_goes_before_its_class_s_under_whatever_name() -> None:
+    assert shapes.from_config("a/gpt-oss-20b", {**OSS, "num_local_experts": 32}).experts == 32
+
+
+@pytest.mark.parametrize(("step", "parameters"), [(1, 98), (2, 57)])
+def test_experts_of_every_second_layer_are_counted_once(step: int, parameters: int) -> None:
+    """Llama 4 (models/llama4.py): experts of `intermediate_size`, the MLP between them of another key's."""
+    config = {
+        "model_type": "llama4_text", "hidden_size": 5120, "intermediate_size": 8192, "head_dim": 128,
+        "intermediate_size_mlp": 16384, "num_hidden_layers": 48, "num_attention_heads": 40,
+        "num_key_value_heads": 8, "num_local_experts": 16, "num_experts_per_tok": 1, "vocab_size": 202048,
+        "interleave_moe_layer_step": step,
+    }  # fmt: skip
+    found = fit.linear_parameters(shapes.from_config("a/llama-4", config))
+    assert found / 10**9 == pytest.approx(parameters, rel=0.03)
+
+
+def test_a_step_of_experts_is_as_wide_as_those_that_a_token_is_sent_to() -> None:
+    """Two of Mixtral's eight."""
+    config = {"model_type": "mixtral", "num_experts_per_tok": 2, "vocab_size": 1000}
+    peak = fit.peak_bytes(shapes.from_config("a/mixtral", config), STOCK)
+    assert peak == STOCK.max_num_batched_tokens * (3 * 2 * 14336 + 4 * 4096) * 2
+
+
+NEXT = {
+    "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "num_hidden_layers": 48,
+    "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256,
+    "vocab_size": 151936, "full_attention_interval": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers"),
+    [
+        ({}, 1),
+        ({"num_nextn_predict_layers": 0}, 0),
+        ({"model_type": "longcat_flash"}, 1),
+        ({"model_type": "step3p5", "num_nextn_predict_layers": 3}, 3),
+        ({"model_type": "mimo_v2_flash", "architectures": ["MiMoV2FlashForCausalLM"]}, 1),
+        ({"model_type": "minimax_m3_vl", "num_mtp_modules": 3}, 3),
+        ({"model_type": "minimax_m2", "num_mtp_modules": 3}, 0),  # whose modules vLLM doesn't run
+        ({"model_type": "qwen3"}, 0),
+    ],
+)
+def test_classes_have_layers_that_draft_without_a_key_of_the_config(
+    changes: dict[str, Any], layers: int
+) -> None:
+    assert shapes.from_config("a/next", {**NEXT, **changes}).mtp_layers == layers
+
+
+def test_the_layer_that_drafts_for_qwen3_next_has_a_cache() -> None:
+    model = shapes.from_config("a/next", NEXT)
+    whole = fit.kv_bytes_per_token(model, STOCK)
+    drafting = replace(STOCK, draft_layers=model.mtp_layers, speculative_tokens=2)
+    assert fit.kv_bytes_per_token(model, drafting) == whole // 12 * 13

@@ -9,8 +9,9 @@ import pytest
 from resolving import asked
 
 from pyinfra_vllm.catalog import flags as flag_table
-from pyinfra_vllm.catalog import table
+from pyinfra_vllm.catalog import shapes, table
 from pyinfra_vllm.catalog.conditions import holds
+from pyinfra_vllm.catalog.shapes import Shape
 from pyinfra_vllm.catalog.space import OBJECTIVES, entries, entry
 from pyinfra_vllm.tuning import space
 from pyinfra_vllm.tuning.decision import fixed_facts
@@ -26,7 +27,7 @@ MODELS = ("Qwen/Qwen3-32B-AWQ", "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B-AWQ", "Qwen
 
 
 def pruned(
-    model: str = "Qwen/Qwen3-32B-AWQ",
+    model: str | Shape = "Qwen/Qwen3-32B-AWQ",
     gpu: str = "NVIDIA H200",
     version: str = "0.25.1",
     objective: str = "latency",
@@ -104,6 +105,18 @@ def test_reasons_say_what_rules_a_configuration_out() -> None:
     assert found["mtp-1"] == "the model has no multi-token prediction layers"
     assert found["throughput-mode"] == "not tried for latency"
     assert "marlin" not in names(pruned(gpu="RTX 4090", model="Qwen/Qwen3-8B-AWQ"))
+
+
+@pytest.mark.parametrize("card", ["A100 80GB", "RTX 4090"])
+def test_backends_that_vllm_refuses_for_a_model_are_not_tried(card: str) -> None:
+    config = {
+        "model_type": "gpt_oss", "num_hidden_layers": 24, "num_local_experts": 32, "num_experts_per_tok": 4,
+        "quantization_config": {"quant_method": "mxfp4"},
+    }  # fmt: skip
+    told = reasons(pruned(shapes.from_config("a/gpt-oss-20b", config, 13_800_000_000), card, "0.32.0"))
+    assert "has no attention sinks" in told["flashinfer"]
+    assert ("and not with attention sinks" in told.get("fp8-kv-cache", "")) is (card == "A100 80GB")
+    assert told["humming"] == "the weights are not of a kind that this kernel serves"
 
 
 def test_declared_settings_are_not_tried_otherwise() -> None:

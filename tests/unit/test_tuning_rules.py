@@ -72,6 +72,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"gpu": "A40", "runtime": "0.12.0", "variants": ["fp8_kv_cache"]},
         "('VLLM_ATTENTION_BACKEND', 'FLASHINFER')",
     ),
+    "fp8-kv-on-ampere-needs-what-flashinfer-has": (
+        {"model": replace(GEMMA, sinks=True), "gpu": "A40", "variants": ["fp8_kv_cache"]},
+        "and not with attention sinks, which a/gemma has: take it out",
+    ),
     "fp8-kv-on-ada-and-blackwell": ({"gpu": "L40S", "variants": ["fp8_kv_cache"]}, "TRITON_ATTN"),
     "awq-flag-is-slow": ({"runtime": "0.23.0", "flags": {"quantization": "awq"}}, "about ten times slower"),
     "quantization-comes-from-the-checkpoint": (
@@ -230,6 +234,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": "Qwen/Qwen3-8B", "flags": {"quantization": "fp8"}},
         "quantizes Qwen/Qwen3-8B while it is loaded",
     ),
+    "quantized-when-all-is-loaded": (
+        {"model": "Qwen/Qwen3-8B", "runtime": "0.15.1", "flags": {"quantization": "fp8"}},
+        "when all of it is loaded",
+    ),
     "bitsandbytes-is-a-plugin-from-0.28": (
         {"model": "Qwen/Qwen3-8B", "flags": {"quantization": "bitsandbytes"}},
         "add that to runtime.packages",
@@ -262,8 +270,40 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         "xformers} is none for CUDA: so it is in vLLM 0.32.0, and that of 0.33.0 isn't known",
     ),
     "attention-backends-of-turing": (
+        {"gpu": "Tesla T4", "runtime": "0.20.0", "flags": {"attention-backend": "FLASH_ATTN"}},
+        "flash_attn} can't run on",
+    ),
+    "flashinfer-on-turing-until-0.24": (
         {"gpu": "Tesla T4", "runtime": "0.32.0", "flags": {"attention-backend": "FLASHINFER"}},
         "flashinfer} can't run on",
+    ),
+    "flashinfer-has-what-the-model-needs": (
+        {"model": replace(GEMMA, head_dim=96, kv_caches=()), "flags": {"attention-backend": "FLASHINFER"}},
+        "flashinfer} has no heads of 96 channels on H200",
+    ),
+    "flash-attention-2-has-what-the-model-needs": (
+        {
+            "model": replace(GEMMA, image_prefix=True),
+            "gpu": "L40S",
+            "flags": {"attention-backend": "FLASH_ATTN"},
+        },
+        "has no attention that sees an image's tokens both ways on L40S",
+    ),
+    "flash-attention-has-fp8-on-hopper-and-blackwell": (
+        {"gpu": "RTX 5090", "flags": {"attention-backend": "FLASH_ATTN", "kv-cache-dtype": "fp8"}},
+        "flash_attn} has no FP8 KV cache on",
+    ),
+    "flash-attention-s-cache-types": (
+        {"flags": {"attention-backend": "FLASH_ATTN", "kv-cache-dtype": "fp8_e5m2"}},
+        "flash_attn} has no KV cache of fp8_e5m2",
+    ),
+    "flashinfer-s-cache-types": (
+        {"flags": {"attention-backend": "FLASHINFER", "kv-cache-dtype": "turboquant_k8v4"}},
+        "flashinfer} has no KV cache of turboquant_k8v4",
+    ),
+    "triton-s-cache-types": (
+        {"gpu": "B200", "flags": {"attention-backend": "TRITON_ATTN", "kv-cache-dtype": "nvfp4"}},
+        "triton_attn} has no KV cache of nvfp4",
     ),
     "attention-backends-for-a-latent": (
         {"flags": {"attention-backend": "FLASHMLA"}},
@@ -280,6 +320,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         "is for sparse latent attention",
     ),
     "nvfp4-cache-needs-blackwell": ({"flags": {"kv-cache-dtype": "nvfp4"}}, "needs Blackwell, and"),
+    "packed-cache-of-usual-attention": (
+        {"model": GEMMA, "flags": {"kv-cache-dtype": "turboquant_k8v4"}},
+        "turboquant_k8v4} has no sliding windows, which a/gemma has",
+    ),
     "e5m2-cache-beside-fp8-weights": (
         {"model": packed(method="fp8", bits=8, kernels="fp8"), "flags": {"kv-cache-dtype": "fp8_e5m2"}},
         "can't be with the FP8 weights",
@@ -507,3 +551,75 @@ def test_sizes_that_agree_are_taken() -> None:
 def test_sizes_whose_product_the_host_has(flags: dict[str, Any]) -> None:
     assert not resolve(gpu_count=4, flags=flags).errors
     assert "the service has 2 GPUs" in str(resolve(gpu_count=2, flags=flags).errors)
+
+
+# Weights that are quantized while they are loaded: Qwen3-32B has 65.5 GB of 16 bits
+
+
+@pytest.mark.parametrize("method", ["fp8", "fp8_per_tensor", "mxfp8"])
+def test_layers_that_are_quantized_while_loading_are_counted_in_their_size(method: str) -> None:
+    asked = {"gpu": "L40S", "max_model_len": 8192, "flags": {"quantization": method}}
+    found = resolve("Qwen/Qwen3-32B", runtime="0.32.0", **asked)
+    assert not found.errors and found.fit and found.fit.fits
+    assert 31.5 < found.fit.weights_bytes / gpus.GIB < 33.5  # 31.2e9 of 8 bits and 1.6e9 embedded of 16
+    (error,) = resolve("Qwen/Qwen3-32B", runtime="0.15.1", **asked).errors
+    assert "doesn't fit" in error  # until all is loaded it takes the card twice
+
+
+def test_a_model_that_becomes_smaller_by_an_unknown_share_is_not_refused() -> None:
+    asked = {"gpu": "L40S", "runtime": "0.27.0", "max_model_len": 8192}
+    found = resolve("Qwen/Qwen3-32B", **asked, flags={"quantization": "bitsandbytes"})
+    assert not found.errors and found.fit is None
+    assert "whether Qwen/Qwen3-32B fits can't be known" in str(found.warnings)
+    small = resolve("Qwen/Qwen3-8B", **asked, flags={"quantization": "bitsandbytes"})
+    assert small.fit and small.fit.fits
+
+
+# What FlashInfer doesn't serve: on Ampere it alone has FP8 KV cache
+
+
+GEMMA_3 = {
+    "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {},
+    "text_config": {
+        "model_type": "gemma3_text", "hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 48,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "sliding_window": 1024,
+    },
+    "quantization_config": shapes.AWQ,
+}  # fmt: skip
+PHI_3 = {"model_type": "phi3", "quantization_config": shapes.AWQ}  # heads of 96
+GRANITE = {"model_type": "granite", "num_key_value_heads": 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "lacking"),
+    [
+        (GEMMA_3, {}, "attention that sees an image's tokens both ways"),
+        (GEMMA_3, {"runtime": "0.12.0"}, None),
+        (GEMMA_3, {"flags": {"language-model-only": True}}, None),
+        (GEMMA_3, {"flags": {"limit-mm-per-prompt": {"image": 0}}}, None),
+        (GEMMA_3, {"flags": {"limit-mm-per-prompt": {"image": 1}}}, "an image's tokens"),
+        (GEMMA_3, {"flags": {"language-model-only": True}, "runtime": "0.25.1"}, "an image's tokens"),
+        (GEMMA_3, {"gpu": "L40S"}, None),  # Triton has it there
+        ({**GEMMA_3, "model_type": "gemma4_unified"}, {}, None),
+        ({**GEMMA_3, "is_mm_prefix_lm": False}, {}, None),
+        (PHI_3, {}, "heads of 96 channels"),
+        (PHI_3, {"runtime": "0.12.0"}, "heads of 96 channels"),
+        (GRANITE, {}, None),
+        ({**GRANITE, "layer_types": ["full_attention"]}, {}, "attention sinks"),
+        ({**GRANITE, "layer_types": ["full_attention"], "attention_sinks": False}, {}, None),
+    ],
+)
+def test_fp8_cache_on_ampere_is_had_where_flashinfer_serves_the_model(
+    config: dict[str, Any], asked: dict[str, Any], lacking: str | None
+) -> None:
+    model = shapes.from_config("a/model", config, 8 * gpus.GIB)
+    settings = {"gpu": "A10G", "runtime": "0.32.0", "max_model_len": 2048, **asked}
+    found = resolve(model, variants=["fp8_kv_cache"], **settings)
+    assert lacking in str(found.errors) if lacking else not found.errors
+
+
+@pytest.mark.parametrize(("changes", "offered"), [({}, False), ({"head_dim": 128}, True)])
+def test_a_cache_that_no_backend_has_is_not_offered(changes: dict[str, Any], offered: bool) -> None:
+    model = shapes.from_config("a/phi", {**PHI_3, **changes}, int(12.3 * gpus.GIB))
+    (error,) = resolve(model, gpu="RTX A4000", runtime="0.32.0").errors
+    assert "doesn't fit" in error and ("the variant fp8_kv_cache" in error) is offered

@@ -30,6 +30,7 @@ OTHER_NAMES = {
     "num_experts": ("moe_num_experts", "ffn_config.moe_num_experts"),
     "moe_intermediate_size": ("expert_ffn_hidden_size", "ffn_config.ffn_hidden_size"),
 }
+EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")  # of which a config.json has one
 OF_EXPERTS = ("num_experts", "moe_intermediate_size")  # a list in Ernie 4.5 VL: for text, and for images
 # Where a multimodal config.json has its text model's part; the keys of the newer ones first.
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config.text_config")
@@ -48,7 +49,10 @@ def text_model(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         row = defaults.get(str(row["text"]), {})
     elif not row:
         row = defaults.get(str(defaults.get(str(config.get("model_type")), {}).get("text")), {})
-    return {**row, **_renamed(text)}
+    found = _renamed(text)
+    if any(found.get(key) is not None for key in EXPERT_COUNTS):
+        row = {key: value for key, value in row.items() if key not in EXPERT_COUNTS}
+    return {**row, **found}
 
 
 def _text_part(config: Mapping[str, Any]) -> Any:

@@ -31,7 +31,8 @@ class Cached:
     """Attention layers that keep the same for a token: `values` of K and V for each KV head.
 
     `window`: a sliding window keeps only so many tokens. `chunk`: the same for chunked attention. 0: all.
-    `index_bytes`: for each token beside the values, whatever the cache's type is.
+    `index_bytes`: for each token beside the values, whatever the cache's type is. `head_bytes`: of a head's
+    values of one token, where the cache's type alone doesn't say it.
     """
 
     layers: int
@@ -40,6 +41,7 @@ class Cached:
     window: int = 0
     chunk: int = 0
     index_bytes: int = 0
+    head_bytes: float = 0
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,33 @@ GENERATING = (
     *("ChatModel", "LMHeadModel", "LMModel", "ChatGLMModel", "OmniModel", "UltravoxModel", "AudioModel"),
     *("LlamaModel", "MistralModel", "Qwen2Model", "Gemma2Model"),  # served as their ...ForCausalLM
 )
+# Classes whose attention has sinks, and keys that say so of others' (model_executor/models gpt_oss.py,
+# granite.py, laguna.py and mimo_v2.py, 0.32.0).
+SINKS = ("gpt_oss", "openai_privacy_filter")
+SINK_KEYS = (
+    *("attention_sinks", "swa_attention_sink_enabled"),
+    *("add_swa_attention_sink_bias", "add_full_attention_sink_bias"),
+)
+SINKS_WITH_LAYER_TYPES = ("granite", "granitemoe")
+# Types whose attention sees an image's tokens both ways (transformers_utils/model_arch_config_convertor.py
+# is_mm_prefix_lm, 0.32.0).
+PREFIX_OF_IMAGES = ("bagel", "gemma3", "molmo2", "moondream3", "paligemma")
+# Types whose experts are as wide as `intermediate_size` (model_executor/models, 0.32.0).
+EXPERTS_AS_MLP = frozenset(
+    (
+        *("cohere2_moe", "gpt_oss", "granitemoe", "granitemoehybrid", "granitemoeshared", "jamba"),
+        *("llama4_text", "minimax_m2", "mixtral", "olmoe", "openai_privacy_filter", "phimoe"),
+    )
+)
+USUAL_EXPERTS = 8  # that a token is sent to, where the config doesn't say
+# Layers of multi-token prediction where the config says none, by type or class (config/speculative.py
+# hf_config_override and models/qwen3_next_mtp.py, 0.32.0).
+MTP_LAYERS = {
+    **dict.fromkeys(("qwen3_next", "longcat_flash", "step3p5", "dots3_note", "minimax_m3_vl"), 1),
+    **dict.fromkeys(("MiMoV2ForCausalLM", "MiMoV2OmniForCausalLM", "MiMoV2FlashForCausalLM"), 1),
+}
+MTP_KEYS = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
+MTP_KEYS_BY_TYPE = {"minimax_m3_vl": ("num_mtp_modules",)}
 VISION_PARTS = ("vision_config", "thinker_config.vision_config")
 
 
@@ -64,6 +91,8 @@ class Shape:
     quantization: Quantization | None = None
     experts: int = 0
     expert_intermediate: int = 0
+    experts_per_token: int = USUAL_EXPERTS
+    dense_layers: int = 0  # of a model with experts: those with one MLP in their place
     latent_kv: int = 0  # values per token and layer of a compressed latent (MLA); 0 where K and V are kept
     linear_keys: int = 0  # key and value channels of one linear-attention layer
     linear_values: int = 0
@@ -80,6 +109,8 @@ class Shape:
     uncounted: tuple[str, ...] = ()  # kinds of layers that keep something whose size isn't known here
     contexts: Contexts = field(default_factory=Contexts)
     architecture: str = ""  # the class in `architectures`; "" where none is named
+    sinks: bool = False  # attention has sinks
+    image_prefix: bool = False  # attention sees an image's tokens both ways
 
     @property
     def max_position(self) -> int:
@@ -89,6 +120,11 @@ class Shape:
     @property
     def hybrid(self) -> bool:
         return self.state is not None
+
+    @property
+    def head_sizes(self) -> set[int]:
+        """Channels of the heads of attention; they differ where layers keep different things (gemma4)."""
+        return {cache.values // 2 for cache in self.kv_caches} or {self.head_dim}
 
     @property
     def caches(self) -> tuple[kept.Cached, ...]:
@@ -142,21 +178,41 @@ def from_config(name: str, config: Mapping[str, Any], weights_bytes: int | None 
         contexts=derive(text, name),
         dtype=_dtype(config, text),
         quantization=quantization.read(config, text, name),
-        experts=kept.most_of_blocks(text, "n_routed_experts")
-        or number("num_experts", "n_routed_experts", "num_local_experts"),
+        experts=kept.most_of_blocks(text, "n_routed_experts") or number(*config_json.EXPERT_COUNTS),
         expert_intermediate=kept.most_of_blocks(text, "moe_intermediate_size")
-        or number("moe_intermediate_size"),
+        or number("moe_intermediate_size", *_as_mlp(text)),
+        experts_per_token=number("num_experts_per_tok", "experts_per_token") or USUAL_EXPERTS,
+        dense_layers=_dense_layers(number, text, count),
         latent_kv=latent_kv,
         linear_keys=number("linear_num_key_heads") * number("linear_key_head_dim"),
         linear_values=number("linear_num_value_heads") * number("linear_value_head_dim"),
         linear_heads=number("linear_num_value_heads"),
         linear_kernel=number("linear_conv_kernel_dim"),
-        mtp_layers=number("mtp_num_hidden_layers", "num_nextn_predict_layers"),
+        mtp_layers=_mtp_layers(number, config, text),
         vision=any(config_json.at(config, key) is not None for key in VISION_PARTS),
         weights_bytes=weights_bytes,
         family=family_of(name),
         architecture=architecture_of(config),
+        sinks=_sinks(text),
+        image_prefix=_image_prefix(config, text),
     )
+
+
+def _sinks(text: Mapping[str, Any]) -> bool:
+    kind = text.get("model_type")
+    by_layers = kind in SINKS_WITH_LAYER_TYPES and bool(text.get("layer_types"))
+    return (
+        kind in SINKS
+        or any(text.get(key) for key in SINK_KEYS)
+        or (by_layers and text.get("attention_sinks") is not False)
+    )
+
+
+def _image_prefix(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
+    kind = str(config.get("model_type"))
+    if kind.startswith("gemma4"):
+        return text.get("use_bidirectional_attention") == "vision"
+    return bool(config.get("is_mm_prefix_lm", kind in PREFIX_OF_IMAGES))
 
 
 def generates(architecture: str) -> bool:
@@ -204,8 +260,28 @@ def _refuse_the_impossible(name: str, heads: int, hidden: int, layers: int) -> N
 
 def _intermediate(number: Callable[..., int], text: Mapping[str, Any], count: int, hidden: int) -> int:
     """Channels of the widest MLP."""
-    own = kept.widest_of_layers(text, count) or number("intermediate_size") or kept.widest_mlp(text, hidden)
-    return own or FACTOR * hidden
+    own = kept.widest_of_layers(text, count) or number("intermediate_size_mlp", "intermediate_size")
+    return own or kept.widest_mlp(text, hidden) or FACTOR * hidden
+
+
+def _as_mlp(text: Mapping[str, Any]) -> tuple[str, ...]:
+    """The key of the experts' width in classes that have none for it alone."""
+    return ("intermediate_size",) if str(text.get("model_type")) in EXPERTS_AS_MLP else ()
+
+
+def _dense_layers(number: Callable[..., int], text: Mapping[str, Any], count: int) -> int:
+    """Layers without experts between those that have some (models/llama4.py, models/jamba.py)."""
+    if text.get("model_type") == "jamba":
+        return count - count // (number("expert_layer_period") or 2)
+    return count - count // (number("interleave_moe_layer_step") or 1)
+
+
+def _mtp_layers(number: Callable[..., int], config: Mapping[str, Any], text: Mapping[str, Any]) -> int:
+    keys = MTP_KEYS_BY_TYPE.get(str(config.get("model_type")), MTP_KEYS)
+    if any(text.get(key) is not None for key in keys):
+        return number(*keys)
+    names = (text.get("model_type"), config.get("model_type"), architecture_of(config))
+    return next((MTP_LAYERS[name] for name in map(str, names) if name in MTP_LAYERS), 0)
 
 
 def _kv_caches(

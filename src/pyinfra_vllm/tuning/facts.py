@@ -16,6 +16,12 @@ from pyinfra_vllm.tuning.profile import Profile
 
 GPUS_OF_A_HOST = (1, 2, 3, 4, 5, 6, 7, 8)
 SPECULATION = {"--spec-method": "method", "--spec-model": "model", "--spec-tokens": "num_speculative_tokens"}
+# Channels of heads that FlashInfer has (backends/flashinfer.py get_supported_head_sizes, 0.32.0).
+FLASHINFER_HEADS = frozenset((64, 128, 256, 512))
+SINKS, IMAGE_PREFIX = "attention sinks", "attention that sees an image's tokens both ways"
+IMAGE_PREFIX_FROM = "0.13"  # before, backends weren't asked for it (unsloth issue 3770, December 2025)
+TEXT_ALONE_FROM = "0.27"  # before, it made no difference that no image can come (pull request 48796)
+BY_LAYER_FROM = "0.16"  # vLLM quantizes each layer as it is loaded (pull request 31914, January 2026)
 T = TypeVar("T")
 CPU_SEQUENCES = 4  # full-length requests that a CPU host's cache holds unless the operator says otherwise
 
@@ -234,6 +240,43 @@ def _own_mtp(facts: Facts) -> bool:
     return str(facts.once(_speculative_method)).endswith("mtp") and facts.once(_draft_model) is None
 
 
+def _special_attention(facts: Facts) -> str | None:
+    """The kind of attention that a model has and not every backend; None for the usual one."""
+    if facts.shape.sinks:
+        return SINKS
+    version = facts.fixed["vllm"]
+    if not facts.shape.image_prefix or versions.below(version, IMAGE_PREFIX_FROM):
+        return None
+    alone = _text_alone(facts) and not versions.below(version, TEXT_ALONE_FROM)
+    return None if alone else IMAGE_PREFIX
+
+
+def _text_alone(facts: Facts) -> bool:
+    """Whether no image can come (config/model.py _supports_multimodal_for_mm_prefix, 0.32.0)."""
+    limits = configured(facts, "--limit-mm-per-prompt")
+    return facts["--language-model-only"] is True or (bool(limits) and not any(limits.values()))
+
+
+def _flashinfer_lacks(facts: Facts) -> str | None:
+    """The property of a model for which vLLM refuses FlashInfer on this card; None where it takes it."""
+    shape, capability = facts.shape, facts.fixed["compute_capability"]
+    if shape.latent_kv or capability is None:
+        return None  # FlashInfer for a latent is another backend
+    special = facts.once(_special_attention)
+    if special and (special != SINKS or versions.below(versions.parse(capability), "9.0")):
+        return special
+    lacking = sorted(shape.head_sizes - FLASHINFER_HEADS)
+    return f"heads of {lacking[0]} channels" if lacking else None
+
+
+def _turboquant_lacks(facts: Facts) -> str | None:
+    """The property of a model for which vLLM refuses TurboQuant; None where it takes it."""
+    if facts.shape.latent_kv:
+        return "latent attention (MLA)"
+    windows = any(cache.window or cache.chunk for cache in facts.shape.caches)
+    return facts.once(_special_attention) or ("sliding windows" if windows else None)
+
+
 def _draft_model(facts: Facts) -> str | None:
     model = facts.once(speculation).get("model")
     return model if isinstance(model, str) else None
@@ -349,7 +392,9 @@ def _spare_gib(facts: Facts) -> float | None:
 
 
 def _beside_weights(facts: Facts) -> int:
-    """Bytes of a GPU beside the weights, whatever share of it vLLM may take."""
+    """Bytes of a GPU beside the weights, whatever share of it vLLM may take; 0 where they aren't known."""
+    if size_is_unknown(facts):
+        return 0
     return facts.gpu.usable_bytes - facts.once(_weights_bytes)
 
 
@@ -360,8 +405,24 @@ def _weights_bytes(facts: Facts) -> int:
         pipeline_parallel_size=facts.once(pipeline_parallel_size),
         data_parallel_size=int(facts["--data-parallel-size"] or 1),
         offload_bytes=int(float(facts["--cpu-offload-gb"] or 0) * GIB),
+        linear_bytes=facts.once(linear_bytes),
     )
     return fit.weights_bytes(facts.shape, load)
+
+
+def linear_bytes(facts: Facts) -> float:
+    """Bytes of a linear layer's value that is quantized while it is loaded; 0 where none is, where the bytes
+    aren't known, and where vLLM holds all of 16 bits until everything is loaded.
+    """
+    if facts.shape.quantization or versions.below(facts.fixed["vllm"], BY_LAYER_FROM):
+        return 0.0
+    return fit.ONLINE.get(str(facts["--quantization"]), 0.0)
+
+
+def size_is_unknown(facts: Facts) -> bool:
+    """Whether the weights are quantized while they are loaded to a size that isn't known here."""
+    method = facts["--quantization"]
+    return facts.shape.quantization is None and method is not None and method not in fit.ONLINE
 
 
 def _cpu_kv_cache_gib(facts: Facts) -> int:
@@ -387,6 +448,9 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "draft_model": _draft_model,
     "speculative_method": _speculative_method,
     "own_mtp": _own_mtp,
+    "special_attention": _special_attention,
+    "flashinfer_lacks": _flashinfer_lacks,
+    "turboquant_lacks": _turboquant_lacks,
     "graph_limit": _graph_limit,
     "largest_graph": _largest_graph,
     "captured_graph": _captured_graph,

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from pyinfra_vllm import fit
 from pyinfra_vllm.catalog import gpus, table, versions
-from pyinfra_vllm.tuning.facts import Facts, batch_defaults, pipeline_parallel_size, speculation, splits
+from pyinfra_vllm.tuning.facts import (
+    Facts,
+    batch_defaults,
+    linear_bytes,
+    pipeline_parallel_size,
+    speculation,
+    splits,
+)
 
 # Ways of drafting beside which scheduling doesn't run ahead (config/vllm.py, 0.32.0).
 NOT_AHEAD = ("ngram", "medusa", "mlp_speculator", "suffix")
@@ -46,6 +53,7 @@ def load_of(facts: Facts, kernels: Sequence[str]) -> fit.Load | None:
         context_shards=int(facts["--decode-context-parallel-size"] or 1),
         convolution_dtype=str(facts["--mamba-cache-dtype"] or "auto"),
         state_dtype=str(facts["--mamba-ssm-cache-dtype"] or "auto"),
+        linear_bytes=facts.once(linear_bytes),
     )
 
 

@@ -14,6 +14,7 @@ from pyinfra_vllm.catalog import table
 from pyinfra_vllm.catalog.conditions import holds
 from pyinfra_vllm.tuning import room
 from pyinfra_vllm.tuning.decision import Decision, decide
+from pyinfra_vllm.tuning.facts import size_is_unknown
 from pyinfra_vllm.tuning.request import Request
 from pyinfra_vllm.tuning.resolution import Resolution
 
@@ -50,11 +51,14 @@ def _predicted(decision: Decision) -> dict[str, Any]:
 
 def _resolution(decision: Decision) -> Resolution:
     profile, facts = decision.profile, decision.facts
+    predicted = decision.fit
+    if predicted and not predicted.fits and size_is_unknown(facts):
+        predicted = None  # a prediction of other weights: room.py says what is known
     asked = ("model", "gpu", "gpu_count", "vllm_text", "objective", "quantized")
     return Resolution(
         flags=tuple(profile.flags[name] for name in sorted(profile.flags)),
         settings=tuple(profile.environment[name] for name in sorted(profile.environment)),
-        fit=decision.fit,
+        fit=predicted,
         kernel=tuple(decision.kernels),
         warnings=tuple(profile.warnings),
         errors=tuple(profile.errors),

@@ -11,7 +11,7 @@ from pyinfra_vllm.catalog import gpus
 from pyinfra_vllm.catalog.quantization import Quantization
 from pyinfra_vllm.tuning import declared as operator
 from pyinfra_vllm.tuning.decision import Decision, decide
-from pyinfra_vllm.tuning.facts import GPUS_OF_A_HOST, splits, tensor_parallel_choices
+from pyinfra_vllm.tuning.facts import GPUS_OF_A_HOST, size_is_unknown, splits, tensor_parallel_choices
 from pyinfra_vllm.tuning.request import Request
 
 LEAST_CONTEXT = 1024  # tokens; a shorter one is not worth offering
@@ -28,6 +28,12 @@ def judge(request: Request, decision: Decision) -> None:
     if predicted is None and not card.rejected:
         _offer_stages(request, decision)
     if predicted is None or predicted.fits or card.rejected:
+        return
+    if size_is_unknown(decision.facts):
+        profile.warn(
+            f"whether {shape.name} fits can't be known: by flags: {{quantization: ...}} its weights become"
+            f" smaller, to a size that isn't known here; of 16 bits, {_does_not_fit(request, predicted)}"
+        )
         return
     if card.platform == "cpu":
         profile.warn(

@@ -343,6 +343,66 @@ def test_invalid_output_of_the_child_raises_no_unexpected_error(
     assert "Traceback" not in fleet.log(0)
 
 
+ENDLESS = 'while :; do echo "{event}"; sleep 0.1; done'
+
+
+@pytest.mark.parametrize(
+    "script, reason",
+    [
+        ("exec sleep 60", "said nothing for"),
+        ("exec 1>&-; exec sleep 60", "said nothing for"),
+        (ENDLESS.replace("{event}", '{\\"checking\\": true}'), "sent 0 bytes"),
+        ("b=0; " + ENDLESS.replace("{event}", '{\\"bytes\\": $((b += 999999))}'), "sent 2 bytes"),
+        (ENDLESS.replace("{event}", '{\\"whole\\": true}'), "did not end by itself"),
+        ("echo '{\"whole\": true}'; exec sleep 60", "said nothing for"),
+    ],
+    ids=["mute", "closed", "checking", "beyond its end", "whole", "whole and mute"],
+)
+def test_child_that_never_ends_is_ended(
+    script: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(swarm, "SHORTEST_S", 1.0)
+    file = Wanted("model.bin", 2_000_000, "0" * 64)
+    order = swarm.Order(
+        str(python),
+        pieces.SMALLEST_PIECE,
+        "ab" * 20,
+        "127.0.0.1",
+        1,
+        (("127.0.0.2", 1),),
+        stall_s=2.0,
+        user=getpass.getuser(),
+    )
+    shared = swarm.Swarm(order, tmp_path / "parts" / "tree", [file], Status(tmp_path / "status.json"))
+    began = time.monotonic()
+    assert reason in shared.run([file], lambda *_: None, lambda _: None)
+    assert time.monotonic() - began < 20
+
+
+def test_what_is_here_and_right_counts_however_its_child_ended(tmp_path: Path) -> None:
+    python, tree, kept = tmp_path / "python", tmp_path / "parts" / "tree", []
+    python.write_text('#!/bin/sh\necho \'{"whole": true}\'; echo \'{"error": "a crash"}\'\n')
+    python.chmod(0o755)
+    tree.mkdir(parents=True)
+    (tree / "model.bin").write_bytes(b"right")
+    file = Wanted("model.bin", 5, hashlib.sha256(b"right").hexdigest())
+    order = swarm.Order(
+        str(python),
+        pieces.SMALLEST_PIECE,
+        "ab" * 20,
+        "127.0.0.1",
+        1,
+        (("127.0.0.2", 1),),
+        user=getpass.getuser(),
+    )
+    shared = swarm.Swarm(order, tree, [file], Status(tmp_path / "status.json"))
+    assert shared.run([file], lambda file, *_: kept.append(file.path), lambda _: None) == ""
+    assert kept == ["model.bin"]
+
+
 @pytest.mark.thorough
 def test_interrupted_part_is_not_fetched_again(fleet: Fleet) -> None:
     first = fleet.begin(0)

@@ -16,6 +16,7 @@ import re
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ from . import child, pieces
 from .download import Download, FetchError, Source, Stretch, Verified, Wanted, Watch
 
 QUIET_S = 30.0  # with no host connected that lacks something, sharing ends after so long
-SLOWEST = 2 << 20  # bytes/s: a minute, and as long as all takes so, is the longest that sharing may take
+# A minute, and as long as all takes at 2 MiB/s, is the longest that reading what is here may take, and again
+# that sharing may when all is here.
+SHORTEST_S, SLOWEST = 60.0, 2 << 20
 RECORD = "part.json"
 
 Progress = Callable[[int], None]
@@ -188,15 +191,21 @@ class Swarm:
     def total(self) -> int:
         return sum(file.size for file in self.files)
 
+    @property
+    def longest_s(self) -> float:
+        return SHORTEST_S + self.total / SLOWEST
+
     def run(self, todo: list[Wanted], verified: Verified, progress: Progress) -> str:
         """Fetch and share, then hand on each file whose content is right. Returns why others did not come."""
         self.tree.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.tree.parent.chmod(0o711)  # its user goes through, and sees nothing of the rest
         reason = self._take_part(complete=False, progress=progress)
         wrong = keep_right(self.tree, todo, verified, self.status)
-        if wrong and not reason:
-            reason = f"{wrong[0]} has other content than the lock file states"
-        return reason
+        if wrong:
+            return reason or f"{wrong[0]} has other content than the lock file states"
+        if reason:
+            self.status.say("sharing", f"all of it is here; {reason}")
+        return ""
 
     def serve(self) -> str:
         """Share a checkpoint that is complete, until nobody told of lacks anything."""
@@ -205,6 +214,7 @@ class Swarm:
     def _take_part(self, *, complete: bool, progress: Progress) -> str:
         """Why sharing ended before this host had everything; empty where it has."""
         watch, whole, garbage, listening = Watch(self.order), False, 0, True
+        spoke = since = time.monotonic()  # since: it began, or this host had all
         try:
             with child.told(
                 self.order.python,
@@ -216,21 +226,28 @@ class Swarm:
                 **self._as_user(complete=complete),
             ) as events:
                 for event in events:
+                    now = time.monotonic()
                     if event is None:
+                        if now - spoke > self.order.stall_s:
+                            raise FetchError(f"the child that shares it said nothing for {now - spoke:.0f} s")
                         continue
+                    spoke = now
                     if "error" in event:
                         return str(event["error"])[:400]
-                    whole = whole or event.get("whole") is True
                     garbage = max(garbage, _number(event, "garbage"))
                     listening = event.get("listening") is not False
+                    if event.get("whole") is True and not whole:
+                        whole, since = True, now
                     if whole:
                         self.status.write("sharing", message=_sharing(event))
-                    else:
-                        here = _number(event, "bytes")
-                        progress(here)
-                        if event.get("checking") is True:
-                            watch.restart()
-                        watch.check(here)
+                        if now - since > self.longest_s + self.order.stall_s:  # it ends by itself before
+                            raise FetchError(f"sharing did not end by itself for {now - since:.0f} s")
+                        continue
+                    here = min(_number(event, "bytes"), self.total)
+                    progress(here)
+                    if event.get("checking") is True and now - since < self.longest_s:
+                        watch.restart()
+                    watch.check(here)
         except FetchError as error:
             return str(error)
         finally:
@@ -271,7 +288,7 @@ class Swarm:
             "bytes_per_s": self.order.bytes_per_s,
             "complete": complete,
             "quiet_s": self.order.quiet_s,
-            "longest_s": 60 + self.total / SLOWEST,
+            "longest_s": self.longest_s,
         }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import stat
 import subprocess
@@ -19,7 +21,7 @@ from typing import Any
 import pytest
 from hub_server import Fault, HubServer, serving
 
-from pyinfra_vllm.on_host.staging import fetch
+from pyinfra_vllm.on_host.staging import download, fetch, pieces
 from pyinfra_vllm.on_host.state import manifest
 
 REPO = "acme/tiny-awq"
@@ -452,3 +454,62 @@ def test_nothing_is_written_through_a_link(lab: Lab, where: str) -> None:
     link.symlink_to(target)
     assert "is a symbolic link" in lab.error()
     assert list(target.iterdir()) == []
+
+
+def test_a_link_in_what_an_earlier_run_shared_is_not_followed(lab: Lab, tmp_path: Path) -> None:
+    outside, tree = tmp_path / "outside", lab.partial / ".parts" / lab.server.commit(REPO)
+    outside.mkdir()
+    tree.mkdir(parents=True)
+    (tree / "additional_chat_templates").symlink_to(outside)
+    total = sum(map(len, FILES.values()))
+    assert lab.fetch(part={"begin": 0, "end": total, "piece": pieces.piece_bytes(total)}) == 0
+    assert list(outside.iterdir()) == []
+    content = FILES["additional_chat_templates/rag.jinja"]
+    assert (tree / "additional_chat_templates/rag.jinja").read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["longer", "shorter", "endless", "pipe", "other content"])
+def test_a_shared_folder_costs_no_more_than_the_file_is_long(lab: Lab, tmp_path: Path, kind: str) -> None:
+    shared = tmp_path / "shared" / "acme--tiny-awq" / lab.server.commit(REPO)
+    shared.mkdir(parents=True)
+    path, size = shared / "model-1.safetensors", len(FILES["model-1.safetensors"])
+    if kind == "endless":
+        path.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(bytes({"longer": size + (8 << 20), "shorter": size - 1}.get(kind, size)))
+    lab.server.faults["model-1.safetensors"] = Fault(status=503)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 20, limits[1]))  # so that a fault fills no disk
+    try:
+        assert lab.fetch(shared=str(tmp_path / "shared")) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (lab.partial / ".parts" / "copy").exists()
+
+
+@pytest.mark.parametrize("fault", ["full disk", "grows"])
+def test_a_copy_that_is_not_handed_on_is_not_left(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.write_bytes(b"right" if fault == "full disk" else bytes(64 << 20))
+    wanted = download.Wanted("source", 5, hashlib.sha256(b"right").hexdigest())
+    if fault == "full disk":
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(manifest, "hash_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            wanted.copied(source, copy)
+    else:
+        real = os.fstat
+        monkeypatch.setattr(os, "fstat", lambda file: as_it_was(real(file), size=5))
+        assert wanted.copied(source, copy) is None
+    assert not copy.exists()
+
+
+def as_it_was(status: os.stat_result, size: int) -> os.stat_result:
+    return os.stat_result((*status[:6], size, *status[7:]))

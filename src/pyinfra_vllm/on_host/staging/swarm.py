@@ -168,9 +168,11 @@ def keep_right(tree: Path, files: Sequence[Wanted], verified: Verified, status: 
         path, sha256 = tree / file.path, None
         if _taken_over(tree, file.path):
             status.say("checking", f"reading {file.path} ({file.size} bytes)")
-            if not _has_no_writer(path):
-                path = Path(shutil.copyfile(path, tree.parent / "copy"))
-            sha256 = file.is_content_of(path)
+            if _has_no_writer(path):
+                sha256 = file.is_content_of(path)
+            else:
+                path, shared = tree.parent / "copy", path
+                sha256 = file.copied(shared, path)
         if sha256 is None:
             wrong.append(file.path)
         else:
@@ -303,11 +305,34 @@ def _sharing(event: Mapping[str, object]) -> str:
     return f"has all of it; {lacking} of {connected} connected hosts still lack some"
 
 
+def reclaim(tree: Path, files: Sequence[Wanted]) -> None:
+    """Make root's what an earlier run left of these files; where anything leads elsewhere, all of it goes.
+
+    The peers' user could leave links, files with a second name and pipes there, and root writes to it next.
+    """
+    try:
+        for file in files:
+            with suppress(FileNotFoundError):
+                _take_over(tree, file.path)
+    except OSError:
+        shutil.rmtree(tree)
+
+
 def _taken_over(tree: Path, path: str) -> bool:
-    """Make a file that the peers' user left root's, and the folders above it; whether there is such a file.
+    """Whether there is such a file; it is root's then (_take_over)."""
+    try:
+        _take_over(tree, path)
+    except OSError:
+        return False
+    return True
+
+
+def _take_over(tree: Path, path: str) -> None:
+    """Make a file that the peers' user left root's, and the folders above it.
 
     Nobody else can open it for writing from then on. Each folder is opened in its turn, so that a link put in
-    its place leads nowhere.
+    its place leads nowhere. Raises FileNotFoundError where it is not there, another OSError where it is not a
+    file of one name, or a link is on the way.
     """
     folder = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -319,16 +344,13 @@ def _taken_over(tree: Path, path: str) -> bool:
             folder = below
             _make_roots(folder, 0o755)
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:  # not there, or a link
-        return False
     finally:
         os.close(folder)
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            return False
+            raise OSError(f"{path} is not a file of one name")
         _make_roots(file, 0o644)
-        return True
     finally:
         os.close(file)
 

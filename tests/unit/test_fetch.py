@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -468,25 +469,48 @@ def test_a_link_in_what_an_earlier_run_shared_is_not_followed(lab: Lab, tmp_path
     assert (tree / "additional_chat_templates/rag.jinja").read_bytes() == content
 
 
-@pytest.mark.parametrize("kind", ["longer", "shorter", "endless", "pipe", "other content"])
-def test_a_shared_folder_costs_no_more_than_the_file_is_long(lab: Lab, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["longer", "shorter", "endless", "pipe", "folder", "missing", "other content"]
+)
+def test_nothing_but_a_file_of_that_size_is_copied(kind: str, tmp_path: Path) -> None:
+    source, copy, size = tmp_path / "source", tmp_path / "copy", 5
+    if kind == "endless":
+        source.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(source)
+    elif kind == "folder":
+        source.mkdir()
+    elif kind != "missing":
+        source.write_bytes(bytes({"longer": 64 << 20, "shorter": size - 1}.get(kind, size)))
+    wanted = download.Wanted("source", size, hashlib.sha256(b"right").hexdigest())
+    with at_most(32 << 20):
+        if kind in ("missing", "folder"):
+            with pytest.raises(OSError, match=r"No such file|Is a directory"):
+                wanted.copied(source, copy)
+        else:
+            assert wanted.copied(source, copy) is None
+    assert not copy.exists()
+
+
+@pytest.mark.thorough
+def test_an_endless_file_in_a_shared_folder_is_left_to_the_hub(lab: Lab, tmp_path: Path) -> None:
     shared = tmp_path / "shared" / "acme--tiny-awq" / lab.server.commit(REPO)
     shared.mkdir(parents=True)
-    path, size = shared / "model-1.safetensors", len(FILES["model-1.safetensors"])
-    if kind == "endless":
-        path.symlink_to("/dev/zero")
-    elif kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.write_bytes(bytes({"longer": size + (8 << 20), "shorter": size - 1}.get(kind, size)))
-    lab.server.faults["model-1.safetensors"] = Fault(status=503)
+    (shared / "model-1.safetensors").symlink_to("/dev/zero")
+    with at_most(64 << 20):
+        assert lab.fetch(shared=str(tmp_path / "shared")) == 0
+    lab.assert_complete()
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """No file grows beyond that, so that a fault fills no disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 20, limits[1]))  # so that a fault fills no disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        assert lab.fetch(shared=str(tmp_path / "shared")) == 1
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not (lab.partial / ".parts" / "copy").exists()
 
 
 @pytest.mark.parametrize("fault", ["full disk", "grows"])

@@ -25,7 +25,6 @@ PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FIL
 FINAL_STATUS = frozenset(range(400, 500)) - {408, 416, 425, 429}  # asking again will not help
 
 COPIED_BYTES = 8 << 20  # at once
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in a file's place does not hold it up
 
 
 class FetchError(TaskError):
@@ -62,7 +61,7 @@ class Wanted:
         """
         sha256 = None
         try:
-            with os.fdopen(os.open(source, _READ), "rb") as file:
+            with open(source, "rb", opener=_at_once) as file:
                 there = os.fstat(file.fileno())
                 if not stat.S_ISREG(there.st_mode) or there.st_size != self.size:
                     return None
@@ -105,6 +104,11 @@ class Source:
 
 Verified = Callable[[Wanted, Path, str], None]
 Progress = Callable[[int], None]
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file; a pipe in its place does not hold that up."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class Download:

@@ -17,9 +17,15 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 def endpoint() -> str:
     """The Hub's base URL without a slash at its end.
 
-    Raises DeclarationError for a variable that holds no such URL.
+    Raises DeclarationError for a variable that holds no such URL, or a password: plans, logs and the hosts'
+    status files name the Hub.
     """
     declared = os.environ.get(VARIABLE) or DEFAULT_ENDPOINT
+    if set("@?#") & set(declared):  # whichever of these a password may have in it
+        raise DeclarationError(
+            f"The environment variable {VARIABLE} (not shown) must be a URL like {DEFAULT_ENDPOINT}, without"
+            " user, password or query. A token goes into HF_TOKEN. Nothing was touched."
+        )
     try:
         parts = urlsplit(declared)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

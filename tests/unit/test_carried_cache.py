@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
+import hashlib
+import json
 import os
+import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from simulated import bottomless
 
+from pyinfra_vllm.on_host.inspect import disk
 from pyinfra_vllm.on_host.server import carried_cache, compile_cache
 from pyinfra_vllm.on_host.staging import prune
 
@@ -153,3 +159,60 @@ def test_folders_within_folders_without_end_are_noted_in_part(caches: tuple[Path
     bottomless(old, 3000)
     assert carried_cache.note(old, noted) == 2
     prune.remove(old / "d")  # pytest could not
+
+
+@pytest.mark.parametrize(
+    "name", ["{folder}/victim.so", "../victim.so", "a/../../victim.so", "./a", ".", "", "a//b"]
+)
+def test_a_listed_name_of_another_place_is_never_opened(caches: tuple[Path, Path, Path], name: str) -> None:
+    """Whoever wrote the list."""
+    old, new, noted = caches
+    victim = new.with_name("victim.so")
+    victim.write_bytes(b"precious")
+    digest = hashlib.sha256(b"precious").hexdigest()
+    noted.write_text(json.dumps({"files": {name.format(folder=new.parent): [digest, 8]}}))
+    assert carried_cache.carry(noted, old, new, USER) == (0, 0)
+    assert victim.read_bytes() == b"precious" and names(new) == set()
+
+
+def test_a_full_disk_leaves_nothing_of_a_cache(
+    caches: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, noted = caches
+    carried_cache.note(old, noted)
+    read = carried_cache.read
+
+    def full(cache: Path, name: str, *more: object) -> object:
+        read(cache, name, *more)  # type: ignore[arg-type]
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(carried_cache, "read", full)
+    with pytest.raises(OSError, match="No space left"):
+        carried_cache.carry(noted, old, new, USER)
+    assert not new.with_name(".new.partial").exists() and names(new) == set()
+
+
+def test_a_cache_for_which_the_disk_has_no_room_is_not_carried(
+    caches: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, noted = caches
+    carried_cache.note(old, noted)
+    free = 5004 + disk.MARGIN_BYTES
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free - 1))
+    with pytest.raises(OSError, match="no room"):
+        carried_cache.carry(noted, old, new, USER)
+    assert not new.with_name(".new.partial").exists() and names(new) == set()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert carried_cache.carry(noted, old, new, USER) == (2, 5004)
+
+
+def test_a_file_that_grew_is_not_copied_beyond_what_was_noted(
+    caches: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Its server is at work: what was looked at before the copy may be gigabytes by now."""
+    old, _, noted = caches
+    carried_cache.note(old, noted)
+    (old / "triton/kernel.so").write_bytes(bytes(5 << 20))
+    with (tmp_path / "copy").open("w+b") as copy:
+        assert carried_cache.read(old, "triton/kernel.so", time.monotonic() + 60, copy, 4) is None
+        assert copy.tell() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import getpass
+import gzip
 import hashlib
 import io
 import json
@@ -112,6 +113,89 @@ def test_an_archive_that_did_not_arrive_whole_leaves_nothing(
     (taker.carried_cache(RELEASE) / "pieces/00001").write_bytes(b"garbage")
     with pytest.raises(compiled.Unusable, match="did not arrive as it was sent"):
         compiled.take(taker, RELEASE, sha256, "gpu-1")
+    assert not taker.carried_cache(RELEASE).exists()
+
+
+def packed(listed: object, *members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    """An archive that another host's root made at will."""
+    data, content = io.BytesIO(), json.dumps({"files": listed}).encode()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for member, bytes_of_it in (*members, (tarfile.TarInfo(compiled.LISTED), content)):
+            member.size = len(bytes_of_it)
+            archive.addfile(member, io.BytesIO(bytes_of_it))
+    return data.getvalue()
+
+
+def took(taker: ServicePaths, data: bytes) -> int:
+    (compiled.expect(taker, RELEASE) / "00000").write_bytes(data)
+    return compiled.take(taker, RELEASE, hashlib.sha256(data).hexdigest(), "gpu-1")
+
+
+@pytest.mark.parametrize("name", ["/VICTIM", "../../../../../VICTIM", "a/../../../../../../VICTIM"])
+def test_a_name_beyond_the_folder_is_not_noted_and_its_file_stays(
+    taker: ServicePaths, tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim.so"
+    victim.write_bytes(b"precious")
+    name = str(victim) if name == "/VICTIM" else name.replace("VICTIM", victim.name)
+    assert took(taker, packed({name: [hashlib.sha256(b"precious").hexdigest(), 8]})) == 0
+    assert json.loads((taker.carried_cache(RELEASE) / compiled.LISTED).read_text())["files"] == {}
+    assert given(taker) == set() and victim.read_bytes() == b"precious"
+
+
+def test_only_what_was_unpacked_is_noted(taker: ServicePaths) -> None:
+    digest = hashlib.sha256(b"ELF!").hexdigest()
+    kernel = (tarfile.TarInfo("files/kernel.so"), b"ELF!")
+    assert took(taker, packed({"kernel.so": [digest, 1 << 60], "missing.so": [digest, 4]}, kernel)) == 1
+    noted = json.loads((taker.carried_cache(RELEASE) / compiled.LISTED).read_text())["files"]
+    assert noted == {"kernel.so": [digest, 4]}
+    assert given(taker) == {"kernel.so"}
+
+
+def test_a_sparse_file_is_not_unpacked(taker: ServicePaths) -> None:
+    """An archive of some kB that would become 64 MiB."""
+    size = 64 << 20
+    sparse = tarfile.TarInfo("files/x.so")
+    sparse.pax_headers = {
+        "GNU.sparse.map": f"{size - 1},1",
+        "GNU.sparse.size": str(size),
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+    }
+    assert took(taker, packed({"x.so": ["0" * 64, size]}, (sparse, b"x"))) == 0
+    assert not (taker.carried_cache(RELEASE) / compiled.FILES / "x.so").exists()
+
+
+@pytest.mark.parametrize(
+    "bound", ["bytes", "list", "files", "compressed", "no list", "no sums", "deep", "time"]
+)
+def test_an_archive_beyond_a_bound_leaves_nothing(
+    taker: ServicePaths, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    names = [f"{number}.so" for number in range(4)]
+    files = [(tarfile.TarInfo(f"files/{name}"), bytes(3000)) for name in names]
+    listed: object = {name: ["0" * 64, 3000] for name in names}
+    if bound == "bytes":
+        monkeypatch.setattr(compiled, "MOST_BYTES", 10_000)
+    elif bound == "list":
+        monkeypatch.setattr(compiled, "MOST_LISTED", 100)
+    elif bound == "files":
+        monkeypatch.setattr(carried_cache, "MOST_FILES", 3)
+    elif bound == "no sums":
+        listed = dict.fromkeys(names, 7)
+    elif bound == "time":
+        files[0][0].mtime = 1e300
+    data = packed(listed, *files)
+    if bound == "compressed":
+        data = gzip.compress(data)
+    elif bound == "no list":
+        data = packed(listed, *files).replace(compiled.LISTED.encode(), b"other.json")
+        assert compiled.LISTED.encode() not in data
+    elif bound == "deep":
+        nested = (tarfile.TarInfo(compiled.LISTED), b"[" * 100_000)
+        data = packed(listed, nested)
+    with pytest.raises(compiled.Unusable):
+        took(taker, data)
     assert not taker.carried_cache(RELEASE).exists()
 
 

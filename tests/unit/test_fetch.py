@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from typing import Any
 import pytest
 from hub_server import Fault, HubServer, serving
 
-from pyinfra_vllm.on_host.staging import fetch
+from pyinfra_vllm.on_host.staging import download, fetch, pieces
 from pyinfra_vllm.on_host.state import manifest
 
 REPO = "acme/tiny-awq"
@@ -452,3 +455,85 @@ def test_nothing_is_written_through_a_link(lab: Lab, where: str) -> None:
     link.symlink_to(target)
     assert "is a symbolic link" in lab.error()
     assert list(target.iterdir()) == []
+
+
+def test_a_link_in_what_an_earlier_run_shared_is_not_followed(lab: Lab, tmp_path: Path) -> None:
+    outside, tree = tmp_path / "outside", lab.partial / ".parts" / lab.server.commit(REPO)
+    outside.mkdir()
+    tree.mkdir(parents=True)
+    (tree / "additional_chat_templates").symlink_to(outside)
+    total = sum(map(len, FILES.values()))
+    assert lab.fetch(part={"begin": 0, "end": total, "piece": pieces.piece_bytes(total)}) == 0
+    assert list(outside.iterdir()) == []
+    content = FILES["additional_chat_templates/rag.jinja"]
+    assert (tree / "additional_chat_templates/rag.jinja").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "kind", ["longer", "shorter", "endless", "pipe", "folder", "missing", "other content"]
+)
+def test_nothing_but_a_file_of_that_size_is_copied(kind: str, tmp_path: Path) -> None:
+    source, copy, size = tmp_path / "source", tmp_path / "copy", 5
+    if kind == "endless":
+        source.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(source)
+    elif kind == "folder":
+        source.mkdir()
+    elif kind != "missing":
+        source.write_bytes(bytes({"longer": 64 << 20, "shorter": size - 1}.get(kind, size)))
+    wanted = download.Wanted("source", size, hashlib.sha256(b"right").hexdigest())
+    with at_most(32 << 20):
+        if kind in ("missing", "folder"):
+            with pytest.raises(OSError, match=r"No such file|Is a directory"):
+                wanted.copied(source, copy)
+        else:
+            assert wanted.copied(source, copy) is None
+    assert not copy.exists()
+
+
+@pytest.mark.thorough
+def test_an_endless_file_in_a_shared_folder_is_left_to_the_hub(lab: Lab, tmp_path: Path) -> None:
+    shared = tmp_path / "shared" / "acme--tiny-awq" / lab.server.commit(REPO)
+    shared.mkdir(parents=True)
+    (shared / "model-1.safetensors").symlink_to("/dev/zero")
+    with at_most(64 << 20):
+        assert lab.fetch(shared=str(tmp_path / "shared")) == 0
+    lab.assert_complete()
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """No file grows beyond that, so that a fault fills no disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("fault", ["full disk", "grows"])
+def test_a_copy_that_is_not_handed_on_is_not_left(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.write_bytes(b"right" if fault == "full disk" else bytes(64 << 20))
+    wanted = download.Wanted("source", 5, hashlib.sha256(b"right").hexdigest())
+    if fault == "full disk":
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(manifest, "hash_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            wanted.copied(source, copy)
+    else:
+        real = os.fstat
+        monkeypatch.setattr(os, "fstat", lambda file: as_it_was(real(file), size=5))
+        assert wanted.copied(source, copy) is None
+    assert not copy.exists()
+
+
+def as_it_was(status: os.stat_result, size: int) -> os.stat_result:
+    return os.stat_result((*status[:6], size, *status[7:]))

@@ -218,6 +218,26 @@ def test_a_hub_that_is_no_url_is_2_and_said_before_its_client_is_imported(
     assert not LOCK_FILE.exists()
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://ann:hunter2@hub.example",
+        "https://hunter2@hub.example/hf",
+        "https://ann:hun/hunter2@hub.example",
+        "https://hub.example/?token=hunter2",
+    ],
+)
+def test_a_hub_s_url_with_a_password_is_refused_and_not_shown(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stand in plans, in logs and in the hosts' status files."""
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    for ask in (hub_endpoint.endpoint, hub_endpoint.check):
+        with pytest.raises(DeclarationError, match="HF_ENDPOINT") as error:
+            ask()
+        assert "hunter2" not in str(error.value) and "HF_TOKEN" in str(error.value)
+
+
 def test_what_a_damaged_hub_s_url_carries_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://ann:hunter2@hub.example:99999")
     with pytest.raises(DeclarationError) as error:

@@ -171,6 +171,26 @@ def test_what_is_not_ours_stays(storage: Storage) -> None:
     assert storage.prunable() == SPARE
 
 
+@pytest.mark.parametrize("path", [".team", ".cache-x/venv", "team/venv", ".own.pruned"])
+def test_a_runtime_in_use_stays_whatever_its_name(storage: Storage, path: str) -> None:
+    """`runtime.path` may be declared anywhere, also among ours."""
+    runtime = storage.root / "runtimes" / path
+    (runtime / "bin").mkdir(parents=True)
+    (runtime.parent / ".building").touch()  # as of an installation around it that was interrupted
+    document = storage.chat.release(B) / "release.json"
+    content = json.loads(document.read_text())
+    content["runtime"]["path"] = str(runtime)
+    document.chmod(0o644)
+    document.write_text(json.dumps(content))
+    storage.prune()
+    assert (runtime / "bin").is_dir()
+
+
+def test_a_venv_of_the_operator_stays_though_no_release_names_it_yet(storage: Storage) -> None:
+    (storage.root / "runtimes" / ".team" / "bin").mkdir(parents=True)
+    assert storage.prunable() == SPARE
+
+
 @pytest.mark.parametrize("where", ["checkpoints", "checkpoints/org--model",
 f"checkpoints/org--model/{'e' * 40}", "runtimes", "chat", "chat/releases"])  # fmt: skip
 def test_no_link_leads_a_delete_out_of_the_root(

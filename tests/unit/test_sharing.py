@@ -178,6 +178,7 @@ def test_few_get_the_token_and_all_are_told_of_each_other(units: Units) -> None:
         assert asks["swarm"]["hashes"] == made.hashes
         assert len(asks["swarm"]["peers"]) == 4
         assert "IPAddressDeny=any" in properties
+        assert f"RuntimeMaxSec={3600 + TOTAL // (256 << 10)}" in properties, "whatever happens there"
         allowed = next(line for line in properties if line.startswith("IPAddressAllow="))
         assert sorted(allowed.removeprefix("IPAddressAllow=").split()) == [f"10.0.0.{n}" for n in range(1, 6)]
         assert name not in str(asks)

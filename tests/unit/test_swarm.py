@@ -311,6 +311,53 @@ def test_file_that_somebody_may_still_write_to_is_copied(tmp_path: Path) -> None
     assert (tree / "more/held.bin").read_bytes() == b"WRONG"
 
 
+@pytest.mark.parametrize("left", ["link to a folder", "link", "second name", "pipe", "file for a folder"])
+def test_tree_that_leads_elsewhere_is_not_used_again(tmp_path: Path, left: str) -> None:
+    """Its user could have left anything in the tree, and root writes there in the next run."""
+    outside, tree = tmp_path / "outside", tmp_path / "tree"
+    outside.mkdir()
+    (outside / "model.bin").write_bytes(b"precious")
+    tree.mkdir()
+    if left == "link to a folder":
+        (tree / "more").symlink_to(outside)
+    elif left == "file for a folder":
+        (tree / "more").write_bytes(b"")
+    else:
+        (tree / "more").mkdir()
+    if left == "link":
+        (tree / "more/model.bin").symlink_to(outside / "model.bin")
+    elif left == "second name":
+        os.link(outside / "model.bin", tree / "more/model.bin")
+    elif left == "pipe":
+        os.mkfifo(tree / "more/model.bin")
+    swarm.reclaim(tree, [Wanted("missing/model.bin", 5, "0" * 64), Wanted("more/model.bin", 5, "0" * 64)])
+    assert not tree.exists()
+    assert (outside / "model.bin").read_bytes() == b"precious"
+    assert (outside / "model.bin").stat().st_mode & 0o777 == 0o644
+
+
+def test_tree_without_tricks_is_used_again(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir(mode=0o777)
+    (tmp_path / "more/model.bin").write_bytes(b"right")
+    swarm.reclaim(tmp_path, [Wanted("more/model.bin", 5, "0" * 64), Wanted("missing/x", 5, "0" * 64)])
+    assert (tmp_path / "more/model.bin").read_bytes() == b"right"
+    assert (tmp_path / "more").stat().st_mode & 0o777 == 0o755
+    swarm.reclaim(tmp_path / "never", [Wanted("x", 5, "0" * 64)])
+
+
+def test_file_that_grew_while_others_may_write_is_not_copied_whole(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    path = tree / "grown.bin"
+    path.write_bytes(b"right")
+    wanted = Wanted("grown.bin", 5, hashlib.sha256(b"right").hexdigest())
+    with path.open("r+b") as writer:
+        writer.truncate(64 << 20)
+        status = Status(tmp_path / "status.json")
+        assert swarm.keep_right(tree, [wanted], lambda *_: None, status) == ["grown.bin"]
+    assert not (tmp_path / "copy").exists()
+
+
 @pytest.mark.parametrize("name", ["second.bin", "pipe.bin"])
 def test_file_with_a_second_name_and_no_file_are_not_taken(tmp_path: Path, name: str) -> None:
     (tmp_path / "second.bin").write_bytes(b"right")
@@ -341,6 +388,66 @@ def test_invalid_output_of_the_child_raises_no_unexpected_error(
     assert fleet.start(0, swarm=order).wait(60) == 1
     assert fleet.status(0)["error"].startswith("not all of it came from the other hosts: ")
     assert "Traceback" not in fleet.log(0)
+
+
+ENDLESS = 'while :; do echo "{event}"; sleep 0.1; done'
+
+
+@pytest.mark.parametrize(
+    "script, reason",
+    [
+        ("exec sleep 60", "said nothing for"),
+        ("exec 1>&-; exec sleep 60", "said nothing for"),
+        (ENDLESS.replace("{event}", '{\\"checking\\": true}'), "sent 0 bytes"),
+        ("b=0; " + ENDLESS.replace("{event}", '{\\"bytes\\": $((b += 999999))}'), "less than 65536 bytes/s"),
+        (ENDLESS.replace("{event}", '{\\"whole\\": true}'), "did not end by itself"),
+        ("echo '{\"whole\": true}'; exec sleep 60", "said nothing for"),
+    ],
+    ids=["mute", "closed", "checking", "beyond its end", "whole", "whole and mute"],
+)
+def test_child_that_never_ends_is_ended(
+    script: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(swarm, "SHORTEST_S", 1.0)
+    file = Wanted("model.bin", 2_000_000, "0" * 64)
+    order = swarm.Order(
+        str(python),
+        pieces.SMALLEST_PIECE,
+        "ab" * 20,
+        "127.0.0.1",
+        1,
+        (("127.0.0.2", 1),),
+        stall_s=2.0,
+        user=getpass.getuser(),
+    )
+    shared = swarm.Swarm(order, tmp_path / "parts" / "tree", [file], Status(tmp_path / "status.json"))
+    began = time.monotonic()
+    assert reason in shared.run([file], lambda *_: None, lambda _: None)
+    assert time.monotonic() - began < 20
+
+
+def test_what_is_here_and_right_counts_however_its_child_ended(tmp_path: Path) -> None:
+    python, tree, kept = tmp_path / "python", tmp_path / "parts" / "tree", []
+    python.write_text('#!/bin/sh\necho \'{"whole": true}\'; echo \'{"error": "a crash"}\'\n')
+    python.chmod(0o755)
+    tree.mkdir(parents=True)
+    (tree / "model.bin").write_bytes(b"right")
+    file = Wanted("model.bin", 5, hashlib.sha256(b"right").hexdigest())
+    order = swarm.Order(
+        str(python),
+        pieces.SMALLEST_PIECE,
+        "ab" * 20,
+        "127.0.0.1",
+        1,
+        (("127.0.0.2", 1),),
+        user=getpass.getuser(),
+    )
+    shared = swarm.Swarm(order, tree, [file], Status(tmp_path / "status.json"))
+    assert shared.run([file], lambda file, *_: kept.append(file.path), lambda _: None) == ""
+    assert kept == ["model.bin"]
 
 
 @pytest.mark.thorough

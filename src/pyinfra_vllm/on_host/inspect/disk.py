@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MOUNTS = "/proc/self/mountinfo"
+# Stays free: releases, evidence and logs; vLLM's compile cache of a model was under 300 MiB.
+MARGIN_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True)

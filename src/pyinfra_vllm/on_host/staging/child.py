@@ -1,21 +1,26 @@
 """Another Python that runs a module of `in_runtime/`: one line of JSON in, lines of JSON out.
 
-It may be any Python of the host, and may talk to other machines: its output is read with bounds.
+It may be any Python of the host, and may talk to other machines: its output is read with bounds, and nothing
+here waits for it without one.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pkgutil
 import queue
+import select
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Callable, cast
 
 POLL_S = 0.2
+ORDER_S = 60.0  # for a child to read its order: a pipe holds 64 KiB, an order may have more
 LONGEST_LINE, MOST_LINES = 1 << 16, 10_000  # bytes of one line, and lines that wait to be read
 
 Event = dict[str, Any]
@@ -25,7 +30,7 @@ Event = dict[str, Any]
 def told(
     python: str, module: str, name: str, order: Mapping[str, Any], **options: Any
 ) -> Iterator[Iterator[Event | None]]:
-    """The events of a child, and a None every POLL_S in between. It is killed when the block is left.
+    """The events of a child, and a None every POLL_S, whatever it does. It is killed when the block is left.
 
     Its standard input stays open until then: the end of it tells the child that we are gone. That it can't be
     started, or failed, is an event with `error` and `kind`: "client" where trying again would not help.
@@ -46,19 +51,33 @@ def told(
     _reading(child.stdout, lines.put)
     said = _reading(child.stderr, last_words.append)
     try:
-        with suppress(BrokenPipeError):  # it ended at once: its own last words say why
-            stdin.write(json.dumps(order).encode() + b"\n")
-            stdin.flush()
-        yield _events(child, name, lines, said, last_words)
+        if _took(stdin, json.dumps(order).encode() + b"\n"):
+            yield _events(child, name, lines, said, last_words)
+        else:
+            yield iter([_failed("client", f"{name} did not read its order for {ORDER_S:.0f} s")])
     finally:
         child.kill()
-        with suppress(BrokenPipeError):
-            stdin.close()
+        stdin.close()
         child.wait()
 
 
 def _failed(kind: str, error: str) -> Event:
     return {"path": "", "kind": kind, "error": error}
+
+
+def _took(stdin: IO[bytes], order: bytes) -> bool:
+    """Whether the child reads its order within ORDER_S.
+
+    Past the file's own buffer, so that closing it never waits for the rest to be read.
+    """
+    os.set_blocking(stdin.fileno(), False)
+    until = time.monotonic() + ORDER_S
+    with suppress(BrokenPipeError):  # it ended at once: its own last words say why
+        while order:
+            if not select.select([], [stdin], [], max(0.0, until - time.monotonic()))[1]:
+                return False
+            order = order[os.write(stdin.fileno(), order) :]
+    return True
 
 
 def _events(
@@ -68,17 +87,25 @@ def _events(
     said: threading.Thread,
     last_words: deque[bytes],
 ) -> Iterator[Event | None]:
+    ticked = time.monotonic()
     while True:
+        if time.monotonic() - ticked >= POLL_S:
+            ticked = time.monotonic()
+            yield None
         try:
             line = lines.get(timeout=POLL_S)
         except queue.Empty:
-            yield None
             continue
         if line is None:
             break
         yield _event(line)
+    while child.poll() is None:  # it closed its output first, and may live on
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(POLL_S)
+            break
+        yield None
     said.join(POLL_S * 5)
-    if child.wait() != 0:
+    if child.returncode != 0:
         words = b" ".join(word for word in last_words if word).decode(errors="replace")
         # By itself it ends with 0 whatever others do: this is a Python in which it can't work. A signal may
         # pass.

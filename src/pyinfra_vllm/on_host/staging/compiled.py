@@ -20,8 +20,9 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ..inspect import gpus, nvidia
 from ..server import carried_cache
@@ -29,6 +30,7 @@ from ..state import durable
 from ..state.paths import ServicePaths
 
 MOST_BYTES = 512 << 20  # of one cache: it goes to each host over SSH
+MOST_LISTED = 32 << 20  # bytes of the list: 50,000 files with names of some hundred letters
 PIECE = 8 << 20
 LIMIT_S = 60.0
 CPUINFO = Path("/proc/cpuinfo")
@@ -109,7 +111,7 @@ def expect(paths: ServicePaths, release_id: str) -> Path:
 def take(paths: ServicePaths, release_id: str, sha256: str, donor: str) -> int:
     """Unpack the pieces for the next switch to the release; returns the number of files.
 
-    Raises Unusable where they are not the archive of that sum, and leaves nothing then.
+    Raises Unusable where they are not the archive of that sum, or no such archive, and leaves nothing then.
     """
     folder, pieces = paths.carried_cache(release_id), _pieces(paths, release_id)
     try:
@@ -124,9 +126,9 @@ def take(paths: ServicePaths, release_id: str, sha256: str, donor: str) -> int:
         shutil.rmtree(pieces)
         whole.unlink()
         durable.write_json(folder / LISTED, {"files": files, "from": donor})
-    except (OSError, tarfile.TarError, ValueError, Unusable) as error:
+    except Exception as error:  # another host made the archive: tarfile and json fail at one in many ways
         shutil.rmtree(folder, ignore_errors=True)
-        raise Unusable(str(error)) from error
+        raise Unusable(str(error) or type(error).__name__) from error
     return len(files)
 
 
@@ -155,7 +157,7 @@ def _added(
     """Adds the files that still are what was noted; yields their names, sums and sizes."""
     for name, (digest, size) in listed.items():
         with tempfile.TemporaryFile() as copy:
-            found = carried_cache.read(cache, name, until, copy)
+            found = carried_cache.read(cache, name, until, copy, size)
             if found is None or found[0] != digest:
                 continue
             member = tarfile.TarInfo(f"{FILES}/{name}")
@@ -174,31 +176,43 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
         archive.addfile(member, file)
 
 
-def _unpack(whole: Path, to: Path) -> dict[str, Any]:
-    """The list of the files. Nothing but regular files of that list is unpacked, and nothing twice."""
-    with tarfile.open(whole) as archive:
-        told = archive.extractfile(LISTED)
-        if told is None:
-            raise Unusable("the compile cache comes without a list")
-        files: dict[str, Any] = json.load(told)["files"]
-        left = {f"{FILES}/{name}": name for name in files if _is_plain(name)}
-        for member in archive:
-            name = left.pop(member.name, None)
-            if name is None or not member.isreg():
+def _unpack(whole: Path, to: Path) -> dict[str, list[Any]]:
+    """Unpack the files of the list; returns those that came, with their sums and sizes.
+
+    Nothing but regular files, nothing twice, and not more than may be given: the archive is another host's,
+    and a compressed or sparse one of some kilobytes could fill the disk.
+    """
+    files: dict[str, list[Any]] = {}
+    total = 0
+    with tarfile.open(whole, "r:") as archive:
+        members = [member for member in islice(archive, carried_cache.MOST_FILES + 1) if _is_plain(member)]
+        listed = _listed(archive, members)
+        for member in members:
+            name = member.name.removeprefix(f"{FILES}/")
+            if name == member.name or name not in listed or name in files:
                 continue
-            source = archive.extractfile(member)
-            assert source is not None
+            total += member.size
+            if total > MOST_BYTES:
+                raise Unusable(f"the compile cache has more than {MOST_BYTES >> 20} MiB")
             target = to / name
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _private(target) as file:
-                shutil.copyfileobj(source, file)
+                shutil.copyfileobj(cast("IO[bytes]", archive.extractfile(member)), file)
             target.chmod(0o700 if member.mode & 0o100 else 0o600)
             os.utime(target, (member.mtime, member.mtime))
+            files[name] = [listed[name], member.size]
     return files
 
 
-def _is_plain(name: str) -> bool:
-    """Whether it is a relative path that stays below its folder, of a file that may be carried at all."""
-    path = Path(name)
-    plain = not path.is_absolute() and ".." not in path.parts and str(path) == name
-    return plain and carried_cache.may_be_carried(path.name)
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    """Whether it is a regular file with all its bytes in the archive."""
+    return member.isreg() and not member.issparse()
+
+
+def _listed(archive: tarfile.TarFile, members: list[tarfile.TarInfo]) -> dict[str, str]:
+    """The sums of the files in the archive's list, of those that may be carried."""
+    told = next((member for member in members if member.name == LISTED), None)
+    if told is None or told.size > MOST_LISTED:
+        raise Unusable("the compile cache comes without a list that can be read")
+    files = json.load(cast("IO[bytes]", archive.extractfile(told)))["files"]
+    return {name: str(digest) for name, (digest, _) in files.items() if carried_cache.may_be_carried(name)}

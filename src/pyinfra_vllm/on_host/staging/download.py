@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from . import child
 
 PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 FINAL_STATUS = frozenset(range(400, 500)) - {408, 416, 425, 429}  # asking again will not help
+
+COPIED_BYTES = 8 << 20  # at once
 
 
 class FetchError(TaskError):
@@ -49,6 +52,28 @@ class Wanted:
             return None
         sha256 = manifest.hash_file(path)
         return sha256 if self.sha256 in (None, sha256) else None
+
+    def copied(self, source: Path, to: Path) -> str | None:
+        """Copy a file that others may write to; its sha256 as `is_content_of`.
+
+        Nothing is copied but a regular file of this size, and no more than that. A copy with other content is
+        removed. Raises OSError, and leaves no copy then.
+        """
+        sha256 = None
+        try:
+            with open(source, "rb", opener=_at_once) as file:
+                there = os.fstat(file.fileno())
+                if not stat.S_ISREG(there.st_mode) or there.st_size != self.size:
+                    return None
+                with to.open("wb") as copy:
+                    left = self.size
+                    while left and (chunk := file.read(min(left, COPIED_BYTES))):
+                        left -= copy.write(chunk)
+            sha256 = self.is_content_of(to)
+        finally:
+            if sha256 is None:
+                to.unlink(missing_ok=True)
+        return sha256
 
 
 @dataclass(frozen=True)
@@ -79,6 +104,11 @@ class Source:
 
 Verified = Callable[[Wanted, Path, str], None]
 Progress = Callable[[int], None]
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file; a pipe in its place does not hold that up."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class Download:

@@ -82,6 +82,7 @@ def _fetch_part(request: Request, part: swarm.Part, status: Progress) -> None:
 
 def _bring_back(request: Request) -> None:
     """Files of an interrupted download go into the tree that is shared; each is verified again in the end."""
+    swarm.reclaim(request.tree, request.files)
     for file in request.files:
         here, there = request.partial / file.path, request.tree / file.path
         if here.is_file() and not here.is_symlink() and not there.exists():
@@ -171,8 +172,7 @@ def _copy(request: Request, status: Progress, todo: list[Wanted], keep: Verified
         part = request.parts / "copy"
         try:
             status.say("copying", f"{folder / file.path} ({file.size} bytes)")
-            shutil.copyfile(folder / file.path, part)
-            sha256 = file.is_content_of(part)
+            sha256 = file.copied(folder / file.path, part)
         except OSError as error:
             status.say("copying", f"{folder / file.path} can't be had: {error.strerror}")
             continue

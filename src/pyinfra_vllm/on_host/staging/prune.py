@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..inspect.checkpoints import PARTIAL, used_bytes
-from ..inspect.runtime import BUILDING, RECORD
+from ..inspect.runtime import BUILDING, CACHE, RECORD
 from ..server import release as releases
 from ..server.hooks import RELEASE
 from ..state import durable, journal, lock
@@ -125,11 +125,13 @@ def _checkpoints(place: Path, referenced: set[Path], pinned: frozenset[str]) -> 
 
 def _runtimes(place: Path, referenced: set[Path], pinned: frozenset[str]) -> Iterator[Item]:
     for directory in _folders(place):
-        ours = (directory / RECORD).is_file() or (directory / BUILDING).is_file()
+        name, resolved = directory.name, directory.resolve()
+        if name in pinned or any(resolved == path or resolved in path.parents for path in referenced):
+            continue  # whatever it is called: `runtime.path` may lie anywhere
         # The cache of an installation that was killed, or what a prune left.
-        if directory.name.startswith("."):
+        if name.startswith(CACHE) or (name.startswith(".") and name.endswith(GONE)):
             yield _item("leftover", directory)
-        elif ours and directory.resolve() not in referenced and directory.name not in pinned:
+        elif (directory / RECORD).is_file() or (directory / BUILDING).is_file():
             yield _item("runtime", directory)
 
 

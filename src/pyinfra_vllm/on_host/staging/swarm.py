@@ -16,6 +16,7 @@ import re
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ from . import child, pieces
 from .download import Download, FetchError, Source, Stretch, Verified, Wanted, Watch
 
 QUIET_S = 30.0  # with no host connected that lacks something, sharing ends after so long
-SLOWEST = 2 << 20  # bytes/s: a minute, and as long as all takes so, is the longest that sharing may take
+# A minute, and as long as all takes at 2 MiB/s, is the longest that reading what is here may take, and again
+# that sharing may when all is here.
+SHORTEST_S, SLOWEST = 60.0, 2 << 20
 RECORD = "part.json"
 
 Progress = Callable[[int], None]
@@ -165,9 +168,11 @@ def keep_right(tree: Path, files: Sequence[Wanted], verified: Verified, status: 
         path, sha256 = tree / file.path, None
         if _taken_over(tree, file.path):
             status.say("checking", f"reading {file.path} ({file.size} bytes)")
-            if not _has_no_writer(path):
-                path = Path(shutil.copyfile(path, tree.parent / "copy"))
-            sha256 = file.is_content_of(path)
+            if _has_no_writer(path):
+                sha256 = file.is_content_of(path)
+            else:
+                path, shared = tree.parent / "copy", path
+                sha256 = file.copied(shared, path)
         if sha256 is None:
             wrong.append(file.path)
         else:
@@ -188,15 +193,21 @@ class Swarm:
     def total(self) -> int:
         return sum(file.size for file in self.files)
 
+    @property
+    def longest_s(self) -> float:
+        return SHORTEST_S + self.total / SLOWEST
+
     def run(self, todo: list[Wanted], verified: Verified, progress: Progress) -> str:
         """Fetch and share, then hand on each file whose content is right. Returns why others did not come."""
         self.tree.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.tree.parent.chmod(0o711)  # its user goes through, and sees nothing of the rest
         reason = self._take_part(complete=False, progress=progress)
         wrong = keep_right(self.tree, todo, verified, self.status)
-        if wrong and not reason:
-            reason = f"{wrong[0]} has other content than the lock file states"
-        return reason
+        if wrong:
+            return reason or f"{wrong[0]} has other content than the lock file states"
+        if reason:
+            self.status.say("sharing", f"all of it is here; {reason}")
+        return ""
 
     def serve(self) -> str:
         """Share a checkpoint that is complete, until nobody told of lacks anything."""
@@ -205,6 +216,7 @@ class Swarm:
     def _take_part(self, *, complete: bool, progress: Progress) -> str:
         """Why sharing ended before this host had everything; empty where it has."""
         watch, whole, garbage, listening = Watch(self.order), False, 0, True
+        spoke = since = time.monotonic()  # since: it began, or this host had all
         try:
             with child.told(
                 self.order.python,
@@ -216,21 +228,28 @@ class Swarm:
                 **self._as_user(complete=complete),
             ) as events:
                 for event in events:
+                    now = time.monotonic()
                     if event is None:
+                        if now - spoke > self.order.stall_s:
+                            raise FetchError(f"the child that shares it said nothing for {now - spoke:.0f} s")
                         continue
+                    spoke = now
                     if "error" in event:
                         return str(event["error"])[:400]
-                    whole = whole or event.get("whole") is True
                     garbage = max(garbage, _number(event, "garbage"))
                     listening = event.get("listening") is not False
+                    if event.get("whole") is True and not whole:
+                        whole, since = True, now
                     if whole:
                         self.status.write("sharing", message=_sharing(event))
-                    else:
-                        here = _number(event, "bytes")
-                        progress(here)
-                        if event.get("checking") is True:
-                            watch.restart()
-                        watch.check(here)
+                        if now - since > self.longest_s + self.order.stall_s:  # it ends by itself before
+                            raise FetchError(f"sharing did not end by itself for {now - since:.0f} s")
+                        continue
+                    here = min(_number(event, "bytes"), self.total)
+                    progress(here)
+                    if event.get("checking") is True and now - since < self.longest_s:
+                        watch.restart()
+                    watch.check(here)
         except FetchError as error:
             return str(error)
         finally:
@@ -271,7 +290,7 @@ class Swarm:
             "bytes_per_s": self.order.bytes_per_s,
             "complete": complete,
             "quiet_s": self.order.quiet_s,
-            "longest_s": 60 + self.total / SLOWEST,
+            "longest_s": self.longest_s,
         }
 
 
@@ -286,11 +305,34 @@ def _sharing(event: Mapping[str, object]) -> str:
     return f"has all of it; {lacking} of {connected} connected hosts still lack some"
 
 
+def reclaim(tree: Path, files: Sequence[Wanted]) -> None:
+    """Make root's what an earlier run left of these files; where anything leads elsewhere, all of it goes.
+
+    The peers' user could leave links, files with a second name and pipes there, and root writes to it next.
+    """
+    try:
+        for file in files:
+            with suppress(FileNotFoundError):
+                _take_over(tree, file.path)
+    except OSError:
+        shutil.rmtree(tree)
+
+
 def _taken_over(tree: Path, path: str) -> bool:
-    """Make a file that the peers' user left root's, and the folders above it; whether there is such a file.
+    """Whether there is such a file; it is root's then (_take_over)."""
+    try:
+        _take_over(tree, path)
+    except OSError:
+        return False
+    return True
+
+
+def _take_over(tree: Path, path: str) -> None:
+    """Make a file that the peers' user left root's, and the folders above it.
 
     Nobody else can open it for writing from then on. Each folder is opened in its turn, so that a link put in
-    its place leads nowhere.
+    its place leads nowhere. Raises FileNotFoundError where it is not there, another OSError where it is not a
+    file of one name, or a link is on the way.
     """
     folder = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -302,16 +344,13 @@ def _taken_over(tree: Path, path: str) -> bool:
             folder = below
             _make_roots(folder, 0o755)
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:  # not there, or a link
-        return False
     finally:
         os.close(folder)
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            return False
+            raise OSError(f"{path} is not a file of one name")
         _make_roots(file, 0o644)
-        return True
     finally:
         os.close(file)
 

@@ -224,16 +224,17 @@ class Switch(Judging):
 
     def _reach_new(self, turns: standby.Turns) -> None:
         """One that still sleeps since its own switch and fails to wake is started. Whoever goes back by hand
-        wants it to serve, whether it can sleep or not.
+        wants it to serve, whether it can sleep or not, and whether the requests of the other one end or not.
         """
         slept = self.service.asleep(self.order.release)
+        goal = pair.REPLACE if self.order.purpose == ROLLBACK else pair.ACTIVATE
         try:
-            turns.reach(pair.TURN_TO_NEW if self.order.purpose == ROLLBACK else pair.ACTIVATE)
+            turns.reach(goal)
         except Failed as problem:
             if not slept:
                 raise
             self.evidence.say(f"{problem}; so it is started")
-            turns.reach(pair.TURN_TO_NEW)
+            turns.reach(goal)
 
     def _point(self, new: Release) -> None:
         """With standby `current` is the old release until here, so that a power cut boots that."""

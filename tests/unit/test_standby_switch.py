@@ -81,6 +81,11 @@ def test_a_new_release_that_answers_otherwise_after_its_first_wake_goes_back(hos
     assert host.switch() == "rolled_back"
     assert host.starts == [NEW] and "stop new" in host.acts()
     ends_right(host, OLD)
+    (failed,) = [e for e in host.journal() if (e["step"], e["state"]) == ("canary", "failed")]
+    assert failed["release"] == NEW and "otherwise than before its sleep" in failed["error"]
+    progress = (host.paths.evidence / failed["tx"] / "progress.log").read_text()
+    assert f"canary of {NEW}: {failed['error']}" in progress
+    assert host.journal()[-1]["reason"] == f"the new release had to be stopped: {failed['error']}"
 
 
 def test_an_old_release_that_answers_otherwise_after_its_wake_is_started_anew(host: StandbyHost) -> None:
@@ -187,16 +192,16 @@ def test_nobody_waits_for_a_server_that_is_stopped(
 
 
 @pytest.mark.parametrize(
-    ("used", "slept_with", "room"),
+    ("used", "wakes_with", "lack"),
     [
-        (8_000, None, True),  # vLLM asks for 90 of 100 GB at its start
-        (12_000, None, False),
-        (12_000, 88_000, True),  # a wake needs no more than the server had
-        (13_000, 88_000, False),
-        (None, None, False),
+        (8_000, None, ""),  # vLLM asks for 90 of 100 GB at its start
+        (12_000, None, "90000 MiB needed, 88000 MiB free"),
+        (12_000, 88_000, ""),  # a wake needs no more than the server gave back
+        (12_001, 88_000, "88000 MiB needed, 87999 MiB free"),
+        (None, None, "nvidia-smi does not tell how much memory is in use"),
     ],
 )
-def test_room_is_what_a_start_or_a_wake_needs(used: int | None, slept_with: int | None, room: bool) -> None:
+def test_room_is_what_a_start_or_a_wake_needs(used: int | None, wakes_with: int | None, lack: str) -> None:
     card = SimpleNamespace(memory_mib=100_000, used_mib=used, instance=None)
     release = SimpleNamespace(argv=["serve", "--gpu-memory-utilization", "0.9"], gpus=None)
-    assert standby._has_room(card, release, slept_with) is room  # type: ignore[arg-type]
+    assert standby._lack(card, release, wakes_with) == lack  # type: ignore[arg-type]

@@ -174,7 +174,7 @@ class Switch(Judging):
                 after_s = self.candidate.wait_until_serving(new, limit_s, unproven_since=cursor)
                 result["after_s"] = round(after_s, 1)
             if self.turns:
-                self.turns.know_canary(pair.NEW)
+                self.turns.keep_canary(pair.NEW)
             compile_caches.note(self.paths, new, self.evidence.say)
             if self.order.purpose == ROLLBACK:
                 return Verdict(PASS, (), ("a rollback is judged by the generation check alone",))

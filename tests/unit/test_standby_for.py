@@ -200,6 +200,21 @@ def test_going_back_by_hand_from_a_busy_release_starts_one_that_fails_to_wake(
     ends_right(host, OLD)
 
 
+def test_a_recovery_wakes_the_sleeper_where_the_new_release_is_lost(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashed() -> None:
+        host.broken.add(NEW)
+        raise Killed
+
+    watched(monkeypatch, "pass", crashed)
+    with contextlib.suppress(Killed):
+        host.switch(**SLEEPS, **WATCHED)
+    assert host.recover() == ["chat: rolled_back"]
+    ends_right(host, OLD)
+    assert OLD not in host.starts
+
+
 def test_going_back_from_a_soak_that_is_cut_short_wakes_the_old_release(
     host: StandbyHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

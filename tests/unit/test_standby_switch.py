@@ -9,13 +9,27 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from standby_host import BACK, NEW, OLD, TO_NEW, StandbyHost, count_calls, die_at_every, ends_right, prepared
+from standby_host import (
+    BACK,
+    NEW,
+    OLD,
+    TO_NEW,
+    Killed,
+    StandbyHost,
+    count_calls,
+    die_at_every,
+    ends_right,
+    prepared,
+)
 
 from pyinfra_vllm.on_host.server import control, systemd
 from pyinfra_vllm.on_host.state import durable
+from pyinfra_vllm.on_host.state.journal import Journal
 from pyinfra_vllm.on_host.switch import standby
+from pyinfra_vllm.on_host.switch.transaction import Switch
 
 
 @pytest.fixture
@@ -94,6 +108,74 @@ def test_an_old_release_that_answers_otherwise_after_its_wake_is_started_anew(ho
     assert host.switch() == "rolled_back"
     assert host.starts == [NEW, OLD]
     ends_right(host, OLD)
+
+
+def lost_at_its_commit(host: StandbyHost, patch: pytest.MonkeyPatch, how: str) -> None:
+    """From its commit on the new release hangs, or ends by itself at each start."""
+    write, state = Journal.write, control.Control.state
+    lost: set[str] = set()
+
+    def wrote(this: Journal, step: str, how_far: str, **fields: Any) -> Any:
+        entry = write(this, step, how_far, **fields)
+        if step == "commit":
+            (lost if how == "hangs" else host.broken).add(NEW)
+        return entry
+
+    def told(this: control.Control) -> control.State:
+        if any(release in this.unit and release in host.servers for release in lost):
+            raise control.Mute("timed out")
+        return state(this)
+
+    patch.setattr(Journal, "write", wrote)
+    patch.setattr(control.Control, "state", told)
+
+
+@pytest.mark.parametrize("how", ["hangs", "crashes"])
+def test_a_new_release_that_is_lost_right_after_its_commit_goes_back(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    lost_at_its_commit(host, monkeypatch, how)
+    assert host.switch() == "rolled_back"
+    ends_right(host, OLD)
+    assert OLD not in host.starts and "wake old" in host.acts()
+    assert "after its commit the new release" in host.journal()[-1]["reason"]
+    assert NEW not in durable.read_json(host.paths.rejected, {})  # it passed its gate
+    acts = [e.get("act", e["step"]) for e in host.journal() if e.get("who", "new") == "new"]
+    assert "stop" not in acts[acts.index("commit") : acts.index("restore")]
+
+
+@pytest.mark.parametrize("how", ["hangs", "crashes"])
+def test_a_recovery_after_the_commit_stops_no_sleeper_that_is_all_that_can_serve(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
+    lost_at_its_commit(host, monkeypatch, how)
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(Switch, "_settle", killed)
+        host.switch()
+    assert host.servers == {OLD: "asleep", NEW: "serving"}
+    assert host.recover() == ["chat: rolled_back"]
+    ends_right(host, OLD)
+    assert host.journal()[-1]["reason"].startswith("after its commit the new release")
+    assert host.recover() == []
+
+
+def test_a_recovery_after_the_commit_stops_no_old_release_that_serves_alone(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a way back was begun, and killed, on a disk that took no entry of it."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(Switch, "_settle", killed)
+        host.switch()
+    host.servers = {OLD: "serving"}
+    assert host.recover() == ["chat: committed"]
+    ends_right(host, NEW)
 
 
 @pytest.mark.thorough

@@ -93,19 +93,23 @@ class Goal:
         is led to it, while the other sleeps. A first sleep takes seconds (5.4 for 5.7 GiB of weights on an
         H200, for host memory has to be pinned; the next 0.3), which clients would wait for on the way back
     insists: where the other's requests don't end in time it is stopped, as one that is to be down is anyway
+    stays: whoever serves was committed, and is not stopped, whatever is wrong with it: whoever goes back then
+        writes that down first
     """
 
     serves: str
     other: str
     sleeps_first: bool = False
     insists: bool = False
+    stays: bool = False
 
     @property
     def its_other(self) -> str:
         return NEW if self.serves == OLD else OLD
 
 
-BACK, FORWARD, KEEP = Goal(OLD, DOWN), Goal(NEW, DOWN), Goal(NEW, ASLEEP)
+BACK = Goal(OLD, DOWN)
+FORWARD, KEEP = Goal(NEW, DOWN, stays=True), Goal(NEW, ASLEEP, insists=True, stays=True)
 TURN_TO_OLD, TURN_TO_NEW = Goal(OLD, ASLEEP), Goal(NEW, ASLEEP)
 ACTIVATE = Goal(NEW, ASLEEP, sleeps_first=True)
 REPLACE = Goal(NEW, ASLEEP, insists=True)

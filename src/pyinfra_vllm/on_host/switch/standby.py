@@ -17,6 +17,7 @@ from ..inspect import nvidia
 from ..openai.client import ClientError
 from ..server import gpu_memory, systemd
 from ..server import release as releases
+from ..server.control import Mute, Refused
 from ..server.release import NotReady, Release
 from ..server.service import Service
 from ..state import journal
@@ -25,7 +26,7 @@ from ..state.paths import FRONT_FILES, ServicePaths, awake
 from ..state.transactions import SLEEPS_ON, Transaction
 from . import pair
 from .pair import NEW, OLD, Act
-from .two_servers import Limits, Member, TwoServers
+from .two_servers import Failed, Limits, Member, Stuck, TwoServers
 
 PASS = "X-Pyinfra-Vllm-Pass"
 # The canary questions, asked at temperature 0: the answers after each wake are those before the first sleep.
@@ -248,7 +249,7 @@ def back(service: Service, log: Journal, old_id: str, new_id: str, start_s: floa
     """Have the old release serve again, awake in a second where it sleeps. Never fails: whatever is wrong,
     both servers are stopped, but an old one that serves, and whoever called starts the old release plainly.
     """
-    if not any(entry["step"] == "activate" and entry.get("standby") for entry in log.entries()):
+    if not _has_standby(log):
         return
     try:
         old, new = releases.load(service.paths, old_id), releases.load(service.paths, new_id)
@@ -262,6 +263,36 @@ def back(service: Service, log: Journal, old_id: str, new_id: str, start_s: floa
         _stop(service, new_id)
         if not _serves(service, old_id):
             _stop(service, old_id)
+
+
+def forward(service: Service, log: Journal, old_id: str, new_id: str, start_s: float) -> str:
+    """After a commit: have the new release serve, and the old one end unless it may sleep on. Why it can't,
+    so that the old one is needed; empty where it does, and where the old one's server does not answer either.
+    """
+    if not _has_standby(log) or not _answers(service, old_id):
+        return ""
+    goal = pair.KEEP if kept(log.entries()) == old_id else pair.FORWARD
+    try:
+        old, new = releases.load(service.paths, old_id), releases.load(service.paths, new_id)
+        Turns(service, log, old, new, start_s, must=False).reach(goal)
+    except (Failed, Stuck) as problem:
+        return f"after its commit {problem}"
+    except NotReady as problem:  # there is nothing to go back to
+        service.say(str(problem))
+    return ""
+
+
+def _has_standby(log: Journal) -> bool:
+    return any(entry["step"] == "activate" and entry.get("standby") for entry in log.entries())
+
+
+def _answers(service: Service, release_id: str) -> bool:
+    """On its control socket, whatever its server does."""
+    try:
+        service.control(release_id).state()
+    except (Mute, Refused):
+        return False
+    return True
 
 
 def _serves(service: Service, release_id: str) -> bool:

@@ -23,7 +23,7 @@ from . import compile_caches, outcomes, pair, rollback, standby, unfinished
 from .base import COMMITTED, DEFERRED, FAILED, INTERRUPTED, REFUSED, RESTORE_FAILED, ROLLED_BACK, TRIED
 from .judging import Judging, Worse
 from .order import ROLLBACK, TRIAL, Order
-from .two_servers import Failed
+from .two_servers import Failed, Stuck
 
 EXIT_CODES = {
     COMMITTED: 0,
@@ -79,8 +79,11 @@ class Switch(Judging):
             self.journal.write("commit", "done", release=new.id, verdict=verdict.verdict)
         except Exception as reason:  # whatever it is: from `activate` on the only other way is back
             return self._go_back(new, reason)
-        # Where the disk refuses that, the proven release stays and recovery completes its record.
-        self._settle(new)
+        try:
+            # Where the disk refuses that, the proven release stays and recovery completes its record.
+            self._settle(new)
+        except (Failed, Stuck) as reason:
+            return self._go_back(new, Worse(f"after its commit {reason}", verdict))
         try:
             alert = self._soak(new)
         except Exception as reason:
@@ -254,10 +257,12 @@ class Switch(Judging):
             return checked
 
     def _settle(self, new: Release) -> None:
-        """Brings the links and lists in line with a commit."""
-        if self.turns:
-            if not self._sleeps_on(self.turns):
-                self.turns.reach(pair.FORWARD)  # whoever waits for the old release is answered first
+        """Brings the links and lists in line with a commit.
+
+        Raises Failed or Stuck where the new release serves no more.
+        """
+        if self.turns:  # whoever waits for the old release is answered before that is stopped
+            self.turns.reach(pair.KEEP if self._sleeps_on(self.turns) else pair.FORWARD)
             self._stop_others()
         self.service.mend_links()  # somebody may have disabled the unit meanwhile
         given_up = (self.order.reason or outcomes.BY_HAND) if self.order.purpose == ROLLBACK else None

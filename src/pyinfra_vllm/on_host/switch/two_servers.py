@@ -121,6 +121,8 @@ class TwoServers:
         while act := pair.next_act(goal, seen := self.look(goal.serves)):
             if len(done) == MOST_ACTS:
                 raise Stuck(f"after {MOST_ACTS} acts the {goal.serves} release does not serve: {seen}")
+            if goal.stays and act == Act(pair.STOP, goal.serves):
+                raise Failed(f"the {goal.serves} release serves no more: {self._why(goal.serves)}")
             self.note(act)
             self._do(act)
             done.append(act)

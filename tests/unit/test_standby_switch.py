@@ -138,7 +138,7 @@ def test_a_new_release_that_is_lost_right_after_its_commit_goes_back(
     assert host.switch() == "rolled_back"
     ends_right(host, OLD)
     assert OLD not in host.starts and "wake old" in host.acts()
-    assert "after its commit the new release" in host.journal()[-1]["reason"]
+    assert "after its commit the new release serves no more: it " in host.journal()[-1]["reason"]
     assert NEW not in durable.read_json(host.paths.rejected, {})  # it passed its gate
     acts = [e.get("act", e["step"]) for e in host.journal() if e.get("who", "new") == "new"]
     assert "stop" not in acts[acts.index("commit") : acts.index("restore")]
@@ -158,7 +158,7 @@ def test_a_recovery_after_the_commit_stops_no_sleeper_that_is_all_that_can_serve
     assert host.servers == {OLD: "asleep", NEW: "serving"}
     assert host.recover() == ["chat: rolled_back"]
     ends_right(host, OLD)
-    assert host.journal()[-1]["reason"].startswith("after its commit the new release")
+    assert host.journal()[-1]["reason"].startswith("after its commit the new release serves no more: it ")
     assert host.recover() == []
 
 

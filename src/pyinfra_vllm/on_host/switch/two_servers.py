@@ -264,7 +264,8 @@ class TwoServers:
             raise NoRoom(self._no_room)
         stops, starts = (done.count(Act(do, goal.serves)) for do in (pair.STOP, pair.START))
         if goal.serves == NEW and (stops or starts > 1):
-            raise Failed(f"the new release had to be stopped: {self._why(NEW)}")
+            lost = "serves no more" if goal.stays else "had to be stopped"
+            raise Failed(f"the new release {lost}: {self._why(NEW)}")
         if stops > 1 or starts > 2:
             raise Stuck(f"the old release had to be stopped twice, or ended by itself: {self._why(OLD)}")
 

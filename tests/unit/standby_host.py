@@ -62,7 +62,11 @@ class StandbyHost(SimulatedHost):
             (front, "lead", functools.partial(front.lead)),
             (probe, "one_round", self._one_round),
             (standby.Turns, "_answers", self._answers),
-            (standby.Turns, "_room", lambda this, who: self._has_room(this.releases[who].id)),
+            (
+                standby.Turns,
+                "_lack",
+                lambda this, who: "" if self._has_room(this.releases[who].id) else "it is in use",
+            ),
         ]
         for owner, name, stub in stubs:
             monkeypatch.setattr(owner, name, self._mortal(name, stub))

@@ -30,6 +30,7 @@ from pyinfra_vllm.on_host.switch.pair import (
     NEW,
     OLD,
     RELAY,
+    REPLACE,
     SERVE,
     SERVING,
     SLEEP,
@@ -46,7 +47,7 @@ from pyinfra_vllm.on_host.switch.pair import (
     Server,
 )
 
-GOALS = [BACK, FORWARD, KEEP, TURN_TO_OLD, ACTIVATE]
+GOALS = [BACK, FORWARD, KEEP, TURN_TO_OLD, ACTIVATE, REPLACE]
 MOST_ACTS = 14
 
 
@@ -109,7 +110,7 @@ def test_the_goal_is_reached_from_every_state(goal: Goal) -> None:
             assert len(acts) <= MOST_ACTS, (first, acts)
             seen = done(act, seen)
         who, other = seen.of(goal.serves), seen.of(goal.its_other)
-        if goal.other == ASLEEP and other.busy:
+        if goal.other == ASLEEP and not goal.insists and other.busy:
             continue  # a turn that must wait
         assert (who.state, seen.front) == (SERVING, goal.serves), (first, acts)
         assert other.state == DOWN or (goal.other, other.state, other.relays) == (ASLEEP, ASLEEP, True), (
@@ -144,7 +145,7 @@ def test_no_act_is_ever_dangerous(goal: Goal) -> None:
                 seen
             )  # nobody to lead clients to
         if act.do == STOP and not server.broken:
-            assert server.state != SERVING or (server.busy and goal.other == DOWN), seen
+            assert server.state != SERVING or (server.busy and (goal.other == DOWN or goal.insists)), seen
             assert act.who != goal.serves or server.state == STARTING, seen
             assert not server.owes, seen
 
@@ -219,6 +220,10 @@ def test_turn_waits_for_requests_and_a_rollback_only_up_to_its_limit() -> None:
     with pytest.raises(Busy, match="of the new release do not end in time"):
         pair.next_act(TURN_TO_OLD, seen)
     assert pair.next_act(BACK, seen) == Act(STOP, NEW)
+    busy = Seen(old=Server(SERVING, busy=True), new=Server(ASLEEP), front=NEW)
+    assert story(REPLACE, busy) == [
+        "stop old", "memory new", "wake new", "canary new", "serve new",
+    ]  # fmt: skip
 
 
 def test_the_states_are_the_middlewares() -> None:

@@ -189,6 +189,43 @@ def test_going_back_by_hand_starts_a_release_that_fails_to_wake(host: StandbyHos
     ends_right(host, OLD)
 
 
+@pytest.mark.parametrize("sleeps", [SLEEPS, {}], ids=["asleep", "stopped"])
+def test_going_back_by_hand_stops_a_release_whose_requests_do_not_end(
+    host: StandbyHost, sleeps: dict[str, Any]
+) -> None:
+    host.switch(**sleeps)
+    host.faults.add((NEW, "busy"))
+    assert host.switch(OLD, purpose=ROLLBACK, reason="it answers nonsense") == "committed"
+    ends_right(host, OLD)
+    assert host.acts().count("sleep old") == 2  # each switch waits once for the requests to end
+    assert durable.read_json(host.paths.rejected)[NEW]["reason"] == "it answers nonsense"
+
+
+@pytest.mark.parametrize("fault", ["wake", "sleep"])
+def test_going_back_by_hand_from_a_busy_release_starts_one_that_fails_to_wake(
+    host: StandbyHost, fault: str
+) -> None:
+    host.switch(**SLEEPS)
+    host.faults |= {(NEW, "busy"), (OLD, fault)}
+    assert host.switch(OLD, purpose=ROLLBACK) == "committed"
+    ends_right(host, OLD)
+
+
+def test_a_recovery_wakes_the_sleeper_where_the_new_release_is_lost(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashed() -> None:
+        host.broken.add(NEW)
+        raise Killed
+
+    watched(monkeypatch, "pass", crashed)
+    with contextlib.suppress(Killed):
+        host.switch(**SLEEPS, **WATCHED)
+    assert host.recover() == ["chat: rolled_back"]
+    ends_right(host, OLD)
+    assert OLD not in host.starts
+
+
 def test_going_back_from_a_soak_that_is_cut_short_wakes_the_old_release(
     host: StandbyHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

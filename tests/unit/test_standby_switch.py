@@ -15,12 +15,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from standby_host import BACK, NEW, OLD, TO_NEW, StandbyHost, count_calls, die_at_every, ends_right, prepared
+from standby_host import (
+    BACK,
+    NEW,
+    OLD,
+    TO_NEW,
+    Killed,
+    StandbyHost,
+    count_calls,
+    die_at_every,
+    ends_right,
+    prepared,
+)
 
 from pyinfra_vllm.on_host.bench import probe
 from pyinfra_vllm.on_host.server import control, sockets, systemd
 from pyinfra_vllm.on_host.state import durable
+from pyinfra_vllm.on_host.state.journal import Journal
 from pyinfra_vllm.on_host.switch import standby
+from pyinfra_vllm.on_host.switch.transaction import Switch
 
 
 @pytest.fixture
@@ -135,6 +148,11 @@ def test_a_new_release_that_answers_otherwise_after_its_first_wake_goes_back(hos
     assert host.switch() == "rolled_back"
     assert host.starts == [NEW] and "stop new" in host.acts()
     ends_right(host, OLD)
+    (failed,) = [e for e in host.journal() if (e["step"], e["state"]) == ("canary", "failed")]
+    assert failed["release"] == NEW and "otherwise than before its sleep" in failed["error"]
+    progress = (host.paths.evidence / failed["tx"] / "progress.log").read_text()
+    assert f"canary of {NEW}: {failed['error']}" in progress
+    assert host.journal()[-1]["reason"] == f"the new release had to be stopped: {failed['error']}"
 
 
 def test_an_old_release_that_answers_otherwise_after_its_wake_is_started_anew(host: StandbyHost) -> None:
@@ -143,6 +161,74 @@ def test_an_old_release_that_answers_otherwise_after_its_wake_is_started_anew(ho
     assert host.switch() == "rolled_back"
     assert host.starts == [NEW, OLD]
     ends_right(host, OLD)
+
+
+def lost_at_its_commit(host: StandbyHost, patch: pytest.MonkeyPatch, how: str) -> None:
+    """From its commit on the new release hangs, or ends by itself at each start."""
+    write, state = Journal.write, control.Control.state
+    lost: set[str] = set()
+
+    def wrote(this: Journal, step: str, how_far: str, **fields: Any) -> Any:
+        entry = write(this, step, how_far, **fields)
+        if step == "commit":
+            (lost if how == "hangs" else host.broken).add(NEW)
+        return entry
+
+    def told(this: control.Control) -> control.State:
+        if any(release in this.unit and release in host.servers for release in lost):
+            raise control.Mute("timed out")
+        return state(this)
+
+    patch.setattr(Journal, "write", wrote)
+    patch.setattr(control.Control, "state", told)
+
+
+@pytest.mark.parametrize("how", ["hangs", "crashes"])
+def test_a_new_release_that_is_lost_right_after_its_commit_goes_back(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    lost_at_its_commit(host, monkeypatch, how)
+    assert host.switch() == "rolled_back"
+    ends_right(host, OLD)
+    assert OLD not in host.starts and "wake old" in host.acts()
+    assert "after its commit the new release serves no more: it " in host.journal()[-1]["reason"]
+    assert NEW not in durable.read_json(host.paths.rejected, {})  # it passed its gate
+    acts = [e.get("act", e["step"]) for e in host.journal() if e.get("who", "new") == "new"]
+    assert "stop" not in acts[acts.index("commit") : acts.index("restore")]
+
+
+@pytest.mark.parametrize("how", ["hangs", "crashes"])
+def test_a_recovery_after_the_commit_stops_no_sleeper_that_is_all_that_can_serve(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
+    lost_at_its_commit(host, monkeypatch, how)
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(Switch, "_settle", killed)
+        host.switch()
+    assert host.servers == {OLD: "asleep", NEW: "serving"}
+    assert host.recover() == ["chat: rolled_back"]
+    ends_right(host, OLD)
+    assert host.journal()[-1]["reason"].startswith("after its commit the new release serves no more: it ")
+    assert host.recover() == []
+
+
+def test_a_recovery_after_the_commit_stops_no_old_release_that_serves_alone(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a way back was begun, and killed, on a disk that took no entry of it."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(Switch, "_settle", killed)
+        host.switch()
+    host.servers = {OLD: "serving"}
+    assert host.recover() == ["chat: committed"]
+    ends_right(host, NEW)
 
 
 @pytest.mark.thorough
@@ -253,16 +339,16 @@ def test_nobody_waits_for_a_server_that_is_stopped(
 
 
 @pytest.mark.parametrize(
-    ("used", "slept_with", "room"),
+    ("used", "wakes_with", "lack"),
     [
-        (8_000, None, True),  # vLLM asks for 90 of 100 GB at its start
-        (12_000, None, False),
-        (12_000, 88_000, True),  # a wake needs no more than the server had
-        (13_000, 88_000, False),
-        (None, None, False),
+        (8_000, None, ""),  # vLLM asks for 90 of 100 GB at its start
+        (12_000, None, "90000 MiB needed, 88000 MiB free"),
+        (12_000, 88_000, ""),  # a wake needs no more than the server gave back
+        (12_001, 88_000, "88000 MiB needed, 87999 MiB free"),
+        (None, None, "nvidia-smi does not tell how much memory is in use"),
     ],
 )
-def test_room_is_what_a_start_or_a_wake_needs(used: int | None, slept_with: int | None, room: bool) -> None:
+def test_room_is_what_a_start_or_a_wake_needs(used: int | None, wakes_with: int | None, lack: str) -> None:
     card = SimpleNamespace(memory_mib=100_000, used_mib=used, instance=None)
     release = SimpleNamespace(argv=["serve", "--gpu-memory-utilization", "0.9"], gpus=None)
-    assert standby._has_room(card, release, slept_with) is room  # type: ignore[arg-type]
+    assert standby._lack(card, release, wakes_with) == lack  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from standby_host import BACK, NEW, OLD, TO_NEW, StandbyHost, die_at_every, ends
 
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.gate import in_turns, turns
-from pyinfra_vllm.on_host.switch import judging, rounds
+from pyinfra_vllm.on_host.switch import judging, rounds, standby
 from pyinfra_vllm.on_host.switch.order import TRIAL
 
 
@@ -167,6 +167,23 @@ def test_two_starts_of_each_side_are_measured_where_that_is_asked_for(host: Stan
     assert any("12 blocks of four rounds and 2 starts" in text for text in verdict(host)["reasons"])
     kept = json.loads((host.paths.evidence / verdict(host)["tx"] / "turns.json").read_text())
     assert [{side["start"] for side in block} for block in kept["blocks"]] == [{0}] * 6 + [{1}] * 6
+
+
+@pytest.mark.parametrize("who", [OLD, NEW])
+def test_a_second_start_may_answer_otherwise_than_the_first(
+    host: StandbyHost, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """As one that chose other kernels. Each of its wakes is held to its own start."""
+
+    def answers(this: standby.Turns, side: str, key: str) -> str:
+        release_id = this.releases[side].id
+        return f"{release_id}, start {host.starts.count(release_id) if release_id == who else 0}"
+
+    monkeypatch.setattr(standby.Turns, "_answers", answers)
+    host.takes_turns = True
+    assert host.switch(criteria={"restarts": 2}) == "committed"
+    ends_right(host, NEW)
+    assert host.starts == [NEW, NEW, OLD] and rounds_of(host)["starts"] == 2
 
 
 def test_starts_that_differ_are_in_the_interval(host: StandbyHost, monkeypatch: pytest.MonkeyPatch) -> None:

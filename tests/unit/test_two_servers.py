@@ -22,7 +22,7 @@ from pyinfra_vllm.on_host.server import control, front, systemd
 from pyinfra_vllm.on_host.state.paths import leads_to
 from pyinfra_vllm.on_host.switch import pair
 from pyinfra_vllm.on_host.switch.pair import ACTIVATE, BACK, FORWARD, KEEP, TURN_TO_NEW, TURN_TO_OLD, Act
-from pyinfra_vllm.on_host.switch.two_servers import Failed, Limits, Member, Stuck, TwoServers
+from pyinfra_vllm.on_host.switch.two_servers import Failed, Limits, Member, NoRoom, Stuck, TwoServers
 
 AWAKE, ASLEEP = 90, 2
 LIMITS = Limits(drain_s=0.3, wake_s=0.3, start_s=0.5, memory_s=0.3, stop_s=0.3, owed_s=0.3)
@@ -111,14 +111,17 @@ class World:
     def begin(self) -> None:
         """A process that knows nothing of those before it."""
         self.break_at: int | None = None
-        self.two = TwoServers(*self.members, self.folder / "awake", self.room, self.note, LIMITS)
+        self.two = TwoServers(*self.members, self.folder / "awake", self.lack, self.note, LIMITS)
 
     def canary(self, name: str) -> Any:
-        def right(api: Path, key: str) -> bool:
+        def problem(api: Path, key: str) -> str:
             assert api == self.folder / name / "api.sock" and len(key) == 32
-            return name not in self.wrong
+            return "it answers otherwise" if name in self.wrong else ""
 
-        return right
+        return problem
+
+    def lack(self, who: str) -> str:
+        return "" if self.room(who) else "88 of 90 free"
 
     def room(self, who: str) -> bool:
         name = "a" if who == pair.OLD else "b"
@@ -229,7 +232,9 @@ def test_a_new_release_that_fails_is_given_up_and_the_old_one_wakes(world: World
     if fault == "wrong":
         world.wrong.add("b")
     old = world.servers["a"]
-    with pytest.raises(Failed, match="had to be stopped"):
+    why = {"wake fails": "it does not wake: out of memory", "wrong": "it answers otherwise"}
+    said = why.get(fault, "it does not serve after 0.5 s")
+    with pytest.raises(Failed, match=f"the new release had to be stopped: {said}"):
         world.reach(TURN_TO_NEW)
     world.faults["b"].clear()
     assert "wake old" in world.reach(BACK)
@@ -260,10 +265,10 @@ def test_a_sleeper_that_keeps_its_memory_is_stopped(world: World) -> None:
 def test_a_new_release_that_keeps_its_memory_in_its_first_sleep_is_given_up(world: World) -> None:
     world.faults["b"].add("keeps memory")
     old = world.servers["a"]
-    room = world.room
-    # Its own memory is in its own way, as on a card.
-    world.two.room = lambda who: room(who) and not (who == pair.NEW and _kept(world, "b"))
-    with pytest.raises(Failed, match="had to be stopped"):
+    lack = world.lack
+    # The old one could not wake beside it, as on a card.
+    world.two.lack = lambda who: "88 of 90 free" if who == pair.NEW and _kept(world, "b") else lack(who)
+    with pytest.raises(NoRoom, match="no room on the GPU beside the sleeper: 88 of 90 free"):
         world.reach(ACTIVATE)
     world.faults["b"].clear()
     assert "wake old" in world.reach(BACK)
@@ -279,9 +284,9 @@ def test_memory_in_use_by_an_unknown_process_is_waited_for_and_reported(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.reach(TURN_TO_NEW)
-    monkeypatch.setattr(world.two, "room", lambda _: False)
+    monkeypatch.setattr(world.two, "lack", lambda _: "88 of 90 free")
     world.stop("vllm-chat.b.service", 0)
-    with pytest.raises(Stuck, match="by an unknown process"):
+    with pytest.raises(Stuck, match="by an unknown process: 88 of 90 free"):
         world.reach(BACK)
     assert set(world.servers) == {"a"}
 

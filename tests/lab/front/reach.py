@@ -41,17 +41,18 @@ class Connection(http.client.HTTPConnection):
 
 
 def canary(name):
-    def right(api, key):
+    def problem(api, key):
         connection = Connection(api)
         try:
             connection.request("POST", "/v1/completions", "", {"X-Pyinfra-Vllm-Pass": key})
-            return connection.getresponse().read() == name.encode()
-        except (OSError, http.client.HTTPException):
-            return False
+            told = connection.getresponse().read()
+            return "" if told == name.encode() else f"it answers {told}"
+        except (OSError, http.client.HTTPException) as error:
+            return str(error) or type(error).__name__
         finally:
             connection.close()
 
-    return right
+    return problem
 
 
 def running(name):
@@ -64,6 +65,10 @@ def room(who):
     if not running(other.name[5:]) and other.exists():
         other.write_text("0")
     return not other.exists() or int(other.read_text() or 0) <= 10
+
+
+def lack(who):
+    return "" if room(who) else "it is in use"
 
 
 def note(act):
@@ -86,7 +91,7 @@ def member(name):
     return Member(f"vllm-chat.{name}.service", RUN / name, canary(name))
 
 
-two = TwoServers(member("a"), member("b"), RUN / "awake", room, note, LIMITS)
+two = TwoServers(member("a"), member("b"), RUN / "awake", lack, note, LIMITS)
 for goal in sys.argv[1:]:
     began = time.monotonic()
     try:

@@ -92,20 +92,27 @@ class Goal:
     sleeps_first: one that has just started answers the canary questions, sleeps and wakes before any client
         is led to it, while the other sleeps. A first sleep takes seconds (5.4 for 5.7 GiB of weights on an
         H200, for host memory has to be pinned; the next 0.3), which clients would wait for on the way back
+    insists: where the other's requests don't end in time it is stopped, as one that is to be down is anyway
+    stays: whoever serves was committed, and is not stopped, whatever is wrong with it: whoever goes back then
+        writes that down first
     """
 
     serves: str
     other: str
     sleeps_first: bool = False
+    insists: bool = False
+    stays: bool = False
 
     @property
     def its_other(self) -> str:
         return NEW if self.serves == OLD else OLD
 
 
-BACK, FORWARD, KEEP = Goal(OLD, DOWN), Goal(NEW, DOWN), Goal(NEW, ASLEEP)
+BACK = Goal(OLD, DOWN)
+FORWARD, KEEP = Goal(NEW, DOWN, stays=True), Goal(NEW, ASLEEP, insists=True, stays=True)
 TURN_TO_OLD, TURN_TO_NEW = Goal(OLD, ASLEEP), Goal(NEW, ASLEEP)
 ACTIVATE = Goal(NEW, ASLEEP, sleeps_first=True)
+REPLACE = Goal(NEW, ASLEEP, insists=True)
 
 
 def next_act(goal: Goal, seen: Seen) -> Act | None:
@@ -153,7 +160,7 @@ def _take_memory(goal: Goal, seen: Seen) -> Act:
     """Of the other, which serves or is awake: its requests end before it sleeps, where they end in time."""
     if not seen.of(goal.its_other).busy:
         return Act(SLEEP, goal.its_other)
-    if goal.other == DOWN:
+    if goal.other == DOWN or goal.insists:
         return Act(STOP, goal.its_other)
     raise Busy(f"the requests of the {goal.its_other} release do not end in time")
 

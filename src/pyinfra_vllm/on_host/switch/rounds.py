@@ -36,7 +36,7 @@ class Rounds:
     + ask: one round of this side, with its number and its deadline
     + enough: asked after each block, about those of the same starts
     + left_open: asked once, when the budget is spent: whether more blocks may decide what these leave open
-    + keep_canary: writes down what this server answers after a start
+    + keep_canary: writes down what this server answers after a start, where that was not done before a sleep
     + seed: of the order, for the record
     """
 
@@ -105,14 +105,10 @@ class Rounds:
                 return
 
     def _turn(self, side: str) -> bool:
-        """Whether the servers changed. Raises Failed where the new one was lost: one that keeps its memory is
-        stopped while that is waited for, which only its next start shows.
-        """
+        """Whether the servers changed. Raises Failed where the new one was lost."""
         acts = self.reach(GOALS[side])
         if Act(pair.STOP, pair.NEW) in acts or Act(pair.START, pair.NEW) in acts:
-            raise Failed(
-                "the new release had to be stopped in a turn: it failed to sleep, or kept its memory"
-            )
+            raise Failed("the new release had to be stopped in a turn: it failed to sleep or ended by itself")
         if Act(pair.START, pair.OLD) in acts:
             raise _Restarted("the old release had to be started in a turn")
         return bool(acts)

@@ -17,14 +17,16 @@ from ..inspect import nvidia
 from ..openai.client import ClientError
 from ..server import gpu_memory, systemd
 from ..server import release as releases
+from ..server.control import Mute, Refused
 from ..server.release import NotReady, Release
 from ..server.service import Service
+from ..state import journal
 from ..state.journal import Entry, Journal
 from ..state.paths import FRONT_FILES, ServicePaths, awake
 from ..state.transactions import SLEEPS_ON, Transaction
 from . import pair
 from .pair import NEW, OLD, Act
-from .two_servers import Limits, Member, TwoServers
+from .two_servers import Failed, Limits, Member, Stuck, TwoServers
 
 PASS = "X-Pyinfra-Vllm-Pass"
 # The canary questions, asked at temperature 0: the answers after each wake are those before the first sleep.
@@ -36,7 +38,6 @@ QUESTIONS = (
 CANARY_TOKENS, CANARY_S = 16, 60.0
 # vLLM's own default share of a card (0.92 from 0.20 on), for a release whose command line says none.
 DEFAULT_SHARE = 0.92
-SPARE_MIB = 512  # a server that sleeps keeps at least as much, so that a wake needs less than it had before
 OLDEST_SYSTEMD = 252
 MEMINFO = Path("/proc/meminfo")
 FREE_SHARE = 0.1  # of host memory, which must stay free
@@ -124,7 +125,7 @@ class Turns:
         self.releases = {OLD: old, NEW: new}
         members = (self._member(OLD), self._member(NEW))
         link = awake(service.paths.name)
-        self.two = TwoServers(*members, link, self._room, self._note, _limits(old, new, start_s))
+        self.two = TwoServers(*members, link, self._lack, self._note, _limits(old, new, start_s))
 
     def reach(self, goal: pair.Goal) -> list[Act]:
         return self.two.reach(goal)
@@ -140,31 +141,34 @@ class Turns:
         return not problem
 
     def keep_canary(self, who: str) -> None:
-        """Write down what this server answers now. Raises ClientError where it does not answer."""
-        self._write(CANARIES, "done", release=self.releases[who].id, answers=self._answers(who, ""))
-
-    def know_canary(self, who: str) -> None:
-        """The same, unless it was asked before its first sleep."""
-        if self._kept(CANARIES, release=self.releases[who].id) is None:
-            self.keep_canary(who)
+        """Write down what this server answers, unless it was asked since its start. Raises ClientError where
+        it does not answer.
+        """
+        if self._kept_answers(who) is None:
+            self._keep_answers(who, self._answers(who, ""))
 
     def _member(self, who: str) -> Member:
         release = self.releases[who]
         assert release.sockets is not None
         unit = self.service.paths.server_unit(release.id)
-        return Member(unit, release.sockets, lambda api, key: self._is_right(who, key))
+        return Member(unit, release.sockets, lambda api, key: self._canary_problem(who, key))
 
-    def _is_right(self, who: str, key: str) -> bool:
-        """Whether it answers as before. One that nobody had asked must answer, and that is written down."""
+    def _canary_problem(self, who: str, key: str) -> str:
+        """Empty where it answers as before. One that nobody had asked must answer, which is written down."""
+        problem = ""
         try:
-            answers = self._answers(who, key)
+            answers, kept = self._answers(who, key), self._kept_answers(who)
+            if kept is None:
+                self._keep_answers(who, answers)
+            elif kept != answers:
+                problem = "it answers the canary questions otherwise than before its sleep"
         except ClientError as error:
-            self.service.say(f"canary of the {who} release: {error}")
-            return False
-        kept = self._kept(CANARIES, release=self.releases[who].id)
-        if kept is None:
-            self._write(CANARIES, "done", release=self.releases[who].id, answers=answers)
-        return kept is None or kept.get("answers") == answers
+            problem = f"it does not answer the canary questions: {error}"
+        if problem:
+            release = self.releases[who].id
+            self.service.say(f"canary of {release}: {problem}")
+            self._write(CANARIES, "failed", release=release, error=problem)
+        return problem
 
     def _answers(self, who: str, key: str) -> str:
         client = self.service.client(self.releases[who], CANARY_S, {PASS: key} if key else None)
@@ -173,31 +177,58 @@ class Turns:
         return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
     def _note(self, act: Act) -> None:
-        """Ahead of each act; a sleep with the memory that its server has, which a wake needs again."""
-        used = {"used_mib": gpu_memory.used_mib(self.releases[act.who].gpus)} if act.do == pair.SLEEP else {}
+        """Ahead of each act; with the memory in use where that is about to change."""
+        release, used = self.releases[act.who], {}
+        if act.do in (pair.SLEEP, pair.WAKE, pair.START):
+            used = {"release": release.id, "used_mib": gpu_memory.used_mib(release.gpus)}
         self._write(ACTS, "note", act=act.do, who=act.who, **used)
 
     def _write(self, step: str, state: str, **fields: object) -> None:
         (self.log.write if self.must else self.log.try_write)(step, state, **fields)
 
-    def _kept(self, step: str, **fields: object) -> dict[str, object] | None:
-        """The newest entry of this switch with these fields."""
+    def _keep_answers(self, who: str, answers: str) -> None:
+        self._write(CANARIES, "done", release=self.releases[who].id, answers=answers)
+
+    def _kept_answers(self, who: str) -> object:
+        """Since its last start in this switch: another one may choose other kernels, and answer otherwise."""
+        release = self.releases[who].id
         for entry in reversed(self.log.entries()):
-            if entry["step"] == step and all(entry.get(key) == value for key, value in fields.items()):
-                return entry
+            if entry["step"] == ACTS and (entry["act"], entry["who"]) == (pair.START, who):
+                return None
+            if (entry["step"], entry["state"], entry.get("release")) == (CANARIES, "done", release):
+                return entry.get("answers")
         return None
 
-    def _room(self, who: str) -> bool:
-        """Whether each card has room: for a wake as much as the server gave back, for a start what vLLM asks
-        for. Where no card is known, as on a CPU, there is.
+    def _lack(self, who: str) -> str:
+        """Why a card has no room: for a start as much as vLLM asks for, for a wake as much as either of those
+        that sleep gave back, since each is to wake beside the other. Where no card is known, as on a CPU,
+        there is room.
         """
         release = self.releases[who]
         try:
             rows = [row for row in inspect_gpus.gpus() if _is_of(release, row)]
-        except nvidia.NoAnswer:
-            return not nvidia.there()
-        slept = self._kept(ACTS, act=pair.SLEEP, who=who) if self._sleeps(who) else None
-        return all(_has_room(row, release, slept.get("used_mib") if slept else None) for row in rows)
+        except nvidia.NoAnswer as problem:
+            return str(problem) if nvidia.there() else ""
+        asleep = [each.id for name, each in self.releases.items() if self._sleeps(name)]
+        needs = [self._gave_back(each) for each in asleep] if release.id in asleep else [None]
+        wakes_with = None if None in needs else max(filter(None, needs), default=0)
+        return next(filter(None, (_lack(row, release, wakes_with) for row in rows)), "")
+
+    def _gave_back(self, release_id: str) -> int | None:
+        """MiB that this release's server gave back in its last sleep, also of an earlier switch, and others
+        got: in use before it, without what was in use when a server got memory again. 0 where none did; None
+        where that is not known.
+        """
+        after: list[object] = []
+        for entry in reversed(journal.read(self.log.path)):
+            if entry["step"] != ACTS or "used_mib" not in entry:
+                continue
+            if entry["act"] != pair.SLEEP:
+                after.append(entry["used_mib"])
+            elif entry.get("release") == release_id:
+                before, free = entry["used_mib"], after[-1] if after else entry["used_mib"]
+                return before - free if isinstance(before, int) and isinstance(free, int) else None
+        return None
 
     def _sleeps(self, who: str) -> bool:
         return self.service.asleep(self.releases[who].id)
@@ -215,12 +246,13 @@ def _is_of(release: Release, row: inspect_gpus.Gpu) -> bool:
     return any(gpu_memory.called(row, name) for name in release.gpus)
 
 
-def _has_room(row: inspect_gpus.Gpu, release: Release, slept_with: object) -> bool:
+def _lack(row: inspect_gpus.Gpu, release: Release, wakes_with: int | None) -> str:
+    """+ wakes_with: MiB that a wake needs; None: it is started."""
     total, used = row.memory_mib, row.used_mib
     if total is None or used is None:
-        return False
-    start = math.ceil(total * _share(release))
-    return total - used >= (slept_with - SPARE_MIB if isinstance(slept_with, int) else start)
+        return "nvidia-smi does not tell how much memory is in use"
+    needed = math.ceil(total * _share(release)) if wakes_with is None else wakes_with
+    return "" if total - used >= needed else f"{needed} MiB needed, {total - used} MiB free"
 
 
 def _share(release: Release) -> float:
@@ -233,7 +265,7 @@ def back(service: Service, log: Journal, old_id: str, new_id: str, start_s: floa
     """Have the old release serve again, awake in a second where it sleeps. Never fails: whatever is wrong,
     both servers are stopped, but an old one that serves, and whoever called starts the old release plainly.
     """
-    if not any(entry["step"] == "activate" and entry.get("standby") for entry in log.entries()):
+    if not _has_standby(log):
         return
     try:
         old, new = releases.load(service.paths, old_id), releases.load(service.paths, new_id)
@@ -247,6 +279,36 @@ def back(service: Service, log: Journal, old_id: str, new_id: str, start_s: floa
         _stop(service, new_id)
         if not _serves(service, old_id):
             _stop(service, old_id)
+
+
+def forward(service: Service, log: Journal, old_id: str, new_id: str, start_s: float) -> str:
+    """After a commit: have the new release serve, and the old one end unless it may sleep on. Why it can't,
+    so that the old one is needed; empty where it does, and where the old one's server does not answer either.
+    """
+    if not _has_standby(log) or not _answers(service, old_id):
+        return ""
+    goal = pair.KEEP if kept(log.entries()) == old_id else pair.FORWARD
+    try:
+        old, new = releases.load(service.paths, old_id), releases.load(service.paths, new_id)
+        Turns(service, log, old, new, start_s, must=False).reach(goal)
+    except (Failed, Stuck) as problem:
+        return f"after its commit {problem}"
+    except NotReady as problem:  # there is nothing to go back to
+        service.say(str(problem))
+    return ""
+
+
+def _has_standby(log: Journal) -> bool:
+    return any(entry["step"] == "activate" and entry.get("standby") for entry in log.entries())
+
+
+def _answers(service: Service, release_id: str) -> bool:
+    """On its control socket, whatever its server does."""
+    try:
+        service.control(release_id).state()
+    except (Mute, Refused):
+        return False
+    return True
 
 
 def _serves(service: Service, release_id: str) -> bool:

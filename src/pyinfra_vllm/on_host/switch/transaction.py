@@ -23,7 +23,7 @@ from . import compile_caches, outcomes, pair, rollback, standby, unfinished
 from .base import COMMITTED, DEFERRED, DOWN, FAILED, INTERRUPTED, REFUSED, RESTORE_FAILED, ROLLED_BACK, TRIED
 from .judging import Judging, Worse
 from .order import ROLLBACK, TRIAL, Order
-from .two_servers import Failed
+from .two_servers import Failed, Stuck
 
 EXIT_CODES = {
     COMMITTED: 0,
@@ -79,8 +79,11 @@ class Switch(Judging):
             self.journal.write("commit", "done", release=new.id, verdict=verdict.verdict)
         except Exception as reason:  # whatever it is: from `activate` on the only other way is back
             return self._go_back(new, reason)
-        # Where the disk refuses that, the proven release stays and recovery completes its record.
-        self._settle(new)
+        try:
+            # Where the disk refuses that, the proven release stays and recovery completes its record.
+            self._settle(new)
+        except (Failed, Stuck) as reason:
+            return self._go_back(new, Worse(f"after its commit {reason}", verdict))
         try:
             alert = self._soak(new)
         except Exception as reason:
@@ -174,7 +177,7 @@ class Switch(Judging):
                 after_s = self.candidate.wait_until_serving(new, limit_s, unproven_since=cursor)
                 result["after_s"] = round(after_s, 1)
             if self.turns:
-                self.turns.know_canary(pair.NEW)
+                self.turns.keep_canary(pair.NEW)
             compile_caches.note(self.paths, new, self.evidence.say)
             if self.order.purpose == ROLLBACK:
                 return Verdict(PASS, (), ("a rollback is judged by the generation check alone",))
@@ -224,16 +227,17 @@ class Switch(Judging):
 
     def _reach_new(self, turns: standby.Turns) -> None:
         """One that still sleeps since its own switch and fails to wake is started. Whoever goes back by hand
-        wants it to serve, whether it can sleep or not.
+        wants it to serve, whether it can sleep or not, and whether the requests of the other one end or not.
         """
         slept = self.service.asleep(self.order.release)
+        goal = pair.REPLACE if self.order.purpose == ROLLBACK else pair.ACTIVATE
         try:
-            turns.reach(pair.TURN_TO_NEW if self.order.purpose == ROLLBACK else pair.ACTIVATE)
+            turns.reach(goal)
         except Failed as problem:
             if not slept:
                 raise
             self.evidence.say(f"{problem}; so it is started")
-            turns.reach(pair.TURN_TO_NEW)
+            turns.reach(goal)
 
     def _point(self, new: Release) -> None:
         """With standby `current` is the old release until here, so that a power cut boots that."""
@@ -253,10 +257,12 @@ class Switch(Judging):
             return checked
 
     def _settle(self, new: Release) -> None:
-        """Brings the links and lists in line with a commit."""
-        if self.turns:
-            if not self._sleeps_on(self.turns):
-                self.turns.reach(pair.FORWARD)  # whoever waits for the old release is answered first
+        """Brings the links and lists in line with a commit.
+
+        Raises Failed or Stuck where the new release serves no more.
+        """
+        if self.turns:  # whoever waits for the old release is answered before that is stopped
+            self.turns.reach(pair.KEEP if self._sleeps_on(self.turns) else pair.FORWARD)
             self._stop_others()
         self.service.mend_links()  # somebody may have disabled the unit meanwhile
         given_up = (self.order.reason or outcomes.BY_HAND) if self.order.purpose == ROLLBACK else None

@@ -26,6 +26,12 @@ class Stuck(Exception):
     """The goal can't be reached now. What serves goes on serving."""
 
 
+class NoRoom(Stuck):
+    """The card has no room for one of the two beside the other that sleeps, which says nothing against
+    either. The new release was stopped: back.
+    """
+
+
 class Failed(Exception):
     """The new release did not start, sleep or wake as it must, or answered otherwise than before: back."""
 
@@ -50,12 +56,13 @@ class Member:
 
     unit: its own name, not the alias
     folder: has its sockets, `api.sock` and `control.sock`
-    canary: whether its answers are what they were before, asked with the pass that it is given
+    canary: why its answers are not what they were before, asked with the pass that it is given; empty where
+        they are
     """
 
     unit: str
     folder: Path
-    canary: Callable[[Path, str], bool]
+    canary: Callable[[Path, str], str]
 
     @property
     def api(self) -> Path:
@@ -70,7 +77,7 @@ class TwoServers:
     """The old release's server and the new one's, on one card behind one front.
 
     awake: the front's symlink
-    room: whether the card has room for this one to wake or to start, as it needs
+    lack: why the card has no room for this one to wake or to start; empty where it has
     note: is told each act before it is done, for the journal
     """
 
@@ -79,17 +86,19 @@ class TwoServers:
         old: Member,
         new: Member,
         awake: Path,
-        room: Callable[[str], bool],
+        lack: Callable[[str], str],
         note: Callable[[Act], None],
         limits: Limits | None = None,
     ) -> None:
         self.members = {OLD: old, NEW: new}
         self.awake = awake
-        self.room = room
+        self.lack = lack
         self.note = note
         self.limits = limits or Limits()
         # Of this process alone; one that follows finds out anew.
         self._right: dict[str, bool] = {}  # canaries since the last wake
+        self._problem: dict[str, str] = {}  # of its last act that failed
+        self._no_room = ""  # why the new release had to be stopped though it sleeps
         self._busy: set[str] = set()
         self._slept = ""  # who slept last, until somebody got the memory
         self._mute: set[str] = set()  # did not answer within a limit
@@ -100,6 +109,7 @@ class TwoServers:
         then whoever served goes on.
         """
         self._busy.clear()
+        self._no_room = ""
         try:
             return self._reach(goal)
         except pair.Busy:
@@ -111,17 +121,19 @@ class TwoServers:
         while act := pair.next_act(goal, seen := self.look(goal.serves)):
             if len(done) == MOST_ACTS:
                 raise Stuck(f"after {MOST_ACTS} acts the {goal.serves} release does not serve: {seen}")
+            if goal.stays and act == Act(pair.STOP, goal.serves):
+                raise Failed(f"the {goal.serves} release serves no more: {self._why(goal.serves)}")
             self.note(act)
             self._do(act)
             done.append(act)
-            _give_up(goal, done)
+            self._give_up(goal, done)
         return done
 
     def look(self, serves: str) -> Seen:
         led = leads_to(self.awake)
         leads = [who for who, member in self.members.items() if led == member.api]
         old, new = self._server(OLD), self._server(NEW)
-        return Seen(old, new, leads[0] if leads else None, self.room(serves))
+        return Seen(old, new, leads[0] if leads else None, not self.lack(serves))
 
     def _server(self, who: str) -> Server:
         told = self._told(who)
@@ -170,6 +182,7 @@ class TwoServers:
 
     def _start(self, who: str) -> None:
         self._forget(who)
+        self._problem.pop(who, None)
         self._slept = ""
         systemd.start(self.members[who].unit)
 
@@ -182,7 +195,8 @@ class TwoServers:
         with self._answering(who):
             try:
                 self.members[who].control.tell("sleep", self.limits.drain_s)
-            except Refused:
+            except Refused as refused:
+                self._problem[who] = f"it does not sleep: {refused}"
                 self._busy.add(who)  # or failed, which the next look shows
                 return
         self._busy.discard(who)
@@ -195,12 +209,14 @@ class TwoServers:
         with self._answering(who):
             try:
                 self.members[who].control.tell("wake", self.limits.wake_s)
-            except Refused:
-                return  # failed, which the next look shows
+            except Refused as refused:
+                self._problem[who] = f"it does not wake: {refused}"  # failed, which the next look shows
 
     def _canary(self, who: str) -> None:
-        told = self._told(who)
-        self._right[who] = told is not None and self.members[who].canary(self.members[who].api, told.key)
+        told, member = self._told(who), self.members[who]
+        problem = member.canary(member.api, told.key) if told else "it does not answer on its control socket"
+        self._right[who] = not problem
+        self._problem[who] = problem
 
     def _serve(self, who: str) -> None:
         with self._answering(who):
@@ -228,21 +244,42 @@ class TwoServers:
         starts = before.state == pair.STARTING
         limit_s = self.limits.start_s if starts else self.limits.drain_s + self.limits.stop_s
         if not self._until(lambda: self._server(who).state not in unsettled, limit_s):
+            self._problem[who] = f"it does not serve after {limit_s:g} s"
             self._mute.add(who)
 
     def _await_memory(self, who: str) -> None:
-        if self._until(lambda: self.room(who), self.limits.memory_s):
+        if self._until(lambda: not self.lack(who), self.limits.memory_s):
             return
+        lack = self.lack(who)
         keeper = who if self._slept == who else NEW if who == OLD else OLD
         if self._server(keeper).state != pair.ASLEEP:
-            raise Stuck(f"the card's memory is still in use, by an unknown process: {self.look(who)}")
-        self._stop(keeper)  # it sleeps and keeps its memory
+            raise Stuck(f"the card's memory is still in use, by an unknown process: {lack}")
+        if keeper == NEW:
+            self._no_room = f"no room on the GPU beside the sleeper: {lack}"
+        self._stop(keeper)
+
+    def _give_up(self, goal: Goal, done: list[Act]) -> None:
+        """Raise Failed for a new release that needs a restart, NoRoom where it may be needed again and was
+        stopped, Stuck for an old one that needs a second restart.
+        """
+        if self._no_room and goal != pair.BACK:
+            raise NoRoom(self._no_room)
+        stops, starts = (done.count(Act(do, goal.serves)) for do in (pair.STOP, pair.START))
+        if goal.serves == NEW and (stops or starts > 1):
+            lost = "serves no more" if goal.stays else "had to be stopped"
+            raise Failed(f"the new release {lost}: {self._why(NEW)}")
+        if stops > 1 or starts > 2:
+            raise Stuck(f"the old release had to be stopped twice, or ended by itself: {self._why(OLD)}")
+
+    def _why(self, who: str) -> str:
+        return self._problem.get(who) or "it ended by itself"
 
     @contextmanager
     def _answering(self, who: str) -> Iterator[None]:
         try:
             yield
-        except Mute:
+        except Mute as mute:
+            self._problem[who] = str(mute)
             self._mute.add(who)
 
     def _until(self, reached: Callable[[], bool], limit_s: float) -> bool:
@@ -252,12 +289,3 @@ class TwoServers:
                 return False
             time.sleep(POLL_S)
         return True
-
-
-def _give_up(goal: Goal, done: list[Act]) -> None:
-    """Raise Failed for a new release that needs a restart, Stuck for an old one that needs a second."""
-    stops, starts = (done.count(Act(do, goal.serves)) for do in (pair.STOP, pair.START))
-    if goal.serves == NEW and (stops or starts > 1):
-        raise Failed("the new release had to be stopped: it failed to start, to wake or to answer as before")
-    if stops > 1 or starts > 2:
-        raise Stuck("the old release had to be stopped twice, or ended by itself")

@@ -173,6 +173,8 @@ def finish_last(paths: ServicePaths, say: Say) -> str | None:
     if left is None:
         return None
     service = Service(paths, say)
+    if lost := _lost(left, service):
+        return _end_restored(left, service, lost)
     if untouched := _end_untouched(left, service):
         return untouched
     if left.restarted:
@@ -197,6 +199,14 @@ def prepare_boot(paths: ServicePaths, say: Say) -> str | None:
     if old_id is None or rollback.loaded(paths, old_id):
         service.point_at(old_id)
     return "going back" if old_id else "nothing serves, as before"
+
+
+def _lost(left: Left, service: Service) -> str:
+    """Why a new release that was committed serves no more, and the old one that sleeps has to."""
+    if not left.committed or left.activated is None or left.activated["from"] is None:
+        return ""
+    old_id, new_id = left.activated["from"], left.activated["to"]
+    return standby.forward(service, left.log, old_id, new_id, left.start_limit_s)
 
 
 def _end_untouched(left: Left, service: Service) -> str | None:
@@ -227,15 +237,18 @@ def _end_untouched(left: Left, service: Service) -> str | None:
     )
 
 
-def _end_restored(left: Left, service: Service) -> str:
-    """Go back, and end the transaction where that worked: `restore_failed` is no end."""
+def _end_restored(left: Left, service: Service, lost: str = "") -> str:
+    """Go back, and end the transaction where that worked: `restore_failed` is no end.
+
+    + lost: why, where that is on no record yet
+    """
     assert left.activated is not None
     old_id, new_id = left.activated["from"], left.activated["to"]
     if left.trial:
         return _end_trial(left, service, old_id, new_id)
-    reason = _why_restored(left)
+    reason = lost or _why_restored(left)
     kept = _reject_worse(left, new_id)
-    outcome = rollback.restore(service, left.log, old_id, new_id, left.start_limit_s)
+    outcome = rollback.restore(service, left.log, old_id, new_id, left.start_limit_s, lost)
     if outcome == RESTORE_FAILED or not kept:
         return outcome  # without an end, so that a later recovery writes both
     rollback.mend_links(service)

@@ -232,13 +232,30 @@ def test_a_new_release_that_fails_is_given_up_and_the_old_one_wakes(world: World
     if fault == "wrong":
         world.wrong.add("b")
     old = world.servers["a"]
-    why = {"wake fails": "it does not wake: out of memory", "wrong": "it answers otherwise"}
+    why = {"wake fails": "it does not wake: 'out of memory'", "wrong": "it answers otherwise"}
     said = why.get(fault, "it does not serve after 0.5 s")
     with pytest.raises(Failed, match=f"the new release had to be stopped: {said}"):
         world.reach(TURN_TO_NEW)
     world.faults["b"].clear()
     assert "wake old" in world.reach(BACK)
     assert world.servers == {"a": old}
+
+
+def test_a_new_release_that_refuses_to_serve_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = control.Control.tell
+
+    def refusing(self: control.Control, do: str, *words: Any, **more: Any) -> Any:
+        if do == "serve" and self.unit == world.two.members[pair.NEW].unit:
+            raise control.Refused("not now")
+        return tell(self, do, *words, **more)
+
+    monkeypatch.setattr(control.Control, "tell", refusing)
+    with pytest.raises(Failed, match="not now"):
+        world.reach(ACTIVATE)
+    world.reach(BACK)
+    assert set(world.servers) == {"a"} and world.leads() == "a/api.sock"
 
 
 def test_a_server_that_is_stopped_is_told_first_so_that_nobody_waits_for_it(world: World) -> None:

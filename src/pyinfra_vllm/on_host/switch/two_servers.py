@@ -278,8 +278,8 @@ class TwoServers:
     def _answering(self, who: str) -> Iterator[None]:
         try:
             yield
-        except Mute as mute:
-            self._problem[who] = str(mute)
+        except (Mute, Refused) as answer:
+            self._problem[who] = str(answer)
             self._mute.add(who)
 
     def _until(self, reached: Callable[[], bool], limit_s: float) -> bool:

@@ -13,6 +13,7 @@ from seen import seen
 from test_release import make
 
 from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
+from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.switch.order import TRIAL, Order
 from pyinfra_vllm.operations import switch
 from pyinfra_vllm.operations.util import refuse, summary
@@ -137,6 +138,54 @@ def test_a_host_that_was_not_reached_leaves_room_for_fewer_at_a_time() -> None:
     assert made.plan("abc", lost="d") == (("a",), ("b",), ("c",))
     assert made.obstacle(1, lost="d") is None
     assert capped(2, "a", "b", "c", canary=0).plan("abc") == (("a", "b"), ("c",))
+
+
+def beside_another(made: Progress, *hosts: str) -> None:
+    """The hosts also have a service `embed` that runs what is declared, as its outcome says at once."""
+    for host in hosts:
+        runs = wanted(host, current=make().id, running=make().id)
+        service = runs.service.model_copy(update={"name": "embed", "port": 8001})
+        made.want(dataclasses.replace(runs, service=service))
+        made.record(Outcome(host, "embed", UNCHANGED, "runs the declared release"))
+
+
+def test_canary_without_a_verdict_of_one_service_holds_the_rest_whatever_its_other_says() -> None:
+    made = progress("a", "b")
+    made.plan("ab")
+    beside_another(made, "a", "b")
+    assert made.obstacle(2, lost="a") == (HELD, "an earlier wave has no verdict from a")
+    end(made, "a", COMMITTED)
+    assert made.obstacle(2) is None
+
+
+def test_host_given_up_before_one_of_its_services_switched_counts_as_unavailable() -> None:
+    made = capped(1, "a", "b", canary=0)
+    beside_another(made, "a", "b")
+    assert made.plan("ab", lost="a") == (("a",), ("b",))
+    assert made.obstacle(1, lost="d") == (HELD, ONE_OF_FOUR)
+    assert made.obstacle(1, lost="b") == (HELD, ONE_OF_FOUR.replace("and d", "and b"))
+
+
+def test_service_left_alone_since_another_of_its_host_failed_is_a_failure_and_no_missing_verdict() -> None:
+    made = capped(1, "a", "b", max_failures=1)
+    beside_another(made, "a", "b")
+    made.want(
+        dataclasses.replace(wanted("a"), service=wanted("a").service.model_copy(update={"name": "code"}))
+    )
+    made.plan("ab")
+    end(made, "a", "rolled_back")
+    assert made.obstacle(2, lost="a") is None, "it serves, and one may fail"
+
+
+def test_host_that_cannot_be_told_that_its_last_end_was_seen_switches_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(*words: str) -> None:
+        raise HostError("status 255: Connection reset by peer")
+
+    monkeypatch.setattr(switch, "Remote", lambda host: SimpleNamespace(run=lost))
+    here: Any = SimpleNamespace(name="a", print_prefix="")
+    assert switch.report(None, here, "/srv/pyinfra-vllm", "chat", "t", "since the last run: committed")
 
 
 @pytest.mark.parametrize(

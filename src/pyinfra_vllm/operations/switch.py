@@ -232,7 +232,8 @@ def _mend_front(item: Wanted) -> Generator[PyinfraCommand, None, None]:
 
 def report(state: State, host: Host, root: str, service: str, tx: str, text: str) -> bool:
     logger.info(text)
-    acknowledge(Remote(host), root, service, tx)
+    if problem := acknowledge(Remote(host), root, service, tx):
+        logger.info(f"{host.print_prefix}{service}: {problem}")
     return True
 
 

@@ -14,7 +14,7 @@ from pyinfra_vllm.answers import typed
 from pyinfra_vllm.config import Overrides, Runtime, Service
 from pyinfra_vllm.on_host.state.observed import Summary
 from pyinfra_vllm.on_host.state.transactions import transactions
-from pyinfra_vllm.rollout import opening
+from pyinfra_vllm.rollout import opening, orders
 from pyinfra_vllm.rollout.estimate import FACTOR, Estimate, estimate, way_back
 from pyinfra_vllm.window import WindowState
 
@@ -135,6 +135,59 @@ def test_measuring_ends_early_enough_to_go_back_before_the_window_closes() -> No
     assert left([]) == 45 / 3
     assert left([rolled_back(there=6, back=4)]) == pytest.approx(4 * FACTOR)
     assert opening.measure_until(service(), None) is None
+
+
+def after_the_last_stop(declared: Service, history: list[Summary]) -> timedelta:
+    """The time before closing that is left to a switch which stops the old release as late as it may."""
+    length = estimate(declared, history).length
+    closes = BEGAN + timedelta(hours=9)
+    found = WindowState(True, closes, closes - length, (), "open")
+    return length - opening.baseline_s(declared, found) * SECOND
+
+
+@pytest.mark.parametrize(
+    ("history", "known"), [([committed(8)], 8 + 2), ([rolled_back(there=6, back=4)], 10)]
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gate": {"budget_s": 600}},
+        {"gate": {"max_budget_s": 120}},
+        {"gate": {"on_inconclusive": "keep"}},
+        {"standby": True},
+        {"standby": True, "gate": {"restarts": 2}},
+        {"switch_estimate": "3h"},
+        {"switch_estimate": "4m"},
+    ],
+)
+def test_switch_that_stops_the_old_release_at_the_last_moment_ends_inside_the_window(
+    settings: dict[str, Any], history: list[Summary], known: int
+) -> None:
+    """What comes after the baseline has its time: both ways, and the most of measuring the new release."""
+    declared = service(**settings)
+    baseline = declared.gate.criteria().longest_s * SECOND
+    assert after_the_last_stop(declared, history) >= known * MINUTE + declared.measuring - baseline
+    without = after_the_last_stop(declared, [])
+    assert without >= estimate(declared).length / 2
+    assert without >= estimate(declared).length - baseline
+
+
+def test_without_a_closing_window_the_baseline_takes_nothing_from_it() -> None:
+    assert opening.baseline_s(service(), None) == 0.0
+    assert opening.baseline_s(service(), WindowState(True, None, None, (), "open")) == 0.0
+
+
+def test_order_says_how_much_of_the_estimate_is_for_the_baseline() -> None:
+    earlier = datetime.now(UTC) - timedelta(hours=1)
+    window = {"cron": f"0 {earlier.hour} * * *", "duration": "9h", "timezone": "UTC"}
+
+    def baseline_s(**settings: Any) -> float:
+        return orders.rollout("/srv/pyinfra-vllm", service(**settings), "b", Overrides()).order.baseline_s
+
+    assert baseline_s(window=window) == 360.0
+    assert baseline_s(window=window, switch_estimate="4m") == 120.0
+    assert baseline_s() == 0.0
 
 
 def test_only_the_newest_count() -> None:

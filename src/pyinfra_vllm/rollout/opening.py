@@ -34,6 +34,16 @@ def measure_until(service: Service, found: window.WindowState | None, history: H
     return (found.closes - way_back(service, history)).timestamp()
 
 
+def baseline_s(service: Service, found: window.WindowState | None) -> float:
+    """Seconds of the estimate behind the last start that are for measuring the old release: as long as the
+    gate may measure a side, and half of an estimate that is too short for both sides.
+    """
+    if found is None or found.closes is None or found.last_start is None:
+        return 0.0
+    estimate_s = (found.closes - found.last_start).total_seconds()
+    return min(service.gate.criteria().longest_s, estimate_s / 2)
+
+
 def explain(service: Service, overrides: Overrides, history: History = ()) -> str:
     """One clause for the operator: open or closed, until when, and when next."""
     if service.window and overrides.switch_now:

@@ -12,7 +12,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.switch.order import CALIBRATION, ROLLBACK, ROLLOUT, TRIAL, Order
 from pyinfra_vllm.rollout.estimate import History
-from pyinfra_vllm.rollout.opening import explain, measure_until, opening, shut
+from pyinfra_vllm.rollout.opening import baseline_s, explain, measure_until, opening, shut
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def _measured(
         reason=overrides.reason or "",
         last_start=found.last_start.timestamp() if found and found.last_start else None,
         measure_until=measure_until(service, found, history),
+        baseline_s=baseline_s(service, found),
         overrides=overrides.used,
         criteria=criteria.as_dict(),
         ready_timeout_s=service.ready_timeout_s,

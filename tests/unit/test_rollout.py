@@ -16,8 +16,9 @@ from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.switch.order import TRIAL, Order
 from pyinfra_vllm.operations import switch
-from pyinfra_vllm.operations.util import refuse, summary
+from pyinfra_vllm.operations.util import foreseen, refuse, summary
 from pyinfra_vllm.rollout import orders as orders_made
+from pyinfra_vllm.rollout import plans
 from pyinfra_vllm.rollout.orders import Prepared
 from pyinfra_vllm.rollout.progress import (
     COMMITTED,
@@ -371,6 +372,39 @@ def test_a_host_whose_prompts_went_away_since_the_check_is_refused(tmp_path: Pat
     ended = switch._switch(host, asked, Overrides())
     assert ended.status == "refused"
     assert f"the prompts in {own} could be read when this run began, and can't now" in ended.message
+
+
+SLOW = {
+    "tx": "t", "began": "2026-11-20T01:00:00+00:00", "ended": "2026-11-20T03:30:00+00:00", "reported": True,
+    "purpose": "rollout", "outcome": "committed", "from": "x", "to": "y", "turns": {},
+}  # fmt: skip
+
+
+def never_switches(**observed: Any) -> Wanted:
+    """A host on which a switch and its rollback took longer than its window is ever open."""
+    window = ({"cron": "0 2 * * *", "duration": "3h", "timezone": "UTC"},)
+    item = wanted("a", current="x", history=[SLOW], **observed)
+    service = Service(**{**item.service.model_dump(exclude_unset=True), "window": window})
+    return dataclasses.replace(item, service=service)
+
+
+def test_host_whose_record_fits_into_no_opening_is_refused_and_not_deferred_for_ever() -> None:
+    host: Any = SimpleNamespace(name="a")
+    ended = switch._switch(host, never_switches(), Overrides())
+    assert ended.status == "refused" and not ended.good
+    assert "everything is staged; its window is never open for longer than 3h" in ended.message
+    planned = foreseen.service_plan(never_switches(), Overrides())
+    assert planned.action == plans.REFUSED and "never open for longer" in planned.reasons[0]
+    assert foreseen.service_plan(never_switches(), Overrides(switch_now=True)).action == plans.INSTALL
+
+
+def test_switch_that_is_under_way_is_followed_whatever_the_record_says() -> None:
+    going = {**SLOW, "tx": "u", "outcome": None, "ended": None, "to": make().id}
+    observed = seen(current="x", history=[SLOW, going], lock={"holder": "ann"})
+    item = dataclasses.replace(never_switches(), observed=observed)
+    assert switch._never(item, Overrides()) == ""
+    assert switch._never(never_switches(), Overrides()) != ""
+    assert foreseen.service_plan(item, Overrides()).action == plans.INSTALL
 
 
 def test_brackets_in_what_a_host_said_are_no_markup(

@@ -8,6 +8,11 @@ from pyinfra_vllm import window
 from pyinfra_vllm.config import Overrides, Service
 from pyinfra_vllm.rollout.estimate import History, estimate, way_back
 
+RECORDED = (
+    "declare a longer one, or begin one switch with `--data switch_now=true`: once more are on record, a"
+    " single slow one counts less"
+)
+
 
 def opening(service: Service, overrides: Overrides, history: History = ()) -> window.WindowState | None:
     """The state of the service's windows; None where nothing limits it (no window, or overridden)."""
@@ -42,6 +47,18 @@ def baseline_s(service: Service, found: window.WindowState | None) -> float:
         return 0.0
     estimate_s = (found.closes - found.last_start).total_seconds()
     return min(service.gate.criteria().longest_s, estimate_s / 2)
+
+
+def never(service: Service, overrides: Overrides, at: datetime, history: History = ()) -> str:
+    """Why no opening after `at` (aware) is as long as the host's own record asks for; empty where one is.
+
+    What is declared alone is checked before any host is contacted.
+    """
+    if overrides.switch_now:
+        return ""
+    needed = estimate(service, history)
+    why = window.never_begins(service.window, at, needed.length, needed.source, RECORDED)
+    return why and f"its window {why}"
 
 
 def explain(service: Service, overrides: Overrides, history: History = ()) -> str:

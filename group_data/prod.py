@@ -167,8 +167,8 @@ defaults = {
     },
 }
 
-# The services, by name: a-z, 0-9 and -, at most 40 characters, and not bin, checkpoints or runtimes, which a
-# host keeps for itself. None removes one from the hosts of a group.
+# The services, by name: a-z, 0-9 and -, at most 40 characters, without -front at its end, and not bin,
+# checkpoints or runtimes, which a host keeps for itself. None removes one from the hosts of a group.
 services = {
     "chat": {
         "model": "Qwen/Qwen3-14B-AWQ",  # repository on the Hub; `pyinfra-vllm lock` pins its files

@@ -140,11 +140,13 @@ def test_connections_that_are_kept_lose_none_either(host: Host) -> None:
 def test_a_stream_stays_where_it_is(host: Host) -> None:
     begin(host, "a", "b")
     ask = f"exec 3<>/dev/tcp/127.0.0.1/{PORT}; printf 'GET /stream HTTP/1.1\\r\\n\\r\\n' >&3; cat <&3"
-    running = subprocess.Popen([*host.ssh_argv(), f'bash -c "{ask}"'], stdout=subprocess.PIPE, text=True)
-    time.sleep(1.5)
-    lead(host, "b")
-    output, _ = running.communicate(timeout=60)
-    assert output.rpartition("\n")[2].strip() == 50 * "a"
+    words = [*host.ssh_argv(), f'bash -c "{ask}"']
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        while running.stdout.readline().strip():
+            pass  # its head: a server has it
+        lead(host, "b")
+        assert running.stdout.read().strip() == 50 * "a"
 
 
 @pytest.mark.full

@@ -72,6 +72,7 @@ class StandbyHost(SimulatedHost):
     def stage(self, release_id: str, values: Any = None, standby: bool = True, **more: Any) -> None:
         if standby:
             more["sockets"] = str(self.paths.sockets_folder(release_id))
+            more.setdefault("fit", {"weights_bytes": 1})
         super().stage(release_id, values, **more)
         for name in releases.STANDBY_FILES if standby else ():
             (self.paths.release(release_id) / name).write_text("ListenStream=127.0.0.1:1\n")

@@ -97,7 +97,7 @@ def test_a_card_on_the_command_line_is_nearly_the_one_that_has_its_numbers() -> 
         (("--gpu-memory", "0GiB", "--compute-capability", "8.9"), "--gpu-memory 0GiB: must be the memory"),
         (
             ("--gpu-memory", "48GiB", "--compute-capability", "89"),
-            "--compute-capability 89: must be the compute capability that `nvidia-smi --query",
+            "--compute-capability 89: must be a compute capability that is known here, as `nvidia-smi",
         ),
         (("--gpu-memory", "48GiB", "--compute-capability", "cpu"), "one of 6.0, 6.1, 7.0, 7.5"),
         (("--gpu", "cpu", "--gpu-memory", "48GiB", "--compute-capability", "8.9"), "--gpu cpu: leave out"),
@@ -112,6 +112,19 @@ def test_invalid_card_description_is_refused(arguments: tuple[str, ...], said: s
 
 def test_a_card_that_is_too_old_is_refused_however_it_is_described() -> None:
     assert "Pascal" in str(ask("--gpu-memory", "24GiB", "--compute-capability", "6.1")["errors"])
+
+
+@pytest.mark.parametrize(
+    ("board", "capability", "names"),
+    [("Thor", "11.0", ("NVIDIA Thor", "Jetson AGX Thor")), ("Orin", "8.7", ("Orin (nvgpu)", "orin"))],
+)
+def test_jetson_boards_are_known_and_refused(board: str, capability: str, names: tuple[str, ...]) -> None:
+    """Their nvidia-smi prints 8.7 and 11.0: the answer is why they aren't served, not that this can't be."""
+    (error,) = ask("--gpu-memory", "122GiB", "--compute-capability", capability)["errors"]
+    assert f"(Jetson {board})" in error
+    for name in names:
+        with pytest.raises(DeclarationError, match=rf"{capability} \(Jetson {board}\)"):
+            ask("--gpu", name)
 
 
 # In cards.yaml
@@ -173,7 +186,7 @@ def test_a_bandwidth_lets_unlike_cards_serve_together() -> None:
         (CARD % 48, "cards.yaml: cards.NVIDIA Acme A1.memory = 48: must be the memory"),
         (
             "cards: {A1: {memory: 48GiB, compute_capability: 8.8}}",
-            "cards.yaml: cards.A1.compute_capability = 8.8: must be the compute capability",
+            "cards.yaml: cards.A1.compute_capability = 8.8: must be a compute capability that is known here",
         ),
         ("cards: {A1: {memory: 48GiB}}", "cards.yaml: cards.A1.compute_capability: missing"),
         (

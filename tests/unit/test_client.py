@@ -60,6 +60,28 @@ def test_an_http_error_carries_its_status_and_words() -> None:
     assert error.value.status == 500 and error.value.kind == "http_500"
 
 
+def test_an_error_without_an_end_is_not_read_on() -> None:
+    """http.client reads a chunk that is said to have -1 bytes to the connection's end."""
+    sent = 0
+
+    def answer(listening: socket.socket) -> None:
+        nonlocal sent
+        connected, _ = listening.accept()
+        with connected, suppress(OSError):
+            connected.recv(4096)
+            connected.sendall(b"HTTP/1.1 500 no\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+            while sent < 64 << 20:
+                sent += connected.send(b"x" * (1 << 20))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        answering = threading.Thread(target=answer, args=(listening,))
+        answering.start()
+        with pytest.raises(clients.HttpError, match="HTTP 500: xxx"):
+            Client(f"http://127.0.0.1:{listening.getsockname()[1]}", "m").get("/", 5)
+        answering.join()
+    assert sent < 32 << 20
+
+
 @pytest.mark.parametrize("way", ["wedged", "trickles"])
 def test_a_server_that_never_answers_costs_the_time_limit_and_no_more(way: str) -> None:
     began = time.monotonic()

@@ -247,6 +247,7 @@ def test_all_problems_are_one_error_that_says_that_nothing_was_touched() -> None
         ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}}, "is set by the product: gpus"),
         ({"environment": {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}}, "is set by the product: gpus"),
         ({"secrets": {"HF_TOKEN": "hf token"}}, "must be"),
+        ({"secrets": {"VLLM_SERVER_DEV_MODE": "MODE"}}, "is no secret; declare it under `environment`"),
         (
             {"gate": {"bugdet_s": 60}},
             'services.chat.gate.bugdet_s = 60: unknown key; did you mean "budget_s"?',
@@ -295,6 +296,12 @@ def test_one_line_for_what_cannot_be(settings: dict[str, Any], expected: str) ->
 def test_a_service_never_has_the_name_of_a_folder_that_services_share(name: str) -> None:
     (line,) = lines({"services": {name: CHAT}})
     assert f"services.{name}: must be another name: every host has a folder {name}" in line
+
+
+def test_a_service_never_has_the_name_of_another_ones_front() -> None:
+    (line,) = lines({"services": {"chat-front": CHAT}})
+    assert "services.chat-front: must not end in -front: a service chat names the unit of its front" in line
+    assert [good({"services": {name: CHAT}}).service(name).name for name in ("front", "front-chat")]
 
 
 def test_questions_of_the_operator_are_read_with_the_declaration(tmp_path: Path) -> None:

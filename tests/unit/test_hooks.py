@@ -242,6 +242,39 @@ def test_an_undrain_that_fails_is_tried_again_then_and_by_every_later_recovery(
     assert len(balancer.events) == calls, "a second recovery did something"
 
 
+@pytest.mark.parametrize("serves", [True, False])
+def test_an_undrain_that_an_earlier_switch_owes_is_owed_by_the_next_ones_too(
+    both: tuple[SimulatedHost, Balancer], serves: bool
+) -> None:
+    """Also by one that ends before its own drain, which touches nothing; and only once something serves."""
+    host, balancer = both
+    balancer.fails["undrain"] = 99
+    assert host.switch(hooks=DECLARED) == "committed"
+    if not serves:
+        host.broken.add(NEW)
+    for _ in range(2):
+        assert host.switch("cccccccccccc", hooks=DECLARED) == "refused"
+    assert ("it is still drained" if serves else "it stays drained") in host.journal()[-1]["reason"]
+    balancer.fails.clear()
+    host.recover()
+    assert balancer.drained is not serves
+    host.broken.clear()
+    assert recovery.insist(host.paths, host.said.append, tries=1)
+    assert not balancer.drained
+
+
+def test_a_service_whose_hooks_were_taken_out_while_it_is_drained_says_that_nobody_undrains_it(
+    both: tuple[SimulatedHost, Balancer],
+) -> None:
+    host, balancer = both
+    balancer.fails["undrain"] = 99
+    assert host.switch(hooks=DECLARED) == "committed"
+    assert host.switch(OLD, hooks={}) == "committed"
+    reason = host.journal()[-1]["reason"]
+    assert "it is still drained: no undrain hook is declared any more" in reason
+    assert recovery.insist(host.paths, host.said.append, tries=1)
+
+
 def test_where_nothing_serves_the_service_stays_drained_until_something_does(
     both: tuple[SimulatedHost, Balancer],
 ) -> None:

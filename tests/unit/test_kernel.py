@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,10 @@ def test_evidence_is_bounded() -> None:
     assert isinstance(evidence, list)
     assert len(evidence) == kernel.MAX_LINES
     assert all(len(line) <= kernel.MAX_LINE_LENGTH for line in evidence)
+
+
+@pytest.mark.parametrize("words", ["Selected " + "ScaledMM" * 2000, "Using " + "NvFp4" * 3200])
+def test_a_line_that_is_made_to_take_long_does_not(words: str) -> None:
+    began = time.process_time()
+    assert kernel.check([words] * 4)["kernels"] == []
+    assert time.process_time() - began < 1

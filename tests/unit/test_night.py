@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.record import Phase, Record, Request
 from pyinfra_vllm.on_host.gate.noise import Noise
@@ -21,7 +22,9 @@ from pyinfra_vllm.tuning.search import Pair, Trial
 GROUPS = {"marlin": "kernel", "humming": "kernel", "fp8": "kv_cache", "ngram": "speculation"}
 GAINS = {"marlin": 1.24, "humming": 1.19, "fp8": 0.97, "ngram": 0.9}
 QUIET = Noise(5, {"c1": {"tokens_per_s": 0.004}, "c8": {"tokens_per_s": 0.004}})
-SETUP = Setup("chat", "a" * 12, "latency", Slo(), GROUPS, Criteria().as_dict())
+TRIES = {name: [f"--{name}"] for name in GROUPS}
+PLACE = {"card": "NVIDIA H200", "gpus": 1, "memory_mib": 143771}
+SETUP = Setup("chat", "a" * 12, "latency", Slo(), GROUPS, Criteria().as_dict(), TRIES, PLACE)
 
 
 class Killed(BaseException):
@@ -35,7 +38,7 @@ class FakeHost:
         self.journal = [json.dumps(setup.header(QUIET, 0, "t0"))]
         self.gains = gains
         self.left = trials
-        self.results: dict[str, list[Result]] = {}
+        self.results: dict[str, list[Any]] = {}  # an exception is raised
         self.tried: list[Step] = []
         self.calls, self.die_at = 0, -1
         self.random = random.Random(7)
@@ -62,6 +65,8 @@ class FakeHost:
         self.tried.append(step)
         self.left -= 1
         if planned := self.results.get(step.candidate):
+            if isinstance(planned[0], Exception):
+                raise planned.pop(0)
             return planned.pop(0)
         self._count()
         gain = 1.0
@@ -148,17 +153,17 @@ def test_a_kill_at_every_call_is_gone_on_from() -> None:
 
 def test_what_is_cut_off_again_and_again_is_given_up() -> None:
     host = FakeHost()
-    host.results["humming"] = [Cut("the host was restarted")] * 9
+    host.results["humming"] = [Cut("the host was restarted", f"t{n}") for n in range(9)]
     ended = night.run(host)
     assert ended.done is not None and ended.done.winner == "marlin"
     assert [step.candidate for step in host.tried].count("humming") == night.MOST_ATTEMPTS
     (line,) = [line for line in night.results(host.lines()) if line.get("trial") == "humming"]
-    assert line["failed"] == "ended without a result 3 times"
+    assert line["failed"] == "cut off 3 times"
 
 
 def test_what_is_cut_off_once_is_tried_again() -> None:
     host = FakeHost()
-    host.results["marlin"] = [Cut("the host was restarted")]
+    host.results["marlin"] = [Cut("the host was restarted", "t")]
     ended = night.run(host)
     assert ended.done is not None and ended.done.winner == "marlin"
 
@@ -173,21 +178,32 @@ def test_host_that_finds_it_too_late_ends_the_night_and_costs_no_attempt() -> No
     assert not any("failed" in line for line in night.results(host.lines()))
 
 
-def test_host_that_must_be_looked_at_stops_the_search() -> None:
-    host = FakeHost()
-    host.results["marlin"] = [Stopped("the old release does not serve again")]
-    ended = night.run(host)
-    assert (ended.done, ended.status) == (None, "stopped")
-    tried = len(host.tried)
-    assert night.run(host).done is not None and len(host.tried) > tried
+def test_host_s_trouble_stops_the_search_and_costs_no_attempt() -> None:
+    """However often, and also in the confirmation, whose failure would be the end of the search."""
+    trouble: list[Result | Exception] = [
+        Stopped("the old release does not serve again"),
+        Stopped("refused: bob has held it"),
+        HostError("gpu-1: not connected"),
+    ]
+    for first in (0, 4):  # a look, and the second pair
+        host = FakeHost()
+        host.results["marlin"] = [*([result(1.24)] * first), *trouble, *trouble]
+        ended = [night.run(host) for _ in range(6)]
+        assert [(each.done, each.status) for each in ended] == [(None, "stopped")] * 6
+        assert ended[2].why == "gpu-1: not connected"
+        assert kinds(host).count("put_off") == 6
+        last = night.run(host)
+        assert last.done is not None and last.done.winner == "marlin"
 
 
-def test_refusal_that_is_about_the_host_costs_no_attempt() -> None:
+def test_control_machine_that_is_killed_again_and_again_costs_no_attempt() -> None:
     host = FakeHost()
-    host.results["marlin"] = [Stopped("refused: bob has held it", begun=False)] * 5
-    assert [night.run(host).status for _ in range(5)] == ["stopped"] * 5
-    ended = night.run(host)
-    assert ended.done is not None and ended.done.winner == "marlin"
+    for _ in range(2 * night.MOST_ATTEMPTS):
+        host.die_at = host.calls + 4  # in the first trial
+        with pytest.raises(Killed):
+            night.run(host)
+    assert night.run(host).done is not None
+    assert not any("failed" in line for line in night.results(host.lines()))
 
 
 def test_failed_one_never_comes_back() -> None:
@@ -224,9 +240,33 @@ def test_journal_is_named_by_all_that_it_is_about() -> None:
         replace(SETUP, groups={"marlin": "kernel"}),
         replace(SETUP, criteria=Criteria(budget_s=60).as_dict()),
         replace(SETUP, service="other"),
+        replace(SETUP, tries={**TRIES, "fp8": ["--kv-cache-dtype", "fp8_e5m2"]}),
+        replace(SETUP, place={**PLACE, "card": "NVIDIA H100"}),
     ]
-    assert len({SETUP.id, *(each.id for each in others)}) == 7
+    assert len({SETUP.id, *(each.id for each in others)}) == 9
     assert replace(SETUP).id == SETUP.id
+
+
+def test_search_that_begins_anew_says_what_has_changed() -> None:
+    """By the header of the earlier one, as it was read back from its file."""
+    earlier = night.header(night.read(json.dumps(SETUP.header(QUIET, 0, "t0"))))
+    assert SETUP.changed(earlier) == ""
+    now = replace(
+        SETUP,
+        current="b" * 12,
+        tries={**TRIES, "fp8": ["--kv-cache-dtype", "fp8_e5m2"]},
+        place={**PLACE, "card": "NVIDIA H100", "memory_mib": 81559},
+        criteria=Criteria(budget_s=60).as_dict(),
+    )
+    told = (
+        "the release that serves, the gate (budget_s), what the candidates come to (fp8), the place (card,"
+        " memory_mib)"
+    )
+    assert now.changed(earlier) == told
+    assert night.sentence(now.header(QUIET, 0, "t1", told)).endswith(
+        f"to confirm the best. It begins anew, for this has changed: {told}"
+    )
+    assert "the place" in SETUP.changed({"service": "chat", "objective": "latency"}), "of an older version"
 
 
 def test_a_noisy_or_unknown_service_gets_more_pairs() -> None:

@@ -127,6 +127,16 @@ def test_each_objective_has_its_phase() -> None:
     assert said == {"marlin": "first token after 4 s at c64, and 2 is most"}
 
 
+def test_speeds_of_different_phases_are_never_compared() -> None:
+    """As of one that was slow, and whose time ran out before its last phase."""
+    whole = (speed(1, 0.057, 79.9), speed(8, 0.288, 520.0), speed(64, 1.778, 1593.0))
+    cut = (speed(1, 0.057, 79.9), speed(8, 0.2, 560.0))
+    tried = {"whole": whole, "cut": cut}
+    assert front(tried, "throughput", Slo()) == Front(("whole",), {}, {"cut": "nothing was answered at c64"})
+    assert front(tried, "balanced", Slo()) == Front(("whole", "cut"), {}, {})
+    assert front(tried, "latency", Slo()) == Front(("whole",), {"cut": "whole"}, {})
+
+
 def test_the_speeds_of_a_record() -> None:
     requests = tuple(Request(f"p{n}", True, 0.1 * n, 0.1 * n + 1.0, 10, 11) for n in (1, 2, 9))
     silent = Request("p", False, kind="error", error="refused")

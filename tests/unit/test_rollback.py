@@ -5,9 +5,11 @@ simulated host.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +284,51 @@ def test_a_soak_that_is_cut_short_is_told(serving: SimulatedHost, monkeypatch: p
         serving.switch(criteria={"soak_s": 60.0})
     assert serving.recover() == ["chat: committed"]
     assert serving.running == NEW and "the soak was cut short" in serving.journal()[-1]["reason"]
+
+
+def soak_ends(patch: pytest.MonkeyPatch, verdict: str) -> None:
+    reasons = [] if verdict == "pass" else ["no token for 60 s"]
+    patch.setattr(soak, "soak", lambda *words, **more: soak.Watched(verdict, reasons, 60.0, 0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("boot", [False, True])
+@pytest.mark.parametrize("action", ["rollback", "alert"])
+@pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
+def test_what_a_soak_found_counts_whenever_its_process_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, action: str, boot: bool
+) -> None:
+    worse = verdict == "fail" and action == "rollback"
+    deaths = 0
+    for moment in itertools.count():
+        with monkeypatch.context() as patch:
+            host = SimulatedHost(tmp_path / str(moment), patch)
+            host.install(OLD)
+            host.stage(NEW)
+            host.calls.clear()
+            soak_ends(patch, verdict)
+            host.die_at = moment
+            with suppress(Killed):
+                host.switch(criteria={"soak_s": 60.0, "soak_action": action})
+                break
+            if not any((entry["step"], entry["state"]) == ("soak", "done") for entry in host.journal()):
+                continue
+            deaths += 1
+            host.recover(boot)
+            end = host.journal()[-1]
+            assert "no token for 60 s" in end["reason"], (moment, end)
+            assert (host.running, end["outcome"]) == ((OLD, "rolled_back") if worse else (NEW, "committed"))
+            assert list(durable.read_json(host.paths.rejected, {})) == ([NEW] if worse else [])
+    assert deaths
+
+
+def test_a_host_on_which_neither_release_starts_rejects_none(serving: SimulatedHost) -> None:
+    """The card is lost: it is the host's fault, as far as anybody knows."""
+    serving.broken |= {OLD, NEW}
+    assert serving.switch() == "restore_failed"
+    serving.broken.clear()
+    serving.recover()
+    assert serving.running == OLD and serving.outcome() == "rolled_back"
+    assert durable.read_json(serving.paths.rejected, {}) == {}
 
 
 def test_a_boot_recovery_beside_a_live_switch_has_nothing_to_do(serving: SimulatedHost) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from seen import seen
+from seen import AT, seen
 from test_release import make
 
 from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
@@ -457,3 +457,49 @@ def test_a_rollout_s_order_says_how_long_the_old_release_sleeps_on_and_a_trial_s
         made = orders_made.rollout("/srv", service, "r", Overrides())
         assert made.order.standby_for_s == seconds
         assert orders_made.trial("/srv", service, "r", Overrides()).order.standby_for_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("running", "noop", "refused"),
+    [
+        ("good", "has gone back already: it runs release good; the previous release bad was rejected", ""),
+        (None, "", "the previous release bad was rejected (users complain); name what it is to go back to"),
+    ],
+)
+def test_a_rollback_given_twice_does_not_return_to_the_release_that_was_left(
+    monkeypatch: pytest.MonkeyPatch, running: str | None, noop: str, refused: str
+) -> None:
+    left = {"bad": {"at": AT, "reason": "users complain; the queue grows"}}
+    status = seen(
+        current="good", running=running, proven="good", previous="bad", staged=["bad", "good"], rejected=left
+    )
+    told: list[str] = []
+    on_host_a(monkeypatch, progress())
+    monkeypatch.setattr(switch.host, "noop", told.append)
+    monkeypatch.setattr(switch.summary, "install", lambda state: None)
+    monkeypatch.setattr(switch, "fact", lambda host, kind, **asked: status)
+    yielded = list(switch.back._inner("/srv/pyinfra-vllm", "chat", Overrides()))
+    assert [command.args[0] for command in yielded] == ([yielded[0].args[0]] if refused else [])
+    assert noop in " ".join(told) and (not refused or refused in yielded[0].args[0])
+
+    (named,) = switch.back._inner("/srv/pyinfra-vllm", "chat", Overrides(), release="bad")
+    assert named.args[1].order.release == "bad"
+
+
+@pytest.mark.parametrize("purpose", ["rollout", "trial", "calibration"])
+def test_a_closed_window_is_no_order_without_a_limit(purpose: str) -> None:
+    """Nothing may begin and nothing be measured on, also where nobody looks at `deferred`."""
+    long_ago = {"cron": "0 0 29 2 *", "duration": "1m", "timezone": "UTC"}
+    values = wanted("a").service.model_dump(include={"name", "model", "port"})
+    shut = Service.model_validate({**values, "runtime": {"version": "0.33.0"}, "window": [long_ago]})
+    always = Service.model_validate({**values, "runtime": {"version": "0.33.0"}})
+    more: Any = (3,) if purpose == "calibration" else ()
+    make_order: Any = getattr(orders_made, purpose)
+    made = make_order("/srv", shut, "r", Overrides(), *more)
+    assert made.deferred is not None and "the window is closed" in made.deferred
+    assert made.order.last_start == made.order.measure_until == 0.0
+    for free in (
+        make_order("/srv", always, "r", Overrides(), *more),
+        make_order("/srv", shut, "r", Overrides(switch_now=True), *more),
+    ):
+        assert (free.deferred, free.order.last_start, free.order.measure_until) == (None, None, None)

@@ -583,13 +583,87 @@ def test_those_who_wait_are_answered_by_the_server_that_is_awake(tmp_path: Path)
         assert status(told) == 200 and closes(told) and text(told) == b"other" and len(asked) == 1
         assert server.engine.asleep and server.reached == []
         awake.close()
-        messages.append({"type": "http.request", "body": b"{}"})
-        (tmp_path / "api.sock").unlink(missing_ok=True)
-        told.clear()
-        await server.standby(scope, receive, send)  # nobody is there any more
-        assert status(told) == 503 and server.standby.in_flight == 0
 
     run(story, tmp_path)
+
+
+Ask = Callable[[], Awaitable[Told]]
+
+
+def gone(story: Callable[[Server, Ask], Awaitable[None]], folder: Path) -> None:
+    """Run a story of a server that sleeps and was told to relay to one that is not there any more."""
+
+    async def whole(server: Server) -> None:
+        await server.command("sleep")
+        await server.command("relay", to=str(folder / "api.sock"))
+
+        async def ask() -> Told:
+            told: Told = []
+            messages = [{"type": "http.request", "body": b"{}"}]
+
+            async def receive() -> Any:
+                if messages:
+                    return messages.pop()
+                await asyncio.sleep(3600)
+
+            async def send(message: Any) -> None:
+                told.append(message)
+
+            scope = {"type": "http", "method": "POST", "path": "/p", "raw_path": b"/p", "query_string": b""}
+            await server.standby({**scope, "headers": []}, receive, send)
+            assert bool(messages) == (status(told) == 503 or text(told) == b"tokens")  # for who answers
+            return told
+
+        await story(server, ask)
+        assert server.standby.in_flight == len(server.standby.waiting) == 0
+
+    run(whole, folder)
+
+
+def test_where_the_other_server_is_gone_a_request_waits_for_its_own(tmp_path: Path) -> None:
+    async def story(server: Server, ask: Ask) -> None:
+        waiting = asyncio.ensure_future(ask())
+        await until(lambda: len(server.standby.waiting) == 1)
+        await server.command("wake")
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        await server.command("serve")
+        assert status(await waiting) == 200 and server.reached == ["/p"]
+
+    gone(story, tmp_path)
+
+
+def test_a_request_that_waits_is_answered_by_the_other_server_when_it_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby, "AGAIN_S", 0.02)
+
+    async def story(server: Server, ask: Ask) -> None:
+        waiting = asyncio.ensure_future(ask())
+        await until(lambda: len(server.standby.waiting) == 1)
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 5"
+        awake, asked = await other(tmp_path / "api.sock", head, b"other")
+        assert text(await waiting) == b"other" and len(asked) == 1 and server.reached == []
+        awake.close()
+
+    gone(story, tmp_path)
+
+
+def test_nobody_waits_longer_for_a_server_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby, "AGAIN_S", 0.02)
+    monkeypatch.setenv(standby.HOLD_S, "0.1")
+
+    async def story(server: Server, ask: Ask) -> None:
+        assert status(await ask()) == 503
+        server.standby.hold_s = 60.0
+        waiting = asyncio.ensure_future(ask())
+        await until(lambda: len(server.standby.waiting) == 1)
+        await server.command("end")
+        assert status(await waiting) == 503
+
+    gone(story, tmp_path)
 
 
 def test_the_other_server_does_not_go_on_for_a_client_that_went_away(tmp_path: Path) -> None:

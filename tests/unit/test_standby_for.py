@@ -77,6 +77,17 @@ def test_the_old_release_sleeps_on_until_its_time_is_over(host: StandbyHost) -> 
         assert recovery.start_due(*where) == []
 
 
+def test_an_operators_own_settings_beside_ours_stay(host: StandbyHost) -> None:
+    """As `systemctl edit --runtime` lays them."""
+    host.switch(**SLEEPS)
+    settings = host.paths.asleep_settings(OLD)
+    own = settings.with_name("override.conf")
+    own.write_text("[Service]\n")
+    assert host.switch(OLD, purpose=ROLLBACK) == "committed"
+    ends_right(host, OLD)
+    assert own.exists() and not settings.exists()
+
+
 def test_whoever_looks_at_the_host_sees_what_sleeps_on_and_until_when(
     host: StandbyHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

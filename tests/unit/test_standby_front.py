@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import simulated
 from standby_host import NEW, OLD, Killed, StandbyHost, ends_right, prepared
 
 from pyinfra_vllm.on_host import doctor
-from pyinfra_vllm.on_host.server import service
+from pyinfra_vllm.on_host.server import service, systemd
 from pyinfra_vllm.on_host.state import observe, paths, running
 from pyinfra_vllm.on_host.state.lock import exclusive
 from pyinfra_vllm.on_host.switch import recovery
@@ -153,3 +154,41 @@ def test_a_first_release_that_fails_leaves_no_front_behind(
     assert host.switch() == "rolled_back"
     assert (host.current, host.servers, host.listening) == (None, {}, False)
     assert list(host.paths.units.glob("**/vllm-*")) == []
+
+
+def neighbour(tmp_path: Path) -> paths.ServicePaths:
+    """A service whose unit has the name of chat's front, as an older version laid it."""
+    other = paths.ServicePaths(tmp_path, "chat-front", tmp_path / "units")
+    other.releases.mkdir(parents=True)
+    other.current.symlink_to("releases/cccccccccccc")
+    other.units.mkdir(exist_ok=True)
+    other.unit_link.symlink_to(other.current / "vllm.service")
+    return other
+
+
+def test_a_service_that_has_the_name_of_a_front_is_not_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = simulated.SimulatedHost(tmp_path, monkeypatch)
+    host.install(OLD)
+    host.stage(NEW)
+    other = neighbour(tmp_path)
+    stopped = []
+    monkeypatch.setattr(systemd, "stop", lambda unit, limit_s: stopped.append(unit))
+    assert host.switch() == "committed"
+    assert set(stopped) == {host.paths.unit}
+    assert other.unit_link.readlink() == other.current / "vllm.service"
+
+
+def test_a_switch_that_needs_the_name_of_another_service_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = StandbyHost(tmp_path, monkeypatch)
+    host.install(OLD, standby=False)
+    host.stage(NEW)
+    other = neighbour(tmp_path)
+    assert host.switch() == "refused"
+    end = host.journal()[-1]
+    assert f"{other.unit_link} is there and was not made" in end["reason"]
+    assert other.unit_link.readlink() == other.current / "vllm.service"
+    assert (host.current, host.servers) == (OLD, {OLD: "serving"})

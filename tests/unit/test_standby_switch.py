@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from standby_host import BACK, NEW, OLD, TO_NEW, StandbyHost, count_calls, die_at_every, ends_right, prepared
 
-from pyinfra_vllm.on_host.server import control, systemd
+from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.server import control, sockets, systemd
 from pyinfra_vllm.on_host.state import durable
 from pyinfra_vllm.on_host.switch import standby
 
@@ -42,6 +47,55 @@ def test_a_worse_release_is_left_without_a_start_of_the_old_one(host: StandbyHos
     assert host.acts() == [*TO_NEW, *BACK] and host.starts == [NEW]
     ends_right(host, OLD)
     assert "tokens" in durable.read_json(host.paths.rejected)[NEW]["reason"]
+
+
+TAKEN_OVER = {
+    "infinite": b'{"ok":true,"state":"serving","in_flight":Infinity,"held":0,"relay":"","pass":"x"}',
+    "down": b'{"ok":true,"state":"down","in_flight":0,"held":0,"relay":"","pass":"x"}',
+    "deep": b"[" * 60_000,
+    "refuses": b'{"ok": false, "error": "no"}',
+}
+
+
+@pytest.mark.parametrize("answer", TAKEN_OVER)
+def test_a_server_that_was_taken_over_has_no_say_in_its_rollback(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    real = (control.Control.state, control.Control.tell)
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        host = prepared(Path(folder), monkeypatch, rate=50.0)
+        simulated = (control.Control.state, control.Control.tell)
+        begun = threading.Event()
+
+        def whose(this: control.Control, number: int) -> Any:
+            return (real if begun.is_set() and NEW in this.unit else simulated)[number]
+
+        def measured(*asked: Any, **how: Any) -> Any:
+            if host.running == NEW and not begun.is_set():
+                path = host.paths.sockets_folder(NEW) / "control.sock"
+                path.parent.mkdir(parents=True)
+                listener.bind(str(path))
+                listener.listen()
+                threading.Thread(target=_answers, args=(listener, TAKEN_OVER[answer]), daemon=True).start()
+                begun.set()
+            return measure(*asked, **how)
+
+        measure = probe.measure
+        monkeypatch.setattr(probe, "measure", measured)
+        monkeypatch.setattr(control.Control, "state", lambda this: whose(this, 0)(this))
+        monkeypatch.setattr(control.Control, "tell", lambda this, *a, **k: whose(this, 1)(this, *a, **k))
+        monkeypatch.setattr(sockets, "unit_behind", lambda connected: host.paths.server_unit(NEW))
+        assert host.switch() == "rolled_back" and begun.is_set()
+        ends_right(host, OLD)
+
+
+def _answers(listener: socket.socket, answer: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connected, _ = listener.accept()
+            with connected:
+                connected.recv(4096)
+                connected.sendall(answer + b"\n")
 
 
 def test_a_release_that_never_serves_is_rejected_and_the_old_one_woken(host: StandbyHost) -> None:
@@ -126,19 +180,33 @@ def test_a_disk_that_fills_at_any_write_keeps_no_unproven_release(
 
 
 GIB = 1 << 20  # in the units of /proc/meminfo
+FIT = {"weights_bytes": 20 << 30}  # of one GPU
+SPLIT = ("--tensor-parallel-size", "2", "--pipeline-parallel-size=2")
 
 
 @pytest.mark.parametrize(
-    ("version", "available", "because"),
+    ("version", "available", "fit", "flags", "because"),
     [
-        (251, 500, "systemd is 251, 252 or newer is needed"),
+        (251, 500, FIT, (), "systemd is 251, 252 or newer is needed"),
         (
             257,
             130,
+            FIT,
+            (),
             "80 GiB of host memory may be needed for the weights of releases that sleep, and 30 GiB are free"
             " beyond the 10% that must stay free",
         ),
-        (252, 181, ""),
+        (252, 181, FIT, (), ""),
+        (
+            252,
+            419,
+            FIT,
+            SPLIT,
+            "320 GiB of host memory may be needed for the weights of releases that sleep,"
+            " and 319 GiB are free beyond the 10% that must stay free",
+        ),
+        (252, 421, FIT, SPLIT, ""),
+        (252, 900, {}, (), f"nobody knows how much memory the weights of release {OLD} take"),
     ],
 )
 def test_a_host_that_can_t_have_it_says_why(
@@ -147,11 +215,14 @@ def test_a_host_that_can_t_have_it_says_why(
     tmp_path: Path,
     version: int,
     available: int,
+    fit: dict[str, int],
+    flags: tuple[str, ...],
     because: str,
 ) -> None:
     for name in (OLD, NEW):
         path = host.paths.release(name) / "release.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "fit": {"weights_bytes": 20 << 30}}))
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps({**told, "fit": fit, "argv": [*told["argv"], *flags]}))
     memory = tmp_path / "meminfo"
     memory.write_text(f"MemTotal: {1000 * GIB} kB\nMemAvailable: {available * GIB} kB\n")
     monkeypatch.setattr(standby, "MEMINFO", memory)
@@ -175,15 +246,10 @@ def test_without_standby_the_journal_has_no_word_of_it(
 def test_nobody_waits_for_a_server_that_is_stopped(
     host: StandbyHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = []
-    tell = control.Control.tell
-    monkeypatch.setattr(
-        control.Control,
-        "tell",
-        lambda this, do, *rest, **words: told.append(do) or tell(this, do, *rest, **words),
-    )
+    told = set()
+    monkeypatch.setattr(control.Control, "end", lambda this: told.add(this.unit))
     host.switch()
-    assert "end" in told
+    assert told == {host.paths.server_unit(OLD)}
 
 
 @pytest.mark.parametrize(

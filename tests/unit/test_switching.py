@@ -117,6 +117,19 @@ def test_what_another_run_has_switched_to_meanwhile_is_not_restarted(purpose: st
     assert ("systemd-run" in host.asked) == (status != "unchanged")
 
 
+@pytest.mark.parametrize("under_way", [False, True])
+def test_order_that_the_window_defers_is_never_sent_and_a_switch_under_way_is_followed(
+    under_way: bool,
+) -> None:
+    """Whoever made the order: no operation can forget it."""
+    seen = going(ORDER.release) if under_way else document()
+    host: Any = FarHost({"status": [[seen]], "reported": [{}], "follow": [ENDED]})
+    outcome = Switching(host, "/srv/x", Prepared(ORDER, deferred="the window is closed")).run()
+    expected = ("committed", "no worse") if under_way else ("deferred", "the window is closed")
+    assert (outcome.status, outcome.message) == expected
+    assert "systemd-run" not in host.asked
+
+
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
@@ -310,7 +323,7 @@ def test_a_connection_lost_before_the_switch_was_followed_says_that_the_host_goe
     )
 
 
-def under_way(release: str) -> dict[str, Any]:
+def going(release: str) -> dict[str, Any]:
     newest = a_switch(tx="t", to=release, purpose="rollout", kept=False)
     return document(lock={"holder": "bob"}, history=[a_switch(tx="s"), newest])
 
@@ -319,12 +332,12 @@ def test_a_switch_that_is_under_way_is_followed_to_its_end(monkeypatch: pytest.M
     """The same rollout, started again while the first is unjudged: neither unchanged nor begun twice."""
     launched: list[Order] = []
     monkeypatch.setattr(switching, "launch", lambda remote, root, order: launched.append(order))
-    _, outcome = switched(monkeypatch, status=[[under_way(ORDER.release)]], follow=[ENDED])
+    _, outcome = switched(monkeypatch, status=[[going(ORDER.release)]], follow=[ENDED])
     assert outcome.status == "committed" and launched == []
 
 
 def test_a_switch_to_another_release_is_refused_with_who_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, outcome = switched(monkeypatch, status=[[under_way("b" * 12)]], follow=[ENDED])
+    _, outcome = switched(monkeypatch, status=[[going("b" * 12)]], follow=[ENDED])
     assert outcome.status == "refused" and "bob has held it" in outcome.message
 
 

@@ -17,7 +17,7 @@ from pyinfra_vllm.on_host.bench import probe
 from pyinfra_vllm.on_host.bench.plan import Plan
 from pyinfra_vllm.on_host.bench.record import Record, Round
 from pyinfra_vllm.on_host.gate import soak
-from pyinfra_vllm.on_host.server import service, sockets, systemd
+from pyinfra_vllm.on_host.server import compile_cache, service, sockets, systemd
 from pyinfra_vllm.on_host.state import durable, lock, manifest, observe
 from pyinfra_vllm.on_host.state.transactions import transactions
 from pyinfra_vllm.on_host.switch import base, rollback
@@ -465,18 +465,13 @@ def test_undecided_comparison_measures_both_sides_further_within_the_window(
     assert all("like" in how for how in second) and all("extend" in how for how in second[1:])
 
 
-def test_both_sides_are_measured_at_what_both_admit(
+def test_names_that_no_file_takes_do_not_keep_the_old_release_from_its_start(
     serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    simulated = probe.measure
-    monkeypatch.setattr(
-        probe,
-        "measure",
-        lambda client, settings, **how: (
-            seen.append(settings.concurrency) or simulated(client, settings, **how)
-        ),
-    )
-    serving.stage("cccccccccccc", argv=["/bin/sh", "cccccccccccc", "--max-num-seqs", "24"])
-    serving.switch("cccccccccccc")
-    assert seen == [(1, 8, 24), (1, 8, 24)]
+    """A server names folders of its cache as it likes, also by bytes that are no text."""
+    serving.rates[NEW] = 50.0
+    monkeypatch.setattr(compile_cache, "forget_keys", lambda cache: [f"{cache}/\udcff: too many folders"])
+    assert serving.switch() == "rolled_back"
+    assert serving.running == serving.current == OLD
+    (told,) = serving.paths.evidence.glob("*/progress.log")
+    assert "cache/\\udcff: too many folders" in told.read_text()

@@ -43,7 +43,7 @@ SECOND = 20
 # resolver's own.
 ALLOWED = (
     r"V100 \(compute capability 7\.0\) is not supported",
-    r"doesn't fit on 1 x .*What would make it fit: ",
+    r"doesn't fit on 1 x ",
     r"needs vLLM 0\.17 or newer",
     r"AWQ on .* takes the slow kernel up to vLLM 0\.13",
 )
@@ -62,6 +62,8 @@ def test_every_model_on_every_gpu(version: str) -> None:
             assert all(flag.reason and flag.source for flag in (*found.flags, *found.settings))
             assert found.errors or (found.fit and found.fit.fits), (gpu, model)
             assert all(any(re.search(kind, text) for kind in ALLOWED) for text in found.errors), found.errors
+            room_alone = [text for text in found.errors if "doesn't fit on" in text] == list(found.errors)
+            assert ("What would make it fit: " in str(found.errors)) is (bool(found.errors) and room_alone)
             assert bool(found.kernel) == ("AWQ" in model.upper() and not gpu.startswith("v100"))
             fitting += not found.errors
     assert fitting > len(GPUS) * len(shapes.names()) / 2
@@ -353,7 +355,8 @@ def test_a_quantized_model_without_any_fast_kernel_is_an_error(model: str, gpu: 
 
 
 def test_a_backend_that_is_asked_for_and_disabled_is_no_kernel() -> None:
-    found = resolve(environment={"VLLM_DISABLED_KERNELS": "HummingLinearKernel"})  # balanced asks for Humming
+    disabled = {"VLLM_DISABLED_KERNELS": "HummingLinearKernel"}
+    found = resolve(flags={"linear-backend": "humming"}, environment=disabled)
     assert "disables every fast kernel" in str(found.errors)
 
 
@@ -418,6 +421,75 @@ def test_a_vulnerability_that_is_known_for_one_version_only() -> None:
     assert "CVE-2026-9540" in str(resolve(runtime="0.19.0").warnings)
     for version in ("0.18.0", "0.20.0", "0.33.0"):
         assert "CVE-2026-9540" not in str(resolve(runtime=version).warnings)
+
+
+# Settings that open a server to whoever reaches it (security.yaml)
+
+DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1"}
+PICKLE = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+
+
+def test_development_endpoints_are_never_opened() -> None:
+    for settings in ({}, {"exposed": True}, {"exposed": True, "reason": "behind a firewall"}):
+        (error,) = resolve(environment=DEVELOPMENT, **settings).errors
+        assert error.startswith("environment: {VLLM_SERVER_DEV_MODE: 1} opens the development endpoints")
+        assert error.endswith("take it out")
+    assert "DEV_MODE" not in str(resolve(environment={"VLLM_SERVER_DEV_MODE": "0"}).errors)
+
+
+def test_unpickling_is_refused_where_others_reach_the_server() -> None:
+    assert "INSECURE" in str(resolve(environment=PICKLE).warnings)
+    (error,) = resolve(environment=PICKLE, exposed=True).errors
+    assert error.startswith("environment: {VLLM_ALLOW_INSECURE_SERIALIZATION: 1} ")
+    assert 'Or record why it is accepted: runtime: {reason: "..."}' in error
+    accepted = resolve(environment=PICKLE, exposed=True, reason="one user")
+    assert not accepted.errors
+    assert "INSECURE_SERIALIZATION: 1} " in str(accepted.warnings)
+    assert "Accepted: one user" in str(accepted.warnings)
+
+
+@pytest.mark.parametrize(
+    ("asked", "harmless", "told"),
+    [
+        (
+            {"environment": {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}},
+            {"environment": {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0"}},
+            "declare the adapters as flags: {lora-modules: ...}",
+        ),
+        (
+            {"flags": {"allowed-local-media-path": "/"}},
+            {"flags": {"allowed-local-media-path": ""}},
+            "every file below / that the service's user can read",
+        ),
+        (
+            {"flags": {"trust_request_chat_template": True}},
+            {"flags": {"trust-request-chat-template": False}},
+            "flags: {trust-request-chat-template: true} lets any request bring",
+        ),
+        (
+            {"flags": {"enable-prompt-embeds": True}},
+            {"flags": {"no-enable-prompt-embeds": True}},
+            "of a wrong shape",
+        ),
+        (
+            {"runtime": "0.33.0", "flags": {"trust-request-mm-kwargs": True}},
+            {"runtime": "0.33.0", "flags": {"trust-request-mm-kwargs": False}},
+            "unless every client is trusted",
+        ),
+        ({"flags": {"enable-mm-embeds": True}}, {"flags": {"enable-mm-embeds": False}}, "of a wrong shape"),
+        (
+            {"flags": {"worker-extension-cls": "mine.Extension"}},
+            {"flags": {"worker-extension-cls": ""}},
+            "flags: {worker-extension-cls: mine.Extension}",
+        ),
+    ],
+)
+def test_dangerous_settings_are_warned_of(asked: dict[str, Any], harmless: dict[str, Any], told: str) -> None:
+    for settings in ({}, {"exposed": True}):
+        found = resolve(**asked, **settings)
+        assert told in str(found.warnings)
+        assert not found.errors
+    assert "take it out" not in str(resolve(**harmless, exposed=True).warnings)
 
 
 def test_a_runtime_newer_than_the_catalog_is_a_warning() -> None:

@@ -25,6 +25,51 @@ def nested(levels: int) -> Any:
     return value
 
 
+# Words and keys that are known of the scanned vLLM alone (catalog/flag_types.json): of another one a warning
+
+
+@pytest.mark.parametrize(
+    ("runtime", "flags", "told"),
+    [
+        (
+            "0.31.0",
+            {"kv-cache-dtype": "fp9"},
+            "flags: kv-cache-dtype must be one of auto, bfloat16, float16, fp8,",
+        ),
+        ("0.33.0", {"kv-cache-dtype": "fp8_e4m3fn"}, "fp8_e4m3fn"),
+        ("0.33.0", {"scheduling-policy": "fair"}, "must be one of fcfs, priority, not 'fair'"),
+        ("0.33.0", {"compilation-config": {"mod": 3}}, "has no key 'mod'"),
+        ("0.33.0", {"speculative-config": {"method": "eagle4", "model": "/srv/a"}}, "eagle4 is no method of"),
+        ("0.33.0", {"attention-backend": "XFORMERS"}, "attention-backend: xformers} is none"),
+        (
+            "0.33.0",
+            {"tool-call-parser": "qwen", "enable-auto-tool-choice": True},
+            "tool-call-parser: qwen} is none",
+        ),
+        ("0.28.0", {"reasoning-parser": "qwen3x"}, "reasoning-parser: qwen3x} is none"),
+    ],
+)
+def test_words_that_the_scanned_vllm_does_not_have(runtime: str, flags: dict[str, Any], told: str) -> None:
+    found = resolve("Qwen/Qwen3-8B", runtime=runtime, flags=flags)
+    (warning,) = [text for text in found.warnings if told in text]
+    assert "vLLM 0.32.0" in warning and runtime in warning
+    assert not found.errors and found.understood
+
+
+@pytest.mark.parametrize("runtime", ["0.28.0", "0.32.0", "0.33.0"])
+def test_words_that_the_scanned_vllm_has(runtime: str) -> None:
+    flags = {
+        "kv-cache-dtype": "fp8",
+        "scheduling-policy": "priority",
+        "compilation-config": {"mode": 3},
+        "attention-backend": "FLASH_ATTN",
+        "reasoning-parser": "qwen3",
+        "tool-call-parser": "hermes",
+        "enable-auto-tool-choice": True,
+    }
+    assert "0.32.0, and" not in str(resolve(runtime=runtime, flags=flags).warnings)
+
+
 # Variants
 
 
@@ -354,3 +399,25 @@ def test_a_cpu_cache_that_is_no_number_is_an_error() -> None:
 def test_no_override_gets_an_unknown_flag_into_argv(flags: dict[str, Any]) -> None:
     found = resolve(flags=flags)
     assert {flag.flag.split(".")[0] for flag in found.flags} <= flag_table.known("0.28.0")
+
+
+# A kernel is chosen by --linear-backend or by VLLM_DISABLED_KERNELS: the operator's word ends the objective's
+
+
+@pytest.mark.parametrize("runtime", ["0.28.0", "0.33.0"])
+@pytest.mark.parametrize(
+    ("objective", "declared", "kernel"),
+    [
+        ("latency", {"flags": {"linear-backend": "machete"}}, "Machete"),
+        ("latency", {"flags": {"linear-backend": "humming"}}, "Humming"),
+        ("balanced", {"environment": {"VLLM_DISABLED_KERNELS": "HummingLinearKernel"}}, "Machete"),
+    ],
+)
+def test_the_objective_s_kernel_yields_to_a_declared_one(
+    runtime: str, objective: str, declared: dict[str, Any], kernel: str
+) -> None:
+    found = resolve(runtime=runtime, objective=objective, max_model_len=4096, **declared)
+    assert not found.errors
+    assert found.kernel == (kernel,)
+    assert ("VLLM_DISABLED_KERNELS" in found.environment) is ("environment" in declared)
+    assert ("--linear-backend" in values(found)) is ("flags" in declared)

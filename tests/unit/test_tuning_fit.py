@@ -12,6 +12,8 @@ import yaml
 from resolving import resolve
 
 from pyinfra_vllm.catalog import gpus, shapes
+from pyinfra_vllm.catalog.quantization import Quantization
+from pyinfra_vllm.tuning.request import cataloged
 
 WAYS = re.compile(r"What would make it fit: (.*)")
 TRIED: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -164,6 +166,23 @@ def test_beside_a_rejected_card_nothing_is_suggested() -> None:
     found = resolve("Qwen/Qwen3-32B", "Tesla V100-SXM2-16GB", "0.18.0")
     assert "not supported" in str(found.errors)
     assert "make it fit" not in str(found.errors)
+
+
+def test_no_way_is_offered_beside_a_refusal_that_it_leaves() -> None:
+    """gpt-oss on a T4, which has no kernel for it: two of them have none either."""
+    mxfp4 = Quantization("mxfp4", kernels="mxfp4")
+    shape = replace(cataloged("Qwen/Qwen3-30B-A3B"), quantization=mxfp4)
+    found = resolve(shape, "Tesla T4", max_model_len=4096)
+    assert "has no kernel for such weights" in str(found.errors)
+    assert "doesn't fit" in str(found.errors) and "make it fit" not in str(found.errors)
+    exposed = resolve("Qwen/Qwen3-32B-AWQ", "RTX 4090", "0.21.0", exposed=True)
+    assert "CVE-2026-48746" in str(exposed.errors) and "make it fit" not in str(exposed.errors)
+
+
+def test_ways_are_offered_beside_a_slip_of_the_operator_s() -> None:
+    asked = {"gpu": "RTX 4090", "max_model_len": 32768, "flags": {"max-num-sqes": 8}}
+    errors = str(resolve("Qwen/Qwen3-32B-AWQ", **asked).errors)
+    assert "did you mean --max-num-seqs" in errors and "What would make it fit: max_model_len" in errors
 
 
 def test_without_a_way_to_share_the_model_no_fit_is_told() -> None:

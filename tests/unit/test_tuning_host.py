@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +30,7 @@ from pyinfra_vllm.operations import tuning
 from pyinfra_vllm.operations.tuning import Found, Tuning
 from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.operations.util.unit import NoContact
+from pyinfra_vllm.rollout import opening
 from pyinfra_vllm.rollout.orders import Prepared
 from pyinfra_vllm.rollout.progress import Outcome
 from pyinfra_vllm.tuning import night
@@ -67,6 +70,11 @@ class SimulatedNight:
         self.tries: list[str] = []
         self.runs = True
         self.held: Holder | None = None
+        self.instead: Callable[[], Outcome | None] = lambda: None  # of a switch
+        self.used = True  # whether the candidates' profiles are
+        self.gpu, self.memory_mib = "NVIDIA H200", 143771
+        self.said: list[str] = []
+        self.unseen = False  # whether the connection is lost with the host
         self.no_plan: set[str] = set()  # candidates, and the current one, that can't be worked out
         self.old = self._release(CURRENT)
         self.host.install(self.old)
@@ -77,7 +85,7 @@ class SimulatedNight:
             (tuning.told, "forget", lambda host: None),
             (tuning, "ask_together", lambda host, declared: None),
             (tuning.planning, "planned", self._planned),
-            (tuning.planning, "resolver_request", lambda *_: None),
+            (tuning.planning, "resolver_request", self._asked),
             (tuning, "pruned", lambda *_: self.space),
             (tuning.planning, "plan", self._plan),
             (tuning.releases, "stage", self._stage),
@@ -90,10 +98,16 @@ class SimulatedNight:
         overrides = Overrides(operator="alice")
         host = SimpleNamespace(name="gpu-1", state=None)
         checkpoint: Any = None
-        return Tuning(host, declared, self.service, checkpoint, overrides, lambda text: None)  # type: ignore[arg-type]
+        self.said = []
+        return Tuning(host, declared, self.service, checkpoint, overrides, self.said.append)  # type: ignore[arg-type]
 
     def run(self, anew: bool = False) -> Found:
         return self.tuning().run(anew)
+
+    def only(self, name: str) -> None:
+        """The space is this one candidate."""
+        candidates = tuple(each for each in self.space.candidates if each.name == name)
+        self.space = replace(self.space, candidates=candidates)
 
     def until_done(self) -> Found:
         """Run again and again, as an operator would, also after the control machine was killed."""
@@ -130,12 +144,19 @@ class SimulatedNight:
     def _planned(self, *_: Any) -> Any:
         release = SimpleNamespace(id=self.old, gpu_count=1, runtime={"version": "0.25.1"})
         observed = SimpleNamespace(lock=self.held)
-        return SimpleNamespace(runs=self.runs, release=release, gpu="NVIDIA H200", observed=observed)
+        return SimpleNamespace(runs=self.runs, release=release, gpu=self.gpu, observed=observed)
+
+    def _asked(self, *_: Any) -> Any:
+        return SimpleNamespace(card=SimpleNamespace(memory_mib=self.memory_mib))
 
     def _plan(self, host: Any, root: str, service: Service, checkpoint: Any) -> Any:
         """A candidate is known again by its flags, as its profile has them."""
         if not service.profiles:
             return self._worked_out(CURRENT)
+        if not self.used:
+            return self._worked_out(
+                CURRENT, f"{service.profiles[-1].file} is not used: so it is", "it is hot"
+            )
         settings = service.profiles[-1].objectives[service.objective]
         found = [
             name
@@ -145,14 +166,14 @@ class SimulatedNight:
         ]
         return self._worked_out(found[0])
 
-    def _worked_out(self, name: str) -> Any:
+    def _worked_out(self, name: str, *warnings: str) -> Any:
         if name in self.no_plan:
             raise planning.Refused(self.service, [f"{name} can't be served here"])
         release = SimpleNamespace(id=self._release(name))
         observed = SimpleNamespace(
             staged=[path.name for path in self.host.paths.releases.iterdir()], rehearsed=()
         )
-        return SimpleNamespace(release=release, observed=observed)
+        return SimpleNamespace(release=release, observed=observed, warnings=warnings)
 
     def _stacks(self) -> list[str]:
         return [self.tries[-1]] if self.tries and " + " in self.tries[-1] else []
@@ -180,6 +201,8 @@ class SimulatedNight:
                 if words[0] == "install":
                     path.mkdir(mode=0o700, exist_ok=True)
                     return ""
+                if path.is_dir():
+                    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
                 return path.read_text().rstrip("\n") if path.exists() else ""  # as pyinfra returns it
 
             def write(self, path: str, content: str) -> None:
@@ -195,6 +218,8 @@ class SimulatedNight:
 
     def _switch(self, prepared: Prepared) -> Outcome:
         """The control machine sees the end, whoever wrote it: the transaction, or the recovery."""
+        if other := self.instead():
+            return other
         order = prepared.order
         assert order.purpose == TRIAL and order.hooks is not None
         self.orders.append(order)
@@ -208,6 +233,8 @@ class SimulatedNight:
         except Killed:
             self.killed += 1
             self.recover(boot)
+            if self.unseen:
+                raise HostError("gpu-1: not connected") from None
         assert self.serves(), "the old release does not serve after a trial"
         status = str(self.host.outcome()) if self._begun() > begun else "failed"
         self.statuses.append(status)
@@ -389,6 +416,50 @@ def test_trial_without_a_baseline_says_nothing_about_its_configuration(
     assert night.results(found.lines) == []
 
 
+def test_profile_that_is_not_used_here_is_no_fault_of_the_candidates(simulated: SimulatedNight) -> None:
+    """As where the card is not known again by the profile's name of it: all came to the current release."""
+    simulated.only("graphs-8")
+    simulated.used = False
+    for _ in range(2):
+        found = simulated.run()
+        assert (found.done, found.status) == (None, night.STOPPED)
+    assert "has other flags than the current configuration" in found.why
+    assert found.why.endswith("profiles/NVIDIA-H200--Qwen--Qwen3-32B-AWQ--0.25.1.yaml is not used: so it is")
+    assert simulated.orders == [] and night.results(found.lines) == []
+    simulated.used = True
+    assert simulated.run().done is not None and len(simulated.orders) == 1
+
+
+@pytest.mark.thorough
+def test_lost_connections_cost_a_proven_winner_nothing(simulated: SimulatedNight) -> None:
+    """Three times in the confirmation's last pair: it was the end of the search."""
+    simulated.only("humming")
+    lost = [Outcome("gpu-1", "chat", "unknown", "the connection was lost", "r")] * 3
+    simulated.instead = lambda: lost.pop() if lost and len(simulated.orders) == 9 else None
+    for _ in range(3):
+        found = simulated.run()
+        assert (found.done, found.status) == (None, night.STOPPED)
+        assert found.why == "humming: unknown: the connection was lost"
+    found = simulated.run()
+    assert found.done is not None and found.done.winner == "humming"
+
+
+def test_trial_that_dies_on_the_host_counts_also_where_nobody_saw_it(simulated: SimulatedNight) -> None:
+    """A configuration that takes the host down with it must not be tried every night."""
+    simulated.only("humming")
+    simulated.unseen = True
+    simulated.kills = [(30, True)] * 9
+    for _ in range(night.MOST_ATTEMPTS):
+        found = simulated.run()
+        assert (found.done, found.status) == (None, night.STOPPED)
+    assert simulated.killed == night.MOST_ATTEMPTS and simulated.serves()
+    simulated.kills, simulated.unseen = [], False
+    found = simulated.run()
+    (line,) = night.results(found.lines)
+    assert line["failed"] == "cut off 3 times"
+    assert len({line["tx"] for line in found.lines if "cut" in line}) == 3
+
+
 def test_trial_that_is_under_way_is_waited_for(simulated: SimulatedNight) -> None:
     simulated.held = Holder("alice", "02:31", "the trial of release x")
     with pytest.raises(
@@ -423,7 +494,11 @@ def at(moment: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
         def now(cls, tz: Any = None) -> datetime:
             return moment
 
-    monkeypatch.setattr(tuning, "datetime", Clock)
+    for each in (tuning, opening):
+        monkeypatch.setattr(each, "datetime", Clock)
+    clock = SimpleNamespace(time=lambda: moment.timestamp(), monotonic=lambda: 0.0)
+    for of_host in (judging, transaction):
+        monkeypatch.setattr(of_host, "time", clock)
 
 
 def windowed(closes: timedelta) -> Service:
@@ -446,18 +521,66 @@ def test_trials_begin_only_where_their_way_back_is_over_before_the_window_closes
     at(NOW.replace(hour=5), monkeypatch)
     assert simulated.run().why.startswith("the window is closed")
     at(NOW.replace(hour=2, minute=1), monkeypatch)
-    clock = SimpleNamespace(time=lambda: NOW.timestamp(), monotonic=lambda: 0.0)
-    for each in (judging, transaction):
-        monkeypatch.setattr(each, "time", clock)
     found = simulated.run()
     latest = {order.last_start for order in simulated.orders}
     assert latest and all(moment <= NOW.replace(minute=45).timestamp() - 10 for moment in latest)
+
+
+def test_trial_whose_window_closed_while_it_was_staged_is_put_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order says that the window is closed, so even the host alone would not begin it."""
+    simulated = SimulatedNight(tmp_path, monkeypatch, windowed(timedelta(minutes=60)))
+    at(NOW.replace(hour=2, minute=5), monkeypatch)
+
+    def slow(*_: Any) -> str:
+        at(NOW.replace(hour=3, minute=25), monkeypatch)
+        return "accepted"
+
+    monkeypatch.setattr(tuning.releases, "asked_of_vllm", slow)
+    found = simulated.run()
+    assert (found.done, found.status) == (None, night.DEFERRED)
+    assert simulated.statuses == ["deferred"] and simulated.serves()
+    assert night.results(found.lines) == []
 
 
 def test_service_that_does_not_run_what_is_declared_is_not_tuned(simulated: SimulatedNight) -> None:
     simulated.runs = False
     with pytest.raises(HostError, match="roll that out first"):
         simulated.run()
+
+
+@pytest.mark.thorough
+def test_evidence_of_other_flags_never_counts(
+    simulated: SimulatedNight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A profile must not have today's draft head and yesterday's measurements."""
+
+    def with_head(head: str) -> None:
+        whole = pruned(draft_head=head)
+        only = tuple(each for each in whole.candidates if each.name in ("eagle3-3", "graphs-8"))
+        simulated.space = replace(whole, candidates=only)
+
+    monkeypatch.setitem(GAINS, "eagle3-3", 1.5)
+    with_head("/srv/heads/old")
+    first = simulated.run()
+    assert first.done is not None and first.done.winner == "eagle3-3"
+    tried = len(simulated.orders)
+    with_head("/srv/heads/new")
+    second = simulated.run()
+    assert second.setup.id != first.setup.id and len(simulated.orders) == 2 * tried
+    assert simulated.said[0].endswith("this has changed: what the candidates come to (eagle3-3)")
+
+
+def test_evidence_of_another_card_never_counts(simulated: SimulatedNight) -> None:
+    first = simulated.tuning()
+    first.note(first.setup.header(None, 0, "2026-11-30T02:00:00+00:00"))
+    simulated.memory_mib = 140000
+    second = simulated.tuning()
+    simulated.gpu = "NVIDIA H100 80GB HBM3"
+    third = simulated.tuning()
+    assert len({each.setup.id for each in (first, second, third)}) == 3
+    assert third.look().lines[-1]["because"] == "the place (card, memory_mib)"
 
 
 def test_a_dry_run_changes_nothing(simulated: SimulatedNight) -> None:

@@ -25,6 +25,10 @@ def packed(**changes: Any) -> shapes.Shape:
     return replace(GEMMA, quantization=Quantization(**{"method": "awq", **changes}))
 
 
+SCALED_CACHE = replace(
+    packed(method="modelopt", bits=4, kernels="nvfp4", fp8_kv_cache=True), model_type="llama"
+)
+MXFP4 = replace(packed(method="mxfp4", kernels="mxfp4"), model_type="gpt_oss")
 LOCKED_WITH_VISION = replace(shapes.find("Qwen/Qwen3.5-4B") or pytest.fail(), weights_bytes=9 * gpus.GIB)
 
 
@@ -43,7 +47,18 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": "Qwen/Qwen3-4B-AWQ", "gpu": "Tesla T4", "runtime": "0.13.0"},
         "use runtime 0.14",
     ),
-    "fp8-kv-needs-ampere": ({"gpu": "Tesla T4", "variants": ["fp8_kv_cache"]}, "take the variant out"),
+    "fp8-kv-needs-ampere": (
+        {"gpu": "Tesla T4", "variants": ["fp8_kv_cache"]},
+        "kv-cache-dtype: fp8}, or the variant fp8_kv_cache: no attention",
+    ),
+    "fp8-kv-of-the-checkpoint-needs-ampere": (
+        {"model": SCALED_CACHE, "gpu": "Tesla T4"},
+        "declare flags: {kv-cache-dtype: float16}",
+    ),
+    "fp8-kv-of-a-latent-needs-ada": (
+        {"model": replace(SCALED_CACHE, latent_kv=576), "gpu": "A100-SXM4-80GB"},
+        "declare flags: {kv-cache-dtype: bfloat16}",
+    ),
     "fp8-cache-of-triton-needs-ada": (
         {"gpu": "A40", "flags": {"kv-cache-dtype": "fp8_per_token_head"}},
         "declare int8_per_token_head",
@@ -186,6 +201,14 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": GEMMA, "gpu": "Tesla T4", "max_model_len": 4096},
         "vLLM refuses it for gemma3_text",
     ),
+    "mxfp4-needs-bfloat16": (
+        {"model": MXFP4, "gpu": "A10G", "flags": {"dtype": "float16"}},
+        "{dtype: half} can't be with the MXFP4 weights",
+    ),
+    "quantized-weights-need-16-bits": (
+        {"flags": {"dtype": "float32"}},
+        "{dtype: float32} can't be with the awq weights",
+    ),
     "layers-of-an-unknown-kind": (
         {"model": replace(GEMMA, uncounted=("conv",))},
         "of kind conv keep something",
@@ -234,6 +257,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"runtime": "0.32.0", "flags": {"attention-backend": "XFORMERS"}},
         "attention-backend: xformers} is none that vLLM 0.32.0 has",
     ),
+    "attention-backend-of-another-version": (
+        {"runtime": "0.33.0", "flags": {"attention-backend": "XFORMERS"}},
+        "xformers} is none for CUDA: so it is in vLLM 0.32.0, and that of 0.33.0 isn't known",
+    ),
     "attention-backends-of-turing": (
         {"gpu": "Tesla T4", "runtime": "0.32.0", "flags": {"attention-backend": "FLASHINFER"}},
         "flashinfer} can't run on",
@@ -260,6 +287,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "speculation-has-a-method": (
         {"runtime": "0.32.0", "flags": {"speculative-config": {"method": "eagle4", "model": "/srv/draft"}}},
         "eagle4 is no method of vLLM 0.32.0",
+    ),
+    "speculation-of-another-version": (
+        {"runtime": "0.33.0", "flags": {"speculative-config": {"method": "eagle4", "model": "/srv/draft"}}},
+        "eagle4 is no method of vLLM: so it is in vLLM 0.32.0, and that of 0.33.0 isn't known",
     ),
     "multi-token-prediction-needs-its-layers": (
         {
@@ -339,7 +370,47 @@ def test_another_spelling_of_what_a_rule_wants_is_no_contradiction() -> None:
 
 @pytest.mark.parametrize("dtype", ["fp8", "fp8_e5m2", "fp8_per_token_head", "fp8_inc", "fp8_ds_mla"])
 def test_no_cache_of_8_bits_before_ampere(dtype: str) -> None:
-    assert "take the variant out" in str(resolve(gpu="Tesla T4", flags={"kv-cache-dtype": dtype}).errors)
+    told = f"flags: {{kv-cache-dtype: {dtype}}}, or the variant fp8_kv_cache: no attention backend"
+    assert told in str(resolve(gpu="Tesla T4", flags={"kv-cache-dtype": dtype}).errors)
+
+
+def test_the_cache_that_a_checkpoint_brings_is_no_variant() -> None:
+    """NVIDIA's FP4 checkpoints have an FP8 cache that nobody declared: the error says what to declare."""
+    (error,) = resolve(SCALED_CACHE, "Tesla T4").errors
+    assert "brings an FP8 KV cache" in error and "take" not in error
+    assert not resolve(SCALED_CACHE, "Tesla T4", flags={"kv-cache-dtype": "float16"}).errors
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_mxfp4_is_served_in_bfloat16(dtype: str) -> None:
+    assert not resolve(MXFP4, "A10G", flags={"dtype": dtype}).errors
+
+
+def test_a_card_without_bfloat16_is_not_told_to_change_a_flag_for_mxfp4() -> None:
+    """The T4 has no kernel for it, and --dtype half there is the catalog's own."""
+    (error,) = resolve(MXFP4, "Tesla T4").errors
+    assert "has no kernel for such weights" in error
+
+
+def test_compressed_tensors_are_served_in_float32() -> None:
+    """compressed_tensors.py get_supported_act_dtypes, 0.32.0."""
+    assert not resolve(packed(method="compressed-tensors"), flags={"dtype": "float32"}).errors
+
+
+@pytest.mark.parametrize("gpu", ["A100-SXM4-80GB", "A10G"])
+@pytest.mark.parametrize("runtime", ["0.12.0", "0.32.0"])
+def test_a_latent_s_cache_of_8_bits_before_ada(gpu: str, runtime: str) -> None:
+    """Nothing that the catalog adds itself is blamed, and what is advised works (triton_mla.py, 0.32.0)."""
+    latent = replace(GEMMA, latent_kv=576)
+    for flags in ({}, {"attention-backend": "TRITON_MLA"}):
+        if runtime == "0.12.0" and flags:
+            continue  # --attention-backend came in 0.13
+        asked = {"model": latent, "gpu": gpu, "runtime": runtime}
+        (error,) = resolve(**asked, flags={**flags, "kv-cache-dtype": "fp8"}).errors
+        assert "needs a GPU from Ada on" in error and "declare flags: {kv-cache-dtype: bfloat16}" in error
+        assert not resolve(**asked, flags={**flags, "kv-cache-dtype": "bfloat16"}).errors
+    found = resolve(latent, "L40S", runtime, flags={"kv-cache-dtype": "fp8"})
+    assert not found.errors and "TRITON_ATTN" not in str(found.warnings)
 
 
 def test_a_cache_that_only_triton_serves_needs_ada() -> None:

@@ -295,10 +295,25 @@ def test_requests_that_do_not_end_keep_a_turn_from_beginning(world: World) -> No
         world.reach(TURN_TO_OLD)
     assert asked.state == pair.SERVING and world.leads() == "b/api.sock"
     assert world.servers["a"].middleware.relay_to == str(world.folder / "b/api.sock")
-    assert [f"{act.do} {act.who}" for act in world.acts] == ["lead old", "sleep new", "lead new"]
+    acts = [f"{act.do} {act.who}" for act in world.acts]
+    assert acts == ["lead old", "sleep new", "lead new", "relay old"]
     assert world.reach(BACK) == [
         "lead old", "sleep new", "stop new", "wake old", "canary old", "serve old",
     ]  # fmt: skip
+
+
+def test_clients_wait_for_the_one_that_sleeps_while_the_other_is_stopped(world: World) -> None:
+    world.reach(TURN_TO_NEW)
+    world.servers["b"].middleware.state = pair.FAILED
+    relays = {}
+
+    def note(act: Act) -> None:
+        relays[f"{act.do} {act.who}"] = world.servers["a"].middleware.relay_to
+        world.note(act)
+
+    world.two.note = note
+    assert world.reach(BACK) == ["lead old", "stop new", "wake old", "canary old", "serve old"]
+    assert relays["lead old"] and relays["stop new"] == relays["wake old"] == ""
 
 
 def test_a_server_that_is_stuck_is_restarted(world: World) -> None:

@@ -136,4 +136,5 @@ def test_a_journal_that_can_not_be_read_is_an_error(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(systemd.SystemdError, match="Failed to seek to cursor"):
         systemd.log_since("vllm-chat.service", "s=1")
+    assert systemd.log_cursor() is None  # a start goes on without a mark
     subprocess.run(["true"], check=True)

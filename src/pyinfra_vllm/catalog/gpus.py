@@ -156,8 +156,8 @@ def capability_of(text: str) -> str:
     known = [name for name in table("gpus.yaml")["architectures"] if name != "cpu"]
     if text not in known:
         raise ValueError(
-            "must be the compute capability that `nvidia-smi --query-gpu=compute_cap --format=csv` prints,"
-            f" one of {', '.join(known)}"
+            "must be a compute capability that is known here, as `nvidia-smi --query-gpu=compute_cap"
+            f" --format=csv` prints it: one of {', '.join(known)}"
         )
     return text
 
@@ -259,6 +259,9 @@ def _with_memory(card: Gpu, told: int | None) -> Gpu:
 def _unknown(name: str, wanted: str, rows: Mapping[str, Any]) -> str:
     if TOO_OLD.search(wanted):
         return f"GPU {name!r} is older than Turing: vLLM's kernels need compute capability 7.5, as a T4 has"
+    for row in table("gpus.yaml")["architectures"].values():
+        if "rejected" in row and row["name"].lower() in wanted.split():  # Jetson's boards
+            return f"GPU {name!r}: {row['rejected']}"
     patterns = {pattern: row["title"] for row in rows.values() for pattern in row["match"]}
     near = difflib.get_close_matches(wanted, patterns, n=3, cutoff=0.75)
     nearest = ", ".join(dict.fromkeys(patterns[pattern] for pattern in near))

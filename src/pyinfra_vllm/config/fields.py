@@ -17,8 +17,8 @@ import packaging.requirements
 import packaging.version
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..catalog import flags
-from ..on_host.state.paths import SHARED
+from ..catalog import flags, table
+from ..on_host.state.paths import FRONT, SHARED
 from .problems import SECRET_NAME, ItemError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -63,6 +63,14 @@ def _not_shared(name: str) -> str:
     """A service's folder lies beside those that all services share: under such a name they would be one."""
     if name in SHARED:
         raise ValueError(f"must be another name: every host has a folder {name} that its services share")
+    return name
+
+
+def _no_front(name: str) -> str:
+    """The front of a service with standby has a unit of that name (on_host/state/paths.py)."""
+    if name.endswith(f"-{FRONT}"):
+        other = name[: -len(FRONT) - 1]
+        raise ValueError(f"must not end in -{FRONT}: a service {other} names the unit of its front so")
     return name
 
 
@@ -162,6 +170,13 @@ def _environment(values: dict[str, str]) -> dict[str, str]:
     return values
 
 
+def _secrets(values: dict[str, str]) -> dict[str, str]:
+    for name in values:
+        if name in table("security.yaml")["settings"]:
+            raise ItemError(name, "is no secret; declare it under `environment`, where it is judged")
+    return values
+
+
 def _flags(values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if re.fullmatch(r"--[a-z0-9][a-z0-9-]*(\.[A-Za-z0-9_.-]+)?", name) is None:
@@ -218,6 +233,7 @@ ServiceName = Annotated[
     str,
     AfterValidator(_matching(r"[a-z0-9][a-z0-9-]{0,39}", "a name of a-z, 0-9 and -, at most 40 characters")),
     AfterValidator(_not_shared),
+    AfterValidator(_no_front),
 ]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Repository = Annotated[str, AfterValidator(_repository)]
@@ -234,7 +250,7 @@ EnvironmentName = Annotated[
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Environment = Annotated[dict[EnvironmentName, Text], AfterValidator(_environment)]
-Secrets = dict[EnvironmentName, EnvironmentName]
+Secrets = Annotated[dict[EnvironmentName, EnvironmentName], AfterValidator(_secrets)]
 Flags = Annotated[dict[str, Any], AfterValidator(_flags)]
 PlainMap = Annotated[dict[str, Any], AfterValidator(plain)]
 GpuUuid = Annotated[

@@ -112,7 +112,8 @@ class Runtime(Declaration):
         default=(), description="a list of requirements"
     )
     reason: Text | None = Field(
-        default=None, description="text: why a version below the security floor is accepted"
+        default=None,
+        description="text: why a version below the security floor, or a dangerous setting, is accepted",
     )
 
     @model_validator(mode="after")

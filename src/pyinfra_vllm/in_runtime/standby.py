@@ -35,6 +35,7 @@ CONTROL = "PYINFRA_VLLM_CONTROL"  # the path of the control socket
 HOLD, HOLD_S = "PYINFRA_VLLM_HOLD", "PYINFRA_VLLM_HOLD_S"  # how many requests wait, and how long each
 MOST_HELD, LONGEST_HELD_S = 2048, 300.0
 RETRY_AFTER_S = 5
+AGAIN_S = 1.0  # until a server that is gone is tried again
 ASK_S, SLEEP_S = 10.0, 60.0
 PASS = b"x-pyinfra-vllm-pass"
 ROOT = 0  # the user whose commands are carried out
@@ -53,6 +54,10 @@ Headers = list[tuple[bytes, bytes]]
 
 class Refused(Exception):
     """The command was not carried out; the server goes on as it was."""
+
+
+class Gone(Exception):
+    """Nobody accepts connections at that Unix socket; nothing was read of the request."""
 
 
 class Standby:
@@ -97,29 +102,34 @@ class Standby:
                 self.idle.set()
 
     async def _hold(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not await self._is_released():
-            await refuse(scope, self._closing(send))
-        elif self.state == SERVING:
-            await self._serve(self.app, scope, receive, send)
-        else:
-            await self._serve(self._relay, scope, receive, send)
+        until, gone = time.monotonic() + self.hold_s, ""
+        while await self._is_released(until, gone):
+            if self.state == SERVING:
+                return await self._serve(self.app, scope, receive, send)
+            gone = self.relay_to
+            with suppress(Gone):
+                return await self._serve(self._relay, scope, receive, send)
+        await refuse(scope, self._closing(send))
 
-    async def _is_released(self) -> bool:
-        """Whether it may go on, to this engine or to another server; False once it has waited too long."""
-        until = time.monotonic() + self.hold_s
+    async def _is_released(self, until: float, gone: str) -> bool:
+        """Whether it may go on, to this engine or to another server; False once it has waited too long.
+
+        + gone: nobody was at this socket, which is tried again after a while
+        """
         if len(self.waiting) >= self.most_held:
             return False
-        while self.state != SERVING and not self.relay_to:
+        while self.state != SERVING and self.relay_to in ("", gone):
             if self.ending:
                 return False
             waiter = asyncio.get_running_loop().create_future()
             self.waiting.add(waiter)
+            left = max(0.0, until - time.monotonic())
             try:
-                await asyncio.wait({waiter}, timeout=max(0.0, until - time.monotonic()))
+                await asyncio.wait({waiter}, timeout=min(left, AGAIN_S) if self.relay_to else left)
             finally:
                 self.waiting.discard(waiter)
             if not waiter.done():
-                return False
+                return bool(self.relay_to) and time.monotonic() < until
         return True
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -272,8 +282,22 @@ async def refuse(scope: Scope, send: Send) -> None:
 async def relay(path: str, scope: Scope, receive: Receive, send: Send) -> None:
     """Have the request answered by the server at that Unix socket, token by token as it answers.
 
-    An answer that ends too early raises an error, so that it ends too early for the client as well.
+    An answer that ends too early raises an error, so that it ends too early for the client as well. Raises
+    Gone where nobody is there.
     """
+    try:
+        reader, writer = await asyncio.open_unix_connection(path, limit=HEAD_BYTES)
+    except OSError as error:
+        raise Gone from error
+    try:
+        await _exchange(reader, writer, scope, receive, send)
+    finally:
+        writer.close()
+
+
+async def _exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, scope: Scope, receive: Receive, send: Send
+) -> None:
     body, more = b"", True
     while more:
         message = await receive()
@@ -281,11 +305,6 @@ async def relay(path: str, scope: Scope, receive: Receive, send: Send) -> None:
             return
         body += message.get("body", b"")
         more = message.get("more_body", False)
-    try:
-        reader, writer = await asyncio.open_unix_connection(path, limit=HEAD_BYTES)
-    except OSError:
-        await refuse(scope, send)
-        return
     gone = asyncio.ensure_future(receive())
     gone.add_done_callback(lambda _: writer.close())  # the other server need not go on for nobody
     try:
@@ -301,7 +320,6 @@ async def relay(path: str, scope: Scope, receive: Receive, send: Send) -> None:
             raise
     finally:
         gone.cancel()
-        writer.close()
 
 
 def _head(scope: Scope, length: int) -> bytes:

@@ -10,7 +10,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.record import Running
 from pyinfra_vllm.operations.util.switching import Switching
 from pyinfra_vllm.rollout import orders
-from pyinfra_vllm.rollout.progress import DEFERRED, Outcome
+from pyinfra_vllm.rollout.progress import Outcome
 
 
 def calibrate(host: Host, root: str, service: Service, overrides: Overrides, runs: int) -> Outcome:
@@ -22,7 +22,4 @@ def calibrate(host: Host, root: str, service: Service, overrides: Overrides, run
     if current is None:
         raise HostError(f"{service.name} has no release here yet: roll it out first. Nothing was touched.")
     prepared = orders.calibration(root, service, current, overrides, runs)
-    switching = Switching(host, root, prepared)
-    if prepared.deferred:
-        return switching.outcome(DEFERRED, f"nothing was restarted; {prepared.deferred}")
-    return switching.run()
+    return Switching(host, root, prepared).run()

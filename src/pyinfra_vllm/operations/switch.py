@@ -30,7 +30,6 @@ from pyinfra_vllm.rollout.opening import explain, never
 from pyinfra_vllm.rollout.orders import Prepared
 from pyinfra_vllm.rollout.progress import (
     COMMITTED,
-    DEFERRED,
     HARMLESS,
     HELD,
     PROGRESS,
@@ -197,6 +196,9 @@ def back(
     if target is None:
         yield refuse(f"{service} has no previous release to go back to. Nothing was touched.")
         return
+    if release is None and target in observed.rejected:
+        yield from _has_gone_back(observed, target)
+        return
     if target not in observed.staged:
         staged = ", ".join(observed.staged) or "none"
         yield refuse(f"{service} has no release {target}; staged are {staged}. Nothing was touched.")
@@ -208,6 +210,19 @@ def back(
         logger.info(f"{host.print_prefix}{service}: release {target} would replace {observed.current}")
     prepared = orders.rollback(service, target, overrides, overrides.reason or "", ready_timeout_s)
     yield FunctionCommand(carry_out, (root, prepared), {})
+
+
+def _has_gone_back(observed: Observed, left: str) -> Generator[PyinfraCommand, None, None]:
+    """The previous release is one that was left: the same command, given twice, must not return to it."""
+    reason = observed.rejected[left].reason.split("; ")[0]
+    why = f"the previous release {left} was rejected ({reason})"
+    if observed.runs(observed.current):
+        host.noop(f"{observed.service} has gone back already: it runs release {observed.current}; {why}")
+        return
+    yield refuse(
+        f"{observed.service}: {why}; name what it is to go back to with `--data release=ID`, one of"
+        f" {', '.join(observed.staged)}. Nothing was touched."
+    )
 
 
 def _tell_unseen(root: str, observed: Observed) -> Generator[PyinfraCommand, None, None]:
@@ -353,8 +368,6 @@ def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
         prepared = make(item.root, service, release, overrides, history)
     except HostError as error:
         return Outcome(host.name, service.name, "refused", str(error), release)
-    switching = Switching(host, item.root, prepared)
-    if prepared.deferred and not under_way(item.observed, release):
-        return switching.outcome(DEFERRED, f"everything is staged; {prepared.deferred}")
-    compiled.bring(host, item)
-    return switching.run()
+    if not prepared.deferred:
+        compiled.bring(host, item)
+    return Switching(host, item.root, prepared).run()

@@ -16,11 +16,12 @@ from datetime import UTC, datetime, timedelta
 
 from pyinfra.api import Host
 
-from pyinfra_vllm import tuned, window
+from pyinfra_vllm import tuned
 from pyinfra_vllm.answers import ToldSwitch
 from pyinfra_vllm.asking import fact
 from pyinfra_vllm.checkpoint import Checkpoint
 from pyinfra_vllm.config import Declared, Overrides, Service
+from pyinfra_vllm.config.profiles import MeasuredProfile
 from pyinfra_vllm.errors import HostError, RolloutError
 from pyinfra_vllm.facts import told
 from pyinfra_vllm.facts.record import Record as RecordFact
@@ -31,6 +32,7 @@ from pyinfra_vllm.on_host.gate.noise import Noise
 from pyinfra_vllm.on_host.gate.verdict import FAIL, Verdict
 from pyinfra_vllm.on_host.state.observed import Observed
 from pyinfra_vllm.on_host.state.values import RecordError
+from pyinfra_vllm.on_host.switch.order import TRIAL
 from pyinfra_vllm.operations import release as releases
 from pyinfra_vllm.operations.util import planning
 from pyinfra_vllm.operations.util.remote import Remote
@@ -38,21 +40,25 @@ from pyinfra_vllm.operations.util.switching import Switching
 from pyinfra_vllm.operations.util.together import ask_together
 from pyinfra_vllm.operations.util.unit import NoContact
 from pyinfra_vllm.rollout import orders
-from pyinfra_vllm.rollout.estimate import restarts
+from pyinfra_vllm.rollout.estimate import Estimate, History, restarts
+from pyinfra_vllm.rollout.opening import in_words, opening, shut
 from pyinfra_vllm.rollout.progress import DEFERRED, Wanted
 from pyinfra_vllm.text import counted
 from pyinfra_vllm.tuning import night
 from pyinfra_vllm.tuning.night import Cut, Ended, Failed, Line, PutOff, Result, Setup, Step, Stopped
 from pyinfra_vllm.tuning.pareto import Slo, Speed
+from pyinfra_vllm.tuning.resolution import Resolution
 from pyinfra_vllm.tuning.search import Done, Pair
 from pyinfra_vllm.tuning.space import Candidate, Space, pruned
 from pyinfra_vllm.window import shown_duration
 
 MAX_EVIDENCE = 64 << 20  # bytes of one trial's records
 LEAST_LOOK_S = 5.0  # as the gate has it
-TRIED, INTERRUPTED, REFUSED = "tried", "interrupted", "refused"  # outcomes of a trial (switch/transaction.py)
+TRIED, INTERRUPTED = "tried", "interrupted"  # outcomes of a trial (switch/unfinished.py)
 SIDES = ("before", "after")
 SEED = 0
+# The first line of the newest journal in a folder.
+NEWEST = 'newest=$(ls -t -- "$1"/*.jsonl 2>/dev/null | head -n 1); [ -z "$newest" ] || head -n 1 -- "$newest"'
 
 
 @dataclass(frozen=True)
@@ -126,8 +132,11 @@ class Tuning:
             slo=self.slo,
             groups={each.name: each.entry.group for each in self.space.candidates},
             criteria=service.gate.criteria().as_dict(),
+            tries={each.name: _in_full(each.resolution) for each in self.space.candidates},
+            place={**dataclasses.asdict(self.place), "memory_mib": asked.card.memory_mib},
         )
-        self.file = f"{self.root}/{service.name}/tuning/{self.setup.id}.jsonl"
+        self.folder = f"{self.root}/{service.name}/tuning"
+        self.file = f"{self.folder}/{self.setup.id}.jsonl"
 
     def run(self, anew: bool = False) -> Found:
         """Go on with the search, or begin it. `anew`: from the first trial, whatever is known.
@@ -136,7 +145,7 @@ class Tuning:
         """
         lines = self.lines()
         if anew or not lines:
-            self.note(self.setup.header(self._noise(), SEED + len(lines), self.now()))
+            self.note(self._header(lines))
         with self._readable():
             return self._found(night.run(self))
 
@@ -144,13 +153,25 @@ class Tuning:
         """Where the search stands, and what would be tried next. Changes nothing."""
         lines = self.lines()
         if anew or not lines:
-            lines = [*lines, self.setup.header(self._noise(), SEED + len(lines), self.now())]
+            lines = [*lines, self._header(lines)]
         with self._readable():
             step = night.next_step(lines)
             if isinstance(step, Done):
                 return self._found(Ended(step), lines)
             why = self.no_room(step)
             return self._found(Ended(None, DEFERRED if why else "", why), lines)
+
+    def _header(self, lines: Sequence[Line]) -> Line:
+        because = "" if lines else self._changed()
+        return self.setup.header(self._noise(), SEED + len(lines), self.now(), because)
+
+    def _changed(self) -> str:
+        """What has changed since the service's newest search about something else; empty without one."""
+        try:
+            newest = night.read(self.remote.run("sh", "-c", NEWEST, "sh", self.folder))
+            return self.setup.changed(night.header(newest))
+        except night.Damaged:  # or there is none
+            return ""
 
     def _found(self, ended: Ended, lines: Sequence[Line] | None = None) -> Found:
         lines = self.lines() if lines is None else lines
@@ -181,44 +202,45 @@ class Tuning:
             return night.read(self._text(self.file))
 
     def note(self, line: Line) -> None:
-        self.remote.run("install", "-d", "-m", "700", self.file.rpartition("/")[0])
+        self.remote.run("install", "-d", "-m", "700", self.folder)
         before = self._text(self.file).splitlines()  # whose last newline doesn't come along
         self.remote.write(self.file, "".join(f"{each}\n" for each in (*before, json.dumps(line))))
         if text := night.sentence(line):
             self.say(text)
 
     def no_room(self, step: Step) -> str:
-        if not self.service.window or self.overrides.switch_now:
+        needed = self._needed(step, self._observed().history)
+        found = opening(self.service, self.overrides, needed=needed)
+        if found is None or not shut(found):
             return ""
-        length = self._length(step)
-        found = window.state(self.service.window, datetime.now(UTC), length, "a trial")
-        needs = f"a trial takes up to {shown_duration(length)}, its way back included"
         if not found.open:
-            following = f"{found.next[0]:%Y-%m-%d %H:%M %Z}" if found.next else "none"
-            return f"the window is closed: {found.reason}; next opening {following}"
-        if found.last_start is not None and datetime.now(UTC) > found.last_start:
-            return f"the window closes at {found.closes:%H:%M %Z}, and {needs}"
-        return ""
+            return in_words(found)
+        length = shown_duration(needed.length)
+        return (
+            f"the window closes at {found.closes:%H:%M %Z}, and a trial takes up to {length}, its way back"
+            " included"
+        )
 
     def carry_out(self, step: Step) -> Result:
         candidate = self.space.candidate(step.candidate)
         refused = [each for each in candidate.resolution.errors if each not in self.space.current.errors]
         if refused:
             return Failed(refused[0])
+        made = tuned.unproven(self.place, self.space.settings(candidate))
         try:
-            wanted = self._wanted(candidate)
+            wanted = self._wanted(made)
         except planning.Refused as error:
             return self._refused(error)
         if wanted.release.id == self.setup.current:
-            return Failed("comes to the same release as the current configuration")
+            return self._same(candidate, made, wanted)
         staged = wanted.release.id in wanted.observed.staged
         if not staged and not releases.stage(self.host.state, self.host, self.root, wanted.release):
-            return Stopped(f"{step.candidate} could not be staged", begun=False)
+            return Stopped(f"{step.candidate} could not be staged")
         if wanted.release.id not in wanted.observed.rehearsed:
             try:
                 self.say(f"{step.candidate}: {releases.asked_of_vllm(self.host, self.root, wanted.release)}")
             except NoContact as error:
-                return Stopped(str(error), begun=False)
+                return Stopped(str(error))
             except HostError as error:
                 self._observed()  # raises where it is the host that doesn't answer
                 return Failed(f"its vLLM was asked: {error}")
@@ -231,22 +253,45 @@ class Tuning:
 
     def _try(self, step: Step, candidate: Candidate, wanted: Wanted) -> Result:
         judged = self._judged(step, candidate)
-        history = self._observed().history
-        prepared = orders.trial(self.root, judged, wanted.release.id, self.overrides, history)
-        order = dataclasses.replace(prepared.order, last_start=self._last_start(step))
-        outcome = Switching(self.host, self.root, dataclasses.replace(prepared, order=order)).run()
+        observed = self._observed()
+        if tx := self._died(observed, wanted.release.id):
+            return Cut("it died on the host, and nobody was there to see it", tx)
+        history = observed.history
+        needed = self._needed(step, history)
+        prepared = orders.trial(self.root, judged, wanted.release.id, self.overrides, history, needed)
+        outcome = Switching(self.host, self.root, prepared).run()
         if outcome.status == TRIED:
             return self._read(judged.gate.criteria(), wanted.release.id, outcome.message)
-        if outcome.status == INTERRUPTED:
-            return Cut(outcome.message)
+        if tx := self._died(self._observed(), wanted.release.id):
+            return Cut(outcome.message, tx)
         if outcome.status == DEFERRED:
             return PutOff(outcome.message)
-        why = f"{step.candidate}: {outcome.status}: {outcome.message}"
-        return Stopped(why, begun=outcome.status != REFUSED)
+        return Stopped(f"{step.candidate}: {outcome.status}: {outcome.message}")
 
-    def _wanted(self, candidate: Candidate) -> Wanted:
+    def _died(self, observed: Observed, release: str) -> str:
+        """The newest transaction, where it is a trial of this release that died on the host and that the
+        journal has not counted yet; else empty.
+        """
+        last = observed.last
+        if not last or (last.purpose, last.new, last.outcome) != (TRIAL, release, INTERRUPTED):
+            return ""
+        return "" if any(line.get("tx") == last.tx for line in self.lines()) else last.tx
+
+    def _same(self, candidate: Candidate, made: MeasuredProfile, wanted: Wanted) -> Result:
+        """A candidate that comes to the current release: its own fault, unless its flags are others and its
+        profile is not used here. That would be so of each candidate, and of the winner.
+        """
+        own, current = candidate.resolution, self.space.current
+        if (own.values, own.environment) == (current.values, current.environment):
+            return Failed("comes to the same release as the current configuration")
+        why = [text for text in wanted.warnings if made.file in text] or ["another profile is used"]
+        return Stopped(
+            f"{candidate.name} has other flags than the current configuration, but its profile would roll out"
+            f" the current release, so nothing can be tried: {'; '.join(why)}"
+        )
+
+    def _wanted(self, made: MeasuredProfile) -> Wanted:
         """The release of a candidate: the very one that its profile would roll out. Raises HostError."""
-        made = tuned.unproven(self.place, self.space.settings(candidate))
         kept = tuple(each for each in self.service.profiles if each.file != made.file)
         told.forget(self.host)  # what is staged and rehearsed has changed
         service = self.service.model_copy(update={"profiles": (*kept, made)})
@@ -257,7 +302,7 @@ class Tuning:
         try:
             planning.plan(self.host, self.root, self.service, self.checkpoint)
         except HostError as also:
-            return Stopped(str(also), begun=False)
+            return Stopped(str(also))
         return Failed(str(error))
 
     def _judged(self, step: Step, candidate: Candidate) -> Service:
@@ -272,16 +317,10 @@ class Tuning:
         budget_s = self.service.gate.criteria().budget_s
         return budget_s if isinstance(step, Pair) else max(LEAST_LOOK_S, step.look_s)
 
-    def _length(self, step: Step) -> timedelta:
+    def _needed(self, step: Step, history: History) -> Estimate:
         """How long a trial may take: both restarts, and both looks."""
-        beside = restarts(self.service, self._observed().history).length
-        return beside + 2 * timedelta(seconds=self._look_s(step))
-
-    def _last_start(self, step: Step) -> float | None:
-        if not self.service.window or self.overrides.switch_now:
-            return None
-        found = window.state(self.service.window, datetime.now(UTC), self._length(step), "a trial")
-        return found.last_start.timestamp() if found.last_start else None
+        beside = restarts(self.service, history).length
+        return Estimate(beside + 2 * timedelta(seconds=self._look_s(step)), "a trial")
 
     def _read(self, criteria: Criteria, release: str, message: str) -> Result:
         """The result of the trial that has just ended. Raises HostError."""
@@ -335,6 +374,14 @@ class Tuning:
     def _text(self, path: str) -> str:
         """The file's text; empty where there is none."""
         return self.remote.run("sh", "-c", '[ ! -e "$1" ] || cat -- "$1"', "sh", path)
+
+
+def _in_full(resolution: Resolution) -> list[str]:
+    """All that it comes to: flags, then variables."""
+    return [
+        *resolution.argv(),
+        *(f"{name}={value}" for name, value in sorted(resolution.environment.items())),
+    ]
 
 
 def begins(found: Found) -> str:

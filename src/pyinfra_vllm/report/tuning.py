@@ -14,7 +14,7 @@ from .. import tuned
 from ..config.profiles import Compared
 from ..tuning import night
 from ..tuning.night import CURRENT, Line
-from ..tuning.pareto import Front, Slo, Speed, decisive, front
+from ..tuning.pareto import Front, Slo, Speed, front, phases, speed_in
 from ..tuning.search import Done
 from ..tuning.space import RuledOut
 from . import plots
@@ -109,16 +109,17 @@ def rows(found: Tuned, measured: Mapping[str, Sequence[Speed]], shown: Front) ->
     results = night.results(found.lines)
     names = list(dict.fromkeys(str(line.get("trial", line.get("pair"))) for line in results))
     made = []
+    own_phase, most_phase = phases(measured.values(), found.place.objective) if measured else ("", "")
     for name in [CURRENT, *names] if results else []:
         own = [line for line in results if name in (line.get("trial"), line.get("pair"))]
-        speeds = measured.get(name)
+        speeds = measured.get(name, ())
         made.append(
             Row(
                 name=name,
                 changes="" if name == CURRENT else found.changes.get(name, "several together"),
                 looks=tuple(line.get("ratio", line.get("seen", 0.0)) for line in own if "trial" in line),
-                own=decisive(speeds, found.place.objective) if speeds else None,
-                most=decisive(speeds, "throughput") if speeds else None,
+                own=speed_in(speeds, own_phase),
+                most=speed_in(speeds, most_phase),
                 place=_place(name, own, shown),
             )
         )
@@ -127,20 +128,21 @@ def rows(found: Tuned, measured: Mapping[str, Sequence[Speed]], shown: Front) ->
 
 def picture(found: Tuned, measured: Mapping[str, Sequence[Speed]], shown: Front) -> str:
     """First token in the phase of the objective against tokens/s with the most requests at a time."""
+    if not measured:
+        return ""
     failed = {line.get("trial") for line in night.results(found.lines) if "failed" in line}
+    own_phase, most_phase = phases(measured.values(), found.place.objective)
     points = []
     for name, speeds in measured.items():
-        own, most = decisive(speeds, found.place.objective), decisive(speeds, "throughput")
+        own, most = speed_in(speeds, own_phase), speed_in(speeds, most_phase)
+        if own is None or most is None:
+            continue
         kind = "current" if name == CURRENT else "on" if name in shown.on else "behind"
         kind = "missed" if name in shown.missed or name in failed else kind
         words = f"{name}: first token after {own.ttft_s:.3g} s, {most.tokens_per_s:.4g} tokens/s"
         points.append(Place(name, own.ttft_s, most.tokens_per_s, kind, words))
-    some = next(iter(measured.values()), None)
-    if some is None:
-        return ""
-    own, most = decisive(some, found.place.objective), decisive(some, "throughput")
     return plots.pareto(
-        f"first token at {own.phase}, seconds", f"tokens/s at {most.phase}", points, found.slo.max_ttft_s
+        f"first token at {own_phase}, seconds", f"tokens/s at {most_phase}", points, found.slo.max_ttft_s
     )
 
 

@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 
 from pyinfra_vllm import window
 from pyinfra_vllm.config import Overrides, Service
-from pyinfra_vllm.rollout.estimate import History, estimate, way_back
+from pyinfra_vllm.rollout.estimate import Estimate, History, estimate, way_back
+
+PAST = 0.0  # Unix time: a moment that has passed
 
 RECORDED = (
     "declare a longer one, or begin one switch with `--data switch_now=true`: once more are on record, a"
@@ -14,27 +16,44 @@ RECORDED = (
 )
 
 
-def opening(service: Service, overrides: Overrides, history: History = ()) -> window.WindowState | None:
-    """The state of the service's windows; None where nothing limits it (no window, or overridden)."""
+def opening(
+    service: Service, overrides: Overrides, history: History = (), needed: Estimate | None = None
+) -> window.WindowState | None:
+    """The state of the service's windows; None where nothing limits it (no window, or overridden).
+
+    + needed: the time that it takes; None: a switch and its rollback
+    """
     if not service.window or overrides.switch_now:
         return None
-    needed = estimate(service, history)
+    needed = needed or estimate(service, history)
     return window.state(service.window, datetime.now(UTC), needed.length, needed.source)
 
 
 def shut(found: window.WindowState | None) -> bool:
     """Whether a switch must not begin now: outside the window, or too late to be undone within it."""
+    limit = last_start(found)
+    return limit is not None and datetime.now(UTC).timestamp() > limit
+
+
+def last_start(found: window.WindowState | None) -> float | None:
+    """Unix time after which a switch must not begin: PAST where it is closed, None where no window closes."""
     if found is None:
-        return False
-    return not found.open or (found.last_start is not None and datetime.now(UTC) > found.last_start)
+        return None
+    if not found.open:
+        return PAST
+    return found.last_start.timestamp() if found.last_start else None
 
 
 def measure_until(service: Service, found: window.WindowState | None, history: History = ()) -> float | None:
     """Unix time until which a switch may go on measuring, so that the window leaves time for a rollback.
 
-    None where no window closes.
+    PAST where it is closed, None where no window closes.
     """
-    if found is None or found.closes is None:
+    if found is None:
+        return None
+    if not found.open:
+        return PAST
+    if found.closes is None:
         return None
     return (found.closes - way_back(service, history)).timestamp()
 
@@ -66,8 +85,11 @@ def explain(service: Service, overrides: Overrides, history: History = ()) -> st
     if service.window and overrides.switch_now:
         return "the window is overridden by switch_now"
     found = opening(service, overrides, history)
-    if found is None:
-        return "no window is declared, so it may begin now"
+    return in_words(found) if found else "no window is declared, so it may begin now"
+
+
+def in_words(found: window.WindowState) -> str:
+    """The same of declared windows that count."""
     if found.open and found.last_start:
         return f"the window is {found.reason}; last start {_minute(found.last_start)}"
     following = _minute(found.next[0]) if found.next else "none"

@@ -11,8 +11,11 @@ from pyinfra_vllm.config import Overrides, Service
 from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.switch.order import CALIBRATION, ROLLBACK, ROLLOUT, TRIAL, Order
-from pyinfra_vllm.rollout.estimate import History
-from pyinfra_vllm.rollout.opening import baseline_s, explain, measure_until, opening, shut
+from pyinfra_vllm.rollout.estimate import Estimate, History
+from pyinfra_vllm.rollout.opening import baseline_s, in_words, last_start, measure_until, opening, shut
+from pyinfra_vllm.window import WindowState
+
+STAGED, NOT_RESTARTED = "everything is staged", "nothing was restarted"
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Prepared:
     """An order that is ready to be sent.
 
     prompts: the text of the operator's own quality prompts, which the host reads from a file; or None
-    deferred: why the window does not let it begin now; None where it may
+    deferred: why the window does not let it begin now, and it must not be sent; None where it may
     """
 
     order: Order
@@ -36,18 +39,28 @@ def rollout(
     Raises HostError where its quality prompts can't be read.
     """
     asleep_s = service.standby_for.total_seconds() if service.standby_for else 0.0
+    found = opening(service, overrides, history)
     how = {"purpose": ROLLOUT, "hooks": service.hooks.document(), "standby_for_s": asleep_s}
-    return _measured(root, service, release, overrides, history, **how)
+    return _measured(root, service, release, overrides, found, STAGED, history, **how)
 
 
-def trial(root: str, service: Service, release: str, overrides: Overrides, history: History = ()) -> Prepared:
+def trial(
+    root: str,
+    service: Service,
+    release: str,
+    overrides: Overrides,
+    history: History = (),
+    needed: Estimate | None = None,
+) -> Prepared:
     """The trial of a staged release: the same measurements as a rollout, and always the way back.
+
+    + needed: the time that it takes; None: that of a rollout
 
     Raises HostError where its quality prompts can't be read.
     """
-    return _measured(
-        root, service, release, overrides, history, purpose=TRIAL, hooks=service.hooks.document()
-    )
+    found = opening(service, overrides, history, needed)
+    how = {"purpose": TRIAL, "hooks": service.hooks.document()}
+    return _measured(root, service, release, overrides, found, STAGED, history, **how)
 
 
 def calibration(root: str, service: Service, release: str, overrides: Overrides, runs: int) -> Prepared:
@@ -55,7 +68,8 @@ def calibration(root: str, service: Service, release: str, overrides: Overrides,
 
     Raises HostError where its quality prompts can't be read.
     """
-    return _measured(root, service, release, overrides, (), purpose=CALIBRATION, runs=runs)
+    found = opening(service, overrides)
+    return _measured(root, service, release, overrides, found, NOT_RESTARTED, purpose=CALIBRATION, runs=runs)
 
 
 def rollback(
@@ -74,17 +88,26 @@ def rollback(
 
 
 def _measured(
-    root: str, service: Service, release: str, overrides: Overrides, history: History, **more: Any
+    root: str,
+    service: Service,
+    release: str,
+    overrides: Overrides,
+    found: WindowState | None,
+    untouched: str,
+    history: History = (),
+    **more: Any,
 ) -> Prepared:
-    """An order that measures and restarts, so it has the service's gate and keeps to its window."""
+    """An order that measures and restarts, so it has the service's gate and keeps to its window.
+
+    + untouched: what is so where the window defers it
+    """
     criteria, prompts = _with_prompts(service.gate.criteria(), f"{root}/{service.name}/prompts.jsonl")
-    found = opening(service, overrides, history)
     order = Order(
         service=service.name,
         release=release,
         operator=overrides.operator or "",
         reason=overrides.reason or "",
-        last_start=found.last_start.timestamp() if found and found.last_start else None,
+        last_start=last_start(found),
         measure_until=measure_until(service, found, history),
         baseline_s=baseline_s(service, found),
         overrides=overrides.used,
@@ -92,7 +115,7 @@ def _measured(
         ready_timeout_s=service.ready_timeout_s,
         **more,
     )
-    return Prepared(order, prompts, explain(service, overrides, history) if shut(found) else None)
+    return Prepared(order, prompts, f"{untouched}; {in_words(found)}" if found and shut(found) else None)
 
 
 def _with_prompts(criteria: Criteria, there: str) -> tuple[Criteria, str | None]:

@@ -29,7 +29,7 @@ UNMEASURED = ("objective",)  # the layers that a measured profile replaces
 SETTLED = (
     *("platform", "compute_capability", "vllm", "objective", "model_type", "experts", "hybrid", "vision"),
     *("quantized", "quantization", "quantization_bits", "quantization_group_size", "zero_points"),
-    *("known_kernels", "fp8_kv_checkpoint", "weights_counted", "indexed", "uncounted"),
+    *("known_kernels", "fp8_kv_checkpoint", "weights_counted", "indexed", "uncounted", "latent"),
 )
 STATES_SHARE = 0.95  # of the blocks predicted for states: the prediction may be 5 % too high
 # The values of --linear-backend for 4-bit weights (kernels/linear/__init__.py); any other is warned of and
@@ -77,6 +77,8 @@ def decide(request: Request) -> Decision:
     operator.apply_flags(request.flags, known, version, profile)
     operator.check_names(request.flags, request.environment, shape.name, facts["draft_model"], profile)
     operator.apply_environment(request.environment, version, profile)
+    if not instead:
+        operator.choose_kernel(profile)
     for names, when, rule in _possible("rules.yaml", settled):
         for name in names:
             if name not in profile.flags and name not in profile.environment:
@@ -85,7 +87,7 @@ def decide(request: Request) -> Decision:
             if when.holds(facts):
                 apply(rule, facts, profile)
     operator.keep_known(profile, known, version)
-    _add_refusals(request, profile)
+    _add_refusals(request, facts)
     kernels = _kernels(shape, card, facts)
     load = load_of(facts, kernels)
     predicted = fit.predict(shape, card, load) if load else None
@@ -165,14 +167,14 @@ def _keeps_to_states(load: fit.Load, predicted: fit.Fit, facts: Facts) -> bool:
     return True
 
 
-def _add_refusals(request: Request, profile: Profile) -> None:
+def _add_refusals(request: Request, facts: Facts) -> None:
     if request.card.rejected:
-        profile.fail(request.card.rejected)
-    warnings, errors = security.check(request.version, request.exposed, request.reason)
+        facts.profile.fail(request.card.rejected)
+    warnings, errors = security.check(facts, request.exposed, request.reason)
     for text in warnings:
-        profile.warn(text)
+        facts.profile.warn(text)
     for text in errors:
-        profile.fail(text)
+        facts.profile.fail(text)
 
 
 def _kernels(shape: Shape, card: Gpu, facts: Facts) -> list[str]:

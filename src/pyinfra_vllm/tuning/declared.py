@@ -15,6 +15,7 @@ from pyinfra_vllm.tuning.facts import Facts
 from pyinfra_vllm.tuning.profile import Flag, Profile, apply
 
 SOURCE = "declared"
+KERNEL_CHOICES = ("--linear-backend", "VLLM_DISABLED_KERNELS")
 NUMBER_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE",)
 LOADED_BY_NAME = ("--tokenizer", "--hf-config-path", "--lora-modules", "--default-mm-loras")
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -144,6 +145,8 @@ def apply_flags(declared: Mapping[str, Any], known: Collection[str], version: st
         elif existing and said.setdefault(existing, (name, value))[1] != value:
             profile.fail(f"flags: {said[existing][0]} and {name} are the same flag; declare one of them")
         elif existing:
+            if doubt := values.doubt(whole, inner, version):
+                profile.warn(f"flags: {name} {doubt}")
             _declare(whole, values.read(whole, inner), profile)
 
 
@@ -227,6 +230,13 @@ def apply_environment(declared: Mapping[str, str], version: str, profile: Profil
             _misread_variable(f"environment: {name} {wrong}", version, profile)
         profile.take(Flag(name, str(value), "declared by the operator", SOURCE))
         profile.declared.add(name)
+
+
+def choose_kernel(profile: Profile) -> None:
+    """Takes out the objective's choice of a kernel where the operator made one, by whichever of the ways."""
+    if profile.declared.intersection(KERNEL_CHOICES):
+        for name in set(KERNEL_CHOICES) - profile.declared:
+            profile.drop(name)
 
 
 def _misread_variable(problem: str, version: str, profile: Profile) -> None:

@@ -5,9 +5,11 @@ What is known stands in a journal, one JSON line for each thing that happened, k
     {"search": {"current": RELEASE, "pairs": 9, ...}, "at": TIME}    it began, with all that is fixed
     {"begin": NAME, "rung": 0, "at": TIME}                           a trial begins; of a pair its `number`
     {"trial": NAME, "rung": 0, "ratio": 1.19, "before": [...], ...}  its end, as search.py reads it
-    {"put_off": NAME, "rung": 0, "why": "..."}                       it did not begin after all
+    {"put_off": NAME, "rung": 0, "why": "...", "at": TIME}           it says nothing about the configuration
+    {"cut": NAME, "rung": 0, "tx": "...", "why": "..."}              it died on the host
 
-A trial that began and has no end was killed, and is tried again, MOST_ATTEMPTS times. Nothing is kept
+A trial that has no end is tried again. Only one that died on the host counts against its configuration,
+which fails after MOST_ATTEMPTS; a control machine that was killed or lost the host does not. Nothing is kept
 anywhere else, so whoever looks at the journal goes on where it ends. Does nothing itself: the host does.
 """
 
@@ -20,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate.noise import Noise
@@ -33,6 +36,16 @@ METRIC = "tokens_per_s"  # in the phase of the objective: what a ratio of the se
 MOST_ATTEMPTS = 3
 CURRENT = "current configuration"  # its name beside those of the candidates
 DEFERRED, STOPPED = "deferred", "stopped"
+SETTINGS = {  # of a search, in words
+    "service": "the service",
+    "current": "the release that serves",
+    "objective": "the objective",
+    "slo": "the limits",
+    "groups": "the candidates' groups",
+    "criteria": "the gate",
+    "tries": "what the candidates come to",
+    "place": "the place",
+}
 
 Line = Mapping[str, Any]
 Step = Trial | Pair
@@ -49,6 +62,8 @@ class Setup:
     + current: the release that serves, against which everything is tried
     + groups: name -> group of each candidate (search.Search)
     + criteria: of the service's gate, which judges each trial
+    + tries: name -> flags and variables of each candidate, as resolved
+    + place: the card with its memory, the number of GPUs, the model and the runtime
     """
 
     service: str
@@ -57,6 +72,8 @@ class Setup:
     slo: Slo
     groups: Mapping[str, str]
     criteria: Mapping[str, Any]
+    tries: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    place: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -64,24 +81,31 @@ class Setup:
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def header(self, noise: Noise | None, seed: int, at: str) -> Line:
+    def changed(self, earlier: Mapping[str, Any]) -> str:
+        """The settings that an earlier search had otherwise, by its header; empty where none."""
+        told = []
+        for key, value in json.loads(json.dumps(asdict(self))).items():
+            other = earlier.get(key)
+            if value != other:
+                parts = _differing(value, other)
+                told.append(SETTINGS[key] + (f" ({', '.join(parts)})" if parts else ""))
+        return ", ".join(told)
+
+    def header(self, noise: Noise | None, seed: int, at: str, because: str = "") -> Line:
         """The first line of its journal: numbers of pairs and lengths of looks are fixed before any trial.
 
         + noise: what a calibration found; None: a noisy service is assumed
+        + because: what has changed since an earlier search; empty where there was none
         """
         budget_s = Criteria.from_dict(self.criteria).budget_s
         deviation = searching.deviation_of(noise, _phase(noise, self.objective), METRIC)
         fixed = {
-            "current": self.current,
-            "objective": self.objective,
-            "slo": asdict(self.slo),
-            "groups": dict(self.groups),
+            **asdict(self),
             "seed": seed,
             "pairs": searching.pairs_needed(deviation),
             "looks_s": list(searching.looks(budget_s, deviation)),
-            "budget_s": budget_s,
         }
-        return {"search": fixed, "at": at}
+        return {"search": fixed, **({"because": because} if because else {}), "at": at}
 
 
 @dataclass(frozen=True)
@@ -111,9 +135,13 @@ class Failed:
 
 @dataclass(frozen=True)
 class Cut:
-    """The trial was cut off, and the old release serves again: it may be tried again."""
+    """The trial died on the host, and the old release serves again: it may be tried again.
+
+    + tx: the transaction, which counts once
+    """
 
     why: str
+    tx: str
 
 
 @dataclass(frozen=True)
@@ -125,13 +153,11 @@ class PutOff:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Nothing further may be tried before a person has looked, or before the host has finished.
-
-    + begun: false where it says nothing about the configuration, which did not begin
+    """Nothing further may be tried before a person has looked, or before the host has finished. It says
+    nothing about the configuration.
     """
 
     why: str
-    begun: bool = True
 
 
 Result = Measured | Failed | Cut | PutOff | Stopped
@@ -150,7 +176,10 @@ class Host(Protocol):
         """Why this step can't begin now, as its window leaves too little time; empty where it may."""
 
     def carry_out(self, step: Step) -> Result:
-        """Try it, and go back. The old release serves afterwards, or the result is Stopped."""
+        """Try it, and go back. The old release serves afterwards, or the result is Stopped.
+
+        Raises HostError, which is the same.
+        """
 
     def now(self) -> str:
         """ISO 8601 with its offset."""
@@ -176,17 +205,22 @@ def run(host: Host) -> Ended:
         if isinstance(step, Done):
             return Ended(step)
         if _attempts(lines, step) >= MOST_ATTEMPTS:
-            host.note(_failed(step, f"ended without a result {MOST_ATTEMPTS} times", host.now()))
+            host.note(_failed(step, f"cut off {MOST_ATTEMPTS} times", host.now()))
             continue
         if why := host.no_room(step):
             return Ended(None, DEFERRED, why)
         host.note({"begin": step.candidate, **_which(step), "at": host.now()})
-        result = host.carry_out(step)
-        if isinstance(result, PutOff) or (isinstance(result, Stopped) and not result.begun):
-            host.note({"put_off": step.candidate, **_which(step), "why": result.why, "at": host.now()})
+        try:
+            result = host.carry_out(step)
+        except HostError as error:
+            result = Stopped(str(error))
         if isinstance(result, PutOff | Stopped):
+            host.note({"put_off": step.candidate, **_which(step), "why": result.why, "at": host.now()})
             return Ended(None, DEFERRED if isinstance(result, PutOff) else STOPPED, result.why)
-        if isinstance(result, Failed):
+        if isinstance(result, Cut):
+            cut = {"cut": step.candidate, **_which(step), "tx": result.tx, "why": result.why}
+            host.note({**cut, "at": host.now()})
+        elif isinstance(result, Failed):
             host.note(_failed(step, result.why, host.now()))
         elif isinstance(result, Measured):
             host.note(_line(step, result, host.now()))
@@ -259,9 +293,12 @@ def sentence(line: Line) -> str:
         return (
             f"the search begins: {counted(len(fixed['groups']), 'configuration')}, and"
             f" {counted(fixed['pairs'], 'pair')} of starts to confirm the best"
+            + (f". It begins anew, for this has changed: {line['because']}" if "because" in line else "")
         )
     if "begin" in line:
         return f"{name}: {where} begins"
+    if "cut" in line:
+        return f"{line['cut']}: {where}: cut off: {line['why']}"
     if "failed" in line:
         return f"{name}: {where}: not taken: {line['failed']}"
     if "ratio" in line:
@@ -305,6 +342,13 @@ def measured(
     return Measured(ratio, then, now, verdict, worse or slo.missed(own), _workload(after), tx)
 
 
+def _differing(one: Any, other: Any) -> list[str]:
+    """The names under which two maps differ; none where one of them is no map."""
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return []
+    return [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+
+
 def _workload(record: Record) -> dict[str, Any]:
     answered = [request for phase in record.phases for request in phase.answered]
     inputs, outputs = (
@@ -332,12 +376,9 @@ def _newest(lines: Iterable[Line]) -> list[Line]:
 
 
 def _attempts(lines: Sequence[Line], step: Step) -> int:
-    """How often this step began without an end."""
-    which = _which(step)
-    ours = [line for line in _newest(lines) if which.items() <= line.items()]
-    begun = [line for line in ours if line.get("begin") == step.candidate]
-    put_off = [line for line in ours if line.get("put_off") == step.candidate]
-    return len(begun) - len(put_off)
+    """How often this step died on the host."""
+    which = {"cut": step.candidate, **_which(step)}
+    return sum(which.items() <= line.items() for line in _newest(lines))
 
 
 def _which(step: Step) -> dict[str, int]:

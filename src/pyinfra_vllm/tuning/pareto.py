@@ -2,14 +2,15 @@
 
 A configuration is on the front where no other one that meets the service level objective (SLO) is at least as
 good in every respect and better in one: first token, time per token and tokens/s in the phase of the
-objective, and tokens/s with the most requests at a time.
+objective, and tokens/s with the most requests at a time. All are compared in the same phases; one that
+answered nothing in a phase is better than no other there.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,7 +75,7 @@ class Front:
 
     + on: on the front
     + behind: name -> one on the front that is at least as good in everything
-    + missed: name -> the limit of the SLO that it is beyond
+    + missed: name -> the limit of the SLO that it is beyond, or that it answered nothing in that phase
     """
 
     on: tuple[str, ...]
@@ -115,29 +116,53 @@ def place(count: int, objective: str) -> int:
     return {"latency": 0, "throughput": count - 1}.get(objective, count // 2)
 
 
+def phases(tried: Iterable[Speeds], objective: str) -> tuple[str, str]:
+    """The phases in which configurations are compared: the objective's, and the one with the most requests at
+    a time. Raises ValueError where nothing was measured.
+    """
+    known = {speed.concurrency: speed.phase for found in tried for speed in found}
+    if not known:
+        raise ValueError("no phase was measured")
+    ordered = [known[concurrency] for concurrency in sorted(known)]
+    return ordered[place(len(ordered), objective)], ordered[-1]
+
+
+def speed_in(found: Speeds, phase: str) -> Speed | None:
+    """The speed in a phase; None where nothing was answered in it."""
+    return next((speed for speed in found if speed.phase == phase), None)
+
+
 def front(tried: Mapping[str, Speeds], objective: str, slo: Slo) -> Front:
     """Which of the tried configurations are on the Pareto front of those that meet the SLO.
 
-    + tried: name -> its speeds, each with at least one phase
+    + tried: name -> its speeds
 
-    Raises ValueError where nothing was measured of one.
+    Raises ValueError where something was tried and nothing measured.
     """
-    missed = {name: slo.missed(decisive(found, objective)) for name, found in tried.items()}
-    points = {name: _point(found, objective) for name, found in tried.items() if not missed[name]}
+    if not tried:
+        return Front((), {}, {})
+    own_phase, most_phase = phases(tried.values(), objective)
+    missed: dict[str, str] = {}
+    points: dict[str, tuple[float, ...]] = {}
+    for name, found in tried.items():
+        own = speed_in(found, own_phase)
+        if why := slo.missed(own) if own else f"nothing was answered at {own_phase}":
+            missed[name] = why
+        elif own:
+            points[name] = _point(own, speed_in(found, most_phase))
     on = [name for name in points if not any(_dominates(other, points[name]) for other in points.values())]
     behind = {
         name: next(best for best in on if _dominates(points[best], point))
         for name, point in points.items()
         if name not in on
     }
-    return Front(tuple(on), behind, {name: why for name, why in missed.items() if why})
+    return Front(tuple(on), behind, missed)
 
 
-def _point(found: Speeds, objective: str) -> tuple[float, ...]:
+def _point(own: Speed, most: Speed | None) -> tuple[float, ...]:
     """The respects in which configurations are compared; less is better in each."""
-    own, most = decisive(found, objective), decisive(found, "throughput")
     per_token = math.inf if own.tpot_s is None else own.tpot_s
-    return own.ttft_s, per_token, -own.tokens_per_s, -most.tokens_per_s
+    return own.ttft_s, per_token, -own.tokens_per_s, -most.tokens_per_s if most else 0.0
 
 
 def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

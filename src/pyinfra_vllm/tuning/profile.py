@@ -60,8 +60,9 @@ class Profile:
         settings[setting.flag] = setting
         self.changes += 1
 
-    def drop(self, flag: str) -> None:
-        self._flags.pop(flag, None)
+    def drop(self, name: str) -> None:
+        self._flags.pop(name, None)
+        self._environment.pop(name, None)
         self.changes += 1
 
     def warn(self, text: str) -> None:

@@ -34,7 +34,7 @@ class Request:
     + variants, flags, environment: what the operator declares
     + runtime_flags: the flags that the installed vLLM knows (on_host/inspect/flags.py); None: the catalog's
     + exposed: bound to more than the loopback address
-    + reason: why a runtime below the security floor is accepted
+    + reason: why a runtime below the security floor, or a dangerous setting, is accepted
     + shutdown_timeout_s, ready_timeout_s: seconds
     + profiles: measured ones, of which the one for exactly this is used
     + instead: settings to try in the place of a measured profile and of the objective's

@@ -36,8 +36,11 @@ def judge(request: Request, decision: Decision) -> None:
             " max_model_len"
         )
         return
-    ways = list(_ways(request, decision)) or ["a smaller model or a GPU with more memory"]
-    profile.fail(f"{_does_not_fit(request, predicted)}. What would make it fit: {'; '.join(ways)}")
+    ways = list(_ways(request, decision))
+    if not ways and not _refused_anyway(request, decision):
+        ways = ["a smaller model or a GPU with more memory"]
+    told = f". What would make it fit: {'; '.join(ways)}" if ways else ""
+    profile.fail(_does_not_fit(request, predicted) + told)
 
 
 def _ways(request: Request, decision: Decision) -> Iterator[str]:
@@ -133,9 +136,21 @@ def _weights_leave_room(request: Request, load: fit.Load, size: int, stages: int
 
 
 def _works(request: Request, before: Decision) -> bool:
-    """Whether a model fits so, without an error that wasn't there before."""
+    """Whether a model fits so, without an error that wasn't there before or is not the operator's own."""
     found = decide(request)
-    return bool(found.fit and found.fit.fits) and set(found.profile.errors) <= set(before.profile.errors)
+    return (
+        bool(found.fit and found.fit.fits)
+        and set(found.profile.errors) <= set(before.profile.errors)
+        and not _refused_anyway(request, found)
+    )
+
+
+def _refused_anyway(request: Request, found: Decision) -> bool:
+    """Whether something is refused that no setting of the operator's brought: model, card or version."""
+    if not found.profile.errors:
+        return False
+    bare = decide(replace(request, flags={}, variants=(), environment={}))
+    return not set(found.profile.errors).isdisjoint(bare.profile.errors)
 
 
 def _does_not_fit(request: Request, predicted: fit.Fit) -> str:

@@ -28,18 +28,34 @@ DEEPEST = 32  # levels of a map or list: json.dumps() and vLLM's own parser walk
 
 def problem(flag: str, value: Any, version: str) -> str | None:
     """The problem of a flag's value for this vLLM, as `must be ..., not ...`, or None."""
+    wrong = _kind_problem(flag, value, versions.parse(version))
+    return wrong or (_listed_problem(flag, value) if _is_scanned(version) else None)
+
+
+def doubt(flag: str, value: Any, version: str) -> str | None:
+    """The same of a value that only the scanned version is known to refuse, and this is another one."""
+    wrong = None if _is_scanned(version) else _listed_problem(flag, value)
+    scanned = table("flag_types.json")["version"]
+    return wrong and f"{wrong}: so it is in vLLM {scanned}, and that of {version} isn't known"
+
+
+def _is_scanned(version: str) -> bool:
+    """Whether the words and keys in flag_types.json are this version's: the scanned one and its fixes."""
+    return versions.parse(version)[:2] == versions.parse(table("flag_types.json")["version"])[:2]
+
+
+def _kind_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
     if value is None:
         return None
     unwritable = _unwritable(value)
     if unwritable:
         return unwritable
     until: Mapping[str, str] = table("flag_values.yaml")["until"].get(flag, {})
-    asked = versions.parse(version)
     kinds = [kind for kind in _kinds(flag) if kind not in until or versions.below(asked, until[kind])]
     if not kinds:
-        return _scanned_problem(flag, value, asked) or _key_problem(flag, value, asked)
+        return _scanned_problem(flag, value, asked)
     if any(CHECKS[kind](value) for kind in kinds):
-        return _word_problem(flag, meaning(flag, value), asked) or _key_problem(flag, value, asked)
+        return None
     return f"must be {' or '.join(MEANINGS[kind] for kind in kinds)}, not {short(value)}"
 
 
@@ -47,7 +63,7 @@ def _scanned_problem(flag: str, value: Any, asked: versions.Version) -> str | No
     """The same by what vLLM's own parser said of its flags (catalog/flag_types.json)."""
     row = table("flag_types.json")["flags"].get(flag)
     if row is None or versions.below(asked, row["since"]) or row["kind"] == "word":
-        return _word_problem(flag, value, asked)
+        return None
     check, told = PARSED[row["kind"]]
     each = value if row.get("list") and isinstance(value, list | tuple) else [value]
     if each and all(map(check, each)):
@@ -55,24 +71,18 @@ def _scanned_problem(flag: str, value: Any, asked: versions.Version) -> str | No
     return f"must be {told}{' or a list of such' if row.get('list') else ''}, not {short(value)}"
 
 
-def _word_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
-    """Of a flag that takes certain words, which are known of the scanned minor version alone."""
-    scanned = table("flag_types.json")
-    row = scanned["flags"].get(flag, {})
+def _listed_problem(flag: str, value: Any) -> str | None:
+    """Of a flag that takes certain words, or a map of certain keys, also in a map within it."""
+    row = table("flag_types.json")["flags"].get(flag, {})
+    value = meaning(flag, value)
     words = [meaning(flag, word) for word in row.get("words", ())]
     each = value if row.get("list") and isinstance(value, list | tuple) else [value]
-    known = asked[:2] == versions.parse(scanned["version"])[:2]
-    if not words or not known or all(word in words for word in each):
-        return None
-    return f"must be one of {', '.join(row['words'])}, not {short(value)}"
+    if value is not None and words and not all(word in words for word in each):
+        return f"must be one of {', '.join(row['words'])}, not {short(value)}"
+    return _key_problem(value, row["keys"]) if "keys" in row else None
 
 
-def _key_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
-    """Of a map with a key that the scanned minor version refuses, also in a map within it."""
-    scanned = table("flag_types.json")
-    keys: list[str] = scanned["flags"].get(flag, {}).get("keys", [])
-    if not keys or asked[:2] != versions.parse(scanned["version"])[:2]:
-        return None
+def _key_problem(value: Any, keys: Collection[str]) -> str | None:
     maps = {key.partition(".")[0] for key in keys if "." in key}
     unknown = next((key for key in _paths(_map(value) or {}, maps) if key not in keys), None)
     if unknown is None:
@@ -80,7 +90,7 @@ def _key_problem(flag: str, value: Any, asked: versions.Version) -> str | None:
     near = difflib.get_close_matches(unknown, keys, n=1, cutoff=TRUE_NEIGHBOUR)
     beside = [key for key in keys if key.rpartition(".")[0] == unknown.rpartition(".")[0]]
     hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(beside)}"
-    return f"has no key {short(unknown)} in vLLM {scanned['version']}; {hint}"
+    return f"has no key {short(unknown)} in vLLM {table('flag_types.json')['version']}; {hint}"
 
 
 def _paths(given: Mapping[str, Any], maps: Collection[str]) -> Iterator[str]:

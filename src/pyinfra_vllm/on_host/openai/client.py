@@ -55,6 +55,7 @@ __all__ = [
 
 DEFAULT_TIMEOUT_S = 60.0
 READ_BYTES = 1 << 16
+ERROR_BYTES = 2000
 LARGEST_BODY = 8 << 20  # vLLM's /metrics has under 300 kB, an answer of prompt_logprobs about 1 MB
 # Of a stream: vLLM sends one event of about 250 bytes a token, then usage and the end.
 STREAM_BYTES, TOKEN_BYTES = 1 << 18, 1 << 12
@@ -275,7 +276,7 @@ class Client:
             connection.request(method, self.base + path, payload, self._headers(body is not None))
             response = connection.getresponse()
             if response.status != 200:
-                raise HttpError(response.status, response.read(2000).decode("utf-8", "replace"))
+                raise HttpError(response.status, _beginning(response).decode("utf-8", "replace"))
             yield sent, b""
             while chunk := response.read1(READ_BYTES):
                 received += len(chunk)
@@ -341,6 +342,14 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+def _beginning(response: http.client.HTTPResponse) -> bytes:
+    """An error's first words; of a chunk that is said to have -1 bytes, read() would read all that comes."""
+    found = b""
+    while len(found) < ERROR_BYTES and (piece := response.read1(ERROR_BYTES)):
+        found += piece
+    return found[:ERROR_BYTES]
 
 
 def samples(text: str) -> dict[str, float]:

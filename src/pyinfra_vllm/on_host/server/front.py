@@ -51,7 +51,7 @@ class Front:
         self.lead_to(current)
         shown = self._shown("ActiveState", "Listen")
         if shown.get("ActiveState") == "active" and shown.get("Listen") != self._declared_address(current):
-            self._stop()
+            self._stop(*map(self.paths.front_unit, FRONT_FILES))
         systemd.start(self._unit)
 
     def lead_to(self, release_id: str) -> None:
@@ -61,10 +61,10 @@ class Front:
         lead(link, self.paths.api_socket(release_id))
 
     def take_away(self) -> None:
-        """A release without standby listens on the port by itself."""
-        links = [link for link in self.paths.front_links if link.is_symlink()]
+        """A release without standby listens on the port by itself. Units of others with these names stay."""
+        links = [link for link, target in self.paths.front_links.items() if durable.leads(link, target)]
         if links:
-            self._stop()
+            self._stop(*dict.fromkeys(link.name for link in links))
             for link in links:
                 durable.remove(link)
             systemd.daemon_reload()
@@ -77,9 +77,9 @@ class Front:
         lines = (line.partition("=") for line in text.splitlines())
         return next(f"{value} (Stream)" for name, _, value in lines if name == "ListenStream")
 
-    def _stop(self) -> None:
-        for file in FRONT_FILES:
-            systemd.stop(self.paths.front_unit(file), STOP_S)
+    def _stop(self, *units: str) -> None:
+        for unit in units:
+            systemd.stop(unit, STOP_S)
 
 
 def accepts(path: Path) -> bool:

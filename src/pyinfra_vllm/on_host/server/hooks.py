@@ -86,6 +86,8 @@ class Hooks:
         """Undrain the service, where it was drained; returns what went wrong, empty if nothing."""
         if not self.drained:
             return ""
+        if UNDRAIN not in self.declared:
+            return "it is still drained: no undrain hook is declared any more"
         try:
             with self.log.step(UNDRAIN, must=False):
                 self._insist(UNDRAIN, "may get requests again")
@@ -93,15 +95,32 @@ class Hooks:
             return f"it is still drained: {error}"
         return ""
 
+    def give_up_undeclared(self) -> None:
+        """Nothing is owed any more where the hook that could undrain it was taken out of the declaration."""
+        if self.drained and UNDRAIN not in self.declared:
+            self.log.try_write(UNDRAIN, "done", undeclared=True)
+
     @property
     def drained(self) -> bool:
-        """Whether a drain was begun, even one that failed, and no undrain has succeeded since."""
-        for entry in reversed(self.log.entries()):
+        """Whether a drain was begun, even one that failed, and no undrain has succeeded since.
+
+        An earlier transaction of the service may have left it so.
+        """
+        return self._drained_by is not None
+
+    @property
+    def drained_before(self) -> bool:
+        """Whether an earlier transaction left it drained, and this one has not drained it itself."""
+        return self._drained_by not in (None, self.log.tx)
+
+    @property
+    def _drained_by(self) -> str | None:
+        for entry in reversed(journal.read(self.log.path)):
             if entry["step"] == UNDRAIN and entry["state"] == "done":
-                return False
+                return None
             if entry["step"] == DRAIN:
-                return True
-        return False
+                return str(entry["tx"])
+        return None
 
     def notify(
         self, event: str, text: str, noted: Mapping[str, object] | None = None, **fields: object

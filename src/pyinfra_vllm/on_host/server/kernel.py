@@ -34,10 +34,11 @@ CHOSEN = re.compile(
     r"CompressedTensorsWNA16\b|mixed-precision linear|CompressedTensorsW8A8Int8)"
 )
 # Weights and activations of 8 bits (FP8, INT8): `Selected CutlassFP8ScaledMMLinearKernel for Fp8LinearMethod`
-SELECTED = re.compile(r"Selected (\w*(?:ScaledMM|BlockScaled)\w*?)(?:LinearKernel|Kernel)? for \w+")
+# A name has at most 99 letters on either side: without a bound, one line could be made to take a second.
+SELECTED = re.compile(r"Selected (\w{0,99}(?:ScaledMM|BlockScaled)\w{0,99}?)(?:LinearKernel|Kernel)? for \w+")
 # Weights of 4-bit floats, from 0.20 on: `Using MarlinNvFp4LinearKernel for NVFP4 GEMM`, and of experts
 # `Using 'TRITON' Mxfp4 MoE backend.` and `Using 'MARLIN' NvFp4 MoE backend out of potential backends: ...`
-FP4 = re.compile(r"Using (\w*NvFp4\w*?)(?:LinearKernel)? for NVFP4 GEMM")
+FP4 = re.compile(r"Using (\w{0,99}NvFp4\w{0,99}?)(?:LinearKernel)? for NVFP4 GEMM")
 FP4_EXPERTS = re.compile(r"Using '(\w+)' (NvFp4|Mxfp4) MoE backend")
 # What no card is fast with; every other one is vLLM's best for the card that has it.
 SLOW_SCALED = re.compile(r"Emulation|EMULATION|BlockWiseTorch")

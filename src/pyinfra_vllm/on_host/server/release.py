@@ -66,6 +66,12 @@ class Release:
     def argv(self) -> list[str]:
         return [str(word) for word in self.document["argv"]]
 
+    def number(self, flag: str) -> int | None:
+        """The whole number that the flag has on its command line; the last one, as argparse takes it."""
+        words = [part for word in self.argv for part in word.split("=", 1)]
+        found = [value for name, value in zip(words, words[1:]) if name == flag and value.isdecimal()]
+        return int(found[-1]) if found else None
+
     @property
     def executable(self) -> Path:
         return Path(self.argv[0])

@@ -15,7 +15,6 @@ from ..state import durable, secrets_file
 from ..state.paths import API_SOCKET, CONTROL_SOCKET, ServicePaths
 from . import compile_cache, kv_cache, root_cause, sockets, systemd
 from .control import ASLEEP, SERVING, Control, Mute
-from .control import Refused as NotDone
 from .front import Front
 from .release import Release
 
@@ -75,8 +74,8 @@ class Service:
         """
         if release_id is None:
             self.front.take_away()
-            for link in self._links:
-                if not self._foreign(link):
+            for link, target in self._links.items():
+                if not self._foreign(link, target):
                     durable.remove(link)
             durable.remove(self.paths.current)
         else:
@@ -100,12 +99,12 @@ class Service:
 
     def wrong_links(self) -> dict[Path, Path]:
         """The links to the unit that are missing or lead elsewhere, and where each must lead."""
-        return {link: target for link, target in self._links.items() if not _leads(link, target)}
+        return {link: target for link, target in self._links.items() if not durable.leads(link, target)}
 
     def _mend_links(self) -> None:
         for link, target in self._links.items():
             link.parent.mkdir(exist_ok=True)
-            if self._foreign(link):
+            if self._foreign(link, target):
                 self._set_aside(link)
             durable.link_absolutely(link, target)
 
@@ -139,9 +138,9 @@ class Service:
             durable.link_absolutely(link, target)
         systemd.daemon_reload()
 
-    def _foreign(self, link: Path) -> bool:
+    def _foreign(self, link: Path, target: Path) -> bool:
         there = link.is_symlink() or link.exists()
-        return there and not _leads(link, self._links[link]) and not self._was_ours(link)
+        return there and not durable.leads(link, target) and not self._was_ours(link)
 
     def _was_ours(self, link: Path) -> bool:
         """Whether the unit's link leads where another release needs it: with standby to its server's unit."""
@@ -150,13 +149,18 @@ class Service:
         target = link.readlink()
         return target == self.paths.current / "vllm.service" or self.paths.is_server(target)
 
-    def no_foreign_unit(self) -> None:
-        """Raises Foreign where the unit's name is taken by a unit that we did not make."""
-        for link in filter(self._foreign, self._links):
-            raise Foreign(
-                f"{link} is there and was not made by pyinfra-vllm: stop and move away what it belongs to,"
-                " or give the service another name. Nothing was touched."
-            )
+    def no_foreign_unit(self, wanted: str | None = None) -> None:
+        """Raises Foreign where the name of a unit of ours is taken by one that we did not make for it.
+
+        + wanted: the release that is to be current, which may be the first with a front
+        """
+        front = self.paths.front_links if wanted and self.paths.has_front(wanted) else {}
+        for link, target in {**front, **self._links}.items():
+            if self._foreign(link, target):
+                raise Foreign(
+                    f"{link} is there and was not made by pyinfra-vllm for {self.paths.name}: stop and move"
+                    " away what it belongs to, or give the service another name. Nothing was touched."
+                )
 
     def refused(self) -> str:
         """The reason why this host can't switch and go back now; empty where there is none."""
@@ -196,8 +200,7 @@ class Service:
 
     def stop_server(self, release_id: str, limit_s: float = STOP_LIMIT_S) -> None:
         """Stop the server of a release with standby, and forget its unit unless the release is current."""
-        with suppress(Mute, NotDone):
-            self.control(release_id).tell("end")  # vLLM's end waits for its connections
+        self.control(release_id).end()  # vLLM's end waits for its connections
         systemd.stop(self.paths.server_unit(release_id), limit_s)
         self._forget_sleep(release_id)
         if release_id != self.paths.linked(self.paths.current):
@@ -231,13 +234,14 @@ class Service:
         settings = self.paths.asleep_settings(release_id)
         if settings.exists():
             settings.unlink()
-            settings.parent.rmdir()
+            with suppress(OSError):  # settings of somebody else's are in it, too
+                settings.parent.rmdir()
 
     def asleep(self, release_id: str) -> bool:
         """Whether this server says that it sleeps."""
         try:
             return self.control(release_id).state().state == ASLEEP
-        except (Mute, NotDone):
+        except Mute:
             return False
 
     def control(self, release_id: str) -> Control:
@@ -412,7 +416,3 @@ class Service:
             self.say(f"no /metrics: {error}")
             names = []
         return kv_cache.measured(names, log)
-
-
-def _leads(link: Path, target: Path) -> bool:
-    return link.is_symlink() and link.readlink() == target

@@ -138,13 +138,18 @@ def _ready(link: Path, target: Path) -> Path:
 
 def link_absolutely(link: Path, target: Path) -> None:
     """Have a link to the target, by its absolute path; one that leads elsewhere is replaced in one step."""
-    if link.is_symlink() and link.readlink() == target:
+    if leads(link, target):
         return
     ready = _partial(link)
     ready.unlink(missing_ok=True)
     ready.symlink_to(target)
     ready.replace(link)
     sync_directory(link.parent)
+
+
+def leads(link: Path, target: Path) -> bool:
+    """Whether it is a link to exactly that path."""
+    return link.is_symlink() and link.readlink() == target
 
 
 def remove(link: Path) -> None:

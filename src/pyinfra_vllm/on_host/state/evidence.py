@@ -44,7 +44,8 @@ class Evidence:
         """
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            with os.fdopen(os.open(self.progress, flags, durable.PRIVATE), "a", encoding="utf-8") as file:
+            descriptor = os.open(self.progress, flags, durable.PRIVATE)
+            with os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{journal.now()} {line}\n")
         except OSError as error:
             print(f"{line} ({error})", file=sys.stderr, flush=True)

@@ -85,9 +85,11 @@ class Transaction:
             return SERVING
         return DOWN if self.service.down else SILENT
 
-    def _share_phases(self, *releases: Release) -> None:
-        """Measure both at the same numbers of requests at once, saturation at what both of them admit."""
-        self.settings = Settings.from_criteria(self.criteria, saturation.admitted(*releases))
+    def _share_phases(self, served: Release) -> None:
+        """Measure both sides at the same numbers of requests at once: saturation at what the one that serves
+        admits. Where the other admits fewer, the rest waits, as its clients would.
+        """
+        self.settings = Settings.from_criteria(self.criteria, saturation.admitted(served))
 
     def _measure(self, release: Release, name: str, noise: Noise | None = None, **how: Any) -> Record:
         """Measure the release that runs now, until it is known precisely enough or its time is up.

@@ -29,9 +29,10 @@ class Order:
         changes nothing; `trial` judges the new release as a rollout does, and always goes back
     runs: how often a calibration measures; it restarts the service once less
     operator, reason: who asked and why, for the record
-    last_start: Unix time after which the switch must not begin; None without a window, or if overridden
+    last_start: Unix time after which the switch must not begin, long past where the window is closed; None
+        without a window, or if overridden
     measure_until: Unix time until which measuring may go on beyond its budget: the window's end less the time
-        of a rollback; None as above
+        of a rollback; long past and None as above
     overrides: what the operator overrode (`switch_now`, `retry_rejected`), for the record
     criteria: the gate's limits (on_host.bench.criteria)
     hooks: whom to tell (on_host.hooks); None keeps what the last order said

@@ -71,6 +71,7 @@ def restore(
     limit_s: float,
     reason: str = "",
     rejects: bool = False,
+    silent: bool = False,
     verdict: str | None = None,
 ) -> str:
     """Start the old release and wait for tokens; returns the outcome, `rolled_back` or `restore_failed`.
@@ -80,6 +81,8 @@ def restore(
 
     limit_s: how long each start may take
     reason, rejects: why it goes back, and whether that rejects the new release; for whoever finishes it
+    silent: it never generated tokens: where the old one does not either, the host may be why, and none is
+        rejected
     verdict: of a trial, for the same
 
     Raises GoingDown where the host shuts down.
@@ -88,7 +91,7 @@ def restore(
         raise GoingDown
     began = time.monotonic()
     if not Transaction(log.entries()).find("restore", "intended"):
-        why: Entry = {"reason": reason, "rejects": rejects} if reason else {}
+        why: Entry = {"reason": reason, "rejects": rejects, "silent": silent} if reason else {}
         why |= {"verdict": verdict} if verdict else {}
         log.try_write("restore", "intended", release=old_id, limit_s=limit_s, **why)
     if old_id:

@@ -9,15 +9,14 @@ FLAG = "--max-num-seqs"
 REQUEST_TOKENS = 600  # of one of the probe's requests, prompt and answer, on average over its three shapes
 
 
-def admitted(*releases: Release) -> int:
-    """As many as each of these releases admits; MOST if nothing says less (vLLM: 128 or more)."""
-    return min((MOST, *(limit for release in releases for limit in (_scheduled(release), _cached(release)))))
+def admitted(release: Release) -> int:
+    """MOST if nothing says less (vLLM: 128 or more)."""
+    return min(MOST, _scheduled(release), _cached(release))
 
 
 def _scheduled(release: Release) -> int:
-    words = [part for word in release.argv for part in word.split("=", 1)]
-    found = [value for flag, value in zip(words, words[1:]) if flag == FLAG and value.isdecimal()]
-    return max(1, int(found[-1])) if found else MOST
+    limit = release.number(FLAG)
+    return MOST if limit is None else max(1, limit)
 
 
 def _cached(release: Release) -> int:

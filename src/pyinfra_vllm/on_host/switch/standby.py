@@ -40,6 +40,14 @@ SPARE_MIB = 512  # a server that sleeps keeps at least as much, so that a wake n
 OLDEST_SYSTEMD = 252
 MEMINFO = Path("/proc/meminfo")
 FREE_SHARE = 0.1  # of host memory, which must stay free
+# Their product is the number of processes with a GPU of their own (vllm/config/parallel.py). Each pins the
+# weights of its GPU; the predicted fit is of the fullest one (fit.py).
+RANKS = (
+    "--tensor-parallel-size",
+    "--pipeline-parallel-size",
+    "--prefill-context-parallel-size",
+    "--data-parallel-size",
+)
 CANARIES, ACTS = "canary", "turn"  # entries of the journal
 
 
@@ -84,7 +92,9 @@ def _short_of_memory(*asleep: Release) -> str:
     """
     lines = (line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
     told = {name: int(value.split()[0]) << 10 for name, value in lines}
-    need = 2 * sum(int(each.predicted_fit.get("weights_bytes") or 0) for each in asleep)
+    for unknown in (each.id for each in asleep if not _weights_bytes(each)):
+        return f"nobody knows how much memory the weights of release {unknown} take"
+    need = 2 * sum(map(_weights_bytes, asleep))
     free = told["MemAvailable"] - FREE_SHARE * told["MemTotal"]
     if need <= free:
         return ""
@@ -92,6 +102,12 @@ def _short_of_memory(*asleep: Release) -> str:
         f"{need >> 30} GiB of host memory may be needed for the weights of releases that sleep, and"
         f" {max(0, int(free)) >> 30} GiB are free beyond the {FREE_SHARE:.0%} that must stay free"
     )
+
+
+def _weights_bytes(release: Release) -> int:
+    """Of all its GPUs; 0 where nobody predicted it."""
+    of_one = int(release.predicted_fit.get("weights_bytes") or 0)
+    return of_one * math.prod(release.number(flag) or 1 for flag in RANKS)
 
 
 def _front(paths: ServicePaths, release: Release) -> list[str]:

@@ -20,7 +20,7 @@ from ..staging import chat_template, pages
 from ..state.lock import exclusive
 from ..state.paths import ServicePaths
 from . import compile_caches, outcomes, pair, rollback, standby, unfinished
-from .base import COMMITTED, DEFERRED, FAILED, INTERRUPTED, REFUSED, RESTORE_FAILED, ROLLED_BACK, TRIED
+from .base import COMMITTED, DEFERRED, DOWN, FAILED, INTERRUPTED, REFUSED, RESTORE_FAILED, ROLLED_BACK, TRIED
 from .judging import Judging, Worse
 from .order import ROLLBACK, TRIAL, Order
 from .two_servers import Failed
@@ -101,7 +101,7 @@ class Switch(Judging):
             releases.prove(self.paths, new)
             releases.out_of_reach(new)
             self.service.no_foreign_listener(new)
-            self.service.no_foreign_unit()
+            self.service.no_foreign_unit(new.id)
             if self.order.purpose != ROLLBACK:
                 result.update(chat_template.check(new))
             result.update(compile_caches.carry(self.paths, self.old, new))
@@ -109,7 +109,7 @@ class Switch(Judging):
                 known = self.old is not None and self.old.runtime == new.runtime
                 result["read_ahead"] = pages.read_ahead(new.checkpoint, None if known else new.runtime)
         self._choose_way(new)
-        self._share_phases(new, *filter(None, [self.old]))
+        self._share_phases(self.old if self.old and self.old_was != DOWN else new)
         self.evidence.keep_release(new.id)
         return new
 
@@ -168,7 +168,7 @@ class Switch(Judging):
             if problem:
                 raise NotReady(f"{problem}. Nothing was touched.")
             self.service.no_foreign_listener(new)
-            self.service.no_foreign_unit()
+            self.service.no_foreign_unit(new.id)
             rollback.reserve(self.paths, self.old_id, new.id)
             if self.turns:
                 self.service.lay_server(new.id)
@@ -299,7 +299,8 @@ class Switch(Judging):
         """Watch the release under real traffic, if asked for; returns what to alert its operator to."""
         if not self.criteria.soak_s or self.order.purpose == ROLLBACK:
             return ""
-        with self.journal.step("soak", release=new.id, limit_s=self.criteria.soak_s) as result:
+        limit_s, action = self.criteria.soak_s, self.criteria.soak_action
+        with self.journal.step("soak", release=new.id, limit_s=limit_s, action=action) as result:
             client = self.service.client(new)
             say, pause = self.evidence.say_how_far, self._pause
             watched = soak.soak(client, self.criteria, self.after, progress=say, sleep=pause)
@@ -322,8 +323,10 @@ class Switch(Judging):
         if self.order.purpose == TRIAL:
             return self._end_trial(new, text, _of_trial(reason, verdict, silent))
         rejects = silent or bool(verdict and verdict.verdict == FAIL)
-        outcome = rollback.restore(self.service, self.journal, self.old_id, new.id, limit_s, text, rejects)
-        if rejects:
+        outcome = rollback.restore(
+            self.service, self.journal, self.old_id, new.id, limit_s, text, rejects, silent
+        )
+        if rejects and not (silent and outcome == RESTORE_FAILED):  # neither starts: the host may be why
             criteria = None if silent else self.criteria.as_dict()
             outcomes.reject(self.paths, new.id, text, self.journal.tx, criteria)
         if verdict and verdict.reasons:

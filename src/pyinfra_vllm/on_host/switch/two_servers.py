@@ -165,8 +165,7 @@ class TwoServers:
 
     def _stop(self, who: str) -> None:
         self._forget(who)
-        with suppress(Mute, Refused):
-            self.members[who].control.tell("end")  # a server stops only when nobody waits for it any more
+        self.members[who].control.end()  # a server stops only when nobody waits for it any more
         systemd.stop(self.members[who].unit, self.limits.stop_s)
 
     def _start(self, who: str) -> None:
@@ -212,6 +211,9 @@ class TwoServers:
             self.members[who].control.tell("relay", to=str(self._other(who).api))
 
     def _lead(self, who: str) -> None:
+        """Clients of one that sleeps wait there: the other, to which it relays, may be stopped next."""
+        with suppress(Mute, Refused):  # as one that serves does
+            self.members[who].control.tell("relay", to="")
         front.lead(self.awake, self.members[who].api)
 
     def _await(self, who: str) -> None:

@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from ..gate.verdict import Verdict
+from ..gate.verdict import FAIL, PASS, Verdict
 from ..server import release as releases
 from ..server.hooks import Hooks
 from ..server.service import Foreign, Say, Service
@@ -50,9 +50,11 @@ class Left:
     def committed(self) -> bool:
         """Whether the new release stays.
 
-        Not where a rollback was begun: by a soak, or on a disk that took no entry of it.
+        Not where a soak found it worse, or a rollback was begun on a disk that took no entry of it.
         """
         if self.activated is None or not self.find("commit", "done") or self.find("restore", "intended"):
+            return False
+        if self.soak_goes_back:
             return False
         return bool(self.paths.linked(self.paths.current) == self.activated["to"])
 
@@ -66,15 +68,33 @@ class Left:
     def found_worse(self) -> str:
         """Why the new release is rejected; empty where nothing was found against it."""
         judged, going_back = self.find("judge", "done"), self.find("restore", "intended")
-        if judged and judged.get("verdict") == "fail":
+        if judged and judged.get("verdict") == FAIL:
             return Verdict.read(judged, "the verdict").conclusion()
-        return str(going_back.get("reason", "")) if going_back and going_back.get("rejects") else ""
+        if self.soak_goes_back:
+            return self.soak_found or "the soak failed"
+        if not going_back or not going_back.get("rejects"):
+            return ""
+        host_may_be_why = going_back.get("silent") and self.find("restore", "failed")
+        return "" if host_may_be_why else str(going_back.get("reason", ""))
 
     @property
     def failed_by(self) -> dict[str, Any] | None:
-        """The criteria of the gate that the new release failed; None where it was not the gate."""
+        """The criteria of the gate or the soak that the new release failed; None where it was neither."""
         judged = self.find("judge", "done")
-        return judged.get("criteria") if judged and judged.get("verdict") == "fail" else None
+        failed = judged and (judged.get("verdict") == FAIL or self.soak_goes_back)
+        return judged.get("criteria") if judged and failed else None
+
+    @property
+    def soak_found(self) -> str:
+        """What the soak found against the new release; empty where nothing."""
+        watched = self.find("soak", "done") or {}
+        return "; ".join(watched.get("reasons", ())) if watched.get("verdict", PASS) != PASS else ""
+
+    @property
+    def soak_goes_back(self) -> bool:
+        """Whether the soak found the new release worse, and it was ordered that it goes back then."""
+        watched, begun = self.find("soak", "done") or {}, self.find("soak", "intended") or {}
+        return watched.get("verdict") == FAIL and begun.get("action") == "rollback"
 
     @property
     def trial(self) -> bool:
@@ -193,6 +213,8 @@ def _end_untouched(left: Left, service: Service) -> str | None:
                 f"alert: the soak was cut short{left.interrupted}, so nobody watched the release under real"
                 " traffic; it passed its gate and stays"
             )
+        if left.soak_found:
+            reason = f"alert from the soak: {left.soak_found}"
         return left.end("committed", reason)
     if left.activated or left.restarted:
         return None
@@ -322,6 +344,9 @@ def settle(paths: ServicePaths, say: Say, ended: str | None = None) -> bool:
 def undrain_if_serving(owed: Hooks, service: Service, untouched: bool) -> str:
     """Undrain a drained service if it serves; returns the problem, empty where there is none."""
     current = service.paths.linked(service.paths.current)
-    if untouched or (current and service.serves(releases.load(service.paths, current))):
-        return owed.undrain()
+    as_it_was = untouched and not owed.drained_before
+    if as_it_was or (current and service.serves(releases.load(service.paths, current))):
+        problem = owed.undrain()
+        owed.give_up_undeclared()
+        return problem
     return "it stays drained: nothing serves"

@@ -25,7 +25,7 @@ from pyinfra_vllm.operations.util.unit import ANSWER_S, POLL_S, RUN_DIRECTORY, N
 from pyinfra_vllm.printable import printable
 from pyinfra_vllm.rollout import story
 from pyinfra_vllm.rollout.orders import Prepared
-from pyinfra_vllm.rollout.progress import PROGRESS, UNCHANGED, Outcome
+from pyinfra_vllm.rollout.progress import DEFERRED, PROGRESS, UNCHANGED, Outcome
 
 UNIT = "pyinfra-vllm-switch"
 PATIENCE = 5  # looks
@@ -39,13 +39,14 @@ class Switching:
     def __init__(self, host: Host, root: str, prepared: Prepared) -> None:
         self.host = host
         self.order, self.prompts = prepared.order, prepared.prompts
+        self.deferred = prepared.deferred
         self.remote = Remote(host)
         self.root = root
         self.program = program(root)
         self.unit = f"{UNIT}-{self.order.service}"
 
     def run(self) -> Outcome:
-        """Carry the order out.
+        """Carry the order out, unless the window defers it.
 
         Every end is an Outcome; no failure of a host raises.
         """
@@ -57,6 +58,8 @@ class Switching:
                 return self._follow(before or None)
             if self._done(observed):
                 return self.outcome(UNCHANGED, "it runs by now, without this run. Nothing was touched")
+            if self.deferred:
+                return self.outcome(DEFERRED, self.deferred)
             if self.order.purpose == ROLLBACK and soaks(observed):
                 observed = self._end_soak()
             retry = self.order.purpose != ROLLOUT or RETRY in self.order.overrides

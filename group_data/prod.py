@@ -53,8 +53,9 @@ window = [
         # An IANA name.
         "timezone": "Europe/Berlin",
         # Days that stay closed from midnight to midnight, on which nothing opens either: a date, a range with
-        # both ends closed, or an .ics file beside this project (all-day and timed events, also
-        # repeating ones). A freeze until further notice is "2026-12-24..9999-12-31".
+        # both ends closed, or an .ics file beside this project (all-day and timed events, also repeating
+        # ones, and those shown as "free", as in calendars of holidays). A freeze until further notice is
+        # "2026-12-24..9999-12-31".
         "except": ["2026-12-24", "2026-12-28..2027-01-01"],
     },
     {

@@ -1,7 +1,8 @@
 """Reads the closed days and hours of an iCalendar file: events that are all-day or timed, once or repeating.
 
 `icalendar` reads and `recurring-ical-events` repeats. Events that can't be read for certain are an error that
-names the file and the event, never a day left open without a word.
+names the file and the event, never a day left open without a word. Every event closes, also one that makes
+nobody busy (TRANSP:TRANSPARENT), as calendars of holidays have them; only a cancelled one does not.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _REPEATING = ("RRULE", "RDATE", "EXDATE", "RECURRENCE-ID")
 _FREQUENCIES = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")
 _WITHIN_A_DAY = ("BYHOUR", "BYMINUTE", "BYSECOND")
+_POSITIVE = ("INTERVAL", "COUNT")
+_ENDS = ("COUNT", "UNTIL")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def closed(item: object) -> tuple[Closed, ...]:
 
 
 def read_calendar(path: Path) -> tuple[Closed, ...]:
-    """The file's events; cancelled and transparent ("free") ones are left out. Raises ValueError."""
+    """The file's events; cancelled ones are left out. Raises ValueError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -96,10 +99,7 @@ def _uid(event: Event) -> str:
 
 
 def _blocks(event: Event) -> bool:
-    return (
-        str(event.get("STATUS", "")).upper() != "CANCELLED"
-        and str(event.get("TRANSP", "")).upper() != "TRANSPARENT"
-    )
+    return str(event.get("STATUS", "")).upper() != "CANCELLED"
 
 
 def _closed(event: Event, name: str) -> Days | Interval:
@@ -130,9 +130,9 @@ def _repeating(calendar: Calendar, uids: set[str], name: str) -> Repeating:
     for part in (*calendar.timezones, *(event for event in calendar.events if _uid(event) in uids)):
         kept.add_component(part)
     for event in kept.events:
-        for rule in _rules(event):
-            _check_rule(rule, _where(event, name))
         _closed(event, name)
+        for rule in _rules(event):
+            _check_rule(rule, event.start, _where(event, name))
     found = Repeating(name, kept.to_ical().decode())
     try:
         for event in kept.events:
@@ -149,13 +149,37 @@ def _rules(event: Event) -> Iterator[Any]:
     yield from rules if isinstance(rules, list) else [rules]
 
 
-def _check_rule(rule: Any, where: str) -> None:
-    """An event that repeats within a day would be millions of them, and closes no day that anyone means."""
+def _check_rule(rule: Any, start: date, where: str) -> None:
+    """An event that repeats within a day would be millions of them, and closes no day that anyone means. One
+    that never goes on, or never happens, would be looked for without end.
+    """
     frequency = [str(value).upper() for value in rule.get("FREQ", [])]
     if len(frequency) != 1 or frequency[0] not in _FREQUENCIES:
         raise ValueError(f"{where}: RRULE must repeat by FREQ={', '.join(_FREQUENCIES[:-1])} or YEARLY")
     if any(key in rule for key in _WITHIN_A_DAY):
         raise ValueError(f"{where}: RRULE must not have {', '.join(_WITHIN_A_DAY)}: once a day at most")
+    for key in _POSITIVE:
+        for number in rule.get(key, []):
+            if number < 1:
+                raise ValueError(f"{where}: RRULE has {key}={number}: must be 1 or more (RFC 5545, 3.3.10)")
+    if not _happens(rule, start, where):
+        raise ValueError(
+            f"{where}: RRULE gives no day within a hundred years; mend it, or leave the event out"
+        )
+
+
+def _happens(rule: Any, start: date, where: str) -> bool:
+    """Whether the rule gives any day within a hundred years. dateutil looks for one up to the year 9999, so
+    it is asked from the like year of 9500 to 9899 on: the calendar repeats itself every 400 years.
+    """
+    from dateutil.rrule import rrulestr
+
+    bare = type(rule)({key: value for key, value in rule.items() if key not in _ENDS})
+    late = datetime(9500 + (start.year - 9500) % 400, start.month, start.day)
+    try:
+        return next(iter(rrulestr(bare.to_ical().decode(), dtstart=late)), None) is not None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{where}: RRULE: {error}") from error
 
 
 @cache

@@ -35,6 +35,9 @@ NEXT = 5
 # How far to look for the next openings, further only while too few are found: most windows open daily or
 # weekly, some once a year, and five times 29 February can take 24 years (none is in 2100).
 _SPANS = tuple(timedelta(days=days) for days in (10, 70, 800, 4100, 9200))
+# Of an opening, what a run takes until its first switch begins: the plan of 500 hosts takes 20 s
+# (docs/performance.md), and each host checks both releases.
+BEGINNING = timedelta(minutes=1)
 # Openings so dense that a longer look would only cost time.
 _DENSE = 2000
 # How much further repeating exceptions are looked for: an all-day one is in local time, 14 hours off at most.
@@ -225,19 +228,28 @@ def longest(windows: Sequence[Window], at: datetime, enough: timedelta = timedel
     return max((piece.end - piece.start for piece in pieces), default=found)
 
 
-def never_begins(windows: Sequence[Window], at: datetime, needed: timedelta, source: str = "") -> str:
-    """Why no switch can ever begin in these windows after `at` (aware); empty where one can."""
+def never_begins(
+    windows: Sequence[Window],
+    at: datetime,
+    needed: timedelta,
+    source: str = "",
+    advice: str = "declare a longer one, or a shorter `switch_estimate`",
+) -> str:
+    """Why no switch can ever begin in these windows after `at` (aware); empty where one can.
+
+    + advice: what to do about openings that are too short
+    """
     if not windows:
         return ""
-    opened = longest(windows, at, needed)
+    opened = longest(windows, at, needed + BEGINNING)
     if opened is None:
         return "never opens again: exceptions and deny windows take all of it"
-    if opened >= needed:
+    if opened >= needed + BEGINNING:
         return ""
     told = f" ({source})" if source else ""
     return (
         f"is never open for longer than {shown_duration(opened)}, and a switch and its rollback may take"
-        f" {shown_duration(needed)}{told}: declare a longer one, or a shorter `switch_estimate`"
+        f" {shown_duration(needed)}{told}, beside {shown_duration(BEGINNING)} in which a run begins: {advice}"
     )
 
 

@@ -12,10 +12,12 @@ from simulated import NEW, OLD, SimulatedHost
 
 from pyinfra_vllm.answers import typed
 from pyinfra_vllm.config import Overrides, Runtime, Service
+from pyinfra_vllm.on_host.gate import soak
+from pyinfra_vllm.on_host.state import journal
 from pyinfra_vllm.on_host.state.observed import Summary
 from pyinfra_vllm.on_host.state.transactions import transactions
-from pyinfra_vllm.rollout import opening
-from pyinfra_vllm.rollout.estimate import FACTOR, Estimate, estimate, way_back
+from pyinfra_vllm.rollout import opening, orders
+from pyinfra_vllm.rollout.estimate import FACTOR, OUTLIER, Estimate, estimate, way_back
 from pyinfra_vllm.window import WindowState
 
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
@@ -137,6 +139,86 @@ def test_measuring_ends_early_enough_to_go_back_before_the_window_closes() -> No
     assert opening.measure_until(service(), None) is None
 
 
+def test_a_switch_ends_with_its_commit_and_not_with_its_soak() -> None:
+    soaked = committed(8 + 120, turns={**committed(8).turns, "commit done": at(8)})
+    assert estimate(service(gate={"soak_s": 7200}), [soaked]) == estimate(service(), [committed(8)])
+    back = {"restore intended": at(8 + 120), "restore done": at(8 + 124)}
+    found = estimate(service(), [committed(8 + 125, outcome="rolled_back", turns={**soaked.turns, **back})])
+    assert minutes(found) == pytest.approx((8 + 4) * FACTOR + MEASURING)
+
+
+def test_no_start_took_longer_than_a_start_may() -> None:
+    """What the record says beyond that is a clock that was set, or an earlier `ready_timeout_s`."""
+    turns = {"activate intended": at(1), "ready done": at(1 + 240), "commit done": at(8 + 240)}
+    found = estimate(service(ready_timeout_s=600), [committed(8 + 240, turns=turns)])
+    assert minutes(found) == pytest.approx((8 + 2 * 10.5) * FACTOR + MEASURING)
+
+
+@pytest.mark.parametrize("ordinary", [1, 2, 4])
+def test_one_that_took_far_longer_than_the_others_counts_as_a_few_of_them(ordinary: int) -> None:
+    history = [committed(8 + 240), *[committed(8)] * ordinary]
+    assert minutes(estimate(service(), history)) == pytest.approx((OUTLIER * 8 + 2) * FACTOR + MEASURING)
+    assert estimate(service(), history[::-1]) == estimate(service(), history)
+
+
+def test_way_back_that_took_far_longer_than_a_start_counts_as_a_few_of_them() -> None:
+    history = [rolled_back(there=6, back=200), committed(8)]
+    assert way_back(service(), history) == OUTLIER * 2 * FACTOR * MINUTE
+
+
+def after_the_last_stop(declared: Service, history: list[Summary]) -> timedelta:
+    """The time before closing that is left to a switch which stops the old release as late as it may."""
+    length = estimate(declared, history).length
+    closes = BEGAN + timedelta(hours=9)
+    found = WindowState(True, closes, closes - length, (), "open")
+    return length - opening.baseline_s(declared, found) * SECOND
+
+
+@pytest.mark.parametrize(
+    ("history", "known"), [([committed(8)], 8 + 2), ([rolled_back(there=6, back=4)], 10)]
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gate": {"budget_s": 600}},
+        {"gate": {"max_budget_s": 120}},
+        {"gate": {"on_inconclusive": "keep"}},
+        {"standby": True},
+        {"standby": True, "gate": {"restarts": 2}},
+        {"switch_estimate": "3h"},
+        {"switch_estimate": "4m"},
+    ],
+)
+def test_switch_that_stops_the_old_release_at_the_last_moment_ends_inside_the_window(
+    settings: dict[str, Any], history: list[Summary], known: int
+) -> None:
+    """What comes after the baseline has its time: both ways, and the most of measuring the new release."""
+    declared = service(**settings)
+    baseline = declared.gate.criteria().longest_s * SECOND
+    assert after_the_last_stop(declared, history) >= known * MINUTE + declared.measuring - baseline
+    without = after_the_last_stop(declared, [])
+    assert without >= estimate(declared).length / 2
+    assert without >= estimate(declared).length - baseline
+
+
+def test_without_a_closing_window_the_baseline_takes_nothing_from_it() -> None:
+    assert opening.baseline_s(service(), None) == 0.0
+    assert opening.baseline_s(service(), WindowState(True, None, None, (), "open")) == 0.0
+
+
+def test_order_says_how_much_of_the_estimate_is_for_the_baseline() -> None:
+    earlier = datetime.now(UTC) - timedelta(hours=1)
+    window = {"cron": f"0 {earlier.hour} * * *", "duration": "9h", "timezone": "UTC"}
+
+    def baseline_s(**settings: Any) -> float:
+        return orders.rollout("/srv/pyinfra-vllm", service(**settings), "b", Overrides()).order.baseline_s
+
+    assert baseline_s(window=window) == 360.0
+    assert baseline_s(window=window, switch_estimate="4m") == 120.0
+    assert baseline_s() == 0.0
+
+
 def test_only_the_newest_count() -> None:
     history = [committed(100), *(committed(8) for _ in range(5))]
     assert minutes(estimate(service(), history)) == pytest.approx(10 * FACTOR + MEASURING)
@@ -175,6 +257,45 @@ def test_a_host_s_own_record_has_what_is_needed(tmp_path: Path, monkeypatch: pyt
     assert {"activate intended", "ready done"} <= set(first.turns)
     assert {"restore intended", "restore done"} <= set(second.turns)
     assert estimate(service(), [first, second]).source == "measured here in 2 switches"
+
+
+def test_host_s_own_record_has_the_commit_before_its_soak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [BEGAN]
+
+    def now() -> str:
+        clock[0] += SECOND
+        return clock[0].isoformat(timespec="milliseconds")
+
+    def soaked(*_: Any, **__: Any) -> soak.Watched:
+        clock[0] += timedelta(hours=2)
+        return soak.Watched("pass", ["nothing wrong"], 7200.0, 1.0, 0.0, 0.0)
+
+    host = SimulatedHost(tmp_path, monkeypatch)
+    host.install(OLD)
+    host.stage(NEW)
+    monkeypatch.setattr(journal, "now", now)
+    monkeypatch.setattr(soak, "soak", soaked)
+    assert host.switch(criteria={"soak_s": 7200.0}) == "committed"
+    (switch,) = [typed(each.as_dict(), Summary, "it") for each in transactions(host.journal())]
+    assert minutes(estimate(service(), [switch])) < MEASURING + 5
+
+
+SHORT = {"cron": "0 2 * * *", "duration": "3h", "timezone": "Europe/Berlin"}
+
+
+def test_record_that_is_longer_than_every_opening_is_told_with_what_can_be_done() -> None:
+    slow = [committed(110, turns={"activate intended": at(1), "ready done": at(21)})]
+    told = opening.never(service(window=SHORT), Overrides(), BEGAN, slow)
+    assert told.startswith(
+        "its window is never open for longer than 3h, and a switch and its rollback may take 3h27m"
+    )
+    assert "measured here in 1 switch" in told and "switch_now=true" in told
+    assert "switch_estimate" not in told, "which is the least in any case"
+    assert not opening.never(service(window=SHORT), Overrides(switch_now=True), BEGAN, slow)
+    assert not opening.never(service(window=SHORT), Overrides(), BEGAN, [committed(8)])
+    assert not opening.never(service(), Overrides(), BEGAN, slow)
 
 
 def test_the_operator_is_told_which_one_was_used() -> None:

@@ -22,6 +22,8 @@ import pytest
 from simulated import NEW, OLD, Killed, SimulatedHost
 
 from pyinfra_vllm.config.hooks import Hooks
+from pyinfra_vllm.on_host.bench import probe
+from pyinfra_vllm.on_host.bench.record import Record
 from pyinfra_vllm.on_host.gate import soak
 from pyinfra_vllm.on_host.server import hooks, systemd
 from pyinfra_vllm.on_host.state import secrets_file
@@ -153,9 +155,25 @@ def test_what_was_not_touched_is_undrained_even_where_nothing_served_before(
     assert balancer.told() == ["begin", "drain", "undrain", "failed"]
 
 
-def test_deferred_switch_undrains(both: tuple[SimulatedHost, Balancer]) -> None:
+def test_after_the_last_start_nothing_is_drained(both: tuple[SimulatedHost, Balancer]) -> None:
     host, balancer = both
     assert host.switch(hooks=DECLARED, last_start=time.time() - 1) == "deferred"
+    assert balancer.told() == ["begin", "end"] and not balancer.drained
+
+
+def test_switch_deferred_after_its_drain_undrains(
+    both: tuple[SimulatedHost, Balancer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, balancer = both
+    now = time.time()
+    measure = probe.measure
+
+    def slow(*args: Any, **how: Any) -> Record:
+        monkeypatch.setattr(time, "time", lambda: now + 120.0)
+        return measure(*args, **how)
+
+    monkeypatch.setattr(probe, "measure", slow)
+    assert host.switch(hooks=DECLARED, last_start=now + 60.0) == "deferred"
     assert balancer.told() == ["begin", "drain", "undrain", "end"] and not balancer.drained
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -45,9 +46,18 @@ def test_folded_lines_alarms_and_other_properties_are_taken_in_stride() -> None:
     assert parse_calendar(text) == (Days(date(2026, 12, 24), date(2026, 12, 24)),)
 
 
-@pytest.mark.parametrize("line", ["STATUS:CANCELLED", "TRANSP:TRANSPARENT"])
-def test_events_that_block_nobody_are_left_out(line: str) -> None:
-    assert parse_calendar(calendar("DTSTART;VALUE=DATE:20261224", line)) == ()
+def test_cancelled_events_are_left_out() -> None:
+    assert parse_calendar(calendar("DTSTART;VALUE=DATE:20261224", "STATUS:CANCELLED")) == ()
+
+
+@pytest.mark.parametrize("line", ["TRANSP:TRANSPARENT", "X-MICROSOFT-CDO-BUSYSTATUS:FREE"])
+def test_holidays_close_their_day_also_where_they_make_nobody_busy(line: str) -> None:
+    """Google's calendars of holidays and Outlook's all-day events are such."""
+    once = calendar("DTSTART;VALUE=DATE:20261225", "DTEND;VALUE=DATE:20261226", "SUMMARY:Christmas Day", line)
+    assert parse_calendar(once) == (Days(date(2026, 12, 25), date(2026, 12, 25)),)
+    yearly = calendar("DTSTART;VALUE=DATE:20201225", "RRULE:FREQ=YEARLY", line)
+    found = between(yearly, datetime(2026, 12, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
+    assert found == {Days(date(2026, 12, 25), date(2026, 12, 25))}
 
 
 def test_duration_gives_the_end() -> None:
@@ -156,6 +166,43 @@ def test_same_file_read_twice_is_the_same() -> None:
 def test_event_that_cannot_be_read_for_certain_is_an_error(lines: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_calendar(calendar(*lines), "holidays.ics")
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("FREQ=DAILY;INTERVAL=0", "INTERVAL=0: must be 1 or more"),
+        ("FREQ=YEARLY;INTERVAL=-1", "INTERVAL=-1: must be 1 or more"),
+        ("FREQ=DAILY;COUNT=0", "COUNT=0: must be 1 or more"),
+        ("FREQ=DAILY;BYMONTH=2;BYMONTHDAY=31", "no day within a hundred years"),
+        ("FREQ=WEEKLY;BYMONTH=13", "no day within a hundred years"),
+        ("FREQ=DAILY;INTERVAL=7;BYDAY=TU", "no day within a hundred years"),
+        ("FREQ=MONTHLY;BYDAY=6MO", "no day within a hundred years"),
+        ("FREQ=MONTHLY;BYSETPOS=0;BYDAY=MO", "RRULE"),
+    ],
+)
+@pytest.mark.parametrize("day", ["16010101", "19990104", "20261228"])  # Mondays
+def test_rule_that_never_ends_or_never_happens_is_an_error_at_once(rule: str, message: str, day: str) -> None:
+    """Else dateutil would look for its next day for ever, or up to the year 9999."""
+    began = time.monotonic()
+    lines = ["SUMMARY:Advent", f"DTSTART;VALUE=DATE:{day}", f"RRULE:{rule}"]
+    with pytest.raises(ValueError, match=rf"holidays.ics, event 'Advent'.*{message}"):
+        parse_calendar(calendar(*lines), "holidays.ics")
+    assert time.monotonic() - began < 8, "on a busy machine"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=29",
+        "FREQ=YEARLY;INTERVAL=7;BYMONTH=2;BYMONTHDAY=29",
+        "FREQ=DAILY;COUNT=1",
+    ],
+)
+@pytest.mark.parametrize("day", ["20240229", "20000229"])
+def test_rule_that_happens_rarely_is_read(rule: str, day: str) -> None:
+    (found,) = parse_calendar(calendar(f"DTSTART;VALUE=DATE:{day}", f"RRULE:{rule}"))
+    assert isinstance(found, Repeating)
 
 
 def test_files_that_are_missing_or_no_calendar_are_errors(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from seen import AT, seen
 from test_release import make
 
 from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
+from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.switch.order import TRIAL, Order
 from pyinfra_vllm.operations import switch
-from pyinfra_vllm.operations.util import refuse, summary
+from pyinfra_vllm.operations.util import foreseen, refuse, summary
 from pyinfra_vllm.rollout import orders as orders_made
+from pyinfra_vllm.rollout import plans
 from pyinfra_vllm.rollout.orders import Prepared
 from pyinfra_vllm.rollout.progress import (
     COMMITTED,
@@ -137,6 +139,54 @@ def test_a_host_that_was_not_reached_leaves_room_for_fewer_at_a_time() -> None:
     assert made.plan("abc", lost="d") == (("a",), ("b",), ("c",))
     assert made.obstacle(1, lost="d") is None
     assert capped(2, "a", "b", "c", canary=0).plan("abc") == (("a", "b"), ("c",))
+
+
+def beside_another(made: Progress, *hosts: str) -> None:
+    """The hosts also have a service `embed` that runs what is declared, as its outcome says at once."""
+    for host in hosts:
+        runs = wanted(host, current=make().id, running=make().id)
+        service = runs.service.model_copy(update={"name": "embed", "port": 8001})
+        made.want(dataclasses.replace(runs, service=service))
+        made.record(Outcome(host, "embed", UNCHANGED, "runs the declared release"))
+
+
+def test_canary_without_a_verdict_of_one_service_holds_the_rest_whatever_its_other_says() -> None:
+    made = progress("a", "b")
+    made.plan("ab")
+    beside_another(made, "a", "b")
+    assert made.obstacle(2, lost="a") == (HELD, "an earlier wave has no verdict from a")
+    end(made, "a", COMMITTED)
+    assert made.obstacle(2) is None
+
+
+def test_host_given_up_before_one_of_its_services_switched_counts_as_unavailable() -> None:
+    made = capped(1, "a", "b", canary=0)
+    beside_another(made, "a", "b")
+    assert made.plan("ab", lost="a") == (("a",), ("b",))
+    assert made.obstacle(1, lost="d") == (HELD, ONE_OF_FOUR)
+    assert made.obstacle(1, lost="b") == (HELD, ONE_OF_FOUR.replace("and d", "and b"))
+
+
+def test_service_left_alone_since_another_of_its_host_failed_is_a_failure_and_no_missing_verdict() -> None:
+    made = capped(1, "a", "b", max_failures=1)
+    beside_another(made, "a", "b")
+    made.want(
+        dataclasses.replace(wanted("a"), service=wanted("a").service.model_copy(update={"name": "code"}))
+    )
+    made.plan("ab")
+    end(made, "a", "rolled_back")
+    assert made.obstacle(2, lost="a") is None, "it serves, and one may fail"
+
+
+def test_host_that_cannot_be_told_that_its_last_end_was_seen_switches_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(*words: str) -> None:
+        raise HostError("status 255: Connection reset by peer")
+
+    monkeypatch.setattr(switch, "Remote", lambda host: SimpleNamespace(run=lost))
+    here: Any = SimpleNamespace(name="a", print_prefix="")
+    assert switch.report(None, here, "/srv/pyinfra-vllm", "chat", "t", "since the last run: committed")
 
 
 @pytest.mark.parametrize(
@@ -322,6 +372,39 @@ def test_a_host_whose_prompts_went_away_since_the_check_is_refused(tmp_path: Pat
     ended = switch._switch(host, asked, Overrides())
     assert ended.status == "refused"
     assert f"the prompts in {own} could be read when this run began, and can't now" in ended.message
+
+
+SLOW = {
+    "tx": "t", "began": "2026-11-20T01:00:00+00:00", "ended": "2026-11-20T03:30:00+00:00", "reported": True,
+    "purpose": "rollout", "outcome": "committed", "from": "x", "to": "y", "turns": {},
+}  # fmt: skip
+
+
+def never_switches(**observed: Any) -> Wanted:
+    """A host on which a switch and its rollback took longer than its window is ever open."""
+    window = ({"cron": "0 2 * * *", "duration": "3h", "timezone": "UTC"},)
+    item = wanted("a", current="x", history=[SLOW], **observed)
+    service = Service(**{**item.service.model_dump(exclude_unset=True), "window": window})
+    return dataclasses.replace(item, service=service)
+
+
+def test_host_whose_record_fits_into_no_opening_is_refused_and_not_deferred_for_ever() -> None:
+    host: Any = SimpleNamespace(name="a")
+    ended = switch._switch(host, never_switches(), Overrides())
+    assert ended.status == "refused" and not ended.good
+    assert "everything is staged; its window is never open for longer than 3h" in ended.message
+    planned = foreseen.service_plan(never_switches(), Overrides())
+    assert planned.action == plans.REFUSED and "never open for longer" in planned.reasons[0]
+    assert foreseen.service_plan(never_switches(), Overrides(switch_now=True)).action == plans.INSTALL
+
+
+def test_switch_that_is_under_way_is_followed_whatever_the_record_says() -> None:
+    going = {**SLOW, "tx": "u", "outcome": None, "ended": None, "to": make().id}
+    observed = seen(current="x", history=[SLOW, going], lock={"holder": "ann"})
+    item = dataclasses.replace(never_switches(), observed=observed)
+    assert switch._never(item, Overrides()) == ""
+    assert switch._never(never_switches(), Overrides()) != ""
+    assert foreseen.service_plan(item, Overrides()).action == plans.INSTALL
 
 
 def test_brackets_in_what_a_host_said_are_no_markup(

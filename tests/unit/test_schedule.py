@@ -124,6 +124,24 @@ def test_a_host_that_is_known_to_be_quick_is_not_too_late(fleet: Fleet) -> None:
     assert limits(fleet.ran[0]) == ["two"]
 
 
+def slow_record() -> dict[str, Any]:
+    """A switch and its rollback took so long here that no opening of three hours has room for them."""
+    times = {"began": "2026-11-20T01:00:00+00:00", "ended": "2026-11-20T03:30:00+00:00"}
+    return switched(**times, purpose="rollout", outcome="committed", to="y", **{"from": "x"})
+
+
+def test_host_whose_record_fits_into_no_opening_is_told_and_shows_in_the_exit_code(fleet: Fleet) -> None:
+    fleet.answers["two"] = Answer("two", look(history=[slow_record()]))
+    done = fleet.tick()
+    assert limits(fleet.ran[0]) == ["one"] and done.exit_code == 1
+    assert [finding.kind for finding in done.decision.findings] == [due.DUE, due.NEVER]
+    (told,) = [line for line in fleet.said if line.startswith("two chat: never: ")]
+    assert "its window is never open for longer than 3h" in told
+    assert "measured here in 1 switch" in told and "switch_now=true" in told
+    fleet.answers["two"] = Answer("two", look(current=NEW, running=NEW, history=[slow_record()]))
+    assert fleet.tick().exit_code == 0, "it needs no switch"
+
+
 def test_inside_the_window_what_is_due_is_rolled_out_by_a_named_operator(fleet: Fleet) -> None:
     done = fleet.tick()
     (words,) = fleet.ran

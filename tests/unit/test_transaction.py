@@ -17,7 +17,7 @@ from pyinfra_vllm.on_host.bench import probe
 from pyinfra_vllm.on_host.bench.plan import Plan
 from pyinfra_vllm.on_host.bench.record import Record, Round
 from pyinfra_vllm.on_host.gate import soak
-from pyinfra_vllm.on_host.server import compile_cache, service, sockets
+from pyinfra_vllm.on_host.server import compile_cache, service, sockets, systemd
 from pyinfra_vllm.on_host.state import durable, lock, manifest, observe
 from pyinfra_vllm.on_host.state.transactions import transactions
 from pyinfra_vllm.on_host.switch import base, rollback
@@ -144,11 +144,6 @@ def test_a_failed_first_release_leaves_nothing_behind(host: SimulatedHost) -> No
     assert host.switch() == "rolled_back"
     assert (host.current, host.running) == (None, None)
     assert not host.paths.unit_link.is_symlink() and not host.paths.wants_link.is_symlink()
-
-
-def test_after_the_last_start_nothing_is_touched(serving: SimulatedHost) -> None:
-    assert serving.switch(last_start=time.time() - 1) == "deferred"
-    assert serving.starts == [] and serving.running == OLD
 
 
 @pytest.mark.parametrize("damaged", [OLD, NEW])
@@ -349,7 +344,7 @@ PLAN = Plan(words={"s": 5}, output_tokens=32, rounds=1, requests={"c1": 24, "c8"
 
 
 def measured_by(
-    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, each_s: float
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, each_s: float, old_uneven: bool = False
 ) -> list[tuple[str | None, dict[str, Any]]]:
     """Each measurement takes so long, and the new release is as fast as the old one and too
     uneven to tell.
@@ -361,7 +356,7 @@ def measured_by(
         calls.append((serving.running, how))
         spent[serving.running] = spent.get(serving.running, 0.0) + each_s
         record = simulated(client, settings, **how)
-        uneven = serving.running == NEW
+        uneven = old_uneven or serving.running == NEW
         phases = tuple(
             replace(
                 phase,
@@ -379,6 +374,66 @@ def measured_by(
     return calls
 
 
+class Clock:
+    """The host's clock, which only measurements move: each until its deadline, or `budget_s` without one, and
+    `over_s` more.
+    """
+
+    def __init__(self, serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, over_s: float = 0.2) -> None:
+        self.now = self.began = 1_000_000.0
+        self.baseline_at = self.began
+        self.stopped: float | None = None
+        measured_by(serving, monkeypatch, each_s=120.0, old_uneven=True)
+        measure = probe.measure
+
+        def slow(client: Any, settings: Any, **how: Any) -> Record:
+            before = self.now
+            self.now = how.get("deadline", before + settings.budget_s) + over_s
+            if serving.running == OLD and how.get("extend") is None:
+                self.baseline_at = before
+            return replace(measure(client, settings, **how), spent_s=self.now - self.baseline_at)
+
+        def start(*args: Any) -> Any:
+            self.stopped = self.stopped or self.now
+            return systemd_start(*args)
+
+        systemd_start = systemd.start
+        monkeypatch.setattr(probe, "measure", slow)
+        monkeypatch.setattr(systemd, "start", start)
+        monkeypatch.setattr(time, "time", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+def test_after_the_last_start_nothing_is_drained_or_measured(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(serving, monkeypatch)
+    hooks = {"drain": {"argv": ["true"]}, "undrain": {"argv": ["true"]}}
+    assert serving.switch(hooks=hooks, last_start=clock.now - 1, baseline_s=360.0) == "deferred"
+    assert not {"drain", "measure-before", "undrain"} & {entry["step"] for entry in serving.journal()}
+    assert clock.now == clock.began and serving.starts == []
+    assert "the next run inside a window switches" in serving.journal()[-1]["reason"]
+
+
+@pytest.mark.parametrize("left_s", [0.0, 5.0, 100.0, 239.0, 300.0, 1000.0])
+def test_baseline_uses_up_its_own_part_of_the_estimate_and_not_the_last_start(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch, left_s: float
+) -> None:
+    """However late it begins before its last start, and however long an uneven baseline is measured on."""
+    clock = Clock(serving, monkeypatch)
+    last_stop = clock.now + left_s + 360.0
+    assert serving.switch(last_start=clock.now + left_s, baseline_s=360.0) != "deferred"
+    assert clock.stopped is not None and clock.stopped <= last_stop
+
+
+def test_old_release_that_was_silent_for_longer_than_the_estimate_knows_is_not_stopped_too_late(
+    serving: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(serving, monkeypatch, over_s=400.0)
+    assert serving.switch(last_start=clock.now + 10.0, baseline_s=360.0) == "deferred"
+    assert serving.starts == [] and serving.running == OLD
+
+
 @pytest.mark.parametrize(
     ("order", "old", "new"),
     [
@@ -392,6 +447,8 @@ def measured_by(
         ),  # the window is about to close: no time beyond the budget, and time to go back
         ({"last_start": 60.0}, 2, 3),
         ({"last_start": 0.5}, 1, 3),
+        ({"last_start": 0.5, "baseline_s": 360.0}, 2, 3),
+        ({"last_start": 0.5, "baseline_s": 15.0}, 1, 3),  # which what ends late, and the canary, may take
     ],
 )
 def test_undecided_comparison_measures_both_sides_further_within_the_window(

@@ -15,6 +15,7 @@ from pyinfra_vllm.window import (
     Days,
     Interval,
     Window,
+    never_begins,
     open_between,
     parse_days,
     parse_duration,
@@ -401,3 +402,13 @@ def test_ranges_have_both_ends_and_an_order() -> None:
     assert parse_days("2026-12-24..2027-01-01") == Days(date(2026, 12, 24), date(2027, 1, 1))
     with pytest.raises(ValueError, match="ends before"):
         parse_days("2027-01-01..2026-12-24")
+
+
+def test_opening_as_long_as_a_switch_has_no_room_for_the_run_that_begins_it() -> None:
+    at, needed = datetime(2026, 6, 1, tzinfo=UTC), timedelta(minutes=45)
+
+    def never(minutes: int) -> str:
+        return never_begins([Window("0 2 * * *", timedelta(minutes=minutes), "UTC")], at, needed)
+
+    assert "beside 1m in which a run begins" in never(45)
+    assert never(46) == ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Collection, Generator, Mapping
+from datetime import UTC, datetime
 
 from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, Host, QuoteString, State, StringCommand, operation
@@ -25,7 +26,7 @@ from pyinfra_vllm.operations.util.refuse import alone, foretell, refuse
 from pyinfra_vllm.operations.util.remote import Remote
 from pyinfra_vllm.operations.util.switching import Switching, acknowledge, hindrance, under_way
 from pyinfra_vllm.rollout import orders
-from pyinfra_vllm.rollout.opening import explain
+from pyinfra_vllm.rollout.opening import explain, never
 from pyinfra_vllm.rollout.orders import Prepared
 from pyinfra_vllm.rollout.progress import (
     COMMITTED,
@@ -104,6 +105,8 @@ def _foretell(which: str, overrides: Overrides) -> None:
         found = hindrance(item.observed, item.release.id, criteria, retry=retry)
         if found and not under_way(item.observed, item.release.id):
             foretell(f"{item.service.name}: {found[1]}")
+        elif why := _never(item, overrides):
+            foretell(f"{item.service.name}: {why}")
         if state.config.DIFF:
             diff.show(host, item)
 
@@ -247,7 +250,8 @@ def _mend_front(item: Wanted) -> Generator[PyinfraCommand, None, None]:
 
 def report(state: State, host: Host, root: str, service: str, tx: str, text: str) -> bool:
     logger.info(text)
-    acknowledge(Remote(host), root, service, tx)
+    if problem := acknowledge(Remote(host), root, service, tx):
+        logger.info(f"{host.print_prefix}{service}: {problem}")
     return True
 
 
@@ -348,8 +352,17 @@ def _take_back(host: Host, item: Wanted, reason: str, overrides: Overrides) -> O
     return outcome
 
 
+def _never(item: Wanted, overrides: Overrides) -> str:
+    """Why no window will ever let it begin, by the host's own record; empty also where it is under way."""
+    if under_way(item.observed, item.release.id):
+        return ""
+    return never(item.service, overrides, datetime.now(UTC), item.observed.history)
+
+
 def _switch(host: Host, item: Wanted, overrides: Overrides) -> Outcome:
     service, release, history = item.service, item.release.id, item.observed.history
+    if why := _never(item, overrides):
+        return Outcome(host.name, service.name, "refused", f"everything is staged; {why}", release)
     try:
         make = orders.trial if overrides.trial else orders.rollout
         prepared = make(item.root, service, release, overrides, history)

@@ -9,7 +9,7 @@ record does not know yet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,6 +23,10 @@ NEWEST = 5
 # On the largest of so few: a switch that takes half as long again as any before it must still be undone in
 # time.
 FACTOR = 1.5
+# How much longer than any other of them one may count: a disk that hung once, or a clock that was set, must
+# not close every window for ever. A first start that compiles takes 2.3 times as long as one that does not
+# (docs/performance.md); the rest is room for colder ones, an estimate.
+OUTLIER = 5
 MEASURING = ("measure-before", "measure-after", "turns")
 COUNTED = ("committed", "rolled_back", "tried")
 
@@ -63,7 +67,7 @@ def restarts(service: Service, history: History = ()) -> Estimate:
     if not whole:
         known = estimate(service, history)
         return Estimate(2 * known.length / 3, f"two thirds of the estimate of a switch, {known.source}")
-    length = (max(map(_there, whole)) + _longest_back(service, whole)) * FACTOR
+    length = (_longest_there(service, whole) + _longest_back(service, whole)) * FACTOR
     return Estimate(length, f"measured here in {counted(len(whole), 'switch', 'switches')}")
 
 
@@ -74,9 +78,9 @@ def _measured(service: Service, history: History) -> Estimate | None:
     whole = _whole(history)
     if not whole:
         return None
-    there, back = max(map(_there, whole)), _longest_back(service, whole)
+    there, back = _longest_there(service, whole), _longest_back(service, whole)
     source = f"measured here in {counted(len(whole), 'switch', 'switches')}"
-    starts = service.starts_beside_the_first * max(map(_start, whole))
+    starts = service.starts_beside_the_first * _longest(_start(service, switch) for switch in whole)
     return Estimate((there + back + starts) * FACTOR + service.measuring, source)
 
 
@@ -92,11 +96,25 @@ def _whole(history: History) -> list[Summary]:
     ][-NEWEST:]
 
 
-def _there(switch: Summary) -> timedelta:
-    """From the beginning to the decision, to the end or to where it turned back, less the measuring."""
-    decided = switch.turns.get("restore intended") or switch.ended or switch.began
+def _longest(found: Iterable[timedelta]) -> timedelta:
+    """The longest, and no more than OUTLIER times the next where there is one."""
+    *others, longest = sorted(found)
+    return min(longest, OUTLIER * others[-1]) if others and others[-1] else longest
+
+
+def _longest_there(service: Service, whole: Sequence[Summary]) -> timedelta:
+    return _longest(_there(service, switch) for switch in whole)
+
+
+def _there(service: Service, switch: Summary) -> timedelta:
+    """From the beginning to the commit or to where it turned back, less the measuring. The soak comes after
+    the commit, and may last beyond the window.
+    """
+    known = switch.turns
+    decided = known.get("commit done") or known.get("restore intended") or switch.ended or switch.began
     whole = timedelta(seconds=seconds_between(switch.began, decided))
-    return whole - sum((_between(switch, step) for step in MEASURING), timedelta())
+    less = sum((_between(switch, step) for step in MEASURING), timedelta())
+    return whole - less - _started(switch) + _start(service, switch)
 
 
 def _between(switch: Summary, step: str) -> timedelta:
@@ -106,16 +124,23 @@ def _between(switch: Summary, step: str) -> timedelta:
 
 def _longest_back(service: Service, whole: Sequence[Summary]) -> timedelta:
     """The longest rollback. With standby a start at least: the old release may fail to wake."""
-    return max(max(_back(switch), _start(switch) if service.standby else timedelta()) for switch in whole)
+    least = _start if service.standby else lambda *_: timedelta()
+    return _longest(max(_back(service, switch), least(service, switch)) for switch in whole)
 
 
-def _back(switch: Summary) -> timedelta:
+def _back(service: Service, switch: Summary) -> timedelta:
     """The rollback's time; where there was none, the new release's own start, which an old one's is like."""
     if {"restore intended", "restore done"} <= switch.turns.keys():
         return timedelta(seconds=took_s(switch.turns, "restore intended", "restore done"))
-    return _start(switch)
+    return _start(service, switch)
 
 
-def _start(switch: Summary) -> timedelta:
-    """From the stop or the sleep of the old release to the new one's first tokens."""
+def _start(service: Service, switch: Summary) -> timedelta:
+    """From the stop or the sleep of the old release to the new one's first tokens. One that takes longer than
+    it may is given up, so what the record says beyond that was not the start.
+    """
+    return min(_started(switch), timedelta(seconds=service.ready_timeout_s + service.shutdown_timeout_s))
+
+
+def _started(switch: Summary) -> timedelta:
     return timedelta(seconds=took_s(switch.turns, "activate intended", "ready done"))

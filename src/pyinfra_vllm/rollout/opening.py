@@ -10,6 +10,11 @@ from pyinfra_vllm.rollout.estimate import Estimate, History, estimate, way_back
 
 PAST = 0.0  # Unix time: a moment that has passed
 
+RECORDED = (
+    "declare a longer one, or begin one switch with `--data switch_now=true`: once more are on record, a"
+    " single slow one counts less"
+)
+
 
 def opening(
     service: Service, overrides: Overrides, history: History = (), needed: Estimate | None = None
@@ -51,6 +56,28 @@ def measure_until(service: Service, found: window.WindowState | None, history: H
     if found.closes is None:
         return None
     return (found.closes - way_back(service, history)).timestamp()
+
+
+def baseline_s(service: Service, found: window.WindowState | None) -> float:
+    """Seconds of the estimate behind the last start that are for measuring the old release: as long as the
+    gate may measure a side, and half of an estimate that is too short for both sides.
+    """
+    if found is None or found.closes is None or found.last_start is None:
+        return 0.0
+    estimate_s = (found.closes - found.last_start).total_seconds()
+    return min(service.gate.criteria().longest_s, estimate_s / 2)
+
+
+def never(service: Service, overrides: Overrides, at: datetime, history: History = ()) -> str:
+    """Why no opening after `at` (aware) is as long as the host's own record asks for; empty where one is.
+
+    What is declared alone is checked before any host is contacted.
+    """
+    if overrides.switch_now:
+        return ""
+    needed = estimate(service, history)
+    why = window.never_begins(service.window, at, needed.length, needed.source, RECORDED)
+    return why and f"its window {why}"
 
 
 def explain(service: Service, overrides: Overrides, history: History = ()) -> str:

@@ -12,7 +12,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.on_host.bench.criteria import Criteria
 from pyinfra_vllm.on_host.switch.order import CALIBRATION, ROLLBACK, ROLLOUT, TRIAL, Order
 from pyinfra_vllm.rollout.estimate import Estimate, History
-from pyinfra_vllm.rollout.opening import in_words, last_start, measure_until, opening, shut
+from pyinfra_vllm.rollout.opening import baseline_s, in_words, last_start, measure_until, opening, shut
 from pyinfra_vllm.window import WindowState
 
 STAGED, NOT_RESTARTED = "everything is staged", "nothing was restarted"
@@ -109,6 +109,7 @@ def _measured(
         reason=overrides.reason or "",
         last_start=last_start(found),
         measure_until=measure_until(service, found, history),
+        baseline_s=baseline_s(service, found),
         overrides=overrides.used,
         criteria=criteria.as_dict(),
         ready_timeout_s=service.ready_timeout_s,

@@ -150,10 +150,19 @@ class Progress:
         return (HELD, crowded) if crowded else None
 
     def _away(self, lost: Iterable[str]) -> set[str]:
-        """Hosts that may serve nothing: never reached, given up before their wave, or ended in AWAY."""
-        told = {outcome.host for outcome in self.outcomes.values()}
+        """Hosts that may serve nothing: never reached, given up before all their services had an outcome, or
+        ended in AWAY.
+        """
+        told = {outcome.host for outcome in self.outcomes.values()} - self._unknown()
         ended = {outcome.host for outcome in self.outcomes.values() if outcome.status in AWAY}
         return (set(lost) - told) | ended
+
+    def _unknown(self) -> set[str]:
+        """Hosts with a service that needs a switch and has no outcome. Where another of the host failed, it
+        was left alone.
+        """
+        open_ = {item.host for key, item in self.wanted.items() if key not in self.outcomes and not item.runs}
+        return open_ - {outcome.host for outcome in self.outcomes.values() if not outcome.good}
 
     def stopped(self) -> str:
         """Why this run let no further host switch; empty where nothing stopped it.
@@ -197,7 +206,8 @@ class Progress:
             if not causes and held[failed[0]]:
                 return held[failed[0]]
             return f"the rollout stopped at {', '.join(causes or failed)}"
-        lost = sorted(h for h, found in ended.items() if not found)
+        unknown = self._unknown()
+        lost = sorted(h for h, found in ended.items() if not found or h in unknown)
         return f"an earlier wave has no verdict from {', '.join(lost)}" if lost else ""
 
 

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pyinfra_vllm.rollout.estimate import History, estimate
+from pyinfra_vllm.rollout.opening import never
 
 from ..asking import Answer
-from ..config import Fleet, Service
+from ..config import Fleet, Overrides, Service
 from ..on_host.state.observed import Observed, Summary
 from ..report.history import moment
 from ..report.looking import Look, Wish
 from ..window import LONGEST_DURATION, WindowState, open_between, state
 
-DUE, RUNS, CLOSED, BUSY, REJECTED, TRIED, UNKNOWN = (
-    "due", "runs", "closed", "busy", "rejected", "tried", "unknown",
+DUE, RUNS, CLOSED, BUSY, REJECTED, TRIED, NEVER, UNKNOWN = (
+    "due", "runs", "closed", "busy", "rejected", "tried", "never", "unknown",
 )  # fmt: skip
 # Ends of a switch after which trying again in the same opening would only do the same again.
 FAILED_ENDS = frozenset({"rolled_back", "restore_failed", "refused"})
@@ -67,8 +68,8 @@ class Decision:
 
     @property
     def exit_code(self) -> int:
-        """1 where a host that matters now could not be asked or planned for; else 0."""
-        return int(any(finding.kind == UNKNOWN for finding in self.findings))
+        """1 where a host that matters now could not be asked or planned for, or can never switch; else 0."""
+        return int(any(finding.kind in (UNKNOWN, NEVER) for finding in self.findings))
 
 
 def openings(fleet: Fleet, at: datetime) -> list[Opening]:
@@ -145,7 +146,8 @@ def _need(wish: Wish, observed: Observed | None, opening: Opening) -> tuple[str,
     needed = estimate(opening.service, history)
     left = state(opening.service.window, opening.at, needed.length, needed.source)
     if left.last_start and opening.at > left.last_start:
-        return CLOSED, left.reason
+        why = never(opening.service, Overrides(), opening.at, history)
+        return (NEVER, why) if why else (CLOSED, left.reason)
     last = _last_failure(release, history, opening)
     if last:
         return (

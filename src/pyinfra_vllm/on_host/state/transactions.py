@@ -17,7 +17,7 @@ RESTORE_FAILED = "restore_failed"
 ROLLOUT, CALIBRATION = "rollout", "calibration"
 SLEEPS_ON = "standby-for"  # the entry that lets the old release sleep on after the commit
 # The steps that show how long a switch and its rollback took, and how much of it was measuring.
-TURNS = ("measure-before", "activate", "ready", "measure-after", "turns", "restore")
+TURNS = ("measure-before", "activate", "ready", "measure-after", "turns", "commit", "restore")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ from .base import SERVING, Transaction
 from .order import ROLLBACK, Order
 from .two_servers import Failed
 
+# For what a measurement takes beyond its deadline (load.ABORT_GRACE_S in each phase), and what comes between
+# it and the stop. An estimate.
+OVERTIME_S = 15.0
+
 
 class Worse(Exception):
     """The new release must not stay. Carries the verdict, if it came to one."""
@@ -72,19 +76,27 @@ class Judging(Transaction):
 
     def _measure_well(self, old: Release) -> Record:
         """The baseline, measured beyond its budget where it varies so much that it could not resolve the
-        margins: once the old release is stopped, its side of the doubt can't be measured away any more. Never
-        beyond the last start. One that only sleeps is measured again, in turns.
+        margins: once the old release is stopped, its side of the doubt can't be measured away any more. It
+        ends in time for the last stop. One that only sleeps is measured again, in turns.
         """
         noise = self._noise()
         found = self._measure(old, "before", noise)
         if self.turns:
             return found
         criteria = self.criteria.at(max(self.settings.concurrency))
-        left = precision.left_s(criteria, found, _until(self.order.last_start))
+        left = precision.left_s(criteria, found, _until(self.last_stop) - OVERTIME_S)
         if left > 1.0 and found.plan and not precision.settled(found.phases, criteria, noise):
             self.evidence.say(f"before: it varies too much to judge by: measured on for up to {left:.0f} s")
             found = self._measure(old, "before", noise, extend=found, deadline=time.monotonic() + left)
         return found
+
+    @property
+    def last_stop(self) -> float | None:
+        """Unix time after which the old release must not be stopped: the last start, and the part of the
+        estimate behind it that is for the baseline, which has been measured by then.
+        """
+        start = self.order.last_start
+        return None if start is None else start + self.order.baseline_s
 
     def _noise(self) -> Noise | None:
         """The noise that a calibration of this service found. Raises RecordError for a damaged file."""

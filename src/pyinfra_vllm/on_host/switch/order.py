@@ -38,6 +38,8 @@ class Order:
     hooks: whom to tell (on_host.hooks); None keeps what the last order said
     ready_timeout_s: how long a release may take from its start to its first tokens
     standby_for_s: how long the old release sleeps on after the commit, at most until its soak ends
+    baseline_s: seconds after `last_start` until which the old release may still be measured before it is
+        stopped: the estimate behind `last_start` has them
     """
 
     service: str
@@ -53,6 +55,7 @@ class Order:
     ready_timeout_s: float = 1800.0
     runs: int = LEAST_RUNS
     standby_for_s: float = 0.0
+    baseline_s: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -62,10 +62,11 @@ class Switch(Judging):
         self._begin()
         try:
             new = self._prove_both_ways()
+            self._in_time(self.order.last_start)
             self.hooks.drain()
             self._measure_before()
             self._ask_canary()
-            self._last_start()
+            self._last_stop()
             self._reserve_rollback(new)
         except TooLate as reason:
             return self._end(DEFERRED, str(reason))
@@ -149,13 +150,19 @@ class Switch(Judging):
         if self.turns:
             self.turns.keep_canary(pair.OLD)
 
-    def _last_start(self) -> None:
-        with self.journal.step("window", last_start=self.order.last_start):
-            if self.order.last_start is not None and time.time() > self.order.last_start:
-                raise TooLate(
-                    "the window's last start has passed: a switch that began now might have to be undone"
-                    " after it closes. Everything is staged; the next run inside a window switches."
-                )
+    def _last_stop(self) -> None:
+        """The baseline may have taken longer than the estimate has room for: its server was silent at first,
+        or the drain was slow.
+        """
+        with self.journal.step("window", last_start=self.order.last_start, last_stop=self.last_stop):
+            self._in_time(self.last_stop)
+
+    def _in_time(self, limit: float | None) -> None:
+        if limit is not None and time.time() > limit:
+            raise TooLate(
+                "the window's last start has passed: a switch that began now might have to be undone"
+                " after it closes. Everything is staged; the next run inside a window switches."
+            )
 
     def _reserve_rollback(self, new: Release) -> None:
         """Just before anything is touched: the first checks still hold, and a rollback has what it needs."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from pyinfra.api import Host
 
@@ -28,7 +29,7 @@ from pyinfra_vllm.release import (
     named_checkpoint,
     same_but_for_values,
 )
-from pyinfra_vllm.rollout.opening import explain, opening, shut
+from pyinfra_vllm.rollout.opening import explain, never, opening, shut
 from pyinfra_vllm.rollout.plans import DEFERRED, INSTALL, REFUSED, SWITCH, UNCHANGED, HostPlan, ServicePlan
 from pyinfra_vllm.rollout.progress import Wanted
 
@@ -127,8 +128,13 @@ def service_plan(
         warnings=(*wanted.warnings, *_unnamed(missing)),
     )
     criteria = wanted.service.gate.criteria().as_dict()
-    reason = hindrance(observed, new.id, criteria, retry=overrides.retry_rejected)
-    return _refused(made, reason[1]) if reason and not under_way(observed, new.id) else made
+    if under_way(observed, new.id):
+        return made
+    hindered = hindrance(observed, new.id, criteria, retry=overrides.retry_rejected)
+    reason = (
+        hindered[1] if hindered else never(wanted.service, overrides, datetime.now(UTC), observed.history)
+    )
+    return _refused(made, reason) if reason else made
 
 
 def _unnamed(missing: list[str] | None) -> list[str]:

@@ -162,10 +162,8 @@ class Switching:
         outcome = self.outcome(end.get("outcome", "failed"), reason)
         outcome = replace(outcome, verdict=end.get("verdict") or "")
         self._show_last_words(end, tx)
-        try:
-            acknowledge(self.remote, self.root, self.order.service, tx)
-        except LOST as error:
-            self._say(f"the host could not be told that this was seen ({error}); the next run says it again")
+        if problem := acknowledge(self.remote, self.root, self.order.service, tx):
+            self._say(problem)
         return outcome
 
     def _show_last_words(self, end: End, tx: str) -> None:
@@ -263,6 +261,12 @@ def launch(remote: Remote, root: str, order: Order) -> None:
     )
 
 
-def acknowledge(remote: Remote, root: str, service: str, tx: str) -> None:
-    """Note on the host that an operator has seen how the transaction ended."""
-    remote.run(*program(root), "reported", service, tx)
+def acknowledge(remote: Remote, root: str, service: str, tx: str) -> str:
+    """Note on the host that an operator has seen how the transaction ended; returns what went wrong, empty if
+    nothing. It decides no outcome: the next run says the end again.
+    """
+    try:
+        remote.run(*program(root), "reported", service, tx)
+    except LOST as error:
+        return f"the host could not be told that this was seen ({error}); the next run says it again"
+    return ""

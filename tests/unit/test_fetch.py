@@ -20,7 +20,7 @@ import pytest
 from hub_server import Fault, HubServer, serving
 
 from pyinfra_vllm.on_host.inspect.checkpoints import checkpoints
-from pyinfra_vllm.on_host.staging import fetch
+from pyinfra_vllm.on_host.staging import fetch, pieces
 from pyinfra_vllm.on_host.state import manifest
 
 REPO = "acme/tiny-awq"
@@ -401,6 +401,8 @@ def test_files_that_only_another_lock_names_stay_and_are_still_checked(lab: Lab,
     assert note.startswith("model-1.safetensors: kept")
     (lab.directory / "model-1.safetensors").unlink()
     assert manifest.quick_check(lab.directory) != []
+    assert lab.fetch(files=wanted(fewer)) == 0  # deleted by hand: this lock can do without it
+    assert manifest.full_check(lab.directory) == []
 
 
 def test_two_locks_of_one_commit_are_both_complete(lab: Lab) -> None:
@@ -426,6 +428,21 @@ def test_a_manifest_of_version_0_1_is_taken_over_without_a_download(lab: Lab) ->
     assert lab.server.served == [] and lab.status()["notes"] == []
     for file in wanted(FILES):
         assert file.get("sha256", file.get("blob_sha1")) in checkpoints(lab.root)[0].files[file["path"]]
+
+
+def test_content_of_another_lock_is_not_shared(lab: Lab) -> None:
+    assert lab.fetch() == 0
+    other = wanted({**FILES, "config.json": FORGED["config.json"]})
+    order = {
+        "python": sys.executable, "piece": pieces.SMALLEST_PIECE, "hashes": "ab" * 20,
+        "address": "127.0.0.1", "port": 1, "peers": [["127.0.0.2", 1]],
+    }  # fmt: skip
+    assert "not verified to be what the lock states" in lab.error(files=other, swarm=order)
+    total = sum(map(len, FILES.values()))
+    lab.server.served.clear()
+    part = {"begin": 0, "end": total, "piece": pieces.piece_bytes(total)}
+    assert lab.fetch(part=part) == 0 and lab.server.served == []
+    assert lab.fetch(part=part, files=other) == 0 and lab.server.served
 
 
 def test_a_changed_file_is_not_told_as_verified(lab: Lab) -> None:

@@ -335,6 +335,7 @@ class UnitStatus(TypedDict, total=False):
     rate: Amount
     eta_s: Amount | None
     pieces: str
+    notes: list[str]
 
 
 class Libtorrent(TypedDict, total=False):

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from hub_server import Fault, HubServer, serving
 
+from pyinfra_vllm.on_host.inspect.checkpoints import checkpoints
 from pyinfra_vllm.on_host.staging import download, fetch, pieces
 from pyinfra_vllm.on_host.state import manifest
 
@@ -61,12 +62,6 @@ class Lab:
         return self.directory.with_name(self.directory.name + ".partial")
 
     def request(self, **changes: Any) -> Path:
-        files = []
-        for path, content in FILES.items():
-            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            large = path.endswith(".safetensors")
-            hashes = {"sha256": hashlib.sha256(content).hexdigest()} if large else {"blob_sha1": blob}
-            files.append({"path": path, "size": len(content), **hashes})
         content = {
             "root": str(self.root),
             "run": str(self.path / "run"),
@@ -75,7 +70,7 @@ class Lab:
             "commit": self.server.commit(REPO),
             "endpoint": self.server.endpoint,
             "python": sys.executable,
-            "files": files,
+            "files": wanted(FILES),
             "attempts": 1,
         }
         target = self.path / "request.json"
@@ -346,6 +341,118 @@ def test_a_repair_that_fails_leaves_the_rest_as_it_was(lab: Lab) -> None:
     assert not manifest.is_marked(lab.directory)
     assert (lab.directory / "model-2.safetensors").read_bytes() == FILES["model-2.safetensors"]
     assert not lab.partial.exists()
+
+
+# --- locked anew at the same commit ---
+
+
+def wanted(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Files as a lock states them."""
+    found = []
+    for path, content in files.items():
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        large = path.endswith(".safetensors")
+        hashes = {"sha256": hashlib.sha256(content).hexdigest()} if large else {"blob_sha1": blob}
+        found.append({"path": path, "size": len(content), **hashes})
+    return found
+
+
+FORGED = {"config.json": FILES["config.json"].replace(b"3", b"2"), "model-1.safetensors": WEIGHTS[::-1]}
+
+
+def test_content_that_another_lock_stated_is_replaced(lab: Lab) -> None:
+    """A mirror lied when the model was locked; the files are whole, and their sizes are the same."""
+    assert lab.fetch() == 0
+    for path, content in FORGED.items():
+        (lab.directory / path).write_bytes(content)
+    recorded = manifest.read(lab.directory)
+    entries = [
+        manifest.describe(
+            lab.directory, entry.path, manifest.hash_file(lab.directory / entry.path),
+            manifest.hash_file(lab.directory / entry.path, blob=True),
+        )
+        for entry in recorded.files
+    ]  # fmt: skip
+    manifest.write(lab.directory, recorded._replace(files=tuple(entries)))
+    assert manifest.full_check(lab.directory) == []
+    assert lab.fetch() == 0
+    lab.assert_complete()
+    (note,) = lab.status()["notes"]
+    assert note.startswith("config.json, model-1.safetensors: replaced")
+
+
+def test_a_directory_is_whole_for_its_releases_until_another_locks_files_are_here(lab: Lab) -> None:
+    more = {**FILES, "consolidated.safetensors": WEIGHTS[:1000]}
+    lab.server.repositories[REPO].update(more)
+    assert lab.fetch() == 0
+    lab.server.faults["consolidated.safetensors"] = Fault(status=503)
+    assert "503" in lab.error(files=wanted(more))
+    assert manifest.full_check(lab.directory) == []
+    lab.server.faults.clear()
+    assert lab.fetch(files=wanted(more)) == 0
+    assert manifest.full_check(lab.directory) == []
+    assert (lab.directory / "consolidated.safetensors").read_bytes() == WEIGHTS[:1000]
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_files_that_only_another_lock_names_stay_and_are_still_checked(lab: Lab, verify: bool) -> None:
+    assert lab.fetch() == 0
+    fewer = {path: content for path, content in FILES.items() if path != "model-1.safetensors"}
+    assert lab.fetch(files=wanted(fewer), verify=verify) == 0
+    lab.assert_complete()
+    (note,) = lab.status()["notes"]
+    assert note.startswith("model-1.safetensors: kept")
+    (lab.directory / "model-1.safetensors").unlink()
+    assert manifest.quick_check(lab.directory) != []
+    assert lab.fetch(files=wanted(fewer)) == 0  # deleted by hand: this lock can do without it
+    assert manifest.full_check(lab.directory) == []
+
+
+def test_two_locks_of_one_commit_are_both_complete(lab: Lab) -> None:
+    """One for a service with `allow_code`, one without: neither undoes the other."""
+    fewer = {"config.json": FILES["config.json"]}
+    assert lab.fetch() == 0 and lab.fetch(files=wanted(fewer)) == 0
+    (stored,) = checkpoints(lab.root)
+    assert set(stored.files) == set(FILES)
+    lab.server.served.clear()
+    assert lab.fetch() == 0 and lab.server.served == []
+
+
+def test_a_manifest_of_version_0_1_is_taken_over_without_a_download(lab: Lab) -> None:
+    assert lab.fetch() == 0
+    path = lab.directory / "manifest.json"
+    content = json.loads(path.read_text())
+    for entry in content["files"]:
+        del entry["blob_sha1"]
+    path.write_text(json.dumps(content))
+    lab.server.served.clear()
+    assert checkpoints(lab.root)[0].files["config.json"] == [hashlib.sha256(FILES["config.json"]).hexdigest()]
+    assert lab.fetch() == 0
+    assert lab.server.served == [] and lab.status()["notes"] == []
+    for file in wanted(FILES):
+        assert file.get("sha256", file.get("blob_sha1")) in checkpoints(lab.root)[0].files[file["path"]]
+
+
+def test_content_of_another_lock_is_not_shared(lab: Lab) -> None:
+    assert lab.fetch() == 0
+    other = wanted({**FILES, "config.json": FORGED["config.json"]})
+    order = {
+        "python": sys.executable, "piece": pieces.SMALLEST_PIECE, "hashes": "ab" * 20,
+        "address": "127.0.0.1", "port": 1, "peers": [["127.0.0.2", 1]],
+    }  # fmt: skip
+    assert "not verified to be what the lock states" in lab.error(files=other, swarm=order)
+    total = sum(map(len, FILES.values()))
+    lab.server.served.clear()
+    part = {"begin": 0, "end": total, "piece": pieces.piece_bytes(total)}
+    assert lab.fetch(part=part) == 0 and lab.server.served == []
+    assert lab.fetch(part=part, files=other) == 0 and lab.server.served
+
+
+def test_a_changed_file_is_not_told_as_verified(lab: Lab) -> None:
+    assert lab.fetch() == 0
+    flip_a_byte(lab.directory / "model-1.safetensors")
+    (stored,) = checkpoints(lab.root)
+    assert stored.state == "damaged" and "model-1.safetensors" not in stored.files
 
 
 # --- an untrusted Hub ---

@@ -294,7 +294,8 @@ def test_all_have_joined_before_anybody_asks_who_lacks_it(monkeypatch: pytest.Mo
     }
     chat = locked("a/chat")
     fleet = Fleet(hosts, lock=Lock([chat]))
-    stored = Stored(chat.directory(hosts["h1"].root), chat.name, chat.commit, "complete", [], 1, [])
+    files = {file.path: [file.sha256 or ""] for file in chat.files}
+    stored = Stored(chat.directory(hosts["h1"].root), chat.name, chat.commit, "complete", [], 1, [], files)
     here = {"h1": [stored], "h2": []}
     monkeypatch.setattr(share, "_sharings", {})
     monkeypatch.setattr(share, "state", SimpleNamespace(is_executing=True))
@@ -330,3 +331,11 @@ def test_what_more_than_one_host_of_the_run_may_share() -> None:
     assert fleet.served_by("h3", fleet.shared[0]) is None
     assert Fleet(hosts, lock=lock, selected=("h1", "h3", "h4")).shared == ()
     assert hosts["h1"].users == ("vllm", "vllm-peer") and hosts["h4"].users == ("vllm",)
+
+
+def test_shared_is_not_verified_where_every_byte_is_to_be_read(units: Units) -> None:
+    """A host that had it before the run has shared it by its manifest alone."""
+    checkpoints.COMPLETED.add(("h1", "tiny"))
+    for verify in (False, True):
+        assert checkpoints.fetch(None, host("h1"), ROOT, {**ASKS, "verify": verify})  # type: ignore[arg-type]
+    assert [asks["verify"] for _, asks, _, _ in units.told_to] == [True]

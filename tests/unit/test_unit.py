@@ -39,11 +39,14 @@ class FakeHost:
     name: str = "gpu1"
     current_op_global_arguments: dict[str, Any] = field(default_factory=lambda: {"_sudo": True})
     fail: Callable[[str], bool] = lambda command: False
+    request: dict[str, Any] = field(default_factory=lambda: {"root": "/r"})  # of the unit that runs
 
     def run_shell_command(self, command: StringCommand, **options: Any) -> tuple[bool, SimpleNamespace]:
         assert self.connected, "a client that did not connect has no transport to send anything through"
         text = command.get_raw_value()
         assert options["_sudo"] is True
+        if "|| true" in text:
+            return True, SimpleNamespace(stdout=json.dumps(self.request) + "\n", stderr="")
         if "systemctl show" not in text:
             self.commands.append(text)
             _, _, content = (options.get("_stdin") or "").partition("\n")
@@ -96,6 +99,27 @@ def test_the_secret_is_removed_also_when_the_start_fails() -> None:
 def test_a_unit_under_way_is_followed_and_not_started_again() -> None:
     host = FakeHost([RUNNING, RUNNING, DONE])
     run(host, hub_token="hf_canary")
+    assert host.commands == []
+
+
+def test_other_work_of_the_same_name_is_waited_for_and_then_ours_begins() -> None:
+    """A part for a swarm and a whole download share a name: the part's end is not the checkpoint's."""
+    part = ({"state": "done", "message": "its part is ready"}, "inactive")
+    host = FakeHost([RUNNING, RUNNING, part, part, RUNNING, DONE], request={"root": "/r", "part": {}})
+    run(host)
+    assert sum(command.startswith("systemd-run") for command in host.commands) == 1
+    assert json.loads(host.stdin[2]) == {"root": "/r"}
+
+
+def test_other_work_that_failed_does_not_fail_ours() -> None:
+    failed = ({"state": "failed", "error": "no space"}, "failed")
+    run(FakeHost([RUNNING, failed, failed, DONE], request={"root": "/r", "verify": True}))
+
+
+def test_what_is_only_begun_waits_for_nothing() -> None:
+    host = FakeHost([RUNNING], request={"root": "/r", "part": {}})
+    with pytest.raises(unit.OtherWork, match="does other work now"):
+        Unit(host, "fetch-x", "share x").begin("/r", "fetch", {"root": "/r"})  # type: ignore[arg-type]
     assert host.commands == []
 
 

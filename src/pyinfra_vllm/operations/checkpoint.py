@@ -33,7 +33,7 @@ def present(
     root: str, service: Service, checkpoint: Checkpoint, verify: bool = False, shared: str | None = None
 ) -> Generator[PyinfraCommand, None, None]:
     """
-    Have a checkpoint whole on the host. Only missing and damaged files are fetched.
+    Have a checkpoint whole on the host, as the lock states it. Only files that are not are fetched.
 
     + root: where pyinfra-vllm keeps its files on the host
     + service: its declaration; its runtime's own Hub client downloads
@@ -50,7 +50,7 @@ def present(
     found = {item.directory: item for item in asked(host, Checkpoints, root=root)}
     directory = checkpoint.directory(root)
     here = found.get(directory)
-    if here is not None and here.state == "complete" and not verify:
+    if finished(checkpoint, here) and not verify:
         host.noop(f"{checkpoint.repo} at {checkpoint.commit[:12]} is complete")
         return
     if not state.is_executing:
@@ -72,10 +72,16 @@ def _preview(
 ) -> str:
     """A dry run's line about this checkpoint."""
     name = f"{checkpoint.repo} at {checkpoint.commit[:12]}"
-    if here is not None and here.state == "complete":
+    if finished(checkpoint, here):
         return f"would read all {in_units(checkpoint.total_bytes)} of {name} to verify them"
     if here is not None and here.state == "damaged":
         return f"would replace what is damaged of {name}: {'; '.join(here.problems)}"
+    if here is not None and here.state == "complete":
+        most = in_units(missing_bytes(checkpoint, here, partial))
+        return (
+            f"would read {_paths(unlike(checkpoint, here))} of {name}, not verified here to be what the lock"
+            f" states, and download what differs, up to {most}"
+        )
     if here is not None:
         return f"would verify {name}, which was not finished, and download what is missing"
     left = missing_bytes(checkpoint, here, partial)
@@ -85,14 +91,35 @@ def _preview(
 
 
 def missing_bytes(checkpoint: Checkpoint, here: Stored | None, partial: Stored | None) -> int:
-    """The bytes that are missing on the host, by the sizes of its files.
+    """The bytes that are missing on the host, or that may differ from the lock.
 
     + here, partial: the host's files at the checkpoint's directory and beside it
     """
-    if here is not None and here.state == "complete":
-        return 0
-    found = here or partial
-    return max(0, checkpoint.total_bytes - (found.bytes if found else 0))
+    needed = sum(file.size for file in unlike(checkpoint, here) if not _only_to_be_read(file, here))
+    return max(0, needed - (partial.bytes if partial else 0))
+
+
+def finished(checkpoint: Checkpoint, here: Stored | None) -> bool:
+    """Whether the host has all of the checkpoint, with the content that the lock states."""
+    return here is not None and here.state == "complete" and not unlike(checkpoint, here)
+
+
+def unlike(checkpoint: Checkpoint, here: Stored | None) -> list[File]:
+    """The files that the host has not shown to have with the content that the lock states."""
+    known = here.files if here else {}
+    return [
+        file for file in checkpoint.files if (file.sha256 or file.blob_sha1) not in known.get(file.path, ())
+    ]
+
+
+def _only_to_be_read(file: File, here: Stored | None) -> bool:
+    """Whether version 0.1, which recorded sha256 alone, verified it, and it is unchanged since."""
+    return here is not None and file.sha256 is None and len(here.files.get(file.path, ())) == 1
+
+
+def _paths(files: list[File]) -> str:
+    named = ", ".join(file.path for file in files[:3])
+    return named if len(files) <= 3 else f"{named} and {len(files) - 3} more files"
 
 
 def key(directory: str) -> str:
@@ -121,7 +148,7 @@ def _file(file: File) -> dict[str, object]:
 
 def fetch(state: State, host: Host, root: str, asks: Mapping[str, Any]) -> bool:
     """Runs on the control machine in the execution; the host downloads and verifies by itself."""
-    if (host.name, asks["key"]) in COMPLETED:
+    if (host.name, asks["key"]) in COMPLETED and not asks.get("verify"):
         return True
     what = f"{asks['repo']} at {asks['commit'][:12]}"
     hub_token = token()
@@ -132,5 +159,7 @@ def fetch(state: State, host: Host, root: str, asks: Mapping[str, Any]) -> bool:
     except HostError as error:
         logger.error(f"{host.print_prefix}{what} is not here: {printable(error)}")
         return False
+    for note in unit.told.get("notes", []):
+        logger.warning(f"{host.print_prefix}{what}: {printable(note)}")
     logger.info(f"{host.print_prefix}{what} is complete and verified")
     return True

@@ -21,6 +21,7 @@ from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.inventory import command
 from pyinfra_vllm.on_host.inspect import disk as inspect_disk
 from pyinfra_vllm.on_host.inspect.checkpoints import Stored
+from pyinfra_vllm.operations.checkpoint import missing_bytes
 from pyinfra_vllm.operations.util.refuse import alone, refuse
 from pyinfra_vllm.text import in_units
 
@@ -81,16 +82,13 @@ def _checkpoints(root: str, wanted: Iterable[Checkpoint], stored: Iterable[Store
     """The missing part of each checkpoint, once however many services share it."""
     here = {item.directory: item for item in stored}
     for directory, checkpoint in {item.directory(root): item for item in wanted}.items():
-        if directory in here:
-            # A damaged or unmarked one is repaired file by file: at most its largest file is there twice.
-            if here[directory].state != "complete":
-                missing = max(0, checkpoint.total_bytes - here[directory].bytes)
-                twice = max(file.size for file in checkpoint.files)
-                yield Need(f"repair of {checkpoint.name}", missing + twice, len(checkpoint.files))
-            continue
-        partial = here.get(f"{directory}.partial")
-        missing = checkpoint.total_bytes - (partial.bytes if partial else 0)
-        yield Need(checkpoint.name, max(0, missing), len(checkpoint.files) + 8)
+        found = here.get(directory)
+        missing = missing_bytes(checkpoint, found, here.get(f"{directory}.partial"))
+        if found is None:
+            yield Need(checkpoint.name, missing, len(checkpoint.files) + 8)
+        elif missing or found.state != "complete":
+            # All that is wrong is fetched before any of it is replaced.
+            yield Need(f"repair of {checkpoint.name}", missing, len(checkpoint.files))
 
 
 def _runtimes(host: Host, declared: Declared) -> Iterable[Need]:

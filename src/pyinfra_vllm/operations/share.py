@@ -21,7 +21,7 @@ from pyinfra_vllm.config.rollout import Swarm
 from pyinfra_vllm.facts.checkpoint import Checkpoints
 from pyinfra_vllm.facts.told import asked
 from pyinfra_vllm.hub_endpoint import endpoint, token
-from pyinfra_vllm.operations.checkpoint import COMPLETED, request
+from pyinfra_vllm.operations.checkpoint import COMPLETED, finished, request
 from pyinfra_vllm.operations.util.refuse import alone
 from pyinfra_vllm.operations.util.remote import LOST, Remote
 from pyinfra_vllm.operations.util.together import runtime_path
@@ -69,10 +69,10 @@ def joined(declared: Fleet, checkpoint: Checkpoint) -> Commands:
         return
     directory = checkpoint.directory(mine.root)
     here = {item.directory: item for item in asked(host, Checkpoints, root=mine.root)}.get(directory)
-    has = here is not None and here.state == "complete"
+    has = finished(checkpoint, here)
     address, problem = _address(host, settings)
     if here is not None and not has:
-        problem = "it is damaged here, and mended from the Hub"
+        problem = "it is not here as the lock states it, and mended from the Hub"
     limit = settings.max_mib_per_s and settings.max_mib_per_s * MIB
     sharing = _sharing(declared, checkpoint)
     problem = problem or sharing.join(Member(host.name, address, settings.port, has, limit))

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..state import manifest
@@ -25,6 +25,7 @@ class Stored:
     state: complete, damaged (it was complete, and the file system says it changed) or partial
     bytes: that it takes on the disk now
     referenced_by: the releases, as service/id, that serve from it
+    files: by path the hashes (sha256, and git's where it was recorded) of what was verified and is unchanged
     """
 
     directory: str
@@ -34,6 +35,7 @@ class Stored:
     problems: list[str]
     bytes: int
     referenced_by: list[str]
+    files: dict[str, list[str]] = field(default_factory=dict)
 
 
 def checkpoints(root: Path) -> list[Stored]:
@@ -54,6 +56,10 @@ def checkpoints(root: Path) -> list[Stored]:
                     problems=problems,
                     bytes=used_bytes(directory),
                     referenced_by=references.get(os.path.realpath(complete), []),
+                    files={
+                        path: [*filter(None, (entry.sha256, entry.blob_sha1))]
+                        for path, entry in manifest.unchanged(directory).items()
+                    },
                 )
             )
     return found

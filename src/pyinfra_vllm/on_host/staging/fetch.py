@@ -14,8 +14,7 @@ import shutil
 import stat
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Callable, cast
 
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 def fetch(request: Request, status: Progress) -> None:
     """Bring the checkpoint to completion from whatever state it is in."""
-    made = _make_folders(request)
+    made, notes = _make_folders(request), list[str]()
     try:
         if request.part:
             _fetch_part(request, request.part, status)
@@ -44,7 +43,7 @@ def fetch(request: Request, status: Progress) -> None:
         if request.order and request.directory.is_dir():
             _serve(request, request.order, status)
         elif request.directory.is_dir():
-            _repair(request, status)
+            notes = _repair(request, status)
         else:
             _install(request, _gather(request, status, missing=list(request.files)))
     except LyingHub:
@@ -53,20 +52,22 @@ def fetch(request: Request, status: Progress) -> None:
         raise
     finally:
         _leave_nothing_empty(request, made)
-    status.done(f"complete: {request.total_bytes} bytes", bytes=request.total_bytes)
+    status.done(f"complete: {request.total_bytes} bytes", bytes=request.total_bytes, notes=notes)
 
 
 def _serve(request: Request, order: swarm.Order, status: Progress) -> None:
     """Share a checkpoint that was here before; one that is damaged is mended from the Hub first."""
     if wrong := manifest.quick_check(request.directory):
         raise FetchError(f"not shared, as it is not whole: {wrong[0]}")
+    if not _is_verified(request):
+        raise FetchError("not shared, as it was not verified to be what the lock states")
     if reason := swarm.Swarm(order, request.directory, request.files, status).serve():
         status.say("sharing", reason)  # it is here: those who lack it will say so
 
 
 def _fetch_part(request: Request, part: swarm.Part, status: Progress) -> None:
     """This host's part for the other hosts: of a checkpoint that is complete, or else from the Hub."""
-    if not manifest.quick_check(request.directory):
+    if _is_verified(request):
         status.say("checking", f"hashing bytes {part.begin} to {part.end} of {request.purpose}")
         found = pieces.hashes(request.directory, request.files, part.begin, part.end, part.piece)
         status.done("its part is ready", pieces="".join(found))
@@ -140,7 +141,7 @@ def _gather(request: Request, status: Progress, missing: list[Wanted]) -> dict[s
         _make_readable(part)
         part.replace(target)
         manifest.sync_files(request.partial, [file.path])
-        have[file.path] = manifest.describe(request.partial, file.path, sha256)
+        have[file.path] = manifest.describe(request.partial, file.path, sha256, file.blob_sha1)
         _record(request.partial, request, have)
         status.verified += file.size
 
@@ -203,17 +204,15 @@ def _from_hub(request: Request, status: Progress, todo: list[Wanted], keep: Veri
 def survey(
     directory: Path, files: list[Wanted], status: Progress, *, thorough: bool
 ) -> dict[str, manifest.Entry]:
-    """Those of `files` with the right content in `directory`: by the manifest if it holds, else read."""
-    known = {}
-    if not thorough:
-        with suppress(manifest.ManifestError):
-            recorded = manifest.read(directory)
-            changed = manifest.changed(directory, recorded)
-            known = {entry.path: entry for entry in recorded.files if entry.path not in changed}
+    """Those of `files` with the right content in `directory`.
+
+    By the manifest, where it holds and has the hash that the lock states; else the file is read.
+    """
+    known = {} if thorough else manifest.unchanged(directory)
     right, unread = {}, []
     for file in files:
         entry = known.get(file.path)
-        if entry is not None and entry.size == file.size and file.sha256 in (None, entry.sha256):
+        if entry is not None and entry.is_content_of(file.sha256, file.blob_sha1):
             right[file.path] = entry
         else:
             unread.append(file)
@@ -237,28 +236,67 @@ def _verified(directory: Path, file: Wanted) -> manifest.Entry | None:
     if sha256 is None:
         return None
     _make_readable(path)
-    return manifest.describe(directory, file.path, sha256)
+    return manifest.describe(directory, file.path, sha256, file.blob_sha1)
 
 
-def _repair(request: Request, status: Progress) -> None:
-    """A directory that is there: replace what is not right in it, file by file, and nothing else."""
-    marked = manifest.is_marked(request.directory)
+def _repair(request: Request, status: Progress) -> list[str]:
+    """A directory that is there: replace what is not right in it, and nothing else.
+
+    Returns sentences for the operator. Releases of the same commit serve from the same directory. So files
+    that this lock does not name stay, and one that is whole but was verified by another lock stays marked
+    until all that differs is here.
+    """
+    before = manifest.unchanged(request.directory)
     right = survey(request.directory, list(request.files), status, thorough=request.verify)
     missing = [file for file in request.files if file.path not in right]
+    kept = _not_named(request, before)
     if missing:
-        manifest.unmark(request.directory)
-        marked = False
+        if manifest.quick_check(request.directory) or any(_was_right(file, before) for file in missing):
+            manifest.unmark(request.directory)
         fetched = _gather(request, status, missing)
+        manifest.unmark(request.directory)
         for file in missing:
             _make_readable_parents(request.directory, file.path)
             (request.partial / file.path).replace(request.directory / file.path)
             right[file.path] = fetched[file.path]
         manifest.sync_files(request.directory, [file.path for file in missing])
-    if not marked or right != _recorded(request.directory):
-        _record(request.directory, request, right)
+    entries = {**kept, **right}
+    if not manifest.is_marked(request.directory) or entries != _recorded(request.directory):
+        _record(request.directory, request, entries)
         manifest.mark(request.directory)
     if request.partial.is_dir():
         shutil.rmtree(request.partial)
+    other = [file.path for file in missing if file.path in before and not _was_right(file, before)]
+    return [
+        *_notes(
+            other,
+            "replaced, as the lock states other content (a server that runs keeps the old until"
+            " it is restarted)",
+        ),
+        *_notes(list(kept), "kept, though the lock does not name it: a release may need it"),
+    ]
+
+
+def _is_verified(request: Request) -> bool:
+    """Whether the directory is whole, and was verified to be what this lock states."""
+    known = manifest.unchanged(request.directory)
+    return manifest.is_marked(request.directory) and all(_was_right(file, known) for file in request.files)
+
+
+def _was_right(file: Wanted, known: Mapping[str, manifest.Entry]) -> bool:
+    return file.path in known and known[file.path].is_content_of(file.sha256, file.blob_sha1)
+
+
+def _not_named(request: Request, known: Mapping[str, manifest.Entry]) -> dict[str, manifest.Entry]:
+    """Files of another lock of this commit that are whole; a damaged one can't be mended by this lock."""
+    others = known.keys() - {file.path for file in request.files}
+    found = manifest.Manifest("", "", tuple(known[path] for path in sorted(others)))
+    damaged = manifest.damaged(request.directory, found) if request.verify else {}
+    return {entry.path: entry for entry in found.files if entry.path not in damaged}
+
+
+def _notes(paths: list[str], what: str) -> list[str]:
+    return [f"{', '.join(paths)}: {what}"] if paths else []
 
 
 def _recorded(directory: Path) -> dict[str, manifest.Entry] | None:

@@ -37,12 +37,20 @@ class ManifestError(Exception):
 
 
 class Entry(NamedTuple):
-    """One file: `path` relative to the checkpoint, size in bytes, content hash, mtime in nanoseconds."""
+    """One file: `path` relative to the checkpoint, size in bytes, content hash, mtime in nanoseconds.
+
+    blob_sha1: the hash that git gives its content, where the lock states that one
+    """
 
     path: str
     size: int
     sha256: str
     mtime_ns: int
+    blob_sha1: str = ""
+
+    def is_content_of(self, sha256: str | None, blob_sha1: str | None) -> bool:
+        """Whether its content was shown to be what a lock file states by one of its hashes."""
+        return self.sha256 == sha256 if sha256 else bool(blob_sha1) and self.blob_sha1 == blob_sha1
 
 
 class Manifest(NamedTuple):
@@ -110,10 +118,10 @@ def hash_file(path: Path, blob: bool = False) -> str:
     return found.hexdigest()
 
 
-def describe(directory: Path, path: str, sha256: str) -> Entry:
-    """The entry of a file whose content was just verified to be `sha256`."""
+def describe(directory: Path, path: str, sha256: str, blob_sha1: str | None = None) -> Entry:
+    """The entry of a file whose content was just verified to have these hashes."""
     status = (directory / path).lstat()
-    return Entry(path, status.st_size, sha256, status.st_mtime_ns)
+    return Entry(path, status.st_size, sha256, status.st_mtime_ns, blob_sha1 or "")
 
 
 def write(directory: Path, manifest: Manifest) -> None:
@@ -138,7 +146,11 @@ def read(directory: Path) -> Manifest:
 
 def _entry(content: dict[str, Any]) -> Entry:
     entry = Entry(
-        str(content["path"]), int(content["size"]), str(content["sha256"]), int(content["mtime_ns"])
+        str(content["path"]),
+        int(content["size"]),
+        str(content["sha256"]),
+        int(content["mtime_ns"]),
+        str(content.get("blob_sha1", "")),  # manifests of version 0.1 have none
     )
     if reason := unsafe(entry.path):
         raise ManifestError(f"the file name {entry.path!r} {reason}")
@@ -168,6 +180,16 @@ def changed(directory: Path, manifest: Manifest) -> dict[str, str]:
         if reason := _change(directory / entry.path, entry):
             found[entry.path] = reason
     return found
+
+
+def unchanged(directory: Path) -> dict[str, Entry]:
+    """By path the files that the file system says are what was verified; {} without a manifest."""
+    try:
+        recorded = read(directory)
+    except ManifestError:
+        return {}
+    other = changed(directory, recorded)
+    return {entry.path: entry for entry in recorded.files if entry.path not in other}
 
 
 def _change(path: Path, entry: Entry) -> str | None:

@@ -82,8 +82,16 @@ def _service(
     directory = locked.directory(root)
     left = checkpoint.missing_bytes(locked, stored.get(directory), stored.get(f"{directory}.partial"))
     # Another service of the same checkpoint downloads nothing.
+    files = {file.path: [file.sha256 or file.blob_sha1 or ""] for file in locked.files}
     stored[directory] = Stored(
-        directory, locked.name, locked.commit, "complete", [], bytes=locked.total_bytes, referenced_by=[]
+        directory,
+        locked.name,
+        locked.commit,
+        "complete",
+        [],
+        locked.total_bytes,
+        referenced_by=[],
+        files=files,
     )
     installs = "" if there else f"{service.runtime.package} {service.runtime.version}"
     made = service_plan(wanted, overrides, left, installs, missing)

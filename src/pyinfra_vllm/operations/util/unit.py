@@ -1,8 +1,8 @@
 """Work that takes minutes runs on the host as a transient systemd unit; here it is started and followed.
 
-The unit goes on when SSH drops or the control machine dies. A second request for the same work while it
-runs follows the first one's. The program in the unit tells how far it is in a small JSON status file (see
-on_host/state/status.py).
+The unit goes on when SSH drops or the control machine dies. The same request while it runs follows it;
+another request for that name waits until it is over, as what it did may be less than what is asked for now.
+The program in the unit tells how far it is in a small JSON status file (see on_host/state/status.py).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ ANSWER_S = 30  # a poll that is not answered by then counts as a lost connection
 LOST_CONTACT_S = 900.0  # after this long without an answer we stop watching; the host goes on by itself
 
 _LOOK = 'cat -- "$1" 2>/dev/null; echo; systemctl show --property=ActiveState --value -- "$2"'
+_REQUEST = 'cat -- "$1" 2>/dev/null || true'  # gone where the unit has just ended
 _OVER = ("inactive", "failed")
 
 # Work beside a server that is under load must not slow it down, and has no business outside its directory.
@@ -74,15 +75,26 @@ class Unit:
         + writable: the directories that the work may change, beside the root
         + secret: at most one systemd credential, by name (with - for _)
         """
-        self.begin(root, verb, request, *writable, **secret)
-        return self.follow()
+        while True:
+            try:
+                self.begin(root, verb, request, *writable, **secret)
+            except OtherWork as error:
+                self._say(f"{error}: waiting for its end")
+                self._end()
+            else:
+                return self.follow()
 
     def begin(self, root: str, verb: str, request: Mapping[str, Any], *writable: str, **secret: str) -> None:
-        """Start the work, unless it is under way, and leave the host to it. As `run`."""
+        """Start the work, unless it is under way, and leave the host to it. As `run`.
+
+        Raises OtherWork, too.
+        """
         if self._look()[1] in _OVER:
             self._start([f"{root}/bin/on-host.pyz", verb, self._request], request, (root, *writable), secret)
-        else:
+        elif self.remote.run("sh", "-c", _REQUEST, "sh", self._request).strip() == json.dumps(request):
             self._say("is under way already: following it")
+        else:
+            raise OtherWork(f"{self.name} does other work now")
 
     def _start(
         self,
@@ -122,6 +134,10 @@ class Unit:
 
     def follow(self) -> str:
         """Watch work that was begun until it is done. Returns and raises as `run`."""
+        return self._judge(self._end())
+
+    def _end(self) -> UnitStatus:
+        """Watch the unit until it is over; returns its last status."""
         began = time.monotonic()
         with SCREEN.following(self.host) as show:
             while True:
@@ -131,7 +147,7 @@ class Unit:
                     again = "run the same command again to follow it"
                     raise HostError(f"{error}. {self.name} goes on by itself; {again}") from error
                 if state in _OVER:
-                    return self._judge(status)
+                    return status
                 show(Working(self.what, time.monotonic() - began, detail=describe(status)))
                 time.sleep(POLL_S)
 
@@ -145,6 +161,10 @@ class Unit:
 
     def _say(self, line: str) -> None:
         logger.info(f"{self.host.print_prefix}{printable(line)}")
+
+
+class OtherWork(HostError):
+    """A unit that runs, and was asked for something else."""
 
 
 class NoContact(HostError):

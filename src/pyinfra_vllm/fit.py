@@ -146,7 +146,8 @@ def weights_bytes(shape: Shape, load: Load) -> int:
     quantization = shape.quantization
     if "Machete" in load.kernels and quantization and quantization.zero_point and quantization.group_size > 0:
         total += memory["machete_zero_point_bytes"] * linear_parameters(shape) / quantization.group_size
-    total -= _expert_bytes(shape, load, total) * (1 - 1 / load.data_parallel_size)
+    if load.data_parallel_size > 1:
+        total -= _expert_bytes(shape, load, total) * (1 - 1 / load.data_parallel_size)
     if load.pipeline_parallel_size > 1:
         # The first stage embeds and the last has the head, which may be the same tensor.
         layers = total - _embedding_parameters(shape) * value_bytes(load)

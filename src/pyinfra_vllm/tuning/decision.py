@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from pyinfra_vllm import fit
@@ -133,11 +133,16 @@ def _possible(
     Most are about another card, version or quantization, and one request is resolved many times.
     """
     known = dict(zip(SETTLED, settled, strict=True))
+    left = [(when.among(known), entry) for when, entry in _entries(name, without)]
+    return tuple((when.needed(), when, entry) for when, entry in left if when)
+
+
+@cache
+def _entries(name: str, without: tuple[str, ...]) -> list[tuple[Condition, Mapping[str, Any]]]:
     rows = table(name)
     layers = [layer for layer in LAYERS if layer not in without]
     entries = [entry for layer in layers for entry in rows[layer]] if isinstance(rows, Mapping) else rows
-    left = [(read(entry.get("when")).among(known), entry) for entry in entries]
-    return tuple((when.needed(), when, entry) for when, entry in left if when)
+    return [(read(entry.get("when")), entry) for entry in entries]
 
 
 def _keeps_to_states(load: fit.Load, predicted: fit.Fit, facts: Facts) -> bool:

@@ -97,16 +97,16 @@ def apply(entry: Mapping[str, Any], facts: Facts, profile: Profile) -> None:
 
 def fill(value: Any, facts: Facts) -> Any:
     """A value of the catalog with its `$name`s replaced: by the fact itself if alone, else by its text."""
-    if isinstance(value, Mapping):
-        return {key: fill(each, facts) for key, each in value.items()}
+    if isinstance(value, str):
+        if "$" not in value:
+            return value
+        whole = NAME.fullmatch(value)
+        return facts[whole.group(1)] if whole else NAME.sub(lambda name: str(facts[name.group(1)]), value)
     if isinstance(value, list):
         return [fill(each, facts) for each in value]
-    if not isinstance(value, str) or "$" not in value:
-        return value
-    whole = NAME.fullmatch(value)
-    if whole:
-        return facts[whole.group(1)]
-    return NAME.sub(lambda match: str(facts[match.group(1)]), value)
+    if isinstance(value, Mapping):
+        return {key: fill(each, facts) for key, each in value.items()}
+    return value
 
 
 def _set(flag: str, value: Any, reason: str, source: str, profile: Profile) -> None:

@@ -37,9 +37,9 @@ def check(facts: Facts, exposed: bool, reason: str | None) -> tuple[list[str], l
 
 def _vulnerabilities(facts: Facts) -> Iterator[tuple[str | None, str]]:
     """When it is refused, and its text, of every one that the version has."""
-    catalog = table("security.yaml")
+    catalog, version = table("security.yaml"), facts["vllm"]
     for row in catalog["vulnerabilities"]:
-        if _affects(row, facts["vllm"]):
+        if _affects(row, version):
             fixed = f"use {row['below']} or newer" if "below" in row else "no fixed version is known"
             text = f"vLLM {facts['vllm_text']} has {row['id']}: {row['text']}; {fixed}"
             yield row.get("refuse"), f"{text} (table of {catalog['reviewed']})"
@@ -53,8 +53,9 @@ def _affects(row: Mapping[str, Any], version: versions.Version) -> bool:
 
 def _settings(facts: Facts) -> Iterator[tuple[str | None, str]]:
     """The same of every dangerous setting that is switched on."""
-    for name, row in table("security.yaml")["settings"].items():
-        value = facts[name]
+    dangerous, profile = table("security.yaml")["settings"], facts.profile
+    for name in filter(dangerous.__contains__, (*profile.flags, *profile.environment)):
+        row, value = dangerous[name], facts[name]
         if value is None or str(value).strip().lower() in OFF:
             continue
         where = "flags" if name.startswith("--") else "environment"

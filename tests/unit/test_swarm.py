@@ -280,13 +280,14 @@ def test_address_outside_the_fleet_is_not_talked_to(fleet: Fleet) -> None:
 
 
 @pytest.mark.thorough
-def test_missing_libtorrent_is_said(fleet: Fleet, tmp_path: Path) -> None:
-    hashes = fleet.begin(0)
+@pytest.mark.parametrize(("hosts", "code"), [((0, 1), 1), ((0,), 0)], ids=["half is here", "all is here"])
+def test_missing_libtorrent_is_said(fleet: Fleet, tmp_path: Path, hosts: tuple[int, ...], code: int) -> None:
+    hashes = fleet.begin(*hosts)
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without site-packages
     python.chmod(0o755)
-    assert fleet.start(0, swarm=fleet.order(0, [0, 1], hashes, python=str(python))).wait(60) == 1
-    assert "No module named 'libtorrent'" in fleet.status(0)["error"]
+    assert fleet.start(0, swarm=fleet.order(0, [0, 1], hashes, python=str(python))).wait(60) == code
+    assert "No module named 'libtorrent'" in (fleet.status(0)["error"] if code else fleet.log(0))
 
 
 def test_file_that_somebody_may_still_write_to_is_copied(tmp_path: Path) -> None:

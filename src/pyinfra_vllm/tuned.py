@@ -43,7 +43,7 @@ class Place:
 
     @classmethod
     def of(cls, asked: Request) -> Place:
-        """What a profile must be valid for to be used for this request (tuning/measured.py)."""
+        """The place of a request: a profile made for it is used for that request (tuning/measured.py)."""
         card = asked.card
         return cls(
             card="cpu" if card.platform == "cpu" else card.title,

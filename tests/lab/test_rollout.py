@@ -409,6 +409,9 @@ def test_rolling_back_by_hand_returns_to_the_previous_release(host: Host) -> Non
     assert done.returncode == 0
     assert (found["running"], found["previous"]) == (old, new)
     assert found["rejected"][new]["reason"] == "users complain"
+    again = run("rollback.py", "-y", "--data", "reason=users complain", release="b")
+    assert again.returncode == 0 and f"has gone back already: it runs release {old}" in again.stderr
+    assert observed(host)["running"] == old
     assert deploy(release="b").returncode == 1, "a release that was left is not tried again by itself"
     assert deploy("--data", "retry_rejected=true", release="b").returncode == 0
     assert observed(host)["running"] == new

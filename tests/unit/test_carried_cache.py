@@ -165,7 +165,7 @@ def test_folders_within_folders_without_end_are_noted_in_part(caches: tuple[Path
     "name", ["{folder}/victim.so", "../victim.so", "a/../../victim.so", "./a", ".", "", "a//b"]
 )
 def test_a_listed_name_of_another_place_is_never_opened(caches: tuple[Path, Path, Path], name: str) -> None:
-    """Whoever wrote the list."""
+    """Root of the host that made the archive may have written any name into its list."""
     old, new, noted = caches
     victim = new.with_name("victim.so")
     victim.write_bytes(b"precious")

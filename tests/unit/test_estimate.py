@@ -148,7 +148,7 @@ def test_a_switch_ends_with_its_commit_and_not_with_its_soak() -> None:
 
 
 def test_no_start_took_longer_than_a_start_may() -> None:
-    """What the record says beyond that is a clock that was set, or an earlier `ready_timeout_s`."""
+    """A longer one on record is of a clock that was set, or of a longer `ready_timeout_s`."""
     turns = {"activate intended": at(1), "ready done": at(1 + 240), "commit done": at(8 + 240)}
     found = estimate(service(ready_timeout_s=600), [committed(8 + 240, turns=turns)])
     assert minutes(found) == pytest.approx((8 + 2 * 10.5) * FACTOR + MEASURING)
@@ -193,7 +193,7 @@ def after_the_last_stop(declared: Service, history: list[Summary]) -> timedelta:
 def test_switch_that_stops_the_old_release_at_the_last_moment_ends_inside_the_window(
     settings: dict[str, Any], history: list[Summary], known: int
 ) -> None:
-    """What comes after the baseline has its time: both ways, and the most of measuring the new release."""
+    """After the baseline there is time for the switch, for its rollback and for measuring the new release."""
     declared = service(**settings)
     baseline = declared.gate.criteria().longest_s * SECOND
     assert after_the_last_stop(declared, history) >= known * MINUTE + declared.measuring - baseline

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from seen import AT, seen
+from seen import AT, seen, switched
 from test_release import make
 
 from pyinfra_vllm.config import Overrides, Rollout, Runtime, Service
@@ -459,31 +459,60 @@ def test_a_rollout_s_order_says_how_long_the_old_release_sleeps_on_and_a_trial_s
         assert orders_made.trial("/srv", service, "r", Overrides()).order.standby_for_s == 0.0
 
 
-@pytest.mark.parametrize(
-    ("running", "noop", "refused"),
-    [
-        ("good", "has gone back already: it runs release good; the previous release bad was rejected", ""),
-        (None, "", "the previous release bad was rejected (users complain); name what it is to go back to"),
-    ],
-)
-def test_a_rollback_given_twice_does_not_return_to_the_release_that_was_left(
-    monkeypatch: pytest.MonkeyPatch, running: str | None, noop: str, refused: str
-) -> None:
-    left = {"bad": {"at": AT, "reason": "users complain; the queue grows"}}
+LEFT = {
+    "by hand": {"purpose": "rollback", "from": "bad", "to": "good", "outcome": "committed", "kept": True},
+    "by its soak": {"from": "good", "to": "bad", "outcome": "rolled_back", "kept": True},
+}
+GATED = [
+    {"from": "bad", "to": "good", "outcome": "committed", "kept": True},
+    {"from": "good", "to": "bad", "outcome": "rolled_back"},
+]
+
+
+def rollback_of(
+    monkeypatch: pytest.MonkeyPatch, told: list[str], release: str | None = None, **seen_: Any
+) -> Any:
+    """What rollback.py does on a host whose previous release was rejected."""
+    rejected = {"bad": {"at": AT, "reason": "users complain; the queue grows"}}
     status = seen(
-        current="good", running=running, proven="good", previous="bad", staged=["bad", "good"], rejected=left
+        current="good", proven="good", previous="bad", staged=["bad", "good"], rejected=rejected, **seen_
     )
-    told: list[str] = []
     on_host_a(monkeypatch, progress())
     monkeypatch.setattr(switch.host, "noop", told.append)
     monkeypatch.setattr(switch.summary, "install", lambda state: None)
+    monkeypatch.setattr(switch, "_tell_unseen", lambda root, observed: [])
     monkeypatch.setattr(switch, "fact", lambda host, kind, **asked: status)
-    yielded = list(switch.back._inner("/srv/pyinfra-vllm", "chat", Overrides()))
-    assert [command.args[0] for command in yielded] == ([yielded[0].args[0]] if refused else [])
-    assert noop in " ".join(told) and (not refused or refused in yielded[0].args[0])
+    return list(switch.back._inner("/srv/pyinfra-vllm", "chat", Overrides(), release=release))
 
-    (named,) = switch.back._inner("/srv/pyinfra-vllm", "chat", Overrides(), release="bad")
+
+@pytest.mark.parametrize("how", LEFT)
+def test_a_rollback_given_twice_does_not_return_to_the_release_that_was_left(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    told: list[str] = []
+    history = [switched(**LEFT[how]), switched(purpose="trial", outcome="tried", to="other")]
+    assert rollback_of(monkeypatch, told, running="good", history=history) == []
+    why = "the previous release bad is the one that was left (users complain)"
+    gone_back = f"it has gone back already: it runs release good; {why}"
+    assert told == [f"chat: {gone_back}"]
+    assert switch.PROGRESS.outcomes["a", "chat"] == Outcome("a", "chat", UNCHANGED, gone_back, "good")
+
+    (refused,) = rollback_of(monkeypatch, told, running=None, history=history)
+    assert (
+        f"{why}; name what it is to go back to with `--data release=ID`, one of bad, good" in refused.args[0]
+    )
+
+    (named,) = rollback_of(monkeypatch, told, "bad", running="good", history=history)
     assert named.args[1].order.release == "bad"
+
+
+def test_a_previous_release_that_only_the_gate_rejected_is_gone_back_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It served before the current one, of which users complain now."""
+    history = [switched(**each) for each in GATED]
+    (back,) = rollback_of(monkeypatch, [], running="good", history=history)
+    assert back.args[1].order.release == "bad"
 
 
 @pytest.mark.parametrize("purpose", ["rollout", "trial", "calibration"])

@@ -394,6 +394,13 @@ def test_invalid_output_of_the_child_raises_no_unexpected_error(
 ENDLESS = 'while :; do echo "{event}"; sleep 0.1; done'
 
 
+def with_one_peer(python: Path, **more: Any) -> swarm.Order:
+    peers, hashes = (("127.0.0.2", 1),), "ab" * 20
+    return swarm.Order(
+        str(python), pieces.SMALLEST_PIECE, hashes, "127.0.0.1", 1, peers, user=getpass.getuser(), **more
+    )
+
+
 @pytest.mark.parametrize(
     "script, reason",
     [
@@ -414,16 +421,7 @@ def test_child_that_never_ends_is_ended(
     python.chmod(0o755)
     monkeypatch.setattr(swarm, "SHORTEST_S", 1.0)
     file = Wanted("model.bin", 2_000_000, "0" * 64)
-    order = swarm.Order(
-        str(python),
-        pieces.SMALLEST_PIECE,
-        "ab" * 20,
-        "127.0.0.1",
-        1,
-        (("127.0.0.2", 1),),
-        stall_s=2.0,
-        user=getpass.getuser(),
-    )
+    order = with_one_peer(python, stall_s=2.0)
     shared = swarm.Swarm(order, tmp_path / "parts" / "tree", [file], Status(tmp_path / "status.json"))
     began = time.monotonic()
     assert reason in shared.run([file], lambda *_: None, lambda _: None)
@@ -437,15 +435,7 @@ def test_what_is_here_and_right_counts_however_its_child_ended(tmp_path: Path) -
     tree.mkdir(parents=True)
     (tree / "model.bin").write_bytes(b"right")
     file = Wanted("model.bin", 5, hashlib.sha256(b"right").hexdigest())
-    order = swarm.Order(
-        str(python),
-        pieces.SMALLEST_PIECE,
-        "ab" * 20,
-        "127.0.0.1",
-        1,
-        (("127.0.0.2", 1),),
-        user=getpass.getuser(),
-    )
+    order = with_one_peer(python)
     shared = swarm.Swarm(order, tree, [file], Status(tmp_path / "status.json"))
     assert shared.run([file], lambda file, *_: kept.append(file.path), lambda _: None) == ""
     assert kept == ["model.bin"]

@@ -121,7 +121,7 @@ def test_what_another_run_has_switched_to_meanwhile_is_not_restarted(purpose: st
 def test_order_that_the_window_defers_is_never_sent_and_a_switch_under_way_is_followed(
     under_way: bool,
 ) -> None:
-    """Whoever made the order: no operation can forget it."""
+    """Every operation sends its orders from here, so none has to ask for itself."""
     seen = going(ORDER.release) if under_way else document()
     host: Any = FarHost({"status": [[seen]], "reported": [{}], "follow": [ENDED]})
     outcome = Switching(host, "/srv/x", Prepared(ORDER, deferred="the window is closed")).run()

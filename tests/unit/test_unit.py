@@ -113,7 +113,9 @@ def test_other_work_of_the_same_name_is_waited_for_and_then_ours_begins() -> Non
 
 def test_other_work_that_failed_does_not_fail_ours() -> None:
     failed = ({"state": "failed", "error": "no space"}, "failed")
-    run(FakeHost([RUNNING, failed, failed, DONE], request={"root": "/r", "verify": True}))
+    host = FakeHost([RUNNING, failed, failed, DONE], request={"root": "/r", "verify": True})
+    run(host)
+    assert sum(command.startswith("systemd-run") for command in host.commands) == 1
 
 
 def test_what_is_only_begun_waits_for_nothing() -> None:

@@ -21,6 +21,7 @@ from pyinfra_vllm.errors import HostError
 from pyinfra_vllm.facts.service import Service, Services
 from pyinfra_vllm.facts.told import asked, fact
 from pyinfra_vllm.on_host.state.observed import Observed
+from pyinfra_vllm.on_host.switch.order import ROLLBACK
 from pyinfra_vllm.operations.util import compiled, diff, summary
 from pyinfra_vllm.operations.util.refuse import alone, foretell, refuse
 from pyinfra_vllm.operations.util.remote import Remote
@@ -196,7 +197,7 @@ def back(
     if target is None:
         yield refuse(f"{service} has no previous release to go back to. Nothing was touched.")
         return
-    if release is None and target in observed.rejected:
+    if release is None and _was_left(observed, target):
         yield from _has_gone_back(observed, target)
         return
     if target not in observed.staged:
@@ -204,7 +205,7 @@ def back(
         yield refuse(f"{service} has no release {target}; staged are {staged}. Nothing was touched.")
         return
     if observed.runs(target):
-        host.noop(f"{service} runs release {target}")
+        _nothing_to_do(service, target, f"it runs release {target}")
         return
     if not state.is_executing:
         logger.info(f"{host.print_prefix}{service}: release {target} would replace {observed.current}")
@@ -212,12 +213,35 @@ def back(
     yield FunctionCommand(carry_out, (root, prepared), {})
 
 
+def _nothing_to_do(service: str, release: str, why: str) -> None:
+    """For the table at the end: pyinfra shows the words of a noop with `-v` alone."""
+    host.noop(f"{service}: {why}")
+    PROGRESS.record(Outcome(host.name, service, UNCHANGED, why, release))
+    if not state.is_executing:
+        logger.info(f"{host.print_prefix}{service}: {why}")
+
+
+def _was_left(observed: Observed, release: str) -> bool:
+    """Whether the service's last change was to leave this release: by hand, or because its soak failed.
+
+    One that the gate alone rejected served before and was not left so: an operator may go back to it.
+    """
+    for last in reversed(observed.history):
+        if last.outcome == COMMITTED:
+            return last.purpose == ROLLBACK and last.old == release
+        if last.outcome == "rolled_back" and last.kept:
+            return last.new == release
+    return False
+
+
 def _has_gone_back(observed: Observed, left: str) -> Generator[PyinfraCommand, None, None]:
-    """The previous release is one that was left: the same command, given twice, must not return to it."""
-    reason = observed.rejected[left].reason.split("; ")[0]
-    why = f"the previous release {left} was rejected ({reason})"
-    if observed.runs(observed.current):
-        host.noop(f"{observed.service} has gone back already: it runs release {observed.current}; {why}")
+    """The same command, given twice, must not return to the release that the first one left."""
+    rejected = observed.rejected.get(left)
+    reason = f" ({rejected.reason.split('; ')[0]})" if rejected else ""
+    why = f"the previous release {left} is the one that was left{reason}"
+    if observed.current and observed.runs(observed.current):
+        text = f"it has gone back already: it runs release {observed.current}; {why}"
+        _nothing_to_do(observed.service, observed.current, text)
         return
     yield refuse(
         f"{observed.service}: {why}; name what it is to go back to with `--data release=ID`, one of"

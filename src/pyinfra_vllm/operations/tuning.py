@@ -159,11 +159,13 @@ class Tuning:
         return self.setup.header(self._noise(), SEED + len(lines), self.now(), because)
 
     def _changed(self) -> str:
-        """What has changed since the service's newest search about something else; empty without one."""
+        """The settings in which this search differs from the service's newest one; empty where there is none,
+        or where its journal can't be read.
+        """
         try:
             newest = night.read(self.remote.run("sh", "-c", NEWEST, "sh", self.folder))
             return self.setup.changed(night.header(newest))
-        except night.Damaged:  # or there is none
+        except night.Damaged:
             return ""
 
     def _found(self, ended: Ended, lines: Sequence[Line] | None = None) -> Found:

@@ -86,7 +86,7 @@ class Left:
 
     @property
     def soak_found(self) -> str:
-        """What the soak found against the new release; empty where nothing."""
+        """The soak's reasons against the new release; empty where it passed, or there was none."""
         watched = self.find("soak", "done") or {}
         return "; ".join(watched.get("reasons", ())) if watched.get("verdict", PASS) != PASS else ""
 
